@@ -1,0 +1,177 @@
+"""Verifiers: text and a task in, a verdict out. No torch, no model.
+
+A verifier is one module; the file's name is its registration. It defines
+
+    class Task(TypedDict): ...           the fields a task row must have (NotRequired for the others)
+    def verify(completion, task) -> Verdict
+    EXAMPLES = (Example(...), ...)       right, wrong, malformed and hostile completions, held by the conformance kit
+
+and may define `verify_batch(completions, tasks) -> list[Verdict]` where one call for many is cheaper,
+and `generate(n, seed) -> Iterator[row]` where tasks can be made from nothing.
+A user's own directory of such files is passed to `load` and shadows nothing: a name found twice is refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import math
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+Status = Literal["pass", "fail", "malformed", "error"]
+PACKAGE_DIR = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a verifier says of one completion.
+
+    status: `pass` and `fail` judge the answer; `malformed` means no answer could be read (scored, counted apart);
+        `error` means the checker broke: no score, the sample is masked, never trained as a wrong answer.
+    score: in [0, 1]; None exactly when status is `error`.
+    """
+
+    status: Status
+    score: float | None
+    detail: str = ""
+
+    def __post_init__(self) -> None:
+        if self.status not in typing.get_args(Status):
+            raise ValueError(f"verdict status {self.status!r}; have: {', '.join(typing.get_args(Status))}")
+        if (self.score is None) != (self.status == "error"):
+            raise ValueError(f"a verdict has no score exactly when its status is error: {self.status}, {self.score}")
+        if self.score is not None and not (math.isfinite(self.score) and 0.0 <= self.score <= 1.0):
+            raise ValueError(f"verdict score {self.score!r} is not in [0, 1]")
+
+
+def passed(detail: str = "", score: float = 1.0) -> Verdict:
+    return Verdict("pass", score, detail)
+
+
+def failed(detail: str = "", score: float = 0.0) -> Verdict:
+    return Verdict("fail", score, detail)
+
+
+def malformed(detail: str = "", score: float = 0.0) -> Verdict:
+    return Verdict("malformed", score, detail)
+
+
+def broken(detail: str) -> Verdict:
+    """The checker itself failed on this row."""
+    return Verdict("error", None, detail)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row of a verifier's own evidence. kind is `right`, `wrong`, `malformed` or `hostile`."""
+
+    kind: Literal["right", "wrong", "malformed", "hostile"]
+    completion: str
+    task: Mapping[str, Any]
+    score: float | None = None  # the exact score, where the verifier gives more than 0 and 1
+
+
+@dataclass(frozen=True, slots=True)
+class Verifier:
+    """A loaded verifier module."""
+
+    name: str
+    module: ModuleType
+
+    @property
+    def required_fields(self) -> frozenset[str]:
+        return frozenset(getattr(self.module.Task, "__required_keys__", ()))
+
+    @property
+    def fields(self) -> frozenset[str]:
+        return frozenset(typing.get_type_hints(self.module.Task))
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        return tuple(self.module.EXAMPLES)
+
+    @property
+    def generate(self) -> Callable[[int, int], Iterator[dict[str, Any]]] | None:
+        return getattr(self.module, "generate", None)
+
+    def missing_fields(self, task: Mapping[str, Any]) -> list[str]:
+        return sorted(self.required_fields - task.keys())
+
+    def grade(self, completions: Sequence[str], tasks: Sequence[Mapping[str, Any]]) -> list[Verdict]:
+        """One verdict per row, in order. A row that makes the verifier raise is `error` and moves no other row."""
+        batch = getattr(self.module, "verify_batch", None)
+        if batch is not None:
+            try:
+                verdicts = list(batch(completions, tasks))
+                if len(verdicts) == len(completions):
+                    return verdicts
+            except Exception:  # the untrusted border: fall through to one by one, so that a bad row stays alone
+                pass
+        return [self._grade_one(c, t) for c, t in zip(completions, tasks, strict=True)]
+
+    def _grade_one(self, completion: str, task: Mapping[str, Any]) -> Verdict:
+        missing = self.missing_fields(task)
+        if missing:
+            return broken(f"{self.name}: the task has no field {missing[0]!r}")
+        try:
+            verdict = self.module.verify(completion, task)
+        except Exception as exc:  # the untrusted border: a verifier's exception never becomes a reward
+            return broken(f"{self.name} raised {type(exc).__name__}: {exc}")
+        if not isinstance(verdict, Verdict):
+            return broken(f"{self.name} returned {type(verdict).__name__}, not a Verdict")
+        return verdict
+
+
+def _files(directory: Path) -> dict[str, Path]:
+    return {p.stem: p for p in sorted(directory.glob("*.py")) if not p.stem.startswith("_")}
+
+
+def _is_verifier(path: Path) -> bool:
+    return "\ndef verify(" in path.read_text() or "\ndef verify_batch(" in path.read_text()
+
+
+def available(directories: Sequence[str | Path] = ()) -> dict[str, Path]:
+    """Name -> file of every verifier: ours and those in the user's directories.
+
+    Raises ValueError where a directory is missing or two files claim one name.
+    """
+    found = {name: p for name, p in _files(PACKAGE_DIR).items() if _is_verifier(p)}
+    for directory in map(Path, directories):
+        if not directory.is_dir():
+            raise ValueError(f"verifier directory {directory} does not exist")
+        for name, path in _files(directory).items():
+            if not _is_verifier(path):
+                continue
+            if name in found and found[name].resolve() != path.resolve():
+                raise ValueError(f"verifier {name!r} is defined twice: {found[name]} and {path}; rename one file")
+            found[name] = path
+    return found
+
+
+def load(name: str, directories: Sequence[str | Path] = ()) -> Verifier:
+    """The verifier called `name`. Raises ValueError with the known names where there is none."""
+    found = available(directories)
+    if name not in found:
+        near = difflib.get_close_matches(name, found, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"no verifier {name!r}{hint}; have: {', '.join(sorted(found))}")
+    path = found[name]
+    if path.parent.resolve() == PACKAGE_DIR.resolve():
+        module = importlib.import_module(f"verifiers.{name}")
+    else:
+        spec = importlib.util.spec_from_file_location(f"user_verifiers.{name}", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    for part in ("Task", "EXAMPLES"):
+        if not hasattr(module, part):
+            raise ValueError(f"{path}: a verifier defines {part}; see `make verifier NAME=...`")
+    if not hasattr(module, "verify") and not hasattr(module, "verify_batch"):
+        raise ValueError(f"{path}: a verifier defines verify(completion, task)")
+    return Verifier(name, module)
