@@ -1,0 +1,216 @@
+"""Log-probs of given tokens in float32 without ever holding batch x length x vocabulary in float32.
+
+Axes: B batch, T tokens, H hidden size, V vocabulary, N flat tokens, C tokens of one chunk.
+
+`chunked_token_logprobs` goes from hidden states through the head, so that the logits live for one chunk at a time,
+in forward and again in backward; `token_logprobs` starts from logits somebody else made.
+Covered: tied and untied heads, a head bias, a head in float32 over a bfloat16 body, gradients to hidden states, head
+and bias, first order. Not covered: second-order gradients, a head sharded over ranks (gather it first).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# one chunk of float32 logits: 2**25 numbers are 128 MiB, and about three such temporaries live at once
+CHUNK_NUMBERS = 2**25
+
+
+def token_logprobs(
+    logits_BTV: Tensor, ids_BT: Tensor, *, temperature: float, chunk: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """log_softmax(logits / temperature) at ids, and the entropy of that distribution; both (B, T) float32.
+
+    temperature: the one the tokens were sampled at, or ratio and KL are those of another policy.
+    chunk: tokens in float32 at a time; None = by vocabulary.
+    Raises ValueError unless temperature > 0.
+    """
+    _check_temperature(temperature)
+    vocabulary = logits_BTV.shape[-1]
+    logits_NV, ids_N = logits_BTV.reshape(-1, vocabulary), ids_BT.reshape(-1)
+    logprobs_N, entropy_N = _FromLogits.apply(logits_NV, ids_N, temperature, _chunk(chunk, vocabulary))
+    return logprobs_N.view(ids_BT.shape), entropy_N.view(ids_BT.shape)
+
+
+def chunked_token_logprobs(
+    hidden_BTH: Tensor,
+    weight_VH: Tensor,
+    ids_BT: Tensor,
+    *,
+    temperature: float,
+    chunk: int | None = None,
+    bias_V: Tensor | None = None,
+    mask_BT: Tensor | None = None,
+    float32_head: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Log-probs of ids under softmax((hidden @ weight.T + bias) / temperature), and entropies; both (B, T) float32.
+
+    hidden_BTH: the last hidden state at the position BEFORE each token (after the final norm).
+    chunk: tokens whose logits exist at a time; None = by vocabulary.
+    mask_BT: True = wanted; elsewhere both are 0 and no head product is spent.
+    float32_head: multiply in float32 even if hidden states come in bfloat16; else in the hidden states' dtype.
+    Raises ValueError unless temperature > 0.
+    """
+    _check_temperature(temperature)
+    chunk = _chunk(chunk, weight_VH.shape[0])
+    wanted_BT = torch.ones_like(ids_BT, dtype=torch.bool) if mask_BT is None else mask_BT.bool()
+    hidden_NH, ids_N = hidden_BTH[wanted_BT], ids_BT[wanted_BT]
+    if float32_head:
+        hidden_NH = hidden_NH.to(torch.promote_types(hidden_NH.dtype, torch.float32))
+    logprobs_N, entropy_N = _FromHidden.apply(hidden_NH, weight_VH, bias_V, ids_N, temperature, chunk)
+    if mask_BT is None:
+        return logprobs_N.view(ids_BT.shape), entropy_N.view(ids_BT.shape)
+    empty_BT = logprobs_N.new_zeros(ids_BT.shape)
+    return empty_BT.masked_scatter(wanted_BT, logprobs_N), empty_BT.masked_scatter(wanted_BT, entropy_N)
+
+
+class _FromLogits(torch.autograd.Function):
+    """Saves the logits it was given (they live anyway) instead of the float32 copies autograd would keep."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, ids_N: Tensor, temperature: float, chunk: int) -> tuple[Tensor, Tensor]:
+        parts = [_measure(_scaled(logits_NV[rows], temperature), ids_N[rows]) for rows in _slices(len(ids_N), chunk)]
+        logprobs_N, entropy_N, normaliser_N = _joined(parts, logits_NV)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(logits_NV, ids_N, entropy_N, normaliser_N)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        return logprobs_N, entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        logits_NV, ids_N, entropy_N, normaliser_N = ctx.saved_tensors
+        grad_NV = torch.empty_like(logits_NV)
+        for rows in _slices(len(ids_N), ctx.chunk):
+            scaled_CV = _scaled(logits_NV[rows], ctx.temperature)
+            grad_CV = _grad_scaled(scaled_CV, ids_N[rows], entropy_N[rows], normaliser_N[rows], *_rows(grads, rows))
+            grad_NV[rows] = grad_CV / ctx.temperature
+        return grad_NV, None, None, None
+
+
+class _FromHidden(torch.autograd.Function):
+    """Makes the logits of one chunk at a time, and again in backward: one more head product for V less memory."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        ids_N: Tensor,
+        temperature: float,
+        chunk: int,
+    ) -> tuple[Tensor, Tensor]:
+        with torch.autocast(hidden_NH.device.type, enabled=False):
+            head = _head(hidden_NH, weight_VH, bias_V)
+            parts = [
+                _measure(_scaled(_logits(hidden_NH[rows], *head), temperature), ids_N[rows])
+                for rows in _slices(len(ids_N), chunk)
+            ]
+        logprobs_N, entropy_N, normaliser_N = _joined(parts, hidden_NH)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, ids_N, entropy_N, normaliser_N)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        return logprobs_N, entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden_NH, weight_VH, bias_V, ids_N, entropy_N, normaliser_N = ctx.saved_tensors
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        grad_NH = torch.empty_like(hidden_NH) if wants_hidden else None
+        # many chunks add up here: a bfloat16 sum would lose the small ones
+        wide = torch.promote_types(weight_VH.dtype, torch.float32)
+        grad_VH = torch.zeros_like(weight_VH, dtype=wide) if wants_weight else None
+        grad_V = torch.zeros_like(bias_V, dtype=wide) if wants_bias else None
+        with torch.autocast(hidden_NH.device.type, enabled=False):
+            head_VH, head_V = _head(hidden_NH, weight_VH, bias_V)
+            for rows in _slices(len(ids_N), ctx.chunk):
+                scaled_CV = _scaled(_logits(hidden_NH[rows], head_VH, head_V), ctx.temperature)
+                wide_CV = _grad_scaled(scaled_CV, ids_N[rows], entropy_N[rows], normaliser_N[rows], *_rows(grads, rows))
+                wide_CV = wide_CV / ctx.temperature
+                grad_CV = wide_CV.to(head_VH.dtype)
+                if grad_NH is not None:
+                    grad_NH[rows] = grad_CV @ head_VH
+                if grad_VH is not None:
+                    grad_VH += grad_CV.T @ hidden_NH[rows]
+                if grad_V is not None:
+                    grad_V += wide_CV.sum(0)
+        weight_grad = None if grad_VH is None else grad_VH.to(weight_VH.dtype)
+        bias_grad = None if grad_V is None else grad_V.to(bias_V.dtype)
+        return grad_NH, weight_grad, bias_grad, None, None, None
+
+
+def _measure(scaled_CV: Tensor, ids_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-prob at ids, entropy, and log-sum-exp of one chunk."""
+    normaliser_C = scaled_CV.logsumexp(1)
+    logprobs_C = scaled_CV.gather(1, ids_C[:, None])[:, 0] - normaliser_C
+    probabilities_CV = (scaled_CV - normaliser_C[:, None]).exp_()
+    # 0 * -inf is NaN, and a logit of -inf (a banned token) adds nothing to an entropy
+    finite_CV = scaled_CV.clamp(min=torch.finfo(scaled_CV.dtype).min)
+    entropy_C = normaliser_C - (probabilities_CV * finite_CV).sum(1)
+    return logprobs_C, entropy_C, normaliser_C
+
+
+def _grad_scaled(
+    scaled_CV: Tensor,
+    ids_C: Tensor,
+    entropy_C: Tensor,
+    normaliser_C: Tensor,
+    grad_logprobs_C: Tensor | None,
+    grad_entropy_C: Tensor | None,
+) -> Tensor:
+    """d/dz of g·logprob + e·H: g·(onehot - p) - e·p·(log p + H)."""
+    logprobs_CV = scaled_CV - normaliser_C[:, None]
+    probabilities_CV = logprobs_CV.exp()
+    weight_CV = torch.zeros_like(probabilities_CV)
+    if grad_entropy_C is not None:
+        finite_CV = logprobs_CV.clamp_(min=torch.finfo(logprobs_CV.dtype).min)
+        weight_CV -= grad_entropy_C[:, None] * (finite_CV + entropy_C[:, None])
+    if grad_logprobs_C is not None:
+        weight_CV -= grad_logprobs_C[:, None]
+    grad_CV = weight_CV.mul_(probabilities_CV)
+    if grad_logprobs_C is not None:
+        grad_CV.scatter_add_(1, ids_C[:, None], grad_logprobs_C[:, None].to(grad_CV.dtype))
+    return grad_CV
+
+
+def _head(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias in the hidden states' dtype, converted once and not once a chunk."""
+    return weight_VH.to(hidden_NH.dtype), None if bias_V is None else bias_V.to(hidden_NH.dtype)
+
+
+def _logits(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
+    return torch.nn.functional.linear(hidden_CH, weight_VH, bias_V)
+
+
+def _scaled(logits_CV: Tensor, temperature: float) -> Tensor:
+    return logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)) / temperature
+
+
+def _slices(n: int, chunk: int) -> list[slice]:
+    return [slice(start, min(start + chunk, n)) for start in range(0, n, chunk)]
+
+
+def _rows(grads: tuple[Tensor | None, ...], rows: slice) -> tuple[Tensor | None, Tensor | None]:
+    logprobs, entropy = (None if grad is None else grad[rows] for grad in grads)
+    return logprobs, entropy
+
+
+def _joined(parts: list[tuple[Tensor, Tensor, Tensor]], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The chunks' columns in one piece each; three empty tensors for no token at all."""
+    if not parts:
+        empty = like.new_zeros(0, dtype=torch.promote_types(like.dtype, torch.float32))
+        return empty, empty.clone(), empty.clone()
+    logprobs, entropy, normaliser = (torch.cat(column) for column in zip(*parts, strict=True))
+    return logprobs, entropy, normaliser
+
+
+def _chunk(chunk: int | None, vocabulary: int) -> int:
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk of {chunk} tokens: must be at least 1, or None to choose by vocabulary")
+    return chunk or max(1, CHUNK_NUMBERS // vocabulary)
+
+
+def _check_temperature(temperature: float) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature {temperature}: log-probs need the sampling temperature, above 0")
