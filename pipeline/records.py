@@ -1,0 +1,127 @@
+"""What flows between the parts: Prompt -> Rollout -> Scored. Frozen, and written to disk as one JSON object a line.
+
+Token ids are the truth; text is kept for people and for verifiers that read text. Ids never go through text and back.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Status = Literal["pass", "fail", "malformed", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One distinct prompt. index: its place among the distinct prompts of its split. task: what the verifier needs."""
+
+    index: int
+    text: str
+    ids: tuple[int, ...]
+    task: Mapping[str, Any] = field(default_factory=dict)
+    row: Mapping[str, Any] = field(default_factory=dict)  # the dataset row it came from, for relabelling and display
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One sampled completion of one prompt.
+
+    ids: completion token ids, the end token included when one was sampled.
+    logprobs: log-prob of each id under the generator, at the sampling temperature, in nats.
+    finished: True when an end token was sampled, False when the length limit cut it.
+    sampled: per id, True where the policy chose it; None means all. Tool output and environment text are False and
+        get no loss, no reward and no GAE step.
+    """
+
+    prompt: Prompt
+    sample: int
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    finished: bool
+    sampled: tuple[bool, ...] | None = None
+
+    def __post_init__(self) -> None:
+        assert len(self.ids) == len(self.logprobs), "one log-prob per token"
+        assert self.sampled is None or len(self.sampled) == len(self.ids), "one flag per token"
+
+    @property
+    def mask(self) -> tuple[bool, ...]:
+        return self.sampled if self.sampled is not None else (True,) * len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A rollout and what it earned. reward is NaN when the checker broke: masked, never zero."""
+
+    rollout: Rollout
+    reward: float
+    status: Status
+    parts: Mapping[str, float | None] = field(default_factory=dict)
+    detail: str = ""
+
+    @property
+    def scorable(self) -> bool:
+        return not math.isnan(self.reward)
+
+
+def as_json(scored: Scored, **extra: Any) -> dict[str, Any]:
+    """One line of rollouts.jsonl: flat, NaN as null."""
+    rollout, prompt = scored.rollout, scored.rollout.prompt
+    return {
+        **extra,
+        "prompt_index": prompt.index,
+        "prompt": prompt.text,
+        "prompt_ids": list(prompt.ids),
+        "task": dict(prompt.task),
+        "sample": rollout.sample,
+        "completion": rollout.text,
+        "ids": list(rollout.ids),
+        "logprobs": [round(x, 6) for x in rollout.logprobs],
+        "finished": rollout.finished,
+        **({} if rollout.sampled is None else {"sampled": list(rollout.sampled)}),
+        "reward": scored.reward if scored.scorable else None,
+        "status": scored.status,
+        "parts": dict(scored.parts),
+        "detail": scored.detail,
+    }
+
+
+def from_json(row: Mapping[str, Any]) -> Scored:
+    prompt = Prompt(row["prompt_index"], row["prompt"], tuple(row["prompt_ids"]), row["task"])
+    rollout = Rollout(
+        prompt,
+        row["sample"],
+        tuple(row["ids"]),
+        tuple(row["logprobs"]),
+        row["completion"],
+        row["finished"],
+        tuple(row["sampled"]) if "sampled" in row else None,
+    )
+    reward = math.nan if row["reward"] is None else row["reward"]
+    return Scored(rollout, reward, row["status"], row["parts"], row["detail"])
+
+
+def read_scored(path: Path) -> Iterator[Scored]:
+    """Rows of a rollouts.jsonl. Raises ValueError naming the line that is not one."""
+    with path.open() as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield from_json(json.loads(line))
+            except (json.JSONDecodeError, KeyError, TypeError) as exc:
+                raise ValueError(f"{path}:{number}: not a scored rollout ({type(exc).__name__}: {exc})") from exc
+
+
+def groups(scored: Iterable[Scored]) -> list[list[Scored]]:
+    """Samples of one prompt together, prompts in order of first appearance."""
+    by_prompt: dict[int, list[Scored]] = {}
+    for one in scored:
+        by_prompt.setdefault(one.rollout.prompt.index, []).append(one)
+    return list(by_prompt.values())
+
+
+__all__ = ["Prompt", "Rollout", "Scored", "as_json", "from_json", "groups", "read_scored"]
