@@ -1,0 +1,42 @@
+"""Rewards: a batch of rollouts in, one score per rollout out. Verifiers, a learned reward and shaping, by weight.
+
+    compose.py  the YAML block -> Composite: submit (in the background) or score
+    parts.py    the kinds of part: verifier, function, learned, potential
+    shaping.py  length, repetition, missing_eos, format, random: functions with TRL's signature
+    steps.py    potential-based step rewards
+    pool.py     threads with a deadline per job
+    records.py  Batch in, Score out
+
+Outside Whetstone: `GRPOTrainer(reward_funcs=[rewards.verifier("math_answer"), rewards.length(...)])`, or a whole
+block with `reward_funcs=[rewards.build({...})]`. None means not scorable; it is never a zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rewards.compose import Composite, Pending, build
+from rewards.records import Batch, Score
+from rewards.shaping import format, length, missing_eos, random, repetition
+
+__all__ = [
+    "Batch",
+    "Composite",
+    "Pending",
+    "Score",
+    "build",
+    "format",
+    "length",
+    "missing_eos",
+    "random",
+    "repetition",
+    "verifier",
+]
+
+
+def verifier(name: str, *, verifier_dirs: Sequence[str | Path] = (), **fields: object) -> Composite:
+    """The verifier `name` as a reward function with TRL's signature; fields as in its YAML part."""
+    composite = build({name: {"kind": "verifier", **fields}}, verifier_dirs=verifier_dirs)
+    composite.__name__ = name
+    return composite

@@ -8,15 +8,18 @@ A verifier is one module; the file's name is its registration. It defines
 
 and may define `verify_batch(completions, tasks) -> list[Verdict]` where one call for many is cheaper,
 and `generate(n, seed) -> Iterator[row]` where tasks can be made from nothing.
-A user's own directory of such files is passed to `load` and shadows nothing: a name found twice is refused.
+A user's own directory of such files is passed to `load`, or named by an installed package under the entry point group
+`whetstone.verifiers` (value: the package that holds the files). It shadows nothing: a name found twice is refused.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.metadata
 import importlib.util
 import math
+import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +29,7 @@ from typing import Any, Literal
 
 Status = Literal["pass", "fail", "malformed", "error"]
 PACKAGE_DIR = Path(__file__).parent
+ENTRY_POINTS = "whetstone.verifiers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +90,19 @@ class Verifier:
 
     @property
     def required_fields(self) -> frozenset[str]:
-        return frozenset(getattr(self.module.Task, "__required_keys__", ()))
+        # not Task.__required_keys__: under `from __future__ import annotations` it counts NotRequired fields too
+        hints = typing.get_type_hints(self.module.Task, include_extras=True)
+        optional = {name for name, hint in hints.items() if typing.get_origin(hint) is typing.NotRequired}
+        return frozenset(hints) - optional if self.module.Task.__total__ else frozenset()
 
     @property
     def fields(self) -> frozenset[str]:
         return frozenset(typing.get_type_hints(self.module.Task))
+
+    @property
+    def grades_batches(self) -> bool:
+        """Whether one call for many rows is cheaper than a call for each."""
+        return hasattr(self.module, "verify_batch")
 
     @property
     def examples(self) -> tuple[Example, ...]:
@@ -105,11 +117,10 @@ class Verifier:
 
     def grade(self, completions: Sequence[str], tasks: Sequence[Mapping[str, Any]]) -> list[Verdict]:
         """One verdict per row, in order. A row that makes the verifier raise is `error` and moves no other row."""
-        batch = getattr(self.module, "verify_batch", None)
-        if batch is not None:
+        if self.grades_batches and not any(self.missing_fields(task) for task in tasks):
             try:
-                verdicts = list(batch(completions, tasks))
-                if len(verdicts) == len(completions):
+                verdicts = list(self.module.verify_batch(completions, tasks))
+                if len(verdicts) == len(completions) and all(isinstance(v, Verdict) for v in verdicts):
                     return verdicts
             except Exception:  # the untrusted border: fall through to one by one, so that a bad row stays alone
                 pass
@@ -120,7 +131,10 @@ class Verifier:
         if missing:
             return broken(f"{self.name}: the task has no field {missing[0]!r}")
         try:
-            verdict = self.module.verify(completion, task)
+            if hasattr(self.module, "verify"):
+                verdict = self.module.verify(completion, task)
+            else:
+                (verdict,) = self.module.verify_batch([completion], [task])
         except Exception as exc:  # the untrusted border: a verifier's exception never becomes a reward
             return broken(f"{self.name} raised {type(exc).__name__}: {exc}")
         if not isinstance(verdict, Verdict):
@@ -136,13 +150,19 @@ def _is_verifier(path: Path) -> bool:
     return "\ndef verify(" in path.read_text() or "\ndef verify_batch(" in path.read_text()
 
 
+def _installed_directories() -> list[Path]:
+    """The packages that installed distributions name under our entry point group."""
+    specs = [importlib.util.find_spec(point.value) for point in importlib.metadata.entry_points(group=ENTRY_POINTS)]
+    return [Path(place) for spec in specs if spec is not None for place in spec.submodule_search_locations or ()]
+
+
 def available(directories: Sequence[str | Path] = ()) -> dict[str, Path]:
-    """Name -> file of every verifier: ours and those in the user's directories.
+    """Name -> file of every verifier: ours, those of installed packages and those in the user's directories.
 
     Raises ValueError where a directory is missing or two files claim one name.
     """
     found = {name: p for name, p in _files(PACKAGE_DIR).items() if _is_verifier(p)}
-    for directory in map(Path, directories):
+    for directory in [*_installed_directories(), *map(Path, directories)]:
         if not directory.is_dir():
             raise ValueError(f"verifier directory {directory} does not exist")
         for name, path in _files(directory).items():
@@ -162,16 +182,27 @@ def load(name: str, directories: Sequence[str | Path] = ()) -> Verifier:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"no verifier {name!r}{hint}; have: {', '.join(sorted(found))}")
     path = found[name]
-    if path.parent.resolve() == PACKAGE_DIR.resolve():
-        module = importlib.import_module(f"verifiers.{name}")
-    else:
-        spec = importlib.util.spec_from_file_location(f"user_verifiers.{name}", path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+    ours = path.parent.resolve() == PACKAGE_DIR.resolve()
+    module = importlib.import_module(f"verifiers.{name}") if ours else _import_file(name, path)
     for part in ("Task", "EXAMPLES"):
         if not hasattr(module, part):
             raise ValueError(f"{path}: a verifier defines {part}; see `make verifier NAME=...`")
-    if not hasattr(module, "verify") and not hasattr(module, "verify_batch"):
-        raise ValueError(f"{path}: a verifier defines verify(completion, task)")
     return Verifier(name, module)
+
+
+def _import_file(name: str, path: Path) -> ModuleType:
+    """The module in a user's file, imported once per file."""
+    qualified = f"user_verifiers.{name}"
+    known = sys.modules.get(qualified)
+    if known is not None and known.__file__ == str(path):
+        return known
+    spec = importlib.util.spec_from_file_location(qualified, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[qualified] = module  # before it runs: its annotations are looked up here
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[qualified]
+        raise
+    return module

@@ -1,0 +1,244 @@
+"""The `rewards:` block of a YAML as one object that scores batches.
+
+rewards:
+  math_answer: {weight: 1.0}                               a verifier by its name
+  length: {weight: 0.5, max_tokens: 512, buffer_tokens: 64}
+  mine: {kind: function, path: my_package.rewards:brevity}  any function with TRL's signature
+  reward_model: {weight: 1.0, model: runs/demo/reward_model}
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import math
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import verifiers
+from rewards import shaping
+from rewards.parts import FunctionPart, LearnedPart, LearnedReward, Part, PotentialPart, VerifierPart
+from rewards.pool import DeadlinePool
+from rewards.records import Batch, Outcome, Score
+
+SHAPING: dict[str, Callable[..., shaping.RewardFunction]] = {
+    "length": shaping.length,
+    "repetition": shaping.repetition,
+    "missing_eos": shaping.missing_eos,
+    "format": shaping.format,
+    "random": shaping.random,
+}
+KINDS = ("verifier", "learned", "function", "potential", *SHAPING)
+Learned = Callable[[str], LearnedReward]
+
+
+class Pending:
+    """A batch whose scoring has begun."""
+
+    def __init__(self, finishers: Sequence[Callable[[], list[Outcome]]], parts: Sequence[Part], n: int) -> None:
+        self._finishers, self._parts, self._n = finishers, parts, n
+
+    def result(self) -> list[Score]:
+        """One Score per row, in order. Waits no longer than each row's own deadline."""
+        columns = [finish() for finish in self._finishers]
+        return [_score(self._parts, [column[i] for column in columns]) for i in range(self._n)]
+
+
+class Composite:
+    """A weighted sum of parts. Call it like a TRL reward function, or give it a Batch."""
+
+    __name__ = "rewards"
+
+    def __init__(self, parts: Sequence[Part], *, max_threads: int = 16) -> None:
+        self.parts = tuple(parts)
+        self._pool = DeadlinePool(max_threads)
+
+    def submit(self, batch: Batch) -> Pending:
+        """Start scoring in the background, so that the next batch can be generated meanwhile."""
+        return Pending([part.start(batch, self._pool) for part in self.parts], self.parts, len(batch))
+
+    def score(self, batch: Batch) -> list[Score]:
+        return self.submit(batch).result()
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def __call__(self, prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float | None]:
+        """TRL's signature; a column that holds one value per row is a task field, None = not scorable."""
+        n = len(completions)
+        per_row = {k: v for k, v in columns.items() if isinstance(v, list | tuple) and len(v) == n}
+        finished = per_row.pop("finished", [True] * n)
+        prompt_ids = per_row.pop("prompt_ids", [[] for _ in range(n)])
+        tasks = [{key: values[i] for key, values in per_row.items()} for i in range(n)]
+        texts = [shaping.text_of(c) for c in completions]
+        batch = Batch([shaping.text_of(p) for p in prompts], prompt_ids, texts, completion_ids, finished, tasks)
+        return [None if math.isnan(score.reward) else score.reward for score in self.score(batch)]
+
+
+def build(
+    block: Mapping[str, Mapping[str, Any] | None],
+    *,
+    verifier_dirs: Sequence[str | Path] = (),
+    learned: Learned | None = None,
+) -> Composite:
+    """The composite a `rewards:` block describes: part name -> {weight, kind, that kind's own fields}.
+
+    kind defaults from the name: a shaping kind's name, `reward_model` (learned), else the verifier of that name.
+    learned: model reference -> function of (prompt ids, completion ids); the caller's, as torch is.
+    Raises ValueError naming the key and the nearest known one.
+    """
+    if not block:
+        raise ValueError(f"rewards: name at least one part; verifiers: {', '.join(verifiers.available(verifier_dirs))}")
+    return Composite([_part(name, dict(fields or {}), verifier_dirs, learned) for name, fields in block.items()])
+
+
+def _part(name: str, fields: dict[str, Any], dirs: Sequence[str | Path], learned: Learned | None) -> Part:
+    where = f"rewards.{name}"
+    kind = fields.pop("kind", None) or _default_kind(name, dirs)
+    if kind not in KINDS:
+        raise ValueError(f"{where}: unknown kind {kind!r}{_nearest(str(kind), KINDS)}; have: {', '.join(KINDS)}")
+    makers: dict[str, Callable[..., Part]] = {
+        "verifier": _verifier_part,
+        "learned": _learned_part,
+        "function": _function_part,
+        "potential": _potential_part,
+    }
+    if kind in SHAPING:
+        return _shaping_part(where, name, SHAPING[kind], fields)
+    given: dict[str, Any] = {"name": name}
+    given |= {"dirs": dirs} if kind == "verifier" else {}
+    given |= {"learned": learned} if kind == "learned" else {}
+    return makers[kind](**given, **_checked(where, makers[kind], fields, given))
+
+
+def _default_kind(name: str, dirs: Sequence[str | Path]) -> str:
+    if name in KINDS:
+        return name
+    if name == "reward_model":
+        return "learned"
+    if name in verifiers.available(dirs):
+        return "verifier"
+    known = [*SHAPING, "reward_model", *verifiers.available(dirs)]
+    raise ValueError(
+        f"rewards.{name}: not a known reward{_nearest(name, known)}; give a kind or use one of: {', '.join(known)}"
+    )
+
+
+def _verifier_part(
+    *,
+    name: str,
+    dirs: Sequence[str | Path],
+    weight: float = 1.0,
+    verifier: str = "",
+    timeout_s: float = 30.0,
+    task: dict[str, Any] | None = None,
+    fields: dict[str, str] | None = None,
+) -> Part:
+    """verifier: its name, by default the part's; `by_task` reads it from each row's field `verifier`."""
+    if verifier == "by_task":
+        known = {each: verifiers.load(each, dirs) for each in verifiers.available(dirs)}
+
+        def verifier_of(row: Mapping[str, Any]) -> verifiers.Verifier | None:
+            return known.get(str(row.get("verifier")))
+    else:
+        loaded = verifiers.load(verifier or name, dirs)
+
+        def verifier_of(row: Mapping[str, Any]) -> verifiers.Verifier | None:
+            return loaded
+
+    return VerifierPart(name, weight, verifier_of, timeout_s, task or {}, fields or {})
+
+
+def _learned_part(*, name: str, learned: Learned | None, model: str = "", weight: float = 1.0) -> Part:
+    if learned is None:
+        raise ValueError(f"rewards.{name}: a learned reward needs a reward model, which only a training run can load")
+    return LearnedPart(name, weight, learned(model or name))
+
+
+def _function_part(
+    *, name: str, path: str, weight: float = 1.0, timeout_s: float = 60.0, options: dict[str, Any] | None = None
+) -> Part:
+    """path: `package.module:name`; with options, name(**options) is called once and gives the function."""
+    function = _imported(f"rewards.{name}.path", path)
+    return FunctionPart(name, weight, function(**options) if options else function, timeout_s)
+
+
+def _potential_part(*, name: str, path: str, weight: float = 1.0, gamma: float = 1.0, timeout_s: float = 30.0) -> Part:
+    return PotentialPart(name, weight, _imported(f"rewards.{name}.path", path), gamma, timeout_s)
+
+
+def _shaping_part(where: str, name: str, make: Callable[..., Any], fields: dict[str, Any]) -> Part:
+    weight = _as_number(f"{where}.weight", fields.pop("weight", 1.0))
+    return FunctionPart(name, weight, make(**_checked(where, make, fields, {}, ("weight",))), timeout_s=60.0)
+
+
+def _imported(where: str, path: str) -> Callable[..., Any]:
+    module, colon, attribute = str(path).partition(":")
+    if not colon:
+        raise ValueError(f"{where}: {path!r} is not of the form package.module:name")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as exc:
+        raise ValueError(f"{where}: cannot import {path!r}: {exc}") from exc
+
+
+def _checked(
+    where: str, make: Callable[..., Any], fields: Mapping[str, Any], given: Mapping[str, Any], also: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The fields, each a parameter of `make` and of its type. Raises ValueError on any other."""
+    parameters = {k: p for k, p in inspect.signature(make).parameters.items() if k not in given}
+    known = [*also, *parameters]
+    hints = typing.get_type_hints(make)
+    for key in fields:
+        if key not in parameters:
+            raise ValueError(f"{where}: unknown key {key!r}{_nearest(key, known)}; have: {', '.join(known)}")
+    for key, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty and key not in fields:
+            raise ValueError(f"{where}: needs {key!r}; have: {', '.join(known)}")
+    return {key: _typed(f"{where}.{key}", hints[key], value) for key, value in fields.items()}
+
+
+def _typed(where: str, hint: Any, value: Any) -> Any:
+    """value as its annotation says; YAML reads 1e-6 as text, so numbers may come as text."""
+    allowed = typing.get_args(hint) if type(None) in typing.get_args(hint) else (hint,)
+    if value is None and type(None) in allowed:
+        return None
+    plain = tuple(typing.get_origin(each) or each for each in allowed)
+    if float in plain:
+        return _as_number(where, value)
+    if not isinstance(value, plain) or (isinstance(value, bool) and bool not in plain):
+        raise ValueError(f"{where}: {value!r} is not {' or '.join(t.__name__ for t in plain if t is not type(None))}")
+    return value
+
+
+def _as_number(where: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{where}: {value!r} is not a number") from None
+    if isinstance(value, bool) or not math.isfinite(number):
+        raise ValueError(f"{where}: {value!r} is not a finite number")
+    return number
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _score(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Score:
+    """One row's outcomes, weighted. A part of weight 0 is watched, and cannot spoil the sum."""
+    weighted = [(part, out) for part, out in zip(parts, outcomes, strict=True) if part.weight != 0.0]
+    broken = [(part, out) for part, out in weighted if out.value is None]
+    first = next((out for out in outcomes if out.status is not None), None)
+    values = {part.name: out.value for part, out in zip(parts, outcomes, strict=True)}
+    if broken:
+        part, out = broken[0]
+        return Score(math.nan, "error", values, out.detail or f"{part.name} could not score this row")
+    reward = math.fsum(part.weight * out.value for part, out in weighted if out.value is not None)
+    steps = tuple(sorted(step for _, out in weighted for step in out.steps))
+    status = first.status if first is not None and first.status is not None else "pass"
+    return Score(reward, status, values, first.detail if first is not None else "", steps)

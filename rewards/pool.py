@@ -1,0 +1,120 @@
+"""Threads with a deadline per job: a job that is late is given up, its thread is replaced, nobody waits for it.
+
+A Python thread cannot be killed, so a hung job keeps its (daemon) thread until it returns; its result is then dropped.
+Code that never returns, or holds the GIL, belongs in a process: that is what verifiers/sandbox/ is for.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+MAX_HUNG = 64  # beyond it new jobs are refused as late: something is hanging every time
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    run: Callable[[], Any]
+    timeout_s: float
+    started: float | None = None
+    done: bool = False
+    late: bool = False
+    result: Any = None
+    exception: Exception | None = None
+
+
+class DeadlinePool:
+    def __init__(self, max_threads: int = 16) -> None:
+        self._max_threads = max_threads
+        self._changed = threading.Condition()
+        self._queue: deque[Job] = deque()
+        self._running: set[Job] = set()
+        self._threads = self._idle = self._hung = 0
+        self._closed = False
+
+    def submit(self, run: Callable[[], Any], timeout_s: float) -> Job:
+        """A job; its deadline counts from when it starts running, not from when it was queued."""
+        job = Job(run, timeout_s)
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("this pool is closed")
+            if self._hung >= MAX_HUNG:
+                job.done = job.late = True
+                return job
+            self._queue.append(job)
+            if self._idle < len(self._queue) and self._threads < self._max_threads:
+                self._start_thread()
+            self._changed.notify_all()
+        return job
+
+    def wait(self, jobs: Sequence[Job]) -> None:
+        """Until every job is done or late."""
+        with self._changed:
+            for job in jobs:
+                while not job.done:
+                    self._give_up_the_late()
+                    if not job.done:
+                        ends = [other.started + other.timeout_s for other in self._running if other.started is not None]
+                        self._changed.wait(max(0.0, min(ends) - time.monotonic()) if ends else None)
+
+    def close(self) -> None:
+        """Idle threads end; queued jobs are given up."""
+        with self._changed:
+            self._closed = True
+            for job in self._queue:
+                job.done = job.late = True
+            self._queue.clear()
+            self._changed.notify_all()
+
+    def _start_thread(self) -> None:
+        self._threads += 1
+        threading.Thread(target=self._work, name="reward", daemon=True).start()
+
+    def _give_up_the_late(self) -> None:
+        now = time.monotonic()
+        for job in [j for j in self._running if j.started is not None and now >= j.started + j.timeout_s]:
+            self._running.discard(job)
+            job.done = job.late = True
+            self._hung += 1
+            self._threads -= 1
+            if self._queue and self._threads < self._max_threads and self._hung < MAX_HUNG:
+                self._start_thread()
+            elif self._hung >= MAX_HUNG and self._threads == 0:
+                for queued in self._queue:
+                    queued.done = queued.late = True
+                self._queue.clear()
+            self._changed.notify_all()
+
+    def _next(self) -> Job | None:
+        with self._changed:
+            self._idle += 1
+            while not self._queue and not self._closed:
+                self._changed.wait()
+            self._idle -= 1
+            if not self._queue:
+                self._threads -= 1
+                return None
+            job = self._queue.popleft()
+            job.started = time.monotonic()
+            self._running.add(job)
+            self._changed.notify_all()  # waiters now have a deadline to watch
+            return job
+
+    def _work(self) -> None:
+        while (job := self._next()) is not None:
+            result, exception = None, None
+            try:
+                result = job.run()
+            except Exception as exc:  # handed to whoever asked for the job
+                exception = exc
+            with self._changed:
+                if job.late:
+                    self._hung -= 1
+                    return  # this thread was replaced when its job was given up
+                self._running.discard(job)
+                job.result, job.exception, job.done = result, exception, True
+                self._changed.notify_all()

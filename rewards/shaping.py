@@ -1,0 +1,105 @@
+"""Rewards that look at form, not truth: length, repetition, a missing end, chance.
+
+Each factory returns a function with TRL's signature, f(prompts, completions, completion_ids, **columns), so that
+`GRPOTrainer(reward_funcs=[rewards.length(max_tokens=512, buffer_tokens=64)])` works as it stands.
+Penalties are in [-1, 0]: weigh them with a positive weight.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import verifiers
+
+RewardFunction = Callable[..., list[float | None]]
+
+
+def text_of(message: str | Sequence[dict[str, Any]]) -> str:
+    """A completion or prompt as text: TRL passes conversations as lists of messages; the last one counts."""
+    return message if isinstance(message, str) else str(message[-1]["content"])
+
+
+def length(*, max_tokens: int, buffer_tokens: int) -> RewardFunction:
+    """Soft overlong punishment: 0 up to max - buffer tokens, then falling linearly to -1 at max, -1 beyond.
+
+    Source: DAPO, arXiv:2503.14476, eq. 13.
+    """
+    if not 0 < buffer_tokens <= max_tokens:
+        raise ValueError(f"length: buffer_tokens {buffer_tokens} must lie in 1 to max_tokens {max_tokens}")
+
+    def length_reward(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float | None]:
+        over_B = [len(ids) - (max_tokens - buffer_tokens) for ids in completion_ids]
+        return [-min(1.0, max(0, over) / buffer_tokens) for over in over_B]
+
+    return length_reward
+
+
+def repetition(*, ngram: int = 4) -> RewardFunction:
+    """Minus the share of n-grams of token ids that are repeats; a completion shorter than one n-gram gets 0.
+
+    Token ids, not words: it needs no language and sees what the policy really emitted.
+    Source: the penalty of arXiv:2502.03373 §4.2, per completion.
+    """
+    if ngram < 1:
+        raise ValueError(f"repetition: ngram {ngram} must be at least 1")
+
+    def repetition_reward(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float | None]:
+        rewards_B: list[float | None] = []
+        for ids in completion_ids:
+            total = len(ids) - ngram + 1
+            distinct = len({tuple(ids[i : i + ngram]) for i in range(total)})
+            rewards_B.append(distinct / total - 1.0 if total > 0 else 0.0)
+        return rewards_B
+
+    return repetition_reward
+
+
+def missing_eos(*, eos_token_ids: list[int] | None = None) -> RewardFunction:
+    """-1 where the completion was cut off, 0 where it ended by itself.
+
+    Reads the column `finished`; without one (in a bare TRL run) the last id must be one of eos_token_ids.
+    """
+
+    def missing_eos_reward(
+        prompts: Any, completions: Any, completion_ids: Any, finished: Any = None, **columns: Any
+    ) -> list[float | None]:
+        if finished is None:
+            if not eos_token_ids:
+                raise ValueError("missing_eos: no column `finished`, so name the eos_token_ids")
+            finished = [bool(ids) and ids[-1] in eos_token_ids for ids in completion_ids]
+        return [0.0 if ended else -1.0 for ended in finished]
+
+    return missing_eos_reward
+
+
+def format(*, tags: list[str] | None = None, opened: bool = False, tail: bool = False) -> RewardFunction:
+    """1 where the tags are in their place, else 0; the rules are those of the verifier `format`."""
+    task: dict[str, Any] = {"opened": opened, "tail": tail} | ({"tags": tags} if tags else {})
+    verifier = verifiers.load("format")
+
+    def format_reward(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float | None]:
+        texts = [text_of(completion) for completion in completions]
+        return [verdict.score for verdict in verifier.grade(texts, [task] * len(texts))]
+
+    return format_reward
+
+
+def random(*, seed: int = 0, pass_rate: float | None = None) -> RewardFunction:
+    """The control: a reward that knows nothing, uniform in [0, 1), or 1 with probability pass_rate, else 0.
+
+    A pure function of (seed, prompt, token ids): the same sample earns the same in any order, run or resume.
+    """
+    if pass_rate is not None and not 0.0 <= pass_rate <= 1.0:
+        raise ValueError(f"random: pass_rate {pass_rate} is not in [0, 1]")
+
+    def random_reward(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float | None]:
+        rewards_B: list[float | None] = []
+        for prompt, ids in zip(prompts, completion_ids, strict=True):
+            key = f"{seed}\0{prompt}\0{','.join(map(str, ids))}".encode(errors="surrogatepass")
+            uniform = (int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 11) / 2**53
+            rewards_B.append(uniform if pass_rate is None else float(uniform < pass_rate))
+        return rewards_B
+
+    return random_reward
