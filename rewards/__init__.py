@@ -4,7 +4,6 @@
     parts.py    the kinds of part: verifier, function, learned, potential
     shaping.py  length, repetition, missing_eos, format, random: functions with TRL's signature
     steps.py    potential-based step rewards
-    pool.py     threads with a deadline per job
     records.py  Batch in, Score out
 
 Outside Whetstone: `GRPOTrainer(reward_funcs=[rewards.verifier("math_answer"), rewards.length(...)])`, or a whole

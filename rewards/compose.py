@@ -21,8 +21,8 @@ from typing import Any
 import verifiers
 from rewards import shaping
 from rewards.parts import FunctionPart, LearnedPart, LearnedReward, Part, PotentialPart, VerifierPart
-from rewards.pool import DeadlinePool
 from rewards.records import Batch, Outcome, Score
+from verifiers.deadline import DeadlinePool
 
 SHAPING: dict[str, Callable[..., shaping.RewardFunction]] = {
     "length": shaping.length,

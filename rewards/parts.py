@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rewards.pool import DeadlinePool, Job
 from rewards.records import Batch, Outcome
 from rewards.shaping import RewardFunction
 from rewards.steps import potential_differences
 from verifiers import Verdict, Verifier, broken
+from verifiers.deadline import DeadlinePool, Job
 
 ROWS_PER_CALL = 16  # of a verifier that grades many in one call
 LearnedReward = Callable[[list[list[int]], list[list[int]]], list[float]]

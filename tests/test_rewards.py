@@ -16,7 +16,7 @@ import pytest
 import rewards
 import verifiers
 from rewards import Batch, build
-from rewards.pool import DeadlinePool
+from verifiers.deadline import DeadlinePool
 from rewards.steps import potential_differences
 
 FUSSY = """

@@ -6,8 +6,12 @@ A verifier is one module; the file's name is its registration. It defines
     def verify(completion, task) -> Verdict
     EXAMPLES = (Example(...), ...)       right, wrong, malformed and hostile completions, held by the conformance kit
 
-and may define `verify_batch(completions, tasks) -> list[Verdict]` where one call for many is cheaper,
-and `generate(n, seed) -> Iterator[row]` where tasks can be made from nothing.
+and may define
+    verify_batch(completions, tasks) -> list[Verdict]    where one call for many is cheaper
+    generate(n, seed) -> Iterator[row]                   where tasks can be made from nothing: prompt, completion, task
+    mutate(example, rng) -> Iterator[Example]            right rewordings and near misses of a right example
+    unavailable() -> str | None                          why it cannot run on this machine, with the mend
+    DEADLINE_S = 1.0                                     the longest one verdict may take
 A user's own directory of such files is passed to `load`, or named by an installed package under the entry point group
 `whetstone.verifiers` (value: the package that holds the files). It shadows nothing: a name found twice is refused.
 """
@@ -19,6 +23,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import math
+import random
 import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -98,6 +103,19 @@ class Verifier:
     @property
     def fields(self) -> frozenset[str]:
         return frozenset(typing.get_type_hints(self.module.Task))
+
+    @property
+    def mutate(self) -> Callable[[Example, random.Random], Iterator[Example]] | None:
+        return getattr(self.module, "mutate", None)
+
+    @property
+    def deadline_s(self) -> float:
+        return float(getattr(self.module, "DEADLINE_S", 1.0))
+
+    def unavailable(self) -> str | None:
+        """Why this verifier cannot run here, with the mend; None where it can."""
+        reason = getattr(self.module, "unavailable", None)
+        return None if reason is None else reason()
 
     @property
     def grades_batches(self) -> bool:

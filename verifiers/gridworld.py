@@ -91,6 +91,17 @@ def generate(n: int, seed: int) -> Iterator[dict[str, Any]]:
         yield {"prompt": prompt(start, cell), "completion": walk, "task": {"start": start, "goal": cell}}
 
 
+def mutate(example: Example, rng: random.Random) -> Iterator[Example]:
+    """One move too few or too many never stands on the goal; a step back and forth does."""
+    path, back = example.completion, {"R": "L", "L": "R", "U": "D", "D": "U"}
+    yield Example("wrong", path[:-1], example.task) if len(path) > 1 else Example("malformed", "", example.task)
+    for move in MOVES:
+        yield Example("wrong", path + move, example.task)
+    yield Example("malformed", f"{path}\n{path}", example.task)
+    if len(path) + 2 <= MAX_MOVES:
+        yield Example("right", path + back[path[-1]] + path[-1], example.task)
+
+
 _TASK = {"start": "a1", "goal": "c1"}
 EXAMPLES = (
     Example("right", "RR", _TASK, 1.0),

@@ -1,0 +1,78 @@
+"""python -m verifiers grade | check | new | list: verifiers without any model, on the command line.
+
+Exit codes: 0 done; 2 a mistake in the input, or a verifier that does not pass the kit, told on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+import verifiers
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m verifiers", description=__doc__.splitlines()[0], allow_abbrev=False)
+    commands = top.add_subparsers(dest="command", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--dir", action="append", default=[], metavar="D", help="a directory with your own verifiers")
+
+    grade = commands.add_parser("grade", parents=[shared], help="grade a JSONL file of completions")
+    grade.add_argument("name")
+    grade.add_argument("--input", required=True, help='rows {"completion": ..., "task": {...}}; - for stdin')
+    grade.add_argument("--output", required=True, help='rows {"status", "score", "detail"}; - for stdout')
+    grade.add_argument("--threads", type=int, default=min(8, 2 * (os.cpu_count() or 1)))
+    grade.add_argument("--timeout-s", type=float, default=60.0, help="per row; a late row is an error, not a zero")
+
+    check = commands.add_parser("check", parents=[shared], help="hold verifiers against the conformance kit")
+    check.add_argument("names", nargs="*", metavar="NAME")
+
+    new = commands.add_parser("new", help="write a verifier that already passes the kit")
+    new.add_argument("name")
+    new.add_argument("--dir", default="my_verifiers", metavar="D")
+
+    commands.add_parser("list", parents=[shared], help="the verifiers and their task fields")
+    return top
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.command == "grade":
+        from verifiers.grade import grade_file
+
+        if args.threads < 1 or not args.timeout_s > 0:
+            raise ValueError(f"--threads {args.threads} and --timeout-s {args.timeout_s} must be positive")
+        verifier = verifiers.load(args.name, args.dir)
+        grade_file(verifier, args.input, args.output, threads=args.threads, timeout_s=args.timeout_s)
+        return 0
+    if args.command == "check":
+        from verifiers.kit import check_all
+
+        return check_all(args.names or sorted(verifiers.available(args.dir)), args.dir)
+    if args.command == "new":
+        from verifiers._scaffold import write
+
+        path = write(args.name, args.dir)
+        print(f"{path}: passes `python -m verifiers check {args.name} --dir {args.dir}`; make it yours")
+        return 0
+    for name in sorted(verifiers.available(args.dir)):
+        verifier = verifiers.load(name, args.dir)
+        optional = sorted(verifier.fields - verifier.required_fields)
+        fields = ", ".join([*sorted(verifier.required_fields), *(f"[{field}]" for field in optional)])
+        print(f"{name}: {(verifier.module.__doc__ or '').strip().splitlines()[0]}\n    {fields}")
+    return 0
+
+
+def main() -> int:
+    try:
+        return run(parser().parse_args())
+    except ValueError as exc:
+        print(f"verifiers: {exc}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our stdout has seen enough
+        sys.stderr.close()
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

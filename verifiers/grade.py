@@ -1,0 +1,124 @@
+"""Grade a file without any model: rows in, verdicts out, in order, holding only a window of rows in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from verifiers import Verdict, Verifier, broken
+from verifiers.deadline import DeadlinePool, Job
+
+ROWS_PER_CALL = 16
+CALLS_IN_FLIGHT = 64  # the window: what is read ahead of the slowest row
+
+Row = tuple[str, dict[str, Any]]
+
+
+def read_rows(lines: Iterable[str], source: str) -> Iterator[Row]:
+    """(completion, task) of each JSON line; the task is the object under `task`, or the row's other fields.
+
+    Raises ValueError naming the line where a row is not such an object. Blank lines are no rows.
+    """
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as exc:
+            raise ValueError(f"{source}:{number}: not JSON ({exc}); each line is one object") from None
+        if not isinstance(row, dict) or not isinstance(row.get("completion"), str):
+            raise ValueError(f'{source}:{number}: a row is {{"completion": "text", "task": {{...}}}}')
+        task = row.pop("task", {})
+        if not isinstance(task, dict):
+            raise ValueError(f"{source}:{number}: `task` is {type(task).__name__}, not an object")
+        completion = row.pop("completion")
+        yield completion, row | task
+
+
+def verdicts(verifier: Verifier, rows: Iterator[Row], *, threads: int, timeout_s: float) -> Iterator[Verdict]:
+    """One verdict per row, in order. A call that is late is repeated row by row, and what is late then is `error`."""
+    pool = DeadlinePool(threads)
+    size = ROWS_PER_CALL if verifier.grades_batches else 1
+
+    def submit(chunk: list[Row]) -> Job:
+        return pool.submit(lambda: verifier.grade([c for c, _ in chunk], [t for _, t in chunk]), timeout_s)
+
+    def finish(chunk: list[Row], job: Job) -> list[Verdict]:
+        pool.wait([job])
+        if job.exception is not None:
+            raise job.exception
+        if not job.late:
+            return job.result
+        if len(chunk) == 1:
+            return [broken(f"{verifier.name}: no verdict within {timeout_s:g} s")]
+        return [finish([row], each)[0] for row, each in [(row, submit([row])) for row in chunk]]
+
+    flying: deque[tuple[list[Row], Job]] = deque()
+    while chunk := list(islice(rows, size)):
+        flying.append((chunk, submit(chunk)))
+        if len(flying) >= CALLS_IN_FLIGHT:
+            yield from finish(*flying.popleft())
+    while flying:
+        yield from finish(*flying.popleft())
+    pool.close()
+
+
+class Progress:
+    """A line on stderr: rewritten twice a second on a terminal, every ten seconds elsewhere, and one at the end."""
+
+    def __init__(self, name: str, stream: TextIO) -> None:
+        self._name, self._stream, self._terminal = name, stream, stream.isatty()
+        self._started = self._told = time.monotonic()
+        self.counts: Counter[str] = Counter()
+
+    def add(self, verdict: Verdict) -> None:
+        self.counts[verdict.status] += 1
+        now = time.monotonic()
+        if now - self._told > (0.5 if self._terminal else 10.0):
+            self._told = now
+            self._stream.write(self._line() + ("\r" if self._terminal else "\n"))
+            self._stream.flush()
+
+    def end(self) -> None:
+        self._stream.write(self._line() + "\n")
+
+    def _line(self) -> str:
+        n, seconds = self.counts.total(), max(1e-9, time.monotonic() - self._started)
+        shares = ", ".join(f"{count} {status}" for status, count in sorted(self.counts.items()))
+        return f"{self._name}: {n} graded ({shares or 'no rows'}), {n / seconds:.0f} a second"
+
+
+def grade_file(verifier: Verifier, source: str, target: str, *, threads: int, timeout_s: float) -> None:
+    """Grade source into target, `-` being stdin and stdout. A target file appears whole or not at all.
+
+    Raises ValueError for an input that cannot be read.
+    """
+    progress = Progress(verifier.name, sys.stderr)
+    partial = Path(f"{target}.{os.getpid()}.partial")
+    with contextlib.ExitStack() as stack:
+        try:
+            # newline: only \n ends a row; a JSON string may hold U+2028
+            lines = sys.stdin if source == "-" else stack.enter_context(open(source, encoding="utf-8", newline="\n"))
+            out = sys.stdout if target == "-" else stack.enter_context(partial.open("w", encoding="utf-8"))
+        except OSError as exc:
+            raise ValueError(f"{exc.filename}: {exc.strerror}") from None
+        stack.callback(partial.unlink, missing_ok=True)
+        try:
+            for verdict in verdicts(verifier, read_rows(lines, source), threads=threads, timeout_s=timeout_s):
+                out.write(json.dumps(asdict(verdict)) + "\n")
+                progress.add(verdict)
+        except UnicodeDecodeError as exc:
+            raise ValueError(f"{source}: not UTF-8 at byte {exc.start} of a block") from None
+        out.flush()
+        if target != "-":
+            partial.replace(target)
+    progress.end()
