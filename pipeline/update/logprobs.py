@@ -15,6 +15,8 @@ from torch import Tensor
 
 # one chunk of float32 logits: 2**25 numbers are 128 MiB, and about three such temporaries live at once
 CHUNK_NUMBERS = 2**25
+# exp of it is exactly 0, in float64 too; a log-prob of -inf (a banned token) would make 0 * -inf = NaN in an entropy
+IMPOSSIBLE = -1000.0
 
 
 def token_logprobs(
@@ -144,10 +146,9 @@ def _measure(scaled_CV: Tensor, ids_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Log-prob at ids, entropy, and log-sum-exp of one chunk."""
     normaliser_C = scaled_CV.logsumexp(1)
     logprobs_C = scaled_CV.gather(1, ids_C[:, None])[:, 0] - normaliser_C
-    probabilities_CV = (scaled_CV - normaliser_C[:, None]).exp_()
-    # 0 * -inf is NaN, and a logit of -inf (a banned token) adds nothing to an entropy
-    finite_CV = scaled_CV.clamp(min=torch.finfo(scaled_CV.dtype).min)
-    entropy_C = normaliser_C - (probabilities_CV * finite_CV).sum(1)
+    logprobs_CV = scaled_CV - normaliser_C[:, None]
+    probabilities_CV = logprobs_CV.exp()
+    entropy_C = -probabilities_CV.mul_(logprobs_CV.clamp_(min=IMPOSSIBLE)).sum(1)
     return logprobs_C, entropy_C, normaliser_C
 
 
@@ -164,7 +165,7 @@ def _grad_scaled(
     probabilities_CV = logprobs_CV.exp()
     weight_CV = torch.zeros_like(probabilities_CV)
     if grad_entropy_C is not None:
-        finite_CV = logprobs_CV.clamp_(min=torch.finfo(logprobs_CV.dtype).min)
+        finite_CV = logprobs_CV.clamp_(min=IMPOSSIBLE)
         weight_CV -= grad_entropy_C[:, None] * (finite_CV + entropy_C[:, None])
     if grad_logprobs_C is not None:
         weight_CV -= grad_logprobs_C[:, None]

@@ -89,7 +89,7 @@ def cispo_surrogate(
     clip_low >= 1 leaves the lower side open, as the paper does. TRL's `epsilon_high` is the bound itself,
     1 + clip_high here.
     Returns (B, T), 0 outside the mask.
-    Source: CISPO, MiniMax-M1, arXiv:2506.13585 eq. 4 and 5.
+    Source: CISPO, MiniMax-M1, arXiv:2506.13585 §3.1.
     """
     ratio_BT = _log_ratio(logprobs_BT.detach(), old_logprobs_BT, mask_BT).exp().clamp(1 - clip_low, 1 + clip_high)
     return reinforce_surrogate(logprobs_BT, ratio_BT * advantages_BT, mask_BT)
@@ -97,7 +97,7 @@ def cispo_surrogate(
 
 def reinforce_surrogate(logprobs_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """-A * logprob per token: the plain policy gradient, right only while the sampling policy is the current one."""
-    return _only(-advantages_BT.detach() * _only(logprobs_BT, mask_BT), mask_BT)
+    return -_only(advantages_BT.detach(), mask_BT) * _only(logprobs_BT, mask_BT)
 
 
 def clipped_tokens(
@@ -194,7 +194,8 @@ def kl_loss(
 
     unbiased: (p/p_old) * k3 with gradient through the ratio: the reverse KL's own gradient in expectation, off-policy
     too (DeepSeek-V3.2, arXiv:2512.02556 §3.1); old_logprobs_BT None = on-policy, value k3 all the same.
-    k2: the same gradient in expectation, on-policy only. k3: what GRPO does; a forward-KL-like, biased gradient.
+    k2: the same gradient in expectation, on-policy only.
+    k3: what GRPO does; on-policy its gradient is that of the forward KL(reference || policy), not of this one.
     k1 is refused: its gradient as a loss is zero in expectation (arXiv:2512.21852).
     """
     _check(kind, KLLossKind, "KL loss", hint="; k1 has no gradient in expectation, use it as a reward penalty")
@@ -297,7 +298,8 @@ def _pessimistic(
     clip_high: float,
     ratio_max: float | None,
 ) -> Tensor:
-    advantages_BT = advantages_BT.detach()
+    # a sequence ratio gets gradient from all its tokens, so one NaN beside the mask would reach every other
+    advantages_BT = _only(advantages_BT.detach(), mask_BT)
     clipped_BT = ratio_BT.clamp(1 - clip_low, 1 + clip_high) * advantages_BT
     if ratio_max is not None:
         ratio_BT = ratio_BT.clamp(max=ratio_max)
