@@ -77,6 +77,7 @@ class Prompts:
     template: str | None = None
     task: dict[str, str] | None = None  # the verifier's field -> the column; None: the column `task`, or all columns
     system: str | None = None
+    chat: bool = False  # put a plain-text prompt into the chat template as the user's turn
     max_prompt_tokens: Positive | None = None
 
 

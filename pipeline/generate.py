@@ -1,0 +1,346 @@
+"""Generators: token ids in, sampled token ids and their log-probs out. vLLM in process, or transformers.
+
+Both draw from the same distribution: every sampling field is sent, log-probs are those of the distribution sampled
+from, and each request carries its own seed, so what is sampled does not depend on what shares its batch or on what was
+sampled before. Weights are pushed after every update and a canary compares both sides (`canary_gap`).
+This is the only file that imports vLLM.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from pipeline.config import ConfigError, Generate, Model, Sampling
+from pipeline.models import architecture_key, batches_by_tokens, load_policy, pad_right
+from pipeline.records import Prompt, Rollout
+from pipeline.seeds import derive
+
+CANARY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    ids: tuple[int, ...]
+    seed: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """ids: sampled ids with the end token where one came. logprobs: nats, one per id."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finished: bool
+
+
+class Generator(Protocol):
+    name: str
+
+    def sample(self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int]) -> list[Sample]:
+        """One sample a request, in order."""
+        ...
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-prob of every id but the first, at temperature 1, as this generator computes it."""
+        ...
+
+    def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Take these weights. Names are a checkpoint's, the tied head's included."""
+        ...
+
+
+def rollouts(
+    generator: Generator,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    *,
+    samples: int,
+    key: tuple[int | str, ...],
+    tokenizer: Any,
+    ends: frozenset[int],
+) -> list[Rollout]:
+    """`samples` rollouts of each prompt, prompt-major. The seed of each is a function of (key, place, sample)."""
+    requests = [
+        Request(prompt.ids, derive(*key, place, sample), sampling.max_tokens)
+        for place, prompt in enumerate(prompts)
+        for sample in range(samples)
+    ]
+    drawn = generator.sample(requests, sampling, ends)
+    texts = tokenizer.batch_decode([list(d.ids) for d in drawn], skip_special_tokens=True)
+    return [
+        Rollout(prompts[i // samples], i % samples, d.ids, d.logprobs, text, d.finished)
+        for i, (d, text) in enumerate(zip(drawn, texts, strict=True))
+    ]
+
+
+class VllmGenerator:
+    """vLLM's engine inside this process; weights go in through `reload_weights`, no copy on disk."""
+
+    name = "vllm"
+
+    def __init__(self, model_dir: str, model: Model, generate: Generate, *, max_model_len: int) -> None:
+        _prepare_vllm_environment()
+        from vllm import LLM
+
+        options: dict[str, Any] = {
+            "dtype": model.dtype,
+            "max_model_len": max_model_len,
+            "skip_tokenizer_init": True,
+            "generation_config": "vllm",  # the model's own would change the sampling distribution
+            "logprobs_mode": "processed_logprobs",
+            "enforce_eager": not torch.cuda.is_available(),
+            "trust_remote_code": model.trust_remote_code,
+            "disable_log_stats": True,
+            "seed": 0,
+            **({"gpu_memory_utilization": 0.4} if torch.cuda.is_available() else {}),
+            **generate.vllm,
+        }
+        self.llm = LLM(model_dir, **options)
+
+    def sample(self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int]) -> list[Sample]:
+        from vllm import SamplingParams, TokensPrompt
+
+        parameters = [
+            SamplingParams(
+                n=1,
+                seed=r.seed,
+                max_tokens=r.max_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                min_p=sampling.min_p,
+                repetition_penalty=sampling.repetition_penalty,
+                presence_penalty=0.0,
+                frequency_penalty=0.0,
+                stop_token_ids=sorted(ends),
+                logprobs=0,
+                detokenize=False,
+                skip_special_tokens=False,
+            )
+            for r in requests
+        ]
+        prompts = [TokensPrompt(prompt_token_ids=list(r.ids)) for r in requests]
+        out = []
+        for answer in self.llm.generate(prompts, parameters, use_tqdm=False):
+            one = answer.outputs[0]
+            ids = tuple(one.token_ids)
+            logprobs = tuple(place[token].logprob for place, token in zip(one.logprobs, ids, strict=True))
+            out.append(Sample(ids, logprobs, finished=bool(ids) and ids[-1] in ends))
+        return out
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        from vllm import SamplingParams, TokensPrompt
+
+        parameters = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
+        prompts = [TokensPrompt(prompt_token_ids=list(s)) for s in sequences]
+        answers = self.llm.generate(prompts, parameters, use_tqdm=False)
+        return [
+            [place[token].logprob for place, token in zip(a.prompt_logprobs[1:], s[1:], strict=True)]
+            for a, s in zip(answers, sequences, strict=True)
+        ]
+
+    def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        # a list, not a lazy iterator: the engine may hold a tensor back until its layer is whole
+        whole = [(name, tensor.detach()) for name, tensor in weights]
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(whole)})
+        self.llm.reset_prefix_cache()  # cached keys and values belong to the old weights
+
+
+def _prepare_vllm_environment() -> None:
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+
+class TransformersGenerator:
+    """The same distribution through transformers, for machines without vLLM. Holds a copy of the weights."""
+
+    name = "transformers"
+
+    def __init__(self, model_dir: str, model: Model, generate: Generate) -> None:
+        self.model = load_policy(model_dir, model).eval()
+        self.batch = generate.batch
+
+    @torch.no_grad()
+    def sample(self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int]) -> list[Sample]:
+        out: list[Sample | None] = [None] * len(requests)
+        order = sorted(range(len(requests)), key=lambda i: (len(requests[i].ids), i))
+        for start in range(0, len(order), self.batch):
+            places = order[start : start + self.batch]
+            for place, sample in zip(places, self._batch([requests[i] for i in places], sampling, ends), strict=True):
+                out[place] = sample
+        return [s for s in out if s is not None]
+
+    def _batch(self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int]) -> list[Sample]:
+        from transformers import GenerationConfig, LogitsProcessorList
+
+        width = max(len(r.ids) for r in requests)
+        pad = min(ends)
+        ids = torch.tensor([[pad] * (width - len(r.ids)) + list(r.ids) for r in requests], device=self.model.device)
+        mask = torch.tensor([[0] * (width - len(r.ids)) + [1] * len(r.ids) for r in requests], device=self.model.device)
+        limit = max(r.max_tokens for r in requests)
+        noise = SeededSampler(sampling, [r.seed for r in requests])
+        self.model.generation_config = GenerationConfig(  # replaced, for unset fields would be filled from the model's
+            do_sample=False, max_new_tokens=limit, eos_token_id=sorted(ends), pad_token_id=pad, use_cache=True,
+            **({"repetition_penalty": sampling.repetition_penalty} if sampling.repetition_penalty != 1.0 else {}),
+        )  # fmt: skip
+        grown = self.model.generate(
+            input_ids=ids, attention_mask=mask, logits_processor=LogitsProcessorList([noise]), use_cache=True
+        )
+        logprobs = torch.stack(noise.logprobs, dim=1).tolist()
+        out = []
+        for request, row, row_logprobs in zip(requests, grown[:, width:].tolist(), logprobs, strict=True):
+            length = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
+            length = min(length, request.max_tokens)
+            taken = tuple(row[:length])
+            out.append(Sample(taken, tuple(row_logprobs[:length]), finished=taken[-1] in ends))
+        return out
+
+    @torch.no_grad()
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        return sequence_logprobs(self.model, sequences)
+
+    @torch.no_grad()
+    def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        own = dict(self.model.named_parameters(remove_duplicate=False))
+        for name, tensor in weights:
+            own[name].copy_(tensor)
+
+
+class SeededSampler:
+    """A logits processor that makes greedy decoding draw a sample: argmax(log p + Gumbel noise) ~ p.
+
+    The noise of a row is its own generator's, so a row's sample does not depend on its neighbours.
+    Source: the Gumbel-max trick (Maddison et al. 2014, arXiv:1411.0030 §2).
+    """
+
+    def __init__(self, sampling: Sampling, seeds: Sequence[int]) -> None:
+        self.sampling = sampling
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.logprobs: list[torch.Tensor] = []  # one (B,) a step
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        logprobs_BV = filtered_logprobs(scores, self.sampling)
+        uniform_BV = torch.stack([torch.rand(scores.shape[-1], generator=g) for g in self.generators]).to(scores.device)
+        noise_BV = -torch.log(-torch.log(uniform_BV.clamp(1e-20, 1 - 1e-7)))
+        noisy_BV = logprobs_BV + noise_BV
+        chosen_B = noisy_BV.argmax(-1, keepdim=True)
+        self.logprobs.append(logprobs_BV.gather(-1, chosen_B)[:, 0].cpu())
+        return noisy_BV
+
+
+def filtered_logprobs(logits_BV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """(B, V) log-probs of the distribution that is sampled from: temperature, then top-k, top-p, min-p; float32."""
+    logits = logits_BV.float() / sampling.temperature
+    if sampling.top_k:
+        kth = logits.topk(min(sampling.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if sampling.top_p < 1:
+        ordered, order = logits.sort(descending=True, dim=-1)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        cut = before >= sampling.top_p  # the token that crosses top_p stays
+        logits = logits.masked_fill(torch.zeros_like(cut).scatter(-1, order, cut), -torch.inf)
+    if sampling.min_p > 0:
+        probs = logits.softmax(-1)
+        logits = logits.masked_fill(probs < sampling.min_p * probs.max(-1, keepdim=True).values, -torch.inf)
+    return logits.log_softmax(-1)
+
+
+@torch.no_grad()
+def sequence_logprobs(model: Any, sequences: Sequence[Sequence[int]], *, tokens: int = 16_384) -> list[list[float]]:
+    """Log-prob of every id but the first of each sequence, at temperature 1, in float32."""
+    out: list[list[float]] = [[] for _ in sequences]
+    for batch in batches_by_tokens([len(s) for s in sequences], tokens):
+        rows = [sequences[i] for i in batch]
+        ids = pad_right(rows, 0, dtype=torch.long, where=model.device)
+        mask = pad_right([[1] * len(r) for r in rows], 0, dtype=torch.long, where=model.device)
+        logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
+        picked = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0].tolist()
+        for i, values in zip(batch, picked, strict=True):
+            out[i] = values[: len(sequences[i]) - 1]
+    return out
+
+
+def canary_gap(generator: Generator, model: Any, sequences: Sequence[Sequence[int]]) -> float:
+    """Largest |log-prob difference| between generator and trainer on fixed tokens: 0 when they hold equal weights."""
+    ours = sequence_logprobs(model, sequences)
+    theirs = generator.logprobs(sequences)
+    return max(abs(a - b) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True))
+
+
+_open: dict[tuple[str, ...], Generator] = {}
+
+
+def open_generator(model_dir: str, model: Model, generate: Generate, *, max_model_len: int) -> Generator:
+    """A generator holding the weights at model_dir. One engine a process and architecture: stages share it by syncing.
+
+    Raises ConfigError where the named backend cannot be had.
+    """
+    backend = choose_backend(generate)
+    key = (backend, architecture_key(model_dir), repr(generate), repr(model), str(max_model_len))
+    known = _open.get(key)
+    if known is not None:
+        known.sync(checkpoint_weights(model_dir, model))
+        return known
+    if backend == "vllm":
+        started = time.monotonic()
+        try:
+            made: Generator = VllmGenerator(model_dir, model, generate, max_model_len=max_model_len)
+        except Exception as exc:
+            if generate.backend == "vllm":
+                raise
+            reason = (str(exc).strip().splitlines() or [type(exc).__name__])[-1][:120]
+            print(f"generator: vLLM could not start ({reason}); using transformers")
+            made = TransformersGenerator(model_dir, model, generate)
+        else:
+            print(f"generator: vLLM ready in {time.monotonic() - started:.1f} s")
+    else:
+        made = TransformersGenerator(model_dir, model, generate)
+    _open[key] = made
+    return made
+
+
+def checkpoint_weights(model_dir: str, model: Model) -> Iterable[tuple[str, torch.Tensor]]:
+    from pipeline.models import named_weights
+
+    return [(n, t.detach().clone()) for n, t in named_weights(load_policy(model_dir, model))]
+
+
+_told: set[str] = set()
+
+
+def choose_backend(generate: Generate) -> str:
+    """`vllm` or `transformers`. Raises ConfigError where vLLM is asked for by name and not installed."""
+    if generate.backend == "transformers":
+        return "transformers"
+    if importlib.util.find_spec("vllm") is not None:
+        return "vllm"
+    if generate.backend == "vllm":
+        raise ConfigError(["generate.backend: vllm is not installed; `make doctor` says why, or choose transformers"])
+    if "no vllm" not in _told:
+        _told.add("no vllm")
+        print("generator: vLLM is not installed; using transformers, which is slower on long completions")
+    return "transformers"
+
+
+def model_len(model_dir: str, needed: int) -> int:
+    """The engine's context: the model's own where it is small, else what is needed, in steps of 256."""
+    import json
+
+    path = Path(model_dir) / "config.json"
+    limit = json.loads(path.read_text()).get("max_position_embeddings", 4096) if path.is_file() else 4096
+    if needed > limit:
+        raise ConfigError([f"sampling.max_tokens: prompts and completions need {needed} tokens; the model has {limit}"])
+    return limit if limit <= 2048 else min(limit, -(-needed // 256) * 256)

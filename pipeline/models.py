@@ -1,0 +1,248 @@
+"""Policies, tokenizers, reward models: load, save, make the tiny demo model, and name weights for a generator."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.config import ConfigError, Model, Tiny
+from pipeline.seeds import seed_everything
+
+SPECIAL = ("<pad>", "<bos>", "<eos>")
+
+
+def make_tiny(tiny: Tiny, place: Path, *, seed: int) -> None:
+    """A random Qwen2 model and a character tokenizer, saved as any Hub model would be. Deterministic in seed."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    characters = list(dict.fromkeys(tiny.characters))
+    vocab = {token: i for i, token in enumerate([*SPECIAL, *characters])}
+    # byte-pair encoding without one merge: a token a character
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", padding_side="left"
+    )
+    config = Qwen2Config(
+        vocab_size=len(vocab),
+        hidden_size=tiny.hidden_size,
+        intermediate_size=tiny.intermediate_size,
+        num_hidden_layers=tiny.num_hidden_layers,
+        num_attention_heads=tiny.num_attention_heads,
+        num_key_value_heads=tiny.num_attention_heads,
+        max_position_embeddings=tiny.max_position_embeddings,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    seed_everything(seed, "tiny model")
+    save(Qwen2ForCausalLM(config), tokenizer, place)
+
+
+def is_local(path: str) -> bool:
+    return Path(path).exists() or path.startswith((".", "/", "~"))
+
+
+def check_model_dir(path: str, key: str) -> None:
+    """A local path holds a model and a tokenizer; a Hub id is left to the Hub. Raises ConfigError."""
+    if not is_local(path):
+        return
+    place = Path(path).expanduser()
+    if not place.is_dir():
+        raise ConfigError([f"{key}: {path} does not exist"])
+    if not (place / "config.json").is_file() and not (place / "adapter_config.json").is_file():
+        raise ConfigError([f"{key}: {path} has no config.json; it is not a saved model"])
+    if not any((place / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")):
+        raise ConfigError([f"{key}: {path} has no tokenizer; save it beside the model with save_pretrained"])
+
+
+def load_tokenizer(path: str, model: Model) -> Any:
+    """Tokenizer with a pad token. Raises ConfigError where there is none or it cannot end a sequence."""
+    from transformers import AutoTokenizer
+
+    check_model_dir(path, "model.path")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=model.trust_remote_code)
+    except (OSError, ValueError) as exc:
+        raise ConfigError([f"model.path: no tokenizer at {path!r}: {' '.join(str(exc).split())[:200]}"]) from exc
+    if tokenizer.eos_token_id is None:
+        raise ConfigError([f"model.path: the tokenizer at {path!r} has no end-of-sequence token"])
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # safe: our masks come from lengths, never from ids
+    if model.chat_template is not None:
+        template = Path(model.chat_template)
+        tokenizer.chat_template = template.read_text() if template.is_file() else model.chat_template
+    return tokenizer
+
+
+def torch_dtype(name: str) -> Any:
+    return "auto" if name == "auto" else getattr(torch, name)
+
+
+def load_policy(path: str, model: Model) -> Any:
+    """A causal language model in train mode with every dropout off: the log-probs of RL must be a function."""
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch_dtype(model.dtype), attn_implementation=model.attn, trust_remote_code=model.trust_remote_code
+    )
+    return without_dropout(loaded).to(device())
+
+
+def load_reward_model(path: str, model: Model) -> Any:
+    """A sequence classifier with one output, in evaluation mode."""
+    from transformers import AutoModelForSequenceClassification
+
+    loaded = AutoModelForSequenceClassification.from_pretrained(
+        path, num_labels=1, dtype=torch_dtype(model.dtype), attn_implementation=model.attn,
+        trust_remote_code=model.trust_remote_code,
+    )  # fmt: skip
+    return without_dropout(loaded).to(device()).eval()
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    config = getattr(model, "config", None)
+    for name in ("attention_dropout", "hidden_dropout", "resid_pdrop", "attn_pdrop", "embd_pdrop"):
+        if config is not None and getattr(config, name, 0.0):
+            setattr(config, name, 0.0)
+    return model
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def save(model: Any, tokenizer: Any, place: Path) -> None:
+    """Weights (adapters merged), config and tokenizer, as any Hub model is saved; the config says where EOS is."""
+    model = model.module if hasattr(model, "module") else model
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    place.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(place)
+    tokenizer.save_pretrained(place)
+
+
+def end_ids(tokenizer: Any, model: Any = None) -> frozenset[int]:
+    """Every id that ends a completion: the tokenizer's EOS and all of the generation config's."""
+    ends = {tokenizer.eos_token_id}
+    config = getattr(model, "generation_config", None)
+    given = getattr(config, "eos_token_id", None)
+    ends |= set(given) if isinstance(given, (list, tuple)) else {given}
+    return frozenset(e for e in ends if e is not None)
+
+
+def named_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of every weight as a saved checkpoint names it, adapters merged, tied heads named too.
+
+    A generator that is not told of the tied name keeps its old head and says nothing. Tensors are the trainer's own:
+    whoever keeps them past the next step clones.
+    """
+    model = model.module if hasattr(model, "module") else model
+    if hasattr(model, "merge_adapter"):
+        yield from _merged_adapter_weights(model)
+        return
+    yield from with_tied_names(model, dict(model.named_parameters(remove_duplicate=True)))
+
+
+def with_tied_names(model: Any, weights: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from weights.items()
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    for target, source in tied.items():
+        if target not in weights and source in weights:
+            yield target, weights[source]
+
+
+def _merged_adapter_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    base = model.get_base_model()
+    model.merge_adapter()
+    try:
+        weights = {
+            name.replace(".base_layer.", "."): parameter.detach().clone()  # unmerging would change what was yielded
+            for name, parameter in base.named_parameters()
+            if "lora_" not in name and ".modules_to_save." not in name and ".original_module." not in name
+        }
+    finally:
+        model.unmerge_adapter()
+    yield from with_tied_names(base, weights)
+
+
+def pad_right(rows: Sequence[Sequence[float]], fill: float, *, dtype: torch.dtype, where: torch.device) -> torch.Tensor:
+    """(B, longest) from rows of different lengths."""
+    width = max((len(row) for row in rows), default=0)
+    return torch.tensor([[*row, *([fill] * (width - len(row)))] for row in rows], dtype=dtype, device=where)
+
+
+@torch.no_grad()
+def reward_scores(model: Any, sequences: Sequence[Sequence[int]], *, tokens_per_batch: int = 16_384) -> list[float]:
+    """The reward model's score of whole sequences of ids, read at each one's last token, found by length.
+
+    By length and not by id: where pad == eos, the library's own pooling would read the token before the end.
+    """
+    scores = [0.0] * len(sequences)
+    head = model.score
+    for batch in batches_by_tokens([len(s) for s in sequences], tokens_per_batch):
+        rows = [sequences[i] for i in batch]
+        ids = pad_right(rows, 0, dtype=torch.long, where=model.device)
+        mask = pad_right([[1] * len(r) for r in rows], 0, dtype=torch.long, where=model.device)
+        hidden = backbone(model)(input_ids=ids, attention_mask=mask).last_hidden_state
+        last = torch.tensor([len(r) - 1 for r in rows], device=model.device)
+        values = head(hidden[torch.arange(len(rows), device=model.device), last]).float().squeeze(-1)
+        for i, value in zip(batch, values.tolist(), strict=True):
+            scores[i] = value
+    return scores
+
+
+def backbone(model: Any) -> Any:
+    """The transformer under a head."""
+    return getattr(model, model.base_model_prefix)
+
+
+def batches_by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices sorted by length and cut so that rows x longest row <= budget (one row may exceed it alone).
+
+    Sorting makes each batch's padding small; the budget bounds memory by tokens, which is what fills it.
+    """
+    out: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if out and (len(out[-1]) + 1) * lengths[i] <= budget:
+            out[-1].append(i)
+        else:
+            out.append([i])
+    return out
+
+
+def architecture_key(place: str) -> str:
+    """What an engine cannot change by loading weights: the config, less its name."""
+    path = Path(place) / "config.json"
+    if not path.is_file():
+        return place
+    config = json.loads(path.read_text())
+    config.pop("_name_or_path", None)
+    return json.dumps(config, sort_keys=True)
+
+
+class LearnedReward:
+    """A reward model as a reward: standardised on its own reference samples, loaded when first asked.
+
+    mean and std are those of the samples it was calibrated on, kept in its config; without them the raw score is used.
+    """
+
+    def __init__(self, place: str, model: Model) -> None:
+        self.place, self.model, self._loaded = place, model, None
+
+    def __call__(self, prompt_ids: list[list[int]], completion_ids: list[list[int]]) -> list[float]:
+        if self._loaded is None:
+            self._loaded = load_reward_model(self.place, self.model)
+        calibration = getattr(self._loaded.config, "reward_calibration", None) or {"mean": 0.0, "std": 1.0}
+        raw = reward_scores(self._loaded, [[*p, *c] for p, c in zip(prompt_ids, completion_ids, strict=True)])
+        return [(score - calibration["mean"]) / max(calibration["std"], 1e-8) for score in raw]

@@ -1,0 +1,240 @@
+"""Dataset rows -> Prompts: one function reads every source, one renders, one splits.
+
+The held-out split is a function of the prompt's text alone, so a prompt that is held out is held out of every stage
+and every data set of a run: SFT rows, preference pairs and rollouts all pass `split`.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import verifiers
+from pipeline.config import ConfigError, Prompts, nearest
+from pipeline.records import Prompt
+from pipeline.seeds import derive
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    train: list[Row]
+    heldout: list[Row]
+
+
+def load_rows(source: Prompts, *, seed: int, where: str = "prompts", dirs: Sequence[str] = ()) -> list[Row]:
+    """All rows of a source, in order. Raises ConfigError naming the file, line or key."""
+    if source.procedural:
+        rows = _procedural(source, seed, where, dirs)
+    elif source.path:
+        rows = _read(source.path, source.split, source.name, where)
+    else:
+        raise ConfigError([f"{where}: give path (JSONL, Parquet or Hub id) or procedural (a verifier that makes tasks)"])
+    rows = rows[: source.rows] if source.rows else rows
+    if not rows:
+        raise ConfigError([f"{where}: {source.path or source.procedural} has no rows"])
+    return rows
+
+
+def _procedural(source: Prompts, seed: int, where: str, dirs: Sequence[str]) -> list[Row]:
+    try:
+        verifier = verifiers.load(source.procedural or "", dirs)
+    except ValueError as exc:
+        raise ConfigError([f"{where}.procedural: {exc}"]) from exc
+    if verifier.generate is None:
+        raise ConfigError([f"{where}.procedural: verifier {verifier.name!r} cannot make tasks; it has no generate()"])
+    return list(verifier.generate(source.rows or 1000, derive(seed, "rows", verifier.name)))
+
+
+def _read(path: str, split: str, name: str | None, where: str) -> list[Row]:
+    place = Path(path)
+    if place.suffix in (".jsonl", ".json", ".parquet") or place.exists():
+        if not place.exists():
+            raise ConfigError([f"{where}.path: {path} does not exist"])
+        files = sorted(p for p in place.iterdir() if p.suffix in (".jsonl", ".parquet")) if place.is_dir() else [place]
+        if not files:
+            raise ConfigError([f"{where}.path: no .jsonl or .parquet file in {path}"])
+        return [row for file in files for row in _read_file(file)]
+    return _read_hub(path, split, name, where)
+
+
+def _read_file(path: Path) -> list[Row]:
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        try:
+            return list(pyarrow.parquet.read_table(path).to_pylist())
+        except Exception as exc:  # pyarrow's errors have no common parent
+            raise ConfigError([f"{path}: not readable as Parquet: {' '.join(str(exc).split())}"]) from exc
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        rows = json.loads(text)
+        if not isinstance(rows, list):
+            raise ConfigError([f"{path}: expected a list of rows; one object a line is .jsonl"])
+        return rows
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as exc:
+            raise ConfigError([f"{path}:{number}: not JSON: {exc.msg}"]) from exc
+        if not isinstance(row, dict):
+            raise ConfigError([f"{path}:{number}: expected an object, found {type(row).__name__}"])
+        rows.append(row)
+    return rows
+
+
+def _read_hub(path: str, split: str, name: str | None, where: str) -> list[Row]:
+    import datasets
+
+    try:
+        return list(datasets.load_dataset(path, name, split=split))
+    except Exception as exc:  # the Hub, the network and data sets' own code fail in many ways
+        reason = " ".join(str(exc).split())[:200]
+        raise ConfigError([f"{where}.path: {path!r} is no local file and could not be read from the Hub: {reason}"]) from exc
+
+
+def prompt_text(row: Mapping[str, Any], source: Prompts, *, number: int = 0, where: str = "prompts") -> str:
+    """The row's prompt as people read it, and the key of the held-out split. Raises ConfigError naming the row."""
+    value = _prompt_value(row, source, number, where)
+    if isinstance(value, str):
+        return value
+    return "\n".join(f"{turn.get('role', '?')}: {turn.get('content', '')}" for turn in value)
+
+
+def _prompt_value(row: Mapping[str, Any], source: Prompts, number: int, where: str) -> str | list[dict[str, str]]:
+    if source.template is not None:
+        out = source.template
+        for column, value in row.items():
+            out = out.replace("{" + column + "}", str(value))
+        return out
+    if source.prompt in row:
+        return row[source.prompt]
+    if "messages" in row:  # TRL's conversational language-modelling format: the last turn is the completion
+        return list(row["messages"][:-1])
+    column = f"row {number} of {source.path or source.procedural or 'the data'} has no column {source.prompt!r}"
+    raise ConfigError([f"{where}.prompt: {column}{nearest(source.prompt, row)}"])
+
+
+def completion_value(row: Mapping[str, Any], source: Prompts, *, number: int, where: str) -> str | list[dict[str, str]]:
+    """The row's completion, text or messages. Raises ConfigError naming the row."""
+    if source.completion in row:
+        return row[source.completion]
+    if "messages" in row:
+        return list(row["messages"][-1:])
+    column = f"row {number} of {source.path or source.procedural or 'the data'} has no column {source.completion!r}"
+    raise ConfigError([f"{where}.completion: {column}{nearest(source.completion, row)}"])
+
+
+def is_heldout(text: str, share: float) -> bool:
+    """By a hash of the text: the same answer in every stage, run and process."""
+    return zlib.crc32(text.encode("utf-8", "surrogatepass")) % 10_000 < share * 10_000
+
+
+def split(rows: Iterable[Row], source: Prompts, *, where: str = "prompts", heldout: Iterable[str] = ()) -> Split:
+    """Rows to train on and rows to judge on; `heldout` names prompts that are held out whatever their hash."""
+    out, barred = Split([], []), set(heldout)
+    for number, row in enumerate(rows, 1):
+        text = prompt_text(row, source, number=number, where=where)
+        (out.heldout if text in barred or is_heldout(text, source.heldout) else out.train).append(row)
+    return out
+
+
+def task_of(row: Mapping[str, Any], source: Prompts, *, number: int = 0) -> dict[str, Any]:
+    """The verifier's fields. Raises ConfigError where a mapped column is missing."""
+    if source.task is not None:
+        for task_field, column in source.task.items():
+            if column not in row:
+                raise ConfigError([f"prompts.task.{task_field}: row {number} has no column {column!r}{nearest(column, row)}"])
+        return {task_field: row[column] for task_field, column in source.task.items()}
+    if isinstance(row.get("task"), Mapping):
+        return dict(row["task"])
+    return {k: v for k, v in row.items() if k not in ("messages", source.completion)}
+
+
+def render_ids(row: Mapping[str, Any], source: Prompts, tokenizer: Any, *, label: str = "", number: int = 0) -> list[int]:
+    """Prompt token ids: plain text as it is, messages through the chat template. One BOS, no EOS.
+
+    label: plain text put in front of what the user says (condition tokens).
+    """
+    value = _prompt_value(row, source, number, "prompts")
+    if isinstance(value, str) and source.system is None and not source.chat:
+        ids = list(tokenizer(label + value).input_ids)
+        return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+    messages = [{"role": "user", "content": value}] if isinstance(value, str) else [dict(turn) for turn in value]
+    if source.system is not None and messages[0].get("role") != "system":
+        messages.insert(0, {"role": "system", "content": source.system})
+    for turn in messages:
+        if label and turn["role"] == "user":
+            turn["content"] = label + turn["content"]
+            break
+    return _chat_ids(tokenizer, messages, add_generation_prompt=True)
+
+
+def _chat_ids(tokenizer: Any, messages: list[dict[str, str]], **how: Any) -> list[int]:
+    if tokenizer.chat_template is None:
+        raise ConfigError(["prompts: the rows are messages and the tokenizer has no chat template; "
+                           "set model.chat_template, or give prompts as text"])  # fmt: skip
+    return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **how))
+
+
+def completion_ids(row: Mapping[str, Any], source: Prompts, tokenizer: Any, prompt_ids: Sequence[int], *,
+                   ends: frozenset[int], number: int = 0) -> list[int]:  # fmt: skip
+    """Completion token ids with exactly one end token, at the end. Raises ConfigError naming the row."""
+    value = completion_value(row, source, number=number, where="prompts")
+    if isinstance(value, str):
+        ids = list(tokenizer(value, add_special_tokens=False).input_ids)
+    else:
+        prompt = _prompt_value(row, source, number, "prompts")
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        if source.system is not None and messages[0].get("role") != "system":
+            messages.insert(0, {"role": "system", "content": source.system})
+        whole = _chat_ids(tokenizer, [*messages, *value])
+        if whole[: len(prompt_ids)] != list(prompt_ids):
+            raise ConfigError([f"prompts: row {number}: the chat template renders the prompt differently once it is "
+                               "answered; give prompt and completion as text, or a template that only appends"])  # fmt: skip
+        ids = whole[len(prompt_ids) :]
+        last = max((i for i, token in enumerate(ids) if token in ends), default=None)
+        ids = ids if last is None else ids[: last + 1]  # a template's newline after the end is never sampled
+    return ids if ids and ids[-1] in ends else [*ids, tokenizer.eos_token_id]
+
+
+def distinct_prompts(rows: Sequence[Row], source: Prompts, tokenizer: Any, *, label: str = "") -> list[Prompt]:
+    """One Prompt a distinct text, in order of first appearance; too long ones left out where a limit is set."""
+    seen: set[str] = set()
+    out: list[Prompt] = []
+    for number, row in enumerate(rows, 1):
+        text = prompt_text(row, source, number=number)
+        if text in seen:
+            continue
+        seen.add(text)
+        ids = render_ids(row, source, tokenizer, label=label, number=number)
+        if source.max_prompt_tokens is not None and len(ids) > source.max_prompt_tokens:
+            continue
+        out.append(Prompt(len(out), text, tuple(ids), task_of(row, source, number=number), row))
+    return out
+
+
+def check_tasks(prompts: Sequence[Prompt], required: Mapping[str, frozenset[str]]) -> None:
+    """Every prompt has the fields every verifier needs. required: verifier name -> field names.
+
+    Raises ConfigError naming the first row and field that is missing for each verifier.
+    """
+    mistakes = []
+    for name, needed in required.items():
+        for prompt in prompts:
+            missing = sorted(needed - prompt.task.keys())
+            if missing:
+                have = nearest(missing[0], prompt.task)
+                mistakes.append(f"prompts: row {prompt.index + 1} ({prompt.text[:40]!r}) has no field {missing[0]!r}, which "
+                                f"verifier {name!r} needs{have}; map it with prompts.task")  # fmt: skip
+                break
+    if mistakes:
+        raise ConfigError(mistakes)

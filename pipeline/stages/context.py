@@ -1,0 +1,193 @@
+"""What a stage works with: its config block, its place on disk, data, policies, generator and scorer.
+
+Everything a stage reads is registered here on the way in, so that its manifest can name it: parents by the hash of
+what they made, inputs by the hash of the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import rewards
+import verifiers
+from pipeline import generate, models, prompts, runs
+from pipeline.config import Config, ConfigError
+from pipeline.records import Prompt, Scored, as_json, groups
+from pipeline.runs import StageDir, manifest_sha, verify_outputs
+from pipeline.score import score
+from pipeline.seeds import derive
+from pipeline.stats import describe_groups
+
+
+@dataclass
+class Context:
+    cfg: Config
+    name: str
+    dir: StageDir
+    parents: dict[str, str] = field(default_factory=dict)  # stage -> sha of what it made
+    inputs: dict[str, str] = field(default_factory=dict)  # path -> sha256
+    tokens: dict[str, int] = field(default_factory=lambda: {"prompt": 0, "completion": 0})
+
+    @property
+    def block(self) -> Any:
+        return self.cfg.block(self.name)
+
+    def seed(self, *parts: int | str) -> int:
+        """A seed that is a function of (seed, stage, parts)."""
+        return derive(self.cfg.seed, self.name, *parts)
+
+    # --- parents ------------------------------------------------------------------------------------------------
+
+    def model_path(self, reference: str, key: str) -> str:
+        """A stage of this run (its model directory), else a local path or Hub id. Registers what is depended on.
+
+        Raises ConfigError for a path that holds no model, LineageError for a stage that is not what it says.
+        """
+        if reference == "model" and self.cfg.model.path:
+            reference = self.cfg.model.path
+        if reference in self.cfg.blocks:
+            parent = StageDir(self.cfg.run_dir, reference)
+            self.parents[reference] = manifest_sha(verify_outputs(parent))
+            return str(parent.model_dir)
+        models.check_model_dir(reference, f"{self.cfg.path}: {key}")
+        place = Path(reference)
+        if place.is_dir():
+            self.inputs |= {str(place / k): v for k, v in runs.sha256_tree(place, place).items()}
+        elif "/" not in reference:
+            raise ConfigError([f"{self.cfg.path}: {key}: {reference!r} is neither a stage of this run nor a model; "
+                               f"stages: {', '.join(self.cfg.blocks)}"])  # fmt: skip
+        return reference
+
+    @cached_property
+    def policy_path(self) -> str:
+        return self.model_path(self.block.policy, f"{self.name}.policy")
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return models.load_tokenizer(self.policy_path, self.cfg.model)
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """Ids that end a completion: the tokenizer's and those of the model's generation config."""
+        from transformers import GenerationConfig
+
+        try:
+            config = GenerationConfig.from_pretrained(self.policy_path)
+        except OSError:
+            config = None
+        return models.end_ids(self.tokenizer, _Holder(config))
+
+    # --- data ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def split(self) -> prompts.Split:
+        return self.rows_of(self.cfg.prompts, "prompts")
+
+    def rows_of(self, source: Any, where: str) -> prompts.Split:
+        """Rows of a source, split; the run's own held-out prompts are held out of every source."""
+        dirs = self.cfg.verifier_dirs
+        rows = prompts.load_rows(source, seed=self.cfg.seed, where=f"{self.cfg.path}: {where}", dirs=dirs)
+        for path in (source.path, source.heldout_path):
+            if path and Path(path).is_file():
+                self.inputs[path] = runs.sha256_file(Path(path))
+        heldout = self._named_heldout(source)
+        parts = prompts.split(rows, source, where=where, heldout=[prompts.prompt_text(r, source) for r in heldout])
+        out = prompts.Split(parts.train, heldout or parts.heldout)
+        if not out.train:
+            raise ConfigError([f"{self.cfg.path}: {where}: no row left to train on; all {len(rows)} are held out"])
+        return out
+
+    def _named_heldout(self, source: Any) -> list[prompts.Row]:
+        if not source.heldout_path and not source.heldout_split:
+            return []
+        from dataclasses import replace
+
+        named = replace(source, path=source.heldout_path or source.path, rows=None,
+                        split=source.heldout_split or source.split)  # fmt: skip
+        return prompts.load_rows(named, seed=self.cfg.seed, where=f"{self.cfg.path}: prompts.heldout_path")
+
+    @cached_property
+    def train_prompts(self) -> list[Prompt]:
+        return self._prompts(self.split.train)
+
+    @cached_property
+    def heldout_prompts(self) -> list[Prompt]:
+        found = self._prompts(self.split.heldout)
+        if not found:
+            raise ConfigError([f"{self.cfg.path}: prompts.heldout: no held-out prompt; raise the share or give a file"])
+        return found[: self.cfg.evaluation.prompts] if self.cfg.evaluation.prompts else found
+
+    def _prompts(self, rows: Sequence[prompts.Row]) -> list[Prompt]:
+        out = prompts.distinct_prompts(rows, self.cfg.prompts, self.tokenizer)
+        prompts.check_tasks(out, required_fields(self.cfg.rewards, self.cfg.verifier_dirs))
+        return out
+
+    # --- sampling and scoring -----------------------------------------------------------------------------------
+
+    def generator(self, model_dir: str | None = None) -> generate.Generator:
+        place = model_dir or self.policy_path
+        longest = max(len(p.ids) for p in [*self.train_prompts, *self.heldout_prompts])
+        needed = longest + self.cfg.sampling.max_tokens + 16  # room for a condition label
+        length = generate.model_len(place, needed)
+        return generate.open_generator(place, self.cfg.model, self.cfg.generate, max_model_len=length)
+
+    @cached_property
+    def scorer(self) -> rewards.Composite:
+        """The run's own rewards: what every policy is judged by."""
+        return self.scorer_of(self.cfg.rewards)
+
+    def scorer_of(self, block: Mapping[str, Mapping[str, Any]]) -> rewards.Composite:
+        try:
+            return rewards.build(block, verifier_dirs=self.cfg.verifier_dirs, learned=self._learned)
+        except ValueError as exc:
+            raise ConfigError([f"{self.cfg.path}: {exc}"]) from exc
+
+    def _learned(self, reference: str) -> models.LearnedReward:
+        place = self.model_path(reference, f"rewards.{reference}.model")
+        return models.LearnedReward(place, self.cfg.model)
+
+    def sample(
+        self, generator: generate.Generator, asked: Sequence[Prompt], samples: int, *key: int | str, sampling: Any = None
+    ) -> list[Any]:
+        """Rollouts, prompt-major, seeded by (seed, stage, key); their tokens are counted."""
+        drawn = generate.rollouts(
+            generator, asked, sampling or self.cfg.sampling, samples=samples, key=(self.cfg.seed, self.name, *key),
+            tokenizer=self.tokenizer, ends=self.ends,
+        )  # fmt: skip
+        self.tokens["prompt"] += sum(len(r.prompt.ids) for r in drawn)
+        self.tokens["completion"] += sum(len(r.ids) for r in drawn)
+        return drawn
+
+    def evaluate(self, generator: generate.Generator, *key: int | str, asked: Sequence[Prompt] | None = None) -> "Judged":
+        """A policy's figures on the held-out prompts, by the run's own rewards."""
+        settings = self.cfg.evaluation
+        before = dict(self.tokens)
+        drawn = self.sample(generator, asked or self.heldout_prompts, settings.samples, "heldout", *key)
+        self.tokens = before  # judging is not part of a method's budget
+        scored = score(self.scorer, drawn)
+        return Judged(describe_groups(groups(scored), k=settings.k), scored)
+
+    def record(self, scored: Sequence[Scored], **where: Any) -> None:
+        self.dir.write_rollouts([as_json(s, stage=self.name, **where) for s in scored])
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    figures: dict[str, Any]
+    scored: list[Scored]
+
+
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    generation_config: Any
+
+
+def required_fields(block: Mapping[str, Any], dirs: Sequence[str]) -> dict[str, frozenset[str]]:
+    """Verifier name -> fields its tasks must have, for the parts of a rewards block that are verifiers."""
+    known = verifiers.available(dirs)
+    names = {(part or {}).get("verifier") or name for name, part in block.items()}
+    return {name: verifiers.load(name, dirs).required_fields for name in sorted(names & known.keys())}

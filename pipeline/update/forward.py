@@ -1,0 +1,120 @@
+"""Rows of token ids -> log-probs of their completions, in micro-batches cut by tokens.
+
+Axes: B rows, L tokens of prompt and completion, T completion tokens, H hidden size. Rows are right-padded, so that
+positions are counted from the left and padding is never seen; each micro-batch is as long as its own longest row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models import backbone, batches_by_tokens, pad_right
+from pipeline.update.logprobs import chunked_token_logprobs, token_logprobs
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One completion to train on. mask: True on tokens the policy sampled."""
+
+    prompt_ids: tuple[int, ...]
+    ids: tuple[int, ...]
+    mask: tuple[bool, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Padded:
+    """ids_BL, attention_BL; targets_BT: completion ids; before_BT: the place whose hidden state predicts each target;
+    valid_BT: True on real completion tokens; mask_BT: True on those the policy sampled."""
+
+    ids_BL: Tensor
+    attention_BL: Tensor
+    targets_BT: Tensor
+    before_BT: Tensor
+    valid_BT: Tensor
+    mask_BT: Tensor
+
+
+def pad_rows(rows: Sequence[Row], where: torch.device) -> Padded:
+    lengths = [len(r.ids) for r in rows]
+    starts = torch.tensor([len(r.prompt_ids) - 1 for r in rows], device=where)[:, None]
+    places_T = torch.arange(max(lengths), device=where)[None]
+    valid_BT = places_T < torch.tensor(lengths, device=where)[:, None]
+    before_BT = torch.where(valid_BT, starts + places_T, 0)
+    return Padded(
+        pad_right([[*r.prompt_ids, *r.ids] for r in rows], 0, dtype=torch.long, where=where),
+        pad_right([[1] * len(r) for r in rows], 0, dtype=torch.long, where=where),
+        pad_right([r.ids for r in rows], 0, dtype=torch.long, where=where),
+        before_BT,
+        valid_BT,
+        pad_right([r.mask for r in rows], 0, dtype=torch.bool, where=where),
+    )
+
+
+def micro_batches(rows: Sequence[Row], budget: int) -> list[list[int]]:
+    """Places of rows, sorted by length and cut by tokens."""
+    return batches_by_tokens([len(r) for r in rows], budget)
+
+
+class CompletionLogprobs(nn.Module):
+    """A causal language model whose forward is (log-probs, entropies) of completions, both (B, T) float32.
+
+    A module, so that DDP and FSDP wrap the very forward that training calls. The head is applied to completion
+    positions only and in chunks: batch x length x vocabulary never exists.
+    """
+
+    def __init__(self, model: Any, *, temperature: float) -> None:
+        super().__init__()
+        self.model, self.temperature = model, temperature
+
+    def forward(self, batch: Padded) -> tuple[Tensor, Tensor]:
+        if _plain_head(self.model):
+            causal = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+            hidden_BLH = backbone(causal)(
+                input_ids=batch.ids_BL, attention_mask=batch.attention_BL, use_cache=False
+            ).last_hidden_state
+            head = causal.get_output_embeddings()
+            return chunked_token_logprobs(
+                _at(hidden_BLH, batch.before_BT), head.weight, batch.targets_BT, temperature=self.temperature,
+                bias_V=head.bias, mask_BT=batch.valid_BT,
+            )  # fmt: skip
+        logits_BLV = self.model(input_ids=batch.ids_BL, attention_mask=batch.attention_BL, use_cache=False).logits
+        logprobs_BT, entropy_BT = token_logprobs(
+            _at(logits_BLV, batch.before_BT), batch.targets_BT, temperature=self.temperature
+        )
+        return logprobs_BT.masked_fill(~batch.valid_BT, 0.0), entropy_BT.masked_fill(~batch.valid_BT, 0.0)
+
+
+def _plain_head(model: Any) -> bool:
+    """True where logits are head(hidden) and nothing more: no soft cap, no scale, no adapter on the head."""
+    config = model.config
+    special = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+    head = (model.get_base_model() if hasattr(model, "get_base_model") else model).get_output_embeddings()
+    return type(head) is nn.Linear and not any(getattr(config, name, None) for name in special)
+
+
+def _at(x_BLH: Tensor, places_BT: Tensor) -> Tensor:
+    return x_BLH.gather(1, places_BT[..., None].expand(-1, -1, x_BLH.shape[-1]))
+
+
+@torch.no_grad()
+def completion_logprobs(forward: nn.Module, rows: Sequence[Row], *, budget: int, where: torch.device) -> list[Tensor]:
+    """Per row, (its T,) log-probs in float32 on the CPU, in the order of rows; no gradient."""
+    out: list[Tensor] = [torch.empty(0)] * len(rows)
+    for places in micro_batches(rows, budget):
+        logprobs_BT, _ = forward(pad_rows([rows[i] for i in places], where))
+        for i, values in zip(places, logprobs_BT.cpu(), strict=True):
+            out[i] = values[: len(rows[i].ids)]
+    return out
+
+
+def stack(values: Sequence[Tensor | Sequence[float]], fill: float = 0.0) -> Tensor:
+    """(B, longest) float32 from rows of different lengths."""
+    return pad_right([list(map(float, v)) for v in values], fill, dtype=torch.float32, where=torch.device("cpu"))
