@@ -1,0 +1,162 @@
+# Whetstone. Every target below is `python -m pipeline|verifiers|benchmarks ...` in .venv, which is made on first use.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+VENV ?= .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/installed.json
+DEMO := configs/demo/pipeline.yaml
+
+CONFIG ?=
+RUN ?=
+SET ?=
+ARGS ?=
+FLAVOUR ?=
+
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+export DO_NOT_TRACK ?= 1
+export VLLM_NO_USAGE_STATS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+# threads that wait asleep: spinning ones made a run beside another busy process 50 times slower
+export OMP_WAIT_POLICY ?= PASSIVE
+# packages are installed uncompiled; without a cache every start would compile them again (12 s)
+unexport PYTHONDONTWRITEBYTECODE
+
+STAGES := sft feedme reward_model ppo grpo conditioned offline_q evaluate
+OF_CONFIG := $(STAGES) pipeline plan compare probe
+OF_RUN := report lineage chat serve export push
+
+# $(call needs,NAME,targets,example): one line and exit 2, before anything is installed, when NAME= was not given
+needs = $(foreach goal,$(filter $(2),$(MAKECMDGOALS)),\
+  $(if $(strip $($(1))),,$(error make $(goal) needs $(1)=...; for example: make $(goal) $(3))))
+$(call needs,CONFIG,$(OF_CONFIG),CONFIG=$(DEMO))
+$(call needs,RUN,$(OF_RUN) diff,RUN=runs/demo)
+$(call needs,OTHER,diff,RUN=$(RUN) OTHER=runs/demo2)
+$(call needs,NAME,recipe,NAME=davinci-002)
+$(call needs,NAME,verifier,NAME=my_task)
+
+##@ Start here
+
+demo: $(STAMP) ## run the whole chain on a tiny embedded model; writes runs/demo/ and its report
+	HF_HUB_OFFLINE=1 $(PY) -m pipeline run $(DEMO) $(SET)
+
+test: $(STAMP) ## run all tests; ARGS="-k name" chooses
+	HF_HUB_OFFLINE=1 $(PY) -m pytest -q --durations=15 $(ARGS)
+
+check: $(STAMP) ## format, lint, types and the fast tests
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	HF_HUB_OFFLINE=1 $(PY) -m pytest -q -m "not slow and not stages and not gpu" $(ARGS)
+
+help: ## this list
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^##@/ { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z_-]+( [a-z_-]+)*:.*## / { n = split($$1, names, " "); for (i = 1; i <= n; i++) \
+	    printf "  make %-16s %s\n", names[i], $$2 }' $(firstword $(MAKEFILE_LIST))
+	@printf '\n'; printf '%s\n' \
+	  'CONFIG=file.yaml names the pipeline, SET="a.b=c d=e" changes keys of it, RUN=runs/NAME names what a run left.' \
+	  'Each target prints the error of its command. Exit codes: python -m pipeline ends with 0 done, 2 your mistake,' \
+	  '3 stopped by an alarm of the run; make shows it as "Error N" and itself ends with 2 for any of them.'
+
+##@ One stage: make sft CONFIG=configs/demo/pipeline.yaml SET="sft.steps=100"
+
+sft: ## supervised fine-tuning on demonstrations
+feedme: ## fine-tune on the best of the model's own samples, round after round
+reward_model: ## train a reward model on preference pairs
+ppo: ## policy optimisation with a critic
+grpo: ## policy optimisation against the group's mean
+conditioned: ## train on every sample under a label of its reward, ask for the best
+offline_q: ## learn values from logged samples
+evaluate: ## score a model on the held-out prompts
+$(STAGES): $(STAMP)
+	$(PY) -m pipeline $@ $(CONFIG) $(SET)
+
+##@ Pipelines
+
+pipeline: $(STAMP) ## all stages of CONFIG in their order; what is done and unchanged is skipped
+	$(PY) -m pipeline run $(CONFIG) $(SET)
+
+plan: ## what CONFIG would run, what it would cost, and every mistake in it; starts nothing
+compare: ## the methods of CONFIG at one sampling budget, seeds and controls included
+probe: ## what a condition label does inside the model of CONFIG
+plan compare probe: $(STAMP)
+	$(PY) -m pipeline $@ $(CONFIG) $(SET)
+
+recipe: $(STAMP) ## a historical pipeline on the demo task: NAME=davinci-002
+	$(PY) -m pipeline $@ $(NAME) $(SET)
+
+##@ What a run left: make report RUN=runs/demo
+
+report: ## write RUN's HTML report
+lineage: ## draw RUN's tree from base model to final
+chat: ## talk to the model of RUN
+serve: ## serve the model of RUN through vLLM's OpenAI-compatible server
+export: ## merge adapters, write the model and its card
+push: ## upload the exported model of RUN; SET="repo=me/model"
+$(OF_RUN): $(STAMP)
+	$(PY) -m pipeline $@ $(RUN) $(SET)
+
+diff: $(STAMP) ## what differs between RUN and OTHER in config, data, versions and metrics
+	$(PY) -m pipeline $@ $(RUN) $(OTHER)
+
+##@ Verifiers
+
+verifier: $(STAMP) ## start a new verifier: NAME=my_task
+	$(PY) -m verifiers new $(NAME)
+
+check-verifiers: $(STAMP) ## hold every verifier against its examples and the hostile set
+	$(PY) -m verifiers check $(NAME)
+
+##@ Measure
+
+bench: $(STAMP) ## side-by-side measurements against stock TRL and bare vLLM; NAME=step for one
+	$(PY) -m benchmarks $(NAME) $(ARGS)
+
+gpu-check: $(STAMP) ## every stage for a few steps in bf16, on a machine with a GPU
+	$(PY) -m pipeline $@ $(SET)
+
+chaos: $(STAMP) ## kill every stage at seeded instants, resume, compare the hashes
+	HF_HUB_OFFLINE=1 $(PY) -m pipeline $@ $(or $(CONFIG),$(DEMO)) $(SET)
+
+##@ The project
+
+install: ## make .venv and install; FLAVOUR=cpu, cuda or core instead of what the machine suggests
+	@$(MAKE) $(PY)
+	@$(PY) requirements/install.py --again $(addprefix --flavour=,$(FLAVOUR))
+
+doctor: $(STAMP) ## what is installed, what is missing, what is off, one line each
+	@$(PY) -m pipeline.doctor
+
+fmt: $(STAMP) ## format and sort imports
+	$(VENV)/bin/ruff check --fix-only --select I .
+	$(VENV)/bin/ruff format .
+
+lint: $(STAMP) ## ruff
+	$(VENV)/bin/ruff check .
+
+types: $(STAMP) ## mypy
+	$(VENV)/bin/mypy
+
+lock: $(PY) ## remake requirements/*.txt; UPGRADE=1 takes newer versions
+	$(PY) requirements/make_locks.py $(if $(UPGRADE),--upgrade)
+
+clean: ## remove caches and build leftovers; runs/ and .venv stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+$(PY):
+	@for python in $(PYTHON) python3.11 python3.12 python3.13 python3; do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then echo "no Python 3.11 or later found; install one, or name it: make PYTHON=/path/to/python"; exit 2; fi; \
+	if ! $$found -m venv $(VENV) >/dev/null 2>&1; then rm -rf $(VENV); \
+	  echo "$$found cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv"; exit 2; fi
+
+$(STAMP): $(wildcard requirements/*.txt) requirements/install.py pyproject.toml | $(PY)
+	@$(PY) requirements/install.py $(addprefix --flavour=,$(FLAVOUR))
+
+.PHONY: demo test check help $(OF_CONFIG) $(OF_RUN) recipe diff \
+  verifier check-verifiers bench gpu-check chaos install doctor fmt lint types lock clean

