@@ -1,0 +1,30 @@
+"""Set before any test module imports torch or a Hub library: no network, no telemetry, one thread."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # an unreachable Hub costs most of a minute for each look-up
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# the tensors of the tests are small: a second thread costs more than it gives, and results stay the same everywhere
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+
+
+def cuda_is_missing() -> bool:
+    import torch
+
+    return not torch.cuda.is_available()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none; torch is imported only when such a test was collected."""
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if on_gpu and cuda_is_missing():
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
