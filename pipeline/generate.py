@@ -162,6 +162,8 @@ def _prepare_vllm_environment() -> None:
     if not torch.cuda.is_available():
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        # vLLM compiles the ranks of its log-probs: 8 s on first use, and an error where there is no C++ compiler
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
 class TransformersGenerator:
