@@ -68,7 +68,7 @@ SETTINGS = {
         kl="unbiased",
     ),
     "two_sided": Setting(
-        {"loss_type": "grpo", **TRL_BOUNDS, "delta": 1.4}, "clipped", "sequence_mean", {**BOUNDS, "ratio_max": 1.4}
+        {"loss_type": "grpo", **TRL_BOUNDS, "delta": 1.3}, "clipped", "sequence_mean", {**BOUNDS, "ratio_max": 1.3}
     ),
     "dr_grpo": Setting({"loss_type": "dr_grpo", **TRL_BOUNDS}, "clipped", "constant_length"),
     "dapo": Setting({"loss_type": "dapo", **TRL_BOUNDS}, "clipped", "token_mean"),
@@ -272,7 +272,9 @@ def test_the_batch_has_tokens_beyond_both_bounds_so_that_equal_losses_mean_somet
     low_BT, high_BT = clipped_tokens(
         logprobs_BT, inputs["old_per_token_logps"], inputs["advantages"][:, None], mask_BT, **BOUNDS
     )
+    beyond_BT = (logprobs_BT - inputs["old_per_token_logps"]).exp() > 1.3
     assert int(low_BT.sum()) >= 2 and int(high_BT.sum()) >= 2
+    assert bool((beyond_BT & (inputs["advantages"] < 0)[:, None] & mask_BT).any())  # for the two-sided clip
 
 
 def test_detail_1_log_probs_equal_those_trl_trains_on(
