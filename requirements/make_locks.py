@@ -55,6 +55,7 @@ def compile_lock(uv: Path, name: str, torch_pin: Path, *, upgrade: bool, held_to
         lock.write_text(held_to.read_text())
     subprocess.run(command, cwd=ROOT, check=True)
     text = marked_for_x86(lock.read_text()).removeprefix(HEADER)
+    text = re.sub(r"--override \S+", "requirements/torch-cpu.txt", text)  # not the throwaway file's name
     lock.write_text(HEADER + text + (LATER_PYTHONS if name == "cpu" else ""))
     print(f"{lock.relative_to(ROOT)}: {len(re.findall(r'^[a-z0-9].*==', text, flags=re.MULTILINE))} packages")
 
