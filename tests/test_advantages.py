@@ -87,7 +87,9 @@ def test_detail_32_grpo_std_has_ddof_1_and_eps_1e_4() -> None:
 @pytest.mark.parametrize("reward", [0.0, 1.0, 0.1, -1 / 3, 1e6 + 0.1])
 @pytest.mark.parametrize("estimate", [lambda r: group_advantages(r, scale=True), leave_one_out, global_baseline])
 def test_detail_32_equal_rewards_give_exactly_zero(estimate: Callable[[Tensor], Tensor], reward: float) -> None:
-    assert estimate(torch.full((2, 7), reward)).tolist() == [[0.0] * 7] * 2
+    # in float64 the mean of seven 0.1 is not 0.1
+    for dtype in (torch.float32, torch.float64):
+        assert estimate(torch.full((2, 7), reward, dtype=dtype)).tolist() == [[0.0] * 7] * 2
 
 
 def test_dr_grpo_only_subtracts_the_mean() -> None:
@@ -348,6 +350,14 @@ def test_step_advantages_add_up_to_score_minus_first_value() -> None:
     steps_BT, mask_BT = torch.arange(5).expand(3, 5), torch.ones(3, 5).bool()
     advantages_BT = step_values_to_advantages(values_BK, scores_B, steps_BT, mask_BT)
     torch.testing.assert_close(advantages_BT.sum(1), scores_B - values_BK[:, 0])
+
+
+def test_step_advantage_discounts_the_next_steps_value_but_not_the_score() -> None:
+    steps_BT, mask_BT = torch.tensor([[0, 1]]), torch.ones(1, 2).bool()
+    advantages_BT = step_values_to_advantages(
+        torch.tensor([[0.25, 0.5]]), torch.tensor([1.0]), steps_BT, mask_BT, gamma=0.5
+    )
+    assert advantages_BT.tolist() == [[0.0, 0.5]]
 
 
 def test_value_beyond_a_rows_last_step_is_not_read() -> None:
