@@ -115,6 +115,7 @@ def completion_logprobs(forward: nn.Module, rows: Sequence[Row], *, budget: int,
     return out
 
 
-def stack(values: Sequence[Tensor | Sequence[float]], fill: float = 0.0) -> Tensor:
-    """(B, longest) float32 from rows of different lengths."""
-    return pad_right([list(map(float, v)) for v in values], fill, dtype=torch.float32, where=torch.device("cpu"))
+def stack(values: Sequence[Tensor | Sequence[float]]) -> Tensor:
+    """(B, longest) float32, zeros after each row's end."""
+    rows = [torch.as_tensor(v, dtype=torch.float32) for v in values]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True)

@@ -86,7 +86,7 @@ class _FromLogits(torch.autograd.Function):
         for rows in _slices(len(ids_N), ctx.chunk):
             scaled_CV = _scaled(logits_NV[rows], ctx.temperature)
             grad_CV = _grad_scaled(scaled_CV, ids_N[rows], entropy_N[rows], normaliser_N[rows], *_rows(grads, rows))
-            grad_NV[rows] = grad_CV / ctx.temperature
+            grad_NV[rows] = grad_CV.div_(ctx.temperature)
         return grad_NV, None, None, None
 
 
@@ -129,7 +129,7 @@ class _FromHidden(torch.autograd.Function):
             for rows in _slices(len(ids_N), ctx.chunk):
                 scaled_CV = _scaled(_logits(hidden_NH[rows], head_VH, head_V), ctx.temperature)
                 wide_CV = _grad_scaled(scaled_CV, ids_N[rows], entropy_N[rows], normaliser_N[rows], *_rows(grads, rows))
-                wide_CV = wide_CV / ctx.temperature
+                wide_CV.div_(ctx.temperature)
                 grad_CV = wide_CV.to(head_VH.dtype)
                 if grad_NH is not None:
                     grad_NH[rows] = grad_CV @ head_VH
@@ -143,12 +143,11 @@ class _FromHidden(torch.autograd.Function):
 
 
 def _measure(scaled_CV: Tensor, ids_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-prob at ids, entropy, and log-sum-exp of one chunk."""
+    """Log-prob at ids, entropy, and log-sum-exp of one chunk. Overwrites scaled_CV."""
     normaliser_C = scaled_CV.logsumexp(1)
     logprobs_C = scaled_CV.gather(1, ids_C[:, None])[:, 0] - normaliser_C
-    logprobs_CV = scaled_CV - normaliser_C[:, None]
-    probabilities_CV = logprobs_CV.exp()
-    entropy_C = -probabilities_CV.mul_(logprobs_CV.clamp_(min=IMPOSSIBLE)).sum(1)
+    logprobs_CV = scaled_CV.sub_(normaliser_C[:, None])
+    entropy_C = -torch.linalg.vecdot(logprobs_CV.exp(), logprobs_CV.clamp_(min=IMPOSSIBLE))
     return logprobs_C, entropy_C, normaliser_C
 
 
@@ -160,16 +159,17 @@ def _grad_scaled(
     grad_logprobs_C: Tensor | None,
     grad_entropy_C: Tensor | None,
 ) -> Tensor:
-    """d/dz of g·logprob + e·H: g·(onehot - p) - e·p·(log p + H)."""
-    logprobs_CV = scaled_CV - normaliser_C[:, None]
-    probabilities_CV = logprobs_CV.exp()
-    weight_CV = torch.zeros_like(probabilities_CV)
-    if grad_entropy_C is not None:
-        finite_CV = logprobs_CV.clamp_(min=IMPOSSIBLE)
-        weight_CV -= grad_entropy_C[:, None] * (finite_CV + entropy_C[:, None])
-    if grad_logprobs_C is not None:
-        weight_CV -= grad_logprobs_C[:, None]
-    grad_CV = weight_CV.mul_(probabilities_CV)
+    """d/dz of g·logprob + e·H: g·(onehot - p) - e·p·(log p + H). Overwrites scaled_CV."""
+    logprobs_CV = scaled_CV.sub_(normaliser_C[:, None])
+    if grad_entropy_C is None and grad_logprobs_C is None:
+        return torch.zeros_like(scaled_CV)
+    if grad_entropy_C is None:
+        grad_CV = logprobs_CV.exp_().mul_(-grad_logprobs_C[:, None])  # type: ignore[index]
+    else:
+        probabilities_CV = logprobs_CV.exp()
+        rest_C = grad_entropy_C * entropy_C + (0.0 if grad_logprobs_C is None else grad_logprobs_C)
+        grad_CV = logprobs_CV.clamp_(min=IMPOSSIBLE).mul_(-grad_entropy_C[:, None]).sub_(rest_C[:, None])
+        grad_CV.mul_(probabilities_CV)
     if grad_logprobs_C is not None:
         grad_CV.scatter_add_(1, ids_C[:, None], grad_logprobs_C[:, None].to(grad_CV.dtype))
     return grad_CV
@@ -185,6 +185,7 @@ def _logits(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tens
 
 
 def _scaled(logits_CV: Tensor, temperature: float) -> Tensor:
+    """A new tensor in at least float32, never the logits themselves: what follows writes into it."""
     return logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)) / temperature
 
 

@@ -1,0 +1,103 @@
+"""python -m pipeline COMMAND CONFIG [key=value ...]
+
+Exit codes: 0 done; 2 the user's mistake, one line each; 3 a run stopped by one of its own alarms; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+STAGES = ("sft", "feedme", "reward_model", "ppo", "grpo", "conditioned", "evaluate", "base")
+COMMANDS = {
+    "run": "all stages the YAML names; what is complete and unchanged is skipped",
+    **{stage: f"the stage {stage}" for stage in STAGES},
+    "report": "HTML report of a run: python -m pipeline report RUN_DIR",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    lines = "\n".join(f"  {name:14} {text}" for name, text in COMMANDS.items())
+    made = argparse.ArgumentParser(
+        "python -m pipeline",
+        description="Post-train small language models with RL, a stage or the whole chain at once.",
+        epilog=f"commands:\n{lines}\n\nA stage with a name of its own in the YAML is run by that name.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    made.add_argument("command")
+    made.add_argument("config", help="a YAML, as configs/demo/pipeline.yaml; a run's directory for report")
+    made.add_argument("overrides", nargs="*", metavar="key=value", help="as seed=2 grpo.steps=10")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    try:
+        return dispatch(arguments.command, arguments.config, arguments.overrides)
+    except KeyboardInterrupt:
+        print("\ninterrupted; run the same command again to go on from the last checkpoint", file=sys.stderr)
+        return 130
+    except ValueError as exc:
+        if not is_users(exc):
+            raise
+        print("\n".join(getattr(exc, "mistakes", [str(exc)])), file=sys.stderr)
+        return 2
+    except RuntimeError as exc:
+        if type(exc).__name__ != "Alarm":
+            raise
+        print(f"stopped by an alarm: {exc}", file=sys.stderr)
+        return 3
+
+
+def is_users(exc: ValueError) -> bool:
+    """A mistake told in one line, ours by type; a ValueError of a library is our bug and keeps its traceback."""
+    return hasattr(exc, "mistakes") or type(exc).__name__ == "LineageError"
+
+
+def dispatch(command: str, config: str, overrides: Sequence[str]) -> int:
+    from pipeline.config import STAGE_KINDS, ConfigError, load, nearest
+
+    if command == "report":
+        from pipeline.report import write_report
+
+        print(write_report(config))
+        return 0
+    cfg = load(config, overrides)
+    if command not in COMMANDS and command not in cfg.blocks:
+        raise ConfigError([f"no command {command!r}{nearest(command, [*COMMANDS, *cfg.blocks])}"])
+    if command in STAGE_KINDS and command not in cfg.blocks:
+        raise ConfigError([f"{config}: no block for stage {command!r}{nearest(command, cfg.blocks)}"])
+    prepare_process(cfg.threads)
+    from pipeline import stages
+    from pipeline.runs import locked
+
+    with locked(cfg.run_dir):
+        if command == "run":
+            stages.run_all(cfg)
+        else:
+            stages.run_stage(cfg, command)
+    return 0
+
+
+def prepare_process(threads: int | None) -> None:
+    """Settings that must stand before torch is imported."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if threads:
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,19 @@
+"""base: the model everything starts from. A tiny one is made here; another is named, checked and judged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline import models
+from pipeline.stages.context import Context
+
+
+def run(ctx: Context) -> dict[str, Any]:
+    cfg = ctx.cfg
+    if cfg.model.tiny is not None:
+        models.make_tiny(cfg.model.tiny, ctx.dir.model_dir, seed=cfg.seed)
+    else:
+        ctx.policy_path = ctx.model_path("model", "model.path")
+        models.save(models.load_policy(ctx.policy_path, cfg.model), ctx.tokenizer, ctx.dir.model_dir)
+    ctx.policy_path = str(ctx.dir.model_dir)
+    return ctx.evaluate(ctx.generator()).figures

@@ -1,0 +1,154 @@
+"""reward_model: learn to tell better from worse, with TRL's RewardTrainer, on pairs of scored samples.
+
+Pairs are of one prompt, of different reward, both with their end token. Corrupted negatives (cut, changed, prolonged)
+teach what sampled pairs never show; without them a policy finds the holes in seconds (a reward of length about 1).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline import console, models, prompts
+from pipeline.config import ConfigError
+from pipeline.records import Scored, groups
+from pipeline.score import score
+from pipeline.seeds import cycle_indices
+from pipeline.stages.context import Context
+from pipeline.stages.trainer import train_with
+from pipeline.stats import mean
+
+Ids = tuple[int, ...]
+Pair = tuple[Ids, Ids, Ids]  # prompt, chosen, rejected
+
+
+def run(ctx: Context) -> dict[str, Any]:
+    from trl import RewardConfig, RewardTrainer
+
+    block = ctx.block
+    if block.data is not None:
+        train_pairs, heldout_pairs, reference = pairs_from_rows(ctx)
+    else:
+        train_pairs, heldout_pairs, reference = pairs_from_samples(ctx)
+    if not train_pairs:
+        raise ConfigError([f"{ctx.cfg.path}: {ctx.name}: no preference pair: all samples of each prompt earned the same"])
+    console.say(f"{ctx.name}: {len(train_pairs)} training pairs, {len(heldout_pairs)} held out")
+    from datasets import Dataset
+
+    data = Dataset.from_dict({"chosen_ids": [[*p, *c] for p, c, _ in train_pairs],
+                              "rejected_ids": [[*p, *r] for p, _, r in train_pairs]})  # fmt: skip
+    start = ctx.model_path(block.init, f"{ctx.name}.init") if block.init else ctx.policy_path
+    model = models.load_reward_model(start, ctx.cfg.model).train()
+    reset_head(model, ctx.seed("head"))
+    distinct_pad(ctx.tokenizer)
+    figures = train_with(ctx, RewardTrainer, RewardConfig, model, {"train_dataset": data}, block.trainer,
+                         place=ctx.dir.model_dir, key=("reward",), resumable=True)  # fmt: skip
+    model = models.load_reward_model(str(ctx.dir.model_dir), ctx.cfg.model)
+    calibrate(model, reference)
+    models.save(model, ctx.tokenizer, ctx.dir.model_dir)
+    return {**figures, "pairs": len(train_pairs), "heldout_pairs": len(heldout_pairs),
+            "heldout_pair_accuracy": pair_accuracy(model, heldout_pairs),
+            "calibration": model.config.reward_calibration}  # fmt: skip
+
+
+def pairs_from_samples(ctx: Context) -> tuple[list[Pair], list[Pair], list[list[int]]]:
+    """Training pairs, held-out pairs (sampled ones only), and sequences to set the reward's offset on."""
+    block, generator = ctx.block, ctx.generator()
+    places = cycle_indices(len(ctx.train_prompts), 0, block.prompts, ctx.cfg.seed, ctx.name, "order")
+    scored = score(ctx.scorer, ctx.sample(generator, [ctx.train_prompts[i] for i in places], block.samples, "pairs"))
+    ctx.record(scored)
+    rng = random.Random(ctx.seed("pairs"))
+    sampled = preference_pairs(scored, per_prompt=block.pairs_per_prompt, rng=rng)
+    vocabulary = sorted({token for s in scored for token in s.rollout.ids} - ctx.ends)
+    broken = corrupted_pairs(scored, count=int(len(sampled) * block.corrupted), vocabulary=vocabulary, rng=rng)
+    judged = score(ctx.scorer, ctx.sample(generator, ctx.heldout_prompts[: block.heldout_prompts], block.samples, "judge"))
+    heldout = preference_pairs(judged, per_prompt=block.pairs_per_prompt, rng=rng)
+    return sampled + broken, heldout, [[*s.rollout.prompt.ids, *s.rollout.ids] for s in scored[:2048]]
+
+
+def pairs_from_rows(ctx: Context) -> tuple[list[Pair], list[Pair], list[list[int]]]:
+    """Pairs of a preference data set in TRL's format: prompt, chosen, rejected."""
+    source = ctx.block.data
+    split = ctx.rows_of(source, f"{ctx.name}.data")
+    out = []
+    for rows in (split.train, split.heldout):
+        pairs = []
+        for number, row in enumerate(rows, 1):
+            prompt = prompts.render_ids(row, source, ctx.tokenizer, number=number)
+            sides = []
+            for column in ("chosen", "rejected"):
+                if column not in row:
+                    raise ConfigError([f"{ctx.cfg.path}: {ctx.name}.data: row {number} has no column {column!r}"])
+                one = {**row, source.completion: row[column]}
+                sides.append(prompts.completion_ids(one, source, ctx.tokenizer, prompt, ends=ctx.ends, number=number))
+            pairs.append((tuple(prompt), tuple(sides[0]), tuple(sides[1])))
+        out.append(pairs)
+    return out[0], out[1], [[*p, *c] for p, c, _ in out[0][:2048]]
+
+
+def preference_pairs(scored: Sequence[Scored], *, per_prompt: int, rng: random.Random) -> list[Pair]:
+    """Up to per_prompt pairs of each prompt whose rewards differ, the widest gaps first; ties broken by rng."""
+    out: list[Pair] = []
+    for group in groups(scored):
+        usable = {s.rollout.ids: s for s in group if s.scorable}  # one of equal completions
+        ranked = sorted(usable.values(), key=lambda s: -s.reward)
+        found = [(a, b) for i, a in enumerate(ranked) for b in ranked[i + 1 :] if a.reward > b.reward]
+        rng.shuffle(found)
+        found.sort(key=lambda pair: pair[1].reward - pair[0].reward)
+        out += [(a.rollout.prompt.ids, a.rollout.ids, b.rollout.ids) for a, b in found[:per_prompt]]
+    return out
+
+
+def corrupted_pairs(scored: Sequence[Scored], *, count: int, vocabulary: Sequence[int], rng: random.Random) -> list[Pair]:
+    """Good samples against themselves with a token cut, changed or added; never equal to a sample that did as well."""
+    best = [s for s in scored if s.scorable and s.status == "pass" and s.rollout.finished and len(s.rollout.ids) > 2]
+    good = {(s.rollout.prompt.ids, s.rollout.ids) for s in best}
+    out: list[Pair] = []
+    for _ in range(count * 4):
+        if len(out) >= count or not best:
+            break
+        rollout = rng.choice(best).rollout
+        *body, end = rollout.ids
+        place, how = rng.randrange(len(body)), rng.choice(("truncate", "replace", "append"))
+        if how == "truncate":
+            body = body[:place]
+        elif how == "replace":
+            body[place] = rng.choice(vocabulary)
+        else:
+            body += rng.choices(vocabulary, k=rng.randint(1, 3))
+        broken = (*body, end)
+        if (rollout.prompt.ids, broken) not in good:
+            out.append((rollout.prompt.ids, rollout.ids, broken))
+    return out
+
+
+def reset_head(model: Any, seed: int) -> None:
+    """A head drawn from our seed: loading draws one from a global state."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.normal(0.0, model.config.hidden_size**-0.5, model.score.weight.shape, generator=generator)
+    model.score.weight.data.copy_(weight)
+
+
+def distinct_pad(tokenizer: Any) -> None:
+    """A pad token that is not EOS: the library finds a sequence's end as its last token that is not padding."""
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        other = next(i for i in range(len(tokenizer)) if i != tokenizer.eos_token_id)
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(other)
+
+
+def calibrate(model: Any, sequences: Sequence[Sequence[int]]) -> None:
+    """Offset and scale such that the reference samples have mean 0 and std 1: a constant added to the model's output
+    then changes nothing downstream."""
+    raw = models.reward_scores(model, sequences)
+    centre = mean(raw)
+    model.config.reward_calibration = {"mean": centre, "std": mean([(x - centre) ** 2 for x in raw]) ** 0.5}
+
+
+def pair_accuracy(model: Any, pairs: Sequence[Pair]) -> float:
+    """Share of pairs in which the chosen one scores higher; NaN of none."""
+    chosen = models.reward_scores(model, [[*p, *c] for p, c, _ in pairs])
+    rejected = models.reward_scores(model, [[*p, *r] for p, _, r in pairs])
+    return mean([float(a > b) for a, b in zip(chosen, rejected, strict=True)])
