@@ -58,7 +58,8 @@ def is_users(exc: ValueError) -> bool:
 
 
 def dispatch(command: str, config: str, overrides: Sequence[str]) -> int:
-    from pipeline.config import STAGE_KINDS, ConfigError, load, nearest
+    from pipeline.config import ConfigError, load, nearest
+    from pipeline.schema import STAGE_KINDS
 
     if command == "report":
         from pipeline.report import write_report

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pipeline.config import Alarms
+from pipeline.schema import Alarms
 
 
 class Alarm(RuntimeError):
@@ -34,7 +34,9 @@ def check_mismatch(mean_abs: float, limit: float, step: int) -> None:
 def check_reference(kl: float, tolerance: float) -> None:
     """Promise 3: reference = policy at step 0."""
     if not abs(kl) <= tolerance:
-        raise Alarm(f"step 0: KL of policy to reference is {kl:.3g}, not 0: the reference is another model than the start")
+        raise Alarm(
+            f"step 0: KL of policy to reference is {kl:.3g}, not 0: the reference is another model than the start"
+        )
 
 
 def check_checkers(broken_share: float, limit: float, step: int, detail: str) -> None:

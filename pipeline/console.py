@@ -17,7 +17,11 @@ def say(text: str) -> None:
 
 def clock(seconds: float) -> str:
     whole = max(int(seconds), 0)
-    return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}" if whole >= 3600 else f"{whole // 60}:{whole % 60:02d}"
+    return (
+        f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
+        if whole >= 3600
+        else f"{whole // 60}:{whole % 60:02d}"
+    )
 
 
 def number(value: Any) -> str:
@@ -44,7 +48,9 @@ class Progress:
         self.told = now
         left = (now - self.started) / max(done - self.first, 1) * (self.total - done)
         shown = "  ".join(f"{k} {number(v)}" for k, v in figures.items())
-        line = f"{self.name} {done}/{self.total}  {shown}  " + (f"took {clock(now - self.started)}" if last else f"{clock(left)} left")
+        line = f"{self.name} {done}/{self.total}  {shown}  " + (
+            f"took {clock(now - self.started)}" if last else f"{clock(left)} left"
+        )
         print(("\r\x1b[K" if live else "") + line, end="" if live and not last else "\n", flush=True)
 
 
@@ -63,7 +69,9 @@ def show_samples(scored: Sequence[Scored], *, count: int = 3) -> None:
         s = usable[place]
         parts = " ".join(f"{k}={number(v)}" for k, v in s.parts.items())
         end = "" if s.rollout.finished else " [cut]"
-        say(f"  {visible(s.rollout.prompt.text, 40)} → {visible(s.rollout.text)}{end}  reward {number(s.reward)} ({parts}) {s.detail}")
+        say(
+            f"  {visible(s.rollout.prompt.text, 40)} → {visible(s.rollout.text)}{end}  reward {number(s.reward)} ({parts}) {s.detail}"
+        )
 
 
 def show_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:

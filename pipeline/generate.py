@@ -18,9 +18,10 @@ from typing import Any, Protocol
 
 import torch
 
-from pipeline.config import ConfigError, Generate, Model, Sampling
+from pipeline.config import ConfigError
 from pipeline.models import architecture_key, batches_by_tokens, load_policy, pad_right
 from pipeline.records import Prompt, Rollout
+from pipeline.schema import Generate, Model, Sampling
 from pipeline.seeds import derive
 
 CANARY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.config import ConfigError, Model, Tiny
+from pipeline.config import ConfigError
+from pipeline.schema import Model, Tiny
 from pipeline.seeds import seed_everything
 
 SPECIAL = ("<pad>", "<bos>", "<eos>")
@@ -59,7 +60,9 @@ def check_model_dir(path: str, key: str) -> None:
         raise ConfigError([f"{key}: {path} does not exist"])
     if not (place / "config.json").is_file() and not (place / "adapter_config.json").is_file():
         raise ConfigError([f"{key}: {path} has no config.json; it is not a saved model"])
-    if not any((place / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")):
+    if not any(
+        (place / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+    ):
         raise ConfigError([f"{key}: {path} has no tokenizer; save it beside the model with save_pretrained"])
 
 

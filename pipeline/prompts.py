@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import verifiers
-from pipeline.config import ConfigError, Prompts, nearest
+from pipeline.config import ConfigError, nearest
 from pipeline.records import Prompt
+from pipeline.schema import Prompts
 from pipeline.seeds import derive
 
 Row = dict[str, Any]
@@ -34,7 +35,9 @@ def load_rows(source: Prompts, *, seed: int, where: str = "prompts", dirs: Seque
     elif source.path:
         rows = _read(source.path, source.split, source.name, where)
     else:
-        raise ConfigError([f"{where}: give path (JSONL, Parquet or Hub id) or procedural (a verifier that makes tasks)"])
+        raise ConfigError(
+            [f"{where}: give path (JSONL, Parquet or Hub id) or procedural (a verifier that makes tasks)"]
+        )
     rows = rows[: source.rows] if source.rows else rows
     if not rows:
         raise ConfigError([f"{where}: {source.path or source.procedural} has no rows"])
@@ -98,7 +101,9 @@ def _read_hub(path: str, split: str, name: str | None, where: str) -> list[Row]:
         return list(datasets.load_dataset(path, name, split=split))
     except Exception as exc:  # the Hub, the network and data sets' own code fail in many ways
         reason = " ".join(str(exc).split())[:200]
-        raise ConfigError([f"{where}.path: {path!r} is no local file and could not be read from the Hub: {reason}"]) from exc
+        raise ConfigError(
+            [f"{where}.path: {path!r} is no local file and could not be read from the Hub: {reason}"]
+        ) from exc
 
 
 def prompt_text(row: Mapping[str, Any], source: Prompts, *, number: int = 0, where: str = "prompts") -> str:
@@ -152,14 +157,18 @@ def task_of(row: Mapping[str, Any], source: Prompts, *, number: int = 0) -> dict
     if source.task is not None:
         for task_field, column in source.task.items():
             if column not in row:
-                raise ConfigError([f"prompts.task.{task_field}: row {number} has no column {column!r}{nearest(column, row)}"])
+                raise ConfigError(
+                    [f"prompts.task.{task_field}: row {number} has no column {column!r}{nearest(column, row)}"]
+                )
         return {task_field: row[column] for task_field, column in source.task.items()}
     if isinstance(row.get("task"), Mapping):
         return dict(row["task"])
     return {k: v for k, v in row.items() if k not in ("messages", source.completion)}
 
 
-def render_ids(row: Mapping[str, Any], source: Prompts, tokenizer: Any, *, label: str = "", number: int = 0) -> list[int]:
+def render_ids(
+    row: Mapping[str, Any], source: Prompts, tokenizer: Any, *, label: str = "", number: int = 0
+) -> list[int]:
     """Prompt token ids: plain text as it is, messages through the chat template. One BOS, no EOS.
 
     label: plain text put in front of what the user says (condition tokens).

@@ -98,7 +98,9 @@ def parse(specs: Sequence[str | Mapping[str, Any]]) -> list[Filter]:
             raise ValueError(f"no filter {spec!r}; have: {', '.join(FILTERS)}")
         function, parameter = FILTERS[name]
         if (parameter is None) != (value is None):
-            raise ValueError(f"filter {name!r} " + ("takes no value" if parameter is None else f"needs its {parameter}"))
+            raise ValueError(
+                f"filter {name!r} " + ("takes no value" if parameter is None else f"needs its {parameter}")
+            )
         out.append(_bind(function, {} if parameter is None else {parameter: value}))
     return out
 

@@ -33,13 +33,22 @@ def run(ctx: Context) -> dict[str, Any]:
     console.say(f"{ctx.name}: {len(pool)} samples in bins " + " ".join(str(c) for c in bin_counts(pool, edges)))
     train(ctx, ctx.policy_path, labelled(ctx, pool, edges, labels), ctx.dir.model_dir, block.trainer, key=("labels",))
     for number in range(block.online_rounds):
-        pool += sampled_pool(ctx, str(ctx.dir.model_dir), asked_for(ctx, ctx.train_prompts, labels[-1]), "online", number)
+        pool += sampled_pool(
+            ctx, str(ctx.dir.model_dir), asked_for(ctx, ctx.train_prompts, labels[-1]), "online", number
+        )
         examples = labelled(ctx, pool, edges, labels, number + 1)
         train(ctx, str(ctx.dir.model_dir), examples, ctx.dir.model_dir, block.trainer, key=("online", number))
     metrics = judge(ctx, str(ctx.dir.model_dir), edges, labels)
     if block.shuffled_control:
         place = ctx.dir.place / "control"
-        train(ctx, ctx.policy_path, labelled(ctx, pool, edges, labels, shuffle=True), place, block.trainer, key=("shuffled",))
+        train(
+            ctx,
+            ctx.policy_path,
+            labelled(ctx, pool, edges, labels, shuffle=True),
+            place,
+            block.trainer,
+            key=("shuffled",),
+        )
         control = judge(ctx, str(place), edges, labels, "shuffled")
         metrics |= {"shuffled_spearman": control["spearman_of_bin_means"], "shuffled_curve": control["control_curve"],
                     "shuffled_overall": control["overall_reward"]}  # fmt: skip
@@ -101,7 +110,13 @@ def bin_counts(pool: Sequence[Scored], edges: Sequence[float]) -> list[int]:
 
 
 def labelled(
-    ctx: Context, pool: Sequence[Scored], edges: Sequence[float], labels: Sequence[str], number: int = 0, *, shuffle: bool = False
+    ctx: Context,
+    pool: Sequence[Scored],
+    edges: Sequence[float],
+    labels: Sequence[str],
+    number: int = 0,
+    *,
+    shuffle: bool = False,
 ) -> list[Example]:
     """Balanced over bins; some without a label; with shuffle, each under the label of another."""
     block = ctx.block

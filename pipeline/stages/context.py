@@ -151,7 +151,12 @@ class Context:
         return models.LearnedReward(place, self.cfg.model)
 
     def sample(
-        self, generator: generate.Generator, asked: Sequence[Prompt], samples: int, *key: int | str, sampling: Any = None
+        self,
+        generator: generate.Generator,
+        asked: Sequence[Prompt],
+        samples: int,
+        *key: int | str,
+        sampling: Any = None,
     ) -> list[Any]:
         """Rollouts, prompt-major, seeded by (seed, stage, key); their tokens are counted."""
         drawn = generate.rollouts(
@@ -162,7 +167,7 @@ class Context:
         self.tokens["completion"] += sum(len(r.ids) for r in drawn)
         return drawn
 
-    def evaluate(self, generator: generate.Generator, *key: int | str, asked: Sequence[Prompt] | None = None) -> "Judged":
+    def evaluate(self, generator: generate.Generator, *key: int | str, asked: Sequence[Prompt] | None = None) -> Judged:
         """A policy's figures on the held-out prompts, by the run's own rewards."""
         settings = self.cfg.evaluation
         before = dict(self.tokens)

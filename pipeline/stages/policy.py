@@ -9,8 +9,8 @@ import torch
 from accelerate import Accelerator
 
 from pipeline import console, models
-from pipeline.config import Policy
 from pipeline.records import Prompt, Scored
+from pipeline.schema import Policy
 from pipeline.score import score
 from pipeline.stages.context import Context, Judged
 from pipeline.update.critic import ValueModel, from_model
@@ -49,9 +49,18 @@ def run(ctx: Context) -> dict[str, Any]:
 
     state = optimise(
         Parts(
-            block, (ctx.cfg.seed, ctx.name), ctx.train_prompts, sample_and_score, learner, generator, reference,
-            ctx.cfg.sampling.max_tokens, ctx.cfg.generate.canary_tolerance, ctx.dir, ctx.record,
-        )  # fmt: skip
+            block,
+            (ctx.cfg.seed, ctx.name),
+            ctx.train_prompts,
+            sample_and_score,
+            learner,
+            generator,
+            reference,
+            ctx.cfg.sampling.max_tokens,
+            ctx.cfg.generate.canary_tolerance,
+            ctx.dir,
+            ctx.record,
+        )
     )
     models.save(learner.model, ctx.tokenizer, ctx.dir.model_dir)
     judged = ctx.evaluate(generator)
@@ -71,7 +80,9 @@ def make_critic(ctx: Context) -> ValueModel | None:
     if settings is None:
         return None
     if settings.init == "reward_model":
-        learned = [n for n, part in (ctx.block.reward or {}).items() if n == "reward_model" or part.get("kind") == "learned"]
+        learned = [
+            n for n, part in (ctx.block.reward or {}).items() if n == "reward_model" or part.get("kind") == "learned"
+        ]
         if learned:
             place = ctx.model_path((ctx.block.reward[learned[0]] or {}).get("model", learned[0]), f"{ctx.name}.critic")
             return from_model(models.load_reward_model(place, ctx.cfg.model)).train()
@@ -81,7 +92,9 @@ def make_critic(ctx: Context) -> ValueModel | None:
 def kl_to_start(ctx: Context, learner: Learner, judged: Judged) -> dict[str, float]:
     """KL of the trained policy from where it started, on its own held-out samples: nats a completion and a token."""
     rows = [Row(s.rollout.prompt.ids, s.rollout.ids, s.rollout.mask) for s in judged.scored]
-    start = CompletionLogprobs(models.load_policy(ctx.policy_path, ctx.cfg.model), temperature=ctx.cfg.sampling.temperature)
+    start = CompletionLogprobs(
+        models.load_policy(ctx.policy_path, ctx.cfg.model), temperature=ctx.cfg.sampling.temperature
+    )
     budget = ctx.block.tokens_per_microbatch
     now = learner.logprobs(rows)
     before = completion_logprobs(start, rows, budget=budget, where=learner.where)

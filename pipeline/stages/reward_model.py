@@ -32,7 +32,9 @@ def run(ctx: Context) -> dict[str, Any]:
     else:
         train_pairs, heldout_pairs, reference = pairs_from_samples(ctx)
     if not train_pairs:
-        raise ConfigError([f"{ctx.cfg.path}: {ctx.name}: no preference pair: all samples of each prompt earned the same"])
+        raise ConfigError(
+            [f"{ctx.cfg.path}: {ctx.name}: no preference pair: all samples of each prompt earned the same"]
+        )
     console.say(f"{ctx.name}: {len(train_pairs)} training pairs, {len(heldout_pairs)} held out")
     from datasets import Dataset
 
@@ -62,7 +64,9 @@ def pairs_from_samples(ctx: Context) -> tuple[list[Pair], list[Pair], list[list[
     sampled = preference_pairs(scored, per_prompt=block.pairs_per_prompt, rng=rng)
     vocabulary = sorted({token for s in scored for token in s.rollout.ids} - ctx.ends)
     broken = corrupted_pairs(scored, count=int(len(sampled) * block.corrupted), vocabulary=vocabulary, rng=rng)
-    judged = score(ctx.scorer, ctx.sample(generator, ctx.heldout_prompts[: block.heldout_prompts], block.samples, "judge"))
+    judged = score(
+        ctx.scorer, ctx.sample(generator, ctx.heldout_prompts[: block.heldout_prompts], block.samples, "judge")
+    )
     heldout = preference_pairs(judged, per_prompt=block.pairs_per_prompt, rng=rng)
     return sampled + broken, heldout, [[*s.rollout.prompt.ids, *s.rollout.ids] for s in scored[:2048]]
 
@@ -100,7 +104,9 @@ def preference_pairs(scored: Sequence[Scored], *, per_prompt: int, rng: random.R
     return out
 
 
-def corrupted_pairs(scored: Sequence[Scored], *, count: int, vocabulary: Sequence[int], rng: random.Random) -> list[Pair]:
+def corrupted_pairs(
+    scored: Sequence[Scored], *, count: int, vocabulary: Sequence[int], rng: random.Random
+) -> list[Pair]:
     """Good samples against themselves with a token cut, changed or added; never equal to a sample that did as well."""
     best = [s for s in scored if s.scorable and s.status == "pass" and s.rollout.finished and len(s.rollout.ids) > 2]
     good = {(s.rollout.prompt.ids, s.rollout.ids) for s in best}

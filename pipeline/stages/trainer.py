@@ -77,7 +77,9 @@ def build_arguments(
     try:
         checked = TypeAdapter(config_class).validate_python({**ours, **settings, "output_dir": str(work)})
     except ValidationError as exc:
-        lines = [f"{where}.trainer.{'.'.join(map(str, e['loc']))}: {e['msg']}, found {e['input']!r}" for e in exc.errors()]
+        lines = [
+            f"{where}.trainer.{'.'.join(map(str, e['loc']))}: {e['msg']}, found {e['input']!r}" for e in exc.errors()
+        ]
         raise ConfigError(lines) from exc
     except (ValueError, TypeError) as exc:
         raise ConfigError([f"{where}.trainer: {' '.join(str(exc).split())}"]) from exc

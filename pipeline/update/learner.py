@@ -16,8 +16,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from pipeline.config import Critic, Loss, Optimizer
 from pipeline.credit.advantages import explained_variance
+from pipeline.schema import Critic, Loss, Optimizer
 from pipeline.update import losses
 from pipeline.update.forward import Padded, Row, completion_logprobs, micro_batches, pad_rows, stack
 
@@ -43,7 +43,9 @@ class Experience:
         return None if column is None else stack([column[i] for i in places]).to(where)
 
 
-def make_optimizer(parameters: Sequence[nn.Parameter], settings: Optimizer, *, learning_rate: float) -> torch.optim.AdamW:
+def make_optimizer(
+    parameters: Sequence[nn.Parameter], settings: Optimizer, *, learning_rate: float
+) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         [p for p in parameters if p.requires_grad],
         lr=learning_rate,
@@ -78,7 +80,9 @@ class Averages:
         self.maxima[name] = max(self.maxima.get(name, -math.inf), value)
 
     def read(self) -> dict[str, float]:
-        means = {name: total / self.counts[name] if self.counts[name] else math.nan for name, total in self.sums.items()}
+        means = {
+            name: total / self.counts[name] if self.counts[name] else math.nan for name, total in self.sums.items()
+        }
         return means | self.maxima
 
 
@@ -120,7 +124,9 @@ class Learner:
     def logprobs(self, rows: Sequence[Row]) -> list[Tensor]:
         return completion_logprobs(self.policy, rows, budget=self.budget, where=self.where)
 
-    def update(self, seen: Experience, places: Sequence[int], *, kl_coef: float, kl_kind: str, policy_learns: bool = True):
+    def update(
+        self, seen: Experience, places: Sequence[int], *, kl_coef: float, kl_kind: str, policy_learns: bool = True
+    ):
         """One optimiser step on the rows at `places`. Returns figures of this step, means over tokens.
 
         kl_coef: of the KL in the loss; 0 where it is in the reward. policy_learns False: only the critic does.
@@ -177,7 +183,9 @@ class Learner:
         self._measure(figures, logprobs_BT, old_BT, generator_BT, entropy_BT, advantages_BT, mask_BT)
         return losses.aggregate(loss_BT, mask_BT, kind=self.loss.aggregate, max_length=self.max_tokens, total=total)
 
-    def _measure(self, figures: Averages, logprobs_BT, old_BT, generator_BT, entropy_BT, advantages_BT, mask_BT) -> None:
+    def _measure(
+        self, figures: Averages, logprobs_BT, old_BT, generator_BT, entropy_BT, advantages_BT, mask_BT
+    ) -> None:
         figures.add("entropy", entropy_BT, mask_BT)
         figures.add("advantage_abs", advantages_BT.abs(), mask_BT)
         low_BT, high_BT = losses.clipped_tokens(
@@ -193,7 +201,9 @@ class Learner:
             figures.add("mismatch_k3", losses.kl_estimate(generator_BT, old_BT, kind="k3"), mask_BT)
             figures.maximum("mismatch_max", float(gap_BT[mask_BT].max()))
 
-    def _update_critic(self, seen: Experience, batches: Sequence[Sequence[int]], figures: Averages, tokens: Tensor) -> None:
+    def _update_critic(
+        self, seen: Experience, batches: Sequence[Sequence[int]], figures: Averages, tokens: Tensor
+    ) -> None:
         assert self.critic is not None and self.critic_optimizer is not None and self.critic_settings is not None
         for number, batch in enumerate(batches):
             padded = pad_rows([seen.rows[i] for i in batch], self.where)
@@ -218,7 +228,11 @@ class Learner:
         return contextlib.nullcontext() if last else self.accelerator.no_sync(model)
 
     def _over_ranks(self, value: Tensor) -> Tensor:
-        return self.accelerator.reduce(value.to(self.where), reduction="sum") if self.accelerator.num_processes > 1 else value
+        return (
+            self.accelerator.reduce(value.to(self.where), reduction="sum")
+            if self.accelerator.num_processes > 1
+            else value
+        )
 
     def state(self) -> dict[str, Any]:
         """What an exact resume needs; everything else is a function of (seed, stage, step)."""

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# one chunk of float32 logits: 2**25 numbers are 128 MiB, and about three such temporaries live at once
-CHUNK_NUMBERS = 2**25
+# A chunk is large enough that its head products are worth their launch and the sum into the head's gradient, and
+# small enough that its few temporaries stay near the cache: 2**24 float32 numbers are 64 MiB.
+CHUNK_NUMBERS = 2**24
+MIN_CHUNK = 256  # tokens
 # exp of it is exactly 0, in float64 too; a log-prob of -inf (a banned token) would make 0 * -inf = NaN in an entropy
 IMPOSSIBLE = -1000.0
 
@@ -134,12 +136,19 @@ class _FromHidden(torch.autograd.Function):
                 if grad_NH is not None:
                     grad_NH[rows] = grad_CV @ head_VH
                 if grad_VH is not None:
-                    grad_VH += grad_CV.T @ hidden_NH[rows]
+                    _add_product(grad_VH, grad_CV.T, hidden_NH[rows])
                 if grad_V is not None:
                     grad_V += wide_CV.sum(0)
         weight_grad = None if grad_VH is None else grad_VH.to(weight_VH.dtype)
         bias_grad = None if grad_V is None else grad_V.to(bias_V.dtype)
         return grad_NH, weight_grad, bias_grad, None, None, None
+
+
+def _add_product(sum_VH: Tensor, left_VC: Tensor, right_CH: Tensor) -> None:
+    if sum_VH.dtype == left_VC.dtype:
+        sum_VH.addmm_(left_VC, right_CH)  # no second tensor of the head's size
+    else:
+        sum_VH += left_VC @ right_CH
 
 
 def _measure(scaled_CV: Tensor, ids_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -210,7 +219,7 @@ def _joined(parts: list[tuple[Tensor, Tensor, Tensor]], like: Tensor) -> tuple[T
 def _chunk(chunk: int | None, vocabulary: int) -> int:
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk of {chunk} tokens: must be at least 1, or None to choose by vocabulary")
-    return chunk or max(1, CHUNK_NUMBERS // vocabulary)
+    return chunk or max(MIN_CHUNK, CHUNK_NUMBERS // vocabulary)
 
 
 def _check_temperature(temperature: float) -> None:

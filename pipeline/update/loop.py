@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from pipeline import alarms, console
-from pipeline.config import Policy
 from pipeline.credit import advantages as credit
 from pipeline.credit import shaping
 from pipeline.generate import CANARY_TOLERANCE, Generator, canary_gap
 from pipeline.models import named_weights
 from pipeline.records import Prompt, Scored
 from pipeline.runs import StageDir
+from pipeline.schema import Policy
 from pipeline.score import tally
 from pipeline.seeds import cycle_indices, permutation
 from pipeline.update.critic import values_of
@@ -266,9 +266,12 @@ def _updates(parts: Parts, state: State, seen: Experience) -> dict[str, Any]:
         for start in range(0, len(order), size):
             out.append(
                 parts.learner.update(
-                    seen, order[start : start + size], kl_coef=block.kl.coef if in_loss else 0.0, kl_kind=block.kl.kind,
+                    seen,
+                    order[start : start + size],
+                    kl_coef=block.kl.coef if in_loss else 0.0,
+                    kl_kind=block.kl.kind,
                     policy_learns=state.step >= warmup,
-                )  # fmt: skip
+                )
             )
     merged: dict[str, Any] = {}
     for name in sorted({n for figures in out for n in figures}):

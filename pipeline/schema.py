@@ -1,0 +1,307 @@
+"""The typed shape of a YAML: one dataclass a block, about a dozen fields each. No logic; `pipeline.config` reads them.
+
+What TRL, PEFT or vLLM already name is not repeated here: it passes through `trainer:`, `peft:` and `vllm:`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(slots=True)
+class Tiny:
+    """A model made from nothing: the Qwen2 architecture and a character tokenizer, saved as a Hub model would be."""
+
+    __pydantic_config__: ClassVar = STRICT
+    hidden_size: Positive = 64
+    intermediate_size: Positive = 192
+    num_hidden_layers: Positive = 2
+    num_attention_heads: Positive = 2
+    max_position_embeddings: Positive = 128
+    characters: str = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;<>=+-*/()[]?!'\"\n"
+
+
+@dataclass(slots=True)
+class Model:
+    """Where the base model comes from: a local path or Hub id, or one made here."""
+
+    __pydantic_config__: ClassVar = STRICT
+    path: str | None = None
+    tiny: Tiny | None = None
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    attn: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    chat_template: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(slots=True)
+class Prompts:
+    """Dataset rows: a JSONL or Parquet path or a Hub id (`path`), or a verifier that makes its tasks (`procedural`)."""
+
+    __pydantic_config__: ClassVar = STRICT
+    path: str | None = None
+    procedural: str | None = None
+    name: str | None = None  # a Hub data set's configuration
+    split: str = "train"
+    rows: Positive | None = None  # how many to make or to read; None reads all
+    heldout: Share = 0.1  # share of the distinct prompts, chosen by a hash of their text
+    heldout_path: str | None = None  # or a file of its own
+    heldout_split: str | None = None
+    prompt: str = "prompt"  # the column with the prompt, and a template around it
+    completion: str = "completion"
+    template: str | None = None
+    task: dict[str, str] | None = None  # the verifier's field -> the column; None: the column `task`, or all columns
+    system: str | None = None
+    chat: bool = False  # put a plain-text prompt into the chat template as the user's turn
+    max_prompt_tokens: Positive | None = None
+
+
+@dataclass(slots=True)
+class Sampling:
+    """Every field is always sent: a model's generation_config.json never decides."""
+
+    __pydantic_config__: ClassVar = STRICT
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0  # 0: all
+    min_p: Share = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    max_tokens: Positive = 256
+
+
+@dataclass(slots=True)
+class Generate:
+    __pydantic_config__: ClassVar = STRICT
+    backend: Literal["auto", "vllm", "transformers"] = "auto"
+    batch: Positive = 256  # sequences at once, transformers only
+    canary_tolerance: Annotated[float, Field(gt=0)] | None = None  # None: by dtype, 1e-3 float32, 0.25 bfloat16
+    vllm: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Evaluation:
+    """How every policy is held against the held-out prompts."""
+
+    __pydantic_config__: ClassVar = STRICT
+    samples: Positive = 16  # per held-out prompt
+    prompts: Positive | None = None  # None: all of them
+    k: Positive = 4
+
+
+@dataclass(slots=True)
+class Base:
+    __pydantic_config__: ClassVar = STRICT
+    kind: str = "base"
+
+
+@dataclass(slots=True)
+class Sft:
+    __pydantic_config__: ClassVar = STRICT
+    kind: str = "sft"
+    policy: str = "base"
+    data: Prompts | None = None  # None: the run's own prompts, their completion column
+    trainer: dict[str, Any] = field(default_factory=dict)
+    peft: dict[str, Any] | None = None
+
+
+@dataclass(slots=True)
+class Feedme:
+    __pydantic_config__: ClassVar = STRICT
+    kind: str = "feedme"
+    policy: str = "sft"
+    rounds: Positive = 2
+    prompts: Positive = 1024
+    samples: Positive = 8
+    filters: list[str | dict[str, Any]] = field(default_factory=lambda: [{"threshold": 1.0}, "dedup", {"cap": 4}])
+    start: Literal["last", "base"] = "last"
+    pool: Literal["replace", "accumulate"] = "replace"
+    sft_share: Share = 0.0
+    random_control: bool = True  # the same chain once more, keeping as many per prompt, chosen blindly
+    trainer: dict[str, Any] = field(default_factory=dict)
+    peft: dict[str, Any] | None = None
+
+
+@dataclass(slots=True)
+class RewardModel:
+    __pydantic_config__: ClassVar = STRICT
+    kind: str = "reward_model"
+    policy: str = "sft"
+    init: str | None = None  # the backbone; None: the policy
+    data: Prompts | None = None  # a preference data set; None: pairs from scored samples
+    prompts: Positive = 2048
+    samples: Positive = 8
+    pairs_per_prompt: Positive = 4
+    corrupted: NonNegative = 1.0  # corrupted negatives for each sampled pair: truncated, replaced, appended
+    heldout_prompts: Positive = 512
+    trainer: dict[str, Any] = field(default_factory=dict)
+    peft: dict[str, Any] | None = None
+
+
+@dataclass(slots=True)
+class Credit:
+    """Score -> advantage."""
+
+    __pydantic_config__: ClassVar = STRICT
+    kind: Literal["gae", "group", "leave_one_out", "global_baseline", "monte_carlo"] = "group"
+    scale: bool = True  # group: divide by the group's std; False is Dr. GRPO
+    gamma: Share = 1.0
+    lam: Share = 0.95
+    whiten: bool = True  # gae and global_baseline
+    points: Positive = 4  # monte_carlo: places to continue from
+    continuations: Positive = 4
+
+
+@dataclass(slots=True)
+class Loss:
+    __pydantic_config__: ClassVar = STRICT
+    kind: Literal["clip", "gspo", "cispo", "reinforce"] = "clip"
+    clip_low: NonNegative = 0.2
+    clip_high: NonNegative = 0.2
+    aggregate: Literal["token_mean", "sequence_mean", "constant_length"] = "token_mean"
+    entropy_coef: float = 0.0
+    ptx_coef: NonNegative = 0.0  # a batch of SFT data mixed into each update (InstructGPT's PPO-ptx)
+    importance: Literal["none", "truncate", "mask"] = "none"  # correction for generator mismatch
+    importance_level: Literal["token", "sequence"] = "token"
+    importance_cap: Annotated[float, Field(gt=0)] = 2.0
+
+
+@dataclass(slots=True)
+class Kl:
+    """Distance to the reference: in the reward or in the loss, never both."""
+
+    __pydantic_config__: ClassVar = STRICT
+    coef: NonNegative = 0.0
+    where: Literal["reward", "loss"] = "loss"
+    kind: Literal["k1", "k2", "k3", "unbiased"] = "k3"
+    target: Annotated[float, Field(gt=0)] | None = None  # nats a sequence: the adaptive controller's goal
+    horizon: Positive = 10_000  # samples over which the controller moves the coefficient
+    reference: Literal["frozen", "ema", "periodic"] = "frozen"
+    ema: Share = 0.99
+    every: Positive = 100  # periodic: steps between resets
+
+
+@dataclass(slots=True)
+class Critic:
+    __pydantic_config__: ClassVar = STRICT
+    init: Literal["reward_model", "policy"] = "reward_model"
+    shared: bool = False  # the head on the policy's own backbone
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    clip: NonNegative = 0.2
+    coef: NonNegative = 0.5  # shared only
+    warmup_steps: Annotated[int, Field(ge=0)] = 3  # steps in which only the critic learns
+    bootstrap: bool = True  # a truncated end continues with its value; False: it ends there
+
+
+@dataclass(slots=True)
+class Groups:
+    __pydantic_config__: ClassVar = STRICT
+    dynamic: bool = False  # refill prompts whose samples all earned the same
+    refill_cap: Positive = 3  # batches sampled for one step at the most
+    overlong: Literal["keep", "mask"] = "keep"
+    overlong_buffer: Annotated[int, Field(ge=0)] = 0  # tokens before the limit over which a penalty rises to 1
+    missing_eos_penalty: NonNegative = 0.0
+
+
+@dataclass(slots=True)
+class Optimizer:
+    __pydantic_config__: ClassVar = STRICT
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-6
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    weight_decay: NonNegative = 0.0
+    beta1: Share = 0.9
+    beta2: Share = 0.999
+    eps: Annotated[float, Field(gt=0)] = 1e-5
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+
+
+@dataclass(slots=True)
+class Alarms:
+    """Past these a run stops with exit 3 and says why."""
+
+    __pydantic_config__: ClassVar = STRICT
+    mismatch_mean_abs: Annotated[float, Field(gt=0)] = 0.1
+    checker_broken_share: Share = 0.2
+    no_signal_steps: Positive = 20  # steps in a row without one group that teaches
+    loss_abs: Annotated[float, Field(gt=0)] = 1e4
+
+
+@dataclass(slots=True)
+class Policy:
+    """A policy-optimisation stage: PPO and GRPO are settings of it."""
+
+    __pydantic_config__: ClassVar = STRICT
+    kind: str = "grpo"
+    policy: str = "sft"
+    reward: dict[str, dict[str, Any]] | None = None  # None: the run's rewards; PPO: the learned reward
+    steps: Positive = 100
+    prompts: Positive = 32  # a step
+    samples: Positive = 8  # a prompt
+    epochs: Positive = 1
+    minibatches: Positive = 1
+    tokens_per_microbatch: Positive = 16_384
+    credit: Credit = field(default_factory=Credit)
+    loss: Loss = field(default_factory=Loss)
+    kl: Kl = field(default_factory=Kl)
+    critic: Critic | None = None
+    groups: Groups = field(default_factory=Groups)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    alarms: Alarms = field(default_factory=Alarms)
+    checkpoint_every: Positive = 20
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    peft: dict[str, Any] | None = None
+
+
+@dataclass(slots=True)
+class Conditioned:
+    __pydantic_config__: ClassVar = STRICT
+    kind: str = "conditioned"
+    policy: str = "sft"
+    prompts: Positive = 2048
+    samples: Positive = 8
+    pool: list[str] | None = None  # files of scored rollouts; None: sample afresh
+    bins: Literal["quantile", "edges"] = "edges"
+    count: Positive = 5
+    edges: list[float] = field(default_factory=lambda: [0.125, 0.375, 0.625, 0.875])
+    label: str = "<{bin}> "  # plain text of the existing vocabulary, in front of the prompt
+    per_bin: Positive = 4000
+    label_dropout: Share = 0.1
+    demonstrations: Annotated[int, Field(ge=0)] = 0  # SFT rows scored and added to the pool
+    online_rounds: Annotated[int, Field(ge=0)] = 0
+    shuffled_control: bool = True
+    trainer: dict[str, Any] = field(default_factory=dict)
+    peft: dict[str, Any] | None = None
+
+
+@dataclass(slots=True)
+class Evaluate:
+    __pydantic_config__: ClassVar = STRICT
+    kind: str = "evaluate"
+    policies: list[str] | None = None  # None: every policy stage before this one
+
+
+STAGE_KINDS: dict[str, type] = {
+    "base": Base,
+    "sft": Sft,
+    "feedme": Feedme,
+    "reward_model": RewardModel,
+    "ppo": Policy,
+    "grpo": Policy,
+    "conditioned": Conditioned,
+    "evaluate": Evaluate,
+}
+# What PPO sets where the YAML is silent: InstructGPT's recipe, against GRPO's which are the dataclass's own.
+PPO_DEFAULTS: dict[str, Any] = {
+    "credit": {"kind": "gae"},
+    "kl": {"coef": 0.05, "where": "reward", "kind": "k1"},
+    "critic": {},
+}
