@@ -115,6 +115,18 @@ def test_detail_6_a_float32_head_over_bfloat16_states_loses_no_digits_to_the_pro
     assert hidden_BTH.grad is not None and hidden_BTH.grad.dtype == torch.bfloat16
 
 
+def test_the_heads_gradient_is_summed_over_chunks_in_float32_under_a_bfloat16_model() -> None:
+    weight_VH = torch.zeros(4, 1, dtype=torch.bfloat16, requires_grad=True)
+    hidden_BTH = torch.ones(1, 3000, 1, dtype=torch.bfloat16)
+    logprobs_BT, _ = chunked_token_logprobs(
+        hidden_BTH, weight_VH, torch.zeros(1, 3000, dtype=torch.long), temperature=1.0, chunk=1
+    )
+    logprobs_BT.sum().backward()
+    assert weight_VH.grad is not None
+    # 3000 times (1 - 1/4); bfloat16 steps of .75 would stop counting at 256
+    assert weight_VH.grad[:, 0].tolist() == pytest.approx([2250, -750, -750, -750], rel=2**-8)
+
+
 def test_softmax_over_bfloat16_logits_is_taken_in_float32() -> None:
     hidden_BTH, weight_VH, _, ids_BT, _ = problem(torch.bfloat16)
     logits_BTV = (hidden_BTH @ weight_VH.T).detach()
