@@ -16,8 +16,8 @@ def check_canary(gap: float, tolerance: float, step: int) -> None:
     """Promise 3: after a sync, generator and trainer hold the same weights."""
     if not gap <= tolerance:  # also true of NaN
         raise Alarm(
-            f"step {step}: after the weight sync the generator's log-probs of fixed tokens differ from the trainer's by "
-            f"{gap:.3g} (tolerance {tolerance:.3g}): the generator is stale or misses a tensor"
+            f"step {step}: after the weight sync the generator's log-probs of fixed tokens differ from the trainer's "
+            f"by {gap:.3g} (tolerance {tolerance:.3g}): the generator is stale or misses a tensor"
         )
 
 
@@ -26,8 +26,8 @@ def check_mismatch(mean_abs: float, limit: float, step: int) -> None:
     if not mean_abs <= limit:
         raise Alarm(
             f"step {step}: log-probs of the sampled tokens differ between generator and trainer by {mean_abs:.3g} on "
-            f"average (limit {limit:.3g}): the sampling distribution is not the one in the loss; check temperature, top_p, "
-            "top_k, and that the generator was synced"
+            f"average (limit {limit:.3g}): the sampling distribution is not the one in the loss; check temperature, "
+            "top_p, top_k, and that the generator was synced"
         )
 
 
@@ -58,8 +58,8 @@ def check_signal(steps_without: int, limit: int, step: int, rewards: Sequence[fl
     if steps_without >= limit:
         seen = f"all rewards are {rewards[0]:.3g}" if len(set(rewards)) == 1 else "every group earned the same"
         raise Alarm(
-            f"step {step}: no prompt taught anything for {steps_without} steps ({seen}): the task is too easy or too hard "
-            "for this policy, or the reward cannot tell answers apart"
+            f"step {step}: no prompt taught anything for {steps_without} steps ({seen}): the task is too easy or too "
+            "hard for this policy, or the reward cannot tell answers apart"
         )
 
 

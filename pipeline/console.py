@@ -69,9 +69,8 @@ def show_samples(scored: Sequence[Scored], *, count: int = 3) -> None:
         s = usable[place]
         parts = " ".join(f"{k}={number(v)}" for k, v in s.parts.items())
         end = "" if s.rollout.finished else " [cut]"
-        say(
-            f"  {visible(s.rollout.prompt.text, 40)} → {visible(s.rollout.text)}{end}  reward {number(s.reward)} ({parts}) {s.detail}"
-        )
+        shown = f"{visible(s.rollout.prompt.text, 40)} → {visible(s.rollout.text)}{end}"
+        say(f"  {shown}  reward {number(s.reward)} ({parts}) {s.detail}")
 
 
 def show_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:

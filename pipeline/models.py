@@ -116,7 +116,7 @@ def without_dropout(model: nn.Module) -> nn.Module:
             module.p = 0.0
     config = getattr(model, "config", None)
     for name in ("attention_dropout", "hidden_dropout", "resid_pdrop", "attn_pdrop", "embd_pdrop"):
-        if config is not None and getattr(config, name, 0.0):
+        if getattr(config, name, 0) and config is not None:
             setattr(config, name, 0.0)
     return model
 
@@ -241,7 +241,8 @@ class LearnedReward:
     """
 
     def __init__(self, place: str, model: Model) -> None:
-        self.place, self.model, self._loaded = place, model, None
+        self.place, self.model = place, model
+        self._loaded: Any = None
 
     def __call__(self, prompt_ids: list[list[int]], completion_ids: list[list[int]]) -> list[float]:
         if self._loaded is None:

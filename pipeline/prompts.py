@@ -207,8 +207,10 @@ def completion_ids(row: Mapping[str, Any], source: Prompts, tokenizer: Any, prom
             messages.insert(0, {"role": "system", "content": source.system})
         whole = _chat_ids(tokenizer, [*messages, *value])
         if whole[: len(prompt_ids)] != list(prompt_ids):
-            raise ConfigError([f"prompts: row {number}: the chat template renders the prompt differently once it is "
-                               "answered; give prompt and completion as text, or a template that only appends"])  # fmt: skip
+            mend = "give prompt and completion as text, or a template that only appends"
+            raise ConfigError(
+                [f"prompts: row {number}: the chat template changes the prompt once it is answered; {mend}"]
+            )
         ids = whole[len(prompt_ids) :]
         last = max((i for i, token in enumerate(ids) if token in ends), default=None)
         ids = ids if last is None else ids[: last + 1]  # a template's newline after the end is never sampled
@@ -241,9 +243,12 @@ def check_tasks(prompts: Sequence[Prompt], required: Mapping[str, frozenset[str]
         for prompt in prompts:
             missing = sorted(needed - prompt.task.keys())
             if missing:
+                row = f"row {prompt.index + 1} ({prompt.text[:40]!r})"
                 have = nearest(missing[0], prompt.task)
-                mistakes.append(f"prompts: row {prompt.index + 1} ({prompt.text[:40]!r}) has no field {missing[0]!r}, which "
-                                f"verifier {name!r} needs{have}; map it with prompts.task")  # fmt: skip
+                mistakes.append(
+                    f"prompts: {row} has no field {missing[0]!r}, which verifier {name!r} needs{have}; "
+                    "map it with prompts.task"
+                )
                 break
     if mistakes:
         raise ConfigError(mistakes)
