@@ -5,7 +5,7 @@ KL and generator mismatch are in test_losses_kl.py, the comparison with TRL's ow
 
 import math
 from collections.abc import Callable
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -112,12 +112,23 @@ def test_detail_4_before_the_first_update_nothing_is_clipped_and_every_kl_is_0()
 
 def test_clipped_tokens_are_those_without_gradient() -> None:
     logprobs_BT, old_BT, advantages_B1, mask_BT = batch()
-    bounds = {"clip_low": 0.1, "clip_high": 0.15}
+    bounds: dict[str, Any] = {"clip_low": 0.1, "clip_high": 0.15}
     loss_BT = clipped_surrogate(logprobs_BT, old_BT, advantages_B1, mask_BT, **bounds)
     (gradient_BT,) = torch.autograd.grad(loss_BT.sum(), logprobs_BT)
     low_BT, high_BT = clipped_tokens(logprobs_BT, old_BT, advantages_B1, mask_BT, **bounds)
     assert low_BT.any() and high_BT.any() and not (low_BT & high_BT).any()
     assert ((low_BT | high_BT) == ((gradient_BT == 0) & mask_BT)).all()
+
+
+def test_gspo_holds_rows_as_a_whole_and_they_are_counted_so() -> None:
+    logprobs_BT, old_BT, advantages_B1, mask_BT = batch()
+    bounds: dict[str, Any] = {"clip_low": 0.02, "clip_high": 0.03}
+    loss_BT = gspo_surrogate(logprobs_BT, old_BT, advantages_B1, mask_BT, **bounds)
+    (gradient_BT,) = torch.autograd.grad(loss_BT.sum(), logprobs_BT)
+    low_BT, high_BT = clipped_tokens(logprobs_BT, old_BT, advantages_B1, mask_BT, level="sequence", **bounds)
+    held_BT = low_BT | high_BT
+    assert held_BT.any() and not held_BT[mask_BT].all()
+    assert (held_BT == ((gradient_BT == 0) & mask_BT)).all()
 
 
 def test_gspo_ratio_is_the_geometric_mean_over_the_rows_valid_tokens() -> None:
@@ -259,7 +270,7 @@ def test_a_batch_without_a_valid_token_is_0_and_still_runs_backward(kind: Aggreg
     loss_BT = torch.ones(2, 3, requires_grad=True)
     loss = aggregate(loss_BT * 2, torch.zeros(2, 3), kind=kind, max_length=3)
     loss.backward()
-    assert float(loss) == 0.0
+    assert float(loss.detach()) == 0.0
     assert loss_BT.grad is not None and not loss_BT.grad.any()
 
 

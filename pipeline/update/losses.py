@@ -67,7 +67,7 @@ def gspo_surrogate(
     """
     mask_BT = mask_BT.bool()
     log_ratio_BT = _log_ratio(logprobs_BT, old_logprobs_BT.detach(), mask_BT)
-    mean_B1 = log_ratio_BT.sum(1, keepdim=True) / mask_BT.sum(1, keepdim=True).clamp(min=1)
+    mean_B1 = _sequence_mean(log_ratio_BT, mask_BT)
     if token_gradient:
         log_ratio_BT = mean_B1.detach() + log_ratio_BT - log_ratio_BT.detach()
     else:
@@ -108,9 +108,15 @@ def clipped_tokens(
     *,
     clip_low: float,
     clip_high: float,
+    level: Level = "token",
 ) -> tuple[Tensor, Tensor]:
-    """Two (B, T) bool: tokens whose gradient the lower bound removed (A < 0), and those the upper did (A > 0)."""
-    ratio_BT = _log_ratio(logprobs_BT.detach(), old_logprobs_BT, mask_BT).exp()
+    """Two (B, T) bool: tokens whose gradient the lower bound removed (A < 0), and those the upper did (A > 0).
+
+    level: sequence for `gspo_surrogate`, whose rows are held as a whole by their mean log-ratio.
+    """
+    _check(level, Level, "ratio level")
+    log_ratio_BT = _log_ratio(logprobs_BT.detach(), old_logprobs_BT, mask_BT)
+    ratio_BT = (_sequence_mean(log_ratio_BT, mask_BT) if level == "sequence" else log_ratio_BT).exp()
     low_BT = (ratio_BT < 1 - clip_low) & (advantages_BT < 0) & mask_BT.bool()
     high_BT = (ratio_BT > 1 + clip_high) & (advantages_BT > 0) & mask_BT.bool()
     return low_BT, high_BT
@@ -310,6 +316,11 @@ def _log_ratio(logprobs_BT: Tensor, other_BT: Tensor, mask_BT: Tensor) -> Tensor
     """log p - log q in at least float32, bounded; 0 outside the mask, before any exp can overflow there."""
     mask_BT = mask_BT.bool()
     return (_only(logprobs_BT, mask_BT) - _only(other_BT, mask_BT)).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
+def _sequence_mean(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """(B, 1) mean over valid tokens of what is 0 elsewhere; 0 for a fully masked row."""
+    return x_BT.sum(1, keepdim=True) / mask_BT.bool().sum(1, keepdim=True).clamp(min=1)
 
 
 def _only(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
