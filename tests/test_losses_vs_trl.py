@@ -41,7 +41,7 @@ pytestmark = pytest.mark.slow
 
 TEMPERATURE, MAX_LENGTH, VOCABULARY = 0.8, 10, 40
 BETA = 0.3
-BOUNDS = {"clip_low": 0.2, "clip_high": 0.28}
+BOUNDS: dict[str, Any] = {"clip_low": 0.2, "clip_high": 0.28}
 TRL_BOUNDS = {"epsilon": 0.2, "epsilon_high": 0.28}
 
 
