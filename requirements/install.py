@@ -10,12 +10,14 @@ imports on first use. Only pip and the standard library are used.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import json
 import re
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 LOCKS = Path(__file__).resolve().parent
@@ -56,9 +58,12 @@ def without_index(requirements: str) -> list[str]:
 
 
 def fingerprint(wanted: str) -> str:
-    """Changes when any lock, the package's metadata or the wanted flavour changes."""
-    digest = hashlib.sha256(wanted.encode())
-    for path in (*sorted(LOCKS.glob("*.txt")), ROOT / "pyproject.toml"):
+    """Changes when a lock, what pyproject.toml says to setuptools, or the wanted flavour changes."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packaging = {key: settings.get(key) for key in ("build-system", "project")}
+    packaging["setuptools"] = settings.get("tool", {}).get("setuptools")  # not ruff's, mypy's and pytest's settings
+    digest = hashlib.sha256((wanted + json.dumps(packaging, sort_keys=True)).encode())
+    for path in sorted(LOCKS.glob("*.txt")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -150,11 +155,18 @@ def main(arguments: list[str]) -> int:
         print("install: this Python is no virtual environment; run `make`, which makes .venv", file=sys.stderr)
         return 2
     stamp = Path(sys.prefix) / STAMP_NAME
+    with (Path(sys.prefix) / "install.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two makes at once: the second waits, and then finds the work done
+        return bring_up_to_date(stamp, asked.flavour, again=asked.again)
+
+
+def bring_up_to_date(stamp: Path, asked_flavour: str | None, *, again: bool) -> int:
+    """Install unless the stamp says that nothing changed; returns the exit code."""
     held = read_stamp(stamp)
     gpu = gpu_answers()
     # what was once asked for by name stays, so that a plain `make` does not undo `make install FLAVOUR=core`
-    wanted = asked.flavour or held.get("wanted") or detected_flavour(sys.platform, gpu)
-    if not asked.again and held.get("fingerprint") == fingerprint(wanted):
+    wanted = asked_flavour or held.get("wanted") or detected_flavour(sys.platform, gpu)
+    if not again and held.get("fingerprint") == fingerprint(wanted):
         stamp.touch()
         return 0
     print(f"install: {wanted} ({'an' if gpu else 'no'} NVIDIA GPU answers), some minutes", flush=True)

@@ -107,13 +107,18 @@ def test_intels_wheels_are_asked_for_on_x86_only() -> None:
 
 
 def test_an_environment_is_installed_again_when_a_lock_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "pyproject.toml").write_text("")
+    (tmp_path / "pyproject.toml").write_text("[project]\nname = 'a'\n")
     (tmp_path / "cpu.txt").write_text("alpha==1.0\n")
     monkeypatch.setattr(install, "LOCKS", tmp_path)
     monkeypatch.setattr(install, "ROOT", tmp_path)
     before = install.fingerprint("cpu")
     assert install.fingerprint("cpu") == before
     assert install.fingerprint("core") != before
+    (tmp_path / "pyproject.toml").write_text("[project]\nname = 'a'\n[tool.ruff]\nline-length = 80\n")
+    assert install.fingerprint("cpu") == before
+    (tmp_path / "pyproject.toml").write_text("[project]\nname = 'b'\n")
+    assert install.fingerprint("cpu") != before
+    (tmp_path / "pyproject.toml").write_text("[project]\nname = 'a'\n")
     (tmp_path / "cpu.txt").write_text("alpha==1.1\n")
     assert install.fingerprint("cpu") != before
 
