@@ -19,14 +19,15 @@ SPECIAL = ("<pad>", "<bos>", "<eos>")
 
 def make_tiny(tiny: Tiny, place: Path, *, seed: int) -> None:
     """A random Qwen2 model and a character tokenizer, saved as any Hub model would be. Deterministic in seed."""
-    from tokenizers import Tokenizer, decoders, models
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-    characters = list(dict.fromkeys(tiny.characters))
-    vocab = {token: i for i, token in enumerate([*SPECIAL, *characters])}
-    # byte-pair encoding without one merge: a token a character
+    # Qwen2's own kind of tokenizer, byte-level pairs, without one merge: a token a byte of these characters
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokens = dict.fromkeys("".join(piece for piece, _ in byte_level.pre_tokenize_str(tiny.characters)))
+    vocab = {token: i for i, token in enumerate([*SPECIAL, *tokens])}
     backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    backend.decoder = decoders.Fuse()
+    backend.pre_tokenizer, backend.decoder = byte_level, decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", padding_side="left"
     )
@@ -111,13 +112,13 @@ def load_reward_model(path: str, model: Model) -> Any:
 
 
 def without_dropout(model: nn.Module) -> nn.Module:
+    """Every dropout off, whatever the mode: modules, and the rates that attention keeps as plain numbers."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    config = getattr(model, "config", None)
-    for name in ("attention_dropout", "hidden_dropout", "resid_pdrop", "attn_pdrop", "embd_pdrop"):
-        if getattr(config, name, 0) and config is not None:
-            setattr(config, name, 0.0)
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
     return model
 
 

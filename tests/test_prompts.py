@@ -1,0 +1,138 @@
+import json
+import zlib
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from pipeline import models, prompts
+from pipeline.config import ConfigError
+from pipeline.schema import Model, Prompts, Tiny
+
+ROWS = [{"prompt": f"q{i}", "completion": f"a{i}", "gold": str(i)} for i in range(40)]
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.role == 'assistant' %}<eos>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"  # noqa: E501
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    place = tmp_path_factory.mktemp("tiny")
+    models.make_tiny(Tiny(), place, seed=1)
+    return models.load_tokenizer(str(place), Model())
+
+
+@pytest.fixture
+def chat(tokenizer):
+    tokenizer.chat_template = TEMPLATE
+    yield tokenizer
+    tokenizer.chat_template = None
+
+
+def ends(tokenizer):
+    return frozenset({tokenizer.eos_token_id})
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return str(path)
+
+
+def test_jsonl_parquet_and_a_folder_of_shards_give_the_same_rows(tmp_path):
+    jsonl = write(tmp_path / "x.jsonl", ROWS)
+    parquet = tmp_path / "x.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), parquet)
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    write(shards / "0.jsonl", ROWS[:25])
+    write(shards / "1.jsonl", ROWS[25:])
+    read = [prompts.load_rows(Prompts(path=str(p)), seed=1) for p in (jsonl, parquet, shards)]
+    assert read[0] == read[1] == read[2] == ROWS
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("", "no rows"), ('{"a": 1}\n{oops', ":2: not JSON"), ("[1, 2]", ":1: expected an object, found list")],
+)
+def test_a_bad_file_is_told_in_one_line_with_its_line(tmp_path, text, told):
+    path = tmp_path / "x.jsonl"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        prompts.load_rows(Prompts(path=str(path)), seed=1)
+    assert told in str(error.value) and "x.jsonl" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_missing_file_and_a_truncated_parquet_are_told(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist"):
+        prompts.load_rows(Prompts(path=str(tmp_path / "no.jsonl")), seed=1)
+    bad = tmp_path / "bad.parquet"
+    bad.write_bytes(b"PAR1 this is not parquet")
+    with pytest.raises(ConfigError, match=r"bad\.parquet: not readable as Parquet"):
+        prompts.load_rows(Prompts(path=str(bad)), seed=1)
+
+
+def test_a_row_without_its_column_is_named_with_the_nearest_one():
+    with pytest.raises(ConfigError, match=r"row 3 .*no column 'prompt'; did you mean 'promt'\?"):
+        prompts.prompt_text({"promt": "x"}, Prompts(path="x.jsonl"), number=3)
+
+
+def test_the_split_is_a_hash_of_the_text_and_no_prompt_is_on_both_sides():
+    doubled = [*ROWS, *({**r, "completion": "another"} for r in ROWS)]
+    split = prompts.split(doubled, Prompts(heldout=0.25))
+    train, heldout = ({r["prompt"] for r in side} for side in (split.train, split.heldout))
+    assert heldout == {r["prompt"] for r in ROWS if zlib.crc32(r["prompt"].encode()) % 10_000 < 2500}
+    assert not train & heldout and len(split.train) + len(split.heldout) == 80
+
+
+def test_a_named_held_out_prompt_is_held_out_whatever_its_hash():
+    source = Prompts(heldout=0.0)
+    split = prompts.split(ROWS, source, heldout=["q7"])
+    assert [r["prompt"] for r in split.heldout] == ["q7"]
+
+
+def test_a_completion_ends_with_exactly_one_end_token(tokenizer):
+    eos = tokenizer.eos_token_id
+    for completion in ("RRU", "RRU<eos>"):
+        row = {"prompt": "a1:", "completion": completion}
+        ids = prompts.completion_ids(row, Prompts(), tokenizer, [], ends=ends(tokenizer))
+        assert ids.count(eos) == 1 and ids[-1] == eos and len(ids) == 4
+
+
+def test_messages_go_through_the_template_and_keep_no_newline_after_the_end(chat):
+    row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}
+    ids = prompts.render_ids(row, Prompts(), chat)
+    assert chat.decode(ids) == "<user>hi<assistant>"
+    done = prompts.completion_ids(row, Prompts(), chat, ids, ends=ends(chat))
+    assert chat.decode(done) == "yo<eos>"
+
+
+def test_a_label_and_a_system_turn_stand_where_they_should(chat):
+    row = {"prompt": "hi"}
+    ids = prompts.render_ids(row, Prompts(system="be good", chat=True), chat, label="<4> ")
+    assert chat.decode(ids) == "<system>be good<user><4> hi<assistant>"
+    assert row == {"prompt": "hi"}
+
+
+def test_messages_without_a_template_are_refused_with_the_mend(tokenizer):
+    row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}
+    with pytest.raises(ConfigError, match=r"model\.chat_template"):
+        prompts.render_ids(row, Prompts(), tokenizer)
+
+
+def test_tasks_map_columns_and_a_missing_field_names_row_verifier_and_mend(tokenizer):
+    found = prompts.distinct_prompts(ROWS, Prompts(task={"answer": "gold"}), tokenizer)
+    assert found[3].task == {"answer": "3"}
+    with pytest.raises(ConfigError, match=r"row 1 \('q0'\) has no field 'gold', which verifier 'math_answer' needs"):
+        prompts.check_tasks(found, {"math_answer": frozenset({"gold"})})
+
+
+def test_distinct_prompts_keep_first_appearance_and_drop_what_is_too_long(tokenizer):
+    rows = [*ROWS[:2], ROWS[0], {**ROWS[2], "prompt": "x" * 50}]
+    found = prompts.distinct_prompts(rows, Prompts(max_prompt_tokens=10), tokenizer)
+    assert [p.text for p in found] == ["q0", "q1"] and [p.index for p in found] == [0, 1]
+
+
+def test_a_procedural_source_is_a_function_of_the_seed():
+    source = Prompts(procedural="gridworld", rows=30)
+    assert prompts.load_rows(source, seed=1) == prompts.load_rows(source, seed=1)
+    assert prompts.load_rows(source, seed=1) != prompts.load_rows(source, seed=2)
+    with pytest.raises(ConfigError, match="no verifier 'gridword'; did you mean 'gridworld'"):
+        prompts.load_rows(Prompts(procedural="gridword"), seed=1)
