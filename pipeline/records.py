@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +35,7 @@ class Rollout:
     finished: True when an end token was sampled, False when the length limit cut it.
     sampled: per id, True where the policy chose it; None means all. Tool output and environment text are False and
         get no loss, no reward and no GAE step.
+    turn: place in an episode whose turns have a prompt each. Rows of one episode follow one another; 0 begins one.
     """
 
     prompt: Prompt
@@ -44,6 +45,7 @@ class Rollout:
     text: str
     finished: bool
     sampled: tuple[bool, ...] | None = None
+    turn: int = 0
 
     def __post_init__(self) -> None:
         assert len(self.ids) == len(self.logprobs), "one log-prob per token"
@@ -56,13 +58,17 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A rollout and what it earned. reward is NaN when the checker broke: masked, never zero."""
+    """A rollout and what it earned. reward is NaN when the checker broke: masked, never zero.
+
+    turn_rewards: what each turn of a one-sequence episode earned, their sum being reward; None: all at the end.
+    """
 
     rollout: Rollout
     reward: float
     status: Status
     parts: Mapping[str, float | None] = field(default_factory=dict)
     detail: str = ""
+    turn_rewards: tuple[float, ...] | None = None
 
     @property
     def scorable(self) -> bool:
@@ -84,10 +90,12 @@ def as_json(scored: Scored, **extra: Any) -> dict[str, Any]:
         "logprobs": [round(x, 6) for x in rollout.logprobs],
         "finished": rollout.finished,
         **({} if rollout.sampled is None else {"sampled": list(rollout.sampled)}),
+        **({} if not rollout.turn else {"turn": rollout.turn}),
         "reward": scored.reward if scored.scorable else None,
         "status": scored.status,
         "parts": dict(scored.parts),
         "detail": scored.detail,
+        **({} if scored.turn_rewards is None else {"turn_rewards": list(scored.turn_rewards)}),
     }
 
 
@@ -101,9 +109,11 @@ def from_json(row: Mapping[str, Any]) -> Scored:
         row["completion"],
         row["finished"],
         tuple(row["sampled"]) if "sampled" in row else None,
+        row.get("turn", 0),
     )
     reward = math.nan if row["reward"] is None else row["reward"]
-    return Scored(rollout, reward, row["status"], row["parts"], row["detail"])
+    per_turn = tuple(row["turn_rewards"]) if "turn_rewards" in row else None
+    return Scored(rollout, reward, row["status"], row["parts"], row["detail"], per_turn)
 
 
 def read_scored(path: Path) -> Iterator[Scored]:
@@ -124,4 +134,33 @@ def groups(scored: Iterable[Scored]) -> list[list[Scored]]:
     return list(by_prompt.values())
 
 
-__all__ = ["Prompt", "Rollout", "Scored", "as_json", "from_json", "groups", "read_scored"]
+def episodes(scored: Sequence[Scored]) -> list[list[Scored]]:
+    """Rows of one episode together: a new one begins at each turn 0. A single-turn rollout is an episode of one row."""
+    out: list[list[Scored]] = []
+    for one in scored:
+        if one.rollout.turn == 0 or not out:
+            out.append([])
+        out[-1].append(one)
+    return out
+
+
+def whole(episode: Sequence[Scored]) -> Scored:
+    """An episode as one row, for figures and display: the first prompt, all that was sampled, the sum of rewards.
+
+    Its ids lack what the environment said between the turns: nothing may be trained on them.
+    """
+    if len(episode) == 1:
+        return episode[0]
+    rollouts, last = [s.rollout for s in episode], episode[-1]
+    joined = replace(
+        rollouts[0],
+        ids=tuple(i for r in rollouts for i in r.ids),
+        logprobs=tuple(x for r in rollouts for x in r.logprobs),
+        text=" | ".join(r.text for r in rollouts),
+        finished=all(r.finished for r in rollouts),
+        sampled=None if all(r.sampled is None for r in rollouts) else tuple(m for r in rollouts for m in r.mask),
+    )
+    return replace(last, rollout=joined, reward=math.fsum(s.reward for s in episode))
+
+
+__all__ = ["Prompt", "Rollout", "Scored", "as_json", "episodes", "from_json", "groups", "read_scored", "whole"]
