@@ -249,11 +249,11 @@ def _fields_at(cls: type, loc: Sequence[str]) -> set[str]:
 STAGE_CLASS_NAMES = {n for n, v in vars(schema).items() if isinstance(v, type) and hasattr(v, "__pydantic_config__")}
 
 
-def _merge(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def merge_defaults(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     out = dict(defaults)
     for key, value in given.items():
         both = isinstance(value, dict) and isinstance(out.get(key), dict)
-        out[key] = _merge(out[key], value) if both else value
+        out[key] = merge_defaults(out[key], value) if both else value
     return out
 
 
@@ -299,7 +299,7 @@ def _stage(name: str, raw: Any, mistakes: list[str]) -> Any:
         mistakes.append(f"{name}: expected a block of keys, found {raw!r}")
         return None
     kind = raw.get("kind", name)
-    given = _merge(PPO_DEFAULTS, raw) if kind == "ppo" else raw
+    given = merge_defaults(PPO_DEFAULTS, raw) if kind == "ppo" else raw
     block = _validate(STAGE_KINDS[kind], {**given, "kind": kind}, name, mistakes)
     if kind in TRAINERS:
         _check_library_block(f"{name}.trainer", raw.get("trainer"), TRAINERS[kind], mistakes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -84,3 +85,34 @@ def describe_groups(groups: Sequence[Sequence[Any]], *, k: int) -> dict[str, Any
         "truncated_share": mean([not s.rollout.finished for s in every]),
         "checker_broken": sum(len(g) for g in groups) - len(every),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """mean of a - b over the pairs, its 95% interval, and the two-sided p of no difference."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+def paired_difference(
+    a: Sequence[float], b: Sequence[float], *, key: int | str = "paired", resamples: int = 4000
+) -> Difference:
+    """How much a is above b, pair by pair, by the percentile bootstrap over pairs.
+
+    a, b: one value a pair (a prompt, or a prompt under one seed), in the same order. Pairing takes out what makes a
+    prompt hard for both. p: twice the smaller tail of the resampled means beyond 0, at least 1/resamples.
+    Raises ValueError where the sides are of different length. NaN of nothing.
+    Source: Efron & Tibshirani, An Introduction to the Bootstrap, ch. 13.
+    """
+    gaps = np.asarray(a, dtype=float) - np.asarray(b, dtype=float) if len(a) == len(b) else None
+    if gaps is None:
+        raise ValueError(f"paired values must come in pairs, and there are {len(a)} and {len(b)}")
+    if len(gaps) == 0:
+        return Difference(math.nan, math.nan, math.nan, math.nan)
+    drawn = gaps[rng("bootstrap", key).integers(0, len(gaps), (resamples, len(gaps)))].mean(axis=1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    tail = min((drawn <= 0).mean(), (drawn >= 0).mean())
+    return Difference(float(gaps.mean()), float(low), float(high), float(min(1.0, max(2 * tail, 1 / resamples))))

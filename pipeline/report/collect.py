@@ -1,0 +1,127 @@
+"""Read what a run left on disk. Nothing is trusted to be whole: a stage may be running, killed, or older than we are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import ConfigError
+from pipeline.runs import read_manifest
+
+ORDER = ("base", "sft", "feedme", "reward_model", "ppo", "grpo", "conditioned", "offline_q", "judge", "evaluate")
+POINTS = 500  # a curve of more points than pixels is thinned
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage's directory. manifest is None while it runs or where it was killed."""
+
+    name: str
+    place: Path
+    manifest: Mapping[str, Any] | None
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    timing: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def block(self) -> Mapping[str, Any]:
+        """The stage's own settings; empty where it has no manifest."""
+        return (self.manifest or {}).get("config", {}).get("stage", {})
+
+    @property
+    def kind(self) -> str:
+        return str(self.block.get("kind", self.name))
+
+    @property
+    def figures(self) -> Mapping[str, Any]:
+        return (self.manifest or {}).get("metrics", {})
+
+    @property
+    def parents(self) -> list[str]:
+        return list((self.manifest or {}).get("parents", {}))
+
+    @property
+    def tokens(self) -> int:
+        """Sampled tokens."""
+        return int((self.manifest or {}).get("tokens", {}).get("completion", 0))
+
+
+def read_stages(place: Path) -> list[Stage]:
+    """The stages of a run directory, parents first; of a stage's directory, that one.
+
+    Raises ConfigError where there is no run.
+    """
+    if not place.is_dir():
+        raise ConfigError([f"{place}: no such run directory; give one below runs/, as runs/demo"])
+    if (place / "manifest.json").is_file():
+        return [read_stage(place)]
+    found = [read_stage(p) for p in sorted(place.iterdir()) if is_stage(p)]
+    if not found:
+        raise ConfigError([f"{place}: holds no stage: no directory in it has a manifest.json or a metrics.jsonl"])
+    return parents_first(found)
+
+
+def is_stage(place: Path) -> bool:
+    return place.is_dir() and any((place / n).is_file() for n in ("manifest.json", "metrics.jsonl", "rollouts.jsonl"))
+
+
+def read_stage(place: Path) -> Stage:
+    rows = [list(read_rows(place / name)) for name in ("metrics.jsonl", "timing.jsonl")]
+    return Stage(place.name, place, read_manifest(place / "manifest.json"), *rows)
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Objects of a JSONL that may be missing or being written. Raises ConfigError naming a line that is not one."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.endswith("\n"):
+                return  # half written
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as exc:
+                raise ConfigError([f"{path}:{number}: not JSON ({exc.msg}); remove the stage and run it again"]) from exc
+            if isinstance(row, dict):
+                yield row
+
+
+def parents_first(stages: Sequence[Stage]) -> list[Stage]:
+    """Topological order; among stages that could come next, the usual order of a chain. A cycle is left as it lies."""
+    rank = {name: i for i, name in enumerate(ORDER)}
+    left = sorted(stages, key=lambda s: (rank.get(s.kind, len(ORDER) - 3), s.name))
+    names, out = {s.name for s in left}, []
+    while left:
+        done = {s.name for s in out}
+        ready = next((s for s in left if all(p in done or p not in names for p in s.parents)), left[0])
+        out.append(ready)
+        left.remove(ready)
+    return out
+
+
+def curves(stage: Stage) -> list[dict[str, Any]]:
+    """[{label, x, series: {name: [number or None]}}]: one entry a part of the stage (a round, a control, the whole)."""
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for row in stage.metrics:
+        parts.setdefault(str(row.get("part", "")), []).append(row)
+    out = []
+    for label, rows in parts.items():
+        kept = thinned([r for r in rows if is_number(r.get("step"))])
+        names = sorted({k for r in kept for k, v in r.items() if is_number(v)} - {"step", "epoch"})
+        series = {n: [r[n] if is_number(r.get(n)) else None for r in kept] for n in names}
+        out.append({"label": label, "x": [r["step"] for r in kept], "series": series})
+    return out
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def thinned(rows: Sequence[dict[str, Any]], limit: int = POINTS) -> list[dict[str, Any]]:
+    """At most `limit` rows, evenly, the last one kept."""
+    if len(rows) <= limit:
+        return list(rows)
+    stride = -(-len(rows) // limit)
+    return [*rows[:-1:stride], rows[-1]]

@@ -1,0 +1,187 @@
+"""Scored rollouts as columns, small enough to open at once: what repeats is written once and referred to.
+
+A run may hold more than a page should. Then whole prompts are kept, chosen evenly by a hash of their text, so that all
+samples of a prompt and all its steps stay together and two policies can be held side by side.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.report.collect import Stage, read_rows
+
+LIMIT = 12_000  # rollouts a page
+TOKENS = 600_000  # tokens with their figures a page
+TEXT = 12_000_000  # characters of completions a page
+LONGEST = 20_000  # characters of one completion
+JUDGED = ("evaluate", "judge")
+
+Row = dict[str, Any]
+
+
+class Table:
+    """Distinct values in order of first appearance; a column then holds their places."""
+
+    def __init__(self) -> None:
+        self.places: dict[Any, int] = {}
+
+    def place(self, value: Any) -> int:
+        return self.places.setdefault(value, len(self.places))
+
+    @property
+    def values(self) -> list[Any]:
+        return list(self.places)
+
+
+def gather(stages: Sequence[Stage], limit: int = LIMIT) -> tuple[list[Row], int]:
+    """(rows to show, how many there are). Half of the room goes to judged samples, which compare policies."""
+    by_stage = {s.name: [{**row, "stage": s.name} for row in read_rows(s.place / "rollouts.jsonl")] for s in stages}
+    kinds = {s.name: s.kind for s in stages}
+    total = sum(map(len, by_stage.values()))
+    shares = room({n: len(rows) for n, rows in by_stage.items()}, {n for n in by_stage if kinds[n] in JUDGED}, limit)
+    return [row for name, rows in by_stage.items() for row in whole_prompts(rows, shares[name])], total
+
+
+def room(sizes: Mapping[str, int], judged: set[str], limit: int) -> dict[str, int]:
+    """How many rows each stage may show: what judged stages need up to half, then the rest in equal parts.
+
+    A stage that needs less leaves its part to the others.
+    """
+    out = dict.fromkeys(sizes, 0)
+    left = limit
+    others = [n for n in sizes if n not in judged]
+    for names, share in ((sorted(judged), limit // 2 if others else limit), (others, limit)):
+        names = sorted((n for n in names if sizes[n]), key=lambda n: sizes[n])
+        free = min(share, left)
+        for i, name in enumerate(names):
+            out[name] = min(sizes[name], free // (len(names) - i))
+            free -= out[name]
+        left -= sum(out[n] for n in names)
+    return out
+
+
+def whole_prompts(rows: Sequence[Row], limit: int) -> list[Row]:
+    """All rows of so many prompts as fit, at least one prompt; order is kept."""
+    if len(rows) <= limit:
+        return list(rows)
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[str(row.get("prompt"))] = counts.get(str(row.get("prompt")), 0) + 1
+    kept: set[str] = set()
+    size = 0
+    for text in sorted(counts, key=lambda t: zlib.crc32(t.encode("utf-8", "surrogatepass"))):
+        if size + counts[text] > limit and kept:
+            break
+        kept.add(text)
+        size += counts[text]
+    return [row for row in rows if str(row.get("prompt")) in kept][: max(limit, 1)]
+
+
+def columns(rows: Iterable[Row], token_text: Callable[[str, int], str]) -> dict[str, Any]:
+    """Rows -> columns. token_text(stage, id): what a token reads as.
+
+    Per-token figures are written as whole thousandths, flat, with the number of tokens of each row; None where none
+    were recorded or the page's room for them is used up. `advantages` may be one number a row: it holds for all tokens.
+    """
+    tables = {name: Table() for name in ("stage", "source", "prompt", "status", "detail", "completion", "label")}
+    plain: dict[str, list[Any]] = {n: [] for n in ("step", "sample", "reward", "finished", "length", "tokens")}
+    coded: dict[str, list[int]] = {n: [] for n in tables}
+    parts: dict[str, list[float | None]] = {}
+    flat: dict[str, list[int]] = {"ids": [], "logprobs": [], "advantages": [], "kl": []}
+    words = Table()
+    count = text_room = 0
+    for row in rows:
+        text = str(row.get("completion", ""))
+        text = text if len(text) <= LONGEST else f"{text[:LONGEST]}… [{len(text) - LONGEST} more characters]"
+        text_room += len(text)
+        if text_room > TEXT:
+            break
+        values = {"stage": row["stage"], "source": source_of(row), "prompt": str(row.get("prompt", "")),
+                  "status": str(row.get("status", "")), "detail": str(row.get("detail") or ""), "completion": text,
+                  "label": str(row.get("asked", ""))}  # fmt: skip
+        for name, table in tables.items():
+            coded[name].append(table.place(values[name]))
+        ids = row.get("ids") or []
+        plain["step"].append(step_of(row))
+        plain["sample"].append(row.get("sample"))
+        plain["reward"].append(rounded(row.get("reward")))
+        plain["finished"].append(1 if row.get("finished") else 0)
+        plain["length"].append(len(ids))
+        fits = len(flat["ids"]) + len(ids) <= TOKENS
+        plain["tokens"].append(len(ids) if fits else 0)
+        if fits:
+            flat["ids"] += [words.place(token_text(row["stage"], i)) for i in ids]
+            for name in ("logprobs", "advantages", "kl"):
+                flat[name] += thousandths(row.get(name), len(ids))
+        for name in (row.get("parts") or {}).keys() - parts.keys():
+            parts[name] = [None] * count
+        for name, column in parts.items():
+            column.append(rounded((row.get("parts") or {}).get(name)))
+        count += 1
+    recorded = {n: flat[n] for n in ("logprobs", "advantages", "kl") if any(v != ABSENT for v in flat[n])}
+    return {
+        "count": count,
+        "tables": {n: t.values for n, t in tables.items()},
+        "coded": coded,
+        **plain,
+        "parts": parts,
+        "words": words.values,
+        "ids": flat["ids"],
+        "per_token": recorded,
+        "absent": ABSENT,
+    }
+
+
+ABSENT = -(2**31)  # in place of a figure that was not recorded
+
+
+def thousandths(values: Any, count: int) -> list[int]:
+    if isinstance(values, (int, float)):
+        values = [values] * count
+    if not isinstance(values, list) or len(values) != count:
+        return [ABSENT] * count
+    return [round(v * 1000) if isinstance(v, (int, float)) and abs(v) < 1e6 else ABSENT for v in values]
+
+
+def rounded(value: Any) -> float | None:
+    return round(float(value), 4) if isinstance(value, (int, float)) and abs(value) < 1e300 else None
+
+
+def source_of(row: Row) -> str:
+    """What made the sample: the policy that was judged, else the stage that sampled it."""
+    return str(row["policy"]) if "policy" in row else str(row["stage"])
+
+
+def step_of(row: Row) -> int | None:
+    """The step, or the round, it was sampled in."""
+    found = row.get("step", row.get("round"))
+    return found if isinstance(found, int) else None
+
+
+class TokenText:
+    """Token id -> text, by the tokenizer each stage saved beside its model; `⟨id⟩` where there is none."""
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self.places = {s.name: s.place / "model" / "tokenizer.json" for s in stages}
+        self.fallback = next((p for p in self.places.values() if p.is_file()), None)
+        self.loaded: dict[Path, Any] = {}
+        self.known: dict[tuple[str, int], str] = {}
+
+    def __call__(self, stage: str, token: int) -> str:
+        key = (stage, token)
+        if key not in self.known:
+            self.known[key] = self._decode(self.places.get(stage), token)
+        return self.known[key]
+
+    def _decode(self, path: Path | None, token: int) -> str:
+        path = path if path is not None and path.is_file() else self.fallback
+        if path is None:
+            return f"⟨{token}⟩"
+        if path not in self.loaded:
+            from tokenizers import Tokenizer
+
+            self.loaded[path] = Tokenizer.from_file(str(path))
+        return self.loaded[path].decode([token], skip_special_tokens=False) or f"⟨{token}⟩"
