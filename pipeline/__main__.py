@@ -78,6 +78,9 @@ def dispatch(command: str, config: str, overrides: Sequence[str]) -> int:
     with locked(cfg.run_dir):
         if command == "run":
             stages.run_all(cfg)
+            from pipeline.report import write_report
+
+            print(f"report: {write_report(cfg.run_dir)}")
         else:
             stages.run_stage(cfg, command)
     return 0

@@ -1,0 +1,51 @@
+"""A run, a stage or a comparison as one HTML file that opens anywhere: no server, no request, nothing to install.
+
+    collect.py     what is on disk
+    summary.py     what it says, as plain data
+    comparison.py  what a comparison adds
+    rollouts.py    scored rollouts as columns
+    page.py        data, styles and scripts into one file; assets/ holds them as they are
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.report import comparison, page, rollouts, summary
+from pipeline.report.collect import Stage, read_rows, read_stages
+from pipeline.runs import atomic_write
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write RUN/report.html and return its path. RUN: a run, one stage of it, or a comparison.
+
+    Raises ConfigError where there is no run, or a file of it cannot be read.
+    """
+    place = Path(run_dir)
+    compared = comparison.read(place)
+    stages = compared.stages if compared else read_stages(place)
+    path = place / "report.html"
+    rows, total = rollouts.gather(stages)
+    data = describe(place, stages) | ({"comparison": compared.data} if compared else {})
+    columns = rollouts.columns(rows, rollouts.TokenText(stages))
+    atomic_write(path, page.render(f"{place.name} · Whetstone", data, {**columns, "total": total}))
+    return path
+
+
+def describe(place: Path, stages: Sequence[Stage]) -> dict[str, Any]:
+    """The report's data but for its rollouts."""
+    by_name = {s.name: s for s in stages}
+    rows = summary.policies(stages)
+    judged = [r for s in stages if s.kind == "evaluate" for r in read_rows(s.place / "rollouts.jsonl")]
+    versions = {k: v for s in stages if s.manifest is not None for k, v in s.manifest.get("versions", {}).items()}
+    return {
+        "name": place.name,
+        "facts": summary.facts(stages),
+        "policies": rows,
+        "headline": summary.headline(rows, judged),
+        "lineage": summary.lineage(stages),
+        "stages": [summary.describe_stage(s, by_name) for s in stages],
+        "versions": versions,
+    }

@@ -1,0 +1,205 @@
+// The rollout browser: filters, a virtual list, one sample token by token, and two policies on the same prompt.
+
+const ROW = 46;
+
+function rolloutSection(data) {
+  const at = (column, i) => data.tables[column][data.coded[column][i]];
+  const starts = new Int32Array(data.count + 1);
+  for (let i = 0; i < data.count; i++) starts[i + 1] = starts[i] + data.tokens[i];
+  const parts = Object.keys(data.parts);
+  const sources = sourceGroups(data);
+  const state = { shown: [], selected: -1, view: "sample", left: null, right: null, colour: Object.keys(data.per_token)[0] || null };
+
+  const option = (value, text) => h("option", { value }, text ?? value);
+  const control = (id, label, node) => { node.id = id; node.addEventListener("input", refresh); return h("label", { for: id }, label, node); };
+  const stage = h("select", {}, option("", "all"), data.tables.stage.map((v) => option(v)));
+  const source = h("select", {}, option("", "all"), data.tables.source.map((v) => option(v)));
+  const part = h("select", {}, option("", "any"), parts.map((v) => option(v)));
+  const sort = h("select", {}, option("order", "as sampled"), option("-reward", "reward, best first"), option("+reward", "reward, worst first"),
+    parts.flatMap((p) => [option(`-part:${p}`, `${p}, best first`), option(`+part:${p}`, `${p}, worst first`)]), option("-length", "longest first"), option("+logprob", "least likely first"), option("-logprob", "most likely first"));
+  const bound = (placeholder) => h("input", { type: "number", step: "any", placeholder });
+  const stepLow = bound("from"), stepHigh = bound("to"), rewardLow = bound("from"), rewardHigh = bound("to");
+  const search = h("input", { type: "search", placeholder: "prompt or answer" });
+  const boxes = data.tables.status.map((v) => h("input", { type: "checkbox", value: v, checked: true, oninput: refresh }));
+  const count = h("p", { class: "note", role: "status", id: "rollout-count" });
+  const spacer = h("div", { style: { position: "relative" } });
+  const list = h("div", { class: "list", id: "rollout-list", role: "listbox", tabindex: "0", "aria-label": "Rollouts" }, spacer);
+  const detail = h("div", { class: "detail", id: "rollout-detail" });
+
+  const meanLogprob = new Float64Array(data.count);
+  for (let i = 0; i < data.count; i++) {
+    let sum = 0, n = 0;
+    for (let t = starts[i]; t < starts[i + 1]; t++) { const v = data.per_token.logprobs?.[t]; if (v !== undefined && v !== data.absent) { sum += v; n++; } }
+    meanLogprob[i] = n ? sum / n : NaN;
+  }
+
+  function refresh() {
+    const code = (column, value) => (value === "" ? -1 : data.tables[column].indexOf(value));
+    const wantStage = code("stage", stage.value), wantSource = code("source", source.value);
+    const wanted = new Set(boxes.filter((b) => b.checked).map((b) => data.tables.status.indexOf(b.value)));
+    const text = search.value.toLowerCase();
+    const hit = (column) => text && new Set(data.tables[column].flatMap((v, i) => (v.toLowerCase().includes(text) ? [i] : [])));
+    const prompts = hit("prompt"), answers = hit("completion");
+    const within = (v, low, high) => (low.value === "" && high.value === "") || (isNumber(v) && (low.value === "" || v >= +low.value) && (high.value === "" || v <= +high.value));
+    const shown = [];
+    for (let i = 0; i < data.count; i++) {
+      if (wantStage >= 0 && data.coded.stage[i] !== wantStage) continue;
+      if (wantSource >= 0 && data.coded.source[i] !== wantSource) continue;
+      if (!wanted.has(data.coded.status[i])) continue;
+      if (part.value && data.parts[part.value][i] === null) continue;
+      if (!within(data.step[i], stepLow, stepHigh) || !within(data.reward[i], rewardLow, rewardHigh)) continue;
+      if (text && !prompts.has(data.coded.prompt[i]) && !answers.has(data.coded.completion[i])) continue;
+      shown.push(i);
+    }
+    const way = sort.value[0] === "-" ? -1 : 1, key = sort.value.slice(1);
+    if (sort.value !== "order") {
+      const value = key === "reward" ? data.reward : key === "length" ? data.length : key === "logprob" ? meanLogprob : data.parts[key.slice(5)];
+      const known = (v) => v !== null && !Number.isNaN(v);
+      shown.sort((a, b) => (known(value[b]) - known(value[a])) || way * (value[a] - value[b]) || a - b);
+    }
+    state.shown = shown;
+    count.textContent = `${shown.length.toLocaleString("en")} of ${data.count.toLocaleString("en")} rollouts` + (data.total > data.count ? `; this page carries ${data.count.toLocaleString("en")} of the run's ${data.total.toLocaleString("en")}, whole prompts chosen by a hash` : "");
+    list.scrollTop = 0;
+    select(shown.length ? 0 : -1, false);
+  }
+
+  function paint() {
+    const first = Math.max(Math.floor(list.scrollTop / ROW) - 6, 0);
+    const last = Math.min(Math.ceil((list.scrollTop + list.clientHeight) / ROW) + 6, state.shown.length);
+    spacer.style.height = `${state.shown.length * ROW}px`;
+    const rows = [];
+    for (let place = first; place < last; place++) {
+      const i = state.shown[place], status = at("status", i);
+      rows.push(h("div", { class: "row", role: "option", id: `row-${place}`, "aria-selected": place === state.selected ? "true" : "false", "aria-setsize": state.shown.length, "aria-posinset": place + 1,
+        style: { top: `${place * ROW}px` }, onclick: () => select(place, false) },
+        h("span", { class: `reward status-${status}`, title: status }, figure(data.reward[i], 2)),
+        h("span", { class: "what" }, `${visible(at("prompt", i)).slice(0, 120)} ${visible(at("completion", i)).slice(0, 160)}`),
+        h("span", { class: "where" }, at("source", i), data.step[i] === null ? "" : ` · ${data.step[i]}`)));
+    }
+    spacer.replaceChildren(...rows);
+    list.setAttribute("aria-activedescendant", state.selected >= 0 ? `row-${state.selected}` : "");
+  }
+
+  function select(place, scroll) {
+    state.selected = place;
+    if (scroll) {
+      const top = place * ROW;
+      if (top < list.scrollTop) list.scrollTop = top;
+      if (top + ROW > list.scrollTop + list.clientHeight) list.scrollTop = top + ROW - list.clientHeight;
+    }
+    paint();
+    show();
+  }
+
+  list.addEventListener("scroll", paint, { passive: true });
+  list.addEventListener("keydown", (event) => {
+    const page = Math.floor(list.clientHeight / ROW);
+    const move = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity }[event.key];
+    if (move === undefined || !state.shown.length) return;
+    event.preventDefault();
+    select(Math.max(0, Math.min(state.selected + move, state.shown.length - 1)), true);
+  });
+
+  function show() {
+    const i = state.shown[state.selected];
+    if (i === undefined) { detail.replaceChildren(h("p", { class: "note" }, "No rollout passes these filters.")); return; }
+    const tab = (name, text) => h("button", { role: "tab", id: `tab-${name}`, "aria-selected": state.view === name ? "true" : "false", onclick: () => { state.view = name; show(); byId(`tab-${name}`).focus(); } }, text);
+    const tabs = h("div", { class: "tabs", role: "tablist", "aria-label": "View" }, tab("sample", "This sample"), sources.length > 1 ? tab("pair", "Side by side") : null);
+    detail.replaceChildren(tabs, ...(state.view === "pair" && sources.length > 1 ? pair(i) : sample(i)));
+  }
+
+  function sample(i) {
+    const status = at("status", i);
+    const rewards = parts.filter((p) => isNumber(data.parts[p][i])).map((p) => `${p} ${figure(data.parts[p][i])}`).join(" · ");
+    return [
+      h("p", {}, h("b", { class: `status-${status}` }, status), ` · reward ${figure(data.reward[i])}`, rewards ? ` (${rewards})` : "", at("detail", i) ? ` · ${at("detail", i)}` : ""),
+      h("p", { class: "note" }, [`${at("stage", i)}${at("source", i) !== at("stage", i) ? ` / ${at("source", i)}` : ""}`, data.step[i] === null ? null : `step ${data.step[i]}`, `sample ${data.sample[i]}`,
+        at("label", i) ? `asked ${at("label", i)}` : null, `${data.length[i]} tokens`, data.finished[i] ? null : "cut at the length limit"].filter(Boolean).join(" · ")),
+      h("h4", {}, "Prompt"), h("pre", { id: "shown-prompt" }, at("prompt", i)), h("h4", {}, "Answer"), h("pre", { id: "shown-answer" }, at("completion", i)), ...tokenView(i)];
+  }
+
+  function tokenView(i) {
+    const names = Object.keys(data.per_token).filter((n) => { for (let t = starts[i]; t < starts[i + 1]; t++) if (data.per_token[n][t] !== data.absent) return true; return false; });
+    if (!names.length) return [h("p", { class: "note" }, data.length[i] ? "Token figures of this sample are not carried by the page." : "")];
+    const by = names.includes(state.colour) ? state.colour : names[0];
+    const words = { logprobs: "log-prob", advantages: "advantage", kl: "KL to the reference" };
+    const value = (t) => data.per_token[by][t] / 1000;
+    let top = 1e-9;
+    for (let t = starts[i]; t < starts[i + 1]; t++) if (data.per_token[by][t] !== data.absent) top = Math.max(top, Math.abs(value(t)));
+    const scale = by === "logprobs" ? Math.max(top, 3) : top;
+    const cells = [];
+    for (let t = starts[i]; t < starts[i + 1]; t++) {
+      const known = data.per_token[by][t] !== data.absent, v = value(t);
+      const hue = by === "logprobs" ? "var(--c2)" : v >= 0 ? "var(--c3)" : "var(--c6)";
+      const text = data.words[data.ids[t]];
+      cells.push(h("span", { class: "token", title: names.map((n) => `${words[n]} ${data.per_token[n][t] === data.absent ? "–" : figure(data.per_token[n][t] / 1000)}`).join("\n"),
+        style: known ? { background: `color-mix(in srgb, ${hue} ${Math.round((60 * Math.abs(v)) / scale)}%, transparent)` } : {} }, visible(text === " " ? "␣" : text), h("small", {}, known ? figure(v, 2) : "–")));
+    }
+    return [h("h4", {}, "Token by token"), h("div", { class: "tabs" }, names.map((n) => h("button", { "aria-pressed": n === by ? "true" : "false", onclick: () => { state.colour = n; show(); } }, words[n]))),
+      h("div", { class: "tokens", id: "token-view" }, cells)];
+  }
+
+  function pair(i) {
+    const names = sources.map((g) => g.name);
+    if (!names.includes(state.left)) [state.left, state.right] = bestPair(sources, data);
+    const choose = (side, label) => h("label", {}, label, h("select", { id: `pair-${side}`, oninput: (e) => { state[side] = e.target.value; show(); } }, names.map((n) => h("option", { value: n, selected: n === state[side] }, n))));
+    const column = (side) => {
+      const group = sources.find((g) => g.name === state[side]);
+      const rows = (group.byPrompt.get(data.coded.prompt[i]) || []).slice().sort((a, b) => (data.reward[b] ?? -Infinity) - (data.reward[a] ?? -Infinity));
+      const usable = rows.filter((r) => data.reward[r] !== null);
+      const passed = usable.filter((r) => at("status", r) === "pass").length;
+      return h("div", { id: `answers-${side}` }, h("b", {}, state[side]), h("p", { class: "note" }, usable.length ? `${passed} of ${usable.length} pass · mean reward ${figure(usable.reduce((sum, r) => sum + data.reward[r], 0) / usable.length)}` : "no sample of this prompt"),
+        h("ul", {}, rows.slice(0, 64).map((r) => h("li", {}, h("span", { class: `status-${at("status", r)}`, title: `${at("status", r)} ${at("detail", r)}` }, figure(data.reward[r], 2)), visible(at("completion", r)) || "(empty)"))));
+    };
+    return [h("h4", {}, "Prompt"), h("pre", { id: "pair-prompt" }, at("prompt", i)), h("div", { class: "filters" }, choose("left", "left"), choose("right", "right")), h("div", { class: "answers" }, column("left"), column("right"))];
+  }
+
+  const clear = h("button", { id: "clear-filters", onclick: () => { for (const n of [stage, source, part, stepLow, stepHigh, rewardLow, rewardHigh, search]) n.value = ""; for (const b of boxes) b.checked = true; sort.value = "order"; refresh(); } }, "Clear");
+  const filters = h("div", { class: "filters", role: "search" },
+    data.tables.stage.length > 1 ? control("f-stage", "stage", stage) : null, data.tables.source.length > 1 ? control("f-source", "policy", source) : null,
+    parts.length > 1 ? control("f-part", "scored by", part) : null,
+    h("fieldset", {}, h("span", {}, "status"), h("div", {}, boxes.map((b) => { b.id = `f-status-${b.value}`; return h("label", { class: `status-${b.value}` }, b, b.value); }))),
+    data.step.some(isNumber) ? h("fieldset", {}, h("span", {}, "step"), h("div", {}, control("f-step-low", "", stepLow), control("f-step-high", "", stepHigh))) : null,
+    h("fieldset", {}, h("span", {}, "reward"), h("div", {}, control("f-reward-low", "", rewardLow), control("f-reward-high", "", rewardHigh))),
+    control("f-search", "search", search), control("f-sort", "sort by", sort), clear);
+  for (const [node, text] of [[stepLow, "step from"], [stepHigh, "step to"], [rewardLow, "reward from"], [rewardHigh, "reward to"]]) node.setAttribute("aria-label", text);
+  const node = section("rollouts", "Rollouts", filters, count, h("div", { class: "browser" }, list, detail));
+  new ResizeObserver(paint).observe(list);
+  refresh();
+  return node;
+}
+
+// What can be held against what: every judged policy, and of a stage that sampled over many steps its first and last third.
+function sourceGroups(data) {
+  const groups = new Map();
+  const last = new Map();
+  for (let i = 0; i < data.count; i++) if (data.step[i] !== null) last.set(data.coded.stage[i], Math.max(last.get(data.coded.stage[i]) ?? 0, data.step[i]));
+  const name = (i) => {
+    const stage = data.tables.stage[data.coded.stage[i]], source = data.tables.source[data.coded.source[i]], top = last.get(data.coded.stage[i]);
+    if (source !== stage || !top) return source === stage ? stage : `${stage}: ${source}`;
+    if (top < 3) return `${stage}, round ${data.step[i] + 1}`;
+    return data.step[i] <= top / 3 ? `${stage}, first third` : data.step[i] >= (2 * top) / 3 ? `${stage}, last third` : null;
+  };
+  for (let i = 0; i < data.count; i++) {
+    const key = name(i);
+    if (key === null) continue;
+    if (!groups.has(key)) groups.set(key, { name: key, judged: key.includes(": "), byPrompt: new Map() });
+    const byPrompt = groups.get(key).byPrompt, prompt = data.coded.prompt[i];
+    if (!byPrompt.has(prompt)) byPrompt.set(prompt, []);
+    byPrompt.get(prompt).push(i);
+  }
+  return [...groups.values()].sort((a, b) => b.judged - a.judged);
+}
+
+// Before and after: the start and the policy with the most passes, where policies were judged.
+function bestPair(sources, data) {
+  const judged = sources.filter((g) => g.judged);
+  if (judged.length < 2) {
+    const late = sources.findIndex((g) => g.name.endsWith("last third"));
+    return late > 0 ? [sources[late].name.replace("last third", "first third"), sources[late].name] : [sources[0].name, sources[1].name];
+  }
+  const passes = (g) => { let n = 0, all = 0; for (const rows of g.byPrompt.values()) for (const r of rows) { all++; n += data.tables.status[data.coded.status[r]] === "pass"; } return n / all; };
+  const start = judged.find((g) => g.name.endsWith(": sft")) || judged[0];
+  const best = judged.filter((g) => g !== start).sort((a, b) => passes(b) - passes(a))[0];
+  return [start.name, best.name];
+}

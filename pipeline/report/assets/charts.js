@@ -1,0 +1,246 @@
+// Charts drawn as SVG to the width they are given, and again when it changes. Each has a crosshair for pointer and
+// arrow keys, a summary for screen readers, and its numbers as a table.
+
+const MARGIN = { top: 12, right: 14, bottom: 36, left: 46 };
+
+function ticks(low, high, count) {
+  const span = high - low || Math.abs(high) || 1;
+  const raw = span / Math.max(count, 1);
+  const power = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((v) => v >= raw * 0.999);
+  const out = [];
+  for (let v = Math.ceil(low / step - 1e-9) * step; v <= high + step * 1e-6; v += step) out.push(Math.abs(v) < step * 1e-6 ? 0 : v);
+  return out;
+}
+
+function tick(v) {
+  const size = Math.abs(v);
+  if (size >= 1e6) return `${+(v / 1e6).toPrecision(3)}M`;
+  if (size >= 1e4) return `${+(v / 1e3).toPrecision(3)}k`;
+  if (v !== 0 && size < 1e-3) return v.toExponential(0);
+  return String(+v.toPrecision(3));
+}
+
+function extent(values, options) {
+  let low = Infinity, high = -Infinity;
+  for (const v of values) if (isNumber(v)) { if (v < low) low = v; if (v > high) high = v; }
+  if (low > high) [low, high] = [0, 1];
+  if (isNumber(options.min)) low = Math.min(low, options.min);
+  if (isNumber(options.max)) high = Math.max(high, options.max);
+  if (low === high) [low, high] = [low - (Math.abs(low) * 0.1 || 0.5), high + (Math.abs(high) * 0.1 || 0.5)];
+  const air = (high - low) * 0.04;
+  return [isNumber(options.min) && low === options.min ? low : low - air, isNumber(options.max) && high === options.max ? high : high + air];
+}
+
+function frame(options, draw) {
+  const plot = h("div", { class: "plot" });
+  const rows = h("div", {});
+  const node = h("figure", { class: options.wide ? "chart wide" : "chart" },
+    h("figcaption", {}, h("strong", {}, options.title), options.note ? h("span", { class: "note" }, options.note) : null),
+    options.legend ? options.legend : null, plot,
+    h("details", { class: "numbers", ontoggle: () => rows.firstChild || rows.append(options.table()) }, h("summary", {}, "Numbers"), rows));
+  let width = 0;
+  const redraw = () => {
+    const now = Math.max(Math.floor(plot.clientWidth), 220);
+    if (now === width) return;
+    width = now;
+    plot.replaceChildren(draw(plot, width));
+  };
+  new ResizeObserver(redraw).observe(plot);
+  return node;
+}
+
+function legend(series) {
+  if (series.length < 2 && !series[0]?.always) return null;
+  return h("ul", { class: "legend" }, series.map((line) =>
+    h("li", {}, h("i", { class: `key c${line.colour}${line.dash ? " dashed" : ""}${line.bare ? " dot" : ""}`, "aria-hidden": "true" }), line.name)));
+}
+
+function axes(options, width, height, x, y, xTicks, yTicks) {
+  const right = width - MARGIN.right, bottom = height - MARGIN.bottom;
+  return [
+    yTicks.map((v) => [
+      s("line", { class: "grid", x1: MARGIN.left, x2: right, y1: y(v), y2: y(v) }),
+      s("text", { class: "tick", x: MARGIN.left - 7, y: y(v) + 3.5, "text-anchor": "end" }, options.percent ? percent(v) : tick(v)),
+    ]),
+    xTicks.map((v) => s("text", { class: "tick", x: x(v), y: bottom + 15, "text-anchor": "middle" }, options.xPercent ? percent(v) : tick(v))),
+    s("line", { class: "axis", x1: MARGIN.left, x2: right, y1: bottom, y2: bottom }),
+    s("text", { class: "label", x: right, y: height - 4, "text-anchor": "end" }, options.xLabel || ""),
+  ].flat(2);
+}
+
+// options: title, note, xLabel, percent, yMin, yMax, height, lines: [{y, text}], series: [{name, colour, dash, bare, x, y, low, high}]
+// bare: points without a line between them.
+function lineChart(options) {
+  const series = options.series.filter((line) => line.y.some(isNumber));
+  if (!series.length) return null;
+  const all = series.flatMap((line) => [...line.y, ...(line.low || []), ...(line.high || [])]).concat((options.lines || []).map((l) => l.y));
+  const [yLow, yHigh] = extent(all, { min: options.yMin, max: options.yMax });
+  const [xLow, xHigh] = extent(series.flatMap((line) => line.x), { min: options.xMin });
+  const draw = (plot, width) => {
+    const height = options.height || 210;
+    const x = (v) => MARGIN.left + ((v - xLow) / (xHigh - xLow)) * (width - MARGIN.left - MARGIN.right);
+    const y = (v) => height - MARGIN.bottom - ((v - yLow) / (yHigh - yLow)) * (height - MARGIN.top - MARGIN.bottom);
+    const node = s("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", tabindex: "0", "aria-label": spoken(options, series) },
+      axes(options, width, height, x, y, ticks(xLow, xHigh, Math.min(width / 70, 8)), ticks(yLow, yHigh, 4)),
+      (options.lines || []).map((l) => [
+        s("line", { class: "reference", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(l.y), y2: y(l.y) }),
+        s("text", { class: "tick", x: width - MARGIN.right, y: y(l.y) - 4, "text-anchor": "end" }, l.text)]).flat(),
+      series.map((line) => drawLine(line, x, y)).flat());
+    follow(plot, node, series, x, y, options);
+    return node;
+  };
+  return frame({ ...options, legend: legend(series), table: () => numbers(options, series) }, draw);
+}
+
+function drawLine(line, x, y) {
+  const out = [];
+  const stroke = `c${line.colour}${line.dash ? " dashed" : ""}`;
+  if (line.low && !line.bare) {
+    const shown = line.x.map((v, i) => i).filter((i) => isNumber(line.low[i]) && isNumber(line.high[i]));
+    const path = shown.map((i, n) => `${n ? "L" : "M"}${x(line.x[i]).toFixed(1)},${y(line.high[i]).toFixed(1)}`).join("") +
+      shown.reverse().map((i) => `L${x(line.x[i]).toFixed(1)},${y(line.low[i]).toFixed(1)}`).join("");
+    if (path) out.push(s("path", { class: `band c${line.colour}`, d: `${path}Z` }));
+  }
+  if (line.low && line.bare)
+    line.x.forEach((v, i) => isNumber(line.low[i]) && out.push(s("line", { class: `whisker ${stroke}`, x1: x(v), x2: x(v), y1: y(line.low[i]), y2: y(line.high[i]) })));
+  let path = "", pen = "M";
+  line.x.forEach((v, i) => {
+    if (!isNumber(line.y[i])) { pen = "M"; return; }
+    path += `${pen}${x(v).toFixed(1)},${y(line.y[i]).toFixed(1)}`;
+    pen = "L";
+  });
+  if (!line.bare) out.push(s("path", { class: `line ${stroke}`, d: path }));
+  if (line.bare || line.x.length <= 12)
+    line.x.forEach((v, i) => isNumber(line.y[i]) && out.push(s("circle", { class: `point ${stroke}`, cx: x(v), cy: y(line.y[i]), r: line.bare ? 4.5 : 3 })));
+  return out;
+}
+
+// The point under the pointer, or the one the arrow keys have reached, with all series' values there.
+function follow(plot, node, series, x, y, options) {
+  const places = [...new Set(series.flatMap((line) => line.x.filter((v, i) => isNumber(line.y[i]))))].sort((a, b) => a - b);
+  const cross = s("line", { class: "cross", y1: MARGIN.top, y2: node.viewBox.baseVal.height - MARGIN.bottom, visibility: "hidden" });
+  const tip = h("div", { class: "tip", role: "status", hidden: true });
+  let at = -1;
+  node.append(cross);
+  queueMicrotask(() => plot.append(tip));
+  const show = (index) => {
+    at = Math.max(0, Math.min(index, places.length - 1));
+    const place = places[at];
+    cross.setAttribute("x1", x(place));
+    cross.setAttribute("x2", x(place));
+    cross.setAttribute("visibility", "visible");
+    const near = series.flatMap((line) => {
+      const i = nearest(line.x, place);
+      const tolerance = line.bare ? 1e-9 : (places[places.length - 1] - places[0]) / Math.max(line.x.length - 1, 1) / 2;
+      return i >= 0 && isNumber(line.y[i]) && Math.abs(line.x[i] - place) <= tolerance + 1e-9 ? [[line, line.y[i]]] : [];
+    });
+    tip.replaceChildren(h("b", {}, `${options.xLabel || "x"} ${tick(place)}`),
+      ...near.map(([line, v]) => h("span", {}, h("i", { class: `key c${line.colour}` }), `${line.name}  ${options.percent ? percent(v, 1) : figure(v)}`)));
+    tip.hidden = false;
+    tip.style.left = `${Math.min(Math.max(x(place) + 10, 0), Math.max(plot.clientWidth - tip.offsetWidth - 4, 0))}px`;
+  };
+  const hide = () => { tip.hidden = true; cross.setAttribute("visibility", "hidden"); };
+  node.addEventListener("pointermove", (event) => {
+    const box = node.getBoundingClientRect();
+    const px = ((event.clientX - box.left) / box.width) * node.viewBox.baseVal.width;
+    show(nearest(places.map(x), px));
+  });
+  node.addEventListener("pointerleave", hide);
+  node.addEventListener("blur", hide);
+  node.addEventListener("keydown", (event) => {
+    const move = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
+    if (move === undefined) return;
+    event.preventDefault();
+    show(move === -Infinity ? 0 : move === Infinity ? places.length - 1 : at + move);
+  });
+}
+
+function nearest(values, wanted) {
+  let best = -1;
+  values.forEach((v, i) => { if (isNumber(v) && (best < 0 || Math.abs(v - wanted) < Math.abs(values[best] - wanted))) best = i; });
+  return best;
+}
+
+function spoken(options, series) {
+  const show = (v) => (options.percent ? percent(v, 1) : figure(v));
+  return `${options.title}. ` + series.map((line) => {
+    const known = line.y.filter(isNumber);
+    return known.length > 1 && !line.bare ? `${line.name}: from ${show(known[0])} to ${show(known[known.length - 1])}` : `${line.name}: ${known.map(show).join(", ")}`;
+  }).join("; ");
+}
+
+function numbers(options, series) {
+  const rows = series.flatMap((line) => line.x.map((v, i) => ({ name: line.name, x: v, y: line.y[i], low: line.low?.[i], high: line.high?.[i] }))).filter((r) => isNumber(r.y));
+  const ranged = rows.some((r) => isNumber(r.low));
+  return table([{ title: "series", key: "name" }, { title: options.xLabel || "x", key: "x", numeric: true }, { title: "value", key: "y", numeric: true },
+    ...(ranged ? [{ title: "95% low", key: "low", numeric: true }, { title: "high", key: "high", numeric: true }] : [])], rows.slice(0, 400), { label: options.title });
+}
+
+// options: title, note, xLabel, rows: [{name, value, low, high, colour, ghost: {value, name}}], percent, line: {x, text}
+function dotPlot(options) {
+  const rows = options.rows.filter((r) => isNumber(r.value));
+  if (!rows.length) return null;
+  const [low, high] = extent(rows.flatMap((r) => [r.value, r.low, r.high, r.ghost?.value]).concat(options.line ? [options.line.x] : []), { min: options.xMin, max: options.xMax });
+  const show = (v) => (options.percent ? percent(v, 1) : figure(v));
+  const draw = (plot, width) => {
+    const gap = 30, left = Math.min(10 + 7.2 * Math.max(...rows.map((r) => r.name.length)), width * 0.36), right = width < 420 ? 54 : 130;
+    const height = rows.length * gap + 46;
+    const x = (v) => left + ((v - low) / (high - low)) * (width - left - right);
+    return s("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": `${options.title}. ` + rows.map((r) => `${r.name} ${show(r.value)}`).join("; ") },
+      ticks(low, high, Math.max((width - left - right) / 90, 2)).map((v) => [
+        s("line", { class: "grid", x1: x(v), x2: x(v), y1: 4, y2: height - 36 }),
+        s("text", { class: "tick", x: x(v), y: height - 20, "text-anchor": "middle" }, options.percent ? percent(v) : tick(v))]).flat(),
+      options.line ? s("line", { class: "reference", x1: x(options.line.x), x2: x(options.line.x), y1: 0, y2: height - 36 }) : null,
+      rows.map((r, i) => {
+        const y = 18 + i * gap;
+        const range = isNumber(r.low) ? `${show(r.value)}  ${width < 420 ? "" : `${show(r.low)}–${show(r.high)}`}` : show(r.value);
+        return [
+          s("text", { class: "name", x: left - 10, y: y + 4, "text-anchor": "end" }, r.name),
+          isNumber(r.low) ? s("line", { class: `whisker c${r.colour || 1}`, x1: x(r.low), x2: x(r.high), y1: y, y2: y }) : null,
+          r.ghost && isNumber(r.ghost.value) ? s("path", { class: "ghost", d: `M${x(r.ghost.value)},${y - 5}l5,5l-5,5l-5,-5Z` }, s("title", {}, `${r.ghost.name}: ${show(r.ghost.value)}`)) : null,
+          s("circle", { class: `point c${r.colour || 1}`, cx: x(r.value), cy: y, r: 5 }),
+          s("text", { class: "value", x: width - right + 12, y: y + 4 }, range)];
+      }).flat(),
+      s("text", { class: "label", x: left, y: height - 4 }, options.xLabel || ""));
+  };
+  const body = () => table([{ title: "", key: "name" }, { title: options.xLabel || "value", key: "value", numeric: true }, { title: "95% low", key: "low", numeric: true },
+    { title: "high", key: "high", numeric: true }, { title: "control", cell: (r) => r.ghost?.value, numeric: true }], rows, { label: options.title });
+  return frame({ ...options, table: body, legend: rows.some((r) => isNumber(r.ghost?.value)) ? h("ul", { class: "legend" }, h("li", {}, h("i", { class: "key dot c1" }), "policy, 95% interval"), h("li", {}, h("i", { class: "key ghostkey" }), "its control")) : null }, draw);
+}
+
+// nodes with a depth, edges between them; parents left of children.
+function tree(data) {
+  const columns = [];
+  for (const node of data.nodes) (columns[node.depth] ||= []).push(node);
+  const draw = (plot, width) => {
+    const upright = width < 120 * columns.length;
+    const w = upright ? Math.min(150, (width - 8) / Math.max(...columns.map((c) => c.length)) - 8) : Math.min(150, width / columns.length - 34), tall = 52;
+    const rows = Math.max(...columns.map((c) => c.length));
+    const height = upright ? columns.length * (tall + 34) : rows * (tall + 14) + 8;
+    const at = new Map();
+    columns.forEach((column, depth) => column.forEach((node, i) => {
+      const share = (i + 0.5) / column.length;
+      at.set(node.name, upright ? [share * width - w / 2, depth * (tall + 34) + 4]
+        : [depth * ((width - w - 4) / Math.max(columns.length - 1, 1)) + 2, share * height - tall / 2]);
+    }));
+    const edges = data.edges.map(([a, b]) => {
+      const [ax, ay] = at.get(a), [bx, by] = at.get(b);
+      const [x1, y1, x2, y2] = upright ? [ax + w / 2, ay + tall, bx + w / 2, by] : [ax + w, ay + tall / 2, bx, by + tall / 2];
+      const bend = upright ? `C${x1},${(y1 + y2) / 2} ${x2},${(y1 + y2) / 2}` : `C${(x1 + x2) / 2},${y1} ${(x1 + x2) / 2},${y2}`;
+      return s("path", { class: "edge", d: `M${x1},${y1}${bend} ${x2},${y2}` });
+    });
+    const boxes = data.nodes.map((node) => {
+      const [x, y] = at.get(node.name);
+      const below = isNumber(node.accuracy) ? `${percent(node.accuracy, 1)} held out` : isNumber(node.pairs) ? `${percent(node.pairs, 1)} of pairs` : node.kind;
+      return s("a", { href: `#stage-${node.name}`, "aria-label": `${node.name}, ${below}` }, s("g", { class: node.complete ? "node" : "node open" },
+        s("rect", { x, y, width: w, height: tall, rx: 7 }),
+        s("text", { class: "name", x: x + 10, y: y + 21 }, w < 110 && node.name.length > 11 ? `${node.name.slice(0, 10)}…` : node.name),
+        s("text", { class: "tick", x: x + 10, y: y + 39 }, w < 110 ? below.split(" ")[0] : node.complete ? below : "not complete")));
+    });
+    return s("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "group", "aria-label": `Lineage: ${data.edges.map(([a, b]) => `${b} from ${a}`).join(", ")}` }, edges, boxes);
+  };
+  return frame({ title: "Which model came from which", wide: true, note: "an arrow runs from a parent to what was trained or judged on it; each box leads to its stage",
+    table: () => table([{ title: "stage", key: "name" }, { title: "kind", key: "kind" }, { title: "made from", cell: (n) => data.edges.filter((e) => e[1] === n.name).map((e) => e[0]).join(", ") || "–" },
+      { title: "first output's hash", key: "hash" }], data.nodes) }, draw);
+}

@@ -1,0 +1,21 @@
+// Put the page together. Rollouts are read last: the page stands before they are parsed.
+
+const report = JSON.parse(byId("report-data").textContent);
+header(report);
+const sections = (report.comparison
+  ? [answerSection, frontierSection, traitSection, proxySection, lineageSection]
+  : [resultSection, lineageSection, stageSections, monitorSection, settingsSection]).map((make) => make(report)).filter(Boolean);
+byId("main").append(...sections);
+byId("foot").append(h("p", {}, `Written by Whetstone. ${Object.entries(report.versions).map(([name, v]) => `${name} ${v}`).join(" · ")}`));
+
+function navigation() {
+  byId("nav").replaceChildren(...[...document.querySelectorAll("main > section")].map((node) => h("a", { href: `#${node.id}` }, node.querySelector("h2").textContent)));
+}
+navigation();
+
+requestAnimationFrame(() => setTimeout(() => {
+  const data = JSON.parse(byId("rollout-data").textContent);
+  if (data.count) byId("main").append(rolloutSection(data));
+  navigation();
+  document.documentElement.dataset.ready = String(Math.round(performance.now()));
+}));

@@ -1,0 +1,146 @@
+// The sections of a pipeline's or a stage's report.
+
+const CURVES = {
+  reward_mean: ["Mean reward", "on training prompts"], heldout_accuracy: ["Held-out accuracy", "sampled while training"],
+  passed: ["Share that pass", "on training prompts"], kl_sequence: ["KL to the reference", "nats a completion"],
+  heldout_kl: ["KL from the start", "nats a completion, held out"], kl_k3: ["KL to the reference (k3)", "nats a token"], entropy: ["Entropy", "nats a token"], length_mean: ["Mean length", "tokens"],
+  loss: ["Loss", ""], mean_token_accuracy: ["Token accuracy", "of what is imitated"], accuracy: ["Pair accuracy", "training pairs"], margin: ["Margin of the chosen", ""],
+  groups_with_signal: ["Groups with a signal", "samples differ in reward"], distinct: ["Distinct samples", "share"], malformed: ["Malformed", "share"], truncated: ["Cut at the limit", "share"],
+  explained_variance: ["Critic: explained variance", ""], value_loss: ["Critic: loss", ""], grad_norm: ["Gradient norm", "before clipping"],
+  clipped_high: ["Clipped above", "share of tokens"], clipped_low: ["Clipped below", "share of tokens"], mismatch_mean_abs: ["Generator mismatch", "mean gap of log-probs"],
+};
+const FIRST = ["reward_mean", "heldout_accuracy", "kl_sequence", "heldout_kl", "entropy", "length_mean", "loss", "accuracy", "mean_token_accuracy"];
+const SHARES = new Set(["passed", "heldout_accuracy", "accuracy", "mean_token_accuracy", "groups_with_signal", "distinct", "malformed", "truncated", "clipped_high", "clipped_low"]);
+
+function header(report) {
+  const kind = report.comparison ? "Comparison" : report.stages.length > 1 ? "Run" : "Stage";
+  byId("top").append(h("p", { class: "kind" }, `Whetstone · ${kind}`), h("h1", {}, report.name),
+    h("dl", { class: "facts" }, report.facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)))));
+}
+
+function resultSection(report) {
+  if (!report.policies.length) return null;
+  const head = report.headline;
+  const lead = head ? h("div", { class: "headline" },
+    number(head.before, "before"), h("span", { class: "arrow", "aria-hidden": "true" }, "→"), number(head.after, "after"),
+    head.difference ? h("div", { class: "gain" }, h("b", {}, `${signed(head.difference.mean)} points`),
+      h("span", {}, `95% interval ${signed(head.difference.ci95[0])} to ${signed(head.difference.ci95[1])}, paired over ${head.difference.prompts} held-out prompts`)) : null) : null;
+  const caution = head && head.rivals > 1 ? h("p", { class: "note" }, `Best of ${head.rivals} trained policies, chosen on the prompts shown here: one seed, and a little flattering. For a claim about a method, run make compare.`) : null;
+  return section("result", "Result", lead, caution, accuracyPlot(report.policies), policyTable(report.policies));
+}
+
+function number(row, when) {
+  return h("div", { class: "big" }, h("span", { class: "who" }, `${row.policy}`), h("b", {}, percent(row.heldout_accuracy, 1)),
+    h("span", { class: "note" }, row.ci95 ? `held-out accuracy, 95% ${percent(row.ci95[0])}–${percent(row.ci95[1])}` : `held-out accuracy ${when}`));
+}
+
+function accuracyPlot(rows) {
+  return dotPlot({ title: "Held-out accuracy by policy", wide: true, note: "point and 95% bootstrap interval over prompts", percent: true, xMin: 0, xLabel: "share of held-out samples that pass",
+    rows: rows.map((r) => ({ name: r.policy, value: isNumber(r.asked_best) ? r.asked_best : r.heldout_accuracy, low: isNumber(r.asked_best) ? null : r.ci95?.[0], high: r.ci95?.[1], colour: 1,
+      ghost: r.control ? { value: r.control_accuracy, name: r.control } : null })) });
+}
+
+function policyTable(rows) {
+  const k = Object.keys(rows[0]).find((name) => name.startsWith("pass_at_"));
+  const best = Math.max(...rows.map((r) => r.heldout_accuracy));
+  return table([
+    { title: "policy", key: "policy" },
+    { title: "accuracy", numeric: true, cell: (r) => percent(r.heldout_accuracy, 1), hint: "share of held-out samples that pass" },
+    { title: "95%", numeric: true, cell: (r) => (r.ci95 ? `${percent(r.ci95[0])}–${percent(r.ci95[1])}` : "–") },
+    ...(k ? [{ title: k.replace("pass_at_", "pass@"), numeric: true, cell: (r) => percent(r[k], 1) }] : []),
+    { title: "asked for the best", numeric: true, cell: (r) => percent(r.asked_best, 1), hint: "condition tokens: accuracy under the best label" },
+    { title: "control", numeric: true, cell: (r) => (r.control ? `${percent(r.control_accuracy, 1)} ${r.control}` : "–") },
+    { title: "reward", key: "heldout_reward", numeric: true },
+    { title: "entropy", key: "entropy", numeric: true, hint: "nats a token" },
+    { title: "distinct", numeric: true, cell: (r) => figure(r.distinct_answers, 1), hint: "distinct completions a prompt" },
+    { title: "tokens", numeric: true, cell: (r) => figure(r.mean_completion_tokens, 1), hint: "mean length of a completion" },
+    { title: "malformed", numeric: true, cell: (r) => percent(r.malformed_share, 1) },
+    { title: "sampled", numeric: true, cell: (r) => tokens(r.sampled_tokens), hint: "tokens sampled to train it" },
+    { title: "time", numeric: true, cell: (r) => seconds(r.wall_s) },
+  ], rows, { label: "Policies", mark: (r) => r.heldout_accuracy === best });
+}
+
+function lineageSection(report) {
+  return report.lineage.nodes.length > 1 ? section("lineage", "Lineage", tree(report.lineage)) : null;
+}
+
+function feedmeChart(stage) {
+  if (!stage.rounds.length) return null;
+  const line = (rows, name, colour, dash) => ({ name, colour, dash, x: rows.map((_, i) => i + 1), y: rows.map((r) => r.heldout_accuracy), low: rows.map((r) => r.ci95?.[0]), high: rows.map((r) => r.ci95?.[1]) });
+  return lineChart({ title: `${stage.name}: round by round`, note: "held-out accuracy; the control keeps as many samples of each prompt, chosen blindly", percent: true, xLabel: "round", yMin: 0,
+    series: [line(stage.rounds, "kept by score", 1), ...(stage.control_rounds.length ? [line(stage.control_rounds, "kept blindly", 2, true)] : [])] });
+}
+
+function conditionChart(stage) {
+  if (!Array.isArray(stage.control_curve)) return null;
+  const line = (rows, name, colour, dash) => ({ name, colour, dash, x: rows.map((r) => r.asked), y: rows.map((r) => r.obtained), low: rows.map((r) => r.ci95?.[0]), high: rows.map((r) => r.ci95?.[1]) });
+  const solved = stage.control_curve.slice(1), shuffled = stage.shuffled_curve || [];
+  return lineChart({ title: `${stage.name}: asked and obtained`, note: `mean held-out reward for each label asked; label ${stage.control_curve[0].label.trim()} (failing) earned ${figure(stage.control_curve[0].obtained)} and is not ranked`, xLabel: "label asked", yMin: 0,
+    series: [line(solved, "trained on true labels", 1), ...(shuffled.length ? [line(shuffled.slice(1), "on shuffled labels", 2, true)] : [])] });
+}
+
+// Parts of one role (feedme/0, feedme/1 ...) run on: the steps of a later part follow those of the one before.
+function joined(parts) {
+  const roles = new Map();
+  for (const part of parts) {
+    const role = part.label.split("/")[0];
+    const line = roles.get(role) || { name: role, offset: 0, x: [], series: {} };
+    for (const name of Object.keys(part.series)) line.series[name] ||= new Array(line.x.length).fill(null);
+    part.x.forEach((step, i) => {
+      line.x.push(line.offset + step);
+      for (const name of Object.keys(line.series)) line.series[name].push(part.series[name]?.[i] ?? null);
+    });
+    line.offset += part.x.length ? part.x[part.x.length - 1] : 0;
+    roles.set(role, line);
+  }
+  return [...roles.values()];
+}
+
+function curveCharts(stage) {
+  const roles = joined(stage.curves);
+  const names = [...new Set(roles.flatMap((r) => Object.keys(r.series)))].filter((n) => roles.some((r) => (r.series[n] || []).filter(isNumber).length > 1));
+  const chart = (name) => lineChart({ title: CURVES[name]?.[0] || name.replaceAll("_", " "), note: CURVES[name]?.[1], xLabel: "step", percent: SHARES.has(name), height: 168,
+    series: roles.filter((r) => r.series[name]).map((r, i) => ({ name: r.name || stage.name, colour: i + 1, dash: /control|shuffled/.test(r.name), x: r.x, y: r.series[name] })) });
+  const first = FIRST.filter((n) => names.includes(n)).slice(0, 6);
+  const rest = names.filter((n) => !first.includes(n) && !/learning_rate|num_tokens|num_input|^kl_coef$|canary/.test(n));
+  const more = h("div", { class: "charts small" });
+  return [h("div", { class: "charts small" }, first.map(chart)),
+    rest.length ? h("details", { class: "more", ontoggle: (e) => e.target.open && !more.firstChild && more.append(...rest.map(chart).filter(Boolean)) }, h("summary", {}, `${rest.length} more curves`), more) : null];
+}
+
+function stageSections(report) {
+  return section("stages", report.stages.length > 1 ? "Stage by stage" : "The stage", report.stages.map((stage) => {
+    const facts = [stage.kind !== stage.name ? stage.kind : null, stage.parents.length ? `from ${stage.parents.join(", ")}` : null,
+      stage.tokens ? `${tokens(stage.tokens)} tokens sampled` : null, isNumber(stage.wall_s) ? seconds(stage.wall_s) : null,
+      isNumber(stage.figures.heldout_accuracy) ? `${percent(stage.figures.heldout_accuracy, 1)} held out` : null, stage.complete ? null : "not complete"].filter(Boolean);
+    const special = [feedmeChart(stage), conditionChart(stage)].filter(Boolean);
+    const drawn = stage.curves.length ? curveCharts(stage) : [];
+    return h("article", { id: `stage-${stage.name}` }, h("h3", {}, stage.name, h("span", { class: "note" }, facts.join(" · "))),
+      special.length ? h("div", { class: "charts" }, special) : null, drawn, figuresOf(stage));
+  }));
+}
+
+function figuresOf(stage) {
+  const rows = Object.entries(stage.figures).map(([name, value]) => ({ name, value }));
+  return rows.length ? h("details", { class: "more" }, h("summary", {}, `${rows.length} figures of its manifest`), table([{ title: "figure", key: "name" }, { title: "value", key: "value", numeric: true }], rows)) : null;
+}
+
+function monitorSection(report) {
+  const rows = report.stages.flatMap((stage) => stage.checks.map((check) => ({ ...check, stage: stage.name })));
+  if (!rows.length) return null;
+  const worst = rows.filter((r) => r.state !== "good");
+  const words = { good: "✓ in order", near: "! look", bad: "✕ past its limit" };
+  return section("monitor", "Monitor", h("p", {}, worst.length ? `${worst.length} of ${rows.length} readings deserve a look: ${worst.map((r) => `${r.stage} ${r.name}`).join(", ")}.` : `All ${rows.length} readings are in order.`),
+    table([{ title: "stage", key: "stage" }, { title: "what was watched", key: "words" }, { title: "worst", numeric: true, cell: (r) => figure(r.worst) }, { title: "at step", numeric: true, cell: (r) => (r.step === null ? "–" : figure(r.step)) },
+      { title: "last", numeric: true, cell: (r) => figure(r.last) }, { title: "alarm at", numeric: true, cell: (r) => (isNumber(r.limit) ? figure(r.limit) : "none") },
+      { title: "state", cell: (r) => h("span", { class: `state ${r.state}` }, words[r.state]) }], rows, { label: "Monitor" }));
+}
+
+function settingsSection(report) {
+  const stages = report.stages.filter((stage) => stage.settings.length || stage.changed.length);
+  if (!stages.length) return null;
+  return section("settings", "Settings", h("p", { class: "note" }, "What each stage was told otherwise than the code's own defaults, and where it differs from its parent."), stages.map((stage) =>
+    h("details", { class: "more" }, h("summary", {}, `${stage.name}: ${stage.settings.length} set, ${stage.changed.length} unlike the parent`),
+      stage.settings.length ? table([{ title: "key", key: "0" }, { title: "value", key: "1" }, { title: "default", cell: (r) => r[2] || "–" }], stage.settings, { label: `Settings of ${stage.name}` }) : null,
+      stage.changed.length ? table([{ title: "unlike its parent", key: "0" }, { title: "parent's", key: "1" }, { title: "own", key: "2" }], stage.changed) : h("p", { class: "note" }, "Nothing differs from the parent's model, data, rewards, sampling and library versions."))));
+}
