@@ -12,6 +12,9 @@ and may define
     mutate(example, rng) -> Iterator[Example]            right rewordings and near misses of a right example
     unavailable() -> str | None                          why it cannot run on this machine, with the mend
     DEADLINE_S = 1.0                                     the longest one verdict may take
+    class Environment                                    where an answer takes several turns, with
+        reset(task) -> prompt                                the first thing the model reads
+        step(action) -> (observation, reward, done)          what it reads next, and what its answer earned
 A user's own directory of such files is passed to `load`, or named by an installed package under the entry point group
 `whetstone.verifiers` (value: the package that holds the files). It shadows nothing: a name found twice is refused.
 """

@@ -71,6 +71,35 @@ def prompt(start: str, goal: str) -> str:
     return f"{start}>{goal}:"
 
 
+class Environment:
+    """The same task in several turns: walk some of the way, be told where you are, walk on.
+
+    The board stops a turn at its first move that leaves it or hits a wall. Arriving pays what `verify` would give to
+    the moves of all turns together.
+    """
+
+    def reset(self, task: Task) -> str:
+        self.start = self.cell = task["start"]
+        self.goal, self.moves = task["goal"], 0
+        return prompt(self.cell, self.goal)
+
+    def step(self, action: str) -> tuple[str, float, bool]:
+        """What is seen next, what was earned, and whether it is over; an answer that is no path ends it."""
+        path = action.strip()
+        if not path or len(path) > MAX_MOVES or any(move not in MOVES for move in path):
+            return "", 0.0, True
+        for move in path:
+            there = step(self.cell, move)
+            self.moves += 1
+            if there is None:
+                break
+            self.cell = there
+        if self.cell != self.goal:
+            return prompt(self.cell, self.goal), 0.0, False
+        detour = self.moves - distances_from(self.start)[self.goal]
+        return prompt(self.cell, self.goal), max(0.25, 1.0 - 0.125 * detour), True
+
+
 def generate(n: int, seed: int) -> Iterator[dict[str, Any]]:
     """n rows of {prompt, completion, task}: a random walk labelled with where it ends, so that the walks are honest
     demonstrations of arriving and mediocre ones of arriving soon."""

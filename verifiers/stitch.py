@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypedDict
 
 from verifiers import Example, Verdict, failed, malformed, passed
@@ -52,7 +53,7 @@ def prompt(gadget: int, place: int) -> str:
 def logs() -> list[list[Turn]]:
     """Every logged walk once: 16 gadgets x 3."""
     return [
-        [Turn(gadget, here, to, PAY.get(to, 0.0)) for here, to in zip(walk, walk[1:], strict=False)]
+        [Turn(gadget, here, to, PAY.get(to, 0.0)) for here, to in pairwise(walk)]
         for gadget in range(GADGETS)
         for walk in WALKS
     ]
@@ -84,7 +85,7 @@ class Environment:
 
 
 def verify(completion: str, task: Task) -> Verdict:
-    """A whole walk in one answer: the symbols of the places gone to. It passes where it earns what the best one does."""
+    """A whole walk in one answer: the symbols of the places gone to. It passes where no walk earns more."""
     walk = completion.strip()
     environment = Environment()
     environment.reset(task)
