@@ -169,7 +169,7 @@ def test_the_scaffold_passes_the_kit_and_is_never_written_over(tmp_path: Path) -
         ("    completion.encode()\n" + GOOD, "breaks (bad raised UnicodeEncodeError"),
         ("    seen.append(1)\n    if len(seen) % 2: return failed()\n" + GOOD, "alone"),
         ("    hoard.append(bytearray(100_000))\n" + GOOD, "grew by"),
-        ("    if len(completion) > 60_000: time.sleep(1.1)\n" + GOOD, "took 1.1"),
+        ("    if completion == '9**9**9**9': time.sleep(1.1)\n" + GOOD, "took 1.1"),
         ("    return completion == task['want']\n", "not a Verdict"),
     ],
 )

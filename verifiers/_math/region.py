@@ -1,0 +1,161 @@
+"""Intervals, inequalities, unions and points of the real line as one canonical list of pieces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cmp_to_key
+from typing import Any
+
+from verifiers._math.lexer import Unsupported
+from verifiers._math.number import BASE_DIGITS, SPARE_DIGITS, _context, constant, is_real
+from verifiers._math.tree import Node, variables
+
+MAX_PIECES = 40
+FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A number or an infinity, and whether it belongs to the piece."""
+
+    value: Any  # Fraction, mpf, or None with the sign in `infinite`
+    closed: bool
+    infinite: int = 0
+
+
+Piece = tuple[Bound, Bound]
+
+
+def looks_like_region(node: Node) -> bool:
+    if node.op in ("union", "inter", "minus") or (node.op == "const" and node.value == "reals"):
+        return True
+    if node.op == "rel":
+        return set(node.value) <= FLIPPED.keys()
+    return node.op == "list" and any(looks_like_region(arg) for arg in node.args)
+
+
+def region(node: Node) -> list[Piece]:
+    """The pieces, sorted and merged. Raises Unsupported for what is no region of the line."""
+    return _merged(_pieces(node))
+
+
+def same_region(left: list[Piece], right: list[Piece]) -> bool:
+    if len(left) != len(right):
+        return False
+    bounds = [pair for a, b in zip(left, right, strict=True) for pair in zip(a, b, strict=True)]
+    return all(_compare(a, b) == 0 and a.closed == b.closed for a, b in bounds)
+
+
+def _pieces(node: Node) -> list[Piece]:
+    if node.op in ("union", "list"):
+        pieces = [piece for arg in node.args for piece in _pieces(arg)]
+        if len(pieces) > MAX_PIECES:
+            raise Unsupported("a union of too many pieces")
+        return pieces
+    if node.op == "const" and node.value == "reals":
+        return [(Bound(None, False, -1), Bound(None, False, 1))]
+    if node.op == "group" and len(node.args) == 2:
+        low = _bound(node.args[0], node.value[0] == "[")
+        high = _bound(node.args[1], node.value[1] == "]")
+        return [_ordered(low, high)]
+    if node.op == "set":
+        return [(_bound(arg, True),) * 2 for arg in node.args]
+    if node.op == "minus":
+        return _without_points(_merged(_pieces(node.args[0])), node.args[1])
+    if node.op == "rel":
+        return [_inequality(node)]
+    raise Unsupported(f"a {node.op} is no region")
+
+
+def _ordered(low: Bound, high: Bound) -> Piece:
+    order = _compare(low, high)
+    if order > 0 or (order == 0 and not (low.closed and high.closed)):
+        raise Unsupported("an interval with nothing in it")
+    return low, high
+
+
+def _bound(node: Node, closed: bool) -> Bound:
+    sign = 1
+    while node.op == "neg":
+        sign, node = -sign, node.args[0]
+    if node.op == "const" and node.value == "infty":
+        if closed:
+            raise Unsupported("a closed infinity")
+        return Bound(None, False, sign)
+    value, walk = constant(node)
+    if not is_real(value, walk):
+        raise Unsupported("a bound that is not real")
+    return Bound(sign * (value if isinstance(value, Fraction) else value.real), closed)
+
+
+def _inequality(node: Node) -> Piece:
+    """x > 1, 1 < x, 1 < x <= 2: one variable alone on one side, constants on the others."""
+    sides, operators = list(node.args), list(node.value)
+    where = [i for i, side in enumerate(sides) if side.op == "var"]
+    if len(where) != 1 or len(sides) > 3 or (len(sides) == 3 and where != [1]):
+        raise Unsupported("an inequality that is no interval")
+    low, high = Bound(None, False, -1), Bound(None, False, 1)
+    for i, operator in enumerate(operators):
+        other = sides[i] if i != where[0] else sides[i + 1]
+        if variables(other):
+            raise Unsupported("an inequality between variables")
+        if i != where[0]:  # the variable stands on the right
+            operator = FLIPPED[operator]
+        bound = _bound(other, operator.endswith("="))
+        if operator[0] == ">":
+            low = bound
+        else:
+            high = bound
+    if len(sides) == 3 and (low.infinite == -1) == (high.infinite == 1) == (operators[0][0] != operators[1][0]):
+        raise Unsupported("a chain of inequalities in both directions")
+    return _ordered(low, high)
+
+
+def _without_points(pieces: list[Piece], taken: Node) -> list[Piece]:
+    if taken.op != "set":
+        raise Unsupported("a difference with what is no set of points")
+    for arg in taken.args:
+        point, left = _bound(arg, False), []
+        for low, high in pieces:
+            if _compare(low, point) < 0 < _compare(high, point):
+                left += [(low, point), (point, high)]
+            else:
+                left.append((low, high))
+        pieces = left
+    return pieces
+
+
+def _compare(a: Bound, b: Bound) -> int:
+    if a.infinite or b.infinite:
+        return (a.infinite > b.infinite) - (a.infinite < b.infinite)
+    if isinstance(a.value, Fraction) and isinstance(b.value, Fraction):
+        return (a.value > b.value) - (a.value < b.value)
+    mp = _context(BASE_DIGITS)
+    difference = _float(mp, a.value) - _float(mp, b.value)
+    return 0 if abs(difference) < mp.mpf(10) ** -SPARE_DIGITS else int(mp.sign(difference))
+
+
+def _float(mp: Any, value: Any) -> Any:
+    return mp.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
+
+
+def _merged(pieces: list[Piece]) -> list[Piece]:
+    def order(one: Piece, two: Piece) -> int:
+        return _compare(one[0], two[0]) or two[0].closed - one[0].closed
+
+    merged: list[Piece] = []
+    for low, high in sorted(pieces, key=cmp_to_key(order)):
+        if merged:
+            last_low, last_high = merged[-1]
+            gap = _compare(low, last_high)
+            if gap < 0 or (gap == 0 and (low.closed or last_high.closed)):
+                further = _compare(high, last_high)
+                closed = high.closed or last_high.closed if further == 0 else False
+                top = Bound(high.value, closed, high.infinite) if further == 0 else max(
+                    (last_high, high), key=cmp_to_key(_compare)
+                )  # fmt: skip
+                merged[-1] = (last_low, top)
+                continue
+        merged.append((low, high))
+    return merged

@@ -1,0 +1,126 @@
+"""The final answer of a completion, and one spelling for the many ways to write the same signs."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+MAX_CHARS = 2000  # of an answer; no honest final answer is longer
+
+SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n", strict=True))
+SIGNS = {
+    "−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "÷": r"\div ",
+    "√": r"\sqrt ", "π": r"\pi ", "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "≤": r"\le ", "≥": r"\ge ",
+    "≠": r"\ne ", "∈": r"\in ", "±": r"\pm ", "∓": r"\mp ", "∅": r"\emptyset ", "°": r"^\circ ", "ℝ": r"\mathbb{R}",
+    "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "λ": r"\lambda ", "φ": r"\phi ",
+    "€": r"\text{ euros}", "£": r"\text{ pounds}", "⁄": "/", "∕": "/", "…": r"\ldots ", "≈": r"\approx ",
+}  # fmt: skip
+_SUPERSCRIPT_RUN = re.compile(f"[{''.join(SUPERSCRIPTS)}]+")
+_VULGAR_FRACTION = re.compile("[¼½¾⅐-⅞]")
+_BOX_OR_BRACE = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|[{}]", re.DOTALL)
+_WHOLE_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{(.*)\}", re.DOTALL)
+_ANSWER_LINE = re.compile(
+    r"(?:####|(?:so|thus|hence|therefore)?,? ?(?:the|my)? ?(?:final )?answer(?: is)?:?) *(.{1,400})", re.I
+)
+
+
+def final_answer(completion: str, *, box_needed: bool = True) -> str | None:
+    r"""What the last \boxed{...} after the thinking holds; None where there is none, or it does not close.
+
+    The last box only: an earlier one is a step, and taking any would reward guessing many. Without box_needed, a
+    completion that has none may also end in a line `The answer is ...`, `#### ...` or in <answer>...</answer>.
+    """
+    said = completion.rpartition("</think>")[2]
+    if "<think>" in said:
+        return None  # still thinking when it was cut off
+    has_box, inside = _last_box(said)
+    if has_box or box_needed:
+        return inside
+    _, opened, tail = said.rpartition("<answer>")
+    if opened and "</answer>" in tail:
+        return tail.partition("</answer>")[0].strip() or None
+    lines = said.strip().splitlines()
+    found = _ANSWER_LINE.fullmatch(lines[-1].strip()) if lines else None
+    return found[1].strip() if found else None
+
+
+def _last_box(text: str) -> tuple[bool, str | None]:
+    """Whether there is a box at all, and what the last one holds; a box within a box is a part of the outer one.
+
+    One pass: a thousand boxes that never close cost no more than one.
+    """
+    inside: str | None = None
+    start, depth, seen = 0, 0, False
+    for piece in _BOX_OR_BRACE.finditer(text):
+        if depth == 0 and piece["box"]:
+            start, depth, seen, inside = piece.end(), 1, True, None
+        elif depth and (piece["box"] or piece[0] == "{"):
+            depth += 1
+        elif depth and piece[0] == "}":
+            depth -= 1
+            if depth == 0:
+                inside = text[start : piece.start()].strip()
+    return seen, unboxed(inside) if inside is not None else None
+
+
+def unboxed(text: str) -> str:
+    r"""text without the boxes that hold all of it: \boxed{\boxed{7}} is 7."""
+    for _ in range(4):
+        whole = _WHOLE_BOX.fullmatch(text.strip())
+        if whole is None or not _closes_at_end(whole[1]):
+            break
+        text = whole[1].strip()
+    return text
+
+
+def _closes_at_end(inside: str) -> bool:
+    depth = 0
+    for piece in _BOX_OR_BRACE.finditer(inside):
+        depth += (piece[0][-1] == "{" and (piece["box"] is not None or piece[0] == "{")) - (piece[0] == "}")
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+def unreadable(answer: str) -> str | None:
+    """Why an answer is not even looked at: too long, or holding characters that do not show."""
+    if len(answer) > MAX_CHARS:
+        return f"longer than {MAX_CHARS} characters"
+    for char in answer:
+        if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn") and char not in "\t\n\r":
+            return f"holds the character U+{ord(char):04X}"
+    return None
+
+
+def one_spelling(text: str) -> str:
+    """LaTeX in ASCII as far as it goes: compatibility forms folded, unicode signs as commands, dollars off."""
+    text = _SUPERSCRIPT_RUN.sub(lambda run: "^{" + "".join(SUPERSCRIPTS[c] for c in run[0]) + "}", text)
+    text = _VULGAR_FRACTION.sub(lambda char: _as_fraction(char[0]), text)
+    text = unicodedata.normalize("NFKC", text)
+    for sign, command in SIGNS.items():
+        text = text.replace(sign, command)
+    text = re.sub(r"(?<!\\)\$|\\[()\[\]](?![a-zA-Z])", " ", text).strip()
+    return re.sub(r"[\s.,;]+$", "", text) if not text.endswith(r"\,") else text[:-2].strip()
+
+
+def _as_fraction(char: str) -> str:
+    top, _, bottom = unicodedata.normalize("NFKC", char).partition("⁄")
+    return rf"\frac{{{top}}}{{{bottom}}}"
+
+
+def squeezed(text: str) -> str:
+    """text without what does not change its meaning, for comparing letter by letter. A space between digits stays:
+    `1 1/2` is not `11/2`."""
+    text = re.sub(r"\\(?:left|right|displaystyle|[,;!:> ])|~", " ", text)
+    text = re.sub(r"\\[dt]frac", r"\\frac", text)
+    text = re.sub(r"\s+", " ", text)
+    return re.sub(r"(?<!\d) | (?!\d)", "", text).strip()
+
+
+def plain_words(text: str) -> str:
+    r"""The words of `\text{Tuesday}.` or `(C)`, small, wrappers and outer brackets off; for answers that are text."""
+    text = re.sub(r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|mathrm|mathbf|mbox|operatorname)\b\s*", "", text)
+    text = re.sub(r"\\[,;!: ]|[{}~]", " ", text.replace("\\left", "").replace("\\right", ""))
+    text = re.sub(r"\s+", " ", text).strip().strip(".,;:!'\"").strip().lower()
+    single = re.fullmatch(r"\(\s*([a-z])\s*\)", text)
+    return single[1] if single else text

@@ -1,0 +1,169 @@
+r"""The last \boxed{...} of a completion against a gold answer: numbers, expressions, sets, intervals, matrices, words.
+
+Numbers are compared exactly, functions at rational points, everything by our own bounded reader (verifiers/_math/).
+Only a gold outside its grammar goes to math-verify, in a process with a second of CPU. What is refused, beside wrong
+values: an answer that is the question again (`\sum_{k=1}^{100} k` for 5050, `x^2-1` for `(x-1)(x+1)`), a choice of
+answers (`3 \text{ or } 4`), a chain (`1=2=3`), a decimal near an exact gold, characters that do not show.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from fractions import Fraction
+from functools import lru_cache
+from typing import NotRequired, TypedDict
+
+from verifiers import Example, Verdict, broken, failed, malformed, passed
+from verifiers._math import fallback
+from verifiers._math.compare import same_answer
+from verifiers._math.lexer import Unsupported
+from verifiers._math.parse import parse
+from verifiers._math.text import final_answer, one_spelling, plain_words, squeezed, unboxed, unreadable
+from verifiers._math.tree import Node
+
+DEADLINE_S = 1.0
+
+
+class Task(TypedDict):
+    gold: str  # LaTeX or plain; its box, dollars and `#### ` are taken off
+    box_needed: NotRequired[bool]  # default True; False also reads `The answer is ...`, `#### ...` and <answer> tags
+
+
+@lru_cache(maxsize=8192)
+def read_gold(gold: str) -> tuple[str, Node | None]:
+    """One spelling of a gold, and its tree; None where it is outside the grammar. Golds repeat: G samples share one."""
+    text = one_spelling(unboxed(gold.strip().rpartition("#### ")[2]))
+    if not text:
+        raise ValueError("the gold is empty")
+    return text, _tree(text)
+
+
+def _tree(text: str) -> Node | None:
+    try:
+        return parse(text)
+    except Unsupported:
+        return None
+
+
+def verify(completion: str, task: Task) -> Verdict:
+    gold_text, gold = read_gold(str(task["gold"]))
+    answer = final_answer(completion, box_needed=task.get("box_needed", True))
+    if not answer:
+        return malformed("no final answer in a box that closes")
+    if reason := unreadable(answer):
+        return malformed(f"the answer is {reason}" if reason.startswith("longer") else f"the answer {reason}")
+    text = one_spelling(answer)
+    if not text:
+        return malformed("the box is empty")
+    if squeezed(text) == squeezed(gold_text):
+        return passed("the same text")
+    tree = _tree(text)
+    if _same_words(gold_text, gold, text, tree):
+        return passed("the same words")
+    if gold is None:
+        return _by_math_verify(gold_text, text)
+    if tree is None:
+        return failed("not an expression this verifier reads")
+    try:
+        return passed("equal") if same_answer(gold, tree) else failed("not equal")
+    except Unsupported as exc:
+        return failed(f"cannot be compared: {exc}")
+
+
+def _same_words(gold_text: str, gold: Node | None, text: str, tree: Node | None) -> bool:
+    """Words are compared where one side is words; `x` and `X` are no words."""
+    if not any(side is None or side.op == "text" for side in (gold, tree)):
+        return False
+    if gold is not None and gold.op not in ("text", "var", "const", "mul"):
+        return False
+    words = plain_words(gold_text)
+    return any(char.isalpha() for char in words) and words == plain_words(text)
+
+
+def _by_math_verify(gold: str, answer: str) -> Verdict:
+    if not fallback.available():
+        return failed("the gold is outside the grammar; install math-verify to compare more than its text")
+    try:
+        return passed("equal, says math-verify") if fallback.WORKER.equal(gold, answer) else failed("not equal")
+    except fallback.Stalled as exc:
+        return broken(str(exc))
+
+
+def mutate(example: Example, rng: random.Random) -> Iterator[Example]:
+    """Rewordings and near misses of a gold that is a rational number; others are left to the examples."""
+    task = example.task
+    try:
+        value = Fraction(str(task["gold"]))
+    except ValueError:
+        return
+
+    def boxed(text: str) -> str:
+        return rf"So it is $\boxed{{{text}}}$."
+
+    k = rng.randint(2, 9)
+    top, bottom, sign = abs(value.numerator), value.denominator, "-" if value < 0 else ""
+    rights = [str(value), rf"{sign}\frac{{{top}}}{{{bottom}}}", rf"{sign}\dfrac{{{k * top}}}{{{k * bottom}}}"]
+    rights += [f" {value} ", rf"{value}\text{{ apples}}", f"x = {value}", rf"\boxed{{{value}}}"]
+    if bottom == 1:
+        rights += [f"{value}.0", f"{value}.00", f"{int(value):,}"]
+    nearly = value + Fraction(rng.choice((-1, 1)), 10 ** rng.randint(0, 12))
+    wrongs = [rf"\frac{{{nearly.numerator}}}{{{nearly.denominator}}}", rf"{value} \text{{ or }} {value + 1}"]
+    wrongs += [f"{value}, {value + k}", f"{value} = {value + 1}", f"{value + k} = {value}", rf"{value}\pm {k}"]
+    wrongs += [
+        f"{value - k} + {k}",
+        rf"\sum_{{j=1}}^{{1}} ({value})",
+        rf"\approx {value}",
+        rf"{value}\%\%",
+        f"{value}x",
+    ]
+    if value:
+        wrongs += [f"{-value}", f"{value}{k}", rf"{value}\text{{ million}}"]
+    found = [Example("right", boxed(text), task) for text in rights]
+    found += [Example("wrong", boxed(text), task) for text in wrongs]
+    yield from rng.sample(found, len(found))
+
+
+def _right(gold: str, answer: str) -> Example:
+    return Example("right", rf"So the answer is $\boxed{{{answer}}}$.", {"gold": gold})
+
+
+def _wrong(gold: str, answer: str) -> Example:
+    return Example("wrong", rf"So the answer is $\boxed{{{answer}}}$.", {"gold": gold})
+
+
+def _hostile(gold: str, answer: str) -> Example:
+    return Example("hostile", rf"So the answer is $\boxed{{{answer}}}$.", {"gold": gold})
+
+
+EXAMPLES = (
+    _right("42", "42"),
+    _right("-1/6", r"-\tfrac{2}{12}"),
+    _right("1234567", "1,234,567"),
+    _right(r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}"),
+    _right("(x+2)(x-5)", "(x-5)(2+x)"),
+    _right(r"(-\infty,2]\cup(3,5)", r"(3,5)\cup(-\infty,2]"),
+    _right("2,-2", r"\pm 2"),
+    _right(r"\text{Sunday}", "sunday"),
+    Example("right", r"First \boxed{3}; no, \boxed{4}.", {"gold": "4"}),
+    Example("right", "It follows that\nThe answer is 4.", {"gold": "4", "box_needed": False}),
+    _wrong("42", "41"),
+    _wrong(r"\frac{2}{3}", "0.6667"),
+    _wrong(r"\sqrt{2}", "1.41421356237"),
+    _wrong("[2,5)", "[2,5]"),
+    _wrong("(3,4)", "(4,3)"),
+    Example("wrong", r"\boxed{4} or maybe \boxed{3}", {"gold": "4"}),
+    Example("malformed", "The answer is 42.", {"gold": "42"}),
+    Example("malformed", r"\boxed{42", {"gold": "42"}),
+    Example("malformed", r"<think>\boxed{42}", {"gold": "42"}),
+    _hostile("42", "41, 42, 43"),
+    _hostile("42", r"42 \text{ or } 43"),
+    _hostile("42", "41=42"),
+    _hostile("42", r"\boxed{41} \boxed{42}"),
+    _hostile("5050", r"\sum_{k=1}^{100} k"),
+    _hostile("(x+2)(x-5)", "x^2-3x-10"),
+    _hostile("42", "9^{9^{9^{9}}}"),
+    _hostile("42", "42\x00"),
+    _hostile("42", "4\u200b2"),
+    _hostile("42", "__import__('os').system('true')"),
+)
