@@ -1,0 +1,64 @@
+"""A Python program against what it must print for what it reads, in the sandbox.
+
+The answer is the last fenced block that is Python (or the whole completion where there is no fence), run as a script
+once per case. Each run must print the case's stdout, spaces at line ends and empty lines at the end aside, and exit
+with status 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NotRequired, TypedDict
+
+from verifiers import Example, Verdict, broken
+from verifiers.sandbox import Case, SandboxUnavailable, check_program, each, limits_for
+
+
+class CaseFields(TypedDict):
+    stdin: str
+    stdout: str
+
+
+class Task(TypedDict):
+    prompt: str
+    cases: list[CaseFields]
+    timeout_s: NotRequired[float]  # CPU seconds of one run
+
+
+def verify(completion: str, task: Task) -> Verdict:
+    """Raises ValueError for a task that cannot be run, SandboxUnavailable without isolation."""
+    cases = [Case(case["stdin"], case["stdout"]) for case in task["cases"]]
+    return check_program(completion, cases, limits=limits_for(task.get("timeout_s")))
+
+
+def verify_batch(completions: Sequence[str], tasks: Sequence[Task]) -> list[Verdict]:
+    """All rows, as many at once as there are cores. A bad row is `error` and moves no other."""
+    return each(_verify_row, list(zip(completions, tasks, strict=True)))
+
+
+def _verify_row(row: tuple[str, Task]) -> Verdict:
+    try:
+        return verify(*row)
+    except SandboxUnavailable:
+        raise
+    except Exception as exc:  # the untrusted border: whatever a row holds, it is that row's
+        return broken(f"python_stdio: {type(exc).__name__}: {exc}")
+
+
+_TASK: Mapping[str, Any] = {
+    "prompt": "Read n, then n integers, one a line. Print their sum.",
+    "cases": [{"stdin": "3\n1\n2\n3\n", "stdout": "6\n"}, {"stdin": "1\n-7\n", "stdout": "-7\n"}],
+}
+
+EXAMPLES = (
+    Example("right", "```python\nn = int(input())\nprint(sum(int(input()) for _ in range(n)))\n```", _TASK),
+    Example("right", "import sys\nn, *xs = map(int, sys.stdin.read().split())\nprint(sum(xs))", _TASK),
+    Example("right", "print(sum(map(int, list(open(0))[1:])))", _TASK),
+    Example("wrong", "```python\nprint(6)\n```", _TASK),
+    Example("wrong", "n = int(input())\nprint(sum(int(input()) for _ in range(n)))\nraise SystemExit(1)", _TASK),
+    Example("wrong", "print('6')\nprint('-7')", _TASK),
+    Example("malformed", "", _TASK),
+    Example("malformed", "```python\nprint(sum(int(input()) for _ in\n```", _TASK),
+    Example("hostile", "import os\nos._exit(0)", _TASK),
+    Example("hostile", "while True:\n    print('6\\n-7\\n' * 1000)", _TASK),
+)

@@ -1,0 +1,122 @@
+"""Run a task's tests against code that lives in another sandbox. No completion is ever executed in this process."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib
+import re
+import sys
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from . import wire
+from .remote import MESSAGE_BYTES, Gone, Peer, Remote
+
+Verdict = tuple[str, str]
+
+
+def names_used(tests: Sequence[str]) -> list[str]:
+    """Names that the tests read and neither bind nor get from the builtins, in order."""
+    read: dict[str, None] = {}
+    bound = set(dir(builtins))
+    for test in tests:
+        for node in ast.walk(ast.parse(test)):
+            if isinstance(node, ast.Name):
+                read.setdefault(node.id) if isinstance(node.ctx, ast.Load) else bound.add(node.id)
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                bound.add(node.name)
+            elif isinstance(node, ast.arg):
+                bound.add(node.arg)
+            elif isinstance(node, ast.alias):
+                bound.add(node.asname or node.name.partition(".")[0])
+            elif isinstance(node, ast.ExceptHandler) and node.name:
+                bound.add(node.name)
+    return [name for name in read if name not in bound]
+
+
+def asked_for(tests: Sequence[str], entry: str, prompt: str) -> list[str]:
+    """Names besides the entry point that come from the completion: used by a test and named in the prompt.
+
+    Any other name must be the tests' own, else a completion could lend its own `isclose` to a test that forgot to
+    import one.
+    """
+    words = set(re.findall(r"\w+", unicodedata.normalize("NFKC", prompt)))
+    return [name for name in names_used(tests) if name in words and name != entry and not _is_module(name)]
+
+
+def _is_module(name: str) -> bool:
+    return name in sys.stdlib_module_names and not name.startswith("_")
+
+
+def judge(candidate: wire.Channel, entry: str, tests: Sequence[str], names: Sequence[str]) -> Verdict:
+    """Returns (status, detail). names: what the tests take from the completion besides `entry`."""
+    peer = Peer(candidate, strict=True)
+    try:
+        scope = _meet(peer, candidate, entry, names)
+        if isinstance(scope, tuple):
+            return scope
+        for name in names_used(tests):
+            if name not in scope and _is_module(name):
+                scope[name] = importlib.import_module(name)
+        for number, test in enumerate(tests, 1):
+            problem = _run(test, scope)
+            if peer.gone:  # a bare `except:` in a test may have swallowed it
+                raise Gone(peer.gone)
+            if problem:
+                return "fail", f"test {number} of {len(tests)}: {problem}"
+    except Gone as exc:
+        return "fail", f"the completion's process: {exc}"
+    return "pass", f"{len(tests)} tests"
+
+
+def _meet(peer: Peer, candidate: wire.Channel, entry: str, names: Sequence[str]) -> dict[str, Any] | Verdict:
+    """The tests' namespace with the candidate's names in it, or the verdict on a completion that did not load."""
+    try:
+        status, detail = wire.decoder(_no_tag)(candidate.receive(MESSAGE_BYTES))
+        if status != "ok":
+            return ("malformed" if status == "malformed" else "fail"), f"loading the code: {detail}"
+        found = dict(peer.decode(candidate.receive(MESSAGE_BYTES)))
+        scope = {name: found[name] for name in (entry, *names) if name in found}  # and nothing it was not asked for
+    except wire.Closed:
+        return "fail", "the completion's process ended while loading"
+    except Exception as exc:  # the border: hostile bytes
+        return "fail", f"the completion's process sent what cannot be read: {type(exc).__name__}"
+    subject = scope.get(entry)
+    if type(subject) is Remote and entry[:1].isupper():
+        peer.subject = subject._remote_ident_
+    scope["__name__"] = "tests"
+    return scope
+
+
+def _no_tag(tag: str, payload: Any) -> Any:
+    raise ValueError(tag)
+
+
+def _run(test: str, scope: dict[str, Any]) -> str:
+    """Empty where the test holds, else why not. Raises Gone."""
+    try:
+        exec(compile(test, "test", "exec", dont_inherit=True), scope)
+    except Gone:
+        raise
+    except AssertionError as exc:
+        return f"{_first_line(test)} does not hold{f': {exc}' if str(exc) else ''}"[:300]
+    except BaseException as exc:  # the border: SystemExit too is only a failure
+        return f"{_first_line(test)} raised {type(exc).__name__}: {_lines(exc)}"[:300]
+    return ""
+
+
+def _lines(exc: BaseException) -> str:
+    try:
+        return str(exc)
+    except Exception:  # the border: a candidate's text
+        return ""
+
+
+def _first_line(test: str) -> str:
+    return next(_nonempty(test), "")[:120]
+
+
+def _nonempty(text: str) -> Iterator[str]:
+    return (line.strip() for line in text.split("\n") if line.strip())

@@ -1,0 +1,178 @@
+"""One shell script in namespaces of its own: this process is its pid 1, and outlives it to say what it left behind.
+
+The script gets a fresh tmpfs with the task's files in `/tmp/work`, a `/proc` that shows only its own processes, and
+no power to touch pid 1. When its shell ends, everything it started is killed, and only then are files looked at:
+without following links, regular files only, no more bytes than were asked for. Nothing here knows what is expected.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from . import wire
+from .lockdown import MIB, Limits, hide_memory
+
+WORK = "/tmp/work"
+_SCRIPT = "/tmp/.script"
+_TICK_MS = 50
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
+_INODES = 4096
+_CLONE_NEWNS, _CLONE_NEWIPC, _CLONE_NEWPID = 0x00020000, 0x08000000, 0x20000000
+NEW_NAMESPACES = _CLONE_NEWNS | _CLONE_NEWIPC | _CLONE_NEWPID
+
+
+def mount_scratch(libc: ctypes.CDLL, *, megabytes: int, owner: int | None = None, inodes: int = _INODES) -> None:
+    """A new tmpfs over /tmp, bounded in bytes and in files. Raises OSError."""
+    owned = "mode=1777" if owner is None else f"mode=700,uid={owner},gid={owner}"
+    options = f"size={megabytes}m,nr_inodes={inodes},{owned}".encode()
+    if libc.mount(b"tmpfs", b"/tmp", b"tmpfs", _MS_NOSUID | _MS_NODEV, options):
+        raise OSError(ctypes.get_errno(), "cannot mount a tmpfs")
+
+
+def enter(libc: ctypes.CDLL, limits: Limits, owner: int) -> None:
+    """Furnish the fresh namespaces. Raises OSError."""
+    hide_memory(libc)
+    mount_scratch(libc, megabytes=4 * limits.file_mb, owner=owner)
+    if libc.mount(b"proc", b"/proc", b"proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, None):
+        raise OSError(ctypes.get_errno(), "cannot mount /proc")
+
+
+def run_script(
+    channel: wire.Channel,
+    limits: Limits,
+    lock_down: Callable[[], None],
+    script: str,
+    files: Mapping[str, str],
+    wanted: Sequence[tuple[str, int]],
+    stdout_bytes: int,
+) -> None:
+    """Tell ["ran", exit code, stdout, [what became of each wanted file]], or ["setup", why it could not start].
+
+    wanted: (path below the work directory, bytes to read at most).
+    """
+    output, output_end = os.pipe2(os.O_CLOEXEC)
+    trouble, trouble_end = os.pipe2(os.O_CLOEXEC)  # closed by a successful exec
+    pid = os.fork()
+    if pid == 0:
+        _become_shell(output_end, trouble_end, lock_down, script, files)
+    os.close(output_end)
+    os.close(trouble_end)
+    with open(trouble, "rb") as pipe:
+        problem = pipe.read()
+    code, stdout = _wait(pid, output, limits, stdout_bytes)
+    if problem:
+        channel.send(wire.dumps(["setup", problem.decode("utf-8", "replace")]))
+        return
+    found = [_look(path, at_most) for path, at_most in wanted]
+    channel.send(wire.dumps(["ran", code, stdout.hex(), found]))
+
+
+def _become_shell(
+    output: int, trouble: int, lock_down: Callable[[], None], script: str, files: Mapping[str, str]
+) -> None:
+    try:
+        os.setsid()
+        os.dup2(output, 1)
+        trouble = os.dup2(trouble, 3, inheritable=False)
+        os.closerange(4, 1 << 16)  # pid 1's channel above all
+        lock_down()
+        for path, text in ((_SCRIPT, script), *((f"{WORK}/{name}", text) for name, text in files.items())):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "wb") as file:
+                file.write(text.encode("utf-8", "surrogatepass"))
+        os.makedirs(WORK, exist_ok=True)
+        os.chdir(WORK)
+        os.execv("/bin/bash", ["bash", "--noprofile", "--norc", _SCRIPT])
+    except BaseException as exc:  # this process must not return into its parent's code
+        os.write(trouble, f"{type(exc).__name__}: {exc}".encode("utf-8", "replace")[:500])
+    finally:
+        os._exit(127)
+
+
+def _wait(pid: int, output: int, limits: Limits, stdout_bytes: int) -> tuple[int, bytes]:
+    """Wait for the shell, kill all that is left, and return its exit code (128 + n for signal n) and output."""
+    kept = bytearray()
+    ended = os.pidfd_open(pid)
+    poll = select.poll()
+    poll.register(output, select.POLLIN)
+    poll.register(ended, select.POLLIN)
+    open_output = True
+    while True:
+        ready = [fd for fd, _ in poll.poll(_TICK_MS)]
+        if output in ready:
+            open_output = _read_some(output, kept, stdout_bytes)
+            if not open_output:
+                poll.unregister(output)
+        if ended in ready:
+            break
+        if not ready and _resident_bytes() > limits.memory_mb * MIB:
+            break
+    status = _kill_all(pid)
+    while open_output:
+        open_output = _read_some(output, kept, stdout_bytes)
+    code = os.waitstatus_to_exitcode(status)
+    return (code if code >= 0 else 128 - code), bytes(kept)
+
+
+def _read_some(fd: int, kept: bytearray, at_most: int) -> bool:
+    """Keep what fits, drop the rest; False at the end of the stream."""
+    chunk = os.read(fd, 1 << 16)
+    kept += chunk[: max(0, at_most - len(kept))]
+    return bool(chunk)
+
+
+def _kill_all(shell: int) -> int:
+    """Kill every other process of this pid namespace and reap them all. Returns the shell's wait status."""
+    status = 0
+    try:
+        os.kill(-1, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    try:
+        while True:
+            pid, pid_status = os.waitpid(-1, 0)
+            if pid == shell:
+                status = pid_status
+    except ChildProcessError:
+        return status
+
+
+def _resident_bytes() -> int:
+    """Memory that the processes of this pid namespace hold, shared pages counted for each."""
+    pages = 0
+    for name in os.listdir("/proc"):
+        if name.isdigit() and name != "1":
+            try:
+                with open(f"/proc/{name}/statm") as file:
+                    pages += int(file.read().split()[1])
+            except (OSError, IndexError):  # it ended meanwhile
+                continue
+    return pages * os.sysconf("SC_PAGESIZE")
+
+
+def _look(path: str, at_most: int) -> list[Any]:
+    """["file", content in hexadecimal, size], ["absent"] or ["other", what it is]. Follows no link, opens no device."""
+    *parents, name = path.split("/")
+    place = os.open(WORK, os.O_PATH | os.O_DIRECTORY)
+    try:
+        for parent in parents:
+            inner = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=place)
+            os.close(place)
+            place = inner
+        mode = os.lstat(name, dir_fd=place).st_mode
+        if not stat.S_ISREG(mode):
+            return ["other", stat.filemode(mode)[0]]
+        with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=place), "rb") as file:
+            return ["file", file.read(at_most).hex(), os.fstat(file.fileno()).st_size]
+    except FileNotFoundError:
+        return ["absent"]
+    except OSError as exc:  # a link among the parents, a parent that is a file, ...
+        return ["other", os.strerror(exc.errno or 0)]
+    finally:
+        os.close(place)

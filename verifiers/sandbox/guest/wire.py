@@ -1,0 +1,229 @@
+"""Values as JSON between processes that do not trust each other: plain data by content, all else by a handle.
+
+None, bool, int, str, float and list stand for themselves. Anything else is an object with one key, its tag:
+
+    t tuple   s set   f frozenset   d dict, as pairs   b bytes   B bytearray   c complex   i an int too long for JSON
+    k a value of the standard library, by name and parts (Decimal, deque, range, ...) or a builtin by its name
+    m a value of the candidate's own subclass of plain data: [its plain content, its handle]
+    and whatever `export` makes of an object that is no data at all
+
+Content is taken from the C level (`list.__iter__`, not `iter`), so a subclass cannot lie about itself by accident.
+Decoding builds nothing but these types, and is safe on hostile bytes up to the size the reader allows: the JSON
+scanner is bounded in depth, long integers come as hexadecimal, and there is no name to import and nothing to call.
+"""
+
+from __future__ import annotations
+
+import builtins
+import collections
+import datetime
+import decimal
+import fractions
+import json
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any
+
+MAX_DEPTH = 150  # two frames a level while encoding
+_LONG_INT = 1 << 8192  # below Python's limit of 4300 digits
+Export = Callable[[Any], dict[str, Any]]
+Resolve = Callable[[str, Any], Any]
+
+
+def _pairs(value: dict[Any, Any]) -> list[tuple[Any, Any]]:
+    return list(dict.items(value))
+
+
+# type -> (its name on the wire, its parts, how to build it from its decoded parts)
+_LIBRARY: dict[type, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
+    decimal.Decimal: ("Decimal", str, decimal.Decimal),
+    fractions.Fraction: (
+        "Fraction",
+        lambda v: [v.numerator, v.denominator],
+        lambda p: fractions.Fraction(p[0], p[1]),
+    ),
+    datetime.datetime: ("datetime", datetime.datetime.isoformat, datetime.datetime.fromisoformat),
+    datetime.date: ("date", datetime.date.isoformat, datetime.date.fromisoformat),
+    datetime.time: ("time", datetime.time.isoformat, datetime.time.fromisoformat),
+    datetime.timedelta: (
+        "timedelta",
+        lambda v: [v.days, v.seconds, v.microseconds],
+        lambda p: datetime.timedelta(*p),
+    ),
+    range: ("range", lambda v: [v.start, v.stop, v.step], lambda p: range(*p)),
+    slice: ("slice", lambda v: [v.start, v.stop, v.step], lambda p: slice(*p)),
+    collections.Counter: ("Counter", _pairs, lambda p: collections.Counter(dict(p))),
+    collections.OrderedDict: ("OrderedDict", lambda v: list(v.items()), collections.OrderedDict),
+    collections.deque: ("deque", lambda v: [list(v), v.maxlen], lambda p: collections.deque(p[0], p[1])),
+    type({}.keys()): ("dict_keys", list, lambda p: dict.fromkeys(p).keys()),
+    type({}.values()): ("dict_values", list, lambda p: dict(enumerate(p)).values()),
+    type({}.items()): ("dict_items", list, lambda p: dict(p).items()),
+    type(Ellipsis): ("Ellipsis", lambda v: None, lambda p: Ellipsis),
+    type(NotImplemented): ("NotImplemented", lambda v: None, lambda p: NotImplemented),
+}
+_BUILD = {name: build for name, _, build in _LIBRARY.values()}
+
+_BUILTIN_KINDS = (type, type(len))
+
+# what subclasses are reduced to; bool has none, and complex is left to its handle
+_BASES: tuple[tuple[type, Callable[[Any], Any]], ...] = (
+    (str, str.__str__),
+    (int, int.__int__),
+    (float, float.__float__),
+    (list, lambda v: list(list.__iter__(v))),
+    (tuple, lambda v: tuple(tuple.__iter__(v))),
+    (dict, lambda v: dict(dict.items(v))),
+    (set, lambda v: set(set.__iter__(v))),
+    (frozenset, lambda v: frozenset(frozenset.__iter__(v))),
+    (bytes, lambda v: bytes.__getitem__(v, slice(None))),
+)
+
+
+def encode(value: Any, export: Export, depth: int = MAX_DEPTH) -> Any:
+    """`value` as what json.dumps takes. Raises ValueError where it is nested deeper than MAX_DEPTH."""
+    kind = type(value)
+    if value is None or kind is bool or kind is str or kind is float:
+        return value
+    if kind is int:
+        return value if -_LONG_INT < value < _LONG_INT else {"i": hex(value)}
+    if depth <= 0:
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+    depth -= 1
+    if kind is list:
+        return [encode(v, export, depth) for v in value]
+    if kind is tuple:
+        return {"t": [encode(v, export, depth) for v in value]}
+    if kind is dict:
+        return {"d": [[encode(k, export, depth), encode(v, export, depth)] for k, v in value.items()]}
+    if kind is set or kind is frozenset:
+        return {"s" if kind is set else "f": [encode(v, export, depth) for v in value]}
+    if kind is bytes or kind is bytearray:
+        return {"b" if kind is bytes else "B": value.hex()}
+    if kind is complex:
+        return {"c": [value.real, value.imag]}
+    return _encode_object(value, kind, export, depth)
+
+
+def _encode_object(value: Any, kind: type, export: Export, depth: int) -> Any:
+    if kind in _LIBRARY and not getattr(value, "tzinfo", None):  # a time zone is code: by handle
+        name, parts, _ = _LIBRARY[kind]
+        return {"k": [name, encode(parts(value), export, depth)]}
+    if kind in _BUILTIN_KINDS and builtins.__dict__.get(value.__name__) is value:
+        return {"k": ["builtin", value.__name__]}
+    for base, content in _BASES:
+        if isinstance(value, base) and issubclass(kind, base):
+            return {"m": [encode(content(value), export, depth), export(value)]}
+    return export(value)
+
+
+def _build_library(payload: list[Any]) -> Any:
+    name, parts = payload
+    if name == "builtin":
+        return builtins.__dict__[str(parts)]
+    return _BUILD[name](parts)
+
+
+_DECODE: dict[str, Callable[[Any], Any]] = {
+    "t": tuple,
+    "s": set,
+    "f": frozenset,
+    "d": dict,
+    "b": bytes.fromhex,
+    "B": bytearray.fromhex,
+    "c": lambda parts: complex(*parts),
+    "i": lambda text: int(text, 16),
+    "k": _build_library,
+}
+
+
+def decoder(resolve: Resolve) -> Callable[[bytes], Any]:
+    """A function from bytes to the value. resolve(tag, payload) builds what is tagged and no data, or raises.
+
+    The function raises ValueError, TypeError, KeyError or RecursionError on bytes that are no such value.
+    """
+
+    def build(tagged: dict[str, Any]) -> Any:
+        if len(tagged) != 1:
+            raise ValueError("a tagged value has one key")
+        ((tag, payload),) = tagged.items()
+        simple = _DECODE.get(tag)
+        return simple(payload) if simple else resolve(tag, payload)
+
+    scan = json.JSONDecoder(object_hook=build).decode
+    return lambda data: scan(data.decode("ascii"))
+
+
+BAD_BYTES = (ValueError, TypeError, LookupError, RecursionError, ArithmeticError, AttributeError)
+
+
+def dumps(encoded: Any) -> bytes:
+    return json.dumps(encoded, separators=(",", ":")).encode("ascii")
+
+
+# the zygote's control socket, in messages of fixed size
+HEADER = struct.Struct("<6d")  # the fields of Limits, in order; comes with the sample's descriptors
+REPORT = struct.Struct("<i3d?")  # wait status; seconds of CPU, of wall, of the machine standing still; past its deadline
+UP = b"up"
+KILL = b"k"
+# a sample's first byte on its channel
+READY = b"R"
+NOT_READY = b"E"  # and then why
+
+
+class Closed(Exception):
+    """The other side went away, in the middle of a message or between two."""
+
+
+class TooLong(Exception):
+    """The other side announced a message longer than the reader allows."""
+
+
+class Channel:
+    """Messages of bytes over a stream socket: four bytes of length, then the body."""
+
+    _LENGTH = struct.Struct("<I")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self._received = bytearray()
+
+    def send(self, body: bytes) -> None:
+        """Raises Closed."""
+        try:
+            self.socket.sendall(self._LENGTH.pack(len(body)) + body)
+        except (BrokenPipeError, ConnectionResetError):
+            raise Closed from None
+
+    def receive(self, at_most: int) -> bytes:
+        """The next message. Raises Closed, TooLong, and TimeoutError where the socket has a timeout."""
+        (length,) = self._LENGTH.unpack(self.take(self._LENGTH.size))
+        if length > at_most:
+            raise TooLong(f"{length} bytes, more than {at_most}")
+        return self.take(length)
+
+    def take(self, count: int) -> bytes:
+        """Exactly `count` bytes."""
+        while len(self._received) < count:
+            self._more()
+        taken = bytes(self._received[:count])
+        del self._received[:count]
+        return taken
+
+    def drain(self, at_most: int) -> bytes:
+        """All bytes up to the end. Raises TooLong."""
+        try:
+            while len(self._received) <= at_most:
+                self._more()
+        except Closed:
+            return bytes(self._received)
+        raise TooLong(f"more than {at_most} bytes")
+
+    def _more(self) -> None:
+        try:
+            chunk = self.socket.recv(1 << 16)
+        except ConnectionResetError:
+            raise Closed from None
+        if not chunk:
+            raise Closed
+        self._received += chunk

@@ -1,0 +1,260 @@
+"""The first process of a sandbox: warm, single-threaded, forking one child per sample and outliving them all.
+
+It reads fixed-size headers from its control socket (its stdin) and never a byte of a completion. Each header comes
+with the descriptor of the sample's own channel, and sometimes with one more, the channel to another sandbox's sample.
+The child locks itself down, writes R on its channel, and only then reads from it what to do. When it has ended, or
+has been killed at its deadline, the zygote reports its exit status and time on the control socket, which no sample
+ever holds.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import platform
+import select
+import shutil
+import signal
+import socket
+import stat
+import sys
+import time
+from typing import NoReturn
+
+from . import candidate, judge, lockdown, seccomp, shell, syscalls, wire
+from .wire import HEADER, KILL, NOT_READY, READY, REPORT, UP
+
+# what completions import most often is imported once, here; a fork gets it for nothing
+_WARM = (
+    "abc bisect collections collections.abc contextlib copy dataclasses datetime decimal enum fractions functools"
+    " heapq itertools json math operator random re statistics string threading typing"
+).split()
+
+CHANNEL_FD, PEER_FD = 3, 4
+_MNT_DETACH = 2
+TICK_S = 0.25
+
+
+def warm_up() -> None:
+    """Import what samples will want, with the random generator as reproducible as the rest."""
+    real = os.register_at_fork
+    os.register_at_fork = lambda **hooks: None  # type: ignore[assignment]  # random would reseed itself in every child
+    try:
+        for name in _WARM:
+            __import__(name)
+    finally:
+        os.register_at_fork = real
+    import _sitebuiltins
+    import random
+
+    random.seed(0)
+    builtins.exit = _sitebuiltins.Quitter("exit", "Ctrl-D")
+    builtins.quit = _sitebuiltins.Quitter("quit", "Ctrl-D")
+
+
+class Zygote:
+    """settings: shell or not, the samples' user, how they are confined, what they may read, where they may write."""
+
+    def __init__(
+        self,
+        control: socket.socket,
+        *,
+        is_shell: bool,
+        uid: int | None,
+        confinement: lockdown.Confinement,
+        readable: list[str],
+        scratch: str,
+    ) -> None:
+        self.control = control
+        self.is_shell = is_shell
+        self.uid = uid
+        self.confinement = confinement
+        self.readable = readable
+        self.scratch = scratch
+        self.libc = lockdown.load_libc()
+        self.clone_number = syscalls.numbers(platform.machine())["clone"]
+        self.fork_into = ctypes.PyDLL(None, use_errno=True)  # holds the GIL across the call, as os.fork does
+
+    def prepare(self) -> None:
+        if self.confinement == "namespaces":
+            if not self.is_shell:
+                shell.mount_scratch(self.libc, megabytes=lockdown.Limits().file_mb)
+        else:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the user's own program
+            self.libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+        if self.confinement != "none":
+            lockdown.forbid_new_privileges(self.libc)
+            seccomp.install(seccomp.zygote_filter(shell=self.is_shell), self.libc)
+        gc.collect()
+        gc.freeze()  # what is here by now is never garbage, and a child that collects need not touch it
+
+    def run(self) -> None:
+        """One sample after another, until the control socket closes."""
+        self.control.send(UP)
+        while True:
+            header, descriptors, _, _ = socket.recv_fds(self.control, HEADER.size, 2)
+            if not header:
+                return
+            if header == KILL:  # it came too late: the sample had ended
+                continue
+            limits = _unpack(header)
+            started = time.monotonic()
+            pid = self._fork()
+            if pid == 0:
+                self._be_sample(limits, descriptors)
+            for descriptor in descriptors:
+                os.close(descriptor)
+            report = self._watch(pid, started, limits.wall_s)
+            if self.confinement == "none":
+                _kill_group(pid)
+            self._clean()  # before the report: whoever reads it may start the next sample
+            self.control.send(report)
+
+    def _fork(self) -> int:
+        if not self.is_shell:
+            return os.fork()
+        # a fork into new namespaces; os.fork and unshare would cost an extra process a script
+        flags = shell.NEW_NAMESPACES | signal.SIGCHLD
+        pid = self.fork_into.syscall(self.clone_number, ctypes.c_ulong(flags), None, None, None, None)
+        if pid < 0:
+            raise OSError(ctypes.get_errno(), "cannot clone into new namespaces")
+        return pid
+
+    def _watch(self, pid: int, started: float, wall_s: float) -> bytes:
+        """Wait for the sample, to its deadline. Killed early when the control socket speaks or closes."""
+        ended = os.pidfd_open(pid)
+        poll = select.poll()
+        poll.register(ended, select.POLLIN)
+        poll.register(self.control, select.POLLIN)
+        ready: set[int] = set()
+        stood_still, woke = 0.0, started
+        while not ready and (left := started + wall_s - woke) > 0:
+            tick = min(left, TICK_S)
+            ready = {fd for fd, _ in poll.poll(1 + tick * 1000)}
+            before, woke = woke, time.monotonic()
+            stood_still = max(stood_still, woke - before - tick)
+        if ended not in ready:
+            os.kill(pid, signal.SIGKILL)
+        os.close(ended)
+        _, status, usage = os.wait4(pid, 0)
+        cpu_s = usage.ru_utime + usage.ru_stime
+        return REPORT.pack(status, cpu_s, woke - started, stood_still, not ready)
+
+    def _be_sample(self, limits: lockdown.Limits, descriptors: list[int]) -> NoReturn:
+        """In the child: from here to the end of the process."""
+        status = 1
+        try:
+            self.control.detach()
+            os.dup2(descriptors[0], CHANNEL_FD, inheritable=False)
+            if descriptors[-1] != PEER_FD:  # the sample's own channel once more, where there is no second
+                os.dup2(descriptors[-1], PEER_FD)
+            os.set_inheritable(PEER_FD, False)
+            os.closerange(PEER_FD + 1, 1 << 16)
+            channel = wire.Channel(socket.socket(fileno=CHANNEL_FD))
+            sample = self._shell_sample if self.is_shell else self._python_sample
+            status = sample(channel, limits)
+        except BaseException:  # this process must not return into the zygote's loop
+            status = 1
+        finally:
+            os._exit(status)
+
+    def _lock_down(self, limits: lockdown.Limits) -> None:
+        lockdown.lock_down(
+            limits,
+            self.libc,
+            uid=self.uid,
+            shell=self.is_shell,
+            confinement=self.confinement,
+            readable=self.readable,
+            scratch=self.scratch,
+        )
+
+    def _python_sample(self, channel: wire.Channel, limits: lockdown.Limits) -> int:
+        try:
+            os.setsid()
+            os.chdir(self.scratch)
+            self._lock_down(limits)
+        except OSError as exc:
+            channel.socket.sendall(NOT_READY + str(exc).encode())
+            return 1
+        channel.socket.sendall(READY)
+        kind, *job = _decode_job(channel.receive(candidate.JOB_BYTES))
+        if kind != "judge":
+            os.close(PEER_FD)
+        if kind == "calls":
+            candidate.run_calls(channel, *job)
+        elif kind == "serve":
+            candidate.serve(channel, *job)
+        elif kind == "program":
+            return candidate.run_program(channel, *job)
+        elif kind == "judge":
+            verdict = judge.judge(wire.Channel(socket.socket(fileno=PEER_FD)), *job)
+            channel.send(wire.dumps(list(verdict)))
+        return 0
+
+    def _shell_sample(self, channel: wire.Channel, limits: lockdown.Limits) -> int:
+        os.close(PEER_FD)
+        try:
+            shell.enter(self.libc, limits, os.getuid() if self.uid is None else self.uid)
+        except OSError as exc:
+            channel.socket.sendall(NOT_READY + str(exc).encode())
+            return 1
+        channel.socket.sendall(READY)
+        job = _decode_job(channel.receive(candidate.JOB_BYTES))
+        shell.run_script(channel, limits, lambda: self._lock_down(limits), *job)
+        return 0
+
+    def _clean(self) -> None:
+        """Leave the next sample an empty scratch place, however the last one left it."""
+        if self.confinement == "namespaces":
+            if not self.is_shell and (os.listdir("/tmp") or stat.S_IMODE(os.stat("/tmp").st_mode) != 0o1777):
+                if self.libc.umount2(b"/tmp", _MNT_DETACH):
+                    raise OSError(ctypes.get_errno(), "cannot unmount the scratch place")
+                shell.mount_scratch(self.libc, megabytes=lockdown.Limits().file_mb)
+        else:
+            _remove_tree(self.scratch)
+            os.mkdir(self.scratch, 0o700)
+            if self.uid is not None:
+                os.chown(self.scratch, self.uid, self.uid)
+
+
+_decode_job = wire.decoder(lambda tag, payload: None)
+
+
+def _unpack(header: bytes) -> lockdown.Limits:
+    wall_s, *counts = HEADER.unpack(header)
+    return lockdown.Limits(wall_s, *map(int, counts))
+
+
+def _kill_group(pid: int) -> None:
+    """What a sample left running, where nothing else keeps it from forking: the best that can be done."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _remove_tree(path: str) -> None:
+    def make_writable(function: object, name: str, _: object) -> None:
+        os.chmod(os.path.dirname(name), 0o700)
+        os.chmod(name, 0o700)
+        shutil.rmtree(name) if os.path.isdir(name) else os.unlink(name)
+
+    shutil.rmtree(path, onerror=make_writable)
+
+
+def main() -> None:
+    """argv: one JSON object with the settings of Zygote. The control socket is stdin; what goes wrong goes to stderr."""
+    settings = json.loads(sys.argv[1])
+    warm_up()
+    control = socket.socket(fileno=os.dup(0))
+    zygote = Zygote(control, **settings)
+    zygote.prepare()
+    null = os.open("/dev/null", os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    os.close(null)
+    sys.path[:] = [p for p in sys.path if p != os.path.dirname(os.path.dirname(__file__))]
+    zygote.run()

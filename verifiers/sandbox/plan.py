@@ -1,0 +1,256 @@
+"""Tests that need no judge: `assert f(literals) == literal`, called there and compared here.
+
+Most tests have that form. The sandbox then only calls the function, and what it says came back is compared with the
+expected literal in the trusted process. The comparison walks the expected value, which is ours, and reads of the
+other only what it needs; nothing is built from hostile data, so its depth, its size and its colliding hashes cost
+nothing. What it cannot decide (a Decimal, an object's truth) goes to the judge.
+"""
+
+from __future__ import annotations
+
+import ast
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+from .guest import judge
+
+MAX_SOURCE = 1 << 20
+Check = Literal["==", "!=", "is", "truth", "falsehood"]
+_PLAIN = (int, float, str, bytes, type(None))
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What one call must give, and the test's text to say so."""
+
+    check: Check
+    value: Any
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a task's tests are run. calls is None where they need the judge; names are what they take from the code."""
+
+    entry: str
+    tests: tuple[str, ...]
+    names: tuple[str, ...]
+    calls: tuple[tuple[list[Any], dict[str, Any]], ...] | None
+    expectations: tuple[Expectation, ...]
+    reply_bytes: int
+
+
+@lru_cache(maxsize=4096)
+def plan(entry: str, tests: tuple[str, ...], prompt: str) -> Plan:
+    """Raises ValueError where the tests are none, or not Python."""
+    if not tests:
+        raise ValueError("the task has no tests: every completion would pass")
+    if not entry.isidentifier():
+        raise ValueError(f"the task's entry_point {entry!r} is no Python name")
+    size = sum(map(len, tests))
+    if size > MAX_SOURCE:
+        raise ValueError(f"the task's tests are {size} characters long, more than {MAX_SOURCE}")
+    entry = unicodedata.normalize("NFKC", entry)
+    calls: list[tuple[list[Any], dict[str, Any]]] | None = []
+    expectations: list[Expectation] = []
+    for number, test in enumerate(tests):
+        try:
+            statements = ast.parse(test).body
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as exc:
+            raise ValueError(f"the task's tests[{number}] is not Python: {exc}") from None
+        if not statements:
+            raise ValueError(f"the task's tests[{number}] is empty: every completion would pass")
+        for statement in statements:
+            simple = _simple(statement, entry)
+            if simple is None or calls is None:
+                calls = None
+            else:
+                calls.append(simple[0])
+                expectations.append(simple[1])
+    names = tuple(judge.asked_for(tests, entry, prompt))
+    fast = tuple(calls) if calls is not None else None
+    return Plan(entry, tests, names, fast, tuple(expectations), (1 << 16) + 4 * size)
+
+
+def _simple(statement: ast.stmt, entry: str) -> tuple[tuple[list[Any], dict[str, Any]], Expectation] | None:
+    """The call and what it must give, where the statement is that simple."""
+    if not isinstance(statement, ast.Assert):
+        return None
+    test, check, expected = statement.test, "truth", None
+    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+        test, check = test.operand, "falsehood"
+    elif isinstance(test, ast.Compare) and len(test.ops) == 1:
+        left, right = test.left, test.comparators[0]
+        if not _calls(left, entry):
+            left, right = right, left
+        try:
+            expected = ast.literal_eval(right)
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            return None
+        operator = {ast.Eq: "==", ast.NotEq: "!=", ast.Is: "is"}.get(type(test.ops[0]))
+        if operator is None or (operator == "is" and type(expected) not in (bool, type(None))):
+            return None
+        if not _comparable(expected):
+            return None
+        test, check = left, operator
+    if not _calls(test, entry):
+        return None
+    assert isinstance(test, ast.Call)
+    try:
+        args = [ast.literal_eval(a) for a in test.args]
+        kwargs = {str(k.arg): ast.literal_eval(k.value) for k in test.keywords if k.arg}
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return None
+    if len(kwargs) != len(test.keywords):
+        return None
+    return (args, kwargs), Expectation(check, expected, ast.unparse(statement))  # type: ignore[arg-type]
+
+
+def _calls(node: ast.expr, entry: str) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == entry
+
+
+def _comparable(value: Any) -> bool:
+    """Whether `same` can walk it: plain data, keys and members hashable without a set in them."""
+    if isinstance(value, list | tuple):
+        return all(map(_comparable, value))
+    if isinstance(value, dict):
+        return all(_is_key(k) and _comparable(v) for k, v in value.items())
+    if isinstance(value, set):
+        return all(map(_is_key, value))
+    return isinstance(value, _PLAIN)
+
+
+def _is_key(value: Any) -> bool:
+    return all(map(_is_key, value)) if isinstance(value, tuple) else isinstance(value, _PLAIN)
+
+
+_NO_KEY = object()
+
+
+class Undecided(Exception):
+    """The value is no plain data, and what it equals is for the judge to say."""
+
+
+def holds(expectation: Expectation, got: Any) -> bool:
+    """Whether what came back (undecoded JSON) is what the test wants. Raises Undecided."""
+    if expectation.check == "is":
+        return got is expectation.value
+    if expectation.check == "==":
+        return same(got, expectation.value)
+    if expectation.check == "!=":
+        if _is_opaque(got):
+            raise Undecided
+        return not same(got, expectation.value)
+    return _truth(got) is (expectation.check == "truth")
+
+
+def same(got: Any, expected: Any) -> bool:
+    """Whether undecoded JSON stands for a value equal to `expected`. Raises Undecided."""
+    if type(got) is dict:
+        ((tag, payload),) = got.items() if len(got) == 1 else (("", None),)
+        if tag == "m":
+            return type(payload) is list and len(payload) == 2 and same(payload[0], expected)
+        if tag == "k":
+            raise Undecided
+        return _same_tagged(tag, payload, expected)
+    if type(got) is list:
+        return type(expected) is list and _same_items(got, expected)
+    return isinstance(expected, _PLAIN) and bool(got == expected)
+
+
+def _same_tagged(tag: str, payload: Any, expected: Any) -> bool:
+    if tag == "i":
+        return isinstance(expected, int | float) and bool(_integer(payload) == expected)
+    if tag in ("b", "B"):
+        return isinstance(expected, bytes) and payload == expected.hex()
+    if type(payload) is not list:
+        return False
+    if tag == "t":
+        return type(expected) is tuple and _same_items(payload, expected)
+    if tag in ("s", "f"):
+        return isinstance(expected, set) and _same_members(payload, expected)
+    if tag == "d":
+        return isinstance(expected, dict) and _same_pairs(payload, expected)
+    if tag == "c":
+        raise Undecided
+    return False
+
+
+def _integer(payload: Any) -> Any:
+    try:
+        return int(payload, 16)
+    except (TypeError, ValueError):
+        return _NO_KEY
+
+
+def _bytes(payload: Any) -> Any:
+    try:
+        return bytes.fromhex(payload)
+    except (TypeError, ValueError):
+        return _NO_KEY
+
+
+def _same_items(got: list[Any], expected: Sequence[Any]) -> bool:
+    return len(got) == len(expected) and all(map(same, got, expected))
+
+
+def _same_members(got: list[Any], expected: set[Any]) -> bool:
+    if len(got) != len(expected):
+        return False
+    found = set()
+    for item in got:
+        key = _key(item)
+        if key not in expected:
+            return False
+        found.add(key)  # only what is in `expected`: hostile keys are looked up and never stored
+    return len(found) == len(expected)
+
+
+def _same_pairs(got: list[Any], expected: dict[Any, Any]) -> bool:
+    if len(got) != len(expected):
+        return False
+    found = set()
+    for pair in got:
+        if type(pair) is not list or len(pair) != 2:
+            return False
+        key = _key(pair[0])
+        if key not in expected or not same(pair[1], expected[key]):
+            return False
+        found.add(key)
+    return len(found) == len(expected)
+
+
+def _key(got: Any, depth: int = 8) -> Any:
+    """The hashable that undecoded JSON stands for; something equal to nothing where it stands for none."""
+    if type(got) is dict:
+        ((tag, payload),) = got.items() if len(got) == 1 else (("", None),)
+        if tag == "t" and type(payload) is list and depth:
+            return tuple(_key(part, depth - 1) for part in payload)
+        if tag == "b":
+            return _bytes(payload)
+        if tag == "i":
+            return _integer(payload)
+        if tag == "m" and type(payload) is list and payload and depth:
+            return _key(payload[0], depth - 1)
+        if tag in ("k", "f", "c"):
+            raise Undecided
+        return _NO_KEY
+    return _NO_KEY if type(got) is list else got
+
+
+def _is_opaque(got: Any) -> bool:
+    return type(got) is dict and not (len(got) == 1 and next(iter(got)) in ("t", "s", "f", "d", "b", "B", "i", "c"))
+
+
+def _truth(got: Any) -> bool:
+    """Whether plain data is true. Raises Undecided."""
+    if _is_opaque(got):
+        raise Undecided
+    if type(got) is dict:
+        ((tag, payload),) = got.items()
+        return any(payload) if tag == "c" and type(payload) is list else bool(payload)
+    return bool(got)

@@ -1,0 +1,254 @@
+"""What verifiers ask of the sandbox: call a function, let tests judge it, run a program, run a shell script.
+
+Each returns a Verdict. The sample's failures are `fail` or `malformed`; the sandbox's own are tried once more and
+then `error`, never a score. A task that cannot be run at all raises ValueError.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from verifiers import Verdict, broken, failed, malformed, passed
+
+from . import pool
+from .extract import MAX_CHARS, python_blocks, shell_script
+from .guest import wire
+from .guest.lockdown import Limits
+from .isolation import SandboxUnavailable
+from .plan import Plan, Undecided, holds, plan
+from .worker import InfrastructureError, Report, Sample, Stalled
+
+VERDICT_BYTES = 1 << 16
+OUTPUT_BYTES = 1 << 16  # beyond four times what is expected
+DEFAULT = Limits()
+
+
+def limits_for(timeout_s: float | None) -> Limits:
+    """The limits of a task that asks for `timeout_s` seconds of CPU; as much again for a slow machine.
+
+    Raises ValueError outside (0, 3600].
+    """
+    if timeout_s is None:
+        return DEFAULT
+    if not 0 < timeout_s <= 3600:
+        raise ValueError(f"the task's timeout_s is {timeout_s!r}; it must be above 0 and at most 3600")
+    return replace(DEFAULT, wall_s=2.0 * timeout_s, cpu_s=max(1, round(timeout_s)))
+
+
+def check_function(
+    completion: str, *, entry_point: str, tests: Sequence[str], prompt: str, limits: Limits = DEFAULT
+) -> Verdict:
+    """Whether the code in the completion passes all tests.
+
+    Raises ValueError for a task that cannot be run, SandboxUnavailable where nothing keeps the code in.
+    """
+    how = plan(entry_point, tuple(tests), prompt)
+    if len(completion) > MAX_CHARS:
+        return malformed(f"longer than {MAX_CHARS} characters")
+    blocks = python_blocks(completion)
+    if not any(block.strip() for block in blocks):
+        return malformed("no code")
+    if how.calls is not None:
+        verdict = _try(lambda: _call(blocks, how, limits))
+        if verdict is not None:
+            return verdict
+    judged = _try(lambda: _judge(blocks, how, limits))
+    assert judged is not None
+    return judged
+
+
+def _try(run: Any) -> Verdict | None:
+    try:
+        return pool.attempt(run, lambda stalled: failed(str(stalled)))
+    except InfrastructureError as exc:
+        return broken(f"the sandbox failed twice: {exc}")
+
+
+def _call(blocks: list[str], how: Plan, limits: Limits) -> Verdict | None:
+    """The fast way: one sandbox, compared here. None where only a judge can say."""
+    assert how.calls is not None
+    with pool.pool("candidate").worker() as worker, worker.sample(limits) as sample:
+        sample.give(["calls", blocks, how.entry, [[args, kwargs] for args, kwargs in how.calls]])
+        try:
+            reply = sample.hear(how.reply_bytes)
+        except wire.TooLong:
+            sample.stop()
+            sample.end()
+            return None
+        report = sample.end(answered=reply is not None)
+    if reply is None:
+        return failed(_how_it_ended(report, limits))
+    return _compare(reply, how)
+
+
+def _compare(reply: bytes, how: Plan) -> Verdict | None:
+    """The verdict on what a sample says its calls gave; None where only a judge can say."""
+    try:
+        (status, detail), *outcomes = json.loads(reply)
+        if status != "ok":
+            return (malformed if status == "malformed" else failed)(f"loading the code: {detail}"[:400])
+        for number, (expectation, outcome) in enumerate(zip(how.expectations, outcomes, strict=False), 1):
+            returned, value = outcome
+            if returned is not True or not holds(expectation, value):
+                what = "gave another value" if returned is True else f"raised {value}"
+                return failed(f"test {number} of {len(how.expectations)}: {expectation.source[:120]}: {what}"[:400])
+    except Undecided:
+        return None
+    except (ValueError, TypeError, RecursionError, LookupError):  # the border: hostile bytes
+        return failed("the completion's process sent what cannot be read")
+    if len(outcomes) != len(how.expectations):
+        return failed("the completion's process answered another number of calls")
+    return passed(f"{len(outcomes)} tests")
+
+
+def _judge(blocks: list[str], how: Plan, limits: Limits) -> Verdict:
+    """The thorough way: the tests run in a second sandbox, which alone says what they found."""
+    patient = replace(limits, wall_s=limits.wall_s + 1)  # so that the code's end is seen as its own
+    with (
+        pool.pool("candidate").worker() as code_worker,
+        pool.pool("judge").worker() as judge_worker,
+        code_worker.sample(limits) as code,
+    ):
+        code.give(["serve", blocks, how.entry, list(how.names)])
+        code.socket.setblocking(True)  # timeouts are a flag that both holders would share
+        with judge_worker.sample(patient, peer=code.socket) as court:
+            code.socket.close()  # the judge holds it now, and its end is the code's end
+            court.give(["judge", how.entry, list(how.tests), list(how.names)])
+            reply = court.hear(VERDICT_BYTES)
+            court_report = court.end(answered=reply is not None)
+        if reply is None:
+            code.stop()
+        status, detail = json.loads(reply) if reply is not None else ("fail", "")
+        code_report = code.end(answered=status != "fail")
+    if reply is None:
+        return failed(f"the tests did not finish: {_how_it_ended(court_report, patient)}")
+    if status == "fail" and code_report.status:
+        detail = f"{detail} ({_how_it_ended(code_report, limits)})"
+    return {"pass": passed, "malformed": malformed}.get(status, failed)(detail)
+
+
+def _how_it_ended(report: Report, limits: Limits) -> str:
+    if report.late:
+        return f"killed at its deadline of {limits.wall_s:g} s"
+    if report.status == -signal.SIGKILL:
+        return f"used up its {limits.cpu_s} s of CPU"
+    if report.status < 0:
+        return f"killed by {signal.Signals(-report.status).name}"
+    return f"exited with status {report.status} before answering"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What a program reads, and what it must print."""
+
+    stdin: str
+    stdout: str
+
+
+def check_program(completion: str, cases: Sequence[Case], *, limits: Limits = DEFAULT) -> Verdict:
+    """Whether the completion, as a script, prints each case's stdout for its stdin and exits with 0.
+
+    Spaces at the ends of lines and empty lines at the end do not matter. Raises as check_function does.
+    """
+    if not cases:
+        raise ValueError("the task has no cases: every completion would pass")
+    if len(completion) > MAX_CHARS:
+        return malformed(f"longer than {MAX_CHARS} characters")
+    blocks = python_blocks(completion)
+    if not any(block.strip() for block in blocks):
+        return malformed("no code")
+    for number, case in enumerate(cases, 1):
+        verdict = _try(lambda case=case: _run_program(blocks, case, limits))
+        assert verdict is not None
+        if verdict.status != "pass":
+            return replace(verdict, detail=f"case {number} of {len(cases)}: {verdict.detail}")
+    return passed(f"{len(cases)} cases")
+
+
+def _run_program(blocks: list[str], case: Case, limits: Limits) -> Verdict:
+    wanted = case.stdout.encode("utf-8", "surrogatepass")
+    with pool.pool("candidate").worker() as worker, worker.sample(limits) as sample:
+        sample.give(["program", blocks, case.stdin])
+        output = _bounded_output(sample, OUTPUT_BYTES + 4 * len(wanted))
+        report = sample.end()
+    if output is None:
+        return failed("printed far more than expected")
+    if output[:1] == b"M":
+        return malformed(output[1:].decode("utf-8", "replace"))
+    if report.status:
+        return failed(_how_it_ended(report, limits).removesuffix(" before answering"))
+    if _trimmed(output[1:]) != _trimmed(wanted):
+        return failed("printed something else")
+    return passed()
+
+
+def _bounded_output(sample: Sample, at_most: int) -> bytes | None:
+    try:
+        return sample.hear_all(at_most)
+    except wire.TooLong:
+        sample.stop()
+        return None
+
+
+def _trimmed(text: bytes) -> list[bytes]:
+    lines = [line.rstrip() for line in text.split(b"\n")]
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a script left at a path. kind: `file`, `absent`, or `other` for anything that is no regular file."""
+
+    kind: str
+    content: bytes = b""  # at most as many bytes as were asked for
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptRun:
+    """How a script ended and what it left. exit_code: 128 + n where signal n ended its shell."""
+
+    exit_code: int
+    stdout: bytes
+    found: tuple[Found, ...]
+
+
+def run_shell(
+    completion: str, files: Mapping[str, str], wanted: Sequence[tuple[str, int]], *, stdout_bytes: int, limits: Limits
+) -> ScriptRun | Verdict:
+    """Run the completion's script among `files`; say what it left at each wanted path, to so many bytes.
+
+    Returns a Verdict where that alone decides: malformed, out of time, or the sandbox failed.
+    Raises SandboxUnavailable without bubblewrap.
+    """
+    if pool.isolation().kind != "bwrap":
+        raise SandboxUnavailable("shell tasks need bubblewrap: apt-get install bubblewrap; there is no fallback")
+    script = shell_script(completion)
+    if script is None or len(completion) > MAX_CHARS:
+        return malformed("no shell script" if script is None else f"longer than {MAX_CHARS} characters")
+
+    def run() -> ScriptRun | Verdict:
+        with pool.pool("shell").worker() as worker, worker.sample(limits) as sample:
+            sample.give([script, dict(files), [list(w) for w in wanted], stdout_bytes])
+            reply = sample.hear((1 << 16) + 2 * (stdout_bytes + sum(w[1] for w in wanted)))
+            report = sample.end(answered=reply is not None)
+        if reply is None:
+            return failed(_how_it_ended(report, limits))
+        kind, *rest = json.loads(reply)  # from the sandbox's own pid 1, which no script can reach
+        if kind != "ran":
+            raise InfrastructureError(f"the shell did not start: {rest}")
+        code, stdout, found = rest
+        contents = (Found(kind, bytes.fromhex(more[0]) if kind == "file" else b"") for kind, *more in found)
+        return ScriptRun(code, bytes.fromhex(stdout), tuple(contents))
+
+    try:
+        return pool.attempt(run, lambda stalled: failed(str(stalled)))
+    except InfrastructureError as exc:
+        return broken(f"the sandbox failed twice: {exc}")
+
+

@@ -1,0 +1,241 @@
+"""The trusted end of one worker: start it, hand it samples one at a time, believe only its zygote.
+
+What a sample says about itself arrives on its own channel and is a claim. How it ended arrives from the zygote.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass
+
+from .guest import wire
+from .guest.lockdown import Limits
+from .isolation import Isolation, Profile, SandboxUnavailable, mend
+
+START_S = 30.0
+READY_S = 5.0  # from the header to a locked-down sample; a stopped zygote shows here
+GRACE_S = 2.0  # what the zygote gets beyond the sample's deadline to report
+
+
+class InfrastructureError(RuntimeError):
+    """The sandbox failed, not the sample: nothing is known about the completion."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How a sample ended.
+
+    status: exit code, or minus the signal's number. stood_still_s: the longest that even the zygote was kept waiting.
+    late: killed at its deadline.
+    """
+
+    status: int
+    cpu_s: float
+    wall_s: float
+    stood_still_s: float
+    late: bool
+
+
+class Worker:
+    """One zygote and what keeps it in."""
+
+    def __init__(self, isolation: Isolation, profile: Profile, number: int) -> None:
+        """Raises SandboxUnavailable where it does not come up."""
+        self.number = number
+        self.scratch = None if isolation.kind == "bwrap" else tempfile.mkdtemp(prefix="whetstone-sandbox-")
+        if self.scratch is not None and isolation.changes_user:
+            os.chmod(self.scratch, 0o711)  # the samples' user passes through to its own directory below
+        inside = "/tmp" if self.scratch is None else os.path.join(self.scratch, "s")
+        if self.scratch is not None:
+            os.mkdir(inside)
+        command, environment = isolation.command(profile, number, inside)
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, tempfile.TemporaryFile() as complaints:
+            self._process = _spawn(command, environment, theirs, complaints)
+            try:
+                self._expect_up()
+            except InfrastructureError:
+                self.close()
+                complaints.seek(0)
+                lines = complaints.read().decode("utf-8", "replace").strip().splitlines()
+                raise SandboxUnavailable(mend(isolation, lines[-1] if lines else "no word from it")) from None
+
+    def _expect_up(self) -> None:
+        if self._hear(START_S) != wire.UP:
+            raise InfrastructureError("a sandbox worker did not start")
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    @contextlib.contextmanager
+    def sample(self, limits: Limits, *, peer: socket.socket | None = None) -> Iterator[Sample]:
+        """Start a sample. peer: one more descriptor for it. Raises InfrastructureError."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                passed = [theirs.fileno()] + ([peer.fileno()] if peer is not None else [])
+                try:
+                    socket.send_fds(self._control, [wire.HEADER.pack(*astuple(limits))], passed)
+                except OSError as exc:
+                    raise InfrastructureError(f"a sandbox worker is gone: {exc}") from None
+            yield Sample(self, ours, limits)
+
+    def interrupt(self) -> None:
+        with contextlib.suppress(OSError):  # gone already
+            self._control.send(wire.KILL)
+
+    def report(self, timeout_s: float) -> Report:
+        """The zygote's word on the sample that ended. Raises InfrastructureError."""
+        message = self._hear(timeout_s)
+        if len(message) != wire.REPORT.size:
+            raise InfrastructureError("a sandbox worker ended in the middle of a sample")
+        status, *seconds, late = wire.REPORT.unpack(message)
+        return Report(os.waitstatus_to_exitcode(status), *seconds, late)
+
+    def _hear(self, timeout_s: float) -> bytes:
+        self._control.settimeout(max(0.001, timeout_s))
+        try:
+            return self._control.recv(256)
+        except TimeoutError:
+            raise InfrastructureError(f"a sandbox worker said nothing for {timeout_s:.1f} s") from None
+        except OSError as exc:
+            raise InfrastructureError(f"a sandbox worker is gone: {exc}") from None
+
+    def close(self) -> None:
+        """End it, whatever it does. Every process in its pid namespace ends with it."""
+        self._control.close()
+        try:
+            self._process.wait(0.5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self.scratch is not None:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def kill(self) -> None:
+        """From another thread: whoever works with it will find it dead."""
+        self._process.kill()
+
+    def forget(self) -> None:
+        """In a forked child: drop our copies, and leave the worker to the parent."""
+        self._control.close()
+        self._process.returncode = 0  # not our child: never waited for
+
+
+class Sample:
+    """One running sample."""
+
+    def __init__(self, worker: Worker, sock: socket.socket, limits: Limits) -> None:
+        self.socket = sock
+        self.channel = wire.Channel(sock)
+        self._worker = worker
+        self._limits = limits
+        self._started = time.monotonic()
+        self._stopped = False
+
+    def left_s(self) -> float:
+        """Seconds until the zygote itself must be broken."""
+        return max(0.001, self._started + self._limits.wall_s + GRACE_S - time.monotonic())
+
+    def give(self, job: Sequence[object]) -> None:
+        """Hand it the job, once it is locked down. Raises InfrastructureError."""
+        self.socket.settimeout(READY_S)
+        try:
+            first = self.channel.take(1)
+            if first != wire.READY:
+                reason = self.channel.drain(1000).decode("utf-8", "replace")
+                raise InfrastructureError(f"a sample could not be locked down: {reason}")
+            self.socket.settimeout(self.left_s())
+            self.channel.send(wire.dumps(wire.encode(list(job), _no_handles)))
+        except (wire.Closed, wire.TooLong, TimeoutError) as exc:
+            raise InfrastructureError(f"a sample did not start: {type(exc).__name__}") from None
+
+    def hear(self, at_most: int) -> bytes | None:
+        """Its next message; None where it ends without one. Raises TooLong, InfrastructureError."""
+        self.socket.settimeout(self.left_s())
+        try:
+            return self.channel.receive(at_most)
+        except wire.Closed:
+            return None
+        except TimeoutError:
+            raise InfrastructureError("a sample outlived its deadline: its zygote is broken") from None
+
+    def hear_all(self, at_most: int) -> bytes:
+        """All it writes until it ends. Raises TooLong, InfrastructureError."""
+        self.socket.settimeout(self.left_s())
+        try:
+            return self.channel.drain(at_most)
+        except TimeoutError:
+            raise InfrastructureError("a sample outlived its deadline: its zygote is broken") from None
+
+    def stop(self) -> None:
+        """Have it killed: nothing more is wanted of it."""
+        self._stopped = True
+        self._worker.interrupt()
+
+    def end(self, *, answered: bool = False) -> Report:
+        """Wait for its end. Raises InfrastructureError, also where somebody else killed it before it answered.
+
+        A sample cannot send itself SIGKILL, and the kernel sends one only at the limit of CPU time. Killed at its
+        deadline with CPU time to spare, it slept (it used none), or the machine was too slow for it or stood still:
+        that is worth another try.
+        """
+        report = self._worker.report(self.left_s())
+        if answered or self._stopped or report.status != -signal.SIGKILL:
+            return report
+        used = report.cpu_s / self._limits.cpu_s
+        if not report.late and used < 0.9:
+            raise InfrastructureError("a sample was killed from outside")
+        if report.late and (0.1 < used < 0.9 or report.stood_still_s > 1):
+            raise Stalled(report)
+        return report
+
+
+class Stalled(InfrastructureError):
+    """Killed at its deadline, having used little CPU: the machine's fault or the sample's own sleep."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(f"killed at its deadline after {report.wall_s:.1f} s with {report.cpu_s:.1f} s of CPU")
+        self.report = report
+
+
+def _no_handles(value: object) -> dict[str, object]:
+    raise TypeError(f"a job holds plain data, not {type(value).__name__}")
+
+
+# bwrap dies with the thread that started it (PR_SET_PDEATHSIG), so workers are started by a thread that stays
+_spawner: list[ThreadPoolExecutor] = []
+
+
+def _spawn(
+    command: Sequence[str], environment: object, control: socket.socket, complaints: object
+) -> subprocess.Popen[bytes]:
+    if not _spawner:
+        _spawner.append(ThreadPoolExecutor(1, thread_name_prefix="sandbox-spawner"))
+    start = _spawner[0].submit(
+        subprocess.Popen,
+        command,
+        env=environment,
+        stdin=control,
+        stdout=subprocess.DEVNULL,
+        stderr=complaints,
+        close_fds=True,
+        start_new_session=True,  # Ctrl-C is for the user's own program
+    )
+    return start.result()
+
+
+def after_fork() -> None:
+    """In a forked child the spawner's thread is not there."""
+    _spawner.clear()
