@@ -108,6 +108,7 @@ class Sft:
     kind: str = "sft"
     policy: str = "base"
     data: Prompts | None = None  # None: the run's own prompts, their completion column
+    min_reward: float | None = None  # only demonstrations that the run's rewards score at least so
     trainer: dict[str, Any] = field(default_factory=dict)
     peft: dict[str, Any] | None = None
 
@@ -117,9 +118,11 @@ class Feedme:
     __pydantic_config__: ClassVar = STRICT
     kind: str = "feedme"
     policy: str = "sft"
+    reward: dict[str, dict[str, Any]] | None = None  # what filters look at; None: the run's rewards
     rounds: Positive = 2
-    prompts: Positive = 1024
+    prompts: Positive = 1024  # a round
     samples: Positive = 8
+    token_budget: Positive | None = None  # completion tokens, the same share each round; prompts is then the most
     filters: list[str | dict[str, Any]] = field(default_factory=lambda: [{"threshold": 1.0}, "dedup", {"cap": 4}])
     start: Literal["last", "base"] = "last"
     pool: Literal["replace", "accumulate"] = "replace"
@@ -138,6 +141,7 @@ class RewardModel:
     data: Prompts | None = None  # a preference data set; None: pairs from scored samples
     prompts: Positive = 2048
     samples: Positive = 8
+    token_budget: Positive | None = None
     pairs_per_prompt: Positive = 4
     corrupted: NonNegative = 1.0  # corrupted negatives for each sampled pair: truncated, replaced, appended
     heldout_prompts: Positive = 512
@@ -154,6 +158,7 @@ class Credit:
     scale: bool = True  # group: divide by the group's std; False is Dr. GRPO
     gamma: Share = 1.0
     lam: Share = 0.95
+    level: Literal["token", "turn"] = "token"  # gae: what one step is
     whiten: bool = True  # gae and global_baseline
     points: Positive = 4  # monte_carlo: places to continue from
     continuations: Positive = 4
@@ -211,6 +216,16 @@ class Groups:
 
 
 @dataclass(slots=True)
+class Episodes:
+    """Several turns with an environment between: its class stands in a verifier's file."""
+
+    __pydantic_config__: ClassVar = STRICT
+    environment: str
+    max_turns: Positive = 4
+    memory: Literal["state", "history"] = "state"  # a turn's prompt: the last observation, or all that went before
+
+
+@dataclass(slots=True)
 class Optimizer:
     __pydantic_config__: ClassVar = STRICT
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
@@ -243,6 +258,8 @@ class Policy:
     policy: str = "sft"
     reward: dict[str, dict[str, Any]] | None = None  # None: the run's rewards; PPO: the learned reward
     steps: Positive = 100
+    token_budget: Positive | None = None  # no further step once so many completion tokens are sampled
+    evaluate_every: Positive | None = None  # steps between looks at the held-out prompts; None: only at the end
     prompts: Positive = 32  # a step
     samples: Positive = 8  # a prompt
     epochs: Positive = 1
@@ -253,6 +270,7 @@ class Policy:
     kl: Kl = field(default_factory=Kl)
     critic: Critic | None = None
     groups: Groups = field(default_factory=Groups)
+    episodes: Episodes | None = None
     optimizer: Optimizer = field(default_factory=Optimizer)
     alarms: Alarms = field(default_factory=Alarms)
     checkpoint_every: Positive = 20
@@ -268,6 +286,7 @@ class Conditioned:
     policy: str = "sft"
     prompts: Positive = 2048
     samples: Positive = 8
+    token_budget: Positive | None = None
     pool: list[str] | None = None  # files of scored rollouts; None: sample afresh
     bins: Literal["quantile", "edges"] = "edges"
     count: Positive = 5
@@ -280,6 +299,44 @@ class Conditioned:
     shuffled_control: bool = True
     trainer: dict[str, Any] = field(default_factory=dict)
     peft: dict[str, Any] | None = None
+
+
+@dataclass(slots=True)
+class OfflineQ:
+    """Values from logged samples, and a policy from the values (IQL, ILQL); nothing is sampled where a pool is given."""
+
+    __pydantic_config__: ClassVar = STRICT
+    kind: str = "offline_q"
+    policy: str = "sft"
+    pool: list[str] | None = None  # files of scored rollouts; None: sample afresh
+    prompts: Positive = 2048
+    samples: Positive = 8
+    extract: Literal["awr", "shift"] = "awr"  # regress on exp(beta * (Q - V)), or add beta * (Q - V) to the logits
+    expectile: Annotated[float, Field(ge=0.5, lt=1)] = 0.9  # 0.5: the mean of what was logged; to 1: its best
+    beta: NonNegative = 10.0
+    max_weight: Annotated[float, Field(gt=0)] = 100.0  # awr: the heaviest one token may weigh
+    gamma: Share = 1.0
+    cql: NonNegative = 0.1  # holds Q down on tokens that no sample chose
+    target_rate: Annotated[float, Field(gt=0, le=1)] = 0.05  # of the slow copy that V looks at
+    batch: Positive = 64  # episodes a step
+    value_steps: Positive = 400
+    policy_steps: Positive = 200  # awr
+    tokens_per_microbatch: Positive = 16_384
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=1e-3))
+
+
+@dataclass(slots=True)
+class Stitch:
+    """The stitching benchmark: every method from the same logs, which hold the best walk in no piece."""
+
+    __pydantic_config__: ClassVar = STRICT
+    kind: str = "stitch"
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    memories: list[Literal["state", "history"]] = field(default_factory=lambda: ["state", "history"])
+    methods: list[str] | None = None  # None: all
+    policy: Policy = field(default_factory=Policy)  # what grpo, reinforce, ppo and monte_carlo share
+    offline_q: OfflineQ = field(default_factory=OfflineQ)
+    trainer: dict[str, Any] = field(default_factory=dict)  # sft, feedme, conditions
 
 
 @dataclass(slots=True)
@@ -297,6 +354,8 @@ STAGE_KINDS: dict[str, type] = {
     "ppo": Policy,
     "grpo": Policy,
     "conditioned": Conditioned,
+    "offline_q": OfflineQ,
+    "stitch": Stitch,
     "evaluate": Evaluate,
 }
 # What PPO sets where the YAML is silent: InstructGPT's recipe, against GRPO's which are the dataclass's own.

@@ -19,6 +19,7 @@ from pipeline.prompts import render_ids
 from pipeline.records import Prompt, Scored, groups, read_scored
 from pipeline.score import score
 from pipeline.seeds import cycle_indices
+from pipeline.stages.budget import sample_within
 from pipeline.stages.context import Context
 from pipeline.stages.sft import Example, encode, train
 from pipeline.stats import bootstrap_ci95, describe_groups, mean, spearman
@@ -63,7 +64,9 @@ def sampled_pool(ctx: Context, policy: str, asked: Sequence[Prompt], *key: int |
         found = [s for path in block.pool for s in read_scored(Path(path)) if s.rollout.prompt.text not in heldout]
     else:
         places = cycle_indices(len(asked), 0, block.prompts, ctx.cfg.seed, ctx.name, *key, "order")
-        drawn = ctx.sample(ctx.generator(policy), [asked[i] for i in places], block.samples, *key)
+        within = None if block.token_budget is None else block.token_budget // (1 + block.online_rounds)
+        chosen = [asked[i] for i in places]
+        drawn = sample_within(ctx, ctx.generator(policy), chosen, block.samples, *key, budget=within)
         found = score(ctx.scorer, drawn)
         ctx.record(found, asked=key[0])
     usable = [s for s in found if s.scorable and s.rollout.finished]

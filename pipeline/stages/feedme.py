@@ -16,7 +16,9 @@ from pipeline.credit import selection
 from pipeline.records import Scored
 from pipeline.score import score, tally
 from pipeline.seeds import cycle_indices
+from pipeline.stages.budget import sample_within
 from pipeline.stages.context import Context, Judged
+from pipeline.stages.distance import from_start
 from pipeline.stages.sft import Example, encode, train
 
 
@@ -45,8 +47,11 @@ def chain(ctx: Context, filters: list[selection.Filter], *, place: Path, control
     figures: list[dict[str, Any]] = []
     judged: Judged | None = None
     role = "control" if control else "feedme"
+    spent_before = ctx.tokens["completion"]
     for number in range(block.rounds):
-        scored = sample_round(ctx, start, number, role)
+        spent = ctx.tokens["completion"] - spent_before
+        within = block.token_budget and max(block.token_budget * (number + 1) // block.rounds - spent, 1)
+        scored = sample_round(ctx, start, number, role, within)
         candidates = [as_candidate(s) for s in scored]
         kept = selection.select(candidates, filters)
         if not kept:
@@ -67,20 +72,23 @@ def chain(ctx: Context, filters: list[selection.Filter], *, place: Path, control
         seen = tally(scored)
         figures.append({**judged.figures, "kept": len(kept), "sampled": len(scored), "kept_share": len(kept) / len(scored),
                         "prompts_covered": len({candidates[i].prompt for i in kept}), "sample_reward": seen.reward_mean,
-                        "train_loss": trained["train_loss"]})  # fmt: skip
+                        "train_loss": trained["train_loss"], "sampled_tokens": ctx.tokens["completion"] - spent_before,
+                        **from_start(ctx, judged, block.reward)})  # fmt: skip
         console.say(f"{role} round {number + 1}/{block.rounds}: kept {len(kept)} of {len(scored)}, held-out accuracy "
                     f"{console.number(figures[-1]['heldout_accuracy'])}")  # fmt: skip
     assert judged is not None
     return figures, judged
 
 
-def sample_round(ctx: Context, policy: str, number: int, role: str) -> list[Scored]:
+def sample_round(ctx: Context, policy: str, number: int, role: str, within: int | None) -> list[Scored]:
     block = ctx.block
+    scorer = ctx.scorer_of(block.reward) if block.reward else ctx.scorer
     places = cycle_indices(
         len(ctx.train_prompts), number * block.prompts, block.prompts, ctx.cfg.seed, ctx.name, "order"
     )
     asked = [ctx.train_prompts[i] for i in places]
-    return score(ctx.scorer, ctx.sample(ctx.generator(policy), asked, block.samples, role, number))
+    drawn = sample_within(ctx, ctx.generator(policy), asked, block.samples, role, number, budget=within)
+    return score(scorer, drawn)
 
 
 def as_candidate(scored: Scored) -> selection.Candidate:

@@ -15,6 +15,7 @@ from pipeline.config import ConfigError
 from pipeline.records import Scored, groups
 from pipeline.score import score
 from pipeline.seeds import cycle_indices
+from pipeline.stages.budget import sample_within
 from pipeline.stages.context import Context
 from pipeline.stages.trainer import train_with
 from pipeline.stats import mean
@@ -58,7 +59,9 @@ def pairs_from_samples(ctx: Context) -> tuple[list[Pair], list[Pair], list[list[
     """Training pairs, held-out pairs (sampled ones only), and sequences to set the reward's offset on."""
     block, generator = ctx.block, ctx.generator()
     places = cycle_indices(len(ctx.train_prompts), 0, block.prompts, ctx.cfg.seed, ctx.name, "order")
-    scored = score(ctx.scorer, ctx.sample(generator, [ctx.train_prompts[i] for i in places], block.samples, "pairs"))
+    asked = [ctx.train_prompts[i] for i in places]
+    scored = score(ctx.scorer, sample_within(ctx, generator, asked, block.samples, "pairs", budget=block.token_budget))
+    spent = dict(ctx.tokens)
     ctx.record(scored)
     rng = random.Random(ctx.seed("pairs"))
     sampled = preference_pairs(scored, per_prompt=block.pairs_per_prompt, rng=rng)
@@ -67,6 +70,7 @@ def pairs_from_samples(ctx: Context) -> tuple[list[Pair], list[Pair], list[list[
     judged = score(
         ctx.scorer, ctx.sample(generator, ctx.heldout_prompts[: block.heldout_prompts], block.samples, "judge")
     )
+    ctx.tokens.update(spent)  # judging is not part of the budget
     heldout = preference_pairs(judged, per_prompt=block.pairs_per_prompt, rng=rng)
     return sampled + broken, heldout, [[*s.rollout.prompt.ids, *s.rollout.ids] for s in scored[:2048]]
 
