@@ -47,6 +47,7 @@ TRAINERS = {  # the class whose fields a `trainer:` block may name
     "sft": "trl.trainer.sft_config:SFTConfig",
     "feedme": "trl.trainer.sft_config:SFTConfig",
     "conditioned": "trl.trainer.sft_config:SFTConfig",
+    "stitch": "trl.trainer.sft_config:SFTConfig",
     "reward_model": "trl.trainer.reward_config:RewardConfig",
 }
 OURS = {"output_dir", "seed", "data_seed", "resume_from_checkpoint", "report_to", "run_name"}  # set by the pipeline

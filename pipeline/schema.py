@@ -303,7 +303,7 @@ class Conditioned:
 
 @dataclass(slots=True)
 class OfflineQ:
-    """Values from logged samples, and a policy from the values (IQL, ILQL); nothing is sampled where a pool is given."""
+    """Values from logged samples, and a policy from the values (IQL, ILQL); with a pool nothing is sampled."""
 
     __pydantic_config__: ClassVar = STRICT
     kind: str = "offline_q"
