@@ -57,6 +57,18 @@ def mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
 
 
+def best_answer_mass(group: Sequence[Any]) -> float:
+    """How sharp a policy is on the optimum: the share of a prompt's samples that are its most frequent best answer.
+
+    Best: right, and of the highest reward among the right ones; 0 where none is right.
+    """
+    right = [s for s in group if s.status == "pass"]
+    if not right:
+        return 0.0
+    top = max(s.reward for s in right)
+    return max(Counter(s.rollout.ids for s in right if s.reward == top).values()) / len(group)
+
+
 def describe_groups(groups: Sequence[Sequence[Any]], *, k: int) -> dict[str, Any]:
     """A policy's figures from scored samples, grouped by prompt (`pipeline.records.Scored`).
 
@@ -81,6 +93,7 @@ def describe_groups(groups: Sequence[Sequence[Any]], *, k: int) -> dict[str, Any
         "mean_completion_tokens": mean(tokens),
         "distinct_answers": mean([len(Counter(s.rollout.text for s in g)) for g in usable]),
         "entropy": -mean([lp for s in every for lp in s.rollout.logprobs]),
+        "best_answer_mass": mean([best_answer_mass(g) for g in usable]),
         "malformed_share": mean([s.status == "malformed" for s in every]),
         "truncated_share": mean([not s.rollout.finished for s in every]),
         "checker_broken": sum(len(g) for g in groups) - len(every),
@@ -116,3 +129,68 @@ def paired_difference(
     low, high = np.quantile(drawn, [0.025, 0.975])
     tail = min((drawn <= 0).mean(), (drawn >= 0).mean())
     return Difference(float(gaps.mean()), float(low), float(high), float(min(1.0, max(2 * tail, 1 / resamples))))
+
+
+def crossed_difference(
+    a_SP: Sequence[Sequence[float]], b_SP: Sequence[Sequence[float]], *, key: int | str = "crossed", resamples: int = 4000
+) -> Difference:
+    """How much a is above b over S seeds and P prompts: a paired bootstrap over prompts, widened by the seeds' spread.
+
+    a_SP, b_SP: a value a seed and prompt, both under the same seeds and prompts. Resampling prompts alone would speak
+    of these trained models only; training again gives others. The difference's mean of each seed is taken as normal
+    around the true one with unknown variance, so a Student t of S-1 degrees of freedom, scaled by the standard error of
+    the S means, is added to each resample. With one seed nothing is known of other seeds, and only prompts are resampled.
+    Raises ValueError where the two sides do not match. NaN of nothing.
+    """
+    if [len(row) for row in a_SP] != [len(row) for row in b_SP]:
+        raise ValueError("paired values must come in pairs: other seeds or prompts on one side")
+    gaps_SP = np.asarray(a_SP, dtype=float) - np.asarray(b_SP, dtype=float)
+    if gaps_SP.size == 0:
+        return Difference(math.nan, math.nan, math.nan, math.nan)
+    seeds, prompts = gaps_SP.shape
+    draw = rng("bootstrap", key)
+    drawn = gaps_SP.mean(axis=0)[draw.integers(0, prompts, (resamples, prompts))].mean(axis=1)
+    if seeds > 1:
+        drawn = drawn + draw.standard_t(seeds - 1, resamples) * gaps_SP.mean(axis=1).std(ddof=1) / math.sqrt(seeds)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    tail = min((drawn <= 0).mean(), (drawn >= 0).mean())
+    return Difference(float(gaps_SP.mean()), float(low), float(high), float(min(1.0, max(2 * tail, 1 / resamples))))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for being many: below 0.05 after this, at most one claim in twenty reports is wrong.
+
+    Source: Holm 1979, A simple sequentially rejective multiple test procedure.
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    out, worst = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[i]))
+        out[i] = worst
+    return out
+
+
+def best_of(chosen_by: Sequence[float], worth: Sequence[float], n: int) -> float:
+    """Expected worth of the sample a judge likes best among n of these, drawn without replacement.
+
+    chosen_by: the judge's score of each sample; worth: what it is worth; ties go to the mean of the tied. Unbiased for
+    best-of-n with fresh samples. Raises ValueError if n is beyond the samples.
+    Source: the estimator of arXiv:2210.10760 (Gao et al.), appendix I; arXiv:2112.09332 §5.
+    """
+    total = len(chosen_by)
+    if not 1 <= n <= total:
+        raise ValueError(f"best of {n} needs at least {n} samples a prompt, and there are {total}")
+    order = sorted(range(total), key=lambda i: chosen_by[i])
+    value: dict[float, list[float]] = {}
+    for i in order:  # what a tie is worth is the same for all of it
+        value.setdefault(chosen_by[i], []).append(worth[i])
+    chance = [math.comb(place, n - 1) / math.comb(total, n) for place in range(total)]
+    return math.fsum(chance[place] * mean(value[chosen_by[i]]) for place, i in enumerate(order))
+
+
+def best_of_kl(n: int) -> float:
+    """KL of best-of-n from the policy that samples, in nats, an upper bound where answers repeat.
+
+    Source: Stiennon et al., arXiv:2009.01325, appendix G.3; Beirami et al., arXiv:2401.01879 on the bound.
+    """
+    return math.log(n) - (n - 1) / n
