@@ -11,10 +11,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -24,6 +24,7 @@ from pipeline.records import Prompt, Rollout
 from pipeline.schema import Generate, Model, Sampling
 from pipeline.seeds import derive
 
+T = TypeVar("T")
 CANARY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
 
 
@@ -130,6 +131,7 @@ class VllmGenerator:
             for r in requests
         ]
         prompts = [TokensPrompt(prompt_token_ids=list(r.ids)) for r in requests]
+        self.llm.reset_prefix_cache()  # what shares a batch's arithmetic is then the batch alone, also after a resume
         out = []
         for answer in self.llm.generate(prompts, parameters, use_tqdm=False):
             one = answer.outputs[0]
@@ -143,6 +145,7 @@ class VllmGenerator:
 
         parameters = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
         prompts = [TokensPrompt(prompt_token_ids=list(s)) for s in sequences]
+        self.llm.reset_prefix_cache()
         answers = self.llm.generate(prompts, parameters, use_tqdm=False)
         return [
             [place[token].logprob for place, token in zip(a.prompt_logprobs[1:], s[1:], strict=True)]
@@ -283,19 +286,94 @@ def canary_gap(generator: Generator, model: Any, sequences: Sequence[Sequence[in
     return max(abs(a - b) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True))
 
 
+class Reliable:
+    """A generator opened on first use, and opened again once for a call in which it dies: same requests, same samples.
+
+    weights: what a policy in training sends with each sync, for an engine that starts anew in the midst of it; without
+    it the model at model_dir is what the engine holds. on_open is told which generator it is.
+    """
+
+    def __init__(
+        self,
+        model_dir: str,
+        model: Model,
+        generate: Generate,
+        *,
+        max_model_len: int,
+        on_open: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        self._open = lambda: open_generator(
+            model_dir, model, generate, max_model_len=max_model_len, owner=self, weights=self.weights
+        )
+        self._on_open = on_open
+        self.weights: Callable[[], Iterable[tuple[str, torch.Tensor]]] | None = None
+
+    @property
+    def name(self) -> str:
+        return self._engine().name
+
+    def sample(self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int]) -> list[Sample]:
+        return self._twice(lambda engine: engine.sample(requests, sampling, ends))
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        return self._twice(lambda engine: engine.logprobs(sequences))
+
+    def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        self._engine().sync(weights)
+
+    def _engine(self) -> Generator:
+        engine = self._open()
+        self._on_open(engine.name)
+        return engine
+
+    def _twice(self, call: Callable[[Generator], T]) -> T:
+        engine = self._engine()
+        try:
+            return call(engine)
+        except Exception as exc:  # engines die in many ways; a fault that is not theirs comes again the second time
+            reason = (str(exc).strip().splitlines() or [""])[0][:120]
+            print(f"generator: died ({type(exc).__name__}: {reason}); starting it once more", flush=True)
+        del engine
+        close_generators()
+        return call(self._engine())
+
+
 _open: dict[tuple[str, ...], Generator] = {}
+_owner: dict[tuple[str, ...], object] = {}  # whose weights each open engine has
 
 
-def open_generator(model_dir: str, model: Model, generate: Generate, *, max_model_len: int) -> Generator:
+def close_generators() -> None:
+    """Let go of all engines, with the memory they hold."""
+    import gc
+
+    _open.clear()
+    _owner.clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def open_generator(
+    model_dir: str,
+    model: Model,
+    generate: Generate,
+    *,
+    max_model_len: int,
+    owner: object | None = None,
+    weights: Callable[[], Iterable[tuple[str, torch.Tensor]]] | None = None,
+) -> Generator:
     """A generator holding the weights at model_dir. One engine a process and architecture: stages share it by syncing.
 
+    owner: who asks; an engine that was last given to the same one is left as it is. weights: those to hold instead.
     Raises ConfigError where the named backend cannot be had.
     """
     backend = choose_backend(generate)
     key = (backend, architecture_key(model_dir), repr(generate), repr(model), str(max_model_len))
     known = _open.get(key)
     if known is not None:
-        known.sync(checkpoint_weights(model_dir, model))
+        if owner is None or _owner.get(key) is not owner:
+            known.sync(weights() if weights else checkpoint_weights(model_dir, model))
+            _owner[key] = owner
         return known
     if backend == "vllm":
         started = time.monotonic()
@@ -311,7 +389,9 @@ def open_generator(model_dir: str, model: Model, generate: Generate, *, max_mode
             print(f"generator: vLLM ready in {time.monotonic() - started:.1f} s")
     else:
         made = TransformersGenerator(model_dir, model, generate)
-    _open[key] = made
+    if weights:
+        made.sync(weights())
+    _open[key], _owner[key] = made, owner
     return made
 
 

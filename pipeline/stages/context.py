@@ -6,7 +6,7 @@ what they made, inputs by the hash of the file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ import rewards
 import verifiers
 from pipeline import generate, models, prompts, runs
 from pipeline.config import Config, ConfigError
+from pipeline.kept import keep_scored, kept_scored
 from pipeline.records import Prompt, Scored, as_json, groups
 from pipeline.runs import StageDir, manifest_sha, verify_outputs
 from pipeline.score import score
@@ -30,7 +31,7 @@ class Context:
     dir: StageDir
     parents: dict[str, str] = field(default_factory=dict)  # stage -> sha of what it made
     inputs: dict[str, str] = field(default_factory=dict)  # path -> sha256
-    tokens: dict[str, int] = field(default_factory=lambda: {"prompt": 0, "completion": 0})
+    trained: dict[Path, list[str]] = field(default_factory=dict)  # place -> trainings whose model went there
 
     @property
     def block(self) -> Any:
@@ -39,6 +40,21 @@ class Context:
     def seed(self, *parts: int | str) -> int:
         """A seed that is a function of (seed, stage, parts)."""
         return derive(self.cfg.seed, self.name, *parts)
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Sampled so far; they go with everything saved, so that a resumed stage counts on."""
+        return self.dir.tokens
+
+    @tokens.setter
+    def tokens(self, value: dict[str, int]) -> None:
+        self.dir.tokens = dict(value)
+
+    def depend_on(self, *files: Path) -> None:
+        """Register inputs by path and hash."""
+        found = {str(path): runs.sha256_file(path) for path in files}
+        self.inputs |= found
+        self.dir.depends("inputs", found)
 
     # --- parents ------------------------------------------------------------------------------------------------
 
@@ -52,11 +68,12 @@ class Context:
         if reference in self.cfg.blocks:
             parent = StageDir(self.cfg.run_dir, reference)
             self.parents[reference] = manifest_sha(verify_outputs(parent))
+            self.dir.depends("parents", {reference: self.parents[reference]})
             return str(parent.model_dir)
         models.check_model_dir(reference, f"{self.cfg.path}: {key}")
         place = Path(reference)
         if place.is_dir():
-            self.inputs |= {str(place / k): v for k, v in runs.sha256_tree(place, place).items()}
+            self.depend_on(*sorted(p for p in place.rglob("*") if p.is_file()))
         elif "/" not in reference:
             raise ConfigError([f"{self.cfg.path}: {key}: {reference!r} is neither a stage of this run nor a model; "
                                f"stages: {', '.join(self.cfg.blocks)}"])  # fmt: skip
@@ -92,8 +109,9 @@ class Context:
         dirs = self.cfg.verifier_dirs
         rows = prompts.load_rows(source, seed=self.cfg.seed, where=f"{self.cfg.path}: {where}", dirs=dirs)
         for path in (source.path, source.heldout_path):
-            if path and Path(path).is_file():
-                self.inputs[path] = runs.sha256_file(Path(path))
+            if path and Path(path).exists():
+                place = Path(path)
+                self.depend_on(*([place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())))
         heldout = self._named_heldout(source)
         parts = prompts.split(rows, source, where=where, heldout=[prompts.prompt_text(r, source) for r in heldout])
         out = prompts.Split(parts.train, heldout or parts.heldout)
@@ -128,12 +146,14 @@ class Context:
 
     # --- sampling and scoring -----------------------------------------------------------------------------------
 
-    def generator(self, model_dir: str | None = None) -> generate.Generator:
+    def generator(self, model_dir: str | None = None) -> generate.Reliable:
         place = model_dir or self.policy_path
         longest = max(len(p.ids) for p in [*self.train_prompts, *self.heldout_prompts])
         needed = longest + self.cfg.sampling.max_tokens + 16  # room for a condition label
         length = generate.model_len(place, needed)
-        return generate.open_generator(place, self.cfg.model, self.cfg.generate, max_model_len=length)
+        return generate.Reliable(
+            place, self.cfg.model, self.cfg.generate, max_model_len=length, on_open=self.dir.drawn_by
+        )
 
     @cached_property
     def scorer(self) -> rewards.Composite:
@@ -167,13 +187,46 @@ class Context:
         self.tokens["completion"] += sum(len(r.ids) for r in drawn)
         return drawn
 
-    def evaluate(self, generator: generate.Generator, *key: int | str, asked: Sequence[Prompt] | None = None) -> Judged:
+    def scored(
+        self,
+        generator: generate.Generator,
+        asked: Sequence[Prompt],
+        samples: int,
+        *key: int | str,
+        scorer: rewards.Composite | None = None,
+        piece: str = "",
+    ) -> list[Scored]:
+        """Samples and their scores, kept on disk once they are finished: a resumed stage reads them instead.
+
+        Kept with their scores, so that a checker that was late or away the first time changes nothing the second.
+        piece: the name they are kept under where several share a key, and so their seeds.
+        """
+
+        def draw() -> list[Scored]:
+            return score(scorer or self.scorer, self.sample(generator, asked, samples, *key))
+
+        return self.kept(asked, draw, *key, *([piece] if piece else []))
+
+    def kept(self, asked: Sequence[Prompt], draw: Callable[[], list[Scored]], *name: int | str) -> list[Scored]:
+        """What `draw` samples and scores, done once under this name. asked: the prompts it may be of."""
+
+        def make(place: Path) -> None:
+            keep_scored(place / "scored.jsonl", draw(), asked)
+
+        return kept_scored(self.dir.once("-".join(map(str, name)), make) / "scored.jsonl", asked)
+
+    def evaluate(
+        self,
+        generator: generate.Generator,
+        *key: int | str,
+        asked: Sequence[Prompt] | None = None,
+        piece: str = "",
+    ) -> Judged:
         """A policy's figures on the held-out prompts, by the run's own rewards."""
         settings = self.cfg.evaluation
         before = dict(self.tokens)
-        drawn = self.sample(generator, asked or self.heldout_prompts, settings.samples, "heldout", *key)
+        scored = self.scored(generator, asked or self.heldout_prompts, settings.samples, "heldout", *key, piece=piece)
         self.tokens = before  # judging is not part of a method's budget
-        scored = score(self.scorer, drawn)
         return Judged(describe_groups(groups(scored), k=settings.k), scored)
 
     def record(self, scored: Sequence[Scored], **where: Any) -> None:

@@ -6,34 +6,27 @@ from typing import Any
 
 from pipeline import console, models
 from pipeline.config import ConfigError
+from pipeline.lineage import policies_before
 from pipeline.runs import read_manifest
 from pipeline.stages.context import Context
 
-POLICIES = ("base", "sft", "feedme", "ppo", "grpo", "conditioned")
 COLUMNS = ("policy", "heldout_accuracy", "pass_at_4", "mean_completion_tokens", "distinct_answers", "entropy")
 
 
 def run(ctx: Context) -> dict[str, Any]:
-    names = ctx.block.policies or before(ctx)
+    names = ctx.block.policies or policies_before(ctx.cfg, ctx.name)
     if not names:
         raise ConfigError([f"{ctx.cfg.path}: {ctx.name}.policies: no policy stage comes before this one; name some"])
     rows = []
     for name in names:
         ctx.policy_path = ctx.model_path(name, f"{ctx.name}.policies")
         ctx.tokenizer = models.load_tokenizer(ctx.policy_path, ctx.cfg.model)
-        judged = ctx.evaluate(ctx.generator())
+        judged = ctx.evaluate(ctx.generator(), piece=name)
         ctx.record(judged.scored, policy=name)
         rows.append({"policy": name, **judged.figures, **training_cost(ctx, name)})
     console.show_table(rows, COLUMNS)
     best = max(rows, key=lambda row: row["heldout_accuracy"])
     return {**{k: v for k, v in best.items() if k != "policy"}, "best_policy": best["policy"], "policies": rows}
-
-
-def before(ctx: Context) -> list[str]:
-    """Policy stages that the YAML runs before this one."""
-    stages = ctx.cfg.stages
-    earlier = stages[: stages.index(ctx.name)] if ctx.name in stages else stages
-    return [name for name in earlier if ctx.cfg.blocks[name].kind in POLICIES]
 
 
 def training_cost(ctx: Context, name: str) -> dict[str, Any]:

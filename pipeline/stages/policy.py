@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from pipeline import console, models
+from pipeline import console, models, stopping
 from pipeline.records import Prompt, Scored
 from pipeline.schema import Policy
-from pipeline.score import score
 from pipeline.stages.context import Context, Judged
 from pipeline.update.critic import ValueModel, from_model
 from pipeline.update.forward import CompletionLogprobs, Row, completion_logprobs
@@ -43,9 +42,11 @@ def run(ctx: Context) -> dict[str, Any]:
         budget=block.tokens_per_microbatch,
     )
     generator = ctx.generator()
+    generator.weights = lambda: models.named_weights(learner.model)
 
     def sample_and_score(asked: Sequence[Prompt], step: int, attempt: int) -> list[Scored]:
-        return score(scorer, ctx.sample(generator, asked, block.samples, "step", step, attempt))
+        with stopping.at_once():
+            return ctx.scored(generator, asked, block.samples, "step", step, attempt, scorer=scorer)
 
     state = optimise(
         Parts(

@@ -42,11 +42,15 @@ def run(ctx: Context) -> dict[str, Any]:
     data = Dataset.from_dict({"chosen_ids": [[*p, *c] for p, c, _ in train_pairs],
                               "rejected_ids": [[*p, *r] for p, _, r in train_pairs]})  # fmt: skip
     start = ctx.model_path(block.init, f"{ctx.name}.init") if block.init else ctx.policy_path
-    model = models.load_reward_model(start, ctx.cfg.model).train()
-    reset_head(model, ctx.seed("head"))
+
+    def load() -> Any:
+        model = models.load_reward_model(start, ctx.cfg.model).train()
+        reset_head(model, ctx.seed("head"))
+        return model
+
     distinct_pad(ctx.tokenizer)
-    figures = train_with(ctx, RewardTrainer, RewardConfig, model, {"train_dataset": data}, block.trainer,
-                         place=ctx.dir.model_dir, key=("reward",), resumable=True)  # fmt: skip
+    figures = train_with(ctx, RewardTrainer, RewardConfig, load, {"train_dataset": data}, block.trainer,
+                         place=ctx.dir.model_dir, key=("reward",))  # fmt: skip
     model = models.load_reward_model(str(ctx.dir.model_dir), ctx.cfg.model)
     calibrate(model, reference)
     models.save(model, ctx.tokenizer, ctx.dir.model_dir)
@@ -60,16 +64,16 @@ def pairs_from_samples(ctx: Context) -> tuple[list[Pair], list[Pair], list[list[
     block, generator = ctx.block, ctx.generator()
     places = cycle_indices(len(ctx.train_prompts), 0, block.prompts, ctx.cfg.seed, ctx.name, "order")
     asked = [ctx.train_prompts[i] for i in places]
-    scored = score(ctx.scorer, sample_within(ctx, generator, asked, block.samples, "pairs", budget=block.token_budget))
+    scored = ctx.kept(asked, lambda: score(
+        ctx.scorer, sample_within(ctx, generator, asked, block.samples, "pairs", budget=block.token_budget)
+    ), "pairs")  # fmt: skip
     spent = dict(ctx.tokens)
     ctx.record(scored)
     rng = random.Random(ctx.seed("pairs"))
     sampled = preference_pairs(scored, per_prompt=block.pairs_per_prompt, rng=rng)
     vocabulary = sorted({token for s in scored for token in s.rollout.ids} - ctx.ends)
     broken = corrupted_pairs(scored, count=int(len(sampled) * block.corrupted), vocabulary=vocabulary, rng=rng)
-    judged = score(
-        ctx.scorer, ctx.sample(generator, ctx.heldout_prompts[: block.heldout_prompts], block.samples, "judge")
-    )
+    judged = ctx.scored(generator, ctx.heldout_prompts[: block.heldout_prompts], block.samples, "judge")
     ctx.tokens.update(spent)  # judging is not part of the budget
     heldout = preference_pairs(judged, per_prompt=block.pairs_per_prompt, rng=rng)
     return sampled + broken, heldout, [[*s.rollout.prompt.ids, *s.rollout.ids] for s in scored[:2048]]

@@ -2,58 +2,94 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
-from pipeline import console, models
+from pipeline import console, models, stopping
 from pipeline.config import ConfigError
-from pipeline.runs import StageDir
+from pipeline.files import copy_tree, dump_json
+from pipeline.runs import KEPT_CHECKPOINTS, StageDir
 from pipeline.stages.context import Context
 
 CLOCKS = ("runtime", "per_second", "flos")  # figures that no two runs share stay out of metrics.jsonl
+FIGURES = "figures.json"
+SAVE_STEPS = 100  # where the YAML's trainer block names no save_steps
 
 
 def train_with(
     ctx: Context,
     trainer_class: Any,
     config_class: Any,
-    model: Any,
+    load_model: Callable[[], Any],
     arguments: dict[str, Any],
     settings: dict[str, Any],
     *,
     place: Path,
     key: tuple[int | str, ...],
-    resumable: bool = False,
 ) -> dict[str, Any]:
-    """Train `model` and save it with its tokenizer in `place`. settings: the YAML's `trainer:` block.
+    """Train what `load_model` gives and save it with its tokenizer in `place`. settings: the YAML's `trainer:` block.
 
     Returns {"train_loss", "train_steps", "train_tokens"}. Raises ConfigError for a value the library refuses.
+    Done once: a resumed stage copies the model its earlier try trained. Of several trainings with one place, as the
+    rounds of a chain, only the last one's model is kept.
     """
-    work = ctx.dir.checkpoints / "-".join(map(str, key))
-    args = build_arguments(config_class, settings, work, seed=ctx.seed(*key), resumable=resumable, where=ctx.name)
+    name = "-".join(map(str, ("trained", *key)))
+
+    def make(beside: Path) -> None:
+        figures = _train(ctx, trainer_class, config_class, load_model, arguments, settings, beside / "model", key)
+        (beside / FIGURES).write_text(dump_json(figures))
+
+    done = ctx.dir.once(name, make)
+    if (done / "model").is_dir():  # else a later training has left its model in `place`
+        copy_tree(done / "model", place)
+    for earlier in ctx.trained.get(place, []):
+        ctx.dir.forget(earlier, keep=FIGURES)
+    ctx.trained[place] = [name]
+    return json.loads((done / FIGURES).read_text())
+
+
+def _train(
+    ctx: Context,
+    trainer_class: Any,
+    config_class: Any,
+    load_model: Callable[[], Any],
+    arguments: dict[str, Any],
+    settings: dict[str, Any],
+    place: Path,
+    key: tuple[int | str, ...],
+) -> dict[str, Any]:
+    """Train from the newest checkpoint that is whole, and save the model in `place`."""
+    work = ctx.dir.checkpoints / "-".join(map(str, ("training", *key)))
+    args = build_arguments(config_class, settings, work, seed=ctx.seed(*key), where=ctx.name)
     torch.manual_seed(ctx.seed(*key))
     trainer = trainer_class(
-        model=model, args=args, processing_class=ctx.tokenizer, callbacks=[], **arguments, **_peft(ctx.block)
+        model=load_model(), args=args, processing_class=ctx.tokenizer, callbacks=[], **arguments, **_peft(ctx.block)
     )
     trainer.remove_callback(_printer())
-    log = Log(ctx.dir, ctx.name, label="/".join(map(str, key)))
-    trainer.add_callback(log)
-    result = trainer.train(resume_from_checkpoint=_newest(work) if resumable else None)
+    trainer.add_callback(Log(ctx.dir, ctx.name, label="/".join(map(str, key))))
+    saver = Saver(ctx.dir, trainer, work)
+    trainer.add_callback(saver)
+    with stopping.finish_first():
+        trainer.train(resume_from_checkpoint=saver.newest())
+    stopping.check()
     models.save(trainer.model, ctx.tokenizer, place)
     shutil.rmtree(work, ignore_errors=True)
     return {
-        "train_loss": float(result.training_loss),
-        "train_steps": int(result.global_step),
+        # the library's own mean forgets what came before a resume
+        "train_loss": trainer._total_loss_scalar / max(trainer.state.global_step, 1),
+        "train_steps": int(trainer.state.global_step),
         "train_tokens": int(trainer.state.num_input_tokens_seen or 0),
     }
 
 
 def build_arguments(
-    config_class: Any, settings: dict[str, Any], work: Path, *, seed: int, resumable: bool, where: str
+    config_class: Any, settings: dict[str, Any], work: Path, *, seed: int, where: str
 ) -> Any:
     """The library's own config from the YAML's block, with what this machine and our files decide."""
     from pydantic import TypeAdapter, ValidationError
@@ -67,15 +103,17 @@ def build_arguments(
         "disable_tqdm": True,
         "use_cpu": not on_gpu,
         "bf16": on_gpu and settings.get("bf16", False),
-        "save_strategy": "steps" if resumable else "no",
-        "save_total_limit": 2,
+        "save_strategy": "steps",
+        "save_steps": SAVE_STEPS,
         "logging_steps": 10,
         "gradient_checkpointing": on_gpu,
         "dataloader_pin_memory": on_gpu,
         "include_num_input_tokens_seen": "all",
     }
+    # older checkpoints are removed by us, by step: the library goes by the time of change, and clocks jump
+    fixed = {"output_dir": str(work), "save_total_limit": None, "load_best_model_at_end": False}
     try:
-        checked = TypeAdapter(config_class).validate_python({**ours, **settings, "output_dir": str(work)})
+        checked = TypeAdapter(config_class).validate_python({**ours, **settings, **fixed})
     except ValidationError as exc:
         lines = [
             f"{where}.trainer.{'.'.join(map(str, e['loc']))}: {e['msg']}, found {e['input']!r}" for e in exc.errors()
@@ -100,10 +138,64 @@ def _printer() -> Any:
     return PrinterCallback
 
 
-def _newest(work: Path) -> str | None:
-    from transformers.trainer_utils import get_last_checkpoint
+class Saver(TrainerCallback):
+    """Makes the trainer's checkpoints good for an exact resume, and saves one when the process is asked to stop.
 
-    return get_last_checkpoint(str(work)) if work.is_dir() else None
+    The library writes a checkpoint file by file and keeps in memory what it has not logged yet. Here a checkpoint
+    counts once every file of it is named by its hash, together with those sums and the log's length.
+    """
+
+    def __init__(self, directory: StageDir, trainer: Any, work: Path) -> None:
+        self.directory, self.trainer, self.work = directory, trainer, work
+        self.sums: dict[str, Any] | None = None  # of the checkpoint gone back to
+
+    def newest(self) -> str | None:
+        """The newest whole checkpoint; others are removed, and the log goes back to where it was."""
+        chosen = None
+        for place in reversed(self._saved()):
+            index = self.directory.whole(place) if chosen is None else None
+            if index is None:
+                shutil.rmtree(place)
+                continue
+            chosen, self.sums = place, index["sums"]
+            self.directory.go_to(index["mark"])
+        return str(chosen) if chosen else None
+
+    def _saved(self) -> list[Path]:
+        # by step and not by time of change: clocks jump
+        return sorted(self.work.glob("checkpoint-*"), key=lambda place: int(place.name.rpartition("-")[2]))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.sums is not None:
+            trainer = self.trainer
+            trainer._tr_loss = torch.tensor(self.sums["pending_loss"], device=args.device)
+            trainer._total_loss_scalar = self.sums["total_loss"]
+            trainer._globalstep_last_logged = self.sums["last_logged"]
+            trainer._total_train_tokens = self.sums["tokens"]
+            trainer._metrics["train"].update(self.sums["figures"])
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_save = False  # the model is about to be saved; the library would train on from such a one
+        elif stopping.requested():
+            control.should_save = control.should_training_stop = True
+
+    on_epoch_end = on_step_end
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = self.trainer
+        sums = {
+            "pending_loss": trainer._tr_loss.item(),
+            "total_loss": trainer._total_loss_scalar,
+            "last_logged": trainer._globalstep_last_logged,
+            "tokens": trainer._total_train_tokens,
+            "figures": {name: list(values) for name, values in trainer._metrics["train"].items()},
+        }
+        *old, newest = self._saved()
+        self.directory.seal(newest, sums=sums)
+        self.directory.flush(newest)
+        for place in old[: 1 - KEPT_CHECKPOINTS]:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 class Log(TrainerCallback):
@@ -117,6 +209,8 @@ class Log(TrainerCallback):
         self.progress = console.Progress(self.name, state.max_steps, done=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if "train_runtime" in (logs or {}):
+            return  # the library's summary: it does not know what came before a resume
         figures = {k: v for k, v in (logs or {}).items() if not any(clock in k for clock in CLOCKS)}
         self.directory.log({"part": self.label, "step": state.global_step, **figures})
         if self.progress is not None and "loss" in figures:

@@ -1,0 +1,134 @@
+"""Files that are whole or absent, their hashes, and what a full or read-only disk is called by each library."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+
+def atomic_write(path: Path, data: str | bytes) -> None:
+    """The whole file or the old one, also when the machine dies: written beside, flushed, renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as out:
+            out.write(data.encode() if isinstance(data, str) else data)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def dump_json(value: Any, *, indent: int | None = None) -> str:
+    """JSON with stable key order; dataclasses as mappings, paths as text; NaN as null, which JSON lacks."""
+    return json.dumps(_plain(value), indent=indent, sort_keys=True, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None
+    if value is None or isinstance(value, (str, int, bool)):
+        return value
+    if hasattr(value, "item"):
+        return _plain(value.item())
+    return str(value)
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a JSONL that may be being written: a last line without its end is left out."""
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
+
+
+def sha256_tree(place: Path, relative_to: Path) -> dict[str, str]:
+    """{relative path: sha256} of one file or of every file below a directory."""
+    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
+    return {str(p.relative_to(relative_to)): sha256_file(p) for p in files}
+
+
+def sha256_json(value: Any) -> str:
+    return hashlib.sha256(dump_json(value).encode()).hexdigest()
+
+
+def fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def fsync_tree(place: Path) -> None:
+    for path in [*place.rglob("*"), place]:
+        fsync(path)
+
+
+def copy_tree(source: Path, place: Path) -> None:
+    """`place` becomes a copy of the directory `source`; a reader sees the old one or the new one whole."""
+    beside = place.with_name(f".{place.name}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(source, beside)
+    put(beside, place)
+
+
+def put(made: Path, place: Path) -> None:
+    """Move a finished directory to its name, over what stood there."""
+    if place.exists():
+        shutil.rmtree(place)
+    os.replace(made, place)
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+@contextlib.contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Libraries tell a full disk in words of their own; here all of them become one OSError that names the place."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as exc:  # safetensors, torch and pyarrow share no parent; other faults go on as they were
+        text = f"{type(exc).__name__}: {exc}".lower()
+        told = "no space left" in text or "os error 28" in text or "disk quota" in text
+        if told or ("streamwriter" in text and _free_bytes(place) < 1 << 20):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place)) from exc
+        raise
+
+
+def _free_bytes(place: Path) -> int:
+    existing = next((p for p in (place, *place.parents) if p.exists()), Path("/"))
+    return shutil.disk_usage(existing).free
+
+
+def disk_fault(exc: OSError) -> str | None:
+    """One line for a disk that is full or may not be written, with the mend; None for any other fault."""
+    where = exc.filename or "the run's directory"
+    if exc.errno in FULL:
+        return f"{where}: the disk is full; free space and run the same command again: it goes on where it stopped"
+    if exc.errno in FORBIDDEN:
+        return f"{where}: may not be written ({exc.strerror}); mend its permissions, or choose another runs_dir=..."
+    return None
