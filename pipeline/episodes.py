@@ -14,7 +14,7 @@ no score, and no other row is touched.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -167,22 +167,17 @@ def _sequence(one: _Play) -> list[Scored]:
     ids: list[int] = []
     logprobs: list[float] = []
     sampled: list[bool] = []
+    ends: list[int] = []
     prefix = len(one.start.ids)
     for turn in one.turns:
         said = turn.prompt_ids[prefix + len(ids) :]
         ids += [*said, *turn.sample.ids]
         logprobs += [*(0.0 for _ in said), *turn.sample.logprobs]
         sampled += [*(False for _ in said), *(True for _ in turn.sample.ids)]
+        ends.append(len(ids) - 1)
     last = one.turns[-1]
     text = last.prompt_text.removeprefix(one.start.text) + last.text
     finished = all(turn.sample.finished for turn in one.turns)
     rollout = Rollout(one.start, one.sample, tuple(ids), tuple(logprobs), text, finished, tuple(sampled))
-    rewards = tuple(turn.reward for turn in one.turns)
-    reward = math.nan if one.fault else math.fsum(rewards)
-    return [Scored(rollout, reward, _status(one), {}, one.fault, None if one.fault else rewards)]
-
-
-def describe_turns(episodes: Sequence[Sequence[Scored]]) -> Mapping[str, float]:
-    """Mean and largest number of turns, for logs."""
-    counts = [len(e) if len(e) > 1 else len(e[0].turn_rewards or (0.0,)) for e in episodes]
-    return {"turns_mean": sum(counts) / max(len(counts), 1), "turns_max": float(max(counts, default=0))}
+    along = tuple((at, t.reward) for at, t in zip(ends[:-1], one.turns, strict=False) if t.reward)
+    return [Scored(rollout, math.nan if one.fault else last.reward, _status(one), {}, one.fault, along)]

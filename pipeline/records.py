@@ -60,7 +60,7 @@ class Rollout:
 class Scored:
     """A rollout and what it earned. reward is NaN when the checker broke: masked, never zero.
 
-    turn_rewards: what each turn of a one-sequence episode earned, their sum being reward; None: all at the end.
+    step_rewards: (place in ids, reward) of what was earned along the way; not in `reward`, which came at the end.
     """
 
     rollout: Rollout
@@ -68,7 +68,7 @@ class Scored:
     status: Status
     parts: Mapping[str, float | None] = field(default_factory=dict)
     detail: str = ""
-    turn_rewards: tuple[float, ...] | None = None
+    step_rewards: tuple[tuple[int, float], ...] = ()
 
     @property
     def scorable(self) -> bool:
@@ -95,7 +95,7 @@ def as_json(scored: Scored, **extra: Any) -> dict[str, Any]:
         "status": scored.status,
         "parts": dict(scored.parts),
         "detail": scored.detail,
-        **({} if scored.turn_rewards is None else {"turn_rewards": list(scored.turn_rewards)}),
+        **({} if not scored.step_rewards else {"step_rewards": [list(pair) for pair in scored.step_rewards]}),
     }
 
 
@@ -112,8 +112,8 @@ def from_json(row: Mapping[str, Any]) -> Scored:
         row.get("turn", 0),
     )
     reward = math.nan if row["reward"] is None else row["reward"]
-    per_turn = tuple(row["turn_rewards"]) if "turn_rewards" in row else None
-    return Scored(rollout, reward, row["status"], row["parts"], row["detail"], per_turn)
+    along = tuple((at, earned) for at, earned in row.get("step_rewards", ()))
+    return Scored(rollout, reward, row["status"], row["parts"], row["detail"], along)
 
 
 def read_scored(path: Path) -> Iterator[Scored]:
