@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from pipeline.credit import advantages as credit
-from pipeline.credit import shaping
 from pipeline.records import Scored
 from pipeline.schema import Credit
 from pipeline.update.forward import Row, stack
@@ -61,23 +60,21 @@ def split(per_episode: Sequence[Tensor], layout: Layout, rows: Sequence[Row]) ->
     return out
 
 
-def token_rewards(scored: Sequence[Scored], scores_B: Tensor, kl: Sequence[Tensor] | None, rows: Sequence[Row], *,
-                  kl_coef: float) -> list[Tensor]:  # fmt: skip
-    """Per row, (its T,): each turn's reward on the last token of that turn, less the KL penalty on every token.
+def token_rewards(scored: Sequence[Scored], rows: Sequence[Row]) -> list[Tensor]:
+    """Per row, (its T,): what was earned along the way where it fell, the reward on the last token that was sampled.
 
-    scores_B: what each row earned after penalties; what it holds beyond the sum of its turns stands on the last token.
+    A row with no sampled token, and one that could not be scored, is all 0.
     """
-    mask_BT = stack([r.mask for r in rows]).bool()
-    kl_BT = stack(kl) if kl is not None else torch.zeros(mask_BT.shape)
-    known = [
-        s.turn_rewards if s.turn_rewards is not None and any(r.mask) else () for s, r in zip(scored, rows, strict=True)
-    ]
-    by_turn_B = torch.tensor([sum(k) for k in known])
-    rewards_BT = shaping.token_rewards(scores_B - by_turn_B, kl_BT, mask_BT, kl_coef=kl_coef)
-    if any(known):
-        with_turns_B1 = torch.tensor([[bool(k)] for k in known])
-        rewards_BT = rewards_BT + shaping.turn_rewards(stack(known), credit.turns_of(mask_BT & with_turns_B1))
-    return [x[: len(r.ids)] for x, r in zip(rewards_BT, rows, strict=True)]
+    out = []
+    for one, row in zip(scored, rows, strict=True):
+        rewards_T = torch.zeros(len(row.ids))
+        places = [i for i, sampled in enumerate(row.mask) if sampled]
+        if places and one.scorable:
+            rewards_T[places[-1]] = one.reward
+            for at, earned in one.step_rewards:
+                rewards_T[at] += earned
+        out.append(rewards_T)
+    return out
 
 
 def turn_numbers(rows: Sequence[Row], layout: Layout) -> list[Tensor]:
