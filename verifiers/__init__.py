@@ -31,6 +31,7 @@ import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -168,9 +169,16 @@ def _files(directory: Path) -> dict[str, Path]:
 
 
 def _is_verifier(path: Path) -> bool:
-    return "\ndef verify(" in path.read_text() or "\ndef verify_batch(" in path.read_text()
+    return _defines_verify(path, path.stat().st_mtime_ns)
 
 
+@lru_cache(maxsize=1024)
+def _defines_verify(path: Path, _changed_ns: int) -> bool:
+    text = path.read_text()
+    return "\ndef verify(" in text or "\ndef verify_batch(" in text
+
+
+@lru_cache(maxsize=1)
 def _installed_directories() -> list[Path]:
     """The packages that installed distributions name under our entry point group."""
     specs = [importlib.util.find_spec(point.value) for point in importlib.metadata.entry_points(group=ENTRY_POINTS)]

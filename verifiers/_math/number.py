@@ -41,10 +41,10 @@ def _context(digits: int) -> Any:
 
 
 class _Evaluation:
-    """One walk over a tree. bits: the size of the largest or smallest number met, in bits."""
+    """One walk over a tree. bits: the size of the largest or smallest number met; real: none met was complex."""
 
     def __init__(self, point: Point, digits: int) -> None:
-        self._point, self._digits, self.bits = point, digits, 1
+        self._point, self._digits, self.bits, self.real = point, digits, 1, True
 
     @property
     def mp(self) -> Any:
@@ -63,6 +63,7 @@ class _Evaluation:
         else:
             if not self.mp.isfinite(value):
                 raise Undefined("not finite")
+            self.real = self.real and is_real(value, self)
             bits = abs(int(self.mp.mag(value))) if value else 1
             if bits > MAX_BITS:
                 raise Unsupported("a number too large to look at")
@@ -252,8 +253,8 @@ def sample_points(names: frozenset[str]) -> list[Point]:
 def equal_everywhere(left: Node, right: Node) -> bool:
     """Whether two expressions are one function, as seen at sample_points.
 
-    A point where either is undefined says nothing, nor does a negative one where either is not real: sqrt(x)sqrt(y)
-    and sqrt(xy) are one answer, sqrt(x^2) and x are not. Raises Unsupported where nothing could be seen.
+    A point where either is undefined says nothing, nor does a negative one that leads through complex numbers:
+    sqrt(x)sqrt(y) and sqrt(xy) are one answer, sqrt(x^2) and x are not. Raises Unsupported where nothing could be seen.
     """
     names = variables(left) | variables(right)
     seen = 0
@@ -262,7 +263,7 @@ def equal_everywhere(left: Node, right: Node) -> bool:
             (a, b), walk = values_at((left, right), point)
         except Undefined:
             continue
-        if i == 3 and not (is_real(a, walk) and is_real(b, walk)):
+        if i == 3 and not walk.real:
             continue
         if not same_value(a, b, walk):
             return False

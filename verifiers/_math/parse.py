@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 
-from verifiers._math.lexer import Token, Unsupported, tokens_of
+from verifiers._math.lexer import SAME_COMMAND, SKIPPED, TEXT_COMMANDS, Token, Unsupported, tokens_of
 from verifiers._math.tree import Node, number
 
 MAX_DEPTH = 40
@@ -487,6 +487,25 @@ def unit_name(words: str) -> str:
     return UNIT_ALIASES.get(stem.strip(), stem.strip().removesuffix("s")) + caret + power
 
 
+KNOWN_COMMANDS = frozenset(
+    "\\" + name
+    for names in (RELATIONS, FUNCTIONS, CONSTANTS, GREEK, SKIPPED, SAME_COMMAND, SAME_COMMAND.values(), TEXT_COMMANDS)
+    for name in (
+        *names,
+        "frac",
+        "sqrt",
+        "binom",
+        "overline",
+        "begin",
+        "end",
+        "cup",
+        "cap",
+        "cdot",
+        "times",
+        "div",
+        "pm",
+    )
+)
 UNIT_ALIASES = {
     "centimeters": "cm", "centimeter": "cm", "centimetres": "cm", "centimetre": "cm", "meters": "m", "meter": "m",
     "metres": "m", "metre": "m", "kilometers": "km", "kilometer": "km", "millimeters": "mm", "millimeter": "mm",

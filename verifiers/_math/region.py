@@ -107,7 +107,7 @@ def _inequality(node: Node) -> Piece:
             low = bound
         else:
             high = bound
-    if len(sides) == 3 and (low.infinite == -1) == (high.infinite == 1) == (operators[0][0] != operators[1][0]):
+    if len({operator[0] for operator in operators}) != 1:
         raise Unsupported("a chain of inequalities in both directions")
     return _ordered(low, high)
 
