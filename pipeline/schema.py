@@ -55,6 +55,8 @@ class Prompts:
     heldout: Share = 0.1  # share of the distinct prompts, chosen by a hash of their text
     heldout_path: str | None = None  # or a file of its own
     heldout_split: str | None = None
+    format: str | None = None  # a well-known data set's own columns, read by pipeline/formats.py
+    decontaminate: Positive | None = None  # drop training rows that share this many words in a row with a held-out one
     prompt: str = "prompt"  # the column with the prompt, and a template around it
     completion: str = "completion"
     template: str | None = None
@@ -114,6 +116,16 @@ class Sft:
 
 
 @dataclass(slots=True)
+class Stop:
+    """When FeedME's rounds end early; the best round's model is kept. Judged on the held-out prompts."""
+
+    __pydantic_config__: ClassVar = STRICT
+    patience: Positive = 1  # rounds without a gain
+    min_gain: NonNegative = 0.0  # of held-out accuracy
+    min_distinct: NonNegative = 0.0  # distinct answers a held-out prompt
+
+
+@dataclass(slots=True)
 class Feedme:
     __pydantic_config__: ClassVar = STRICT
     kind: str = "feedme"
@@ -125,9 +137,12 @@ class Feedme:
     token_budget: Positive | None = None  # completion tokens, the same share each round; prompts is then the most
     filters: list[str | dict[str, Any]] = field(default_factory=lambda: [{"threshold": 1.0}, "dedup", {"cap": 4}])
     start: Literal["last", "base"] = "last"
-    pool: Literal["replace", "accumulate"] = "replace"
+    data: Literal["replace", "accumulate"] = "replace"  # a round learns from its own samples, or from all so far
+    pool: list[str] | None = None  # stages or files of scored samples, human ratings too; None: sample afresh
     sft_share: Share = 0.0
+    stop: Stop | None = None
     random_control: bool = True  # the same chain once more, keeping as many per prompt, chosen blindly
+    more_sft_control: bool = True  # as many more steps on the demonstrations
     trainer: dict[str, Any] = field(default_factory=dict)
     peft: dict[str, Any] | None = None
 
@@ -139,6 +154,7 @@ class RewardModel:
     policy: str = "sft"
     init: str | None = None  # the backbone; None: the policy
     data: Prompts | None = None  # a preference data set; None: pairs from scored samples
+    pool: list[str] | None = None  # stages or files of scored samples; None: sample afresh
     prompts: Positive = 2048
     samples: Positive = 8
     token_budget: Positive | None = None
@@ -158,8 +174,8 @@ class Credit:
     scale: bool = True  # group: divide by the group's std; False is Dr. GRPO
     gamma: Share = 1.0
     lam: Share = 0.95
-    level: Literal["token", "turn"] = "token"  # gae: what one step is
-    whiten: bool = True  # gae and global_baseline
+    level: Literal["token", "turn"] = "token"  # what one step is; turn: groups too credit a turn with what comes after
+    whiten: bool = True  # gae and monte_carlo
     points: Positive = 4  # monte_carlo: places to continue from
     continuations: Positive = 4
 
@@ -271,12 +287,27 @@ class Policy:
     critic: Critic | None = None
     groups: Groups = field(default_factory=Groups)
     episodes: Episodes | None = None
+    ptx_data: Prompts | None = None  # what loss.ptx_coef imitates; None: the run's own prompts, their completions
     optimizer: Optimizer = field(default_factory=Optimizer)
     alarms: Alarms = field(default_factory=Alarms)
     checkpoint_every: Positive = 20
     gradient_checkpointing: bool = False
     compile: bool = False
     peft: dict[str, Any] | None = None
+
+
+@dataclass(slots=True)
+class Attribute:
+    """One thing a label speaks of, its bins and its text."""
+
+    __pydantic_config__: ClassVar = STRICT
+    of: str = "reward"  # reward, correct, length, format, or a part of the rewards by its name
+    label: str = "<{bin}> "
+    bins: Literal["quantile", "edges"] = "edges"
+    count: Positive = 5
+    edges: list[float] = field(default_factory=lambda: [0.5])
+    per_prompt: bool = False  # measured from the mean of the prompt's own samples
+    prefer: Literal["high", "low"] = "high"  # which end `best` asks for
 
 
 @dataclass(slots=True)
@@ -287,12 +318,16 @@ class Conditioned:
     prompts: Positive = 2048
     samples: Positive = 8
     token_budget: Positive | None = None
-    pool: list[str] | None = None  # files of scored rollouts; None: sample afresh
+    pool: list[str] | None = None  # stages or files of scored samples, human ratings too; None: sample afresh
     bins: Literal["quantile", "edges"] = "edges"
     count: Positive = 5
     edges: list[float] = field(default_factory=lambda: [0.125, 0.375, 0.625, 0.875])
-    label: str = "<{bin}> "  # plain text of the existing vocabulary, in front of the prompt
+    label: str = "<{bin}> "  # in front of the prompt
+    attributes: dict[str, Attribute] = field(default_factory=dict)  # several labels at once; empty: the reward's alone
+    vocabulary: Literal["text", "special"] = "text"  # special: new tokens, with full fine-tuning or trained embeddings
     per_bin: Positive = 4000
+    kl_coef: NonNegative = 0.0  # weight of the KL from the policy, asked without a label
+    guidance: NonNegative = 1.0  # of labelled over unlabelled logits when sampling under a label; 1: none
     label_dropout: Share = 0.1
     demonstrations: Annotated[int, Field(ge=0)] = 0  # SFT rows scored and added to the pool
     online_rounds: Annotated[int, Field(ge=0)] = 0
@@ -340,10 +375,52 @@ class Stitch:
 
 
 @dataclass(slots=True)
+class Probe:
+    """What a condition label does inside the model."""
+
+    __pydantic_config__: ClassVar = STRICT
+    kind: str = "probe"
+    policy: str = "conditioned"
+    prompts: Positive = 100  # held-out prompts on which activations are read
+    layers: list[int] | None = None  # None: all
+    scales: list[float] = field(default_factory=lambda: [-1.0, 0.5, 1.0, 2.0])  # of the steering vector
+    samples: Positive = 4
+
+
+@dataclass(slots=True)
 class Evaluate:
     __pydantic_config__: ClassVar = STRICT
     kind: str = "evaluate"
     policies: list[str] | None = None  # None: every policy stage before this one
+
+
+@dataclass(slots=True)
+class Judge:
+    """All policies of a comparison on the same held-out prompts; `feedme/control` is the control that feedme keeps."""
+
+    __pydantic_config__: ClassVar = STRICT
+    kind: str = "judge"
+    start: str = "sft"
+    methods: list[str] = field(default_factory=list)
+    proxy: str | None = None  # a reward model whose score stands beside the run's own
+
+
+@dataclass(slots=True)
+class Compare:
+    """Methods from one model at one budget over seeds; each is a block of the YAML."""
+
+    __pydantic_config__: ClassVar = STRICT
+    methods: list[str]
+    kind: str = "compare"
+    start: str = "sft"  # the stage that all of them start from
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    budget: Positive = 100_000  # completion tokens a method may sample, where its block sets no token_budget
+    controls: dict[str, str] = field(default_factory=dict)  # method -> what it is held against
+    drawn_once: dict[str, str] = field(default_factory=dict)  # method -> the same with all samples drawn up front
+    best_of: list[Positive] = field(default_factory=lambda: [4])
+    proxy: str | None = None  # a reward model; with proxy_methods, which learn from it under the first seed
+    proxy_methods: list[str] = field(default_factory=list)
+    workers: Positive | None = None  # processes at once; None: one a core, at most 4
 
 
 STAGE_KINDS: dict[str, type] = {
@@ -354,9 +431,12 @@ STAGE_KINDS: dict[str, type] = {
     "ppo": Policy,
     "grpo": Policy,
     "conditioned": Conditioned,
+    "probe": Probe,
     "offline_q": OfflineQ,
     "stitch": Stitch,
     "evaluate": Evaluate,
+    "judge": Judge,
+    "compare": Compare,
 }
 # What PPO sets where the YAML is silent: InstructGPT's recipe, against GRPO's which are the dataclass's own.
 PPO_DEFAULTS: dict[str, Any] = {

@@ -1,104 +1,145 @@
 """feedme: sample, score, keep the best, imitate, repeat: how text-davinci-002 was made.
 
-Beside it runs its control: the same chain keeping as many samples of each prompt, chosen blindly. What FeedME gains
-over that it gained by looking at the score.
+Beside it run its rivals, from the same start: as many samples of each prompt chosen blindly, as many more steps on the
+demonstrations, and the best of n without any training. What FeedME gains over them it gained by looking at the score.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import rewards
 from pipeline import console
 from pipeline.config import ConfigError
-from pipeline.credit import selection
-from pipeline.records import Scored
+from pipeline.credit import filter_lint, selection
+from pipeline.records import Scored, groups
+from pipeline.schema import Stop
 from pipeline.score import score, tally
 from pipeline.seeds import cycle_indices
-from pipeline.stages.budget import sample_within
 from pipeline.stages.context import Context, Judged
 from pipeline.stages.distance import from_start
+from pipeline.stages.samples import best_of, draw, from_pool, next_prompts, reward_when_solved
 from pipeline.stages.sft import Example, encode, train
+from pipeline.stats import mean
+
+Counts = list[Mapping[int, int]]  # per round: prompt -> samples kept
 
 
 def run(ctx: Context) -> dict[str, Any]:
     block = ctx.block
-    try:
-        filters = selection.parse(block.filters)
-    except ValueError as exc:
-        raise ConfigError([f"{ctx.cfg.path}: {ctx.name}.filters: {exc}"]) from exc
-    rounds, judged = chain(ctx, filters, place=ctx.dir.model_dir, control=False)
-    metrics = {**judged.figures, "rounds": rounds}
+    rounds, judged, counts = chain(ctx, ctx.dir.model_dir)
+    metrics: dict[str, Any] = {**judged.figures, "rounds": rounds}
+    metrics |= {key: rounds[-1][key] for key in ("reward_when_solved", "heldout_kl")}
+    spent = dict(ctx.tokens)
+    start = ctx.evaluate(ctx.generator())
+    metrics |= {"start_accuracy": start.figures["heldout_accuracy"]} | without_training(ctx, start)
     if block.random_control:
-        spent = dict(ctx.tokens)
-        control, blind = chain(ctx, filters, place=ctx.dir.place / "control", control=True)
-        ctx.tokens = spent  # the control is evidence, not budget
-        metrics |= {"random_control_accuracy": blind.figures["heldout_accuracy"], "random_control_rounds": control}
+        blind, last, _ = chain(ctx, ctx.dir.place / "control", matched=counts)
+        metrics |= {"random_control_accuracy": last.figures["heldout_accuracy"], "random_control_rounds": blind}
+    if block.more_sft_control:
+        steps = sum(r["train_steps"] for r in rounds)
+        metrics |= {"more_sft_accuracy": more_sft(ctx, steps).figures["heldout_accuracy"], "more_sft_steps": steps}
+    ctx.tokens = spent  # controls are evidence, not budget
+    console.show_table([metrics], [k for k in ("start_accuracy", "heldout_accuracy", "random_control_accuracy",
+                                               "more_sft_accuracy", "best_of_n_accuracy") if k in metrics])  # fmt: skip
     console.show_samples(judged.scored)
     return metrics
 
 
-def chain(ctx: Context, filters: list[selection.Filter], *, place: Path, control: bool) -> tuple[list[dict], Judged]:
-    """All rounds. Returns the figures of each and the last judgement; the model is left in `place`."""
+def chain(ctx: Context, place: Path, *, matched: Counts | None = None) -> tuple[list[dict[str, Any]], Judged, Counts]:
+    """All rounds; the model is left in `place`. matched: the control, keeping so many a prompt, chosen blindly.
+
+    Returns the figures of each round, the judgement of the model that is left, and what was kept of each prompt.
+    """
     block, start = ctx.block, ctx.policy_path
-    mix = sft_examples(ctx) if block.sft_share else []
+    role = "feedme" if matched is None else "control"
+    rule = block.stop if matched is None else None
+    filters = parse_filters(ctx)
+    mix = encode(ctx.split.train, ctx.cfg.prompts, ctx) if block.sft_share else []
     pool: list[Example] = []
     figures: list[dict[str, Any]] = []
-    judged: Judged | None = None
-    role = "control" if control else "feedme"
+    judgements: list[Judged] = []
+    counts: Counts = []
     spent_before = ctx.tokens["completion"]
-    for number in range(block.rounds):
-        spent = ctx.tokens["completion"] - spent_before
-        within = block.token_budget and max(block.token_budget * (number + 1) // block.rounds - spent, 1)
-        scored = sample_round(ctx, start, number, role, within)
+    for number in range(block.rounds if matched is None else len(matched)):
+        scored = samples_of(ctx, start, number, role, spent=ctx.tokens["completion"] - spent_before)
         candidates = [as_candidate(s) for s in scored]
-        kept = selection.select(candidates, filters)
-        if not kept:
-            best = max((s.reward for s in scored if s.scorable), default=float("nan"))
-            raise ConfigError([f"{ctx.cfg.path}: {ctx.name}.filters: round {number + 1} kept 0 of {len(scored)} samples; "
-                               f"the best reward was {best:.3g}; lower the threshold"])  # fmt: skip
-        if control:
-            kept = selection.matched_random(candidates, kept, seed=ctx.seed("blind", number))
+        if matched is None:
+            kept = keep(ctx, candidates, filters, number)
         else:
-            ctx.record(scored, round=number)
+            kept = selection.blind(candidates, matched[number], seed=ctx.seed("blind", number))
+        counts.append(Counter(candidates[i].prompt for i in kept))
         chosen = [Example(scored[i].rollout.prompt.ids, scored[i].rollout.ids) for i in kept]
-        pool = chosen if block.pool == "replace" else [*pool, *chosen]
+        pool = chosen if block.data == "replace" else [*pool, *chosen]
         examples = with_share(pool, mix, block.sft_share, key=ctx.seed("mix", number))
         origin = start if block.start == "last" else ctx.policy_path
-        trained = train(ctx, origin, examples, place, block.trainer, key=(role, number))
-        start = str(place)
-        judged = ctx.evaluate(ctx.generator(start), role, number)
-        seen = tally(scored)
-        figures.append({**judged.figures, "kept": len(kept), "sampled": len(scored), "kept_share": len(kept) / len(scored),
-                        "prompts_covered": len({candidates[i].prompt for i in kept}), "sample_reward": seen.reward_mean,
-                        "train_loss": trained["train_loss"], "sampled_tokens": ctx.tokens["completion"] - spent_before,
-                        **from_start(ctx, judged, block.reward)})  # fmt: skip
-        console.say(f"{role} round {number + 1}/{block.rounds}: kept {len(kept)} of {len(scored)}, held-out accuracy "
-                    f"{console.number(figures[-1]['heldout_accuracy'])}")  # fmt: skip
-    assert judged is not None
-    return figures, judged
+        there = round_place(place, number) if rule else place
+        trained = train(ctx, origin, examples, there, block.trainer, key=(role, number))
+        start = str(there)
+        judgements.append(ctx.evaluate(ctx.generator(start), role, number))
+        figures.append({**judgements[-1].figures, **described(ctx, scored, kept, judgements[-1]), **trained,
+                        "sampled_tokens": ctx.tokens["completion"] - spent_before})  # fmt: skip
+        tell(ctx, role, figures[-1], number)
+        why = stop_reason(figures, rule) if rule else None
+        if why:
+            figures[-1]["stopped"] = why
+            break
+    if rule is None:
+        return figures, judgements[-1], counts
+    return figures, judgements[go_back(ctx, place, figures)], counts
 
 
-def sample_round(ctx: Context, policy: str, number: int, role: str, within: int | None) -> list[Scored]:
+def samples_of(ctx: Context, policy: str, number: int, role: str, *, spent: int) -> list[Scored]:
+    """A round's scored samples: drawn from the policy, or read from the pool the YAML names (human ratings)."""
     block = ctx.block
-    scorer = ctx.scorer_of(block.reward) if block.reward else ctx.scorer
-    places = cycle_indices(
-        len(ctx.train_prompts), number * block.prompts, block.prompts, ctx.cfg.seed, ctx.name, "order"
-    )
-    asked = [ctx.train_prompts[i] for i in places]
-    drawn = sample_within(ctx, ctx.generator(policy), asked, block.samples, role, number, budget=within)
-    return score(scorer, drawn)
+    if block.pool:
+        return from_pool(ctx, block.pool, f"{ctx.name}.pool")
+    asked = next_prompts(ctx, ctx.train_prompts, block.prompts, number=number)
+    budget = block.token_budget and max(block.token_budget * (number + 1) // block.rounds - spent, 1)
+    scored = draw(ctx, ctx.generator(policy), asked, block.samples, role, number, scorer=scorer(ctx), budget=budget)
+    if role == "feedme":
+        ctx.record(scored, round=number)
+    return scored
+
+
+def scorer(ctx: Context) -> rewards.Composite:
+    """What samples are chosen by: the stage's own rewards (a learned one, or both) or the run's."""
+    return ctx.scorer_of(ctx.block.reward) if ctx.block.reward else ctx.scorer
+
+
+def keep(
+    ctx: Context, candidates: Sequence[selection.Candidate], filters: Sequence[selection.Filter], number: int
+) -> selection.Kept:
+    """Places kept. Says before the first training when the filter is a bucket. Raises ConfigError where none is."""
+    turn = selection.Turn(number, ctx.seed("filters"))
+    if number == 0:
+        finding = filter_lint.lint(filters, candidates, turn)
+        if finding.message:
+            console.say(f"{ctx.name}.filters: {finding.message}")
+    kept = selection.select(candidates, filters, turn)
+    if not kept:
+        best = max((c.reward for c in candidates if c.scorable), default=float("nan"))
+        none = f"round {number + 1} kept 0 of {len(candidates)} samples; the best reward was {best:.3g}"
+        raise ConfigError([f"{ctx.cfg.path}: {ctx.name}.filters: {none}; lower the threshold"])
+    return kept
+
+
+def parse_filters(ctx: Context) -> list[selection.Filter]:
+    try:
+        return selection.parse(ctx.block.filters)
+    except ValueError as exc:
+        raise ConfigError([f"{ctx.cfg.path}: {ctx.name}.filters: {exc}"]) from exc
 
 
 def as_candidate(scored: Scored) -> selection.Candidate:
     # what was cut off has no end to imitate: to a filter it is not scorable
     reward = scored.reward if scored.rollout.finished else float("nan")
-    return selection.Candidate(scored.rollout.prompt.index, reward, scored.rollout.ids)
-
-
-def sft_examples(ctx: Context) -> list[Example]:
-    return encode(ctx.split.train, ctx.cfg.prompts, ctx)
+    rollout = scored.rollout
+    return selection.Candidate(rollout.prompt.index, reward, rollout.ids, passed=scored.status == "pass")
 
 
 def with_share(own: Sequence[Example], mix: Sequence[Example], share: float, *, key: int) -> list[Example]:
@@ -107,3 +148,85 @@ def with_share(own: Sequence[Example], mix: Sequence[Example], share: float, *, 
         return list(own)
     count = round(len(own) * share / (1 - share)) if share < 1 else len(mix)
     return [*own, *(mix[i] for i in cycle_indices(len(mix), 0, count, key))]
+
+
+# --- figures, guards, rivals ---------------------------------------------------------------------------------------
+
+
+def described(ctx: Context, scored: Sequence[Scored], kept: Sequence[int], judged: Judged) -> dict[str, Any]:
+    """What a round kept of what it saw, and how far the policy has gone."""
+    asked = {s.rollout.prompt.index for s in scored}
+    covered = {scored[i].rollout.prompt.index for i in kept}
+    seen = tally(scored)
+    return {
+        "kept": len(kept),
+        "sampled": len(scored),
+        "kept_share": len(kept) / len(scored),
+        "prompts_covered": len(covered),
+        "prompt_coverage": len(covered) / len(asked),
+        "sample_reward": seen.reward_mean,
+        "kept_reward": mean([scored[i].reward for i in kept]),
+        "reward_when_solved": reward_when_solved(judged.scored),
+        **from_start(ctx, judged, ctx.block.reward),
+    }
+
+
+def tell(ctx: Context, role: str, figures: Mapping[str, Any], number: int) -> None:
+    parts = [f"kept {figures['kept']} of {figures['sampled']} on {figures['prompt_coverage']:.0%} of the prompts"]
+    shown = {"heldout_accuracy": "held-out accuracy", "distinct_answers": "distinct", "heldout_kl": "kl"}
+    for key, name in shown.items():
+        parts.append(f"{name} {console.number(figures[key])}")
+    console.say(f"{ctx.name}/{role} round {number + 1}/{ctx.block.rounds}: " + ", ".join(parts))
+
+
+def stop_reason(figures: Sequence[Mapping[str, Any]], rule: Stop) -> str | None:
+    """Why to stop after these rounds, in words; None to go on. Judged on held-out figures."""
+    scores = [f["heldout_accuracy"] for f in figures]
+    best = max(range(len(scores)), key=lambda i: (scores[i], -i))
+    since = next((i for i in range(len(scores)) if scores[i] > max(scores) - rule.min_gain), best)
+    if len(scores) - 1 - since >= rule.patience:
+        return f"held-out accuracy has not risen by more than {rule.min_gain:g} for {rule.patience} rounds"
+    distinct = figures[-1]["distinct_answers"]
+    if distinct < rule.min_distinct:
+        return f"{distinct:.2f} distinct answers a prompt are fewer than {rule.min_distinct:g}"
+    return None
+
+
+def round_place(place: Path, number: int) -> Path:
+    return place.with_name(f".{place.name}-round-{number}")
+
+
+def go_back(ctx: Context, place: Path, figures: Sequence[Mapping[str, Any]]) -> int:
+    """Leaves the best round's model in `place` and returns its number, from 0."""
+    scores = [f["heldout_accuracy"] for f in figures]
+    best = scores.index(max(scores))
+    why = figures[-1].get("stopped", "all rounds done")
+    console.say(f"{ctx.name}: {why}; the model of round {best + 1} is kept")
+    shutil.rmtree(place, ignore_errors=True)
+    round_place(place, best).rename(place)
+    for number in range(len(figures)):
+        shutil.rmtree(round_place(place, number), ignore_errors=True)
+    return best
+
+
+def without_training(ctx: Context, start: Judged) -> dict[str, Any]:
+    """The best of n samples of the start, chosen by the stage's own score, judged by the run's: the honest rival.
+
+    With a verifier as the score it is an upper bound: it needs the answer at the time of asking.
+    """
+    n = min(ctx.block.samples, ctx.cfg.evaluation.samples)
+    ranked = score(scorer(ctx), [s.rollout for s in start.scored])
+    truth = {id(s.rollout): s for s in start.scored}
+    chosen = [truth[id(s.rollout)] for s in best_of(ranked, n)]
+    by_prompt = [mean([float(s.status == "pass") for s in group]) for group in groups(chosen)]
+    return {"best_of_n_accuracy": mean(by_prompt), "best_of_n": n, "best_of_n_reward": mean([s.reward for s in chosen])}
+
+
+def more_sft(ctx: Context, steps: int) -> Judged:
+    """As many more steps on the demonstrations: what training longer gives by itself."""
+    examples = encode(ctx.split.train, ctx.cfg.prompts, ctx)
+    place = ctx.dir.place / "more_sft"
+    train(ctx, ctx.policy_path, examples, place, {**ctx.block.trainer, "max_steps": steps}, key=("more sft",))
+    judged = ctx.evaluate(ctx.generator(str(place)), "more sft")
+    shutil.rmtree(place)
+    return judged

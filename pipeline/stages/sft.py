@@ -7,24 +7,18 @@ what is sampled later and what is imitated now are the same ids.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline import console, models, prompts
 from pipeline.config import ConfigError
+from pipeline.records import Prompt, Rollout
+from pipeline.score import score
 from pipeline.stages.context import Context
+from pipeline.stages.imitation import Example, as_dataset, imitator, pad
 from pipeline.stages.trainer import train_with
 
-IGNORED = -100  # the label that transformers leaves out of the loss
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One demonstration: loss on `completion_ids`, which end with an end token."""
-
-    prompt_ids: tuple[int, ...]
-    completion_ids: tuple[int, ...]
+NO_EFFECT = ("packing", "padding_free", "completion_only_loss", "assistant_only_loss", "dataset_text_field")
 
 
 def run(ctx: Context) -> dict[str, Any]:
@@ -34,10 +28,28 @@ def run(ctx: Context) -> dict[str, Any]:
     # a row is a demonstration only outside the run's own held-out prompts, whatever file it came from
     barred = {prompts.prompt_text(r, ctx.cfg.prompts) for r in ctx.split.heldout}
     rows = [r for r in split.train if prompts.prompt_text(r, source) not in barred]
+    rows = rows if block.min_reward is None else rewarded(ctx, rows, source, block.min_reward)
     examples = encode(rows, source, ctx)
     console.say(f"{ctx.name}: {len(examples)} demonstrations, {len(ctx.split.heldout)} rows held out")
-    figures = train(ctx, ctx.policy_path, examples, ctx.dir.model_dir, block.trainer, key=("sft",), resumable=True)
+    figures = train(ctx, ctx.policy_path, examples, ctx.dir.model_dir, block.trainer, key=("sft",))
     return figures | ctx.evaluate(ctx.generator(str(ctx.dir.model_dir))).figures
+
+
+def rewarded(ctx: Context, rows: Sequence[prompts.Row], source: Any, at_least: float) -> list[prompts.Row]:
+    """The rows whose completion earns at least so much by the run's rewards. Raises ConfigError where none does."""
+    shown = []
+    for number, (row, example) in enumerate(zip(rows, encode(rows, source, ctx), strict=True), 1):
+        task = prompts.task_of(row, source, number=number)
+        asked = Prompt(number, prompts.prompt_text(row, source), example.prompt_ids, task)
+        text = ctx.tokenizer.decode(list(example.completion_ids), skip_special_tokens=True)
+        shown.append(Rollout(asked, 0, example.completion_ids, (0.0,) * len(example.completion_ids), text, True))
+    scored = score(ctx.scorer, shown)
+    kept = [row for row, s in zip(rows, scored, strict=True) if s.scorable and s.reward >= at_least]
+    if not kept:
+        best = max((s.reward for s in scored if s.scorable), default=float("nan"))
+        raise ConfigError([f"{ctx.cfg.path}: {ctx.name}.min_reward: no demonstration earns {at_least:g}; "
+                           f"the best earns {best:.3g}"])  # fmt: skip
+    return kept
 
 
 def encode(rows: Sequence[prompts.Row], source: Any, ctx: Context) -> list[Example]:
@@ -58,14 +70,14 @@ def train(
     trainer: dict[str, Any],
     *,
     key: tuple[int | str, ...],
-    resumable: bool = False,
+    kl_coef: float = 0.0,
 ) -> dict[str, Any]:
     """Imitate `examples` from the model at `start`; leaves the result in `place`. Returns the trainer's figures.
 
+    kl_coef: weight of the KL from the stage's policy (`pipeline.stages.imitation`); 0 = none, and no second model.
     Raises ConfigError where there is nothing to train on, or nothing fits max_length.
     """
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
 
     limit = trainer.get("max_length", 1024)
     fitting = [e for e in examples if limit is None or len(e.prompt_ids) + len(e.completion_ids) <= limit]
@@ -73,20 +85,17 @@ def train(
         raise ConfigError([f"{ctx.name}: no example to train on" + (f" within max_length {limit}" if examples else "")])
     if len(fitting) < len(examples):
         console.say(f"{ctx.name}: {len(examples) - len(fitting)} of {len(examples)} examples exceed max_length {limit}")
-    data = Dataset.from_dict(
-        {
-            "input_ids": [[*e.prompt_ids, *e.completion_ids] for e in fitting],
-            "labels": [[IGNORED] * len(e.prompt_ids) + list(e.completion_ids) for e in fitting],
-        }
-    )
+    mistakes = [f"{ctx.cfg.path}: {ctx.name}.trainer.{name}: has no effect here, for examples come as token ids with "
+                "the loss on the completion; remove it" for name in NO_EFFECT if trainer.get(name)]  # fmt: skip
+    if mistakes:
+        raise ConfigError(mistakes)
     return train_with(
         ctx,
-        SFTTrainer,
+        imitator(ctx, kl_coef),
         SFTConfig,
-        models.load_policy(start, ctx.cfg.model),
-        {"train_dataset": data},
-        {"dataset_kwargs": {"skip_prepare_dataset": True}, **trainer},
+        lambda: models.load_policy(start, ctx.cfg.model),
+        {"train_dataset": as_dataset(fitting, reference=kl_coef > 0), "data_collator": pad},
+        {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False, **trainer},
         place=place,
         key=key,
-        resumable=resumable,
     )

@@ -1,0 +1,100 @@
+"""What sft, feedme and conditioned share: examples as token ids, and TRL's SFTTrainer with an optional KL to the start.
+
+With labels in the prompt the KL is of one question asked twice: the policy reads the labelled prompt, the base the bare
+one, and both are compared on the completion (Quark, arXiv:2205.13636 eq. 2, slices the label out in the same way).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline import models
+from pipeline.stages.context import Context
+
+IGNORED = -100  # the label that transformers leaves out of the loss
+FILL = {"input_ids": 0, "labels": IGNORED, "reference_ids": 0, "reference_labels": IGNORED}
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One demonstration: loss on `completion_ids`, which end with an end token.
+
+    bare_ids: the prompt as the base reads it where that differs from prompt_ids (without a condition label).
+    """
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    bare_ids: tuple[int, ...] | None = None
+
+
+def as_dataset(examples: Sequence[Example], *, reference: bool) -> Any:
+    from datasets import Dataset
+
+    def columns(prompts: Sequence[tuple[int, ...]]) -> tuple[list[list[int]], list[list[int]]]:
+        return (
+            [[*p, *e.completion_ids] for p, e in zip(prompts, examples, strict=True)],
+            [[IGNORED] * len(p) + list(e.completion_ids) for p, e in zip(prompts, examples, strict=True)],
+        )
+
+    ids, labels = columns([e.prompt_ids for e in examples])
+    out = {"input_ids": ids, "labels": labels}
+    if reference:
+        out["reference_ids"], out["reference_labels"] = columns([e.bare_ids or e.prompt_ids for e in examples])
+    return Dataset.from_dict(out)
+
+
+def pad(rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
+    """Rows of a data set to a batch, padded on the right; one tensor a column, not one a row."""
+    out = {}
+    for name, fill in FILL.items():
+        if name in rows[0]:
+            width = max(len(row[name]) for row in rows)
+            out[name] = torch.tensor([row[name] + [fill] * (width - len(row[name])) for row in rows])
+    for ids, mask in (("input_ids", "attention_mask"), ("reference_ids", "reference_mask")):
+        if ids in out:
+            width = out[ids].shape[1]
+            out[mask] = torch.tensor([[1] * len(row[ids]) + [0] * (width - len(row[ids])) for row in rows])
+    return out
+
+
+def imitator(ctx: Context, kl_coef: float) -> Any:
+    """TRL's SFTTrainer; with kl_coef one whose loss holds the KL from the stage's policy, frozen."""
+    from trl import SFTTrainer
+
+    if not kl_coef:
+        return SFTTrainer
+    base = models.load_policy(ctx.policy_path, ctx.cfg.model).eval().requires_grad_(False)
+
+    class WithKl(SFTTrainer):
+        def compute_loss(
+            self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            assert not return_outputs, "evaluation inside the trainer is not used here"
+            ours = completion_logprobs(model, inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
+            targets = inputs["labels"][:, 1:][inputs["labels"][:, 1:] != IGNORED]
+            with torch.no_grad():
+                theirs = completion_logprobs(
+                    base, inputs["reference_ids"], inputs["reference_mask"], inputs["reference_labels"]
+                )
+            total = imitation_loss(ours, theirs, targets, kl_coef=kl_coef)
+            return total / (len(targets) if num_items_in_batch is None else num_items_in_batch)
+
+    return WithKl
+
+
+def completion_logprobs(model: Any, ids_BL: Tensor, mask_BL: Tensor, labels_BL: Tensor) -> Tensor:
+    """(N, V) float32 log-probs at the places that predict a labelled token, rows in order."""
+    logits_BLV = model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False).logits
+    return logits_BLV[:, :-1][labels_BL[:, 1:] != IGNORED].float().log_softmax(-1)
+
+
+def imitation_loss(ours_NV: Tensor, base_NV: Tensor, targets_N: Tensor, *, kl_coef: float) -> Tensor:
+    """Sum over tokens of -log p(target) + kl_coef * KL(base || policy), the KL exact over the vocabulary."""
+    nll_N = -ours_NV.gather(-1, targets_N[:, None])[:, 0]
+    kl_N = (base_NV.exp() * (base_NV - ours_NV)).sum(-1)
+    return (nll_N + kl_coef * kl_N).sum()
