@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import verifiers
+from pipeline import formats
 from pipeline.config import ConfigError, nearest
 from pipeline.records import Prompt
 from pipeline.schema import Prompts
@@ -41,7 +42,17 @@ def load_rows(source: Prompts, *, seed: int, where: str = "prompts", dirs: Seque
     rows = rows[: source.rows] if source.rows else rows
     if not rows:
         raise ConfigError([f"{where}: {source.path or source.procedural} has no rows"])
-    return rows
+    return _converted(rows, source, where) if source.format else rows
+
+
+def _converted(rows: list[Row], source: Prompts, where: str) -> list[Row]:
+    name = source.format or ""
+    if name not in formats.FORMATS:
+        raise ConfigError([f"{where}.format: no format {name!r}{nearest(name, formats.FORMATS)}"])
+    try:
+        return [formats.convert(row, name, number=number, where=where) for number, row in enumerate(rows, 1)]
+    except ValueError as exc:
+        raise ConfigError([str(exc)]) from exc
 
 
 def _procedural(source: Prompts, seed: int, where: str, dirs: Sequence[str]) -> list[Row]:
@@ -149,7 +160,19 @@ def split(rows: Iterable[Row], source: Prompts, *, where: str = "prompts", heldo
     for number, row in enumerate(rows, 1):
         text = prompt_text(row, source, number=number, where=where)
         (out.heldout if text in barred or is_heldout(text, source.heldout) else out.train).append(row)
+    if source.decontaminate and out.heldout:
+        return _decontaminated(out, source, where)
     return out
+
+
+def _decontaminated(parts: Split, source: Prompts, where: str) -> Split:
+    train, heldout = ([prompt_text(row, source) for row in side] for side in (parts.train, parts.heldout))
+    words = source.decontaminate or 0
+    shared = set(formats.contaminated(train, heldout, words))
+    if shared:
+        print(f"{where}: dropped {len(shared)} of {len(train)} training rows that share {words} words in a row with a "
+              "held-out prompt")  # fmt: skip
+    return Split([row for place, row in enumerate(parts.train) if place not in shared], parts.heldout)
 
 
 def task_of(row: Mapping[str, Any], source: Prompts, *, number: int = 0) -> dict[str, Any]:

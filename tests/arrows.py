@@ -18,7 +18,20 @@ PACKAGES = ("verifiers", "rewards", "pipeline")
 # Inside pipeline, each row may import itself and the rows above it. A module that is not named here has no place yet.
 ROWS: tuple[frozenset[str], ...] = (
     frozenset(
-        {"schema", "config", "ranks", "records", "runs", "seeds", "doctor", "files", "kept", "lineage", "stopping"}
+        {
+            "schema",
+            "config",
+            "ranks",
+            "records",
+            "runs",
+            "seeds",
+            "doctor",
+            "files",
+            "formats",
+            "kept",
+            "lineage",
+            "stopping",
+        }
     ),
     frozenset(
         {

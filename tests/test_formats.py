@@ -1,0 +1,148 @@
+"""Rows as the data sets publish them, written here by hand."""
+
+import json
+
+import pytest
+
+import verifiers
+from pipeline import formats, prompts
+from pipeline.config import ConfigError
+from pipeline.schema import Prompts
+
+GSM8K = {
+    "question": "Natalia sold 48 clips in April and half as many in May. How many altogether?",
+    "answer": "She sold 48/2 = <<48/2=24>>24 clips in May.\nAltogether 48+24 = <<48+24=72>>72.\n#### 1,072",
+}
+MATH = {
+    "problem": "What is one half?",
+    "level": "Level 1",
+    "type": "Algebra",
+    "solution": r"First \boxed{7} is wrong; it is $\boxed{\frac{1}{2}}$.",
+}
+HH = {
+    "chosen": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: What is 1+1?\n\nAssistant: 2",
+    "rejected": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: What is 1+1?\n\nAssistant: No idea.\n\nReally.",
+}
+USER = {"role": "user", "content": "Name a colour"}
+ULTRA = {
+    "prompt": "Name a colour",
+    "chosen": [USER, {"role": "assistant", "content": "Blue"}],
+    "rejected": [USER, {"role": "assistant", "content": "Seven"}],
+    "score_chosen": 8.0,
+    "score_rejected": 2.0,
+}
+TLDR = {"prompt": "SUBREDDIT: r/x\nPOST: long\nTL;DR:", "completion": "short"}
+MBPP = {
+    "task_id": 11,
+    "text": "Write a function to double a number.",
+    "code": "def helper(x):\r\n    return x\r\ndef double(x):\r\n    return helper(x) * 2",
+    "test_list": ["assert double(2) == 4", "assert double(0) == 0", "assert double(-1) == -2"],
+    "test_setup_code": "",
+    "challenge_test_list": [],
+}
+SANITIZED = {
+    "prompt": "Write a function to take a root.",
+    "code": "import math\ndef root(x): return math.sqrt(x)",
+    "test_imports": ["import math"],
+    "test_list": ["assert math.isclose(root(4), 2)"],
+}
+COUNTDOWN = {"target": 24, "nums": [4, 6, 1]}
+TULU = {"messages": [USER], "ground_truth": "72", "dataset": "gsm8k", "constraint": None}
+IFEVAL = {
+    "messages": [USER],
+    "ground_truth": json.dumps({"func_name": "validate_lowercase", "N": None}),
+    "dataset": "ifeval",
+}
+
+
+def converted(name, row):
+    return formats.convert(row, name, number=1, where="prompts")
+
+
+def test_gsm8k_gives_the_number_after_the_marks_and_a_demonstration_its_verifier_passes():
+    row = converted("gsm8k", GSM8K)
+    assert row["task"] == {"gold": "1072"} and "<<" not in row["completion"]
+    assert verifiers.load("math_answer").grade([row["completion"]], [row["task"]])[0].status == "pass"
+
+
+@pytest.mark.parametrize(
+    ("text", "held"),
+    [
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{1} then \boxed{\{2, 3\}}", r"\{2, 3\}"),
+        (r"\boxed 7.", "7"),
+        (r"\fbox{x}", "x"),
+        ("none", None),
+        (r"\boxed{open", None),
+    ],
+)
+def test_the_last_box_is_read_with_its_braces_balanced(text, held):
+    assert formats.last_boxed(text) == held
+
+
+def test_math_takes_the_solutions_last_box():
+    assert converted("math", MATH)["task"] == {"gold": r"\frac{1}{2}"}
+
+
+def test_hh_transcripts_part_in_the_last_answer():
+    row = converted("hh_rlhf", HH)
+    assert [turn["role"] for turn in row["prompt"]] == ["user", "assistant", "user"]
+    assert row["chosen"] == [{"role": "assistant", "content": "2"}]
+    assert row["rejected"][0]["content"] == "No idea.\n\nReally."
+    with pytest.raises(ValueError, match=r"row 1 is not of format 'hh_rlhf': its two transcripts do not part"):
+        converted("hh_rlhf", {"chosen": HH["chosen"], "rejected": "\n\nHuman: Else\n\nAssistant: 2"})
+
+
+def test_ultrafeedback_keeps_the_shared_turns_as_the_prompt():
+    row = converted("ultrafeedback", ULTRA)
+    assert row["prompt"] == [USER] and row["chosen"][0]["content"] == "Blue" and row["score_chosen"] == 8.0
+
+
+def test_a_summary_begins_with_the_space_that_follows_tldr():
+    assert converted("tldr", TLDR)["completion"] == " short"
+    pair = converted("tldr", {"prompt": "p", "chosen": "a", "rejected": " b"})
+    assert (pair["chosen"], pair["rejected"]) == (" a", " b")
+
+
+def test_mbpp_names_the_function_its_tests_call_in_both_published_forms():
+    row = converted("mbpp", MBPP)
+    assert row["task"]["entry_point"] == "double" and row["task"]["tests"] == MBPP["test_list"]
+    assert "assert double(2) == 4" in row["prompt"]
+    sane = converted("mbpp", SANITIZED)
+    assert sane["task"]["entry_point"] == "root" and sane["task"]["tests"][0].startswith("import math\nassert")
+
+
+def test_countdown_and_tulu_give_what_their_verifiers_need():
+    assert converted("countdown", COUNTDOWN)["task"] == {"numbers": [4, 6, 1], "target": 24}
+    task = converted("tulu_rlvr", TULU)["task"]
+    assert task["verifier"] == "math_answer" and task["gold"] == "72"
+    assert verifiers.load("math_answer").grade(["The answer is 72."], [task])[0].status == "pass"
+    assert converted("tulu_rlvr", IFEVAL)["task"]["func_name"] == "validate_lowercase"
+
+
+@pytest.mark.parametrize("name", formats.FORMATS)
+def test_a_row_without_its_columns_is_named(name):
+    with pytest.raises(ValueError, match=f"row 7 has no column .* which format '{name}' reads; have: x"):
+        formats.convert({"x": 1}, name, number=7, where="prompts")
+
+
+def test_a_format_is_read_from_a_file_and_an_unknown_one_is_told(tmp_path):
+    path = tmp_path / "gsm8k.jsonl"
+    path.write_text(json.dumps(GSM8K) + "\n")
+    rows = prompts.load_rows(Prompts(path=str(path), format="gsm8k"), seed=1)
+    assert rows[0]["prompt"] == GSM8K["question"]
+    with pytest.raises(ConfigError, match="no format 'gsm8'; did you mean 'gsm8k'"):
+        prompts.load_rows(Prompts(path=str(path), format="gsm8"), seed=1)
+
+
+def test_rows_that_share_a_run_of_words_with_a_held_out_prompt_are_dropped_and_no_others():
+    rows = [{"prompt": text} for text in ("a b c d", "x, B c! y", "b d c a", "other words here")]
+    source = Prompts(decontaminate=2, heldout=0.0)
+    split = prompts.split(rows, source, heldout=["a b c d"])
+    assert [r["prompt"] for r in split.train] == ["b d c a", "other words here"]
+    brute = [i for i, t in enumerate(["q b c", "c b"]) if any(g in t.split() and "b c" in t for g in ("b",))]
+    assert formats.contaminated(["q b c", "c b"], ["a b c d"], 2) == brute == [0]
+
+
+def test_a_text_shorter_than_the_run_matches_only_itself():
+    assert formats.contaminated(["hi there", "hi"], ["Hi, there!"], 13) == [0]
