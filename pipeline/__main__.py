@@ -14,6 +14,8 @@ STAGES = ("sft", "feedme", "reward_model", "ppo", "grpo", "conditioned", "evalua
 COMMANDS = {
     "run": "all stages the YAML names; what is complete and unchanged is skipped",
     **{stage: f"the stage {stage}" for stage in STAGES},
+    "compare": "the methods of a YAML from one model at one budget over seeds, with controls, and their report",
+    "recipe": "a historical lineage on the demo task: python -m pipeline recipe davinci-002|davinci-003",
     "report": "HTML report of a run: python -m pipeline report RUN_DIR",
 }
 
@@ -78,11 +80,12 @@ def dispatch(command: str, config: str, overrides: Sequence[str]) -> int:
     with locked(cfg.run_dir):
         if command == "run":
             stages.run_all(cfg)
+        else:
+            stages.run_stage(cfg, command)
+        if command in ("run", "compare"):
             from pipeline.report import write_report
 
             print(f"report: {write_report(cfg.run_dir)}")
-        else:
-            stages.run_stage(cfg, command)
     return 0
 
 

@@ -23,6 +23,8 @@ MODULES = {
     "grpo": "grpo",
     "conditioned": "conditioned",
     "evaluate": "evaluate",
+    "judge": "judge",
+    "compare": "compare",
 }
 HEADLINE = ("heldout_accuracy", "pass_at_4", "mean_completion_tokens", "distinct_answers", "entropy")
 

@@ -35,8 +35,9 @@ def kl_from(
 
 
 def from_start(ctx: Context, judged: Judged, reward: Mapping[str, Any] | None) -> dict[str, float]:
-    """KL of judged samples from the stage's start; with a reward of the stage's own also what it says of them."""
-    out = {"heldout_kl": kl_from(ctx, judged.scored, ctx.policy_path)}
+    """KL of judged samples from the stage's start, and the tokens sampled so far; with a reward of the stage's own also
+    what it says of them."""
+    out = {"heldout_kl": kl_from(ctx, judged.scored, ctx.policy_path), "sampled_tokens": ctx.tokens["completion"]}
     if reward:
         own = score(ctx.scorer_of(reward), [s.rollout for s in judged.scored])
         out["heldout_train_reward"] = mean([s.reward for s in own if s.scorable])

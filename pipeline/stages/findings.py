@@ -1,0 +1,182 @@
+"""Judged methods over seeds -> the comparison's table, traits and sentences. Pure: numbers in, numbers and words out.
+
+Every interval is `crossed_difference`: prompts resampled in pairs, widened by the spread of the seeds. Who is above
+whom is said only where that survives Holm's correction for the number of pairs asked about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+from pipeline.stats import Difference, crossed_difference, holm, mean
+
+Judged = Mapping[str, Any]  # a judge stage's metrics: one a seed
+LEVEL = 0.05
+OVER = 1.05  # a method that sampled this much more than the budget is marked
+KEPT = ("heldout_reward", "pass_at", "kl_from_start", "entropy", "distinct_answers", "mean_completion_tokens",
+        "best_answer_mass", "malformed_share", "sampled_tokens", "learned_tokens", "wall_s")  # fmt: skip
+
+
+def values_of(judged: Sequence[Judged], method: str, column: str = "accuracy_by_prompt") -> list[list[float]]:
+    """(S, P): a value a seed and prompt; prompts in one order, those that every seed judged."""
+    shared = set.intersection(*({*j["prompts"]} for j in judged))
+    out = []
+    for one in judged:
+        row = next(r for r in one["policies"] if r["policy"] == method)
+        out.append([v for p, v in sorted(zip(one["prompts"], row[column], strict=True)) if p in shared])
+    return out
+
+
+def table(judged: Sequence[Judged], methods: Mapping[str, str], start: str, budget: int) -> list[dict[str, Any]]:
+    """One row a policy, means over seeds. methods: name -> role (start, method, control of ..., drawn once ...)."""
+    rows = []
+    before = values_of(judged, start)
+    for name, role in methods.items():
+        found = [next(r for r in j["policies"] if r["policy"] == name) for j in judged]
+        values = values_of(judged, name)
+        level = crossed_difference(values, [[0.0] * len(v) for v in values], key=name)
+        gain = crossed_difference(values, before, key=f"{name}-{start}")
+        row: dict[str, Any] = {"method": name, "role": role, "accuracy": level.mean, "ci95": [level.low, level.high],
+                               "by_seed": [mean(v) for v in values], "gain": as_json(gain)}  # fmt: skip
+        for figure in KEPT:
+            row[figure] = averaged([f[figure] for f in found])
+        row["flops"] = mean([flops(f, j["parameters"]) for f, j in zip(found, judged, strict=True)])
+        row["over_budget"] = row["sampled_tokens"] > OVER * budget
+        rows.append(row)
+    return rows
+
+
+def averaged(values: Sequence[Any]) -> Any:
+    if isinstance(values[0], list):
+        return [mean(column) for column in zip(*values, strict=False)]
+    return mean([float(v) for v in values])
+
+
+def flops(row: Mapping[str, Any], parameters: int) -> float:
+    """2 N a token read or sampled, 6 N a token learned from (arXiv:2001.08361 §2.1); attention's own share left out."""
+    return parameters * (2.0 * row["forward_tokens"] + 6.0 * row["learned_tokens"])
+
+
+def as_json(d: Difference) -> dict[str, float]:
+    return {"mean": d.mean, "low": d.low, "high": d.high, "p": d.p}
+
+
+def best_of_rows(judged: Sequence[Judged], sizes: Sequence[int], start: str) -> list[dict[str, Any]]:
+    """Best-of-n at test time as rows of the table: nothing is trained, every answer costs n samples."""
+    out = []
+    before = values_of(judged, start)
+    shared = set.intersection(*({*j["prompts"]} for j in judged))
+    for n in sizes:
+        found = [next((b for b in j["best_of"]["gold"] if b["n"] == n), None) for j in judged]
+        if any(f is None for f in found):
+            continue
+        values = [[v for p, v in sorted(zip(j["prompts"], f["accuracy_by_prompt"], strict=True)) if p in shared]
+                  for j, f in zip(judged, found, strict=True) if f is not None]  # fmt: skip
+        level = crossed_difference(values, [[0.0] * len(v) for v in values], key=f"best-of-{n}")
+        out.append({"method": f"best of {n}", "role": "test time", "accuracy": level.mean,
+                    "ci95": [level.low, level.high], "by_seed": [mean(v) for v in values],
+                    "gain": as_json(crossed_difference(values, before, key=f"best-of-{n}-start")),
+                    "kl_from_start": mean([f["kl"] for f in found if f]), "samples_an_answer": n})  # fmt: skip
+    return out
+
+
+def pairs(judged: Sequence[Judged], methods: Sequence[str]) -> list[dict[str, Any]]:
+    """All pairs of methods: the difference, its interval, and p by Holm over all of them."""
+    found = [(a, b, crossed_difference(values_of(judged, a), values_of(judged, b), key=f"{a}-{b}"))
+             for a, b in combinations(methods, 2)]  # fmt: skip
+    adjusted = holm([d.p for *_, d in found])
+    return [{"a": a, "b": b, **as_json(d), "p_holm": p, "apart": p < LEVEL}
+            for (a, b, d), p in zip(found, adjusted, strict=True)]  # fmt: skip
+
+
+def against(judged: Sequence[Judged], twins: Mapping[str, str]) -> list[dict[str, Any]]:
+    """A method against its control, or against itself drawn once: method - twin."""
+    out = []
+    for method, twin in twins.items():
+        d = crossed_difference(values_of(judged, method), values_of(judged, twin), key=f"{method}-{twin}")
+        out.append({"method": method, "twin": twin, **as_json(d), "apart": d.p < LEVEL})
+    return out
+
+
+def trajectory(metrics: Sequence[Mapping[str, Any]], rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Looks at the held-out prompts along the way: of a loop's steps, or of the rounds of a chain."""
+    looks = [r for r in metrics if "heldout_accuracy" in r] or list(rounds)
+    names = {"sampled_tokens": "tokens", "heldout_accuracy": "accuracy", "heldout_reward": "reward", "heldout_kl": "kl",
+             "best_answer_mass": "best_answer_mass", "heldout_train_reward": "proxy"}  # fmt: skip
+    return [{short: float(r[n]) for n, short in names.items() if r.get(n) is not None} for r in looks]
+
+
+# --- words ------------------------------------------------------------------------------------------------------
+
+
+def sentence(
+    row: Mapping[str, Any],
+    all_pairs: Sequence[Mapping[str, Any]],
+    controls: Sequence[Mapping[str, Any]],
+    once: Sequence[Mapping[str, Any]],
+    *,
+    start: str,
+    seeds: int,
+) -> str:
+    """What the data support about a method, and no more."""
+    name, gain = row["method"], row["gain"]
+    said = [f"{name} reaches {share(row['accuracy'])} (95% {share(row['ci95'][0])} to {share(row['ci95'][1])})"]
+    said.append(verdict(gain, start) + f", after {row['sampled_tokens'] / 1000:.0f} k sampled tokens")
+    for control in (c for c in controls if c["method"] == name):
+        said.append(verdict(control, f"its control {control['twin']}"))
+    for twin in (t for t in once if t["method"] == name):
+        said.append(f"samples drawn afresh were worth {points(twin['mean'])} over samples drawn once "
+                    f"({points(twin['low'])} to {points(twin['high'])}"
+                    f"{'' if twin['apart'] else ', which does not exclude nothing'})")  # fmt: skip
+    above, below, unclear = standing(name, all_pairs)
+    said += [f"above {listed(above)}"] * bool(above) + [f"below {listed(below)}"] * bool(below)
+    said += [f"not told apart from {listed(unclear)}"] * bool(unclear)
+    caution = "" if seeds > 1 else " One seed: nothing is known about training it again."
+    return "; ".join(said) + "." + caution
+
+
+def verdict(d: Mapping[str, float], other: str) -> str:
+    apart = d["low"] > 0 or d["high"] < 0
+    found = f"{points(d['mean'])} against {other} ({points(d['low'])} to {points(d['high'])})"
+    return found if apart else f"not told apart from {other}: {points(d['mean'])} ({points(d['low'])} to {points(d['high'])})"
+
+
+def standing(name: str, all_pairs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str], list[str]]:
+    above, below, unclear = [], [], []
+    for pair in all_pairs:
+        if name not in (pair["a"], pair["b"]):
+            continue
+        other, gap = (pair["b"], pair["mean"]) if pair["a"] == name else (pair["a"], -pair["mean"])
+        (unclear if not pair["apart"] else above if gap > 0 else below).append(other)
+    return above, below, unclear
+
+
+def share(x: float) -> str:
+    return f"{100 * x:.1f}%"
+
+
+def points(x: float) -> str:
+    return f"{100 * x:+.1f}".replace("-", "−") + " points"
+
+
+def listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def overoptimised(name: str, path: Sequence[Mapping[str, float]], *, fall: float = 0.02) -> dict[str, Any]:
+    """Where a learned reward parts from the true one: the KL at which gold peaks before it ends lower by `fall`, while
+    the proxy ends higher than it was there. onset None: not within this path."""
+    looks = [p for p in path if {"kl", "proxy", "reward"} <= p.keys()]
+    if not looks:
+        return {"method": name, "onset": None, "words": f"{name}: no look at both rewards."}
+    peak = max(looks, key=lambda p: p["reward"])
+    last = looks[-1]
+    parted = last["reward"] < peak["reward"] - fall and last["proxy"] > peak["proxy"]
+    words = (f"{name}: the true reward peaks at {peak['reward']:.3f} at a KL of {peak['kl']:.2f} nats and ends at "
+             f"{last['reward']:.3f} while the learned one goes on from {peak['proxy']:+.2f} to {last['proxy']:+.2f}."
+             if parted else
+             f"{name}: no over-optimisation up to a KL of {last['kl']:.2f} nats; the true reward ends at "
+             f"{last['reward']:.3f}, its highest was {peak['reward']:.3f}.")  # fmt: skip
+    return {"method": name, "onset": peak["kl"] if parted else None, "words": words}

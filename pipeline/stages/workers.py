@@ -1,0 +1,116 @@
+"""Run stages that wait for one another in a few processes at once: one a core, each with one thread.
+
+A process stays for many stages, for importing the libraries costs as long as a small stage does. What a stage prints
+goes into a file of its own; here appears one line a stage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline import console
+from pipeline.alarms import Alarm
+from pipeline.config import Config, ConfigError
+from pipeline.runs import LineageError
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One stage of one run. after: (run, stage) of the parts it waits for."""
+
+    cfg: Config
+    name: str
+    after: Sequence[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.cfg.run, self.name
+
+    @property
+    def label(self) -> str:
+        return f"{Path(self.cfg.run).name}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a part ended. error: what kind of exception of ours, and its words; None where it went well."""
+
+    seconds: float
+    error: str | None = None
+    words: str = ""
+
+
+def run_parts(parts: Sequence[Part], *, workers: int | None, logs: Path) -> None:
+    """Bring every part up to date, as many at once as there are workers (None: a core each, at most 4).
+
+    Raises what the first failing part raised; parts that are complete by then stay complete.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    count = workers or min(os.cpu_count() or 1, 4)
+    known = {p.key for p in parts}
+    waiting, done, running = list(parts), set[tuple[str, str]](), dict[Future[Ended], Part]()
+    begun = time.monotonic()
+    context = multiprocessing.get_context("spawn")  # a forked torch can hang
+    with ProcessPoolExecutor(min(count, len(parts)), mp_context=context) as pool:
+        while waiting or running:
+            ready = [p for p in waiting if all(a in done for a in p.after if a in known)][: count - len(running)]
+            if not ready and not running:
+                raise ValueError(f"parts wait for one another: {', '.join(p.label for p in waiting)}")
+            for part in ready:
+                waiting.remove(part)
+                running[pool.submit(bring_up, part, str(logs / f"{part.label.replace('/', '-')}.log"))] = part
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                part = running.pop(future)
+                report(part, future.result(), len(done) + 1, len(parts), time.monotonic() - begun, logs)
+                done.add(part.key)
+
+
+def report(part: Part, ended: Ended, number: int, total: int, spent: float, logs: Path) -> None:
+    """One line; where the part failed, its own exception again."""
+    if ended.error is None:
+        console.say(f"  {number}/{total} {part.label} {ended.seconds:.0f} s  ({console.clock(spent)} so far)")
+        return
+    words = f"{part.label}: {ended.words} (its output: {logs / part.label.replace('/', '-')}.log)"
+    raise {"Alarm": Alarm(words), "LineageError": LineageError(words)}.get(ended.error, ConfigError([words]))
+
+
+def bring_up(part: Part, log: str) -> Ended:
+    """In a worker: the stage, unless it is up to date. Our own exceptions come back as words: they do not pickle."""
+    from pipeline.stages import bring_up_to_date
+
+    begun = time.monotonic()
+    with printing_to(log):
+        try:
+            bring_up_to_date(part.cfg, part.name)
+        except (ConfigError, LineageError, Alarm) as exc:
+            return Ended(time.monotonic() - begun, type(exc).__name__, str(exc))
+    return Ended(time.monotonic() - begun)
+
+
+@contextlib.contextmanager
+def printing_to(path: str) -> Iterator[None]:
+    """Everything written to standard output and error, by C++ too, into a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with Path(path).open("ab") as out:
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(kept[0], 1)
+            os.dup2(kept[1], 2)
+            os.close(kept[0])
+            os.close(kept[1])
