@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-STAGES = ("sft", "feedme", "reward_model", "ppo", "grpo", "conditioned", "evaluate", "base")
+STAGES = ("sft", "feedme", "reward_model", "ppo", "grpo", "conditioned", "offline_q", "stitch", "evaluate", "base")
 COMMANDS = {
     "run": "all stages the YAML names; what is complete and unchanged is skipped",
     **{stage: f"the stage {stage}" for stage in STAGES},

@@ -30,7 +30,7 @@ LOOKS_SECRET = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[\w-]{20,}|gh[pousr]_[A-Za
 LOGIN_IN_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 REDACTED = "(redacted)"
 SHARED = ("model", "prompts", "rewards", "generate", "sampling", "evaluation", "verifier_dirs", "threads")
-POLICIES = ("base", "sft", "feedme", "ppo", "grpo", "conditioned")
+POLICIES = ("base", "sft", "feedme", "ppo", "grpo", "conditioned", "offline_q")
 
 
 # --- what a stage depends on ---------------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ MODULES = {
     "ppo": "ppo",
     "grpo": "grpo",
     "conditioned": "conditioned",
+    "offline_q": "offline_q",
+    "stitch": "stitch",
     "evaluate": "evaluate",
     "judge": "judge",
     "compare": "compare",
