@@ -87,6 +87,7 @@ def play(
     tokenizer: Any,
     ends: frozenset[int],
     read: Callable[[str], Sequence[int]] | None = None,
+    first: int = 0,
 ) -> list[Scored]:
     """`samples` episodes of each prompt, prompt-major, the rows of an episode one after the other.
 
@@ -95,6 +96,7 @@ def play(
     (key, place, sample, turn), whatever else is played beside it. All episodes take a turn at once.
     read: an observation's ids; None tokenizes it as plain text, with a BOS only where it is a prompt of its own.
     An answer that hits the length limit ends its episode: what it would have said is not known.
+    first: the place of the first prompt, where these are a rank's share of more.
     """
     read = read or (lambda text: tokenizer(text, add_special_tokens=memory == "state").input_ids)
     plays = [_begin(environment(), prompt, sample) for prompt in prompts for sample in range(samples)]
@@ -103,7 +105,7 @@ def play(
         if not live:
             break
         requests = [
-            Request(one.prompt_ids, derive(*key, place // samples, one.sample, turn), sampling.max_tokens)
+            Request(one.prompt_ids, derive(*key, first + place // samples, one.sample, turn), sampling.max_tokens)
             for place, one in live
         ]
         drawn = generator.sample(requests, sampling, ends)

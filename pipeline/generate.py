@@ -9,6 +9,7 @@ This is the only file that imports vLLM.
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -45,7 +46,10 @@ class Sample:
 
 
 class Generator(Protocol):
-    name: str
+    @property
+    def name(self) -> str:
+        """`vllm` or `transformers`."""
+        ...
 
     def sample(self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int]) -> list[Sample]:
         """One sample a request, in order."""
@@ -69,11 +73,15 @@ def rollouts(
     key: tuple[int | str, ...],
     tokenizer: Any,
     ends: frozenset[int],
+    first: int = 0,
 ) -> list[Rollout]:
-    """`samples` rollouts of each prompt, prompt-major. The seed of each is a function of (key, place, sample)."""
+    """`samples` rollouts of each prompt, prompt-major. The seed of each is a function of (key, place, sample).
+
+    first: the place of the first prompt, where these are a rank's share of more.
+    """
     requests = [
         Request(prompt.ids, derive(*key, place, sample), sampling.max_tokens)
-        for place, prompt in enumerate(prompts)
+        for place, prompt in enumerate(prompts, first)
         for sample in range(samples)
     ]
     drawn = generator.sample(requests, sampling, ends)
@@ -81,6 +89,33 @@ def rollouts(
     return [
         Rollout(prompts[i // samples], i % samples, d.ids, d.logprobs, text, d.finished)
         for i, (d, text) in enumerate(zip(drawn, texts, strict=True))
+    ]
+
+
+def continuations(
+    generator: Generator,
+    cuts: Sequence[tuple[Rollout, int, int]],
+    sampling: Sampling,
+    *,
+    samples: int,
+    key: tuple[int | str, ...],
+    tokenizer: Any,
+    ends: frozenset[int],
+) -> list[Rollout]:
+    """For each cut (rollout, at, place): `samples` rollouts that keep its first `at` tokens and are sampled on from
+    there, each up to the same limit. Seeds are a function of (key, place, sample)."""
+    requests = [
+        Request((*r.prompt.ids, *r.ids[:at]), derive(*key, place, sample), sampling.max_tokens - at)
+        for r, at, place in cuts
+        for sample in range(samples)
+    ]
+    drawn = generator.sample(requests, sampling, ends)
+    kept = [(r, at, sample) for r, at, _ in cuts for sample in range(samples)]
+    ids = [(*r.ids[:at], *d.ids) for (r, at, _), d in zip(kept, drawn, strict=True)]
+    texts = tokenizer.batch_decode([list(i) for i in ids], skip_special_tokens=True)
+    return [
+        Rollout(r.prompt, sample, whole, (*r.logprobs[:at], *d.logprobs), text, d.finished)
+        for (r, at, sample), d, whole, text in zip(kept, drawn, ids, texts, strict=True)
     ]
 
 
@@ -136,6 +171,7 @@ class VllmGenerator:
         for answer in self.llm.generate(prompts, parameters, use_tqdm=False):
             one = answer.outputs[0]
             ids = tuple(one.token_ids)
+            assert one.logprobs is not None, "asked for with logprobs=0"
             logprobs = tuple(place[token].logprob for place, token in zip(one.logprobs, ids, strict=True))
             out.append(Sample(ids, logprobs, finished=bool(ids) and ids[-1] in ends))
         return out
@@ -283,7 +319,8 @@ def canary_gap(generator: Generator, model: Any, sequences: Sequence[Sequence[in
     """Largest |log-prob difference| between generator and trainer on fixed tokens: 0 when they hold equal weights."""
     ours = sequence_logprobs(model, sequences)
     theirs = generator.logprobs(sequences)
-    return max(abs(a - b) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True))
+    gaps = [abs(a - b) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True)]
+    return math.nan if any(map(math.isnan, gaps)) else max(gaps)  # Python's max would pass over a NaN
 
 
 class Reliable:

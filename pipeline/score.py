@@ -27,7 +27,7 @@ def submit(scorer: rewards.Composite, rollouts: Sequence[Rollout]) -> Callable[[
 
     def finish() -> list[Scored]:
         return [
-            Scored(rollout, score.reward, score.status, score.parts, score.detail)
+            Scored(rollout, score.reward, score.status, score.parts, score.detail, step_rewards=score.step_rewards)
             for rollout, score in zip(rollouts, pending.result(), strict=True)
         ]
 

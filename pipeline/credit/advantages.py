@@ -9,11 +9,13 @@ tensor over ranks. Sums are taken in float64, so that the order of ranks does no
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 Reduce = Callable[[Tensor], Tensor]
+Baseline = Literal["group", "leave_one_out", "global_baseline"]
 
 STD_EPS = 1e-4  # added to a reward std, as GRPO's reference code does
 VARIANCE_EPS = 1e-8  # added to a variance under a root, as in lm-human-preferences
@@ -171,6 +173,40 @@ def discounted_returns(
     # with V = 0 a λ=1 advantage IS the return; the bootstrap enters as a reward after the end
     returns_BT, _ = gae(rewards_BT, no_values_BT, mask_BT, gamma=gamma, lam=1.0, last_values_B=last_values_B)
     return returns_BT
+
+
+@torch.no_grad()
+def reward_to_go_advantages(
+    rewards_BT: Tensor, mask_BT: Tensor, *, group: int, baseline: Baseline, scale: bool
+) -> Tensor:
+    """The reward still to come at each token, minus what its group earned in all; for rewards that fall along the way.
+
+    A token is not credited with what came before it. rewards_BT: (B, T), prompt-major with `group` rows a prompt.
+    baseline: the mean total of the group; of its other rows (leave_one_out); of the batch (global_baseline). A row with
+    no valid token counts in none, and a row alone gets 0 from leave_one_out.
+    scale: over the std of these differences over the group's (the batch's) valid tokens; global_baseline always does.
+    Returns (B, T), 0 outside the mask; with unscaled rewards on last tokens only, each baseline's sequence form.
+    Source: policy gradient with reward to go (Sutton et al. 1999, theorem 1); any constant baseline leaves it unbiased.
+    """
+    mask_BT = mask_BT.bool()
+    togo_BT = discounted_returns(rewards_BT.double(), mask_BT, gamma=1.0)
+    used_B = mask_BT.any(1)
+    size = len(togo_BT) if baseline == "global_baseline" else group
+    totals_PG = rewards_BT.double().masked_fill(~mask_BT, 0.0).sum(1).view(-1, size)
+    count_P1 = used_B.view(-1, size).sum(1, keepdim=True)
+    sum_P1 = totals_PG.sum(1, keepdim=True)
+    if baseline == "leave_one_out":
+        others_PG = (sum_P1 - totals_PG) / (count_P1 - 1).clamp(min=1)
+        centre_PG = torch.where(count_P1 > 1, others_PG, totals_PG)
+    else:
+        centre_PG = (sum_P1 / count_P1.clamp(min=1)).expand_as(totals_PG)
+    centred_BT = (togo_BT - centre_PG.reshape(-1, 1)).masked_fill(~mask_BT, 0.0)
+    if (scale and baseline == "group") or baseline == "global_baseline":
+        tokens_P1 = mask_BT.view(-1, size, mask_BT.shape[1]).sum((1, 2))[:, None]
+        squares_P1 = centred_BT.square().sum(1).view(-1, size).sum(1, keepdim=True)
+        std_P1 = (squares_P1 / tokens_P1.clamp(min=1)).sqrt()
+        centred_BT = centred_BT / (std_P1 + STD_EPS).expand(-1, size).reshape(-1, 1)
+    return centred_BT.to(_float_dtype(rewards_BT))
 
 
 @torch.no_grad()

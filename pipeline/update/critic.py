@@ -1,4 +1,8 @@
-"""The value model: V(s_t) read at the position before token t, and once more after the last."""
+"""The value model: V(s_t) read at the position before token t, and once more after the last.
+
+On a backbone of its own (`ValueModel`), or as a second head on the policy's (`SharedCritic`). Either head starts at
+zero: the first advantages are then the plain rewards to go.
+"""
 
 from __future__ import annotations
 
@@ -8,40 +12,66 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.config import ConfigError
 from pipeline.models import backbone
-from pipeline.update.forward import Padded, Row, micro_batches, pad_rows
+from pipeline.update.forward import CompletionLogprobs, Padded, Row, lowered, micro_batches, pad_rows, plain_head
+
+
+def zero_head(hidden_size: int) -> nn.Linear:
+    head = nn.Linear(hidden_size, 1, bias=True)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def values_at(head: nn.Linear, hidden_BLH: Tensor, batch: Padded) -> Tensor:
+    """(B, T + 1): V before each completion token, then V after the last one of each row, in the column of that row's
+    own length, which is what a truncated end is bootstrapped with. 0 beyond it."""
+    with torch.autocast(hidden_BLH.device.type, enabled=False):  # a value needs its digits, like a log-prob
+        values_BL = head(hidden_BLH.to(head.weight.dtype)).squeeze(-1).float()
+    lengths_B = batch.valid_BT.sum(1)
+    places = torch.arange(batch.valid_BT.shape[1] + 1, device=lengths_B.device)[None]
+    within = places <= lengths_B[:, None]
+    return values_BL.gather(1, torch.where(within, batch.before_BT[:, :1] + places, 0)).masked_fill(~within, 0.0)
 
 
 class ValueModel(nn.Module):
-    """A transformer with a scalar head that starts at zero: the first advantages are then the plain rewards to go.
+    """A transformer of its own with a scalar head; forward gives what `values_at` does."""
 
-    forward gives (B, T + 1): V before each completion token, then V after the last one of each row (in the column of
-    that row's own length), which is what a truncated end is bootstrapped with.
-    """
-
-    def __init__(self, transformer: Any, hidden_size: int) -> None:
+    def __init__(self, transformer: Any, hidden_size: int, *, autocast: torch.dtype | None = None) -> None:
         super().__init__()
-        self.transformer = transformer
-        self.head = nn.Linear(hidden_size, 1, bias=True)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.transformer, self.autocast = transformer, autocast
+        self.head = zero_head(hidden_size)
 
     def forward(self, batch: Padded) -> Tensor:
-        hidden_BLH = self.transformer(
-            input_ids=batch.ids_BL, attention_mask=batch.attention_BL, use_cache=False
-        ).last_hidden_state
-        values_BL = self.head(hidden_BLH.to(self.head.weight.dtype)).squeeze(-1).float()
-        lengths_B = batch.valid_BT.sum(1)
-        places = torch.arange(batch.valid_BT.shape[1] + 1, device=lengths_B.device)[None]
-        start_B1 = batch.before_BT[:, :1]
-        within = places <= lengths_B[:, None]
-        return values_BL.gather(1, torch.where(within, start_B1 + places, 0)).masked_fill(~within, 0.0)
+        with lowered(batch.ids_BL.device, self.autocast):
+            output = self.transformer(input_ids=batch.ids_BL, attention_mask=batch.attention_BL, use_cache=False)
+        return values_at(self.head, output.last_hidden_state, batch)
 
 
-def from_model(model: Any) -> ValueModel:
+class SharedCritic(CompletionLogprobs):
+    """A policy that also gives values: forward is (log-probs, entropies, values), from one pass of one backbone.
+
+    frozen_body: values send no gradient into the policy, as in the steps in which only the critic learns.
+    """
+
+    def __init__(self, model: Any, *, temperature: float, autocast: torch.dtype | None = None) -> None:
+        super().__init__(model, temperature=temperature, autocast=autocast)
+        if not plain_head(model):
+            raise ConfigError(["critic.shared: this model's logits are more than a linear head; give shared: false"])
+        self.value_head = zero_head(model.config.hidden_size).to(next(model.parameters()).device)
+        self.frozen_body = False
+
+    def scored(self, batch: Padded, temperature: float) -> tuple[Tensor, ...]:
+        hidden_BLH = self.hidden(batch)
+        seen_BLH = hidden_BLH.detach() if self.frozen_body else hidden_BLH
+        return *self.from_hidden(hidden_BLH, batch, temperature), values_at(self.value_head, seen_BLH, batch)
+
+
+def from_model(model: Any, *, autocast: torch.dtype | None = None) -> ValueModel:
     """A critic on the backbone of a causal model or of a reward model; the model's own head is dropped."""
     transformer = backbone(model)
-    value = ValueModel(transformer, model.config.hidden_size)
+    value = ValueModel(transformer, model.config.hidden_size, autocast=autocast)
     return value.to(next(transformer.parameters()).device)
 
 
@@ -53,4 +83,17 @@ def values_of(critic: nn.Module, rows: Sequence[Row], *, budget: int, where: tor
         values_BS = critic(pad_rows([rows[i] for i in places], where))
         for i, values in zip(places, values_BS.cpu(), strict=True):
             out[i] = values[: len(rows[i].ids) + 1]
+    return out
+
+
+@torch.no_grad()
+def logprobs_and_values(
+    policy: nn.Module, rows: Sequence[Row], *, budget: int, where: torch.device
+) -> list[tuple[Tensor, Tensor]]:
+    """Per row, (its T,) log-probs and (its T + 1,) values of a `SharedCritic`, from one pass."""
+    out: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(rows)
+    for places in micro_batches(rows, budget):
+        logprobs_BT, _, values_BS = policy(pad_rows([rows[i] for i in places], where))
+        for i, logprobs, values in zip(places, logprobs_BT.cpu(), values_BS.cpu(), strict=True):
+            out[i] = logprobs[: len(rows[i].ids)], values[: len(rows[i].ids) + 1]
     return out

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.adapters import base_of
 from pipeline.models import backbone, batches_by_tokens, pad_right
 from pipeline.update.logprobs import chunked_token_logprobs, token_logprobs
 
@@ -68,35 +69,52 @@ class CompletionLogprobs(nn.Module):
 
     A module, so that DDP and FSDP wrap the very forward that training calls. The head is applied to completion
     positions only and in chunks: batch x length x vocabulary never exists.
+    autocast: the dtype of the matrix products where the weights are kept in float32; None computes in their own.
     """
 
-    def __init__(self, model: Any, *, temperature: float) -> None:
+    def __init__(self, model: Any, *, temperature: float, autocast: torch.dtype | None = None) -> None:
         super().__init__()
-        self.model, self.temperature = model, temperature
+        self.model, self.temperature, self.autocast = model, temperature, autocast
 
-    def forward(self, batch: Padded) -> tuple[Tensor, Tensor]:
-        if _plain_head(self.model):
-            causal = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-            hidden_BLH = backbone(causal)(
-                input_ids=batch.ids_BL, attention_mask=batch.attention_BL, use_cache=False
-            ).last_hidden_state
-            head = causal.get_output_embeddings()
-            return chunked_token_logprobs(
-                _at(hidden_BLH, batch.before_BT), head.weight, batch.targets_BT, temperature=self.temperature,
-                bias_V=head.bias, mask_BT=batch.valid_BT,
-            )  # fmt: skip
+    def forward(self, batch: Padded, temperature: float | None = None) -> tuple[Tensor, ...]:
+        """temperature: another than the sampling one, as for demonstrations, which nobody sampled."""
+        with lowered(batch.ids_BL.device, self.autocast):
+            return self.scored(batch, temperature or self.temperature)
+
+    def scored(self, batch: Padded, temperature: float) -> tuple[Tensor, ...]:
+        if plain_head(self.model):
+            return self.from_hidden(self.hidden(batch), batch, temperature)
         logits_BLV = self.model(input_ids=batch.ids_BL, attention_mask=batch.attention_BL, use_cache=False).logits
         logprobs_BT, entropy_BT = token_logprobs(
-            _at(logits_BLV, batch.before_BT), batch.targets_BT, temperature=self.temperature
+            _at(logits_BLV, batch.before_BT), batch.targets_BT, temperature=temperature
         )
         return logprobs_BT.masked_fill(~batch.valid_BT, 0.0), entropy_BT.masked_fill(~batch.valid_BT, 0.0)
 
+    def hidden(self, batch: Padded) -> Tensor:
+        """(B, L, H) last hidden states, after the final norm."""
+        output = backbone(base_of(self.model))(
+            input_ids=batch.ids_BL, attention_mask=batch.attention_BL, use_cache=False
+        )
+        return output.last_hidden_state
 
-def _plain_head(model: Any) -> bool:
+    def from_hidden(self, hidden_BLH: Tensor, batch: Padded, temperature: float) -> tuple[Tensor, Tensor]:
+        head = base_of(self.model).get_output_embeddings()
+        return chunked_token_logprobs(
+            _at(hidden_BLH, batch.before_BT), head.weight, batch.targets_BT, temperature=temperature,
+            bias_V=head.bias, mask_BT=batch.valid_BT,
+        )  # fmt: skip
+
+
+def lowered(where: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    """Matrix products in dtype; None leaves them as the weights are."""
+    return torch.autocast(where.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def plain_head(model: Any) -> bool:
     """True where logits are head(hidden) and nothing more: no soft cap, no scale, no adapter on the head."""
     config = model.config
     special = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-    head = (model.get_base_model() if hasattr(model, "get_base_model") else model).get_output_embeddings()
+    head = base_of(model).get_output_embeddings()
     return type(head) is nn.Linear and not any(getattr(config, name, None) for name in special)
 
 
@@ -109,7 +127,7 @@ def completion_logprobs(forward: nn.Module, rows: Sequence[Row], *, budget: int,
     """Per row, (its T,) log-probs in float32 on the CPU, in the order of rows; no gradient."""
     out: list[Tensor] = [torch.empty(0)] * len(rows)
     for places in micro_batches(rows, budget):
-        logprobs_BT, _ = forward(pad_rows([rows[i] for i in places], where))
+        logprobs_BT = forward(pad_rows([rows[i] for i in places], where))[0]
         for i, values in zip(places, logprobs_BT.cpu(), strict=True):
             out[i] = values[: len(rows[i].ids)]
     return out

@@ -6,19 +6,21 @@ loss is a sum over rows divided by a denominator of the whole minibatch, known b
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from pipeline.credit.advantages import explained_variance
+from pipeline import ranks
 from pipeline.schema import Critic, Loss, Optimizer
 from pipeline.update import losses
+from pipeline.update.critic import SharedCritic, logprobs_and_values, values_of
 from pipeline.update.forward import Padded, Row, completion_logprobs, micro_batches, pad_rows, stack
 
 
@@ -43,51 +45,74 @@ class Experience:
         return None if column is None else stack([column[i] for i in places]).to(where)
 
 
-def make_optimizer(
-    parameters: Sequence[nn.Parameter], settings: Optimizer, *, learning_rate: float
-) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        [p for p in parameters if p.requires_grad],
-        lr=learning_rate,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-    )
+@dataclass(frozen=True, slots=True)
+class Minibatch:
+    """The rows of one optimiser step. batches: this rank's micro-batches; total, tokens: denominators over all ranks.
+
+    blank: a row to compute for nothing where a rank has no row of its own, so that all ranks run as many forwards.
+    """
+
+    batches: list[list[int]]
+    total: Tensor
+    tokens: Tensor
+    blank: int
+
+
+@dataclass(frozen=True, slots=True)
+class KlInLoss:
+    coef: float
+    kind: str
 
 
 def make_schedule(optimizer: Any, settings: Optimizer, *, updates: int) -> Any:
     from transformers import get_scheduler
 
-    name = settings.schedule
+    name: str = settings.schedule
     if name == "constant" and settings.warmup_steps:
         name = "constant_with_warmup"
     return get_scheduler(name, optimizer, num_warmup_steps=settings.warmup_steps, num_training_steps=updates)
 
 
 class Averages:
-    """Sums of named figures over tokens of all micro-batches, read as means; maxima apart."""
+    """Sums of named figures over tokens of all micro-batches and ranks, read as means; maxima apart.
+
+    Kept as tensors until they are read: a number fetched from a GPU for each figure would stall it each time.
+    """
 
     def __init__(self) -> None:
-        self.sums: dict[str, float] = defaultdict(float)
-        self.counts: dict[str, float] = defaultdict(float)
-        self.maxima: dict[str, float] = {}
+        self.sums: dict[str, Tensor] = {}
+        self.maxima: dict[str, Tensor] = {}
 
     def add(self, name: str, values_BT: Tensor, mask_BT: Tensor) -> None:
-        self.sums[name] += float(values_BT.detach().double().masked_fill(~mask_BT, 0.0).sum())
-        self.counts[name] += float(mask_BT.sum())
+        pair = torch.stack([values_BT.detach().double().masked_fill(~mask_BT, 0.0).sum(), mask_BT.sum().double()])
+        self.sums[name] = self.sums[name] + pair if name in self.sums else pair
 
-    def maximum(self, name: str, value: float) -> None:
-        self.maxima[name] = max(self.maxima.get(name, -math.inf), value)
+    def largest(self, name: str, values_BT: Tensor, mask_BT: Tensor) -> None:
+        value = values_BT.detach().double().masked_fill(~mask_BT, -math.inf).max()
+        self.maxima[name] = torch.maximum(self.maxima[name], value) if name in self.maxima else value
+
+    def once(self, name: str, value: float | Tensor) -> None:
+        """A figure that is one number on every rank."""
+        self.maxima[name] = torch.as_tensor(value).detach().double()
 
     def read(self) -> dict[str, float]:
-        means = {
-            name: total / self.counts[name] if self.counts[name] else math.nan for name, total in self.sums.items()
-        }
-        return means | self.maxima
+        """By name; NaN where nothing was valid."""
+        out: dict[str, float] = {}
+        if self.sums:
+            sums_N2 = ranks.summed(torch.stack(list(self.sums.values()))).tolist()
+            out |= {n: s / c if c else math.nan for n, (s, c) in zip(self.sums, sums_N2, strict=True)}
+        if self.maxima:
+            device = next(iter(self.maxima.values())).device
+            values = ranks.largest(torch.stack([m.to(device) for m in self.maxima.values()])).tolist()
+            out |= {n: math.nan if v == -math.inf else v for n, v in zip(self.maxima, values, strict=True)}
+        return out
 
 
 class Learner:
-    """Policy, critic, their optimisers. `update` is one pass over some rows: one optimiser step."""
+    """Policy, critic, their optimisers. `update` is one pass over some rows: one optimiser step.
+
+    The critic is a model of its own, or the second head of a `SharedCritic` policy, which learns in the policy's step.
+    """
 
     def __init__(
         self,
@@ -104,63 +129,146 @@ class Learner:
     ) -> None:
         self.accelerator, self.loss, self.settings, self.critic_settings = accelerator, loss, optimizer, critic_settings
         self.max_tokens, self.budget = max_tokens, budget
-        adam = make_optimizer(list(policy.parameters()), optimizer, learning_rate=optimizer.learning_rate)
-        self.policy, self.optimizer = accelerator.prepare(policy, adam)
+        self.shared = isinstance(policy, SharedCritic)
+        body = [p for n, p in policy.named_parameters() if p.requires_grad and not n.startswith("value_head.")]
+        groups: list[dict[str, Any]] = [{"params": body, "lr": optimizer.learning_rate}]
+        if isinstance(policy, SharedCritic):
+            assert critic_settings is not None
+            groups.append({"params": list(policy.value_head.parameters()), "lr": critic_settings.learning_rate})
+        self.policy, self.optimizer = accelerator.prepare(policy, _adam(groups, optimizer))
         self.schedule = make_schedule(self.optimizer, optimizer, updates=updates)
         self.critic = self.critic_optimizer = None
         if critic is not None and critic_settings is not None:
-            adam = make_optimizer(list(critic.parameters()), optimizer, learning_rate=critic_settings.learning_rate)
-            self.critic, self.critic_optimizer = accelerator.prepare(critic, adam)
+            groups = [{"params": list(critic.parameters()), "lr": critic_settings.learning_rate}]
+            self.critic, self.critic_optimizer = accelerator.prepare(critic, _adam(groups, optimizer))
 
     @property
     def where(self) -> torch.device:
         return self.accelerator.device
 
     @property
+    def bare(self) -> Any:
+        """The policy's forward, out of what distributes it."""
+        return self.accelerator.unwrap_model(self.policy)
+
+    @property
     def model(self) -> Any:
         """The bare causal model, as it is saved and sent to a generator."""
-        return self.accelerator.unwrap_model(self.policy).model
+        return self.bare.model
+
+    # --- looking: no gradient, each rank its share, every rank all results -------------------------------------------
 
     def logprobs(self, rows: Sequence[Row]) -> list[Tensor]:
-        return completion_logprobs(self.policy, rows, budget=self.budget, where=self.where)
+        look = partial(completion_logprobs, self.policy, budget=self.budget, where=self.where)
+        return ranks.mapped(look, rows)
+
+    def values(self, rows: Sequence[Row]) -> list[Tensor]:
+        """Per row, (its T + 1,) values of the critic that is a model of its own."""
+        assert self.critic is not None
+        return ranks.mapped(partial(values_of, self.critic, budget=self.budget, where=self.where), rows)
+
+    def logprobs_and_values(self, rows: Sequence[Row]) -> tuple[list[Tensor], list[Tensor]]:
+        look = partial(logprobs_and_values, self.policy, budget=self.budget, where=self.where)
+        pairs = ranks.mapped(look, rows)
+        return [p for p, _ in pairs], [v for _, v in pairs]
+
+    # --- learning ----------------------------------------------------------------------------------------------------
 
     def update(
-        self, seen: Experience, places: Sequence[int], *, kl_coef: float, kl_kind: str, policy_learns: bool = True
-    ):
+        self,
+        seen: Experience,
+        places: Sequence[int],
+        *,
+        kl_coef: float,
+        kl_kind: str,
+        policy_learns: bool = True,
+        demonstrations: Sequence[Row] = (),
+    ) -> dict[str, float]:
         """One optimiser step on the rows at `places`. Returns figures of this step, means over tokens.
 
         kl_coef: of the KL in the loss; 0 where it is in the reward. policy_learns False: only the critic does.
+        demonstrations: rows to imitate in the same step, weighted by the loss's ptx_coef.
         """
         figures = Averages()
-        rows = [seen.rows[i] for i in places]
-        batches = [[places[i] for i in batch] for batch in micro_batches(rows, self.budget)]
-        mask_BT = stack([r.mask for r in rows]).bool()
-        total = self._over_ranks(losses.denominator(mask_BT, kind=self.loss.aggregate))
-        tokens = self._over_ranks(mask_BT.sum().double())
-        if policy_learns:
-            for number, batch in enumerate(batches):
-                with self._syncing(self.policy, last=number == len(batches) - 1):
-                    loss = self._policy_loss(seen, batch, figures, total=total, kl_coef=kl_coef, kl_kind=kl_kind)
-                    self.accelerator.backward(loss * self.accelerator.num_processes)
-            norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), self.settings.max_grad_norm)
-            figures.maximum("grad_norm", float(norm))
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            self.schedule.step()
+        mini = self._minibatch(seen.rows, places)
+        if policy_learns or self.shared:
+            imitated = demonstrations if policy_learns else ()
+            self._update_policy(seen, mini, figures, KlInLoss(kl_coef, kl_kind), policy_learns, imitated)
         if self.critic is not None:
-            self._update_critic(seen, batches, figures, tokens)
+            self._update_critic(seen, mini, figures)
         return figures.read()
 
+    def _minibatch(self, rows: Sequence[Row], places: Sequence[int]) -> Minibatch:
+        """Every rank knows all rows, so denominators need no exchange."""
+        chosen = [rows[i] for i in places]
+        mask_BT = stack([r.mask for r in chosen]).bool()
+        batches = [[places[i] for i in batch] for batch in micro_batches(chosen, self.budget)]
+        total = losses.denominator(mask_BT, kind=self.loss.aggregate)
+        return Minibatch(ranks.dealt(batches), total, mask_BT.sum().double(), min(places, key=lambda i: len(rows[i])))
+
+    def _update_policy(
+        self,
+        seen: Experience,
+        mini: Minibatch,
+        figures: Averages,
+        kl: KlInLoss,
+        policy_learns: bool,
+        demonstrations: Sequence[Row],
+    ) -> None:
+        passes: list[Callable[[], Tensor]] = []
+        if demonstrations:
+            imitated = self._minibatch(demonstrations, range(len(demonstrations)))
+            passes += [partial(self._ptx_loss, demonstrations, b, imitated, figures) for b in imitated.batches]
+        if self.shared:
+            self.bare.frozen_body = not policy_learns
+        loss_of = self._policy_loss if policy_learns else self._shared_value_loss
+        passes += [partial(loss_of, seen, batch, mini, figures, kl) for batch in mini.batches]
+        self._backward(self.policy, passes)
+        if not policy_learns:  # only the head moves: Adam would decay a weight whose gradient is 0
+            for name, parameter in self.bare.named_parameters():
+                if not name.startswith("value_head."):
+                    parameter.grad = None
+        figures.once("grad_norm", self._step(self.policy, self.optimizer))
+        if policy_learns:
+            self.schedule.step()
+
+    def _backward(self, model: nn.Module, passes: Sequence[Callable[[], Tensor]]) -> None:
+        """Gradients add up over passes, and over ranks once, with the last; DDP's mean is undone."""
+        for number, loss_of in enumerate(passes):
+            last = number == len(passes) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                self.accelerator.backward(loss_of() * ranks.world())
+
+    def _step(self, model: nn.Module, optimizer: Any) -> Tensor:
+        """Clip, step, clear. Returns the norm before clipping."""
+        norm = self.accelerator.clip_grad_norm_(model.parameters(), self.settings.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return cast(Tensor, norm)
+
+    def _pad(self, rows: Sequence[Row], batch: Sequence[int], mini: Minibatch) -> tuple[Padded, list[int]]:
+        """A micro-batch and the places of its rows; an empty one is a row that weighs nothing."""
+        places = list(batch) or [mini.blank]
+        padded = pad_rows([rows[i] for i in places], self.where)
+        return (padded if batch else replace(padded, mask_BT=torch.zeros_like(padded.mask_BT))), places
+
+    def _ptx_loss(self, rows: Sequence[Row], batch: Sequence[int], mini: Minibatch, figures: Averages) -> Tensor:
+        """Negative log-likelihood of demonstrations, at temperature 1. Source: PPO-ptx, arXiv:2203.02155 eq. 2."""
+        padded, _ = self._pad(rows, batch, mini)
+        loss_BT = -self.policy(padded, temperature=1.0)[0]
+        figures.add("ptx_loss", loss_BT, padded.mask_BT)
+        return self.loss.ptx_coef * losses.aggregate(loss_BT, padded.mask_BT, kind="token_mean", total=mini.tokens)
+
     def _policy_loss(
-        self, seen: Experience, batch: Sequence[int], figures: Averages, *, total: Tensor, kl_coef: float, kl_kind: str
+        self, seen: Experience, batch: Sequence[int], mini: Minibatch, figures: Averages, kl: KlInLoss
     ) -> Tensor:
-        padded = pad_rows([seen.rows[i] for i in batch], self.where)
-        logprobs_BT, entropy_BT = self.policy(padded)
+        padded, places = self._pad(seen.rows, batch, mini)
+        logprobs_BT, entropy_BT, *values = self.policy(padded)
         mask_BT = padded.mask_BT
-        generator_BT = seen.padded("generator_logprobs", batch, self.where)
-        old_BT = seen.padded("old_logprobs", batch, self.where)
+        generator_BT = seen.padded("generator_logprobs", places, self.where)
+        old_BT = seen.padded("old_logprobs", places, self.where)
         old_BT = logprobs_BT.detach() if old_BT is None else old_BT
-        advantages_BT = seen.padded("advantages", batch, self.where)
+        advantages_BT = seen.padded("advantages", places, self.where)
         assert advantages_BT is not None and generator_BT is not None
         loss_BT = surrogate(self.loss, logprobs_BT, old_BT, advantages_BT, mask_BT)
         weights_BT = losses.importance_weights(
@@ -169,90 +277,140 @@ class Learner:
         )  # fmt: skip
         loss_BT = loss_BT * weights_BT
         figures.add("policy_loss", loss_BT, mask_BT)
-        reference_BT = seen.padded("reference_logprobs", batch, self.where)
+        reference_BT = seen.padded("reference_logprobs", places, self.where)
         if reference_BT is not None:
-            for kind in ("k1", "k3"):
-                kl_BT = losses.kl_estimate(logprobs_BT.detach(), reference_BT, kind=kind)
-                figures.add(f"kl_{kind}", kl_BT, mask_BT)
-            if kl_coef:
-                penalty_BT = losses.kl_loss(logprobs_BT, reference_BT, mask_BT, kind=kl_kind, old_logprobs_BT=old_BT)
-                figures.add("kl_loss", penalty_BT, mask_BT)
-                loss_BT = loss_BT + kl_coef * penalty_BT
+            loss_BT = loss_BT + self._kl(figures, kl, logprobs_BT, old_BT, reference_BT, mask_BT)
         if self.loss.entropy_coef:
             loss_BT = loss_BT - self.loss.entropy_coef * entropy_BT.masked_fill(~mask_BT, 0.0)
-        self._measure(figures, logprobs_BT, old_BT, generator_BT, entropy_BT, advantages_BT, mask_BT)
-        return losses.aggregate(loss_BT, mask_BT, kind=self.loss.aggregate, max_length=self.max_tokens, total=total)
-
-    def _measure(
-        self, figures: Averages, logprobs_BT, old_BT, generator_BT, entropy_BT, advantages_BT, mask_BT
-    ) -> None:
         figures.add("entropy", entropy_BT, mask_BT)
         figures.add("advantage_abs", advantages_BT.abs(), mask_BT)
+        self._measure_ratio(figures, logprobs_BT.detach(), old_BT, advantages_BT, mask_BT)
+        measure_mismatch(figures, old_BT, generator_BT, mask_BT)
+        out = losses.aggregate(loss_BT, mask_BT, kind=self.loss.aggregate, max_length=self.max_tokens, total=mini.total)
+        if values:
+            out = out + self._value_loss(seen, places, values[0], mask_BT, mini, figures)
+        return out
+
+    def _kl(
+        self,
+        figures: Averages,
+        kl: KlInLoss,
+        logprobs_BT: Tensor,
+        old_BT: Tensor,
+        reference_BT: Tensor,
+        mask_BT: Tensor,
+    ) -> Tensor:
+        """(B, T) what the KL adds to the loss; k1 and k3 are logged wherever the penalty is."""
+        figures.add("kl_k1", losses.kl_estimate(logprobs_BT.detach(), reference_BT, kind="k1"), mask_BT)
+        figures.add("kl_k3", losses.kl_estimate(logprobs_BT.detach(), reference_BT, kind="k3"), mask_BT)
+        if not kl.coef:
+            return torch.zeros_like(logprobs_BT)
+        kind = cast(Literal["k2", "k3", "unbiased"], kl.kind)
+        penalty_BT = losses.kl_loss(logprobs_BT, reference_BT, mask_BT, kind=kind, old_logprobs_BT=old_BT)
+        figures.add("kl_loss", penalty_BT, mask_BT)
+        return kl.coef * penalty_BT
+
+    def _measure_ratio(
+        self, figures: Averages, logprobs_BT: Tensor, old_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor
+    ) -> None:
+        figures.largest("ratio_max", (logprobs_BT - old_BT).masked_fill(~mask_BT, 0.0).exp(), mask_BT)
+        if self.loss.kind == "reinforce":  # nothing is clipped
+            return
         low_BT, high_BT = losses.clipped_tokens(
-            logprobs_BT, old_BT, advantages_BT, mask_BT, clip_low=self.loss.clip_low, clip_high=self.loss.clip_high
-        )
+            logprobs_BT, old_BT, advantages_BT, mask_BT, clip_low=self.loss.clip_low, clip_high=self.loss.clip_high,
+            level="sequence" if self.loss.kind == "gspo" else "token",
+        )  # fmt: skip
         figures.add("clipped_low", low_BT.float(), mask_BT)
         figures.add("clipped_high", high_BT.float(), mask_BT)
-        if mask_BT.any():
-            figures.maximum("ratio_max", float((logprobs_BT.detach() - old_BT)[mask_BT].max().exp()))
-            gap_BT = (old_BT - generator_BT).abs()
-            figures.add("mismatch_mean_abs", gap_BT, mask_BT)
-            figures.add("mismatch_k1", losses.kl_estimate(generator_BT, old_BT, kind="k1"), mask_BT)
-            figures.add("mismatch_k3", losses.kl_estimate(generator_BT, old_BT, kind="k3"), mask_BT)
-            figures.maximum("mismatch_max", float(gap_BT[mask_BT].max()))
 
-    def _update_critic(
-        self, seen: Experience, batches: Sequence[Sequence[int]], figures: Averages, tokens: Tensor
-    ) -> None:
-        assert self.critic is not None and self.critic_optimizer is not None and self.critic_settings is not None
-        for number, batch in enumerate(batches):
-            padded = pad_rows([seen.rows[i] for i in batch], self.where)
-            with self._syncing(self.critic, last=number == len(batches) - 1):
-                values_BT = self.critic(padded)[:, :-1]
-                old_BT, returns_BT = seen.padded("values", batch, self.where), seen.padded("returns", batch, self.where)
-                assert old_BT is not None and returns_BT is not None
-                clip = self.critic_settings.clip or None
-                loss_BT = losses.value_loss(values_BT, old_BT, returns_BT, padded.mask_BT, clip=clip)
-                figures.add("value_loss", loss_BT, padded.mask_BT)
-                loss = losses.aggregate(loss_BT, padded.mask_BT, kind="token_mean", total=tokens)
-                self.accelerator.backward(loss * self.accelerator.num_processes)
-        norm = self.accelerator.clip_grad_norm_(self.critic.parameters(), self.settings.max_grad_norm)
-        figures.maximum("critic_grad_norm", float(norm))
-        self.critic_optimizer.step()
-        self.critic_optimizer.zero_grad()
+    def _shared_value_loss(
+        self, seen: Experience, batch: Sequence[int], mini: Minibatch, figures: Averages, kl: KlInLoss
+    ) -> Tensor:
+        """The value head alone. Log-probs take part with weight 0: DDP waits for a gradient of every weight."""
+        padded, places = self._pad(seen.rows, batch, mini)
+        logprobs_BT, _, values_BS = self.policy(padded)
+        return self._value_loss(seen, places, values_BS, padded.mask_BT, mini, figures) + 0.0 * logprobs_BT.sum()
 
-    def _syncing(self, model: nn.Module, *, last: bool) -> Any:
-        """Gradients are averaged over ranks once, with the last micro-batch."""
-        import contextlib
+    def _update_critic(self, seen: Experience, mini: Minibatch, figures: Averages) -> None:
+        critic = self.critic
+        assert critic is not None
 
-        return contextlib.nullcontext() if last else self.accelerator.no_sync(model)
+        def loss_of(batch: Sequence[int]) -> Tensor:
+            padded, places = self._pad(seen.rows, batch, mini)
+            return self._value_loss(seen, places, critic(padded), padded.mask_BT, mini, figures)
 
-    def _over_ranks(self, value: Tensor) -> Tensor:
-        return (
-            self.accelerator.reduce(value.to(self.where), reduction="sum")
-            if self.accelerator.num_processes > 1
-            else value
-        )
+        self._backward(critic, [partial(loss_of, batch) for batch in mini.batches])
+        figures.once("critic_grad_norm", self._step(critic, self.critic_optimizer))
+
+    def _value_loss(
+        self,
+        seen: Experience,
+        places: list[int],
+        values_BS: Tensor,
+        mask_BT: Tensor,
+        mini: Minibatch,
+        figures: Averages,
+    ) -> Tensor:
+        assert self.critic_settings is not None
+        old_BT, returns_BT = seen.padded("values", places, self.where), seen.padded("returns", places, self.where)
+        assert old_BT is not None and returns_BT is not None
+        clip = self.critic_settings.clip or None
+        loss_BT = losses.value_loss(values_BS[:, :-1], old_BT, returns_BT, mask_BT, clip=clip)
+        figures.add("value_loss", loss_BT, mask_BT)
+        loss = losses.aggregate(loss_BT, mask_BT, kind="token_mean", total=mini.tokens)
+        return loss * self.critic_settings.coef if self.shared else loss
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """What an exact resume needs; everything else is a function of (seed, stage, step)."""
+        """What an exact resume needs; everything else is a function of (seed, stage, step). Under LoRA no base."""
         out = {
-            "policy": self.accelerator.unwrap_model(self.policy).state_dict(),
+            "policy": trained(self.bare),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
         if self.critic is not None and self.critic_optimizer is not None:
-            out["critic"] = self.accelerator.unwrap_model(self.critic).state_dict()
+            out["critic"] = trained(self.accelerator.unwrap_model(self.critic))
             out["critic_optimizer"] = self.critic_optimizer.state_dict()
         return out
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.accelerator.unwrap_model(self.policy).load_state_dict(state["policy"])
+        restore(self.bare, state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         if self.critic is not None and self.critic_optimizer is not None:
-            self.accelerator.unwrap_model(self.critic).load_state_dict(state["critic"])
+            restore(self.accelerator.unwrap_model(self.critic), state["critic"])
             self.critic_optimizer.load_state_dict(state["critic_optimizer"])
+
+
+def _adam(groups: list[dict[str, Any]], settings: Optimizer) -> torch.optim.AdamW:
+    betas = (settings.beta1, settings.beta2)
+    return torch.optim.AdamW(groups, betas=betas, eps=settings.eps, weight_decay=settings.weight_decay)
+
+
+def trained(model: nn.Module) -> dict[str, Tensor]:
+    """The weights that learn, by name, a tied one once."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@torch.no_grad()
+def restore(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Write `trained` weights back. Raises ValueError where they are another model's."""
+    own = trained(model)
+    if own.keys() != weights.keys():
+        differing = sorted(own.keys() ^ weights.keys())[0]
+        raise ValueError(f"the checkpoint is of another model: {differing} is on one side only; remove the stage's run")
+    for name, weight in weights.items():
+        own[name].copy_(weight)
+
+
+def measure_mismatch(figures: Averages, old_BT: Tensor, generator_BT: Tensor, mask_BT: Tensor) -> None:
+    """How far the generator's log-probs lie from the trainer's, over the tokens that it sampled."""
+    gap_BT = (old_BT - generator_BT).abs()
+    figures.add("mismatch_mean_abs", gap_BT, mask_BT)
+    figures.add("mismatch_k1", losses.kl_estimate(generator_BT, old_BT, kind="k1"), mask_BT)
+    figures.add("mismatch_k3", losses.kl_estimate(generator_BT, old_BT, kind="k3"), mask_BT)
+    figures.largest("mismatch_max", gap_BT, mask_BT)
 
 
 def surrogate(loss: Loss, logprobs_BT: Tensor, old_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor) -> Tensor:
@@ -265,10 +423,4 @@ def surrogate(loss: Loss, logprobs_BT: Tensor, old_BT: Tensor, advantages_BT: Te
     )
 
 
-def value_fit(values: Sequence[Tensor], returns: Sequence[Tensor], rows: Sequence[Row]) -> float:
-    """Explained variance of the returns by the values the critic gave before it was updated."""
-    mask_BT = stack([r.mask for r in rows]).bool()
-    return explained_variance(stack(values), stack(returns), mask_BT)
-
-
-__all__ = ["Experience", "Learner", "Padded", "surrogate", "value_fit"]
+__all__ = ["Averages", "Experience", "Learner", "surrogate"]

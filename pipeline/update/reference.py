@@ -1,0 +1,82 @@
+"""What the policy is held near: a frozen copy, a copy that follows it, or its own base with the adapter off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pipeline import ranks
+from pipeline.schema import Kl
+from pipeline.update.forward import CompletionLogprobs, Row, completion_logprobs
+from pipeline.update.learner import Learner
+
+
+class Reference(Protocol):
+    def logprobs(self, rows: Sequence[Row]) -> list[Tensor]:
+        """Per row, (its T,) log-probs at the sampling temperature."""
+        ...
+
+    def after_step(self, step: int) -> None:
+        """The policy has learned from `step` steps."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold of it."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+
+class Copy:
+    """A second model. It stays as it is (`frozen`), follows the policy by a moving average (`ema`, as in WARP,
+    arXiv:2406.16768), or is set to the policy every so many steps (`periodic`, as in ProRL, arXiv:2505.24864)."""
+
+    def __init__(self, forward: CompletionLogprobs, learner: Learner, settings: Kl) -> None:
+        self.forward, self.learner, self.settings = forward.eval().requires_grad_(False), learner, settings
+
+    def logprobs(self, rows: Sequence[Row]) -> list[Tensor]:
+        return ranks.mapped(
+            lambda part: completion_logprobs(self.forward, part, budget=self.learner.budget, where=self.learner.where),
+            rows,
+        )
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        kind = self.settings.reference
+        if kind == "frozen" or (kind == "periodic" and step % self.settings.every):
+            return
+        keep = self.settings.ema if kind == "ema" else 0.0
+        ours = dict(self.forward.model.named_parameters())
+        for name, theirs in self.learner.model.named_parameters():
+            # written so that keep = 0 copies every bit
+            ours[name].mul_(keep).add_(theirs.to(ours[name].dtype), alpha=1 - keep)
+
+    def state(self) -> dict[str, Any]:
+        return {} if self.settings.reference == "frozen" else self.forward.state_dict()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        if state:
+            self.forward.load_state_dict(state)
+
+
+class AdapterOff:
+    """Under LoRA the base is the policy with its adapter switched off: no second model."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
+
+    def logprobs(self, rows: Sequence[Row]) -> list[Tensor]:
+        with self.learner.model.disable_adapter():
+            return self.learner.logprobs(rows)
+
+    def after_step(self, step: int) -> None:
+        """The base does not move."""
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Nothing to load: the base is what the run started from."""
