@@ -1,0 +1,38 @@
+"""Every YAML under configs/ is read without a mistake, and says what it needs and whom it should beat."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import verifiers
+from pipeline import prompts
+from pipeline.config import load
+from pipeline.schema import Prompts
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*/*.yaml"))
+RECIPES = [p for p in CONFIGS if p.parent.name not in ("demo", "stitch", "accelerate")]
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if p.parent.name != "accelerate"], ids=lambda p: p.stem)
+def test_a_recipe_has_no_mistake_in_it(path):
+    config = load(path)
+    assert config.stages and set(config.stages) <= set(config.blocks) | {"base", "evaluate"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_a_recipe_states_hardware_hours_and_the_peer_to_beat(path):
+    head = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
+    assert all(word in head for word in ("Hardware:", "Hours:")) and re.search(r"Peer to beat", head)
+
+
+def test_run_names_are_distinct():
+    names = [load(p).run for p in RECIPES]
+    assert len(set(names)) == len(names)
+
+
+def test_the_shell_tasks_have_what_their_verifier_needs():
+    rows = prompts.load_rows(Prompts(path=str(ROOT / "configs/shell/tasks.jsonl")), seed=1)
+    needed = verifiers.load("shell_task").required_fields
+    assert rows and all(needed <= row["task"].keys() and row["prompt"] for row in rows)
