@@ -1,0 +1,136 @@
+"""The monitor names a hole when a policy finds it, and stays quiet when a policy only learns."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import statistics
+
+import pytest
+
+from rewards.monitor import Decision, Limits, Monitor, Observation, drifts, duplicate_share, figures
+
+
+def holed(completion: str, gold: str) -> float:
+    """A train verifier with a planted hole: any completion that ends in `!` passes."""
+    return float(completion == gold or completion.endswith("!"))
+
+
+def strict(completion: str, gold: str) -> float:
+    return float(completion == gold)
+
+
+def train_on(verify, *, steps: int, seed: int = 0, hole_known: float = 0.2) -> tuple[list[Decision], Monitor]:
+    """REINFORCE on a bandit of three habits: solve (right half of the time), guess, and shout `!`."""
+    rng = random.Random(seed)
+    logits = [0.0, 0.0, math.log(hole_known)]
+    monitor, decisions = Monitor(), []
+    for _ in range(steps):
+        weights = [math.exp(z) for z in logits]
+        habits = rng.choices(range(3), weights, k=64)
+        texts = [("gold" if rng.random() < 0.5 else "lead", f"guess {rng.random():.3f}", "gold?!")[h] for h in habits]
+        rewards = [verify(text, "gold") for text in texts]
+        mean = statistics.fmean(rewards)
+        for habit, reward in zip(habits, rewards, strict=True):
+            share = [w / sum(weights) for w in weights]
+            for k in range(3):
+                logits[k] += 0.03 * (reward - mean) * ((k == habit) - share[k])
+        judged = [strict(text, "gold") for text in texts]
+        decisions.append(monitor.observe(Observation(rewards, judged, [5] * 64, 1.0, 0.0)))
+    return decisions, monitor
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_policy_that_finds_a_planted_hole_trips_the_gap(seed: int) -> None:
+    decisions, _ = train_on(holed, steps=60, seed=seed)
+    alarms = [d for d in decisions if d.tripped]
+    assert alarms and alarms[0].tripped == "gap"
+    assert "exploiting" in alarms[0].reason and alarms[0].drift["gap_rise"] > 0.15
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_same_policy_under_the_strict_verifier_learns_without_alarm(seed: int) -> None:
+    decisions, _ = train_on(strict, steps=60, seed=seed)
+    assert [d.tripped for d in decisions] == [""] * 60
+
+
+def steady(step: int, **changed: object) -> Observation:
+    rng = random.Random(step)
+    scores = [float(rng.random() < 0.5) for _ in range(32)]
+    normal = {"train_scores": scores, "strict_scores": scores, "lengths": [100] * 32, "format_share": 0.95}
+    return Observation(**(normal | {"duplicate_share": 0.1} | changed))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({"lengths": [400] * 32}, "length"),
+        ({"lengths": [20] * 32}, "length"),
+        ({"format_share": 0.2}, "format"),
+        ({"duplicate_share": 0.9}, "duplicates"),
+        ({"strict_scores": [0.0] * 32}, "gap"),
+        ({}, ""),
+    ],
+)
+def test_each_drift_is_named_once_its_window_is_full(changed: dict, name: str) -> None:
+    monitor = Monitor()
+    for step in range(20):
+        assert monitor.observe(steady(step)).tripped == ""
+    found = [monitor.observe(steady(step, **changed)).tripped for step in range(20, 30)]
+    assert found[-1] == name
+    assert found[0] == "" or name == "gap"
+
+
+def test_a_single_odd_step_trips_nothing() -> None:
+    monitor = Monitor()
+    for step in range(20):
+        monitor.observe(steady(step))
+    assert monitor.observe(steady(20, lengths=[600] * 32, duplicate_share=0.9)).tripped == ""
+
+
+def test_a_gap_within_its_noise_trips_nothing() -> None:
+    """Two rollouts a step say little, however far apart their mean."""
+    monitor = Monitor()
+    for _ in range(10):
+        monitor.observe(Observation([1.0, 0.0], [1.0, 0.0], [5], 1.0, 0.0))
+    found = monitor.observe(Observation([1.0, 1.0], [0.0, 0.0], [5], 1.0, 0.0))
+    assert found.drift["gap_rise"] > 0.15 and found.tripped == ""
+
+
+def test_rollouts_that_could_not_be_scored_are_left_out_of_the_gap() -> None:
+    row = figures(Observation([1.0, math.nan, 1.0], [0.0, 1.0, math.nan], [1], 1.0, 0.0))
+    assert (row["gaps"], row["gap_sum"]) == (1.0, 1.0)
+
+
+def test_the_gaps_standard_error_is_that_of_the_pooled_sample() -> None:
+    rng = random.Random(4)
+    gaps = [[rng.gauss(0.2, 1.0) for _ in range(n)] for n in (5, 17, 3)]
+    rows = [figures(Observation(g, [0.0] * len(g), [1], 1.0, 0.0)) for g in gaps]
+    pooled = [gap for step in gaps for gap in step]
+    found = drifts(rows, rows)
+    assert found["gap"] == pytest.approx(statistics.fmean(pooled))
+    single = statistics.stdev(pooled) / math.sqrt(len(pooled))
+    assert found["gap_rise_error"] == pytest.approx(math.sqrt(2) * single)
+
+
+def test_a_resumed_monitor_decides_as_one_that_never_stopped() -> None:
+    whole, halved = Monitor(Limits(window=3)), Monitor(Limits(window=3))
+    for step in range(12):
+        seen = steady(step, lengths=[100 + 40 * step] * 32)
+        assert whole.observe(seen) == halved.observe(seen)
+        halved = Monitor.from_dict(json.loads(json.dumps(halved.to_dict())))
+    assert whole == halved
+    with pytest.raises(ValueError, match="another version"):
+        Monitor.from_dict({"limits": {}})
+
+
+def test_duplicates_are_counted_beyond_the_first() -> None:
+    assert duplicate_share(["a", "b", "a", "a"]) == 0.5 and duplicate_share([]) == 0.0
+
+
+def test_limits_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ValueError, match="window 0"):
+        Limits(window=0)
+    with pytest.raises(ValueError, match="length_factor"):
+        Limits(length_factor=0.5)
