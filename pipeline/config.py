@@ -6,13 +6,10 @@ Our own blocks are the dataclasses below. What TRL, PEFT or vLLM already name pa
 
 from __future__ import annotations
 
-import ast
-import difflib
-import importlib.util
+import copy
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +17,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline import schema
+from pipeline.library import block_mistakes, nearest
 from pipeline.schema import (
     PPO_DEFAULTS,
     STAGE_KINDS,
@@ -50,7 +48,8 @@ TRAINERS = {  # the class whose fields a `trainer:` block may name
     "stitch": "trl.trainer.sft_config:SFTConfig",
     "reward_model": "trl.trainer.reward_config:RewardConfig",
 }
-OURS = {"output_dir", "seed", "data_seed", "resume_from_checkpoint", "report_to", "run_name"}  # set by the pipeline
+# set by the pipeline
+OURS = frozenset({"output_dir", "seed", "data_seed", "resume_from_checkpoint", "report_to", "run_name"})
 
 
 @dataclass(slots=True)
@@ -80,15 +79,6 @@ class Config:
         if stage not in self.blocks:
             raise ConfigError([f"{self.path}: no stage {stage!r}{nearest(stage, self.blocks)}"])
         return self.blocks[stage]
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error line: the nearest known name, or all of them."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; have: {', '.join(known)}"
 
 
 class Loader(yaml.SafeLoader):
@@ -156,60 +146,11 @@ def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> None:
         place[last] = parsed
 
 
-@cache
-def library_fields(target: str) -> frozenset[str]:
-    """Field names of a dataclass `module:Class` and its bases, from source: importing TRL costs seconds."""
-    module, class_name = target.split(":")
-    spec = None
-    try:
-        top = importlib.util.find_spec(module.split(".")[0])
-        if top is not None and top.submodule_search_locations:
-            source = Path(next(iter(top.submodule_search_locations)), *module.split(".")[1:])
-            source = source.with_suffix(".py") if source.with_suffix(".py").is_file() else source / "__init__.py"
-            spec = source if source.is_file() else None
-    except ImportError:
-        spec = None
-    if spec is None:
-        return frozenset()
-    tree = ast.parse(spec.read_text(encoding="utf-8"))
-    imported = {
-        alias.asname or alias.name: (node.module or "", node.level)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == class_name:
-            own = {n.target.id for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
-            for base in node.bases:
-                if not isinstance(base, ast.Name):
-                    continue
-                where, level = imported.get(base.id, (module, 0))
-                if level:
-                    where = ".".join([*module.split(".")[:-level], *([where] if where else [])])
-                if base.id == "TrainingArguments":
-                    where = "transformers.training_args"
-                own |= library_fields(f"{where}:{base.id}")
-            return frozenset(own)
-    return frozenset()
-
-
 PASSED_THROUGH = {"peft": "peft.tuners.lora.config:LoraConfig", "vllm": "vllm.engine.arg_utils:EngineArgs"}
 
 
-def _check_library_block(where: str, block: Any, target: str, mistakes: list[str]) -> None:
-    known = library_fields(target)
-    if not known or not isinstance(block, Mapping):
-        return  # the library is not installed (its absence is told where it is needed), or a type error told already
-    for key in block:
-        if key in OURS and "trl" in target:
-            mistakes.append(f"{where}.{key}: the pipeline sets this itself; remove it")
-        elif key not in known:
-            mistakes.append(f"{where}: unknown key {key!r}{nearest(str(key), known)}")
-
-
 def _validate(cls: type, raw: Any, where: str, mistakes: list[str]) -> Any:
-    """A dataclass from a mapping, or None with every mistake noted by dotted key."""
+    """A dataclass from a mapping, every mistake noted by dotted key; what is wrong is left out of it, or it is None."""
     if raw is None:
         raw = {}
     if not isinstance(raw, dict):
@@ -228,7 +169,24 @@ def _validate(cls: type, raw: Any, where: str, mistakes: list[str]) -> Any:
             else:
                 message = error["msg"][0].lower() + error["msg"][1:]
                 mistakes.append(f"{dotted}: {message}, found {error['input']!r}")
-        return None
+        try:
+            return TypeAdapter(cls).validate_python(_without(raw, [error["loc"] for error in exc.errors()]))
+        except ValidationError:
+            return None
+
+
+def _without(raw: dict[str, Any], places: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """A copy less the values at these places; of a place inside a list, less the list."""
+    out = copy.deepcopy(raw)
+    for place in places:
+        inner: Any = out
+        for part in place:
+            if isinstance(inner, dict) and isinstance(inner.get(part), dict):
+                inner = inner[part]
+            elif isinstance(inner, dict) and part in inner:
+                del inner[part]
+                break
+    return out
 
 
 def _is_type_tag(part: Any) -> bool:
@@ -260,38 +218,67 @@ def merge_defaults(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dic
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The typed config of one YAML with command-line overrides. Raises ConfigError with every mistake."""
+    config, mistakes = read(path, overrides)
+    if mistakes or config is None:
+        raise ConfigError(mistakes)
+    return config
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config | None, list[str]]:
+    """The config and its mistakes. With mistakes, what is still sound of it stands in it, the rest by default.
+
+    So that a plan can go on and find the mistakes beyond. Raises ConfigError where there is no YAML to speak of.
+    """
     raw = read_yaml(path)
     apply_overrides(raw, overrides)
     mistakes: list[str] = []
-    known_top = {f.name for f in fields(Config)} - {"path", "blocks"}
-    stage_names = raw.get("stages") or []
-    if not isinstance(stage_names, list) or not all(isinstance(s, str) for s in stage_names):
-        raise ConfigError([f"{path}: stages: expected a list of stage names, found {stage_names!r}"])
-    top = {k: v for k, v in raw.items() if k in known_top}
-    blocks: dict[str, Any] = {}
-    for key, value in raw.items():
-        if key in known_top:
-            continue
-        kind = value.get("kind", key) if isinstance(value, dict) else key
-        if kind not in STAGE_KINDS:
-            mistakes.append(f"unknown key {key!r}{nearest(str(key), known_top | set(STAGE_KINDS) | set(stage_names))}")
-            continue
-        blocks[key] = value
-    for name in stage_names:
-        if name not in blocks and name in STAGE_KINDS:
-            blocks[name] = {}
-        elif name not in blocks and name not in raw:
-            mistakes.append(f"stages: no block for stage {name!r}{nearest(name, [*blocks, *STAGE_KINDS])}")
+    top = {key: value for key, value in raw.items() if key in TOP}
+    top["stages"] = stage_names = _stage_names(raw, mistakes)
+    blocks = _blocks(raw, stage_names, mistakes)
     if "run" not in top:
         mistakes.append("run: missing; name the run, as in run: demo")
-    config = _validate(Config, {**top, "run": top.get("run", "?"), "path": str(path)}, "", mistakes)
+    fixed = {"run": "unnamed", "path": str(path)}
+    config = _validate(Config, {**fixed, **top, "path": str(path)}, "", mistakes)
     typed = {name: _stage(name, value, mistakes) for name, value in blocks.items()}
     if config is not None:
-        config.blocks = typed
+        config.blocks = {name: block for name, block in typed.items() if block is not None}
+        config.stages = [name for name in config.stages if name in config.blocks]
         mistakes += _cross_checks(config)
-    if mistakes:
-        raise ConfigError([f"{path}: {m}" for m in mistakes])
-    return config
+    return config, [f"{path}: {m}" for m in mistakes]
+
+
+TOP = {f.name for f in fields(Config)} - {"path", "blocks"}
+
+
+def _stage_names(raw: Mapping[str, Any], mistakes: list[str]) -> list[str]:
+    names = raw.get("stages") or []
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return names
+    mistakes.append(f"stages: expected a list of stage names, found {names!r}")
+    return []
+
+
+def _blocks(raw: Mapping[Any, Any], stage_names: Sequence[str], mistakes: list[str]) -> dict[str, Any]:
+    """Stage name -> its raw block, for every key that is no top-level one."""
+    blocks: dict[str, Any] = {}
+    for key, value in raw.items():
+        kind = value.get("kind", key) if isinstance(value, dict) else key
+        if key in TOP:
+            continue
+        if not isinstance(key, str):
+            mistakes.append(f"unknown key {key!r}; keys are text")
+        elif not isinstance(kind, str) or (kind not in STAGE_KINDS and key != kind):
+            mistakes.append(f"{key}.kind: no stage kind {kind!r}{nearest(str(kind), STAGE_KINDS)}")
+        elif kind not in STAGE_KINDS:
+            mistakes.append(f"unknown key {key!r}{nearest(key, TOP | set(STAGE_KINDS) | set(stage_names))}")
+        else:
+            blocks[key] = value
+    for name in stage_names:
+        if name not in blocks and name in STAGE_KINDS and name not in raw:
+            blocks[name] = {}
+        elif name not in raw:
+            mistakes.append(f"stages: no block for stage {name!r}{nearest(name, [*blocks, *STAGE_KINDS])}")
+    return blocks
 
 
 def _stage(name: str, raw: Any, mistakes: list[str]) -> Any:
@@ -303,8 +290,8 @@ def _stage(name: str, raw: Any, mistakes: list[str]) -> Any:
     given = merge_defaults(PPO_DEFAULTS, raw) if kind == "ppo" else raw
     block = _validate(STAGE_KINDS[kind], {**given, "kind": kind}, name, mistakes)
     if kind in TRAINERS:
-        _check_library_block(f"{name}.trainer", raw.get("trainer"), TRAINERS[kind], mistakes)
-    _check_library_block(f"{name}.peft", raw.get("peft"), PASSED_THROUGH["peft"], mistakes)
+        mistakes += block_mistakes(f"{name}.trainer", raw.get("trainer"), TRAINERS[kind], ours=OURS)
+    mistakes += block_mistakes(f"{name}.peft", raw.get("peft"), PASSED_THROUGH["peft"])
     return block
 
 
@@ -323,25 +310,59 @@ def _cross_checks(config: Config) -> list[str]:
     duplicates = {s for s in config.stages if config.stages.count(s) > 1}
     if duplicates:
         out.append(f"stages: {sorted(duplicates)[0]!r} is listed twice; give the second a block and name of its own")
-    _check_library_block("generate.vllm", config.generate.vllm, PASSED_THROUGH["vllm"], out)
+    out += block_mistakes("generate.vllm", config.generate.vllm, PASSED_THROUGH["vllm"])
     for name, block in config.blocks.items():
         if isinstance(block, Policy):
-            out += _policy_checks(name, block)
+            out += _policy_checks(name, block, config)
         if isinstance(block, Conditioned) and block.bins == "edges" and block.edges != sorted(set(block.edges)):
             out.append(f"{name}.edges: must rise, found {block.edges}")
     return out
 
 
-def _policy_checks(name: str, block: Policy) -> list[str]:
-    out = []
+def _policy_checks(name: str, block: Policy, config: Config) -> list[str]:
     total = block.prompts * block.samples
-    if total % block.minibatches:
-        out.append(f"{name}: {block.prompts} prompts x {block.samples} samples = {total} is not divisible by "
-                   f"minibatches {block.minibatches}")  # fmt: skip
-    if block.credit.kind in ("group", "leave_one_out") and block.samples < 2:
-        out.append(f"{name}.samples: {block.credit.kind} credit compares the samples of a prompt; give at least 2")
-    if block.credit.kind == "gae" and block.critic is None:
-        out.append(f"{name}.critic: gae credit needs a critic; add `critic: {{}}`, or choose another credit.kind")
-    if block.kl.where == "reward" and block.kl.kind != "k1" and block.kl.coef:
-        out.append(f"{name}.kl.kind: a reward penalty is k1 (its mean is the KL); found {block.kl.kind!r}")
-    return out
+    credit, kl, loss, sampling = block.credit, block.kl, block.loss, config.sampling
+    cut = {"top_p": sampling.top_p < 1, "top_k": sampling.top_k > 0, "min_p": sampling.min_p > 0,
+           "repetition_penalty": sampling.repetition_penalty != 1}  # fmt: skip
+    checks = {
+        f": {block.prompts} prompts x {block.samples} samples = {total} is not divisible by "
+        f"minibatches {block.minibatches}": total % block.minibatches != 0,
+        f".samples: {credit.kind} credit compares the samples of a prompt; give at least 2": (
+            credit.kind in ("group", "leave_one_out") and block.samples < 2
+        ),
+        ".critic: gae credit needs a critic; add `critic: {}`, or choose another credit.kind": (
+            credit.kind == "gae" and block.critic is None
+        ),
+        f".critic: {credit.kind} credit asks no critic; give critic: null, or credit.kind gae": (
+            credit.kind != "gae" and block.critic is not None
+        ),
+        f".kl.kind: a reward penalty is k1 (its mean is the KL); found {kl.kind!r}": (
+            kl.where == "reward" and kl.kind != "k1" and kl.coef > 0
+        ),
+        ".kl.kind: k1 in the loss has no gradient in expectation; give k2, k3 or unbiased": (
+            kl.where == "loss" and kl.kind == "k1" and kl.coef > 0
+        ),
+        ".kl.target: steers kl.coef by factors, and 0 stays 0; give a coef to begin with": (
+            kl.target is not None and kl.coef == 0
+        ),
+        f".kl.reference: {kl.reference} needs a KL to be of use; give kl.coef, or leave it out": (
+            kl.reference != "frozen" and kl.coef == 0
+        ),
+        f".kl.reference: under peft the reference is the base with the adapter off; {kl.reference} would need a copy": (
+            kl.reference != "frozen" and block.peft is not None
+        ),
+        ".kl.where: monte_carlo credit weighs scores of continuations, which carry no KL; give loss": (
+            credit.kind == "monte_carlo" and kl.where == "reward" and kl.coef > 0
+        ),
+        ".ptx_data: without loss.ptx_coef nothing is imitated; give one, or leave the data out": (
+            block.ptx_data is not None and loss.ptx_coef == 0
+        ),
+        f".groups.overlong_buffer: {block.groups.overlong_buffer} exceeds sampling.max_tokens {sampling.max_tokens}": (
+            block.groups.overlong_buffer > sampling.max_tokens
+        ),
+        **{
+            f": sampling.{key} would change what is sampled and not what is trained on; leave it at its default": on
+            for key, on in cut.items()
+        },
+    }
+    return [name + message for message, wrong in checks.items() if wrong]

@@ -169,9 +169,8 @@ class VllmGenerator:
         self.llm.reset_prefix_cache()  # what shares a batch's arithmetic is then the batch alone, also after a resume
         out = []
         for answer in self.llm.generate(prompts, parameters, use_tqdm=False):
-            one = answer.outputs[0]
+            one: Any = answer.outputs[0]  # its type allows for log-probs that nobody asked for
             ids = tuple(one.token_ids)
-            assert one.logprobs is not None, "asked for with logprobs=0"
             logprobs = tuple(place[token].logprob for place, token in zip(one.logprobs, ids, strict=True))
             out.append(Sample(ids, logprobs, finished=bool(ids) and ids[-1] in ends))
         return out
@@ -182,7 +181,7 @@ class VllmGenerator:
         parameters = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
         prompts = [TokensPrompt(prompt_token_ids=list(s)) for s in sequences]
         self.llm.reset_prefix_cache()
-        answers = self.llm.generate(prompts, parameters, use_tqdm=False)
+        answers: Any = self.llm.generate(prompts, parameters, use_tqdm=False)
         return [
             [place[token].logprob for place, token in zip(a.prompt_logprobs[1:], s[1:], strict=True)]
             for a, s in zip(answers, sequences, strict=True)

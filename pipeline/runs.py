@@ -73,6 +73,7 @@ class StageDir:
     ends: dict[str, int] = field(default_factory=dict)  # where the next row goes, in bytes
     begun: dict[str, Any] = field(default_factory=dict)
     given: set[str] = field(default_factory=set)  # keys asked of `once` in this process
+    listeners: list[Callable[[Mapping[str, Any]], None]] = field(default_factory=list)  # told every line of metrics
 
     @property
     def place(self) -> Path:
@@ -137,6 +138,8 @@ class StageDir:
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         self._append("metrics.jsonl", [metrics])
+        for listener in self.listeners:
+            listener(metrics)
 
     def log_timing(self, timing: Mapping[str, Any]) -> None:
         with (self.place / "timing.jsonl").open("a", encoding="utf-8") as out:
@@ -322,6 +325,25 @@ class StageDir:
 
     def manifest(self) -> dict[str, Any] | None:
         return read_manifest(self.manifest_path)
+
+
+class Onlooker(StageDir):
+    """The same stage on a rank that does not write: it reads parents, and leaves no trace."""
+
+    def open(self, identity: Mapping[str, Any] | None = None) -> None:
+        """Rank 0 does."""
+
+    def _note_begun(self) -> None:
+        """Rank 0 does."""
+
+    def _append(self, name: str, rows: list[Any]) -> None:
+        """Rank 0 does."""
+
+    def log_timing(self, timing: Mapping[str, Any]) -> None:
+        """Rank 0 does."""
+
+    def complete(self, **manifest: Any) -> dict[str, Any]:
+        return {"wall_s": self.elapsed_s()}
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:

@@ -1,0 +1,123 @@
+"""Fields of other libraries' config classes, read from their source: importing TRL or vLLM costs seconds.
+
+A `trainer:`, `peft:` or `vllm:` block passes verbatim to its class; here its keys, and the types of plain values, are
+held against that class before anything loads.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import math
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+PLAIN = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "None": "null"}
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error line: the nearest known name, or all of them."""
+    known = sorted(map(str, known))
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; have: {', '.join(known)}"
+
+
+@cache
+def library_fields(target: str) -> Mapping[str, str]:
+    """Name -> annotation of the fields of a dataclass `module:Class` and its bases; empty where it is not installed."""
+    module, class_name = target.split(":")
+    source = _source(module)
+    if source is None:
+        return {}
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    found = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == class_name), None)
+    if found is None:
+        return {}
+    imported = {
+        alias.asname or alias.name: (node.module or "", node.level)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    out: dict[str, str] = {}
+    for base in found.bases:
+        if not isinstance(base, ast.Name):
+            continue
+        where, level = imported.get(base.id, (module, 0))
+        if level:
+            where = ".".join([*module.split(".")[:-level], *([where] if where else [])])
+        if base.id == "TrainingArguments":
+            where = "transformers.training_args"
+        out |= library_fields(f"{where}:{base.id}")
+    for node in found.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            out[node.target.id] = ast.unparse(node.annotation)
+    return out
+
+
+def _source(module: str) -> Path | None:
+    try:
+        top = importlib.util.find_spec(module.split(".")[0])
+    except (ImportError, ValueError):
+        return None
+    if top is None or not top.submodule_search_locations:
+        return None
+    place = Path(next(iter(top.submodule_search_locations)), *module.split(".")[1:])
+    return next((p for p in (place.with_suffix(".py"), place / "__init__.py") if p.is_file()), None)
+
+
+def block_mistakes(where: str, block: Any, target: str, *, ours: frozenset[str] = frozenset()) -> list[str]:
+    """One line for each key the class lacks or the pipeline sets, and for each plain value of another type."""
+    known = library_fields(target)
+    if not known or not isinstance(block, Mapping):
+        return []  # the library is not installed (told where it is needed), or a type error told already
+    out = []
+    for key, value in block.items():
+        if key in ours:
+            out.append(f"{where}.{key}: the pipeline sets this itself; remove it")
+        elif key not in known:
+            out.append(f"{where}: unknown key {key!r}{nearest(str(key), known)}")
+        elif not fits(value, known[key]):
+            wanted = " or ".join(PLAIN[name] for name in _names(known[key]))
+            out.append(f"{where}.{key}: expected {wanted}, found {value!r}")
+    return out
+
+
+def fits(value: Any, annotation: str) -> bool:
+    """False only where the annotation is of plain types and the value can be read as none of them."""
+    names = _names(annotation)
+    return not set(names) <= PLAIN.keys() or any(_is(value, name) for name in names)
+
+
+def _names(annotation: str) -> list[str]:
+    inner = (
+        annotation.removeprefix("Optional[").removesuffix("]") + " | None" if "Optional[" in annotation else annotation
+    )
+    return [name.strip().strip("'\"") for name in inner.split("|")]
+
+
+def _is(value: Any, name: str) -> bool:
+    if name == "None":
+        return value is None
+    if name == "str":
+        return isinstance(value, str)
+    if name == "bool":
+        return isinstance(value, bool) or value in ("true", "false")
+    if isinstance(value, bool):
+        return False
+    number = _number(value)
+    return number is not None and (name == "float" or (math.isfinite(number) and number == int(number)))
+
+
+def _number(value: Any) -> float | None:
+    if not isinstance(value, (int, float, str)):
+        return None
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return None
