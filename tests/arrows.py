@@ -30,6 +30,7 @@ ROWS: tuple[frozenset[str], ...] = (
             "formats",
             "kept",
             "lineage",
+            "library",
             "stopping",
         }
     ),
@@ -43,6 +44,8 @@ ROWS: tuple[frozenset[str], ...] = (
             "generate",
             "episodes",
             "pool",
+            "asking",
+            "guidance",
             "score",
             "credit",
             "update",
