@@ -6,6 +6,7 @@ Exit codes: 0 done; 2 the user's mistake, one line each; 3 a run stopped by one 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -74,15 +75,16 @@ def dispatch(command: str, config: str, overrides: Sequence[str]) -> int:
     if command in STAGE_KINDS and command not in cfg.blocks:
         raise ConfigError([f"{config}: no block for stage {command!r}{nearest(command, cfg.blocks)}"])
     prepare_process(cfg.threads)
-    from pipeline import stages
+    from pipeline import ranks, stages
     from pipeline.runs import locked
 
-    with locked(cfg.run_dir):
+    ranks.start()
+    with locked(cfg.run_dir) if ranks.is_main() else contextlib.nullcontext():
         if command == "run":
             stages.run_all(cfg)
         else:
             stages.run_stage(cfg, command)
-        if command in ("run", "compare"):
+        if command in ("run", "compare") and ranks.is_main():
             from pipeline.report import write_report
 
             print(f"report: {write_report(cfg.run_dir)}")

@@ -8,11 +8,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline import ranks
 from pipeline.records import Scored
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    """One line, once a run: of several processes only rank 0 speaks."""
+    if ranks.is_main():
+        print(text, flush=True)
 
 
 def clock(seconds: float) -> str:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from pipeline import console, lineage
+from pipeline import console, lineage, ranks, trackers
 from pipeline.config import Config, ConfigError
-from pipeline.runs import StageDir, verify_outputs
+from pipeline.runs import Onlooker, StageDir, verify_outputs
 from pipeline.stages.context import Context
 
 MODULES = {
@@ -28,6 +28,7 @@ MODULES = {
     "judge": "judge",
     "compare": "compare",
 }
+SHARED_OUT = ("ppo", "grpo")  # kinds whose work several processes share
 HEADLINE = ("heldout_accuracy", "pass_at_4", "mean_completion_tokens", "distinct_answers", "entropy")
 
 
@@ -37,15 +38,22 @@ def module_of(cfg: Config, name: str) -> str:
 
 def run_stage(cfg: Config, name: str) -> dict[str, Any]:
     """Run one stage to its manifest, resuming it where it was killed. Parents must be complete."""
-    module = module_of(cfg, name)
-    ctx = Context(cfg, name, StageDir(cfg.run_dir, name))
+    module, kind = module_of(cfg, name), cfg.block(name).kind
+    if ranks.world() > 1 and kind not in SHARED_OUT:
+        raise ConfigError([f"{cfg.path}: stage {name} ({kind}) runs on one process; make it first without torchrun, "
+                           f"then start the stages that share their work: {', '.join(SHARED_OUT)}"])  # fmt: skip
+    ctx = Context(cfg, name, (StageDir if ranks.is_main() else Onlooker)(cfg.run_dir, name))
     console.say(f"── {name} ({cfg.run}, seed {cfg.seed})")
     identity = {"config": lineage.stage_config(cfg, name), "code": lineage.code_of(module)}
     ctx.dir.open(identity)
-    metrics = importlib.import_module(module).run(ctx)
+    ranks.barrier()
+    with trackers.tracking(cfg, name) as told:
+        ctx.dir.listeners += told
+        metrics = importlib.import_module(module).run(ctx)
     manifest = ctx.dir.complete(seed=cfg.seed, parents=ctx.parents, inputs=ctx.inputs, metrics=metrics, **identity)
+    ranks.barrier()
     summary = {k: metrics[k] for k in HEADLINE if k in metrics}
-    if summary:
+    if summary and ranks.is_main():
         console.show_table([summary], list(summary))
     console.say(f"── {name} done in {console.clock(manifest['wall_s'])}: {ctx.dir.place}")
     return manifest
@@ -53,15 +61,16 @@ def run_stage(cfg: Config, name: str) -> dict[str, Any]:
 
 def bring_up_to_date(cfg: Config, name: str) -> None:
     """Run a stage if it is stale, and say why. Raises LineageError where what it left was altered since."""
-    why = lineage.why_stale(cfg, name, module_of(cfg, name))
+    why = ranks.from_main(lambda: lineage.why_stale(cfg, name, module_of(cfg, name)))
     stage = StageDir(cfg.run_dir, name)
     if why is None:
         verify_outputs(stage)
-        stage.tidy()  # killed between its manifest and here
+        if ranks.is_main():
+            stage.tidy()  # killed between its manifest and here
         console.say(f"── {name}: up to date; to make it anew, remove {stage.place}")
         return
     console.say(f"── {name}: {why}")
-    if not lineage.may_go_on(why):
+    if not lineage.may_go_on(why) and ranks.is_main():
         console.say(f"── {name}: what it had made is now in {stage.set_aside()}")
     run_stage(cfg, name)
 

@@ -44,12 +44,13 @@ def optimise(parts: Parts) -> State:
                 shown = {"reward": metrics["reward_mean"], "length": metrics["length_mean"]}
                 shown |= {"entropy": metrics.get("entropy", math.nan), "tok/s": int(rates["tokens_per_s"])}
                 progress.step(state.step, **shown)
-            due = state.step % block.checkpoint_every == 0 and state.step < block.steps
-            if due or stopping.requested():
+            stop = ranks.from_main(stopping.requested)
+            if stop or (state.step % block.checkpoint_every == 0 and state.step < block.steps):
                 if ranks.is_main():
                     parts.directory.save_checkpoint(state.step, lambda place: save(place, parts, state))
                 ranks.barrier()
-        stopping.check()
+        if stop:
+            raise stopping.Stopped
     return state
 
 
@@ -69,9 +70,9 @@ def _measured_step(
 
 
 def spent(parts: Parts) -> bool:
-    """True once the budget of completion tokens is used up."""
+    """True once the budget of completion tokens is used up; rank 0 has counted them all, earlier tries' too."""
     budget = parts.block.token_budget
-    return budget is not None and parts.directory.tokens["completion"] >= budget
+    return budget is not None and ranks.from_main(lambda: parts.directory.tokens["completion"] >= budget)
 
 
 def _step(parts: Parts, state: State, sequences: Sequence[Sequence[int]], watch: Stopwatch) -> dict[str, Any]:
