@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import NotRequired, TypedDict
 
 from verifiers import Example, Verdict, broken, failed, malformed, passed
+from verifiers._killable import Stalled
 from verifiers._math import fallback
 from verifiers._math.compare import same_answer
 from verifiers._math.lexer import Unsupported
@@ -85,8 +86,8 @@ def _by_math_verify(gold: str, answer: str) -> Verdict:
     if not fallback.available():
         return failed("the gold is outside the grammar; install math-verify to compare more than its text")
     try:
-        return passed("equal, says math-verify") if fallback.WORKER.equal(gold, answer) else failed("not equal")
-    except fallback.Stalled as exc:
+        return passed("equal, says math-verify") if fallback.equal(gold, answer) else failed("not equal")
+    except Stalled as exc:
         return broken(str(exc))
 
 

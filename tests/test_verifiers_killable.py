@@ -1,0 +1,95 @@
+"""A request may burn CPU, eat memory or raise; it costs its own time and the next one is answered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from verifiers import _killable
+from verifiers._killable import Killable, Killed, Stalled
+
+
+@pytest.fixture
+def worker() -> Iterator[Callable[[str], Killable]]:
+    """A worker around any function of the standard library that takes one JSON value."""
+    made: list[Killable] = []
+
+    def make(function: str) -> Killable:
+        made.append(Killable(function, cpu_s=0.3, memory_mb=256))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each._end()
+
+
+def test_requests_are_answered_and_exceptions_told(worker: Callable[[str], Killable]) -> None:
+    upper = worker("textwrap:dedent")
+    assert upper.ask("  ü\n  b") == "ü\nb"
+    with pytest.raises(ValueError, match="TypeError"):
+        upper.ask(5)
+    assert upper.ask(" x") == "x"
+
+
+def test_cpu_is_bounded_and_the_next_request_answered(worker: Callable[[str], Killable]) -> None:
+    factorial = worker("math:factorial")
+    assert factorial.ask(5) == 120
+    started = time.monotonic()
+    with pytest.raises(Killed):
+        factorial.ask(50_000_000)
+    assert time.monotonic() - started < 10
+    assert factorial.ask(6) == 720
+
+
+def test_memory_is_bounded(worker: Callable[[str], Killable]) -> None:
+    zeros = worker("operator:methodcaller")  # any constructor will do: its reply is not JSON
+    with pytest.raises(ValueError, match="TypeError"):
+        zeros.ask("x")
+    eater = worker("builtins:eval")
+    assert eater.ask("len(b'x' * 10**6)") == 10**6
+    with pytest.raises(Killed):
+        eater.ask("len(b'x' * 10**9)")
+
+
+def test_nothing_can_be_written_and_a_long_reply_is_refused(worker: Callable[[str], Killable], tmp_path: Path) -> None:
+    evaluate = worker("builtins:eval")
+    with pytest.raises((Killed, ValueError)):
+        evaluate.ask(f"open({str(tmp_path / 'f')!r}, 'w').write('x' * 100000)")
+    assert not (tmp_path / "f").exists() or (tmp_path / "f").stat().st_size == 0
+    with pytest.raises(Killed):
+        evaluate.ask("'x' * 5_000_000")
+
+
+def test_a_worker_killed_from_outside_is_replaced(worker: Callable[[str], Killable]) -> None:
+    factorial = worker("math:factorial")
+    factorial.ask(3)
+    first = factorial._process
+    assert first is not None
+    first.kill()
+    first.wait()
+    assert factorial.ask(4) == 24
+    assert factorial._process is not None and factorial._process.pid != first.pid
+
+
+def test_a_stalled_worker_is_told_apart_from_a_costly_request(
+    worker: Callable[[str], Killable], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleeper = worker("time:sleep")
+    sleeper.ask(0)
+    monkeypatch.setattr(_killable, "WALL_S", 0.2)
+    with pytest.raises(Stalled):
+        sleeper.ask(30)
+    monkeypatch.setattr(_killable, "WALL_S", 20.0)
+    assert sleeper.ask(0) is None
+
+
+def test_threads_get_their_own_answers(worker: Callable[[str], Killable]) -> None:
+    factorial = worker("math:factorial")
+    with ThreadPoolExecutor(8) as threads:
+        found: list[Any] = list(threads.map(factorial.ask, [n % 7 for n in range(100)]))
+    assert found == [[1, 1, 2, 6, 24, 120, 720][n % 7] for n in range(100)]

@@ -1,0 +1,137 @@
+"""Library code on untrusted text, in a process that may be killed at any time.
+
+One child process per kind of work holds the loaded library. Each request is a fork of it with a kernel timer on its
+CPU time and a limit on its memory, so that a costly request costs its own time and nothing is loaded again. This
+bounds cost; it does not confine. Code goes to verifiers/sandbox/, not here.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib
+import json
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+WALL_S = 20.0  # start included; beyond it the machine is stalled, and that is nobody's wrong answer
+REPLY_BYTES = 4_000_000
+_START = "import sys; sys.path.insert(0, sys.argv[1]); from verifiers._killable import serve; serve(*sys.argv[2:])"
+
+
+class Killed(Exception):
+    """The request used up its CPU time or memory."""
+
+
+class Stalled(RuntimeError):
+    """No reply although the request was not killed: the machine's fault or ours."""
+
+
+class Killable:
+    """function: `package.module:name`, taking and returning JSON; `warm_up` of the same module, if any, runs first."""
+
+    def __init__(self, function: str, *, cpu_s: float, memory_mb: int) -> None:
+        self._arguments = [function, str(cpu_s), str(memory_mb)]
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def ask(self, request: Any) -> Any:
+        """The function's reply. Raises Killed, Stalled, and ValueError with the function's own exception as text."""
+        line = json.dumps(request).encode() + b"\n"
+        with self._lock:
+            process = self._running()
+            assert process.stdin is not None and process.stdout is not None
+            try:
+                process.stdin.write(line)
+                process.stdin.flush()
+            except BrokenPipeError:
+                self._end()
+                raise Stalled("the helper process ended before it was asked") from None
+            ready, _, _ = select.select([process.stdout], [], [], WALL_S)
+            reply = process.stdout.readline() if ready else b""
+            if not reply.endswith(b"\n"):
+                self._end()
+                raise Stalled(f"the helper process gave no reply within {WALL_S:g} s")
+        outcome, value = json.loads(reply)
+        if outcome == "killed":
+            raise Killed(value)
+        if outcome == "raised":
+            raise ValueError(value)
+        return value
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None or self._process.poll() is not None:
+            self._end()
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-c", _START, str(ROOT), *self._arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={"PATH": "/usr/bin:/bin"},
+            )
+            atexit.register(self._end)
+        return self._process
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(BrokenPipeError):  # what was not yet sent to the killed process
+                        pipe.close()
+        atexit.unregister(self._end)
+
+
+def serve(function: str, cpu_s: str, memory_mb: str) -> None:
+    """The child's life: a fork per line of stdin, a line on stdout for each."""
+    module_name, _, name = function.partition(":")
+    module = importlib.import_module(module_name)
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints is no reply
+    getattr(module, "warm_up", lambda: None)()
+    for line in sys.stdin.buffer:
+        receiver, sender = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(receiver)  # else a reply that is too long waits for itself to read it
+            _limit(float(cpu_s), int(memory_mb))
+            _reply(getattr(module, name), line, sender)
+        os.close(sender)
+        with os.fdopen(receiver, "rb") as pipe:
+            reply = pipe.read(REPLY_BYTES)
+        _, status = os.waitpid(pid, 0)
+        if status != 0 or not reply.endswith(b"\n"):
+            reply = b'["killed", "over its limit of CPU time or memory"]\n'
+        replies.write(reply)
+        replies.flush()
+
+
+def _limit(cpu_s: float, memory_mb: int) -> None:
+    signal.setitimer(signal.ITIMER_PROF, cpu_s)  # SIGPROF's default action ends the process, whatever it is doing
+    resource.setrlimit(resource.RLIMIT_AS, (memory_mb * 2**20, memory_mb * 2**20))
+    for limit in (resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC, resource.RLIMIT_CORE):
+        resource.setrlimit(limit, (0, 0))
+
+
+def _reply(function: Any, line: bytes, sender: int) -> None:
+    try:
+        reply = json.dumps(["value", function(json.loads(line))])
+    except (MemoryError, RecursionError):
+        os._exit(1)
+    except Exception as exc:  # the untrusted border: told to whoever asked
+        reply = json.dumps(["raised", f"{type(exc).__name__}: {exc}"])
+    try:
+        with os.fdopen(sender, "wb") as pipe:
+            pipe.write(reply.encode() + b"\n")
+    finally:
+        os._exit(0)
