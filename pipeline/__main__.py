@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 STAGES = ("sft", "feedme", "reward_model", "ppo", "grpo", "conditioned", "offline_q", "stitch", "evaluate", "base")
 COMMANDS = {
@@ -17,12 +18,17 @@ COMMANDS = {
     **{stage: f"the stage {stage}" for stage in STAGES},
     "compare": "the methods of a YAML from one model at one budget over seeds, with controls, and their report",
     "recipe": "a historical lineage on the demo task: python -m pipeline recipe davinci-002|davinci-003",
+}
+OF_A_RUN = {
     "report": "HTML report of a run: python -m pipeline report RUN_DIR",
+    "export": "RUN_DIR/export: merged weights, tokenizer, template, model card; stage=NAME chooses",
+    "push": "upload RUN_DIR/export to the Hub: repo=me/model",
+    "serve": "vLLM's OpenAI-compatible server on the run's model; key=value becomes --key value",
 }
 
 
 def parser() -> argparse.ArgumentParser:
-    lines = "\n".join(f"  {name:14} {text}" for name, text in COMMANDS.items())
+    lines = "\n".join(f"  {name:14} {text}" for name, text in (COMMANDS | OF_A_RUN).items())
     made = argparse.ArgumentParser(
         "python -m pipeline",
         description="Post-train small language models with RL, a stage or the whole chain at once.",
@@ -64,14 +70,12 @@ def dispatch(command: str, config: str, overrides: Sequence[str]) -> int:
     from pipeline.config import ConfigError, load, nearest
     from pipeline.schema import STAGE_KINDS
 
-    if command == "report":
-        from pipeline.report import write_report
-
-        print(write_report(config))
+    if command in OF_A_RUN:
+        of_a_run(command, Path(config), overrides)
         return 0
     cfg = load(config, overrides)
     if command not in COMMANDS and command not in cfg.blocks:
-        raise ConfigError([f"no command {command!r}{nearest(command, [*COMMANDS, *cfg.blocks])}"])
+        raise ConfigError([f"no command {command!r}{nearest(command, [*COMMANDS, *OF_A_RUN, *cfg.blocks])}"])
     if command in STAGE_KINDS and command not in cfg.blocks:
         raise ConfigError([f"{config}: no block for stage {command!r}{nearest(command, cfg.blocks)}"])
     prepare_process(cfg.threads)
@@ -89,6 +93,20 @@ def dispatch(command: str, config: str, overrides: Sequence[str]) -> int:
 
             print(f"report: {write_report(cfg.run_dir)}")
     return 0
+
+
+def of_a_run(command: str, run: Path, words: Sequence[str]) -> None:
+    """Commands on what a run left, which read no YAML."""
+    if command == "report":
+        from pipeline.report import write_report
+
+        print(write_report(str(run)))
+        return
+    from pipeline import deliver
+
+    if command == "serve":
+        deliver.serve(run, words)
+    print(deliver.export(run, words) if command == "export" else deliver.push(run, words))
 
 
 def prepare_process(threads: int | None) -> None:

@@ -25,6 +25,7 @@ ROWS: tuple[frozenset[str], ...] = (
             "records",
             "runs",
             "seeds",
+            "deliver",
             "doctor",
             "files",
             "formats",

@@ -1,0 +1,85 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline import deliver
+from pipeline.config import ConfigError, load
+from pipeline.models import make_tiny
+from pipeline.runs import LineageError, StageDir, manifest_sha
+
+CONFIG = Path(__file__).parent.parent / "configs" / "demo" / "pipeline.yaml"
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """Two finished stages, sft on base, with real weights and made-up figures."""
+    cfg = load(CONFIG, [f"runs_dir={tmp_path}", "run=mine"])
+    parents: dict[str, str] = {}
+    for seed, (name, accuracy) in enumerate({"base": 0.0, "sft": 0.5}.items()):
+        stage = StageDir(cfg.run_dir, name)
+        stage.open()
+        stage.tokens["completion"] = 1000
+        make_tiny(cfg.model.tiny, stage.model_dir, seed=seed)
+        shared = {key: getattr(cfg, key) for key in ("model", "prompts", "rewards", "sampling")}
+        made = stage.complete(
+            config={"stage": cfg.blocks.get(name) or {"kind": name}, **shared},
+            seed=1,
+            parents=dict(parents),
+            inputs={},
+            metrics={
+                "heldout_accuracy": accuracy,
+                "heldout_accuracy_ci95": [accuracy - 0.1, accuracy + 0.1],
+                "distinct_answers": 4.0 - seed,
+            },
+            code={},
+        )
+        parents = {name: manifest_sha(made)}
+    return cfg.run_dir
+
+
+def test_an_export_loads_in_plain_transformers_and_its_card_says_what_happened(run):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    place = deliver.export(run, [])
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(place), AutoTokenizer.from_pretrained(place)
+    assert model.generation_config.max_new_tokens == 16 and tokenizer.decode(tokenizer("a1>b2:").input_ids) == "a1>b2:"
+    card = (place / "README.md").read_text()
+    assert "base → sft" in card and "0.500 (0.400 to 0.600)" in card and "2,000" in card and "4.00 to 3.00" in card
+    assert [m["stage"] for m in json.loads((place / "lineage.json").read_text())] == ["base", "sft"]
+
+
+def test_a_stage_that_was_altered_or_whose_parent_was_remade_is_not_exported(run):
+    manifest = run / "base" / "manifest.json"
+    whole = manifest.read_text()
+    manifest.write_text(whole.replace('"outputs": {', '"outputs": {"x": "0",', 1))
+    with pytest.raises(ConfigError, match="base: remade or removed since 'sft' was built on it"):
+        deliver.export(run, ["stage=sft"])
+    manifest.write_text(whole)
+    (run / "sft" / "model" / "config.json").write_text("{}")
+    with pytest.raises(LineageError, match=r"config\.json: changed since the stage wrote it"):
+        deliver.export(run, ["stage=sft"])
+    assert not (run / "export").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [(["stage=sftt"], "did you mean 'sft'"), (["stag=sft"], "did you mean 'stage'"), (["sft"], "expected key=value")],
+)
+def test_a_mistyped_option_is_told(run, words, told):
+    with pytest.raises(ConfigError, match=told):
+        deliver.export(run, words)
+
+
+def test_pushing_needs_an_export_and_a_repository(run):
+    with pytest.raises(ConfigError, match="repo=me/my-model"):
+        deliver.push(run, [])
+    with pytest.raises(ConfigError, match="not exported yet"):
+        deliver.push(run, ["repo=me/x"])
+
+
+def test_the_server_gets_the_export_where_there_is_one(run):
+    before = deliver.serve_command(run, ["port=8001", "max_model_len=64"])
+    assert str(run / "sft" / "model") in before and before[-4:] == ["--port", "8001", "--max-model-len", "64"]
+    deliver.export(run, [])
+    assert str(run / "export") in deliver.serve_command(run, [])
