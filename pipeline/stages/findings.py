@@ -38,7 +38,7 @@ def table(judged: Sequence[Judged], methods: Mapping[str, str], start: str, budg
         values = values_of(judged, name)
         level = crossed_difference(values, [[0.0] * len(v) for v in values], key=name)
         gain = crossed_difference(values, before, key=f"{name}-{start}")
-        row: dict[str, Any] = {"method": name, "role": role, "accuracy": level.mean, "ci95": [level.low, level.high],
+        row: dict[str, Any] = {"method": name, "role": role, "accuracy": level.mean, "ci95": within_unit(level),
                                "by_seed": [mean(v) for v in values], "gain": as_json(gain)}  # fmt: skip
         for figure in KEPT:
             row[figure] = averaged([f[figure] for f in found])
@@ -46,6 +46,11 @@ def table(judged: Sequence[Judged], methods: Mapping[str, str], start: str, budg
         row["over_budget"] = row["sampled_tokens"] > OVER * budget
         rows.append(row)
     return rows
+
+
+def within_unit(d: Difference) -> list[float]:
+    """The interval of a share: a Student t knows no bounds, a share has them."""
+    return [max(d.low, 0.0), min(d.high, 1.0)]
 
 
 def averaged(values: Sequence[Any]) -> Any:
@@ -76,7 +81,7 @@ def best_of_rows(judged: Sequence[Judged], sizes: Sequence[int], start: str) -> 
                   for j, f in zip(judged, found, strict=True) if f is not None]  # fmt: skip
         level = crossed_difference(values, [[0.0] * len(v) for v in values], key=f"best-of-{n}")
         out.append({"method": f"best of {n}", "role": "test time", "accuracy": level.mean,
-                    "ci95": [level.low, level.high], "by_seed": [mean(v) for v in values],
+                    "ci95": within_unit(level), "by_seed": [mean(v) for v in values],
                     "gain": as_json(crossed_difference(values, before, key=f"best-of-{n}-start")),
                     "kl_from_start": mean([f["kl"] for f in found if f]), "samples_an_answer": n})  # fmt: skip
     return out
@@ -128,19 +133,21 @@ def sentence(
         said.append(verdict(control, f"its control {control['twin']}"))
     for twin in (t for t in once if t["method"] == name):
         said.append(f"samples drawn afresh were worth {points(twin['mean'])} over samples drawn once "
-                    f"({points(twin['low'])} to {points(twin['high'])}"
-                    f"{'' if twin['apart'] else ', which does not exclude nothing'})")  # fmt: skip
-    above, below, unclear = standing(name, all_pairs)
-    said += [f"above {listed(above)}"] * bool(above) + [f"below {listed(below)}"] * bool(below)
-    said += [f"not told apart from {listed(unclear)}"] * bool(unclear)
+                    f"({between(twin)}{'' if twin['apart'] else ', so perhaps nothing'})")  # fmt: skip
+    stands = zip(("above", "below", "not told apart from"), standing(name, all_pairs), strict=True)
+    said += [f"{words} {listed(others)}" for words, others in stands if others]
     caution = "" if seeds > 1 else " One seed: nothing is known about training it again."
     return "; ".join(said) + "." + caution
 
 
 def verdict(d: Mapping[str, float], other: str) -> str:
     apart = d["low"] > 0 or d["high"] < 0
-    found = f"{points(d['mean'])} against {other} ({points(d['low'])} to {points(d['high'])})"
-    return found if apart else f"not told apart from {other}: {points(d['mean'])} ({points(d['low'])} to {points(d['high'])})"
+    found = f"{points(d['mean'])} ({between(d)})"
+    return f"{found} against {other}" if apart else f"not told apart from {other}: {found}"
+
+
+def between(d: Mapping[str, float]) -> str:
+    return f"{100 * d['low']:+.1f} to {100 * d['high']:+.1f}".replace("-", "−")
 
 
 def standing(name: str, all_pairs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str], list[str]]:

@@ -36,7 +36,11 @@ class Candidate:
 def run(ctx: Context) -> dict[str, Any]:
     block = ctx.block
     proxy = ctx.scorer_of({"proxy": {"kind": "learned", "model": block.proxy}}) if block.proxy else None
-    rows, prompts = [], [p.text for p in ctx.heldout_prompts]
+    start_path = model_of(ctx, parse(block.start))
+    ctx.policy_path = str(start_path)
+    prompts = [p.text for p in ctx.heldout_prompts]
+    bare = {p.index: p for p in ctx.heldout_prompts}
+    rows: list[dict[str, Any]] = []
     starts: list[Scored] = []
     for candidate in [parse(name) for name in [block.start, *block.methods]]:
         place = model_of(ctx, candidate)
@@ -48,8 +52,6 @@ def run(ctx: Context) -> dict[str, Any]:
             s.rollout for s in restored(judged.scored, ctx.heldout_prompts)]))  # fmt: skip
         ctx.record(scored, policy=candidate.name)
         starts = starts or scored
-        bare = {p.index: p for p in ctx.heldout_prompts}
-        start_path = model_of(ctx, parse(block.start))
         kl = 0.0 if candidate.name == block.start else kl_from(ctx, scored, str(start_path), bare=bare)
         rows.append({"policy": candidate.name, **judged.figures, "kl_from_start": kl, **by_prompt(scored, prompts),
                      **({"proxy": mean([s.parts["proxy"] or 0.0 for s in scored if s.scorable])} if proxy else {}),
@@ -150,7 +152,8 @@ def lineage(cfg: Config, stage: str, start: str) -> list[str]:
 
 def learned_tokens(cfg: Config, name: str, manifest: Mapping[str, Any]) -> int:
     """Tokens that went through a backward pass, each as often as it did; the stage's own controls left out."""
-    rows = list(read_jsonl(StageDir(cfg.run_dir, name).place / "metrics.jsonl"))
+    log = StageDir(cfg.run_dir, name).place / "metrics.jsonl"
+    rows = list(read_jsonl(log)) if log.is_file() else []
     seen: dict[str, int] = {}
     for row in rows:
         part = str(row.get("part", ""))
@@ -158,6 +161,8 @@ def learned_tokens(cfg: Config, name: str, manifest: Mapping[str, Any]) -> int:
             seen[part] = max(seen.get(part, 0), int(row["num_input_tokens_seen"]))
     if seen:
         return sum(seen.values())
+    if "train_tokens" in manifest.get("metrics", {}):
+        return int(manifest["metrics"]["train_tokens"])
     block = manifest.get("config", {}).get("stage", {})
     return int(sum(manifest.get("tokens", {}).values()) * block.get("epochs", 1)) if "epochs" in block else 0
 
