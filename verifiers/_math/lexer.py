@@ -42,12 +42,13 @@ TEXT_COMMANDS = frozenset(
 FUNCTION_WORDS = frozenset(
     "sqrt sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp pi infty".split()
 )
-UNIT_WORDS = frozenset("cm mm km kg mg ml mL km/h m/s mph kph ft in lb oz hr hrs min sec cm/s m/s^2".split())
+UNIT_WORDS = frozenset("cm mm km kg mg ml mL mph kph ft in lb oz hr hrs min sec".split())
 
 _PIECE = re.compile(
     r"""(?P<space>\s+)
     |(?P<num>\d{1,3}(?:,\\!\d{3}|\{,\}\d{3}|\\,\d{3}(?!\d)|(?P<comma>,\d{3}))+(?!\d)(?:\.\d+)?|\d+\.\d+|\d+\.(?!\d)|\.\d+|\d+)
     |\\(?P<command>[a-zA-Z]+|.)
+    |(?P<unit>(?:km/h|mi/h|cm/s|m/s)(?![a-zA-Z]))
     |(?P<word>[a-zA-Z]+)
     |(?P<sign>[-+*/^_=<>!|(){}\[\],;:%&'~])""",
     re.VERBOSE | re.DOTALL,
@@ -80,6 +81,8 @@ def tokens_of(text: str) -> list[Token]:
             exponent = _SCIENTIFIC.match(text, at)
             at = exponent.end() if exponent else at
             new = [Token("num", _digits(raw) + (f"e{exponent[1]}" if exponent else ""), spaced)]
+        elif kind == "unit":
+            new = [Token("text", raw, spaced)]
         elif kind == "word":
             new = _word_tokens(raw, spaced, bool(found) and (found[-1].kind == "num" or found[-1].text in ")}"))
         else:

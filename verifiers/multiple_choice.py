@@ -1,0 +1,95 @@
+"""One letter of a multiple-choice question; the last statement of the answer counts, and it must name exactly one.
+
+The answer is the last box, or else a last line that says it: `Answer: C`, `The answer is (C).`, or `C` alone.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from string import ascii_uppercase
+from typing import NotRequired, TypedDict
+
+from verifiers import Example, Verdict, failed, malformed, passed
+from verifiers._math.text import final_answer, one_spelling, plain_words, unreadable
+
+
+class Task(TypedDict):
+    gold: str  # the letter
+    choices: NotRequired[list[str]]  # their texts, A first: then the text of a choice names it too
+
+
+_LETTER = re.compile(r"\(?([a-z])\)?[.:]?(?: .*)?", re.DOTALL)
+
+
+def _chosen(answer: str, choices: list[str]) -> str | None:
+    """The letter an answer names, None where it names none or more than one.
+
+    `C`, `(C)`, `C. Paris` where Paris is choice C, or `Paris`.
+    """
+    words = plain_words(one_spelling(answer))
+    texts = [plain_words(choice) for choice in choices]
+    if words in texts and texts.count(words) == 1:
+        return ascii_uppercase[texts.index(words)]
+    found = _LETTER.fullmatch(words)
+    if found is None:
+        return None
+    letter = found[1].upper()
+    rest = re.sub(r"^\(?[a-z]\)?[.:]? ?", "", words)
+    i = ascii_uppercase.index(letter)
+    if choices and i >= len(choices):
+        return None
+    return letter if not rest or (i < len(texts) and rest == texts[i]) else None
+
+
+def verify(completion: str, task: Task) -> Verdict:
+    gold, choices = str(task["gold"]).strip().strip("()").upper(), list(task.get("choices", ()))
+    if len(gold) != 1 or gold not in ascii_uppercase[: len(choices) or 26]:
+        raise ValueError(f"the gold {task['gold']!r} is not the letter of a choice")
+    answer = final_answer(completion, box_needed=False) or _last_line(completion)
+    if not answer or unreadable(answer):
+        return malformed("no final answer")
+    letter = _chosen(answer, choices)
+    if letter is None:
+        return malformed("the final answer does not name one choice")
+    return passed() if letter == gold else failed(f"{letter}, not {gold}")
+
+
+def _last_line(completion: str) -> str | None:
+    """The last line where it is a bare letter: `C` or `(C)`."""
+    lines = completion.rpartition("</think>")[2].strip().splitlines()
+    return lines[-1] if lines and re.fullmatch(r"\s*\(?[A-Za-z]\)?\.?\s*", lines[-1]) else None
+
+
+def mutate(example: Example, rng: random.Random) -> Iterator[Example]:
+    task = example.task
+    gold = str(task["gold"])
+    others = [letter for letter in ascii_uppercase[: len(task.get("choices", "ABCD"))] if letter != gold]
+    for text in (f"Answer: {gold}", f"The answer is ({gold}).", rf"\boxed{{\text{{{gold}}}}}", f"Because.\n{gold}"):
+        yield Example("right", text, task)
+    other = rng.choice(others)
+    for text in (f"Answer: {other}", rf"\boxed{{{gold}, {other}}}", f"Answer: {gold} or {other}", f"not {gold}"):
+        yield Example("wrong", text, task)
+    yield Example("wrong", f"Answer: {gold}\nAnswer: {other}", task)
+    yield Example("wrong", f"Answer: not {gold}", task)
+
+
+_PARIS = {"gold": "C", "choices": ["London", "Rome", "Paris", "Bern"]}
+EXAMPLES = (
+    Example("right", "It is the capital.\nAnswer: C", _PARIS),
+    Example("right", r"\boxed{\text{(C)}}", _PARIS),
+    Example("right", "The answer is C. Paris.", _PARIS),
+    Example("right", "The answer is Paris.", _PARIS),
+    Example("right", "C", {"gold": "C"}),
+    Example("wrong", "Answer: B", _PARIS),
+    Example("wrong", r"At first \boxed{C}, but no: \boxed{A}", _PARIS),
+    Example("wrong", "The answer is Rome.", _PARIS),
+    Example("malformed", "Consider C. It might be.", _PARIS),
+    Example("malformed", "Answer: E", _PARIS),
+    Example("malformed", "Answer: C. Rome", _PARIS),
+    Example("hostile", r"\boxed{A, B, C, D}", _PARIS),
+    Example("hostile", r"\boxed{C or D}", _PARIS),
+    Example("hostile", "Answer: any of A to D", _PARIS),
+    Example("hostile", "ABCD", _PARIS),
+)

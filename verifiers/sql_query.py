@@ -1,0 +1,135 @@
+"""A SQL query whose result on the task's SQLite database is that of the gold query.
+
+The query is the last ```sql fence, or the whole completion after its thinking. It runs read only, in a process of its
+own with limits on steps, rows, CPU and memory. Several databases catch a query that is right on one by accident.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from functools import lru_cache
+from typing import Any, NotRequired, TypedDict
+
+from verifiers import Example, Verdict, broken, failed, malformed, passed
+from verifiers._killable import Killable, Killed, Stalled
+
+MAX_CHARS = 20_000
+FLOAT_TOLERANCE = 1e-9  # relative: sums in another order differ in the last digits
+WORKER = Killable("verifiers._sql_worker:rows_of", cpu_s=1.0, memory_mb=400)
+DEADLINE_S = 2.0
+_FENCE = re.compile(r"```(?:sql|sqlite)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
+_STARTS = re.compile(r"\s*(?:--[^\n]*\n\s*|/\*.*?\*/\s*)*(?:select|with|values)\b", re.IGNORECASE | re.DOTALL)
+
+
+class Task(TypedDict):
+    schema: str | list[str]  # a script of CREATE and INSERT, or one for each database
+    query: str  # the gold query
+    ordered: NotRequired[bool]  # the order of rows counts; default: the gold query ends in an ORDER BY
+
+
+class _TaskError(ValueError):
+    """The task's own script or query does not run."""
+
+
+def verify(completion: str, task: Task) -> Verdict:
+    schemas = [task["schema"]] if isinstance(task["schema"], str) else list(task["schema"])
+    gold_query = task["query"]
+    ordered = task.get("ordered", re.search(r"\border\s+by\b[^)]*$", gold_query, re.IGNORECASE) is not None)
+    said = completion.rpartition("</think>")[2]
+    fences = _FENCE.findall(said) if "```" in said else []
+    query = (fences[-1] if fences else said).strip()
+    if not query or len(query) > MAX_CHARS or not _STARTS.match(query):
+        return malformed("no SELECT")
+    if any(0xD800 <= ord(char) <= 0xDFFF or char == "\x00" for char in query):
+        return malformed("characters no query holds")
+    try:
+        for schema in schemas:
+            gold = _gold(schema, gold_query)
+            found = WORKER.ask({"schema": schema, "query": query})
+            if "refused" in found:
+                return failed(found["refused"][:150])
+            if not _same_rows(gold, found, ordered):
+                return failed("another result")
+    except Killed:
+        return failed("over its limit of CPU time or memory")
+    except Stalled as exc:
+        return broken(str(exc))
+    return passed()
+
+
+@lru_cache(maxsize=2048)
+def _gold_text(schema: str, query: str) -> str:
+    try:
+        found = WORKER.ask({"schema": schema, "query": query})
+    except (Killed, ValueError) as exc:
+        raise _TaskError(f"the task's own query or schema: {exc}") from None
+    if "refused" in found:
+        raise _TaskError(f"the task's own query: {found['refused']}")
+    return json.dumps(found)
+
+
+def _gold(schema: str, query: str) -> dict[str, Any]:
+    return json.loads(_gold_text(schema, query))
+
+
+def _same_rows(gold: dict[str, Any], found: dict[str, Any], ordered: bool) -> bool:
+    if gold["columns"] != found["columns"] or len(gold["rows"]) != len(found["rows"]):
+        return False
+    if ordered:
+        return all(_same_row(a, b) for a, b in zip(gold["rows"], found["rows"], strict=True))
+    wanted = Counter(_key(row) for row in gold["rows"])
+    given = Counter(_key(row) for row in found["rows"])
+    if wanted == given:
+        return True
+    # floats that differ in the last digits: pair off what is left, in sorted order
+    left, right = (sorted((x - y).elements()) for x, y in ((wanted, given), (given, wanted)))
+    return all(_same_row(json.loads(a), json.loads(b)) for a, b in zip(left, right, strict=True))
+
+
+def _key(row: list[Any]) -> str:
+    return json.dumps(row)
+
+
+def _same_row(left: list[list[Any]], right: list[list[Any]]) -> bool:
+    return all(_same_cell(a, b) for a, b in zip(left, right, strict=True))
+
+
+def _same_cell(left: list[Any], right: list[Any]) -> bool:
+    if left[0] == right[0] == "number":
+        return math.isclose(left[1], right[1], rel_tol=FLOAT_TOLERANCE)
+    return left == right
+
+
+_SCHEMA = """CREATE TABLE pets (id INTEGER PRIMARY KEY, name TEXT, kind TEXT, age REAL);
+INSERT INTO pets VALUES (1, 'Ada', 'cat', 3), (2, 'Bob', 'dog', 5), (3, 'Cid', 'cat', 7.5), (4, 'Dee', NULL, 1);"""
+_OTHER = """CREATE TABLE pets (id INTEGER PRIMARY KEY, name TEXT, kind TEXT, age REAL);
+INSERT INTO pets VALUES (1, 'Eve', 'dog', 2), (2, 'Fay', 'cat', 4), (3, 'Gus', 'dog', 6);"""
+_CATS = {"schema": [_SCHEMA, _OTHER], "query": "SELECT name FROM pets WHERE kind = 'cat'"}
+_OLDEST = {"schema": _SCHEMA, "query": "SELECT name, age FROM pets ORDER BY age DESC"}
+EXAMPLES = (
+    Example("right", "```sql\nSELECT p.name FROM pets AS p WHERE p.kind LIKE 'cat' ORDER BY age DESC;\n```", _CATS),
+    Example("right", "WITH c AS (SELECT * FROM pets WHERE kind = 'cat') SELECT name FROM c", _CATS),
+    Example("right", "<think>SELECT 1</think>select name, age from pets order by -age", _OLDEST),
+    Example("right", "SELECT AVG(age) FROM pets", {"schema": _SCHEMA, "query": "SELECT SUM(age) / 4 FROM pets"}),
+    Example("wrong", "SELECT name FROM pets", _CATS),
+    Example("wrong", "SELECT 'Ada' UNION SELECT 'Cid'", _CATS),
+    Example("wrong", "SELECT name, age FROM pets ORDER BY age", _OLDEST),
+    Example("wrong", "SELECT nome FROM pets", _CATS),
+    Example("wrong", "SELECT name, kind FROM pets WHERE kind = 'cat'", _CATS),
+    Example("malformed", "", _CATS),
+    Example("malformed", "The cats are Ada and Cid.", _CATS),
+    Example("hostile", "SELECT name FROM pets WHERE kind = 'cat'; DROP TABLE pets", _CATS),
+    Example("hostile", "DELETE FROM pets", _CATS),
+    Example("hostile", "WITH d AS (SELECT 1) DELETE FROM pets", _CATS),
+    Example("hostile", "SELECT load_extension('/tmp/x.so')", _CATS),
+    Example("hostile", "ATTACH '/etc/passwd' AS p", _CATS),
+    Example("hostile", "SELECT sql FROM sqlite_master", _CATS),
+    Example("hostile", "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n", _CATS),
+    Example("hostile", "SELECT hex(zeroblob(1000000000))", _CATS),
+    Example("hostile", "SELECT printf('%1000000000d', 1)", _CATS),
+    Example("hostile", "SELECT name FROM pets WHERE kind = 'cat' UNION ALL " * 40 + "SELECT 1", _CATS),
+    Example("hostile", "SELECT " + "(" * 5000 + "1" + ")" * 5000, _CATS),
+)
