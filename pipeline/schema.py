@@ -63,6 +63,7 @@ class Prompts:
     task: dict[str, str] | None = None  # the verifier's field -> the column; None: the column `task`, or all columns
     system: str | None = None
     chat: bool = False  # put a plain-text prompt into the chat template as the user's turn
+    chat_kwargs: dict[str, Any] = field(default_factory=dict)  # to the template, as {enable_thinking: false}
     max_prompt_tokens: Positive | None = None
 
 
@@ -330,8 +331,10 @@ class Conditioned:
     guidance: NonNegative = 1.0  # of labelled over unlabelled logits when sampling under a label; 1: none
     label_dropout: Share = 0.1
     demonstrations: Annotated[int, Field(ge=0)] = 0  # SFT rows scored and added to the pool
-    online_rounds: Annotated[int, Field(ge=0)] = 0
+    online_rounds: Annotated[int, Field(ge=0)] = 0  # sample under the best label, relabel by what came out, learn again
+    online_trainer: dict[str, Any] = field(default_factory=dict)  # what these rounds change of `trainer`
     shuffled_control: bool = True
+    filtered_control: bool = False  # imitate the best bin of the same pool, without labels
     trainer: dict[str, Any] = field(default_factory=dict)
     peft: dict[str, Any] | None = None
 
@@ -369,6 +372,7 @@ class Stitch:
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
     memories: list[Literal["state", "history"]] = field(default_factory=lambda: ["state", "history"])
     methods: list[str] | None = None  # None: all
+    medium: Share = 0.6  # what 1→4 pays, against 1 for the best walk; 0.5 is the mean of what follows 2
     policy: Policy = field(default_factory=Policy)  # what grpo, reinforce, ppo and monte_carlo share
     offline_q: OfflineQ = field(default_factory=OfflineQ)
     trainer: dict[str, Any] = field(default_factory=dict)  # sft, feedme, conditions

@@ -1,4 +1,4 @@
-"""Reward -> bin -> condition token. The model is told which reward to reach, in plain text, and learns to reach it.
+"""Reward -> bin -> condition label. The model is told in plain text what to reach, and learns to reach it.
 
 Decision Transformer (arXiv:2106.01345) with the return as text; Quark's quantile bins (arXiv:2205.13636); SteerLM's
 attributes as text (arXiv:2310.05344). Labels are text of the existing vocabulary, so no embedding is new, any server
@@ -11,7 +11,127 @@ import bisect
 import math
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, TypeVar
+
+Cell = TypeVar("Cell", int, tuple[int, ...])
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One thing a label speaks of: `edges` cut its values into bins, `label` shows the bin's number.
+
+    of: what is measured. seen: samples per bin in the training pool. promised: the mean value of each bin's samples,
+    NaN where none fell.
+    """
+
+    name: str
+    edges: tuple[float, ...]
+    label: str
+    of: str = "reward"
+    prefer: Literal["high", "low"] = "high"
+    seen: tuple[int, ...] = ()
+    promised: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if "{bin}" not in self.label:
+            raise ValueError(f"label {self.label!r} must hold {{bin}}")
+
+    @property
+    def count(self) -> int:
+        return len(self.edges) + 1
+
+    @property
+    def best(self) -> int:
+        """The preferred end of the bins that samples were seen in."""
+        bins = [i for i in range(self.count) if not self.seen or self.seen[i]]
+        return max(bins) if self.prefer == "high" else min(bins)
+
+    def bin_of(self, value: float) -> int:
+        return bin_of(value, self.edges)
+
+    def text(self, number: int) -> str:
+        return self.label.replace("{bin}", str(number))
+
+    def bounds(self, number: int) -> list[float | None]:
+        """The bin's own bounds; None where it is open."""
+        return [self.edges[number - 1] if number else None, self.edges[number] if number < len(self.edges) else None]
+
+    def fitted(self, values: Sequence[float]) -> Axis:
+        """The same axis with what was seen in each bin."""
+        found: list[list[float]] = [[] for _ in range(self.count)]
+        for value in values:
+            found[self.bin_of(value)].append(value)
+        promised = tuple(math.fsum(v) / len(v) if v else math.nan for v in found)
+        return replace(self, seen=tuple(map(len, found)), promised=promised)
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """All a model can be asked for. What is asked is {axis: bin}; an axis left out is left to the model."""
+
+    axes: tuple[Axis, ...]
+
+    @property
+    def main(self) -> Axis:
+        return self.axes[0]
+
+    @property
+    def best(self) -> dict[str, int]:
+        return {axis.name: axis.best for axis in self.axes}
+
+    def axis(self, name: str) -> Axis:
+        for axis in self.axes:
+            if axis.name == name:
+                return axis
+        raise ValueError(f"nothing called {name!r} can be asked; have: {', '.join(a.name for a in self.axes)}")
+
+    def text(self, asked: Mapping[str, int]) -> str:
+        """The label in front of the prompt: the parts of the axes asked for, in the order of the axes."""
+        for name in asked:
+            self.axis(name)
+        return "".join(axis.text(asked[axis.name]) for axis in self.axes if axis.name in asked)
+
+    def parse(self, ask: str) -> dict[str, int]:
+        """`best`, `none`, `4`, or `correct=1 length=0` -> what is asked. Raises ValueError with what can be."""
+        words = ask.split()
+        if words == ["best"]:
+            return self.best
+        if not words or words == ["none"]:
+            return {}
+        out: dict[str, int] = {}
+        for word in words:
+            name, equals, number = word.rpartition("=")
+            axis = self.axis(name) if equals else self.main
+            value = str(axis.best) if number == "best" else number
+            if not value.isdigit():
+                raise ValueError(f"{word!r} cannot be asked; give best, none, a bin from 0 to {axis.count - 1}, or "
+                                 f"{axis.name}=BIN")  # fmt: skip
+            out[axis.name] = int(value)
+        return out
+
+    def warnings(self, asked: Mapping[str, int]) -> list[str]:
+        """What is asked beyond what was seen: extrapolation has failed wherever it was measured."""
+        out = []
+        for name, number in asked.items():
+            axis = self.axis(name)
+            if number >= axis.count:
+                out.append(f"{name}={number} is beyond the bins trained, 0 to {axis.count - 1}: the answer is a guess")
+            elif axis.seen and not axis.seen[number]:
+                out.append(f"{name}={number}: not one training sample fell into this bin; the answer is a guess")
+        return out
+
+    def as_json(self) -> dict[str, Any]:
+        return {"axes": [{**asdict(a), "promised": [None if math.isnan(p) else p for p in a.promised]}
+                         for a in self.axes]}  # fmt: skip
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Conditions:
+        return cls(tuple(
+            Axis(a["name"], tuple(a["edges"]), a["label"], a["of"], a["prefer"], tuple(a["seen"]),
+                 tuple(math.nan if p is None else p for p in a["promised"])) for a in data["axes"]
+        ))  # fmt: skip
 
 
 def quantile_edges(rewards: Sequence[float], count: int) -> list[float]:
@@ -34,27 +154,30 @@ def bin_of(reward: float, edges: Sequence[float]) -> int:
     return bisect.bisect_right(edges, reward)
 
 
-def label_text(template: str, bin_number: int) -> str:
-    """`<{bin}> ` -> `<4> `. Raises ValueError where the template does not show the bin."""
-    if "{bin}" not in template:
-        raise ValueError(f"label {template!r} must hold {{bin}}")
-    return template.replace("{bin}", str(bin_number))
+def from_prompt_mean(values: Sequence[float], prompts: Sequence[int]) -> list[float]:
+    """Each value less the mean of its prompt's: long for this question, not for all."""
+    found: dict[int, list[float]] = defaultdict(list)
+    for value, prompt in zip(values, prompts, strict=True):
+        found[prompt].append(value)
+    means = {prompt: math.fsum(v) / len(v) for prompt, v in found.items()}
+    return [value - means[prompt] for value, prompt in zip(values, prompts, strict=True)]
 
 
-def balanced(bins: Sequence[int], *, per_bin: int, seed: int) -> list[int]:
-    """Places, per_bin of every bin that occurs, shuffled; small bins repeat whole before any sample a second time.
+def balanced(cells: Sequence[Cell], *, per_bin: int, seed: int) -> list[int]:
+    """Places, per_bin of every bin (or combination of bins) that occurs, shuffled; small ones repeat whole before any
+    sample a second time.
 
     Unbalanced, the model learns which reward is frequent instead of what the label says.
     """
-    places: dict[int, list[int]] = defaultdict(list)
-    for place, number in enumerate(bins):
-        places[number].append(place)
+    places: dict[Cell, list[int]] = defaultdict(list)
+    for place, cell in enumerate(cells):
+        places[cell].append(place)
     rng = random.Random(seed)
     out = []
-    for number in sorted(places):
+    for cell in sorted(places):
         pool: list[int] = []
         while len(pool) < per_bin:
-            pool += rng.sample(places[number], len(places[number]))
+            pool += rng.sample(places[cell], len(places[cell]))
         out += pool[:per_bin]
     rng.shuffle(out)
     return out
@@ -66,8 +189,22 @@ def dropped(n: int, share: float, *, seed: int) -> list[bool]:
     return [rng.random() < share for _ in range(n)]
 
 
-def shuffled(bins: Sequence[int], *, seed: int) -> list[int]:
+def some_dropped(asked: Mapping[str, int], share: float, rng: random.Random) -> dict[str, int]:
+    """What is left of a label of several parts: nothing with probability `share`, else each part unless dropped with
+    that probability too, so that any of them can be asked alone."""
+    if rng.random() < share:
+        return {}
+    return {name: number for name, number in asked.items() if len(asked) == 1 or rng.random() >= share}
+
+
+def shuffled(cells: Sequence[Cell], *, seed: int) -> list[Cell]:
     """The control: the same labels on other samples. Control that survives this was never control."""
-    out = list(bins)
+    out = list(cells)
     random.Random(seed).shuffle(out)
     return out
+
+
+def calibration_error(obtained: Sequence[float], promised: Sequence[float]) -> float:
+    """Mean |obtained - promised| over bins whose promise is known; NaN of none."""
+    gaps = [abs(o - p) for o, p in zip(obtained, promised, strict=True) if not math.isnan(p)]
+    return math.fsum(gaps) / len(gaps) if gaps else math.nan

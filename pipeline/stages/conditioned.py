@@ -1,84 +1,109 @@
-"""conditioned: tell the model which reward to reach, and it reaches it.
+"""conditioned: tell the model what to reach, and it reaches it.
 
-Scored samples are labelled with the bin their reward falls in, as plain text in front of the prompt; all of them are
-imitated under their label; asked for the best bin the model answers as its best samples did. Decision Transformer
-(arXiv:2106.01345), Quark (arXiv:2205.13636). The control is trained on shuffled labels.
+Scored samples are labelled with the bin their reward (or any attribute) falls in, as text in front of the prompt; all
+are imitated under their label; asked for the best bin the model answers as its best samples did. Decision Transformer
+(arXiv:2106.01345), Quark (arXiv:2205.13636). Where feedme keeps the best, this labels all. The control is
+trained on shuffled labels; `filtered_control` is FeedME's way on the very same pool.
 """
 
 from __future__ import annotations
 
+import random
+import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import console
+from pipeline import asking, console
 from pipeline.config import ConfigError
 from pipeline.credit import conditioning
-from pipeline.prompts import render_ids
-from pipeline.records import Prompt, Scored, groups, read_scored
+from pipeline.credit.conditioning import Axis, Conditions
+from pipeline.prompts import prompt_text
+from pipeline.records import Prompt, Rollout, Scored
+from pipeline.schema import Attribute
 from pipeline.score import score
 from pipeline.seeds import cycle_indices
-from pipeline.stages.budget import sample_within
+from pipeline.stages import control_curve
 from pipeline.stages.context import Context
+from pipeline.stages.new_tokens import with_new_tokens
+from pipeline.stages.samples import draw, from_pool, next_prompts, open_generator
 from pipeline.stages.sft import Example, encode, train
-from pipeline.stats import bootstrap_ci95, describe_groups, mean, spearman
 
 
 def run(ctx: Context) -> dict[str, Any]:
     block = ctx.block
-    pool = sampled_pool(ctx, ctx.policy_path, ctx.train_prompts, "pool")
-    pool += scored_demonstrations(ctx)
-    edges = bin_edges(ctx, pool)
-    labels = [conditioning.label_text(block.label, i) for i in range(len(edges) + 1)]
-    console.say(f"{ctx.name}: {len(pool)} samples in bins " + " ".join(str(c) for c in bin_counts(pool, edges)))
-    train(ctx, ctx.policy_path, labelled(ctx, pool, edges, labels), ctx.dir.model_dir, block.trainer, key=("labels",))
+    attributes = attributes_of(ctx)
+    start = ctx.policy_path
+    pool = first_pool(ctx) + scored_demonstrations(ctx)
+    conditions = fit(ctx, attributes, pool)
+    if block.vocabulary == "special":
+        start = with_new_tokens(ctx, [axis.text(i) for axis in conditions.axes for i in range(axis.count)])
+    else:
+        texts = [axis.text(i) for axis in conditions.axes for i in range(axis.count)]
+        asking.check_written(texts, ctx.tokenizer, f"{ctx.cfg.path}: {ctx.name}.label")
+    tell(ctx, conditions, pool)
+    place = ctx.dir.model_dir
+    teach(ctx, start, labelled(ctx, pool, conditions, attributes), place, "labels")
+    tops = [control_curve.top_accuracy(ctx, str(place), conditions, "offline")] if block.online_rounds else []
     for number in range(block.online_rounds):
-        pool += sampled_pool(
-            ctx, str(ctx.dir.model_dir), asked_for(ctx, ctx.train_prompts, labels[-1]), "online", number
-        )
-        examples = labelled(ctx, pool, edges, labels, number + 1)
-        train(ctx, str(ctx.dir.model_dir), examples, ctx.dir.model_dir, block.trainer, key=("online", number))
-    metrics = judge(ctx, str(ctx.dir.model_dir), edges, labels)
+        pool += online_pool(ctx, conditions, number)
+        conditions = fit(ctx, attributes, pool)  # quantiles move with the pool, as Quark's do
+        examples = labelled(ctx, pool, conditions, attributes, number + 1)
+        teach(ctx, str(place), examples, place, "online", number)
+        tops.append(control_curve.top_accuracy(ctx, str(place), conditions, "online", number))
+    asking.save(conditions, ctx.tokenizer, place)
+    metrics = control_curve.judge(ctx, str(place), conditions)
+    metrics |= {"top_accuracy_by_round": tops, "pool_size": len(pool)}
+    spent = dict(ctx.tokens)
     if block.shuffled_control:
-        place = ctx.dir.place / "control"
-        train(
-            ctx,
-            ctx.policy_path,
-            labelled(ctx, pool, edges, labels, shuffle=True),
-            place,
-            block.trainer,
-            key=("shuffled",),
-        )
-        control = judge(ctx, str(place), edges, labels, "shuffled")
-        metrics |= {"shuffled_spearman": control["spearman_of_bin_means"], "shuffled_curve": control["control_curve"],
-                    "shuffled_overall": control["overall_reward"]}  # fmt: skip
+        metrics |= shuffled(ctx, start, pool, conditions, attributes)
+    if block.filtered_control:
+        metrics |= {"filtered_sft_accuracy": filtered_sft(ctx, pool, conditions, attributes)}
+    ctx.tokens = spent  # controls are evidence, not budget
+    control_curve.plot(metrics, ctx.dir.place / "control_curve.svg")
     return metrics
 
 
-def sampled_pool(ctx: Context, policy: str, asked: Sequence[Prompt], *key: int | str) -> list[Scored]:
-    """Scored samples, from the files the YAML names or from the policy. Rows that cannot be scored are left out."""
+# --- the pool ------------------------------------------------------------------------------------------------------
+
+
+def first_pool(ctx: Context) -> list[Scored]:
+    """From the stages or files the YAML names, or sampled from the policy; what cannot be learnt from is left out."""
     block = ctx.block
-    if block.pool and key == ("pool",):
-        heldout = {p.text for p in ctx.heldout_prompts}
-        found = [s for path in block.pool for s in read_scored(Path(path)) if s.rollout.prompt.text not in heldout]
-    else:
-        places = cycle_indices(len(asked), 0, block.prompts, ctx.cfg.seed, ctx.name, *key, "order")
-        within = None if block.token_budget is None else block.token_budget // (1 + block.online_rounds)
-        chosen = [asked[i] for i in places]
-        drawn = sample_within(ctx, ctx.generator(policy), chosen, block.samples, *key, budget=within)
-        found = score(ctx.scorer, drawn)
-        ctx.record(found, asked=key[0])
-    usable = [s for s in found if s.scorable and s.rollout.finished]
-    if not usable:
+    if block.pool:
+        return from_pool(ctx, block.pool, f"{ctx.name}.pool")
+    asked = next_prompts(ctx, ctx.train_prompts, block.prompts)
+    found = draw(ctx, ctx.generator(), asked, block.samples, "pool", budget=share_of_budget(ctx))
+    ctx.record(found, round=0, asked="")
+    return usable(ctx, found)
+
+
+def online_pool(ctx: Context, conditions: Conditions, number: int) -> list[Scored]:
+    """Sampled under the best label, to be relabelled by what came out."""
+    block = ctx.block
+    label = conditions.text(conditions.best)
+    bare = next_prompts(ctx, ctx.train_prompts, block.prompts, number=number + 1)
+    asked = asked_for(ctx, bare, label)
+    generator = open_generator(ctx, str(ctx.dir.model_dir), asked, bare, guidance=block.guidance)
+    found = draw(ctx, generator, asked, block.samples, "online", number, budget=share_of_budget(ctx))
+    ctx.record(found, round=number + 1, asked=label)
+    return usable(ctx, found)
+
+
+def share_of_budget(ctx: Context) -> int | None:
+    budget: int | None = ctx.block.token_budget
+    return None if budget is None else budget // (1 + ctx.block.online_rounds)
+
+
+def usable(ctx: Context, found: Sequence[Scored]) -> list[Scored]:
+    out = [s for s in found if s.scorable and s.rollout.finished]
+    if not out:
         raise ConfigError([f"{ctx.cfg.path}: {ctx.name}: not one scorable, finished sample to learn from"])
-    return usable
+    return out
 
 
 def scored_demonstrations(ctx: Context) -> list[Scored]:
     """SFT rows as if they had been sampled: they hold rewards the policy seldom reaches."""
-    from pipeline.records import Rollout
-
     count = ctx.block.demonstrations
     if not count:
         return []
@@ -87,103 +112,131 @@ def scored_demonstrations(ctx: Context) -> list[Scored]:
     chosen = [rows[i] for i in cycle_indices(len(rows), 0, min(count, len(rows)), ctx.cfg.seed, ctx.name, "demos")]
     out = []
     for row, example in zip(chosen, encode(chosen, ctx.cfg.prompts, ctx), strict=True):
-        from pipeline.prompts import prompt_text
-
         prompt = by_text.get(prompt_text(row, ctx.cfg.prompts))
         if prompt is not None:
-            text = ctx.tokenizer.decode(list(example.completion_ids), skip_special_tokens=True)
             ids = example.completion_ids
+            text = ctx.tokenizer.decode(list(ids), skip_special_tokens=True)
             out.append(Rollout(prompt, 0, ids, (0.0,) * len(ids), text, True))
     return [s for s in score(ctx.scorer, out) if s.scorable]
 
 
-def bin_edges(ctx: Context, pool: Sequence[Scored]) -> list[float]:
+# --- labels --------------------------------------------------------------------------------------------------------
+
+
+def attributes_of(ctx: Context) -> dict[str, Attribute]:
+    """The attributes of the YAML, or the reward alone."""
     block = ctx.block
-    if block.bins == "edges":
-        return list(block.edges)
-    try:
-        return conditioning.quantile_edges([s.reward for s in pool], block.count)
-    except ValueError as exc:
-        raise ConfigError([f"{ctx.cfg.path}: {ctx.name}.bins: {exc}"]) from exc
+    return block.attributes or {
+        "reward": Attribute("reward", block.label, block.bins, block.count, list(block.edges))
+    }  # fmt: skip
 
 
-def bin_counts(pool: Sequence[Scored], edges: Sequence[float]) -> list[int]:
-    bins = [conditioning.bin_of(s.reward, edges) for s in pool]
-    return [bins.count(i) for i in range(len(edges) + 1)]
+def values_of(attribute: Attribute, pool: Sequence[Scored]) -> list[float]:
+    """What the attribute measures of each sample. Raises ValueError naming a reward part that does not exist."""
+    values = [control_curve.measure(attribute.of, s) for s in pool]
+    if not attribute.per_prompt:
+        return values
+    return conditioning.from_prompt_mean(values, [s.rollout.prompt.index for s in pool])
+
+
+def fit(ctx: Context, attributes: dict[str, Attribute], pool: Sequence[Scored]) -> Conditions:
+    """The axes with their edges and what the pool holds of each bin."""
+    axes = []
+    for name, attribute in attributes.items():
+        where = f"{ctx.cfg.path}: {ctx.name}" + (f".attributes.{name}" if ctx.block.attributes else "")
+        try:
+            values = values_of(attribute, pool)
+            edges = (list(attribute.edges) if attribute.bins == "edges"
+                     else conditioning.quantile_edges(values, attribute.count))  # fmt: skip
+            axes.append(Axis(name, tuple(edges), attribute.label, attribute.of, attribute.prefer).fitted(values))
+        except ValueError as exc:
+            raise ConfigError([f"{where}: {exc}"]) from exc
+    return Conditions(tuple(axes))
+
+
+def cells_of(
+    pool: Sequence[Scored], conditions: Conditions, attributes: dict[str, Attribute]
+) -> list[tuple[int, ...]]:
+    """Per sample, its bin on every axis."""
+    columns = [[axis.bin_of(v) for v in values_of(attributes[axis.name], pool)] for axis in conditions.axes]
+    return list(zip(*columns, strict=True))
 
 
 def labelled(
     ctx: Context,
     pool: Sequence[Scored],
-    edges: Sequence[float],
-    labels: Sequence[str],
+    conditions: Conditions,
+    attributes: dict[str, Attribute],
     number: int = 0,
     *,
     shuffle: bool = False,
 ) -> list[Example]:
-    """Balanced over bins; some without a label; with shuffle, each under the label of another."""
+    """Balanced over bins; some without a label, or with a part of it; with shuffle, each under the label of another."""
     block = ctx.block
-    bins = [conditioning.bin_of(s.reward, edges) for s in pool]
+    cells = cells_of(pool, conditions, attributes)
     if shuffle:
-        bins = conditioning.shuffled(bins, seed=ctx.seed("shuffle"))
-    chosen = conditioning.balanced(bins, per_bin=block.per_bin, seed=ctx.seed("balance", number))
-    bare = conditioning.dropped(len(chosen), block.label_dropout, seed=ctx.seed("dropout", number))
+        cells = conditioning.shuffled(cells, seed=ctx.seed("shuffle"))
+    chosen = conditioning.balanced(cells, per_bin=block.per_bin, seed=ctx.seed("balance", number))
+    rng = random.Random(ctx.seed("dropout", number))
+    names = [axis.name for axis in conditions.axes]
     rendered: dict[tuple[int, str], tuple[int, ...]] = {}
     out = []
-    for place, without in zip(chosen, bare, strict=True):
+    for place in chosen:
         rollout = pool[place].rollout
-        label = "" if without else labels[bins[place]]
-        key = (rollout.prompt.index, label)
+        asked = conditioning.some_dropped(dict(zip(names, cells[place], strict=True)), block.label_dropout, rng)
+        key = (rollout.prompt.index, conditions.text(asked))
         if key not in rendered:
-            rendered[key] = relabel(ctx, rollout.prompt, label).ids
-        out.append(Example(rendered[key], rollout.ids))
+            rendered[key] = asking.relabel(rollout.prompt, key[1], ctx.cfg.prompts, ctx.tokenizer).ids
+        out.append(Example(rendered[key], rollout.ids, bare_ids=rollout.prompt.ids))
     return out
 
 
-def relabel(ctx: Context, prompt: Prompt, label: str) -> Prompt:
-    """The same prompt with a condition in front; index, text and task stay, so it is judged as before."""
-    row = prompt.row or {ctx.cfg.prompts.prompt: prompt.text}
-    return replace(prompt, ids=tuple(render_ids(row, ctx.cfg.prompts, ctx.tokenizer, label=label)))
-
-
 def asked_for(ctx: Context, prompts: Sequence[Prompt], label: str) -> list[Prompt]:
-    return [relabel(ctx, p, label) for p in prompts]
+    return [asking.relabel(p, label, ctx.cfg.prompts, ctx.tokenizer) for p in prompts]
 
 
-def judge(ctx: Context, model_dir: str, edges: Sequence[float], labels: Sequence[str], *key: str) -> dict[str, Any]:
-    """What was obtained for every bin asked, on held-out prompts; the bin of failures is shown and not ranked.
-
-    Failing on purpose is harder than by accident: bin 0 is not a reward that can be asked for.
-    """
-    generator = ctx.generator(model_dir)
-    curve = []
-    figures: dict[str, Any] = {}
-    for number, label in enumerate(labels):
-        judged = ctx.evaluate(generator, *key, "asked", number, asked=asked_for(ctx, ctx.heldout_prompts, label))
-        rewards = [mean([s.reward for s in g if s.scorable]) for g in groups(judged.scored)]
-        curve.append({"asked": number, "label": label, "obtained": mean(rewards), "ci95": list(bootstrap_ci95(rewards)),
-                      "n": len(judged.scored), "accuracy": judged.figures["heldout_accuracy"],
-                      "target": target(number, edges)})  # fmt: skip
-        figures = judged.figures  # the last is the best bin's
-        top = judged.scored
-    bare = ctx.evaluate(generator, *key, "unasked").figures
-    solvable = curve[1:]
-    console.show_table(curve, ["asked", "obtained", "accuracy", "n"])
-    console.show_samples(top)
-    return {
-        **describe_groups(groups(top), k=ctx.cfg.evaluation.k),
-        "control_curve": curve,
-        "failing_bin": curve[0],
-        "spearman_of_bin_means": spearman([c["asked"] for c in solvable], [c["obtained"] for c in solvable]),
-        "overall_reward": mean([c["obtained"] for c in solvable]),
-        "top_bin_accuracy": figures["heldout_accuracy"],
-        "unconditioned_accuracy": bare["heldout_accuracy"],
-        "unconditioned_reward": bare["heldout_reward"],
-        "edges": list(edges),
-        "labels": list(labels),
-    }
+def teach(ctx: Context, start: str, examples: Sequence[Example], place: Path, *key: str | int) -> None:
+    block = ctx.block
+    settings = block.trainer | (block.online_trainer if key[0] == "online" else {})
+    train(ctx, start, examples, place, settings, key=key, kl_coef=block.kl_coef)
 
 
-def target(number: int, edges: Sequence[float]) -> list[float | None]:
-    """The bin's own bounds; None where it is open."""
-    return [edges[number - 1] if number else None, edges[number] if number < len(edges) else None]
+def tell(ctx: Context, conditions: Conditions, pool: Sequence[Scored]) -> None:
+    for axis in conditions.axes:
+        seen = " ".join(f"{axis.text(i).strip()}:{n}" for i, n in enumerate(axis.seen))
+        console.say(f"{ctx.name}: {len(pool)} samples by {axis.name}: {seen}")
+        for number, n in enumerate(axis.seen):
+            if not n:
+                console.say(f"{ctx.name}: warning: {conditions.warnings({axis.name: number})[0]}")
+
+
+# --- controls ------------------------------------------------------------------------------------------------------
+
+
+def shuffled(
+    ctx: Context, start: str, pool: Sequence[Scored], conditions: Conditions, attributes: dict[str, Attribute]
+) -> dict[str, Any]:
+    """The same training with labels that say nothing: what control is left was never control."""
+    place = ctx.dir.place / "control"
+    teach(ctx, start, labelled(ctx, pool, conditions, attributes, shuffle=True), place, "shuffled")
+    answers = control_curve.ask_all(ctx, str(place), conditions, conditions.main, "shuffled")
+    curve = control_curve.curve_of(conditions.main, answers)
+    overall = control_curve.overall(curve)
+    return {"shuffled_spearman": control_curve.rank_correlation(control_curve.solvable(conditions.main, curve)),
+            "shuffled_curve": curve, "shuffled_overall": overall,
+            "shuffled_max_gap": max(abs(c["obtained"] - overall) for c in curve)}  # fmt: skip
+
+
+def filtered_sft(
+    ctx: Context, pool: Sequence[Scored], conditions: Conditions, attributes: dict[str, Attribute]
+) -> float:
+    """The best bin's samples alone, without labels, for as many steps: FeedME's way on the same pool."""
+    best = tuple(conditions.best.values())
+    cells = cells_of(pool, conditions, attributes)
+    kept = [s for s, cell in zip(pool, cells, strict=True) if cell == best]
+    place = ctx.dir.place / "filtered"
+    train(ctx, ctx.policy_path, [Example(s.rollout.prompt.ids, s.rollout.ids) for s in kept], place, ctx.block.trainer,
+          key=("filtered",))  # fmt: skip
+    judged = ctx.evaluate(ctx.generator(str(place)), "filtered")
+    shutil.rmtree(place)
+    return float(judged.figures["heldout_accuracy"])

@@ -47,6 +47,18 @@ def draw(
     return ctx.kept(asked, make, *key)
 
 
+def open_generator(
+    ctx: Context, model_dir: str, asked: Sequence[Prompt], bare: Sequence[Prompt], *, guidance: float = 1.0
+) -> generate.Generator:
+    """The run's generator, or one that guides labelled prompts (`asked`) away from the same without (`bare`)."""
+    if guidance == 1.0:
+        return ctx.generator(model_dir)
+    from pipeline.guidance import Guided
+
+    pairs = {a.ids: b.ids for a, b in zip(asked, bare, strict=True)}
+    return Guided(model_dir, ctx.cfg.model, ctx.cfg.generate, bare=pairs, scale=guidance)
+
+
 def next_prompts(ctx: Context, prompts: Sequence[Prompt], count: int, *, number: int = 0) -> list[Prompt]:
     """The prompts of round `number`: an endless walk over all of them, `count` a round."""
     places = cycle_indices(len(prompts), number * count, count, ctx.cfg.seed, ctx.name, "order")

@@ -1,0 +1,179 @@
+"""What a condition-trained model gives for what it is asked: the proof of control, or its absence, and the picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import asking, console
+from pipeline.credit.conditioning import Axis, Conditions, calibration_error
+from pipeline.records import Scored, groups
+from pipeline.stages.context import Context, Judged
+from pipeline.stages.distance import kl_from
+from pipeline.stages.samples import open_generator
+from pipeline.stats import bootstrap_ci95, mean, spearman
+
+
+def judge(ctx: Context, model_dir: str, conditions: Conditions) -> dict[str, Any]:
+    """Every bin of every axis asked alone, all axes' best together, nothing, and one bin beyond what was trained."""
+    axis = conditions.main
+    answers = ask_all(ctx, model_dir, conditions, axis)
+    curve = curve_of(axis, answers)
+    apart = solvable(axis, curve)
+    console.show_table(curve, ["asked", "obtained", "promised", "accuracy", "tokens", "n"])
+    top = answers[axis.best]
+    bare = ask(ctx, model_dir, conditions, {})
+    best = ask(ctx, model_dir, conditions, conditions.best) if len(conditions.axes) > 1 else top
+    console.show_samples(best.scored)
+    plain = {p.index: p for p in ctx.heldout_prompts}
+    return {
+        **best.figures,
+        "heldout_kl": kl_from(ctx, best.scored, ctx.policy_path, bare=plain),
+        "control_curve": curve,
+        "failing_bin": curve[0] if apart is not curve else None,
+        "spearman_of_bin_means": rank_correlation(apart),
+        "monotone": is_monotone(apart),
+        "calibration_error": calibration_error([c["obtained"] for c in apart], [c["promised"] for c in apart]),
+        "overall_reward": overall(apart),
+        "top_bin_accuracy": top.figures["heldout_accuracy"],
+        "unconditioned_accuracy": bare.figures["heldout_accuracy"],
+        "unconditioned_reward": bare.figures["heldout_reward"],
+        "extrapolation": extrapolation(ctx, model_dir, conditions, curve),
+        "attribute_curves": {a.name: curve_of(a, ask_all(ctx, model_dir, conditions, a)) for a in conditions.axes[1:]},
+        "joint": joint(conditions, top, best) if len(conditions.axes) > 1 else None,
+        "edges": list(axis.edges),
+        "labels": [axis.text(i) for i in range(axis.count)],
+    }
+
+
+def ask(ctx: Context, model_dir: str, conditions: Conditions, asked: Mapping[str, int], *key: str) -> Judged:
+    """Held-out figures under one label; with the stage's guidance, when it has one."""
+    bare = ctx.heldout_prompts
+    label = conditions.text(asked)
+    prompts = [asking.relabel(p, label, ctx.cfg.prompts, ctx.tokenizer) for p in bare]
+    generator = open_generator(ctx, model_dir, prompts, bare, guidance=ctx.block.guidance if label else 1.0)
+    name = "-".join(f"{axis}{number}" for axis, number in asked.items()) or "nothing"
+    return ctx.evaluate(generator, *key, "asked", asked=prompts, piece=name)
+
+
+def top_accuracy(ctx: Context, model_dir: str, conditions: Conditions, *key: str | int) -> float:
+    judged = ask(ctx, model_dir, conditions, conditions.best, *map(str, key))
+    return float(judged.figures["heldout_accuracy"])
+
+
+def ask_all(ctx: Context, model_dir: str, conditions: Conditions, axis: Axis, *key: str) -> list[Judged]:
+    """Every bin of the axis, asked alone."""
+    return [ask(ctx, model_dir, conditions, {axis.name: number}, *key) for number in range(axis.count)]
+
+
+def curve_of(axis: Axis, answers: Sequence[Judged]) -> list[dict[str, Any]]:
+    """One row a bin: what was asked, and what was obtained with its interval over prompts."""
+    rows = []
+    for number, judged in enumerate(answers):
+        obtained = [mean([measure(axis.of, s) for s in g if s.scorable]) for g in groups(judged.scored)]
+        rows.append({"asked": number, "label": axis.text(number), "obtained": mean(obtained),
+                     "ci95": list(bootstrap_ci95(obtained)), "promised": promised(axis, number),
+                     "accuracy": judged.figures["heldout_accuracy"], "tokens": judged.figures["mean_completion_tokens"],
+                     "n": len(judged.scored), "target": axis.bounds(number),
+                     "seen": axis.seen[number]})  # fmt: skip
+    return rows
+
+
+def measure(of: str, scored: Scored) -> float:
+    """What an attribute speaks of, on one sample. Raises ValueError naming a reward part that does not exist."""
+    known = {"reward": scored.reward, "correct": float(scored.status == "pass"),
+             "format": float(scored.status != "malformed"), "length": float(len(scored.rollout.ids))}  # fmt: skip
+    if of in known:
+        return known[of]
+    value = scored.parts.get(of)
+    if value is None:
+        have = ", ".join([*known, *scored.parts])
+        raise ValueError(f"{of!r} is no part of the rewards of every sample; have: {have}")
+    return float(value)
+
+
+def promised(axis: Axis, number: int) -> float:
+    return axis.promised[number] if number < len(axis.promised) else math.nan
+
+
+def solvable(axis: Axis, curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The curve without the bin of failures, where there are more than two bins: failing on purpose is harder than by
+    accident, so bin 0 is not a reward that can be asked for."""
+    return curve[1:] if axis.of == "reward" and len(curve) > 2 else curve
+
+
+def overall(curve: Sequence[Mapping[str, Any]]) -> float:
+    return mean([c["obtained"] for c in curve])
+
+
+def rank_correlation(curve: Sequence[Mapping[str, Any]]) -> float:
+    return spearman([c["asked"] for c in curve], [c["obtained"] for c in curve])
+
+
+def is_monotone(curve: Sequence[Mapping[str, Any]]) -> bool:
+    means = [c["obtained"] for c in curve]
+    return means == sorted(means)
+
+
+def extrapolation(
+    ctx: Context, model_dir: str, conditions: Conditions, curve: Sequence[Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    """What asking one bin beyond the best gave; None where such a label cannot be written."""
+    axis = conditions.main
+    beyond = axis.count
+    label = axis.text(beyond)
+    if asking.written(label, ctx.tokenizer) != label:
+        return None
+    warning = conditions.warnings({axis.name: beyond})[0]
+    judged = ask(ctx, model_dir, conditions, {axis.name: beyond})
+    out = {"asked": beyond, "label": label, "obtained": judged.figures["heldout_reward"],
+           "accuracy": judged.figures["heldout_accuracy"], "best_seen": curve[axis.best]["obtained"],
+           "warning": warning}  # fmt: skip
+    console.say(f"{ctx.name}: asked beyond the bins seen: {label.strip()} gave {console.number(out['obtained'])} where "
+                f"{axis.text(axis.best).strip()} gives {console.number(out['best_seen'])}; {warning}")  # fmt: skip
+    return out
+
+
+def joint(conditions: Conditions, alone: Judged, together: Judged) -> dict[str, Any]:
+    """All axes' best at once against the first's best alone, and what the others cost."""
+    key, tokens = "heldout_accuracy", "mean_completion_tokens"
+    return {"asked": conditions.text(conditions.best), "accuracy": together.figures[key],
+            "tokens": together.figures[tokens], "alone_accuracy": alone.figures[key],
+            "alone_tokens": alone.figures[tokens], "cost": alone.figures[key] - together.figures[key]}  # fmt: skip
+
+
+def plot(metrics: Mapping[str, Any], path: Path) -> None:
+    """Asked against obtained, with intervals, what was promised, and the shuffled control. The same bytes each time."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    with pyplot.rc_context({"svg.hashsalt": "whetstone", "svg.fonttype": "none"}):
+        figure, axes = pyplot.subplots(figsize=(5.2, 3.6))
+        for curve, name, colour in ((metrics["control_curve"], "labels", "C0"),
+                                    (metrics.get("shuffled_curve"), "shuffled labels", "C7")):  # fmt: skip
+            if curve:
+                draw_curve(axes, curve, name, colour)
+        curve = metrics["control_curve"]
+        axes.plot([c["asked"] for c in curve], [c["promised"] for c in curve], "k_", markersize=14, label="promised")
+        beyond = metrics.get("extrapolation")
+        if beyond:
+            axes.plot([beyond["asked"]], [beyond["obtained"]], "C3x", label="beyond the bins seen")
+        axes.axhline(metrics["unconditioned_reward"], color="C0", linestyle=":", label="no label")
+        axes.set(xlabel="bin asked for", ylabel="obtained")
+        axes.set_xticks([c["asked"] for c in curve] + ([beyond["asked"]] if beyond else []))
+        axes.legend(frameon=False, fontsize=8)
+        figure.tight_layout()
+        figure.savefig(path, format="svg", metadata={"Date": None})
+        pyplot.close(figure)
+
+
+def draw_curve(axes: Any, curve: Sequence[Mapping[str, Any]], name: str, colour: str) -> None:
+    asked = [c["asked"] for c in curve]
+    obtained = [c["obtained"] for c in curve]
+    low = [o - c["ci95"][0] for o, c in zip(obtained, curve, strict=True)]
+    high = [c["ci95"][1] - o for o, c in zip(obtained, curve, strict=True)]
+    axes.errorbar(asked, obtained, yerr=[low, high], fmt="o-", color=colour, capsize=3, label=name)
