@@ -196,47 +196,66 @@ def render_ids(
 
     label: plain text put in front of what the user says (condition tokens).
     """
-    value = _prompt_value(row, source, number, "prompts")
-    if isinstance(value, str) and source.system is None and not source.chat:
-        ids = list(tokenizer(label + value).input_ids)
+    if not in_chat(row, source, number):
+        ids = list(tokenizer(label + str(_prompt_value(row, source, number, "prompts"))).input_ids)
         return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
-    messages = [{"role": "user", "content": value}] if isinstance(value, str) else [dict(turn) for turn in value]
-    if source.system is not None and messages[0].get("role") != "system":
-        messages.insert(0, {"role": "system", "content": source.system})
+    messages = _messages(row, source, number)
     for turn in messages:
         if label and turn["role"] == "user":
             turn["content"] = label + turn["content"]
             break
-    return _chat_ids(tokenizer, messages, add_generation_prompt=True)
+    return _chat_ids(tokenizer, messages, source, add_generation_prompt=True)
 
 
-def _chat_ids(tokenizer: Any, messages: list[dict[str, str]], **how: Any) -> list[int]:
+def in_chat(row: Mapping[str, Any], source: Prompts, number: int = 0) -> bool:
+    """Does this row go through the chat template: it holds messages, or the config puts its text into a turn."""
+    return (
+        source.chat or source.system is not None or not isinstance(_prompt_value(row, source, number, "prompts"), str)
+    )
+
+
+def _messages(row: Mapping[str, Any], source: Prompts, number: int) -> list[dict[str, str]]:
+    value = _prompt_value(row, source, number, "prompts")
+    messages = [{"role": "user", "content": value}] if isinstance(value, str) else [dict(turn) for turn in value]
+    if source.system is not None and messages[0].get("role") != "system":
+        messages.insert(0, {"role": "system", "content": source.system})
+    return messages
+
+
+def _chat_ids(tokenizer: Any, messages: list[dict[str, str]], source: Prompts, **how: Any) -> list[int]:
     if tokenizer.chat_template is None:
-        raise ConfigError(["prompts: the rows are messages and the tokenizer has no chat template; "
-                           "set model.chat_template, or give prompts as text"])  # fmt: skip
-    return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **how))
+        mend = "set model.chat_template, or give prompts as text"
+        raise ConfigError([f"prompts: the rows are messages and the tokenizer has no chat template; {mend}"])
+    how = {**source.chat_kwargs, **how, "tokenize": True, "return_dict": False}
+    return list(tokenizer.apply_chat_template(messages, **how))
 
 
-def completion_ids(row: Mapping[str, Any], source: Prompts, tokenizer: Any, prompt_ids: Sequence[int], *,
-                   ends: frozenset[int], number: int = 0) -> list[int]:  # fmt: skip
-    """Completion token ids with exactly one end token, at the end. Raises ConfigError naming the row."""
+def completion_ids(
+    row: Mapping[str, Any],
+    source: Prompts,
+    tokenizer: Any,
+    prompt_ids: Sequence[int],
+    *,
+    ends: frozenset[int],
+    number: int = 0,
+) -> list[int]:
+    """Completion token ids with exactly one end token, at the end: what the template ends a turn with, else EOS.
+
+    Raises ConfigError naming the row.
+    """
     value = completion_value(row, source, number=number, where="prompts")
-    if isinstance(value, str):
-        ids = list(tokenizer(value, add_special_tokens=False).input_ids)
-    else:
-        prompt = _prompt_value(row, source, number, "prompts")
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        if source.system is not None and messages[0].get("role") != "system":
-            messages.insert(0, {"role": "system", "content": source.system})
-        whole = _chat_ids(tokenizer, [*messages, *value])
-        if whole[: len(prompt_ids)] != list(prompt_ids):
-            mend = "give prompt and completion as text, or a template that only appends"
-            raise ConfigError(
-                [f"prompts: row {number}: the chat template changes the prompt once it is answered; {mend}"]
-            )
-        ids = whole[len(prompt_ids) :]
-        last = max((i for i, token in enumerate(ids) if token in ends), default=None)
-        ids = ids if last is None else ids[: last + 1]  # a template's newline after the end is never sampled
+    if not in_chat(row, source, number):
+        text = value if isinstance(value, str) else "".join(turn["content"] for turn in value)
+        ids = list(tokenizer(text, add_special_tokens=False).input_ids)
+        return ids if ids and ids[-1] in ends else [*ids, tokenizer.eos_token_id]
+    answer = [{"role": "assistant", "content": value}] if isinstance(value, str) else list(value)
+    whole = _chat_ids(tokenizer, [*_messages(row, source, number), *answer], source)
+    if whole[: len(prompt_ids)] != list(prompt_ids):
+        mend = "give prompt and completion as text, or a template that only appends"
+        raise ConfigError([f"prompts: row {number}: the chat template changes the prompt once it is answered; {mend}"])
+    ids = whole[len(prompt_ids) :]
+    last = max((i for i, token in enumerate(ids) if token in ends), default=None)
+    ids = ids if last is None else ids[: last + 1]  # a template's newline after the end is never sampled
     return ids if ids and ids[-1] in ends else [*ids, tokenizer.eos_token_id]
 
 
