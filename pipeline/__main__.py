@@ -1,6 +1,7 @@
 """python -m pipeline COMMAND CONFIG [key=value ...]
 
-Exit codes: 0 done; 2 the user's mistake, one line each; 3 a run stopped by one of its own alarms; 130 interrupted.
+Exit codes: 0 done; 2 the user's mistake, one line each; 3 a run stopped by one of its own alarms; 130 interrupted;
+143 asked to stop by SIGTERM. After 130 and 143 the same command goes on.
 """
 
 from __future__ import annotations
@@ -11,6 +12,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
 
 STAGES = ("sft", "feedme", "reward_model", "ppo", "grpo", "conditioned", "offline_q", "stitch", "evaluate", "base")
 COMMANDS = {
@@ -19,8 +24,14 @@ COMMANDS = {
     "compare": "the methods of a YAML from one model at one budget over seeds, with controls, and their report",
     "recipe": "a historical lineage on the demo task: python -m pipeline recipe davinci-002|davinci-003",
 }
+AROUND = {
+    "plan": "what a YAML would run, what it would cost, and every mistake in it; starts nothing",
+    "chaos": "kill every stage at seeded instants, go on, compare the hashes: kills=20 instants_seed=0",
+}
 OF_A_RUN = {
     "report": "HTML report of a run: python -m pipeline report RUN_DIR",
+    "lineage": "a run's tree from base model to final: python -m pipeline lineage RUN_DIR",
+    "diff": "what differs between two runs: python -m pipeline diff RUN_DIR RUN_DIR",
     "export": "RUN_DIR/export: merged weights, tokenizer, template, model card; stage=NAME chooses",
     "push": "upload RUN_DIR/export to the Hub: repo=me/model",
     "serve": "vLLM's OpenAI-compatible server on the run's model; key=value becomes --key value",
@@ -28,7 +39,7 @@ OF_A_RUN = {
 
 
 def parser() -> argparse.ArgumentParser:
-    lines = "\n".join(f"  {name:14} {text}" for name, text in (COMMANDS | OF_A_RUN).items())
+    lines = "\n".join(f"  {name:14} {text}" for name, text in (COMMANDS | AROUND | OF_A_RUN).items())
     made = argparse.ArgumentParser(
         "python -m pipeline",
         description="Post-train small language models with RL, a stage or the whole chain at once.",
@@ -44,15 +55,28 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+    from pipeline import stopping
+
     try:
         return dispatch(arguments.command, arguments.config, arguments.overrides)
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again to go on from the last checkpoint", file=sys.stderr)
         return 130
+    except stopping.Stopped:
+        print("stopped as asked; run the same command again to go on", file=sys.stderr)
+        return stopping.EXIT
     except ValueError as exc:
         if not is_users(exc):
             raise
         print("\n".join(getattr(exc, "mistakes", [str(exc)])), file=sys.stderr)
+        return 2
+    except OSError as exc:
+        from pipeline.files import disk_fault
+
+        told = disk_fault(exc)
+        if told is None:
+            raise
+        print(told, file=sys.stderr)
         return 2
     except RuntimeError as exc:
         if type(exc).__name__ != "Alarm":
@@ -66,28 +90,56 @@ def is_users(exc: ValueError) -> bool:
     return hasattr(exc, "mistakes") or type(exc).__name__ == "LineageError"
 
 
-def dispatch(command: str, config: str, overrides: Sequence[str]) -> int:
-    from pipeline.config import ConfigError, load, nearest
+def dispatch(command: str, config: str, words: Sequence[str]) -> int:
+    if command in OF_A_RUN:
+        return of_a_run(command, Path(config), words)
+    if command == "plan":
+        from pipeline.plan import plan
+
+        return plan(config, words)
+    if command == "chaos":
+        from pipeline.chaos import chaos
+
+        return chaos(config, words)
+    return train(checked(command, config, words), command)
+
+
+def checked(command: str, config: str, overrides: Sequence[str]) -> Config:
+    """The config, when nothing is wrong with it, its data, its verifiers or its models. Raises ConfigError before
+    anything heavy loads."""
+    from pipeline.config import ConfigError, nearest, read
     from pipeline.schema import STAGE_KINDS
 
-    if command in OF_A_RUN:
-        of_a_run(command, Path(config), overrides)
-        return 0
-    cfg = load(config, overrides)
-    if command not in COMMANDS and command not in cfg.blocks:
-        raise ConfigError([f"no command {command!r}{nearest(command, [*COMMANDS, *OF_A_RUN, *cfg.blocks])}"])
-    if command in STAGE_KINDS and command not in cfg.blocks:
-        raise ConfigError([f"{config}: no block for stage {command!r}{nearest(command, cfg.blocks)}"])
-    prepare_process(cfg.threads)
-    from pipeline import ranks, stages
+    cfg, mistakes = read(config, overrides)
+    if cfg is not None and command not in COMMANDS and command not in cfg.blocks:
+        mistakes.append(f"no command {command!r}{nearest(command, [*COMMANDS, *AROUND, *OF_A_RUN, *cfg.blocks])}")
+    elif cfg is not None and command in STAGE_KINDS and command not in cfg.blocks:
+        mistakes.append(f"{config}: no block for stage {command!r}{nearest(command, cfg.blocks)}")
+    if cfg is None or mistakes:
+        raise ConfigError(mistakes)
+    from pipeline import preflight
+
+    preflight.check(cfg, None if command == "run" else [command])
+    return cfg
+
+
+def train(cfg: Config, command: str) -> int:
+    """Run the YAML's stages, or one of them."""
+    from pipeline import stopping
     from pipeline.runs import locked
 
-    ranks.start()
-    with locked(cfg.run_dir) if ranks.is_main() else contextlib.nullcontext():
+    stopping.install()
+    with contextlib.ExitStack() as held:
+        if int(os.environ.get("RANK", "0")) == 0:
+            held.enter_context(locked(cfg.run_dir))
+        prepare_process(cfg.threads)
+        from pipeline import ranks, stages
+
+        ranks.start()
         if command == "run":
             stages.run_all(cfg)
         else:
-            stages.run_stage(cfg, command)
+            stages.bring_up_to_date(cfg, command)
         if command in ("run", "compare") and ranks.is_main():
             from pipeline.report import write_report
 
@@ -95,18 +147,25 @@ def dispatch(command: str, config: str, overrides: Sequence[str]) -> int:
     return 0
 
 
-def of_a_run(command: str, run: Path, words: Sequence[str]) -> None:
+def of_a_run(command: str, run: Path, words: Sequence[str]) -> int:
     """Commands on what a run left, which read no YAML."""
+    if command in ("lineage", "diff"):
+        from pipeline import lineage
+
+        drawn, sound = lineage.diff(run, words) if command == "diff" else lineage.lineage(run)
+        print(drawn)
+        return 0 if sound else 2
     if command == "report":
         from pipeline.report import write_report
 
         print(write_report(str(run)))
-        return
+        return 0
     from pipeline import deliver
 
     if command == "serve":
         deliver.serve(run, words)
     print(deliver.export(run, words) if command == "export" else deliver.push(run, words))
+    return 0
 
 
 def prepare_process(threads: int | None) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import runs
-from pipeline.config import Config
+from pipeline.config import Config, ConfigError
 from pipeline.files import dump_json, read_jsonl, sha256_file
 from pipeline.runs import StageDir, manifest_sha, read_manifest
 
@@ -255,8 +255,11 @@ def _fault(run: Path, name: str, stages: Mapping[str, dict[str, Any]]) -> str | 
 # --- two runs ------------------------------------------------------------------------------------------------------
 
 
-def diff(first: Path, second: Path) -> str:
+def diff(first: Path, words: Sequence[str]) -> tuple[str, bool]:
     """What differs between two runs, stage by stage: config, code, versions, inputs, metrics and outputs."""
+    if len(words) != 1:
+        raise ConfigError(["diff: name two runs, as in: python -m pipeline diff runs/demo runs/demo2"])
+    second = Path(words[0])
     one, two = manifests(first), manifests(second)
     lines = [f"- {first}", f"+ {second}"]
     for name in [*one, *(n for n in two if n not in one)]:
@@ -266,7 +269,7 @@ def diff(first: Path, second: Path) -> str:
         found = _stage_diff(one[name], two[name], first / name, second / name)
         lines.append(f"{name}: " + ("the same" if not found else ""))
         lines += [f"  {line}" for line in found]
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(line.rstrip() for line in lines), True
 
 
 def _stage_diff(a: Mapping[str, Any], b: Mapping[str, Any], place_a: Path, place_b: Path) -> list[str]:

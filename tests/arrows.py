@@ -32,6 +32,7 @@ ROWS: tuple[frozenset[str], ...] = (
             "kept",
             "lineage",
             "library",
+            "model_dir",
             "stopping",
         }
     ),

@@ -1,0 +1,233 @@
+"""make chaos: kill every stage at seeded instants, go on, and compare what it made with an undisturbed run, by hash.
+
+The reference is one `python -m pipeline run` from a cold start. Each stage is then made again from the reference's
+parents by processes that are killed with SIGKILL (or asked to stop with SIGTERM) at random instants of its course.
+Those are forked from servers that have imported the libraries, each with its own hash seed, so that an order which
+depends on the process shows; starting one for each kill would spend most of the time on imports.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline import console, lineage
+from pipeline.config import Config, ConfigError, load
+from pipeline.runs import StageDir, verify_outputs
+
+SERVERS = 3
+STUCK_S = 1800.0
+ENDINGS = {"kill": signal.SIGKILL, "term": signal.SIGTERM}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    kills: int = 20
+    instants_seed: int = 0
+    ending: str = "kill"
+
+    @classmethod
+    def taken_from(cls, overrides: Sequence[str]) -> tuple[Settings, list[str]]:
+        """Ours among the key=value words, and the rest, which is the config's. Raises ConfigError."""
+        ours: dict[str, Any] = {}
+        rest = []
+        for word in overrides:
+            key, _, value = word.partition("=")
+            if key not in ("kills", "instants_seed", "ending"):
+                rest.append(word)
+            elif key == "ending":
+                if value not in ENDINGS:
+                    raise ConfigError([f"ending={value}: give kill (SIGKILL) or term (SIGTERM)"])
+                ours[key] = value
+            elif not value.isdigit():
+                raise ConfigError([f"{key}={value}: expected a whole number"])
+            else:
+                ours[key] = int(value)
+        return cls(**ours), rest
+
+
+@dataclass(slots=True)
+class Server:
+    """A process that has imported everything and forks one child a request."""
+
+    log: Path
+    process: subprocess.Popen[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONHASHSEED"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.chaos"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=environment,
+        )  # fmt: skip
+
+    def run(self, words: Sequence[str], *, end_after_s: float | None, ending: str) -> tuple[int, bool]:
+        """(exit code, whether it was ended by us) of `python -m pipeline WORDS` in a child."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"words": list(words), "log": str(self.log)}) + "\n")
+        self.process.stdin.flush()
+        child = self._answer(STUCK_S)["pid"]
+        answer = self._answer(end_after_s if end_after_s is not None else STUCK_S)
+        if answer:
+            return answer["code"], False
+        if end_after_s is None:
+            raise TimeoutError(f"{' '.join(words)} did not end within {STUCK_S:.0f} s; see {self.log}")
+        os.kill(child, ENDINGS[ending])
+        return self._answer(60.0)["code"], True
+
+    def _answer(self, timeout_s: float) -> dict[str, Any]:
+        """The server's next line; empty where none came in time."""
+        assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], timeout_s)
+        return json.loads(self.process.stdout.readline()) if ready else {}
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(30)
+
+
+def chaos(config: str, overrides: Sequence[str]) -> int:
+    """0 where every stage ends in the reference's bytes, 1 where one does not."""
+    settings, rest = Settings.taken_from(overrides)
+    cfg = load(config, rest)
+    root = cfg.run_dir.with_name(f"{cfg.run_dir.name}-chaos")
+    started = time.monotonic()
+    reference = load(config, [*rest, f"run={_run_name(root, cfg)}/reference"])
+    subprocess.run([sys.executable, "-m", "pipeline", "run", config, *rest, f"run={reference.run}"], check=True)
+    servers = [Server(root / f"server-{i}.log") for i in range(SERVERS)]
+    try:
+        same = [_stage(config, rest, cfg, reference, root, name, settings, servers) for name in cfg.stages]
+    finally:
+        for server in servers:
+            server.close()
+    console.say(f"chaos: {sum(same)} of {len(same)} stages end in the reference's bytes after {settings.kills} "
+                f"interruptions each, in {console.clock(time.monotonic() - started)}")  # fmt: skip
+    return 0 if all(same) else 1
+
+
+def _run_name(root: Path, cfg: Config) -> str:
+    return str(root.relative_to(cfg.runs_dir))
+
+
+def _stage(
+    config: str, rest: list[str], cfg: Config, reference: Config, root: Path, name: str, settings: Settings,
+    servers: Sequence[Server],
+) -> bool:  # fmt: skip
+    """Make one stage again under interruptions, as many passes as its kills take, and compare each pass."""
+    expected = verify_outputs(StageDir(reference.run_dir, name))
+    draw = random.Random(f"{settings.instants_seed} {name}")
+    instants = sorted(draw.uniform(0.0, expected["wall_s"]) for _ in range(settings.kills))
+    done, passes, told = 0, 0, time.monotonic()
+    while done < len(instants) or not passes:
+        place = root / name
+        shutil.rmtree(place, ignore_errors=True)
+        _link_parents(reference.run_dir, place, expected["parents"])
+        words = [name, config, *rest, f"run={_run_name(root, cfg)}/{name}"]
+        done += _one_pass(words, instants[done:], draw, servers, settings.ending)
+        passes += 1
+        fault = _compare(reference.run_dir / name, place / name)
+        if fault:
+            console.say(f"chaos: {name}: {fault}")
+            return False
+    spent = console.clock(time.monotonic() - told)
+    console.say(f"chaos: {name}: same bytes after {done} interruptions in {passes} passes, {spent}")
+    return True
+
+
+def _one_pass(
+    words: Sequence[str], instants: Sequence[float], draw: random.Random, servers: Sequence[Server], ending: str
+) -> int:
+    """Interrupt at each instant in turn until the stage is complete; returns how many interruptions took place.
+
+    A process first reads back what its forerunner finished, so its time runs from a start that is drawn too: some
+    die while starting, some while reading back, most in the midst of new work.
+    """
+    at = 0.0
+    for number, instant in enumerate(instants):
+        lead_s = draw.uniform(0.0, 6.0)
+        code, ended = servers[draw.randrange(len(servers))].run(words, end_after_s=instant - at + lead_s, ending=ending)
+        if not ended:
+            _expect(code, (0,), words)
+            return number
+        _expect(code, (-signal.SIGKILL, 143, -signal.SIGTERM, 0), words)
+        at = instant
+    code, _ = servers[draw.randrange(len(servers))].run(words, end_after_s=None, ending=ending)
+    _expect(code, (0,), words)
+    return len(instants)
+
+
+def _expect(code: int, good: Sequence[int], words: Sequence[str]) -> None:
+    if code not in good:
+        raise RuntimeError(f"python -m pipeline {' '.join(words)} ended with {code}, expected one of {list(good)}")
+
+
+def _link_parents(source: Path, place: Path, parents: Sequence[str]) -> None:
+    """The finished stages that this one starts from, as hard links: they are only read."""
+    for parent in parents:
+        shutil.copytree(source / parent, place / parent, copy_function=os.link)
+
+
+def _compare(expected: Path, made: Path) -> str | None:
+    one, two = (verify_outputs(StageDir(p.parent, p.name)) for p in (expected, made))
+    names = sorted(f for f in {*one["outputs"], *two["outputs"]} if one["outputs"].get(f) != two["outputs"].get(f))
+    counts = lineage.differences({"tokens": one["tokens"]}, {"tokens": two["tokens"]})
+    if not names and not counts:
+        return None
+    where = lineage.first_difference(expected / "metrics.jsonl", made / "metrics.jsonl")
+    return f"differs in {', '.join(names + counts)}" + (f"; metrics.jsonl {where}" if where else "")
+
+
+def serve() -> None:
+    """Fork a child for each request on stdin; tell its pid and then how it ended."""
+    from pipeline.__main__ import main, prepare_process
+    from pipeline.generate import _prepare_vllm_environment, choose_backend
+    from pipeline.schema import Generate
+
+    prepare_process(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    import trl  # noqa: F401
+
+    if choose_backend(Generate()) == "vllm":
+        _prepare_vllm_environment()
+        import vllm  # noqa: F401
+        from trl import SFTTrainer  # noqa: F401
+    for line in sys.stdin:
+        request = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            _become(Path(request["log"]))
+            code = 1
+            try:
+                code = main(request["words"])
+            except Exception:  # into the log; a child must never go on as a second server
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                os._exit(code)
+        print(json.dumps({"pid": child}), flush=True)
+        status = os.waitpid(child, 0)[1]
+        print(json.dumps({"code": os.waitstatus_to_exitcode(status)}), flush=True)
+
+
+def _become(log: Path) -> None:
+    """A child of its own: output into the log, nothing from the server's pipes."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(out, stream)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,292 @@
+"""What can be wrong with a run besides its keys, found before torch is imported: data, verifiers, models, places.
+
+Every check gives lines and none raises, so that `plan` lists all mistakes and `run` stops on them within a second.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import rewards
+import verifiers
+from pipeline import prompts
+from pipeline.config import Config, ConfigError
+from pipeline.credit import selection
+from pipeline.library import nearest
+from pipeline.model_dir import fault, is_local
+from pipeline.runs import LineageError, StageDir, verify_outputs
+from pipeline.schema import Prompts
+
+TOLD = 3  # rows told of one fault before the rest is counted
+NEEDS_COMPLETIONS = ("sft",)
+
+
+def check(cfg: Config, stages: Sequence[str] | None = None) -> None:
+    """Raises ConfigError with every mistake that stands in the way of these stages; None: all the YAML names."""
+    found = mistakes(cfg, stages)
+    if found:
+        raise ConfigError(found)
+
+
+def mistakes(cfg: Config, stages: Sequence[str] | None = None) -> list[str]:
+    alone = stages is not None
+    names = list(stages if stages is not None else cfg.stages)
+    lines = [] if names else ["stages: name at least one stage to run"]
+    lines += place_mistakes(cfg)
+    lines += model_mistakes(cfg, names)
+    lines += _reward_mistakes("rewards", cfg.rewards, cfg)
+    lines += data_mistakes(
+        cfg, cfg.prompts, "prompts", _required(cfg, names), completions=_imitates_prompts(cfg, names)
+    )
+    for number, name in enumerate(names):
+        block = cfg.blocks[name]
+        lines += reference_mistakes(cfg, name, names[:number], alone=alone)
+        if getattr(block, "reward", None):
+            lines += _reward_mistakes(f"{name}.reward", block.reward, cfg)
+        if getattr(block, "filters", None):
+            lines += _told(f"{name}.filters", lambda block=block: selection.parse(block.filters))
+        if isinstance(getattr(block, "data", None), Prompts):
+            preference = ("chosen", "rejected") if block.kind == "reward_model" else ()
+            lines += data_mistakes(cfg, block.data, f"{name}.data", {}, completions=not preference, columns=preference)
+    return [line if line.startswith(f"{cfg.path}: ") else f"{cfg.path}: {line}" for line in dict.fromkeys(lines)]
+
+
+def place_mistakes(cfg: Config) -> list[str]:
+    """The run directory can be made and written."""
+    place = next(p for p in (cfg.run_dir, *cfg.run_dir.absolute().parents) if p.exists())
+    if not place.is_dir():
+        return [f"runs_dir: {place} is a file; choose another with runs_dir=..."]
+    if not os.access(place, os.W_OK | os.X_OK):
+        return [f"runs_dir: {place} may not be written; mend its permissions, or choose another with runs_dir=..."]
+    return []
+
+
+# --- models --------------------------------------------------------------------------------------------------------
+
+
+def model_mistakes(cfg: Config, names: Sequence[str]) -> list[str]:
+    lines = []
+    if cfg.model.path is not None:
+        found = fault(cfg.model.path) or _hub_fault(cfg.model.path)
+        lines += [f"model.path: {found}"] if found else []
+    template = cfg.model.chat_template
+    if template is not None and template.endswith((".jinja", ".j2", ".txt")) and not Path(template).is_file():
+        lines.append(f"model.chat_template: {template} does not exist")
+    return lines
+
+
+def _hub_fault(path: str) -> str | None:
+    """What keeps a Hub id from being read: a name that is none, or a Hub that is away and no copy here."""
+    if is_local(path):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        here = isinstance(try_to_load_from_cache(path, "config.json"), str)
+    except HFValidationError:
+        return f"{path!r} is neither a directory nor a Hub id (owner/name)"
+    if here or hub_answers():
+        return None
+    return (
+        f"{path!r} is not in the local cache and the Hub does not answer; give a local directory, or mend the network"
+    )
+
+
+def hub_answers(timeout_s: float = 3.0) -> bool:
+    """Whether the Hub can be reached at all; where not, the process is told to use its cache and not to wait for it."""
+    import socket
+    from urllib.parse import urlsplit
+
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return False
+    address = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        socket.create_connection((address.hostname or "", address.port or 443), timeout_s).close()
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # an unreachable Hub costs most of a minute a look-up
+        return False
+    return True
+
+
+def reference_mistakes(cfg: Config, name: str, before: Sequence[str], *, alone: bool) -> list[str]:
+    """Every model a stage starts from is a stage that is complete or runs before it, or a directory with a model.
+
+    alone: the stage runs by itself, so its parents must be complete and unaltered.
+    """
+    lines = []
+    for key, reference in references(cfg, name):
+        stage = reference.partition("/")[0]
+        where = f"{name}.{key}"
+        if stage in cfg.blocks:
+            if stage == name:
+                lines.append(f"{where}: {name} cannot start from itself")
+            elif stage not in before:
+                lines += _parent_fault(cfg, where, stage, alone=alone)
+        elif "/" in reference or is_local(reference):
+            found = fault(reference) or (None if is_local(reference) else _hub_fault(reference))
+            lines += [f"{where}: {found}"] if found else []
+        elif reference != "model" or cfg.model.path is None:
+            lines.append(f"{where}: {reference!r} is neither a stage of this YAML nor a model"
+                         f"{nearest(reference, cfg.blocks)}")  # fmt: skip
+    return lines
+
+
+def references(cfg: Config, name: str) -> list[tuple[str, str]]:
+    """(key, what it names) for the policy, start, judged policies and learned rewards of a stage."""
+    block = cfg.blocks[name]
+    if block.kind in ("base", "compare"):
+        return []
+    out = [(key, getattr(block, key)) for key in ("policy", "init") if isinstance(getattr(block, key, None), str)]
+    out += [("policies", policy) for policy in getattr(block, "policies", None) or []]
+    for part, fields in (getattr(block, "reward", None) or {}).items():
+        if part == "reward_model" or (fields or {}).get("kind") == "learned":
+            out.append((f"reward.{part}", str((fields or {}).get("model", part))))
+    return out
+
+
+def _parent_fault(cfg: Config, where: str, stage: str, *, alone: bool) -> list[str]:
+    parent = StageDir(cfg.run_dir, stage)
+    try:
+        verify_outputs(parent)
+    except LineageError as exc:
+        if parent.manifest_path.is_file():
+            return [str(exc)]
+        order = f"run it first: python -m pipeline {stage} {cfg.path}" if alone else f"put {stage} before it in stages"
+        return [f"{where}: stage {stage!r} is not complete in {cfg.run_dir}; {order}"]
+    return []
+
+
+# --- data ----------------------------------------------------------------------------------------------------------
+
+
+def data_mistakes(
+    cfg: Config,
+    source: Prompts,
+    where: str,
+    required: Mapping[str, frozenset[str]],
+    *,
+    completions: bool,
+    columns: Sequence[str] = (),
+) -> list[str]:
+    """The rows can be read, have the columns that are asked for, and leave something to train and to judge on."""
+    rows: list[prompts.Row] = []
+    lines = _told(where, lambda: rows.extend(_rows(cfg, source, where)))
+    if lines:
+        return lines
+    faults: list[str] = []
+    if source.template is None and source.task is None and not completions and not columns and not required:
+        checked: Iterable[tuple[int, prompts.Row]] = [(1, rows[0])]
+    else:
+        checked = enumerate(rows, 1)
+    for number, row in checked:
+        faults += _row_faults(row, number, source, where, required, completions=completions, columns=columns)
+        if len(faults) > 50:
+            break
+    lines += faults[:TOLD] + ([f"{where}: more rows have such faults"] if len(faults) > TOLD else [])
+    if not faults:
+        lines += _told(where, lambda: _split_faults(rows, source, where))
+    return lines
+
+
+def _rows(cfg: Config, source: Prompts, where: str) -> list[prompts.Row]:
+    if source.path and not source.procedural and not Path(source.path).exists() and not _is_file_name(source.path):
+        found = None if hub_answers() or _cached_data(source.path) else "the Hub does not answer"
+        if found:
+            raise ConfigError([f"{where}.path: {source.path!r} is no local file and {found}"])
+    return prompts.load_rows(source, seed=cfg.seed, where=where, dirs=cfg.verifier_dirs)
+
+
+def _is_file_name(path: str) -> bool:
+    return Path(path).suffix in (".jsonl", ".json", ".parquet")
+
+
+def _cached_data(path: str) -> bool:
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    return (home / "datasets" / path.replace("/", "___")).exists() or (
+        home / "hub" / f"datasets--{path.replace('/', '--')}"
+    ).exists()
+
+
+def _row_faults(
+    row: prompts.Row, number: int, source: Prompts, where: str, required: Mapping[str, frozenset[str]], *,
+    completions: bool, columns: Sequence[str],
+) -> list[str]:  # fmt: skip
+    lines = _told(where, lambda: prompts.prompt_text(row, source, number=number, where=where))
+    if lines:
+        return lines
+    of = source.path or source.procedural
+    lines += [f"{where}: row {number} of {of} has no column {c!r}{nearest(c, row)}" for c in columns if c not in row]
+    if completions:
+        lines += _told(where, lambda: prompts.completion_value(row, source, number=number, where=where))
+    if required:
+        task: dict[str, Any] = {}
+        lines += _told(where, lambda: task.update(prompts.task_of(row, source, number=number)))
+        if not lines:
+            for name, needed in required.items():
+                for missing in sorted(needed - task.keys()):
+                    lines.append(f"{where}: row {number} of {of} has no field {missing!r}, which verifier {name!r} "
+                                 f"needs{nearest(missing, task)}; map it in prompts.task")  # fmt: skip
+    return lines
+
+
+def _split_faults(rows: Sequence[prompts.Row], source: Prompts, where: str) -> None:
+    parts = prompts.split(rows, source, where=where)
+    if not parts.train:
+        raise ConfigError([f"{where}.heldout: no row left to train on; all {len(rows)} are held out"])
+    if where == "prompts" and not parts.heldout and not source.heldout_path and not source.heldout_split:
+        raise ConfigError([f"{where}.heldout: none of the {len(rows)} rows is held out, so nothing can be judged; "
+                           "raise the share, or give heldout_path"])  # fmt: skip
+
+
+def _imitates_prompts(cfg: Config, names: Sequence[str]) -> bool:
+    """Whether a stage imitates the completions of the run's own prompts."""
+    blocks = [cfg.blocks[name] for name in names]
+    return any(b.kind in NEEDS_COMPLETIONS and b.data is None for b in blocks)
+
+
+# --- rewards -------------------------------------------------------------------------------------------------------
+
+
+def _required(cfg: Config, names: Sequence[str]) -> dict[str, frozenset[str]]:
+    """Verifier name -> fields its tasks must have, over the run's rewards and those of its stages."""
+    out: dict[str, frozenset[str]] = {}
+    for block in (cfg.rewards, *(getattr(cfg.blocks[n], "reward", None) or {} for n in names)):
+        for name, part in block.items():
+            fields = part or {}
+            verifier = str(fields.get("verifier", name))
+            given = {*(fields.get("task") or {}), *(fields.get("fields") or {})}
+            if verifier in verifiers.available(cfg.verifier_dirs):
+                out[verifier] = verifiers.load(verifier, cfg.verifier_dirs).required_fields - given
+    return out
+
+
+def _reward_mistakes(where: str, block: Mapping[str, Any], cfg: Config) -> list[str]:
+    lines = _told(
+        where,
+        lambda: rewards.build(block, verifier_dirs=cfg.verifier_dirs, learned=lambda reference: _no_reward).close(),
+    )
+    return [line.replace("rewards.", f"{where}.", 1) if line.startswith("rewards.") else line for line in lines]
+
+
+def _no_reward(prompt_ids: list[list[int]], completion_ids: list[list[int]]) -> list[float]:
+    raise AssertionError("a check scores nothing")
+
+
+def _told(where: str, attempt: Callable[[], Any]) -> list[str]:
+    """The lines of what goes wrong, each with its key."""
+    try:
+        attempt()
+    except ConfigError as exc:
+        return list(exc.mistakes)
+    except (UnicodeDecodeError, json.JSONDecodeError) as exc:
+        return [f"{where}: not readable: {' '.join(str(exc).split())}"]
+    except (ValueError, TypeError, OSError, KeyError, AttributeError) as exc:
+        # data sets, verifiers and reward functions are other people's: what they raise is told, not thrown
+        text = " ".join(str(exc).split()) or type(exc).__name__
+        return [text if text.startswith(where) else f"{where}: {text}"]
+    return []
