@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline import adapters
+from pipeline import adapters, model_dir
 from pipeline.config import ConfigError
 from pipeline.schema import Model, Tiny
 from pipeline.seeds import seed_everything
@@ -49,23 +49,11 @@ def make_tiny(tiny: Tiny, place: Path, *, seed: int) -> None:
     save(Qwen2ForCausalLM(config), tokenizer, place)
 
 
-def is_local(path: str) -> bool:
-    return Path(path).exists() or path.startswith((".", "/", "~"))
-
-
 def check_model_dir(path: str, key: str) -> None:
     """A local path holds a model and a tokenizer; a Hub id is left to the Hub. Raises ConfigError."""
-    if not is_local(path):
-        return
-    place = Path(path).expanduser()
-    if not place.is_dir():
-        raise ConfigError([f"{key}: {path} does not exist"])
-    if not (place / "config.json").is_file() and not (place / "adapter_config.json").is_file():
-        raise ConfigError([f"{key}: {path} has no config.json; it is not a saved model"])
-    if not any(
-        (place / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
-    ):
-        raise ConfigError([f"{key}: {path} has no tokenizer; save it beside the model with save_pretrained"])
+    found = model_dir.fault(path)
+    if found:
+        raise ConfigError([f"{key}: {found}"])
 
 
 def load_tokenizer(path: str, model: Model) -> Any:
