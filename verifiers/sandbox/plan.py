@@ -33,11 +33,12 @@ class Expectation:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a task's tests are run. calls is None where they need the judge; names are what they take from the code."""
+    """How a task's tests are run. calls is None where they need the judge; names and modules as judge.asked_for."""
 
     entry: str
     tests: tuple[str, ...]
     names: tuple[str, ...]
+    modules: tuple[str, ...]
     calls: tuple[tuple[list[Any], dict[str, Any]], ...] | None
     expectations: tuple[Expectation, ...]
     reply_bytes: int
@@ -70,9 +71,9 @@ def plan(entry: str, tests: tuple[str, ...], prompt: str) -> Plan:
             else:
                 calls.append(simple[0])
                 expectations.append(simple[1])
-    names = tuple(judge.asked_for(tests, entry, prompt))
+    names, modules = judge.asked_for(tests, entry, prompt)
     fast = tuple(calls) if calls is not None else None
-    return Plan(entry, tests, names, fast, tuple(expectations), (1 << 16) + 4 * size)
+    return Plan(entry, tests, tuple(names), tuple(modules), fast, tuple(expectations), (1 << 16) + 4 * size)
 
 
 def _simple(statement: ast.stmt, entry: str) -> tuple[tuple[list[Any], dict[str, Any]], Expectation] | None:

@@ -72,7 +72,7 @@ def _call(blocks: list[str], how: Plan, limits: Limits) -> Verdict | None:
     """The fast way: one sandbox, compared here. None where only a judge can say."""
     assert how.calls is not None
     with pool.pool("candidate").worker() as worker, worker.sample(limits) as sample:
-        sample.give(["calls", blocks, how.entry, [[args, kwargs] for args, kwargs in how.calls]])
+        sample.give(["calls", blocks, how.entry, how.calls])
         try:
             reply = sample.hear(how.reply_bytes)
         except wire.TooLong:
@@ -113,11 +113,11 @@ def _judge(blocks: list[str], how: Plan, limits: Limits) -> Verdict:
         pool.pool("judge").worker() as judge_worker,
         code_worker.sample(limits) as code,
     ):
-        code.give(["serve", blocks, how.entry, list(how.names)])
+        code.give(["serve", blocks, how.entry, how.names])
         code.socket.setblocking(True)  # timeouts are a flag that both holders would share
         with judge_worker.sample(patient, peer=code.socket) as court:
             code.socket.close()  # the judge holds it now, and its end is the code's end
-            court.give(["judge", how.entry, list(how.tests), list(how.names)])
+            court.give(["judge", how.entry, how.tests, how.names, how.modules])
             reply = court.hear(VERDICT_BYTES)
             court_report = court.end(answered=reply is not None)
         if reply is None:
@@ -234,7 +234,7 @@ def run_shell(
 
     def run() -> ScriptRun | Verdict:
         with pool.pool("shell").worker() as worker, worker.sample(limits) as sample:
-            sample.give([script, dict(files), [list(w) for w in wanted], stdout_bytes])
+            sample.give([script, dict(files), list(wanted), stdout_bytes])
             reply = sample.hear((1 << 16) + 2 * (stdout_bytes + sum(w[1] for w in wanted)))
             report = sample.end(answered=reply is not None)
         if reply is None:

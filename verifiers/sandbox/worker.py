@@ -138,7 +138,7 @@ class Sample:
 
     def __init__(self, worker: Worker, sock: socket.socket, limits: Limits) -> None:
         self.socket = sock
-        self.channel = wire.Channel(sock)
+        self.channel = wire.SocketChannel(sock)
         self._worker = worker
         self._limits = limits
         self._started = time.monotonic()
@@ -157,7 +157,7 @@ class Sample:
                 reason = self.channel.drain(1000).decode("utf-8", "replace")
                 raise InfrastructureError(f"a sample could not be locked down: {reason}")
             self.socket.settimeout(self.left_s())
-            self.channel.send(wire.dumps(wire.encode(list(job), _no_handles)))
+            self.channel.send(wire.dump_job(list(job)))
         except (wire.Closed, wire.TooLong, TimeoutError) as exc:
             raise InfrastructureError(f"a sample did not start: {type(exc).__name__}") from None
 
@@ -208,10 +208,6 @@ class Stalled(InfrastructureError):
     def __init__(self, report: Report) -> None:
         super().__init__(f"killed at its deadline after {report.wall_s:.1f} s with {report.cpu_s:.1f} s of CPU")
         self.report = report
-
-
-def _no_handles(value: object) -> dict[str, object]:
-    raise TypeError(f"a job holds plain data, not {type(value).__name__}")
 
 
 # bwrap dies with the thread that started it (PR_SET_PDEATHSIG), so workers are started by a thread that stays

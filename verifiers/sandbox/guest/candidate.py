@@ -15,7 +15,6 @@ import re
 import sys
 import threading
 import types
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from . import wire
 from .remote import Gone, Peer
 
 JOB_BYTES = 16 << 20
+_NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)
 _NESTED = (ast.If, ast.Try, ast.With, ast.For, ast.While)
 
 
@@ -30,29 +30,32 @@ class Malformed(Exception):
     """No block of the completion is the code that was asked for."""
 
 
-def choose(blocks: Sequence[str], entry: str | None) -> ast.Module:
-    """The last block that binds the entry point, parsed; without an entry point the last that is Python.
+def choose(blocks: Sequence[str], entry: str | None) -> str:
+    """The last block that binds the entry point; without an entry point the last that is Python.
 
     A block that says `def ENTRY` and does not parse is an answer too, a broken one: earlier drafts do not stand in.
     Raises Malformed.
     """
-    problem = "no code"
+    if len(blocks) == 1:
+        return blocks[0]
     for text in reversed(blocks):
         try:
             tree = ast.parse(text)
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as exc:
-            problem = f"{type(exc).__name__}: {exc}"
-            if entry is None and len(blocks) > 1:
-                continue
-            if entry is None or len(blocks) == 1 or re.search(rf"\b(def|class)\s+{re.escape(entry)}\b", text):
-                raise Malformed(problem) from None
+        except _NOT_PYTHON as exc:
+            if entry is not None and re.search(rf"\b(def|class)\s+{re.escape(entry)}\b", text):
+                raise Malformed(f"{type(exc).__name__}: {exc}") from None
             continue
-        if entry is None or entry in _bound(tree.body):
-            return tree
-        problem = f"no block defines {entry!r}"
-        if len(blocks) == 1 and tree.body:
-            return tree  # it may bind the name in a way that cannot be read off
-    raise Malformed(problem)
+        if tree.body and (entry is None or entry in _bound(tree.body)):
+            return text
+    raise Malformed("no block is Python" if entry is None else f"no block defines {entry!r}")
+
+
+def compiled(blocks: Sequence[str], entry: str | None) -> types.CodeType:
+    """The chosen block as code. Raises Malformed."""
+    try:
+        return compile(choose(blocks, entry), "solution.py", "exec", dont_inherit=True)
+    except _NOT_PYTHON as exc:
+        raise Malformed(f"{type(exc).__name__}: {exc}") from None
 
 
 def _bound(body: Sequence[ast.stmt]) -> Iterator[str]:
@@ -75,14 +78,13 @@ def _bound(body: Sequence[ast.stmt]) -> Iterator[str]:
 
 def load(blocks: Sequence[str], entry: str) -> Any:
     """Run the chosen block as a module and return what it calls `entry`. Raises Malformed, or what the code raises."""
-    code = compile(choose(blocks, entry), "solution.py", "exec", dont_inherit=True)
+    code = compiled(blocks, entry)
     module = types.ModuleType("solution")
     sys.modules["solution"] = module
     exec(code, module.__dict__)
-    name = unicodedata.normalize("NFKC", entry)
-    if name not in module.__dict__:
+    if entry not in module.__dict__:
         raise Malformed(f"the code defines no {entry!r}")
-    return module.__dict__[name]
+    return module.__dict__[entry]
 
 
 def _told(exc: BaseException) -> str:
@@ -146,12 +148,12 @@ def run_program(channel: wire.Channel, blocks: Sequence[str], stdin: str) -> int
     The first byte told is P for a program or M for none.
     """
     try:
-        code = compile(choose(blocks, None), "solution.py", "exec", dont_inherit=True)
-    except (Malformed, ValueError, SyntaxError) as exc:
-        channel.socket.sendall(b"M" + str(exc)[:300].encode("utf-8", "replace"))
+        code = compiled(blocks, None)
+    except Malformed as exc:
+        channel.write(b"M" + str(exc)[:300].encode("utf-8", "replace"))
         return 0
-    channel.socket.sendall(b"P")
-    _connect_standard_streams(stdin.encode("utf-8", "surrogatepass"), channel.socket.fileno())
+    channel.write(b"P")
+    _connect_standard_streams(stdin.encode("utf-8", "surrogatepass"), channel.descriptor)
     module = types.ModuleType("__main__")
     module.__dict__["__builtins__"] = builtins
     sys.modules["__main__"] = module

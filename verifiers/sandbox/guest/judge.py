@@ -36,30 +36,31 @@ def names_used(tests: Sequence[str]) -> list[str]:
     return [name for name in read if name not in bound]
 
 
-def asked_for(tests: Sequence[str], entry: str, prompt: str) -> list[str]:
-    """Names besides the entry point that come from the completion: used by a test and named in the prompt.
+def asked_for(tests: Sequence[str], entry: str, prompt: str) -> tuple[list[str], list[str]]:
+    """What the tests use and do not bind, besides the entry point: (names from the completion, standard modules).
 
-    Any other name must be the tests' own, else a completion could lend its own `isclose` to a test that forgot to
-    import one.
+    From the completion comes only what the prompt names: else it could lend its own `isclose` to a test that forgot
+    to import one.
     """
     words = set(re.findall(r"\w+", unicodedata.normalize("NFKC", prompt)))
-    return [name for name in names_used(tests) if name in words and name != entry and not _is_module(name)]
+    used = [name for name in names_used(tests) if name != entry]
+    modules = [name for name in used if name in sys.stdlib_module_names and not name.startswith("_")]
+    return [name for name in used if name in words and name not in modules], modules
 
 
-def _is_module(name: str) -> bool:
-    return name in sys.stdlib_module_names and not name.startswith("_")
+def judge(
+    candidate: wire.Channel, entry: str, tests: Sequence[str], names: Sequence[str], modules: Sequence[str]
+) -> Verdict:
+    """Returns (status, detail).
 
-
-def judge(candidate: wire.Channel, entry: str, tests: Sequence[str], names: Sequence[str]) -> Verdict:
-    """Returns (status, detail). names: what the tests take from the completion besides `entry`."""
+    names: what the tests take from the completion besides `entry`; modules: what they use and forgot to import.
+    """
     peer = Peer(candidate, strict=True)
     try:
         scope = _meet(peer, candidate, entry, names)
         if isinstance(scope, tuple):
             return scope
-        for name in names_used(tests):
-            if name not in scope and _is_module(name):
-                scope[name] = importlib.import_module(name)
+        scope.update((name, importlib.import_module(name)) for name in modules if name not in scope)
         for number, test in enumerate(tests, 1):
             problem = _run(test, scope)
             if peer.gone:  # a bare `except:` in a test may have swallowed it

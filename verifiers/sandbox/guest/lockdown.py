@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import resource
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from . import seccomp
+from . import seccomp, syscalls
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_SET_NO_NEW_PRIVS = 1, 4, 8, 38
+_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
 _CAPABILITY_VERSION_3 = 0x20080522
 _DAC_READ_SEARCH = 2
 _SIGKILL = 9
 MIB = 1 << 20
 
 Confinement = Literal["namespaces", "landlock", "none"]
+_Call = tuple[Any, ...]  # a name for the error, the call's number, its arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,82 +45,123 @@ class Limits:
 
 
 def load_libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
+    """The C library, called without letting go of the GIL: for forks, and because it touches less memory."""
+    return ctypes.PyDLL(None, use_errno=True)
 
 
-def _check(result: int, what: str) -> int:
+def check(result: int, what: str) -> int:
+    """The result of a C call. Raises OSError where it says so."""
     if result < 0:
         raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
     return result
 
 
-def set_limits(limits: Limits, *, count_processes: bool) -> None:
-    """count_processes=False where the kernel would count every process of the user's whole session."""
-    processes = ((resource.RLIMIT_NPROC, limits.processes),) if count_processes else ()
-    for which, value in (
-        (resource.RLIMIT_CPU, limits.cpu_s),
-        (resource.RLIMIT_AS, limits.memory_mb * MIB),
-        (resource.RLIMIT_FSIZE, limits.file_mb * MIB),
-        (resource.RLIMIT_NOFILE, limits.open_files),
-        *processes,
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_MEMLOCK, 0),
-    ):
-        _, hard = resource.getrlimit(which)
-        bounded = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(which, (bounded, bounded))
-
-
-def become(uid: int | None, libc: ctypes.CDLL, *, keep_reading: bool) -> None:
-    """Become `uid` (None: stay who we are) with no capability left.
-
-    keep_reading leaves CAP_DAC_READ_SEARCH, for an interpreter that only root can reach: Landlock still bounds it.
-    """
-    if uid is not None:
-        if keep_reading:
-            _check(libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0), "PR_SET_KEEPCAPS")
-        os.setgroups([])
-        os.setresgid(uid, uid, uid)
-        os.setresuid(uid, uid, uid)
-    set_capabilities(1 << _DAC_READ_SEARCH if uid is not None and keep_reading else 0, libc)
-
-
-def set_capabilities(mask: int, libc: ctypes.CDLL) -> None:
-    header = struct.pack("<Ii", _CAPABILITY_VERSION_3, 0)
-    low, high = mask & 0xFFFFFFFF, mask >> 32
-    data = struct.pack("<6I", low, low, 0, high, high, 0)
-    _check(libc.capset(header, data), "capset")
-
-
 def forbid_new_privileges(libc: ctypes.CDLL) -> None:
-    _check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "PR_SET_NO_NEW_PRIVS")
+    check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "PR_SET_NO_NEW_PRIVS")
 
 
 def hide_memory(libc: ctypes.CDLL) -> None:
     """Nobody of the same user may read /proc/PID of this process, its descriptors and memory included."""
-    _check(libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "PR_SET_DUMPABLE")
+    check(libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "PR_SET_DUMPABLE")
 
 
-def lock_down(
-    limits: Limits,
-    libc: ctypes.CDLL,
-    *,
-    uid: int | None,
-    shell: bool,
-    confinement: Confinement,
-    readable: Sequence[str] = (),
-    scratch: str = "/tmp",
-) -> None:
-    """Everything, for one sample. After this only the bytes already held are ours."""
-    set_limits(limits, count_processes=confinement == "namespaces" or uid is not None)
-    if confinement == "none":
-        return
-    become(uid, libc, keep_reading=confinement == "landlock")
-    forbid_new_privileges(libc)
-    _check(libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0), "PR_SET_PDEATHSIG")  # a change of user clears it
-    if confinement == "landlock":
-        restrict_files(libc, readable, scratch)
-    seccomp.install(seccomp.sample_filter(shell=shell, pid=os.getpid()), libc)
+class LockDown:
+    """Everything that one sample gives up, written down before the fork as a list of system calls.
+
+    A forked process pays for every page that it touches, so what it does on its own is one short loop over data.
+    """
+
+    def __init__(
+        self,
+        libc: ctypes.CDLL,
+        *,
+        uid: int | None,
+        confinement: Confinement,
+        shell: bool,
+        readable: Sequence[str] = (),
+        scratch: str = "/tmp",
+        keep: int = 5,
+    ) -> None:
+        """keep: descriptors from this one on are closed."""
+        self._libc = libc
+        self._numbers = syscalls.numbers(platform.machine())
+        self._uid = uid
+        self._confinement = confinement
+        self._filter = seccomp.for_samples(shell=shell)
+        self._readable = readable
+        self._scratch = scratch
+        self._keep = keep
+        self._limits: Limits | None = None
+        self._calls: list[_Call] = []
+
+    def prepare(self, limits: Limits) -> None:
+        """In the zygote, before the fork."""
+        if limits == self._limits:
+            return
+        number = self._numbers
+        self._limits = limits
+        self._calls = [
+            ("close_range", number["close_range"], self._keep, ctypes.c_long(0xFFFFFFFF), 0),
+            ("setsid", number["setsid"]),
+            ("chdir", number["chdir"], ctypes.create_string_buffer(os.fsencode(self._scratch))),
+            *self._limit_calls(limits),
+        ]
+        if self._confinement != "none":
+            self._calls += self._user_calls()
+            # after the change of user, which clears it
+            self._calls.append(("PR_SET_PDEATHSIG", number["prctl"], 1, _SIGKILL, 0, 0, 0))
+
+    def apply(self) -> None:
+        """In the child. Raises OSError."""
+        syscall = self._libc.syscall
+        for name, *call in self._calls:
+            if syscall(*call) < 0:
+                check(-1, name)
+        if self._confinement == "landlock":
+            restrict_files(self._libc, self._readable, self._scratch)
+        if self._confinement != "none":
+            self._filter.install(self._libc, os.getpid())
+
+    def _limit_calls(self, limits: Limits) -> list[_Call]:
+        # where the kernel would count every process of the user's whole session, it counts none
+        processes = limits.processes if self._confinement == "namespaces" or self._uid is not None else None
+        calls: list[_Call] = []
+        for which, value in (
+            (resource.RLIMIT_CPU, limits.cpu_s),
+            (resource.RLIMIT_AS, limits.memory_mb * MIB),
+            (resource.RLIMIT_FSIZE, limits.file_mb * MIB),
+            (resource.RLIMIT_NOFILE, limits.open_files),
+            (resource.RLIMIT_NPROC, processes),
+            (resource.RLIMIT_CORE, 0),
+            (resource.RLIMIT_MEMLOCK, 0),
+        ):
+            if value is not None:
+                _, hard = resource.getrlimit(which)
+                bounded = value if hard == resource.RLIM_INFINITY else min(value, hard)
+                both = (ctypes.c_uint64 * 2)(bounded, bounded)
+                calls.append(("setrlimit", self._numbers["prlimit64"], 0, which, both, None))
+        return calls
+
+    def _user_calls(self) -> list[_Call]:
+        """Become the samples' user, with no capability left.
+
+        Without a mount namespace CAP_DAC_READ_SEARCH stays, for an interpreter that only root can reach: Landlock
+        bounds it all the same.
+        """
+        calls: list[_Call] = []
+        kept = 0
+        if self._uid is not None:
+            if self._confinement == "landlock":
+                kept = 1 << _DAC_READ_SEARCH
+                calls.append(("PR_SET_KEEPCAPS", self._numbers["prctl"], 8, 1, 0, 0, 0))
+            uid = ctypes.c_long(self._uid)
+            calls.append(("setgroups", self._numbers["setgroups"], 0, None))
+            calls.append(("setresgid", self._numbers["setresgid"], uid, uid, uid))
+            calls.append(("setresuid", self._numbers["setresuid"], uid, uid, uid))
+        header = ctypes.create_string_buffer(struct.pack("<Ii", _CAPABILITY_VERSION_3, 0))
+        sets = ctypes.create_string_buffer(struct.pack("<6I", kept, kept, 0, 0, 0, 0))
+        calls.append(("capset", self._numbers["capset"], header, sets))
+        return calls
 
 
 # Landlock: linux/landlock.h; the calls have these numbers on every machine
@@ -143,7 +186,7 @@ def restrict_files(libc: ctypes.CDLL, readable: Sequence[str], scratch: str) -> 
     scoped = 3 if version >= 6 else 0  # abstract sockets and signals outside this domain
     attributes = struct.pack("<QQQ", every_right, network, scoped)
     known = 8 if version < 4 else 16 if version < 6 else 24
-    ruleset = _check(libc.syscall(_CREATE_RULESET, attributes[:known], known, 0), "landlock_create_ruleset")
+    ruleset = check(libc.syscall(_CREATE_RULESET, attributes[:known], known, 0), "landlock_create_ruleset")
     try:
         for path, rights in (
             *((p, _FS_READ) for p in readable),
@@ -152,7 +195,7 @@ def restrict_files(libc: ctypes.CDLL, readable: Sequence[str], scratch: str) -> 
         ):
             if os.path.exists(path):
                 _allow(libc, ruleset, path, rights & every_right)
-        _check(libc.syscall(_RESTRICT_SELF, ruleset, 0), "landlock_restrict_self")
+        check(libc.syscall(_RESTRICT_SELF, ruleset, 0), "landlock_restrict_self")
     finally:
         os.close(ruleset)
 
@@ -161,6 +204,6 @@ def _allow(libc: ctypes.CDLL, ruleset: int, path: str, rights: int) -> None:
     place = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         rule = struct.pack("<Qi", rights, place)
-        _check(libc.syscall(_ADD_RULE, ruleset, _RULE_PATH_BENEATH, rule, 0), "landlock_add_rule")
+        check(libc.syscall(_ADD_RULE, ruleset, _RULE_PATH_BENEATH, rule, 0), "landlock_add_rule")
     finally:
         os.close(place)

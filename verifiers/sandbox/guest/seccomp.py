@@ -146,11 +146,33 @@ def _assemble(program: list[Instruction]) -> bytes:
 
 
 class _Program(ctypes.Structure):
-    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
 
-def install(program: bytes, libc: ctypes.CDLL) -> None:
-    """Put the filter on this process and all it forks, for good. Needs no_new_privs. Raises OSError."""
-    argument = _Program(len(program) // 8, program)
-    if libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(argument), 0, 0):
-        raise OSError(ctypes.get_errno(), "seccomp filter refused")
+class Filter:
+    """A filter laid out for the kernel; `marks` are places that hold the pid of whoever installs it."""
+
+    def __init__(self, program: bytes, mark: int | None = None) -> None:
+        self._buffer = (ctypes.c_char * len(program)).from_buffer_copy(program)
+        self._program = _Program(len(program) // 8, ctypes.addressof(self._buffer))
+        self._argument = ctypes.byref(self._program)
+        pattern = struct.pack("<I", mark) if mark is not None else None
+        places = [i for i in range(0, len(program), 4) if program[i : i + 4] == pattern]
+        self._marks = [ctypes.c_uint32.from_buffer(self._buffer, place) for place in places]
+
+    def install(self, libc: ctypes.CDLL, pid: int = 0) -> None:
+        """Put it on this process and all it forks, for good. Needs no_new_privs. Raises OSError."""
+        for mark in self._marks:
+            mark.value = pid
+        if libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, self._argument, 0, 0):
+            raise OSError(ctypes.get_errno(), "seccomp filter refused")
+
+
+def for_zygote(*, shell: bool) -> Filter:
+    return Filter(zygote_filter(shell=shell))
+
+
+def for_samples(*, shell: bool) -> Filter:
+    """sample_filter made once for all the pids to come, which are all that differs."""
+    mark = 0x5EC0BB0F
+    return Filter(sample_filter(shell=shell, pid=mark), mark)

@@ -7,13 +7,14 @@ without following links, regular files only, no more bytes than were asked for. 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import select
 import signal
 import stat
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from . import wire
 from .lockdown import MIB, Limits, hide_memory
@@ -46,25 +47,24 @@ def enter(libc: ctypes.CDLL, limits: Limits, owner: int) -> None:
 def run_script(
     channel: wire.Channel,
     limits: Limits,
+    fork: Callable[[], int],
     lock_down: Callable[[], None],
-    script: str,
-    files: Mapping[str, str],
-    wanted: Sequence[tuple[str, int]],
-    stdout_bytes: int,
+    job: tuple[str, Mapping[str, str], Sequence[tuple[str, int]], int],
 ) -> None:
     """Tell ["ran", exit code, stdout, [what became of each wanted file]], or ["setup", why it could not start].
 
-    wanted: (path below the work directory, bytes to read at most).
+    job: the script, the files it finds, the wanted (path below the work directory, bytes to read at most), and how
+    many bytes of its output to keep.
     """
+    script, files, wanted, stdout_bytes = job
     output, output_end = os.pipe2(os.O_CLOEXEC)
     trouble, trouble_end = os.pipe2(os.O_CLOEXEC)  # closed by a successful exec
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         _become_shell(output_end, trouble_end, lock_down, script, files)
     os.close(output_end)
     os.close(trouble_end)
-    with open(trouble, "rb") as pipe:
-        problem = pipe.read()
+    problem = os.read(trouble, 500)
     code, stdout = _wait(pid, output, limits, stdout_bytes)
     if problem:
         channel.send(wire.dumps(["setup", problem.decode("utf-8", "replace")]))
@@ -75,24 +75,31 @@ def run_script(
 
 def _become_shell(
     output: int, trouble: int, lock_down: Callable[[], None], script: str, files: Mapping[str, str]
-) -> None:
+) -> NoReturn:
     try:
-        os.setsid()
         os.dup2(output, 1)
-        trouble = os.dup2(trouble, 3, inheritable=False)
-        os.closerange(4, 1 << 16)  # pid 1's channel above all
+        trouble = os.dup2(trouble, 3, inheritable=False)  # over pid 1's channel; lock_down closes all beyond it
         lock_down()
-        for path, text in ((_SCRIPT, script), *((f"{WORK}/{name}", text) for name, text in files.items())):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(path, "wb") as file:
-                file.write(text.encode("utf-8", "surrogatepass"))
-        os.makedirs(WORK, exist_ok=True)
+        os.mkdir(WORK)
+        _write(_SCRIPT, script)
+        for name, text in files.items():
+            if "/" in name:
+                os.makedirs(os.path.dirname(f"{WORK}/{name}"), exist_ok=True)
+            _write(f"{WORK}/{name}", text)
         os.chdir(WORK)
         os.execv("/bin/bash", ["bash", "--noprofile", "--norc", _SCRIPT])
     except BaseException as exc:  # this process must not return into its parent's code
         os.write(trouble, f"{type(exc).__name__}: {exc}".encode("utf-8", "replace")[:500])
     finally:
         os._exit(127)
+
+
+def _write(path: str, text: str) -> None:
+    data = text.encode("utf-8", "surrogatepass")
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    while data:
+        data = data[os.write(file, data) :]
+    os.close(file)
 
 
 def _wait(pid: int, output: int, limits: Limits, stdout_bytes: int) -> tuple[int, bytes]:
@@ -130,10 +137,8 @@ def _read_some(fd: int, kept: bytearray, at_most: int) -> bool:
 def _kill_all(shell: int) -> int:
     """Kill every other process of this pid namespace and reap them all. Returns the shell's wait status."""
     status = 0
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(-1, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     try:
         while True:
             pid, pid_status = os.waitpid(-1, 0)
@@ -157,7 +162,7 @@ def _resident_bytes() -> int:
 
 
 def _look(path: str, at_most: int) -> list[Any]:
-    """["file", content in hexadecimal, size], ["absent"] or ["other", what it is]. Follows no link, opens no device."""
+    """["file", content in hexadecimal], ["absent"] or ["other", what it is]. Follows no link, opens no device."""
     *parents, name = path.split("/")
     place = os.open(WORK, os.O_PATH | os.O_DIRECTORY)
     try:
@@ -168,8 +173,12 @@ def _look(path: str, at_most: int) -> list[Any]:
         mode = os.lstat(name, dir_fd=place).st_mode
         if not stat.S_ISREG(mode):
             return ["other", stat.filemode(mode)[0]]
-        with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=place), "rb") as file:
-            return ["file", file.read(at_most).hex(), os.fstat(file.fileno()).st_size]
+        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=place)
+        content = b""
+        while len(content) < at_most and (more := os.read(file, at_most - len(content))):
+            content += more
+        os.close(file)
+        return ["file", content.hex()]
     except FileNotFoundError:
         return ["absent"]
     except OSError as exc:  # a link among the parents, a parent that is a file, ...

@@ -54,7 +54,7 @@ SHELL = frozenset(
 ZYGOTE = frozenset(
     """
     fork vfork wait4 waitid setrlimit setsid setuid setgid setreuid setregid setresuid setresgid setgroups
-    capset capget seccomp mount umount2 pidfd_open landlock_create_ruleset landlock_add_rule
+    capset capget seccomp chown fchownat mount umount2 pidfd_open landlock_create_ruleset landlock_add_rule
     landlock_restrict_self
     """.split()
 )

@@ -9,6 +9,7 @@ ever holds.
 
 from __future__ import annotations
 
+import _sitebuiltins
 import builtins
 import contextlib
 import ctypes
@@ -23,6 +24,7 @@ import socket
 import stat
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
 from . import candidate, judge, lockdown, seccomp, shell, syscalls, wire
@@ -37,23 +39,42 @@ _WARM = (
 CHANNEL_FD, PEER_FD = 3, 4
 _MNT_DETACH = 2
 TICK_S = 0.25
+REHEARSALS = 20
 
 
 def warm_up() -> None:
     """Import what samples will want, with the random generator as reproducible as the rest."""
-    real = os.register_at_fork
-    os.register_at_fork = lambda **hooks: None  # type: ignore[assignment]  # random would reseed itself in every child
-    try:
-        for name in _WARM:
-            __import__(name)
-    finally:
-        os.register_at_fork = real
-    import _sitebuiltins
-    import random
+    for name in _WARM:
+        __import__(name)
+    sys.modules["random"].seed(0)
+    for name in ("exit", "quit"):  # what `site` would have added, had it not been left out
+        setattr(builtins, name, _sitebuiltins.Quitter(name, "Ctrl-D"))
 
-    random.seed(0)
-    builtins.exit = _sitebuiltins.Quitter("exit", "Ctrl-D")
-    builtins.quit = _sitebuiltins.Quitter("quit", "Ctrl-D")
+
+def rehearse() -> None:
+    """Do what samples do until the interpreter has settled, so that they need not write its memory anew.
+
+    CPython 3.11 and later rewrite code where it runs, a few times; in a child each such write copies a page.
+    """
+    stdout = sys.stdout
+    code, test = "def f(x):\n    return x\n", "assert f(1) == 1\n"
+    for _ in range(REHEARSALS):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            trusted, channel = wire.SocketChannel(ours), wire.Channel(theirs.fileno())
+            trusted.send(wire.dump_job(["calls", [code], "f", [[[1, "a", None], {}]]]))
+            _, *job = wire.load_job(channel.receive(candidate.JOB_BYTES))
+            candidate.run_calls(channel, *job)
+            trusted.receive(candidate.JOB_BYTES)
+        ours, theirs = socket.socketpair()
+        served = wire.Channel(theirs.fileno())
+        with theirs, ThreadPoolExecutor(1) as other:  # no thread is left when the first sample is forked
+            done = other.submit(candidate.serve, served, [code], "f", [])
+            with ours:
+                judge.judge(wire.Channel(ours.fileno()), "f", [test] * 4, [], [])
+            done.result()
+    sys.stdout = stdout
+    del sys.modules["solution"]
 
 
 class Zygote:
@@ -73,22 +94,27 @@ class Zygote:
         self.is_shell = is_shell
         self.uid = uid
         self.confinement = confinement
-        self.readable = readable
         self.scratch = scratch
         self.libc = lockdown.load_libc()
+        self.lock_down = lockdown.LockDown(
+            self.libc, uid=uid, confinement=confinement, shell=is_shell, readable=readable, scratch=scratch, keep=PEER_FD if is_shell else PEER_FD + 1
+        )
         self.clone_number = syscalls.numbers(platform.machine())["clone"]
-        self.fork_into = ctypes.PyDLL(None, use_errno=True)  # holds the GIL across the call, as os.fork does
+        self.fork_flags = signal.SIGCHLD | (shell.NEW_NAMESPACES if is_shell else 0)
 
     def prepare(self) -> None:
         if self.confinement == "namespaces":
             if not self.is_shell:
                 shell.mount_scratch(self.libc, megabytes=lockdown.Limits().file_mb)
         else:
+            self._clean()
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the user's own program
             self.libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
         if self.confinement != "none":
             lockdown.forbid_new_privileges(self.libc)
-            seccomp.install(seccomp.zygote_filter(shell=self.is_shell), self.libc)
+            seccomp.for_zygote(shell=self.is_shell).install(self.libc)
+        if not self.is_shell:
+            rehearse()
         gc.collect()
         gc.freeze()  # what is here by now is never garbage, and a child that collects need not touch it
 
@@ -102,8 +128,9 @@ class Zygote:
             if header == KILL:  # it came too late: the sample had ended
                 continue
             limits = _unpack(header)
+            self.lock_down.prepare(limits)
             started = time.monotonic()
-            pid = self._fork()
+            pid = self._fork(self.fork_flags)
             if pid == 0:
                 self._be_sample(limits, descriptors)
             for descriptor in descriptors:
@@ -114,14 +141,13 @@ class Zygote:
             self._clean()  # before the report: whoever reads it may start the next sample
             self.control.send(report)
 
-    def _fork(self) -> int:
-        if not self.is_shell:
-            return os.fork()
-        # a fork into new namespaces; os.fork and unshare would cost an extra process a script
-        flags = shell.NEW_NAMESPACES | signal.SIGCHLD
-        pid = self.fork_into.syscall(self.clone_number, ctypes.c_ulong(flags), None, None, None, None)
+    def _fork(self, flags: int) -> int:
+        """os.fork, without what it does for threads that are not here and hooks that nobody wants: a third of the
+        cost of a small sample. flags: SIGCHLD and new namespaces.
+        """
+        pid = self.libc.syscall(self.clone_number, ctypes.c_ulong(flags), None, None, None, None)
         if pid < 0:
-            raise OSError(ctypes.get_errno(), "cannot clone into new namespaces")
+            raise OSError(ctypes.get_errno(), "cannot fork")
         return pid
 
     def _watch(self, pid: int, started: float, wall_s: float) -> bytes:
@@ -153,8 +179,7 @@ class Zygote:
             if descriptors[-1] != PEER_FD:  # the sample's own channel once more, where there is no second
                 os.dup2(descriptors[-1], PEER_FD)
             os.set_inheritable(PEER_FD, False)
-            os.closerange(PEER_FD + 1, 1 << 16)
-            channel = wire.Channel(socket.socket(fileno=CHANNEL_FD))
+            channel = wire.Channel(CHANNEL_FD)
             sample = self._shell_sample if self.is_shell else self._python_sample
             status = sample(channel, limits)
         except BaseException:  # this process must not return into the zygote's loop
@@ -162,27 +187,14 @@ class Zygote:
         finally:
             os._exit(status)
 
-    def _lock_down(self, limits: lockdown.Limits) -> None:
-        lockdown.lock_down(
-            limits,
-            self.libc,
-            uid=self.uid,
-            shell=self.is_shell,
-            confinement=self.confinement,
-            readable=self.readable,
-            scratch=self.scratch,
-        )
-
     def _python_sample(self, channel: wire.Channel, limits: lockdown.Limits) -> int:
         try:
-            os.setsid()
-            os.chdir(self.scratch)
-            self._lock_down(limits)
+            self.lock_down.apply()
         except OSError as exc:
-            channel.socket.sendall(NOT_READY + str(exc).encode())
+            channel.write(NOT_READY + str(exc).encode())
             return 1
-        channel.socket.sendall(READY)
-        kind, *job = _decode_job(channel.receive(candidate.JOB_BYTES))
+        channel.write(READY)
+        kind, *job = wire.load_job(channel.receive(candidate.JOB_BYTES))
         if kind != "judge":
             os.close(PEER_FD)
         if kind == "calls":
@@ -192,7 +204,7 @@ class Zygote:
         elif kind == "program":
             return candidate.run_program(channel, *job)
         elif kind == "judge":
-            verdict = judge.judge(wire.Channel(socket.socket(fileno=PEER_FD)), *job)
+            verdict = judge.judge(wire.Channel(PEER_FD), *job)
             channel.send(wire.dumps(list(verdict)))
         return 0
 
@@ -201,11 +213,11 @@ class Zygote:
         try:
             shell.enter(self.libc, limits, os.getuid() if self.uid is None else self.uid)
         except OSError as exc:
-            channel.socket.sendall(NOT_READY + str(exc).encode())
+            channel.write(NOT_READY + str(exc).encode())
             return 1
-        channel.socket.sendall(READY)
-        job = _decode_job(channel.receive(candidate.JOB_BYTES))
-        shell.run_script(channel, limits, lambda: self._lock_down(limits), *job)
+        channel.write(READY)
+        job = wire.load_job(channel.receive(candidate.JOB_BYTES))
+        shell.run_script(channel, limits, lambda: self._fork(signal.SIGCHLD), self.lock_down.apply, job)
         return 0
 
     def _clean(self) -> None:
@@ -220,9 +232,6 @@ class Zygote:
             os.mkdir(self.scratch, 0o700)
             if self.uid is not None:
                 os.chown(self.scratch, self.uid, self.uid)
-
-
-_decode_job = wire.decoder(lambda tag, payload: None)
 
 
 def _unpack(header: bytes) -> lockdown.Limits:
