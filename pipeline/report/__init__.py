@@ -28,7 +28,7 @@ def write_report(run_dir: str | Path) -> Path:
     stages = compared.stages if compared else read_stages(place)
     path = place / "report.html"
     rows, total = rollouts.gather(stages)
-    data = describe(place, stages) | ({"comparison": compared.data} if compared else {})
+    data = describe(place, stages) | ({"comparison": compared.data, "facts": compared.facts} if compared else {})
     columns = rollouts.columns(rows, rollouts.TokenText(stages))
     atomic_write(path, page.render(f"{place.name} · Whetstone", data, {**columns, "total": total}))
     return path

@@ -1,4 +1,4 @@
-"""What a comparison adds to a report: its table, its plots' data, and the judged samples of its first seed."""
+"""What a comparison adds to a report: its table and the data of its plots. Rollouts shown are those of its first seed."""
 
 from __future__ import annotations
 
@@ -6,20 +6,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.report.collect import Stage, read_stage, read_stages
+from pipeline.report.collect import Stage, read_stages
+from pipeline.report.summary import facts
 from pipeline.runs import read_manifest
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
+    """stages: those of the first seed; data: what `pipeline.stages.compare` concluded."""
+
     stages: list[Stage]
+    facts: list[list[str]]
     data: dict[str, Any]
 
 
 def read(place: Path) -> Compared | None:
-    """The comparison at `place`, or None where it is a run of another kind. Its stages are those of the first seed."""
+    """The comparison at `place`, or None where it is a run of another kind, or has not come to its conclusion."""
     manifest = read_manifest(place / "compare" / "manifest.json")
     if manifest is None or not manifest["metrics"].get("runs"):
         return None
-    first = place / str(manifest["metrics"]["runs"][0])
-    return Compared([*read_stages(first), read_stage(place / "compare")], dict(manifest["metrics"]))
+    data = dict(manifest["metrics"])
+    seen: dict[Path, Stage] = {}  # the start's stages lie in each seed's run by a link: count them once
+    for run in data["runs"]:
+        for stage in read_stages(place / str(run)):
+            seen.setdefault(stage.place.resolve(), stage)
+    budget = [["budget", f"{data.get('budget', 0):,} tokens a method"]]
+    return Compared(read_stages(place / str(data["runs"][0])), facts(list(seen.values())) + budget, data)

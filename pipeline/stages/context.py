@@ -149,7 +149,9 @@ class Context:
     def generator(self, model_dir: str | None = None) -> generate.Reliable:
         place = model_dir or self.policy_path
         longest = max(len(p.ids) for p in [*self.train_prompts, *self.heldout_prompts])
-        needed = longest + self.cfg.sampling.max_tokens + 16  # room for a condition label
+        played = getattr(self.block, "episodes", None)
+        turns = played.max_turns if played is not None and played.memory == "history" else 1
+        needed = (longest + self.cfg.sampling.max_tokens) * turns + 16  # room for a condition label
         length = generate.model_len(place, needed)
         return generate.Reliable(
             place, self.cfg.model, self.cfg.generate, max_model_len=length, on_open=self.dir.drawn_by
@@ -229,8 +231,11 @@ class Context:
         self.tokens = before  # judging is not part of a method's budget
         return Judged(describe_groups(groups(scored), k=settings.k), scored)
 
-    def record(self, scored: Sequence[Scored], **where: Any) -> None:
-        self.dir.write_rollouts([as_json(s, stage=self.name, **where) for s in scored])
+    def record(self, scored: Sequence[Scored], *, each: Sequence[Mapping[str, Any]] = (), **where: Any) -> None:
+        """Into rollouts.jsonl. each: per row, what else is to stand there, as its advantage."""
+        own = each or [{}] * len(scored)
+        rows = [as_json(s, stage=self.name, **where, **more) for s, more in zip(scored, own, strict=True)]
+        self.dir.write_rollouts(rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,20 @@ def make_experience(parts: Parts, state: State, scored: Sequence[Scored]) -> tup
     return seen, metrics
 
 
+def token_figures(seen: Experience) -> list[dict[str, Any]]:
+    """Per row what a reader of the rollouts wants to see: advantages (one number where all tokens share it), and the
+    log-prob's lead over the reference, whose sum's mean is the KL."""
+    out: list[dict[str, Any]] = []
+    for place, advantages in enumerate(seen.advantages):
+        values = [round(x, 4) for x in advantages.tolist()]
+        one: dict[str, Any] = {"advantages": values[0] if len(set(values)) == 1 else values}
+        if seen.reference_logprobs is not None:
+            now = (seen.old_logprobs or seen.generator_logprobs)[place]
+            one["kl"] = [round(x, 4) for x in (now - seen.reference_logprobs[place]).tolist()]
+        out.append(one)
+    return out
+
+
 def as_row(scored: Scored, *, masked: bool) -> Row:
     """masked: an overlong row that is filtered. A row the checker broke on is masked too."""
     rollout = scored.rollout

@@ -20,7 +20,7 @@ from pipeline.generate import canary_gap
 from pipeline.models import named_weights
 from pipeline.records import Prompt, Scored, episodes, whole
 from pipeline.seeds import cycle_indices, permutation
-from pipeline.update.experience import describe, make_experience
+from pipeline.update.experience import describe, make_experience, token_figures
 from pipeline.update.forward import Row
 from pipeline.update.learner import Experience
 from pipeline.update.parts import Parts, State, Stopwatch, count, load, save
@@ -98,7 +98,7 @@ def _step(parts: Parts, state: State, sequences: Sequence[Sequence[int]], watch:
         if parts.reference is not None:
             parts.reference.after_step(step + 1)
         metrics["canary_max_abs"] = _sync(parts, state, sequences, step)
-    parts.record(scored, step=step)
+    parts.record(scored, step=step, each=token_figures(seen))
     if ranks.is_main() and step % max(block.steps // 4, 1) == 0:
         console.show_samples(scored)
     return metrics

@@ -1,6 +1,125 @@
 // The sections of a comparison's report.
 
-function answerSection() { return null; }
-function frontierSection() { return null; }
-function traitSection() { return null; }
-function proxySection() { return null; }
+const isMethod = (row) => row.role === "method";
+const twinOf = (list, name) => list.find((t) => t.method === name);
+
+// One colour a method, the same in every chart; beyond eight they come again, dashed.
+function palette(comparison) {
+  const names = comparison.table.filter(isMethod).map((r) => r.method);
+  return (name) => {
+    const i = names.indexOf(name);
+    return i < 0 ? { colour: 8, dash: true } : { colour: (i % 8) + 1, dash: i >= 8 };
+  };
+}
+
+function answerSection(report) {
+  const c = report.comparison;
+  const start = c.table.find((r) => r.role === "start");
+  const ghost = (row) => {
+    const control = twinOf(c.controls, row.method);
+    const found = control && c.table.find((r) => r.method === control.twin);
+    return found ? { value: found.accuracy, name: `control ${found.method}` } : null;
+  };
+  const ranked = c.table.filter((r) => isMethod(r) || r.role === "start" || r.role === "test time").sort((a, b) => b.accuracy - a.accuracy);
+  return section("answer", "Which method", h("p", { class: "note" }, `All from ${c.start}, ${c.seeds.length} seeds, ${tokens(c.budget)} sampled tokens each. Intervals: paired bootstrap over held-out prompts, widened by the spread of the seeds (Student's t); who is above whom is corrected for the number of pairs (Holm).`),
+    dotPlot({ title: "Held-out accuracy", wide: true, percent: true, xMin: 0, xLabel: "share of held-out samples that pass", line: { x: start.accuracy },
+      rows: ranked.map((r) => ({ name: r.method, value: r.accuracy, low: r.ci95[0], high: r.ci95[1], colour: isMethod(r) ? 1 : 8, ghost: ghost(r) })) }),
+    h("ul", { class: "claims", id: "claims" }, c.sentences.map((text) => h("li", {}, text))),
+    comparisonTable(c), pairTable(c));
+}
+
+function comparisonTable(c) {
+  const best = Math.max(...c.table.filter(isMethod).map((r) => r.accuracy));
+  return table([
+    { title: "method", key: "method" }, { title: "role", key: "role" },
+    { title: "accuracy", numeric: true, cell: (r) => percent(r.accuracy, 1) }, { title: "95%", numeric: true, cell: (r) => `${percent(r.ci95[0])}–${percent(r.ci95[1])}` },
+    { title: "by seed", numeric: true, cell: (r) => r.by_seed.map((v) => percent(v)).join(" ") },
+    { title: "gain over start", numeric: true, cell: (r) => (r.role === "start" ? "–" : `${signed(r.gain.mean)} (${signed(r.gain.low)} to ${signed(r.gain.high)})`) },
+    { title: "reward", key: "heldout_reward", numeric: true }, { title: "KL", key: "kl_from_start", numeric: true, hint: "nats a completion, from the start" },
+    { title: "entropy", key: "entropy", numeric: true }, { title: "distinct", numeric: true, cell: (r) => figure(r.distinct_answers, 1), hint: "distinct completions a prompt" },
+    { title: "best answer's mass", numeric: true, cell: (r) => percent(r.best_answer_mass), hint: "share of samples that are the most frequent best answer" },
+    { title: "length", numeric: true, cell: (r) => figure(r.mean_completion_tokens, 1) },
+    { title: "sampled", numeric: true, cell: (r) => tokens(r.sampled_tokens) + (r.over_budget ? " !" : ""), hint: "tokens sampled to train it; ! is more than 5% over the budget" },
+    { title: "FLOPs", numeric: true, cell: (r) => (isNumber(r.flops) ? r.flops.toExponential(1) : "–"), hint: "2N a token read, 6N a token learned from" },
+    { title: "time", numeric: true, cell: (r) => seconds(r.wall_s) },
+  ], c.table, { label: "All policies", mark: (r) => isMethod(r) && r.accuracy === best });
+}
+
+function pairTable(c) {
+  const names = c.table.filter(isMethod).map((r) => r.method);
+  if (names.length < 2) return null;
+  const find = (a, b) => c.pairs.find((p) => (p.a === a && p.b === b) || (p.a === b && p.b === a));
+  const cell = (a, b) => {
+    const pair = find(a, b);
+    if (!pair) return "·";
+    const gap = pair.a === a ? pair.mean : -pair.mean;
+    return h("span", { class: pair.apart ? (gap > 0 ? "state good" : "state bad") : "note", title: `p ${figure(pair.p_holm)} after Holm` }, `${signed(gap)}${pair.apart ? "" : " ?"}`);
+  };
+  return h("div", {}, h("h3", {}, "Row against column", h("span", { class: "note" }, "difference in points; ? is not told apart")),
+    table([{ title: "", cell: (a) => a }, ...names.map((b) => ({ title: b, numeric: true, cell: (a) => (a === b ? "" : cell(a, b)) }))], names, { label: "Pairs" }));
+}
+
+// The k-th look of every seed together: means, and the range over the seeds as a band.
+function overSeeds(paths, x, y) {
+  const used = paths.filter((p) => p.length);
+  const looks = Math.min(...used.map((p) => p.length));
+  const out = { x: [], y: [], low: [], high: [] };
+  for (let i = 0; used.length && i < looks; i++) {
+    const ys = used.map((p) => p[i][y]);
+    if (!ys.every(isNumber) || !used.every((p) => isNumber(p[i][x]))) continue;
+    out.x.push(used.reduce((sum, p) => sum + p[i][x], 0) / used.length);
+    out.y.push(ys.reduce((a, b) => a + b, 0) / ys.length);
+    out.low.push(Math.min(...ys));
+    out.high.push(Math.max(...ys));
+  }
+  return out;
+}
+
+// From the start to the last look; a method without looks on the way is a line of two points.
+function pathLine(c, row, x, y, from, to) {
+  const line = overSeeds(c.paths[row.method] || [], x, y);
+  line.x.unshift(from.x); line.y.unshift(from.y); line.low.unshift(from.y); line.high.unshift(from.y);
+  if (isNumber(to.x) && to.x > line.x[line.x.length - 1] + 1e-9) { line.x.push(to.x); line.y.push(to.y); line.low.push(to.y); line.high.push(to.y); }
+  return line;
+}
+
+function frontierSection(report) {
+  const c = report.comparison, colour = palette(c);
+  const start = c.table.find((r) => r.role === "start"), methods = c.table.filter(isMethod);
+  const against = (x, column, from) => methods.filter((r) => isNumber(r[column])).map((r) => ({ name: r.method, ...colour(r.method), ...pathLine(c, r, x, "accuracy", { x: from, y: start.accuracy }, { x: r[column], y: r.accuracy }) }));
+  const drawn = c.best_of.filter((b) => b.n > 1);
+  const bestOf = { name: "best of n", colour: 8, dash: true, x: [0, ...drawn.map((b) => b.kl)], y: [start.accuracy, ...drawn.map((b) => b.accuracy_by_prompt.reduce((p, q) => p + q, 0) / b.accuracy_by_prompt.length)] };
+  const k = [1, 2, 4, 8, 16, 32, 64];
+  const curve = (r, style) => ({ name: r.method, ...style, x: k.slice(0, r.pass_at.length).map(Math.log2), y: r.pass_at });
+  return section("frontier", "What it cost", h("div", { class: "charts" },
+    lineChart({ title: "Accuracy against sampled tokens", note: "looks at the held-out prompts on the way; band: range of the seeds", percent: true, xLabel: "sampled tokens", height: 300, yMin: 0, series: against("tokens", "sampled_tokens", 0) }),
+    lineChart({ title: "Accuracy against distance from the start", note: "KL in nats a completion; best of n by the scorer, at test time", percent: true, xLabel: "KL", height: 300, yMin: 0, series: [...against("kl", "kl_from_start", 0), bestOf] }),
+    lineChart({ title: "pass@k", note: "a chance to be right in k samples: what is lost in variety shows at large k", percent: true, xLabel: "log₂ k", height: 300, yMin: 0, series: [curve(start, { colour: 8, dash: true }), ...methods.map((r) => curve(r, colour(r.method)))] }),
+    lineChart({ title: "Mass on the best answer", note: "how sharp the optimum gets as training goes on", percent: true, xLabel: "sampled tokens", height: 300, yMin: 0,
+      series: methods.map((r) => ({ name: r.method, ...colour(r.method), ...pathLine(c, r, "tokens", "best_answer_mass", { x: 0, y: start.best_answer_mass }, { x: r.sampled_tokens, y: r.best_answer_mass }) })) })));
+}
+
+function traitSection(report) {
+  const c = report.comparison, start = c.table.find((r) => r.role === "start");
+  const rows = c.table.filter(isMethod).map((r) => ({ ...r, online: twinOf(c.online, r.method), stitch: c.stitching?.methods?.[r.method] }));
+  return section("traits", "Is it reinforcement learning? Three traits as numbers",
+    table([{ title: "method", key: "method" },
+      { title: "online: gain of fresh samples", numeric: true, hint: "accuracy minus that of the same budget drawn once, up front", cell: (r) => (r.online ? `${signed(r.online.mean)} (${signed(r.online.low)} to ${signed(r.online.high)})` : "not run") },
+      { title: "state-wise credit: stitching", numeric: true, hint: "probability of a best walk that no logged walk holds in one piece; 0.33 would be chance over three walks", cell: (r) => (isNumber(r.stitch) ? figure(r.stitch, 2) : "not run") },
+      { title: "sharp optimum: mass on the best answer", numeric: true, cell: (r) => `${percent(start.best_answer_mass)} → ${percent(r.best_answer_mass)}` },
+      { title: "entropy", numeric: true, cell: (r) => `${figure(start.entropy, 2)} → ${figure(r.entropy, 2)}` }], rows, { label: "Traits" }),
+    c.stitching ? h("p", { class: "note" }, c.stitching.words) : null);
+}
+
+function proxySection(report) {
+  const proxy = report.comparison.proxy;
+  if (!proxy) return null;
+  const names = Object.keys(proxy.paths);
+  const series = (y) => names.map((name, i) => ({ name, colour: i + 1, x: proxy.paths[name].map((p) => p.kl), y: proxy.paths[name].map((p) => (isNumber(p[y]) ? p[y] : null)) }));
+  return section("proxy", "A learned reward against the true one",
+    h("p", { class: "note" }, `${proxy.model}: ${figure(proxy.pairs)} pairs, ${percent(proxy.pair_accuracy)} of held-out pairs ranked rightly; seed ${proxy.seed}. The learned reward is in standard deviations of the start's samples.`),
+    h("div", { class: "charts" },
+      lineChart({ title: "True reward (the verifier)", xLabel: "KL from the start, nats a completion", height: 260, yMin: 0, series: series("reward") }),
+      lineChart({ title: "Learned reward (what was followed)", xLabel: "KL from the start, nats a completion", height: 260, series: series("proxy") })),
+    h("ul", { class: "claims" }, proxy.findings.map((f) => h("li", {}, f.words))));
+}
