@@ -50,26 +50,31 @@ def prompt(gadget: int, place: int) -> str:
     return f"{symbol(gadget, place)}:"
 
 
-def logs() -> list[list[Turn]]:
-    """Every logged walk once: 16 gadgets x 3."""
+def logs(medium: float = PAY[4]) -> list[list[Turn]]:
+    """Every logged walk once: 16 gadgets x 3. medium: what place 4 pays."""
+    pay = {**PAY, 4: medium}
     return [
-        [Turn(gadget, here, to, PAY.get(to, 0.0)) for here, to in pairwise(walk)]
+        [Turn(gadget, here, to, pay.get(to, 0.0)) for here, to in pairwise(walk)]
         for gadget in range(GADGETS)
         for walk in WALKS
     ]
 
 
-def best_values(start: int) -> dict[int, float]:
+def best_values(start: int, medium: float = PAY[4]) -> dict[int, float]:
     """Q* of each step from a place: what it pays when all that follows is best."""
+    pay = {**PAY, 4: medium}
 
     def value(place: int) -> float:
-        return PAY[place] if place in PAY else max(value(to) for to in STEPS[place])
+        return pay[place] if place in pay else max(value(to) for to in STEPS[place])
 
     return {to: value(to) for to in STEPS[start]}
 
 
 class Environment:
     """A walk of several turns: the answer to each prompt is one step; `pipeline.episodes` plays it."""
+
+    def __init__(self, medium: float = PAY[4]) -> None:
+        self.pay = {**PAY, 4: medium}
 
     def reset(self, task: Task) -> str:
         self.gadget, self.place = task["gadget"], task["place"]
@@ -81,7 +86,7 @@ class Environment:
         if action not in ways:
             return "", 0.0, True
         self.place = ways[action]
-        return prompt(self.gadget, self.place), PAY.get(self.place, 0.0), self.place in PAY
+        return prompt(self.gadget, self.place), self.pay.get(self.place, 0.0), self.place in PAY
 
 
 def verify(completion: str, task: Task) -> Verdict:

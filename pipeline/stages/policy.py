@@ -17,6 +17,7 @@ from pipeline.schema import Episodes, Policy
 from pipeline.score import score
 from pipeline.stages.context import Context, Judged
 from pipeline.stages.distance import from_start
+from pipeline.stages.playing import judge_episodes
 from pipeline.stages.sft import encode
 from pipeline.update.critic import SharedCritic, ValueModel, from_model
 from pipeline.update.forward import CompletionLogprobs, Row, completion_logprobs
@@ -64,6 +65,7 @@ def run(ctx: Context) -> dict[str, Any]:
     ranks.barrier()
     return {
         **judged.figures,
+        **ranks.from_main(lambda: judge_episodes(ctx, generator, block.episodes)),
         **distance,
         "steps": state.step,
         "mismatch_mean_abs": state.mismatch,
