@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pipeline.config import Config
 
-STAGES = ("sft", "feedme", "reward_model", "ppo", "grpo", "conditioned", "offline_q", "stitch", "evaluate", "base")
+STAGES = (
+    "sft", "feedme", "reward_model", "ppo", "grpo", "conditioned", "offline_q", "stitch", "probe", "evaluate", "base",
+)  # fmt: skip
 COMMANDS = {
     "run": "all stages the YAML names; what is complete and unchanged is skipped",
     **{stage: f"the stage {stage}" for stage in STAGES},
@@ -111,6 +113,8 @@ def checked(command: str, config: str, overrides: Sequence[str]) -> Config:
     from pipeline.schema import STAGE_KINDS
 
     cfg, mistakes = read(config, overrides)
+    if cfg is not None and command == "probe":
+        cfg.blocks.setdefault("probe", STAGE_KINDS["probe"]())  # looks at what a YAML trained without being part of it
     if cfg is not None and command not in COMMANDS and command not in cfg.blocks:
         mistakes.append(f"no command {command!r}{nearest(command, [*COMMANDS, *AROUND, *OF_A_RUN, *cfg.blocks])}")
     elif cfg is not None and command in STAGE_KINDS and command not in cfg.blocks:

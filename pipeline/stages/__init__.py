@@ -24,6 +24,7 @@ MODULES = {
     "conditioned": "conditioned",
     "offline_q": "offline_q",
     "stitch": "stitch",
+    "probe": "probe",
     "evaluate": "evaluate",
     "judge": "judge",
     "compare": "compare",
