@@ -11,10 +11,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline import schema
 from pipeline.library import block_mistakes, nearest
@@ -68,6 +68,8 @@ class Config:
     generate: Generate = field(default_factory=Generate)
     sampling: Sampling = field(default_factory=Sampling)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    # completion tokens a sample has on average, by stage: what a plan goes by until a run has shown it
+    expected_tokens: dict[str, Annotated[float, Field(gt=0)]] = field(default_factory=dict)
     stages: list[str] = field(default_factory=list)
     blocks: dict[str, Any] = field(default_factory=dict)  # stage name -> its dataclass
 

@@ -121,6 +121,7 @@ def save(model: Any, tokenizer: Any, place: Path) -> None:
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
     place.mkdir(parents=True, exist_ok=True)
+    model.config.use_cache = True  # trainers switch it off, and who samples from the saved model pays
     model.save_pretrained(place)
     tokenizer.save_pretrained(place)
 
@@ -201,12 +202,13 @@ def batches_by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def architecture_key(place: str) -> str:
-    """What an engine cannot change by loading weights: the config, less its name."""
+    """What an engine cannot change by loading weights: the config, less its name and what only training set."""
     path = Path(place) / "config.json"
     if not path.is_file():
         return place
     config = json.loads(path.read_text())
-    config.pop("_name_or_path", None)
+    for name in ("_name_or_path", "use_cache"):
+        config.pop(name, None)
     return json.dumps(config, sort_keys=True)
 
 
