@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from pipeline import console, models, prompts
 from pipeline.config import ConfigError
-from pipeline.records import Scored, groups
+from pipeline.records import Rollout, Scored, groups
 from pipeline.score import score
-from pipeline.seeds import cycle_indices
-from pipeline.stages.budget import sample_within
 from pipeline.stages.context import Context
+from pipeline.stages.samples import draw, from_pool, next_prompts
 from pipeline.stages.trainer import train_with
 from pipeline.stats import mean
 
@@ -62,21 +62,27 @@ def run(ctx: Context) -> dict[str, Any]:
 def pairs_from_samples(ctx: Context) -> tuple[list[Pair], list[Pair], list[list[int]]]:
     """Training pairs, held-out pairs (sampled ones only), and sequences to set the reward's offset on."""
     block, generator = ctx.block, ctx.generator()
-    places = cycle_indices(len(ctx.train_prompts), 0, block.prompts, ctx.cfg.seed, ctx.name, "order")
-    asked = [ctx.train_prompts[i] for i in places]
-    scored = ctx.kept(asked, lambda: score(
-        ctx.scorer, sample_within(ctx, generator, asked, block.samples, "pairs", budget=block.token_budget)
-    ), "pairs")  # fmt: skip
+    scored = samples_of(ctx, generator)
     spent = dict(ctx.tokens)
-    ctx.record(scored)
     rng = random.Random(ctx.seed("pairs"))
     sampled = preference_pairs(scored, per_prompt=block.pairs_per_prompt, rng=rng)
     vocabulary = sorted({token for s in scored for token in s.rollout.ids} - ctx.ends)
-    broken = corrupted_pairs(scored, count=int(len(sampled) * block.corrupted), vocabulary=vocabulary, rng=rng)
+    broken = corruptions(scored, count=int(len(sampled) * block.corrupted), vocabulary=vocabulary, rng=rng)
     judged = ctx.scored(generator, ctx.heldout_prompts[: block.heldout_prompts], block.samples, "judge")
     ctx.tokens.update(spent)  # judging is not part of the budget
     heldout = preference_pairs(judged, per_prompt=block.pairs_per_prompt, rng=rng)
-    return sampled + broken, heldout, [[*s.rollout.prompt.ids, *s.rollout.ids] for s in scored[:2048]]
+    return sampled + worse(ctx, broken), heldout, [[*s.rollout.prompt.ids, *s.rollout.ids] for s in scored[:2048]]
+
+
+def samples_of(ctx: Context, generator: Any) -> list[Scored]:
+    """Drawn from the policy, or out of the pool of what other stages and people scored."""
+    block = ctx.block
+    if block.pool:
+        return from_pool(ctx, block.pool, f"{ctx.name}.pool")
+    asked = next_prompts(ctx, ctx.train_prompts, block.prompts)
+    scored = draw(ctx, generator, asked, block.samples, "pairs", budget=block.token_budget)
+    ctx.record(scored)
+    return scored
 
 
 def pairs_from_rows(ctx: Context) -> tuple[list[Pair], list[Pair], list[list[int]]]:
@@ -112,13 +118,13 @@ def preference_pairs(scored: Sequence[Scored], *, per_prompt: int, rng: random.R
     return out
 
 
-def corrupted_pairs(
+def corruptions(
     scored: Sequence[Scored], *, count: int, vocabulary: Sequence[int], rng: random.Random
-) -> list[Pair]:
-    """Good samples against themselves with a token cut, changed or added; never equal to a sample that did as well."""
+) -> list[tuple[Rollout, Ids]]:
+    """Good samples, each with a copy of itself in which a token is cut, changed or added before the end token."""
     best = [s for s in scored if s.scorable and s.status == "pass" and s.rollout.finished and len(s.rollout.ids) > 2]
     good = {(s.rollout.prompt.ids, s.rollout.ids) for s in best}
-    out: list[Pair] = []
+    out: list[tuple[Rollout, Ids]] = []
     for _ in range(count * 4):
         if len(out) >= count or not best:
             break
@@ -133,8 +139,19 @@ def corrupted_pairs(
             body += rng.choices(vocabulary, k=rng.randint(1, 3))
         broken = (*body, end)
         if (rollout.prompt.ids, broken) not in good:
-            out.append((rollout.prompt.ids, rollout.ids, broken))
+            out.append((rollout, broken))
     return out
+
+
+def worse(ctx: Context, broken: Sequence[tuple[Rollout, Ids]]) -> list[Pair]:
+    """Pairs of those that the run's rewards score below what they were made from: a change may be another right answer,
+    and would teach the opposite."""
+    texts = ctx.tokenizer.batch_decode([list(ids) for _, ids in broken], skip_special_tokens=True)
+    changed = [replace(r, ids=ids, logprobs=(0.0,) * len(ids), text=text, sampled=None)
+               for (r, ids), text in zip(broken, texts, strict=True)]  # fmt: skip
+    before, after = score(ctx.scorer, [r for r, _ in broken]), score(ctx.scorer, changed)
+    return [(a.rollout.prompt.ids, a.rollout.ids, b.rollout.ids)
+            for a, b in zip(before, after, strict=True) if b.reward < a.reward]  # fmt: skip
 
 
 def reset_head(model: Any, seed: int) -> None:
