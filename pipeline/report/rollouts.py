@@ -38,8 +38,9 @@ class Table:
 
 def gather(stages: Sequence[Stage], limit: int = LIMIT) -> tuple[list[Row], int]:
     """(rows to show, how many there are). Half of the room goes to judged samples, which compare policies."""
-    by_stage = {s.name: [{**row, "stage": s.name} for row in read_rows(s.place / "rollouts.jsonl")] for s in stages}
     kinds = {s.name: s.kind for s in stages}
+    first = sorted(stages, key=lambda s: s.kind not in JUDGED)  # what compares policies is read most
+    by_stage = {s.name: [{**row, "stage": s.name} for row in read_rows(s.place / "rollouts.jsonl")] for s in first}
     total = sum(map(len, by_stage.values()))
     shares = room({n: len(rows) for n, rows in by_stage.items()}, {n for n in by_stage if kinds[n] in JUDGED}, limit)
     return [row for name, rows in by_stage.items() for row in whole_prompts(rows, shares[name])], total

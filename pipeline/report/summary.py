@@ -101,6 +101,7 @@ def accuracy_by_prompt(judged: Sequence[Mapping[str, Any]]) -> dict[str, dict[st
 
 def lineage(stages: Sequence[Stage]) -> dict[str, Any]:
     """The tree from base to last: nodes with their depth, edges from parent to child."""
+    stages = [s for s in stages if s.kind != "judge"]  # it looks at all of them: its edges would hide the tree
     names = {s.name for s in stages}
     depth: dict[str, int] = {}
     for stage in stages:  # parents first

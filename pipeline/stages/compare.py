@@ -174,7 +174,9 @@ def proxy_part(block: Any, judged: Mapping[str, Any], cfg: Config) -> dict[str, 
     origin = {"kl": 0.0, "proxy": sampled["proxy"], "reward": sampled["heldout_reward"], "tokens": 0.0}
     paths = {f"best of n, from {block.start}": [{"kl": b["kl"], "proxy": b["judged"], "reward": b["reward"], "n": b["n"]}
                                                 for b in judged["best_of"]["proxy"]]}  # fmt: skip
-    paths |= {name: [origin, *path_of(cfg, name)] for name in block.proxy_methods}
+    ends = {r["policy"]: {"kl": r["kl_from_start"], "proxy": r["proxy"], "reward": r["heldout_reward"]}
+            for r in judged["policies"]}  # fmt: skip
+    paths |= {name: [origin, *path_of(cfg, name), ends[name]] for name in block.proxy_methods}
     pair = (StageDir(cfg.run_dir, block.proxy).manifest() or {}).get("metrics", {})
     return {"model": block.proxy, "pair_accuracy": pair.get("heldout_pair_accuracy"), "pairs": pair.get("pairs"),
             "paths": paths, "findings": [findings.overoptimised(n, p) for n, p in paths.items()],

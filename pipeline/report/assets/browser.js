@@ -1,6 +1,7 @@
 // The rollout browser: filters, a virtual list, one sample token by token, and two policies on the same prompt.
 
 const ROW = 46;
+const SIGNS = { pass: "✓", fail: "✕", malformed: "!", error: "?" }; // colour alone tells some people nothing
 
 function rolloutSection(data) {
   const at = (column, i) => data.tables[column][data.coded[column][i]];
@@ -72,7 +73,7 @@ function rolloutSection(data) {
       const i = state.shown[place], status = at("status", i);
       rows.push(h("div", { class: "row", role: "option", id: `row-${place}`, "aria-selected": place === state.selected ? "true" : "false", "aria-setsize": state.shown.length, "aria-posinset": place + 1,
         style: { top: `${place * ROW}px` }, onclick: () => select(place, false) },
-        h("span", { class: `reward status-${status}`, title: status }, figure(data.reward[i], 2)),
+        h("span", { class: `reward status-${status}`, title: status }, `${SIGNS[status] || ""} ${figure(data.reward[i], 2)}`),
         h("span", { class: "what" }, `${visible(at("prompt", i)).slice(0, 120)} ${visible(at("completion", i)).slice(0, 160)}`),
         h("span", { class: "where" }, at("source", i), data.step[i] === null ? "" : ` · ${data.step[i]}`)));
     }
@@ -149,7 +150,7 @@ function rolloutSection(data) {
       const usable = rows.filter((r) => data.reward[r] !== null);
       const passed = usable.filter((r) => at("status", r) === "pass").length;
       return h("div", { id: `answers-${side}` }, h("b", {}, state[side]), h("p", { class: "note" }, usable.length ? `${passed} of ${usable.length} pass · mean reward ${figure(usable.reduce((sum, r) => sum + data.reward[r], 0) / usable.length)}` : "no sample of this prompt"),
-        h("ul", {}, rows.slice(0, 64).map((r) => h("li", {}, h("span", { class: `status-${at("status", r)}`, title: `${at("status", r)} ${at("detail", r)}` }, figure(data.reward[r], 2)), visible(at("completion", r)) || "(empty)"))));
+        h("ul", {}, rows.slice(0, 64).map((r) => h("li", {}, h("span", { class: `status-${at("status", r)}`, title: `${at("status", r)} ${at("detail", r)}` }, `${SIGNS[at("status", r)] || ""} ${figure(data.reward[r], 2)}`), visible(at("completion", r)) || "(empty)"))));
     };
     return [h("h4", {}, "Prompt"), h("pre", { id: "pair-prompt" }, at("prompt", i)), h("div", { class: "filters" }, choose("left", "left"), choose("right", "right")), h("div", { class: "answers" }, column("left"), column("right"))];
   }

@@ -21,6 +21,9 @@ function tick(v) {
   return String(+v.toPrecision(3));
 }
 
+// A share as percent, with a decimal where the ticks need one.
+const share = (v, all) => percent(v, all.some((t) => Math.abs(100 * t - Math.round(100 * t)) > 1e-6) ? 1 : 0);
+
 function extent(values, options) {
   let low = Infinity, high = -Infinity;
   for (const v of values) if (isNumber(v)) { if (v < low) low = v; if (v > high) high = v; }
@@ -61,9 +64,9 @@ function axes(options, width, height, x, y, xTicks, yTicks) {
   return [
     yTicks.map((v) => [
       s("line", { class: "grid", x1: MARGIN.left, x2: right, y1: y(v), y2: y(v) }),
-      s("text", { class: "tick", x: MARGIN.left - 7, y: y(v) + 3.5, "text-anchor": "end" }, options.percent ? percent(v) : tick(v)),
+      s("text", { class: "tick", x: MARGIN.left - 7, y: y(v) + 3.5, "text-anchor": "end" }, options.percent ? share(v, yTicks) : tick(v)),
     ]),
-    xTicks.map((v) => s("text", { class: "tick", x: x(v), y: bottom + 15, "text-anchor": "middle" }, options.xPercent ? percent(v) : tick(v))),
+    xTicks.map((v) => s("text", { class: "tick", x: x(v), y: bottom + 15, "text-anchor": "middle" }, options.xText ? options.xText(v) : tick(v))),
     s("line", { class: "axis", x1: MARGIN.left, x2: right, y1: bottom, y2: bottom }),
     s("text", { class: "label", x: right, y: height - 4, "text-anchor": "end" }, options.xLabel || ""),
   ].flat(2);
@@ -82,7 +85,7 @@ function lineChart(options) {
     const x = (v) => MARGIN.left + ((v - xLow) / (xHigh - xLow)) * (width - MARGIN.left - MARGIN.right);
     const y = (v) => height - MARGIN.bottom - ((v - yLow) / (yHigh - yLow)) * (height - MARGIN.top - MARGIN.bottom);
     const node = s("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", tabindex: "0", "aria-label": spoken(options, series) },
-      axes(options, width, height, x, y, ticks(xLow, xHigh, Math.min(width / 70, 8)), ticks(yLow, yHigh, 4)),
+      axes(options, width, height, x, y, options.xTicks || ticks(xLow, xHigh, Math.min(width / 70, 8)), ticks(yLow, yHigh, 4)),
       (options.lines || []).map((l) => [
         s("line", { class: "reference", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(l.y), y2: y(l.y) }),
         s("text", { class: "tick", x: width - MARGIN.right, y: y(l.y) - 4, "text-anchor": "end" }, l.text)]).flat(),
@@ -135,7 +138,7 @@ function follow(plot, node, series, x, y, options) {
       const tolerance = line.bare ? 1e-9 : (places[places.length - 1] - places[0]) / Math.max(line.x.length - 1, 1) / 2;
       return i >= 0 && isNumber(line.y[i]) && Math.abs(line.x[i] - place) <= tolerance + 1e-9 ? [[line, line.y[i]]] : [];
     });
-    tip.replaceChildren(h("b", {}, `${options.xLabel || "x"} ${tick(place)}`),
+    tip.replaceChildren(h("b", {}, `${options.xLabel || "x"} ${options.xText ? options.xText(place) : tick(place)}`),
       ...near.map(([line, v]) => h("span", {}, h("i", { class: `key c${line.colour}` }), `${line.name}  ${options.percent ? percent(v, 1) : figure(v)}`)));
     tip.hidden = false;
     tip.style.left = `${Math.min(Math.max(x(place) + 10, 0), Math.max(plot.clientWidth - tip.offsetWidth - 4, 0))}px`;
@@ -184,7 +187,7 @@ function dotPlot(options) {
   const [low, high] = extent(rows.flatMap((r) => [r.value, r.low, r.high, r.ghost?.value]).concat(options.line ? [options.line.x] : []), { min: options.xMin, max: options.xMax });
   const show = (v) => (options.percent ? percent(v, 1) : figure(v));
   const draw = (plot, width) => {
-    const gap = 30, left = Math.min(10 + 7.2 * Math.max(...rows.map((r) => r.name.length)), width * 0.36), right = width < 420 ? 54 : 130;
+    const gap = 30, left = Math.min(10 + 7.2 * Math.max(...rows.map((r) => r.name.length)), width * 0.36), right = width < 480 ? 58 : 176;
     const height = rows.length * gap + 46;
     const x = (v) => left + ((v - low) / (high - low)) * (width - left - right);
     return s("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": `${options.title}. ` + rows.map((r) => `${r.name} ${show(r.value)}`).join("; ") },
@@ -194,7 +197,7 @@ function dotPlot(options) {
       options.line ? s("line", { class: "reference", x1: x(options.line.x), x2: x(options.line.x), y1: 0, y2: height - 36 }) : null,
       rows.map((r, i) => {
         const y = 18 + i * gap;
-        const range = isNumber(r.low) ? `${show(r.value)}  ${width < 420 ? "" : `${show(r.low)}–${show(r.high)}`}` : show(r.value);
+        const range = isNumber(r.low) ? width < 480 ? show(r.value) : `${show(r.value)}   ${show(r.low)} to ${show(r.high)}` : show(r.value);
         return [
           s("text", { class: "name", x: left - 10, y: y + 4, "text-anchor": "end" }, r.name),
           isNumber(r.low) ? s("line", { class: `whisker c${r.colour || 1}`, x1: x(r.low), x2: x(r.high), y1: y, y2: y }) : null,

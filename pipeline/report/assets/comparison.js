@@ -91,10 +91,11 @@ function frontierSection(report) {
   const bestOf = { name: "best of n", colour: 8, dash: true, x: [0, ...drawn.map((b) => b.kl)], y: [start.accuracy, ...drawn.map((b) => b.accuracy_by_prompt.reduce((p, q) => p + q, 0) / b.accuracy_by_prompt.length)] };
   const k = [1, 2, 4, 8, 16, 32, 64];
   const curve = (r, style) => ({ name: r.method, ...style, x: k.slice(0, r.pass_at.length).map(Math.log2), y: r.pass_at });
+  const bare = (line) => ({ ...line, low: undefined, high: undefined }); // along the KL a path may turn back
   return section("frontier", "What it cost", h("div", { class: "charts" },
     lineChart({ title: "Accuracy against sampled tokens", note: "looks at the held-out prompts on the way; band: range of the seeds", percent: true, xLabel: "sampled tokens", height: 300, yMin: 0, series: against("tokens", "sampled_tokens", 0) }),
-    lineChart({ title: "Accuracy against distance from the start", note: "KL in nats a completion; best of n by the scorer, at test time", percent: true, xLabel: "KL", height: 300, yMin: 0, series: [...against("kl", "kl_from_start", 0), bestOf] }),
-    lineChart({ title: "pass@k", note: "a chance to be right in k samples: what is lost in variety shows at large k", percent: true, xLabel: "log₂ k", height: 300, yMin: 0, series: [curve(start, { colour: 8, dash: true }), ...methods.map((r) => curve(r, colour(r.method)))] }),
+    lineChart({ title: "Accuracy against distance from the start", note: "KL in nats a completion; best of n by the scorer, at test time", percent: true, xLabel: "KL", height: 300, yMin: 0, series: [...against("kl", "kl_from_start", 0).map(bare), bestOf] }),
+    lineChart({ title: "pass@k", note: "a chance to be right in k samples: what is lost in variety shows at large k", percent: true, xLabel: "k", xTicks: k.slice(0, start.pass_at.length).map(Math.log2), xText: (v) => String(Math.round(2 ** v)), height: 300, yMin: 0, series: [curve(start, { colour: 8, dash: true }), ...methods.map((r) => curve(r, colour(r.method)))] }),
     lineChart({ title: "Mass on the best answer", note: "how sharp the optimum gets as training goes on", percent: true, xLabel: "sampled tokens", height: 300, yMin: 0,
       series: methods.map((r) => ({ name: r.method, ...colour(r.method), ...pathLine(c, r, "tokens", "best_answer_mass", { x: 0, y: start.best_answer_mass }, { x: r.sampled_tokens, y: r.best_answer_mass }) })) })));
 }
@@ -102,7 +103,7 @@ function frontierSection(report) {
 function traitSection(report) {
   const c = report.comparison, start = c.table.find((r) => r.role === "start");
   const rows = c.table.filter(isMethod).map((r) => ({ ...r, online: twinOf(c.online, r.method), stitch: c.stitching?.methods?.[r.method] }));
-  return section("traits", "Is it reinforcement learning? Three traits as numbers",
+  return section("traits", ["Is it reinforcement learning? Three traits as numbers", "Traits"],
     table([{ title: "method", key: "method" },
       { title: "online: gain of fresh samples", numeric: true, hint: "accuracy minus that of the same budget drawn once, up front", cell: (r) => (r.online ? `${signed(r.online.mean)} (${signed(r.online.low)} to ${signed(r.online.high)})` : "not run") },
       { title: "state-wise credit: stitching", numeric: true, hint: "probability of a best walk that no logged walk holds in one piece; 0.33 would be chance over three walks", cell: (r) => (isNumber(r.stitch) ? figure(r.stitch, 2) : "not run") },
@@ -116,7 +117,7 @@ function proxySection(report) {
   if (!proxy) return null;
   const names = Object.keys(proxy.paths);
   const series = (y) => names.map((name, i) => ({ name, colour: i + 1, x: proxy.paths[name].map((p) => p.kl), y: proxy.paths[name].map((p) => (isNumber(p[y]) ? p[y] : null)) }));
-  return section("proxy", "A learned reward against the true one",
+  return section("proxy", ["A learned reward against the true one", "Proxy"],
     h("p", { class: "note" }, `${proxy.model}: ${figure(proxy.pairs)} pairs, ${percent(proxy.pair_accuracy)} of held-out pairs ranked rightly; seed ${proxy.seed}. The learned reward is in standard deviations of the start's samples.`),
     h("div", { class: "charts" },
       lineChart({ title: "True reward (the verifier)", xLabel: "KL from the start, nats a completion", height: 260, yMin: 0, series: series("reward") }),

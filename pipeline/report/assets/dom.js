@@ -62,6 +62,8 @@ function table(head, rows, options = {}) {
       h("tbody", {}, rows.map((row) => h("tr", { class: options.mark && options.mark(row) ? "marked" : null }, cells(row))))));
 }
 
+// title: [heading, its name in the navigation], or one text for both.
 function section(id, title, ...children) {
-  return h("section", { id, "aria-labelledby": `${id}-title` }, h("h2", { id: `${id}-title` }, title), ...children);
+  const [heading, short] = Array.isArray(title) ? title : [title, title];
+  return h("section", { id, "data-short": short, "aria-labelledby": `${id}-title` }, h("h2", { id: `${id}-title` }, heading), ...children);
 }

@@ -9,7 +9,7 @@ byId("main").append(...sections);
 byId("foot").append(h("p", {}, `Written by Whetstone. ${Object.entries(report.versions).map(([name, v]) => `${name} ${v}`).join(" · ")}`));
 
 function navigation() {
-  byId("nav").replaceChildren(...[...document.querySelectorAll("main > section")].map((node) => h("a", { href: `#${node.id}` }, node.querySelector("h2").textContent)));
+  byId("nav").replaceChildren(...[...document.querySelectorAll("main > section")].map((node) => h("a", { href: `#${node.id}` }, node.dataset.short)));
 }
 navigation();
 
