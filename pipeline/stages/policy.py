@@ -249,6 +249,7 @@ def compile_in_place(policy: CompletionLogprobs) -> None:
     import torch._dynamo
 
     torch._dynamo.config.disable = False
+    policy.packs = False  # packed rows are of another shape each time: every batch would be compiled anew
     models.backbone(adapters.base_of(policy.model)).compile(dynamic=True)
 
 

@@ -14,7 +14,18 @@ from torch import Tensor, nn
 
 from pipeline.config import ConfigError
 from pipeline.models import backbone
-from pipeline.update.forward import CompletionLogprobs, Padded, Row, lowered, micro_batches, pad_rows, plain_head
+from pipeline.update import packing
+from pipeline.update.forward import (
+    CompletionLogprobs,
+    Padded,
+    Row,
+    hidden_states,
+    lowered,
+    micro_batches,
+    packs,
+    pad_rows,
+    plain_head,
+)
 
 
 def zero_head(hidden_size: int) -> nn.Linear:
@@ -24,15 +35,12 @@ def zero_head(hidden_size: int) -> nn.Linear:
     return head
 
 
-def values_at(head: nn.Linear, hidden_BLH: Tensor, batch: Padded) -> Tensor:
+def values_at(head: nn.Linear, hidden_BSH: Tensor, batch: Padded) -> Tensor:
     """(B, T + 1): V before each completion token, then V after the last one of each row, in the column of that row's
     own length, which is what a truncated end is bootstrapped with. 0 beyond it."""
-    with torch.autocast(hidden_BLH.device.type, enabled=False):  # a value needs its digits, like a log-prob
-        values_BL = head(hidden_BLH.to(head.weight.dtype)).squeeze(-1).float()
-    lengths_B = batch.valid_BT.sum(1)
-    places = torch.arange(batch.valid_BT.shape[1] + 1, device=lengths_B.device)[None]
-    within = places <= lengths_B[:, None]
-    return values_BL.gather(1, torch.where(within, batch.before_BT[:, :1] + places, 0)).masked_fill(~within, 0.0)
+    with torch.autocast(hidden_BSH.device.type, enabled=False):  # a value needs its digits, like a log-prob
+        values_BS = head(hidden_BSH.to(head.weight.dtype)).squeeze(-1).float()
+    return values_BS.masked_fill(~batch.within_BS, 0.0)
 
 
 class ValueModel(nn.Module):
@@ -42,11 +50,12 @@ class ValueModel(nn.Module):
         super().__init__()
         self.transformer, self.autocast = transformer, autocast
         self.head = zero_head(hidden_size)
+        self.packs = packing.enable(transformer)
 
     def forward(self, batch: Padded) -> Tensor:
-        with lowered(batch.ids_BL.device, self.autocast):
-            output = self.transformer(input_ids=batch.ids_BL, attention_mask=batch.attention_BL, use_cache=False)
-        return values_at(self.head, output.last_hidden_state, batch)
+        with lowered(batch.where, self.autocast):
+            hidden_BSH = hidden_states(self.transformer, batch, packs=self.packs)
+        return values_at(self.head, hidden_BSH, batch)
 
 
 class SharedCritic(CompletionLogprobs):
@@ -63,9 +72,9 @@ class SharedCritic(CompletionLogprobs):
         self.frozen_body = False
 
     def scored(self, batch: Padded, temperature: float) -> tuple[Tensor, ...]:
-        hidden_BLH = self.hidden(batch)
-        seen_BLH = hidden_BLH.detach() if self.frozen_body else hidden_BLH
-        return *self.from_hidden(hidden_BLH, batch, temperature), values_at(self.value_head, seen_BLH, batch)
+        hidden_BSH = self.hidden(batch)
+        seen_BSH = hidden_BSH.detach() if self.frozen_body else hidden_BSH
+        return *self.from_hidden(hidden_BSH, batch, temperature), values_at(self.value_head, seen_BSH, batch)
 
 
 def from_model(model: Any, *, autocast: torch.dtype | None = None) -> ValueModel:
@@ -79,7 +88,7 @@ def from_model(model: Any, *, autocast: torch.dtype | None = None) -> ValueModel
 def values_of(critic: nn.Module, rows: Sequence[Row], *, budget: int, where: torch.device) -> list[Tensor]:
     """Per row, (its T + 1,) values on the CPU, in the order of rows."""
     out: list[Tensor] = [torch.empty(0)] * len(rows)
-    for places in micro_batches(rows, budget):
+    for places in micro_batches(rows, budget, packs=packs(critic)):
         values_BS = critic(pad_rows([rows[i] for i in places], where))
         for i, values in zip(places, values_BS.cpu(), strict=True):
             out[i] = values[: len(rows[i].ids) + 1]
@@ -92,7 +101,7 @@ def logprobs_and_values(
 ) -> list[tuple[Tensor, Tensor]]:
     """Per row, (its T,) log-probs and (its T + 1,) values of a `SharedCritic`, from one pass."""
     out: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(rows)
-    for places in micro_batches(rows, budget):
+    for places in micro_batches(rows, budget, packs=packs(policy)):
         logprobs_BT, _, values_BS = policy(pad_rows([rows[i] for i in places], where))
         for i, logprobs, values in zip(places, logprobs_BT.cpu(), values_BS.cpu(), strict=True):
             out[i] = logprobs[: len(rows[i].ids)], values[: len(rows[i].ids) + 1]

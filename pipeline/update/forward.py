@@ -1,7 +1,8 @@
 """Rows of token ids -> log-probs of their completions, in micro-batches cut by tokens.
 
-Axes: B rows, L tokens of prompt and completion, T completion tokens, H hidden size. Rows are right-padded, so that
-positions are counted from the left and padding is never seen; each micro-batch is as long as its own longest row.
+Axes: B rows, L tokens of prompt and completion, T completion tokens, S = T + 1 places, H hidden size. Where the model's
+attention allows it rows are packed without padding and share equal prompts (packing.py). Else they are right-padded, so
+that positions are counted from the left and padding is never seen; each micro-batch is as long as its own longest row.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.adapters import base_of
 from pipeline.models import backbone, batches_by_tokens, pad_right
+from pipeline.update import packing
 from pipeline.update.logprobs import chunked_token_logprobs, token_logprobs
 
 
@@ -32,15 +34,32 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Padded:
-    """ids_BL, attention_BL; targets_BT: completion ids; before_BT: the place whose hidden state predicts each target;
-    valid_BT: True on real completion tokens; mask_BT: True on those the policy sampled."""
+    """Rows as a batch. targets_BT: completion ids; before_BT: the place in the row whose hidden state predicts each
+    target; valid_BT: True on real completion tokens; mask_BT: True on those the policy sampled."""
 
-    ids_BL: Tensor
-    attention_BL: Tensor
+    rows: tuple[Row, ...]
     targets_BT: Tensor
     before_BT: Tensor
     valid_BT: Tensor
     mask_BT: Tensor
+
+    @property
+    def where(self) -> torch.device:
+        return self.valid_BT.device
+
+    @property
+    def ids_BL(self) -> Tensor:
+        return pad_right([[*r.prompt_ids, *r.ids] for r in self.rows], 0, dtype=torch.long, where=self.where)
+
+    @property
+    def attention_BL(self) -> Tensor:
+        return pad_right([[1] * len(r) for r in self.rows], 0, dtype=torch.long, where=self.where)
+
+    @property
+    def within_BS(self) -> Tensor:
+        """True on the place before each token and on the one after the last."""
+        places_S = torch.arange(self.valid_BT.shape[1] + 1, device=self.where)[None]
+        return places_S <= self.valid_BT.sum(1)[:, None]
 
 
 def pad_rows(rows: Sequence[Row], where: torch.device) -> Padded:
@@ -50,8 +69,7 @@ def pad_rows(rows: Sequence[Row], where: torch.device) -> Padded:
     valid_BT = places_T < torch.tensor(lengths, device=where)[:, None]
     before_BT = torch.where(valid_BT, starts + places_T, 0)
     return Padded(
-        pad_right([[*r.prompt_ids, *r.ids] for r in rows], 0, dtype=torch.long, where=where),
-        pad_right([[1] * len(r) for r in rows], 0, dtype=torch.long, where=where),
+        tuple(rows),
         pad_right([r.ids for r in rows], 0, dtype=torch.long, where=where),
         before_BT,
         valid_BT,
@@ -59,9 +77,29 @@ def pad_rows(rows: Sequence[Row], where: torch.device) -> Padded:
     )
 
 
-def micro_batches(rows: Sequence[Row], budget: int) -> list[list[int]]:
-    """Places of rows, sorted by length and cut by tokens."""
+def micro_batches(rows: Sequence[Row], budget: int, *, packs: bool = False) -> list[list[int]]:
+    """Places of rows, cut by the tokens that are computed: real ones where they are packed, else sorted by length."""
+    if packs:
+        return packing.packed_batches([r.prompt_ids for r in rows], [len(r.ids) for r in rows], budget)
     return batches_by_tokens([len(r) for r in rows], budget)
+
+
+def packs(forward: nn.Module) -> bool:
+    """Whether a forward, wrapped for several devices or not, packs its rows."""
+    return bool(getattr(getattr(forward, "module", forward), "packs", False))
+
+
+def hidden_states(transformer: Any, batch: Padded, *, packs: bool) -> Tensor:
+    """(B, S, H) last hidden states: before each completion token, then after the last, in the column of the row's own
+    length. Beyond it they mean nothing."""
+    if packs:
+        rows = batch.rows
+        return packing.hidden_states(
+            transformer, packing.pack([r.prompt_ids for r in rows], [r.ids for r in rows], batch.where)
+        )
+    output = transformer(input_ids=batch.ids_BL, attention_mask=batch.attention_BL, use_cache=False)
+    places_S = torch.arange(batch.valid_BT.shape[1] + 1, device=batch.where)[None]
+    return _at(output.last_hidden_state, torch.where(batch.within_BS, batch.before_BT[:, :1] + places_S, 0))
 
 
 class CompletionLogprobs(nn.Module):
@@ -75,10 +113,11 @@ class CompletionLogprobs(nn.Module):
     def __init__(self, model: Any, *, temperature: float, autocast: torch.dtype | None = None) -> None:
         super().__init__()
         self.model, self.temperature, self.autocast = model, temperature, autocast
+        self.packs = plain_head(model) and packing.enable(backbone(base_of(model)))
 
     def forward(self, batch: Padded, temperature: float | None = None) -> tuple[Tensor, ...]:
         """temperature: another than the sampling one, as for demonstrations, which nobody sampled."""
-        with lowered(batch.ids_BL.device, self.autocast):
+        with lowered(batch.where, self.autocast):
             return self.scored(batch, temperature or self.temperature)
 
     def scored(self, batch: Padded, temperature: float) -> tuple[Tensor, ...]:
@@ -91,17 +130,14 @@ class CompletionLogprobs(nn.Module):
         return logprobs_BT.masked_fill(~batch.valid_BT, 0.0), entropy_BT.masked_fill(~batch.valid_BT, 0.0)
 
     def hidden(self, batch: Padded) -> Tensor:
-        """(B, L, H) last hidden states, after the final norm."""
-        output = backbone(base_of(self.model))(
-            input_ids=batch.ids_BL, attention_mask=batch.attention_BL, use_cache=False
-        )
-        return output.last_hidden_state
+        """(B, S, H) last hidden states, after the final norm."""
+        return hidden_states(backbone(base_of(self.model)), batch, packs=self.packs)
 
-    def from_hidden(self, hidden_BLH: Tensor, batch: Padded, temperature: float) -> tuple[Tensor, Tensor]:
+    def from_hidden(self, hidden_BSH: Tensor, batch: Padded, temperature: float) -> tuple[Tensor, Tensor]:
         head = base_of(self.model).get_output_embeddings()
         return chunked_token_logprobs(
-            _at(hidden_BLH, batch.before_BT), head.weight, batch.targets_BT, temperature=temperature,
-            bias_V=head.bias, mask_BT=batch.valid_BT,
+            hidden_BSH[:, :-1], head.weight, batch.targets_BT, temperature=temperature, bias_V=head.bias,
+            mask_BT=batch.valid_BT,
         )  # fmt: skip
 
 
@@ -126,7 +162,7 @@ def _at(x_BLH: Tensor, places_BT: Tensor) -> Tensor:
 def completion_logprobs(forward: nn.Module, rows: Sequence[Row], *, budget: int, where: torch.device) -> list[Tensor]:
     """Per row, (its T,) log-probs in float32 on the CPU, in the order of rows; no gradient."""
     out: list[Tensor] = [torch.empty(0)] * len(rows)
-    for places in micro_batches(rows, budget):
+    for places in micro_batches(rows, budget, packs=packs(forward)):
         logprobs_BT = forward(pad_rows([rows[i] for i in places], where))[0]
         for i, values in zip(places, logprobs_BT.cpu(), strict=True):
             out[i] = values[: len(rows[i].ids)]

@@ -21,7 +21,7 @@ from pipeline import ranks
 from pipeline.schema import Critic, Loss, Optimizer
 from pipeline.update import losses
 from pipeline.update.critic import SharedCritic, logprobs_and_values, values_of
-from pipeline.update.forward import Padded, Row, completion_logprobs, micro_batches, pad_rows, stack
+from pipeline.update.forward import Padded, Row, completion_logprobs, micro_batches, packs, pad_rows, stack
 
 
 @dataclass(slots=True)
@@ -202,7 +202,9 @@ class Learner:
         """Every rank knows all rows, so denominators need no exchange."""
         chosen = [rows[i] for i in places]
         mask_BT = stack([r.mask for r in chosen]).bool()
-        batches = [[places[i] for i in batch] for batch in micro_batches(chosen, self.budget)]
+        packed = packs(self.policy) and (self.critic is None or packs(self.critic))
+        cut = micro_batches(chosen, self.budget, packs=packed)
+        batches = [[places[i] for i in batch] for batch in cut]
         total = losses.denominator(mask_BT, kind=self.loss.aggregate)
         return Minibatch(ranks.dealt(batches), total, mask_BT.sum().double(), min(places, key=lambda i: len(rows[i])))
 

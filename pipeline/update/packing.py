@@ -1,0 +1,252 @@
+"""Rows laid end to end in one sequence without padding, a prompt that several of them share only once.
+
+Axes: N tokens of the packed sequence, B rows of a bucket, Q and K tokens of its longest query and key run, S places of
+a row's completion and one more, h heads, D head size. All that treats tokens singly (norms, projections, MLP, head)
+runs on the N tokens; only attention looks across, so only there are rows cut out again, in buckets of like length. A
+completion whose prompt is shared asks with its own tokens only, and sees the prompt's keys and values before its own:
+no mask of N x N.
+
+Covered: causal decoders with full attention through transformers' attention interface, on its SDPA kernels, adapters
+and gradient checkpointing included. Not covered, and found out by `enable`: sliding windows, attention biases, linear
+or chunked layers, weights that are sharded already, and any model whose packed rows do not give what padded ones give.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NAME = "whetstone_packed"
+WORTH_SHARING = 32  # prompt tokens saved by sharing; with fewer, the mask that it needs costs more than they do
+# What one more attention call costs, in query-key pairs of padding it may save: on a GPU calls are dear, pairs cheap
+CALL_PAIRS = {"cpu": 2**10, "cuda": 2**20}
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # log-probs of packed against padded rows; lower precision: 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Attention of some rows. queries_J, keys_J: places in the packed sequence, B x Q and B x K of them, padding at
+    place 0; bias: what is added to the scores, (B or 1, 1, Q, K); None = causal, and K equals Q."""
+
+    rows: int
+    queries_J: Tensor
+    keys_J: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """ids_1N, positions_1N; places_BS: the last token of the prompt, then each completion token, 0 past a row's end;
+    back_N: where each token's attention lies in the buckets' outputs laid end to end."""
+
+    ids_1N: Tensor
+    positions_1N: Tensor
+    places_BS: Tensor
+    buckets: list[Bucket]
+    back_N: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Tokens start .. start + tokens of the packed sequence attend causally to themselves, and to a prompt before."""
+
+    start: int
+    tokens: int
+    prompt_start: int = 0
+    prompt_tokens: int = 0
+
+
+def pack(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], where: torch.device) -> Packed:
+    """One sequence of all rows. Equal prompts are shared wherever they stand, if that saves enough."""
+    whole = [tuple(p) for p in prompts]
+    counts = Counter(whole)
+    shared: dict[tuple[int, ...], int] = {}  # prompt -> where it starts
+    ids: list[int] = []
+    positions: list[np.ndarray] = []
+    runs: list[_Run] = []
+    places_BS = np.zeros((len(whole), 1 + max(map(len, completions))), dtype=np.int64)
+
+    def add(tokens: Sequence[int], first: int, prompt: _Run | None = None) -> int:
+        start = len(ids)
+        before = (prompt.start, prompt.tokens) if prompt else (0, 0)
+        runs.append(_Run(start, len(tokens), *before))
+        positions.append(np.arange(first, first + len(tokens)))
+        ids.extend(tokens)
+        return start
+
+    for row, (prompt, completion) in enumerate(zip(whole, completions, strict=True)):
+        tokens = len(completion)
+        if (counts[prompt] - 1) * len(prompt) < WORTH_SHARING:
+            last = add([*prompt, *completion], 0) + len(prompt) - 1
+            places_BS[row, : tokens + 1] = last + np.arange(tokens + 1)
+            continue
+        if prompt not in shared:
+            shared[prompt] = add(prompt, 0)
+        start = add(completion, len(prompt), _Run(shared[prompt], len(prompt))) if tokens else 0
+        places_BS[row, 0] = shared[prompt] + len(prompt) - 1
+        places_BS[row, 1 : tokens + 1] = start + np.arange(tokens)
+    buckets, back_N = _buckets(runs, len(ids), where)
+    return Packed(
+        torch.tensor([ids], device=where),
+        torch.from_numpy(np.concatenate(positions)[None]).to(where),
+        torch.from_numpy(places_BS).to(where),
+        buckets,
+        torch.from_numpy(back_N).to(where),
+    )
+
+
+def packed_batches(prompts: Sequence[Sequence[int]], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Places of rows, rows of one prompt side by side, cut so that the tokens a batch computes stay within budget (one
+    row may exceed it alone). lengths: tokens of the completions."""
+    first: dict[tuple[int, ...], int] = {}
+    order = sorted(range(len(prompts)), key=lambda i: (first.setdefault(tuple(prompts[i]), i), i))
+    out: list[list[int]] = []
+    tokens = 0
+    for i in order:
+        same = bool(out) and first[tuple(prompts[i])] == first[tuple(prompts[out[-1][-1]])]
+        more = lengths[i] + (0 if same else len(prompts[i]))
+        if out and tokens + more <= budget:
+            out[-1].append(i)
+            tokens += more
+        else:
+            out.append([i])
+            tokens = lengths[i] + len(prompts[i])
+    return out
+
+
+def _buckets(runs: Sequence[_Run], total: int, where: torch.device) -> tuple[list[Bucket], np.ndarray]:
+    back_N = np.zeros(total, dtype=np.int64)
+    out, offset = [], 0
+    for members in _alike(runs, CALL_PAIRS.get(where.type, CALL_PAIRS["cuda"])):
+        width = max(r.tokens for r in members)
+        for number, run in enumerate(members):
+            back_N[run.start : run.start + run.tokens] = offset + number * width + np.arange(run.tokens)
+        offset += len(members) * width
+        out.append(_bucket(members, width, where))
+    return out, back_N
+
+
+def _alike(runs: Sequence[_Run], call: int) -> Iterator[list[_Run]]:
+    """Runs with and without a shared prompt apart, by length, joined while padding costs less than one more call."""
+    group: list[_Run] = []
+    for run in sorted(runs, key=lambda r: (r.prompt_tokens > 0, r.tokens, r.prompt_tokens, r.start)):
+        apart = _pairs(group) + _pairs([run]) + call
+        if group and ((group[0].prompt_tokens > 0) != (run.prompt_tokens > 0) or _pairs([*group, run]) > apart):
+            yield group
+            group = []
+        group.append(run)
+    if group:
+        yield group
+
+
+def _pairs(members: Sequence[_Run]) -> int:
+    """Query-key pairs of a bucket, padding included."""
+    longest = max((r.tokens for r in members), default=0)
+    return len(members) * longest * (longest + max((r.prompt_tokens for r in members), default=0))
+
+
+def _bucket(members: Sequence[_Run], width: int, where: torch.device) -> Bucket:
+    starts_B1 = np.array([[r.start] for r in members])
+    tokens_B1 = np.array([[r.tokens] for r in members])
+    own_BQ = np.where(np.arange(width) < tokens_B1, starts_B1 + np.arange(width), 0)
+    queries_J = torch.from_numpy(own_BQ.reshape(-1)).to(where)
+    prompts = {r.prompt_tokens for r in members}
+    longest = max(prompts)
+    if not longest:  # padding lies to the right, where causal attention does not look
+        return Bucket(len(members), queries_J, queries_J, None)
+    # prompts end where completions begin: shorter ones are padded on the left
+    before_BP = np.arange(longest) - np.array([[longest - r.prompt_tokens] for r in members])
+    prompts_BP = np.where(before_BP >= 0, np.array([[r.prompt_start] for r in members]) + before_BP, 0)
+    keys_J = torch.from_numpy(np.concatenate([prompts_BP, own_BQ], axis=1).reshape(-1)).to(where)
+    bias_B1QK = torch.zeros(len(members) if len(prompts) > 1 else 1, 1, width, longest + width, device=where)
+    bias_B1QK[..., longest:].masked_fill_(torch.ones(width, width, device=where).triu(1).bool(), -torch.inf)
+    if len(prompts) > 1:
+        absent_BP = torch.from_numpy(before_BP < 0).to(where)
+        bias_B1QK[..., :longest].masked_fill_(absent_BP[:, None, None], -torch.inf)
+    return Bucket(len(members), queries_J, keys_J, bias_B1QK)
+
+
+def packed_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
+    scaling: float | None = None, packed: Packed | None = None, **options: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """transformers' attention interface: (1, h, N, D) in, (1, N, h, D) out. Without `packed` it is plain SDPA."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if packed is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    query_NhD, key_NhD, value_NhD = (x[0].transpose(0, 1) for x in (query, key, value))
+    grouped = query.shape[1] // key.shape[1]
+    parts = []
+    for bucket in packed.buckets:
+        query_BhQD = _cut(query_NhD, bucket.queries_J, bucket.rows, 1)
+        key_BhKD, value_BhKD = (_cut(x, bucket.keys_J, bucket.rows, grouped) for x in (key_NhD, value_NhD))
+        bias = None if bucket.bias is None else bucket.bias.to(query.dtype).expand(bucket.rows, -1, -1, -1)
+        out_BhQD = torch.nn.functional.scaled_dot_product_attention(
+            query_BhQD, key_BhKD, value_BhKD, attn_mask=bias, is_causal=bias is None, scale=scaling
+        )
+        parts.append(out_BhQD.transpose(1, 2).flatten(0, 1))
+    return torch.cat(parts).index_select(0, packed.back_N)[None], None
+
+
+def _cut(x_NhD: Tensor, places_J: Tensor, rows: int, repeat: int) -> Tensor:
+    x_BJhD = x_NhD.index_select(0, places_J).unflatten(0, (rows, -1))
+    return (x_BJhD if repeat == 1 else x_BJhD.repeat_interleave(repeat, dim=2)).transpose(1, 2)
+
+
+def hidden_states(transformer: Any, packed: Packed) -> Tensor:
+    """(B, S, H) last hidden states at packed.places_BS."""
+    # a mask of four axes is passed through untouched: no library mask of N x N is made
+    unused = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packed.ids_1N.device)
+    output = transformer(
+        input_ids=packed.ids_1N, position_ids=packed.positions_1N, attention_mask=unused, packed=packed, use_cache=False
+    )
+    hidden_NH = output.last_hidden_state[0]
+    return hidden_NH.index_select(0, packed.places_BS.reshape(-1)).view(*packed.places_BS.shape, -1)
+
+
+@torch.no_grad()
+def enable(transformer: Any) -> bool:
+    """Route the transformer's attention through `packed_attention`, and say whether packed rows give what padded ones
+    give, tried on a few tokens. Where not, it is left as it was."""
+    config = transformer.config
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if (
+        config._attn_implementation not in ("sdpa", NAME)
+        or not getattr(transformer, "_supports_attention_backend", False)
+        or getattr(config, "sliding_window", None)
+        or layers != {"full_attention"}
+        or (getattr(config, "max_position_embeddings", None) or 64) < 64
+        or any(hasattr(p, "ds_id") or p.is_meta for p in transformer.parameters())
+    ):
+        return False
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register(NAME, packed_attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
+    before, config._attn_implementation = config._attn_implementation, NAME
+    if _agrees(transformer):
+        return True
+    config._attn_implementation = before
+    return False
+
+
+def _agrees(transformer: Any) -> bool:
+    where, vocabulary = transformer.device, transformer.config.vocab_size
+    long, short = ([(7 * i + k) % vocabulary for i in range(n)] for k, n in ((1, 40), (3, 4)))
+    prompts = [long, long, short, long]
+    completions = [[(5 * i + n) % vocabulary for i in range(n)] for n in (3, 20, 6, 9)]
+    packed_BSH = hidden_states(transformer, pack(prompts, completions, where)).float()
+    gap = 0.0
+    for prompt, completion, seen_SH in zip(prompts, completions, packed_BSH, strict=True):
+        alone = transformer(input_ids=torch.tensor([[*prompt, *completion]], device=where), use_cache=False)
+        plain_SH = alone.last_hidden_state[0, len(prompt) - 1 :].float()
+        gap = max(gap, float((plain_SH - seen_SH[: len(plain_SH)]).abs().max() / plain_SH.abs().max()))
+    return gap <= TOLERANCE.get(transformer.dtype, 0.2)
