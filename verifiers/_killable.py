@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-WALL_S = 20.0  # start included; beyond it the machine is stalled, and that is nobody's wrong answer
+WALL_S = 60.0  # for a reply; beyond it the machine is stalled, and that is nobody's wrong answer
+START_S = 120.0  # for loading the library
 REPLY_BYTES = 4_000_000
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from verifiers._killable import serve; serve(*sys.argv[2:])"
 
@@ -55,17 +56,25 @@ class Killable:
             except BrokenPipeError:
                 self._end()
                 raise Stalled("the helper process ended before it was asked") from None
-            ready, _, _ = select.select([process.stdout], [], [], WALL_S)
-            reply = process.stdout.readline() if ready else b""
-            if not reply.endswith(b"\n"):
-                self._end()
-                raise Stalled(f"the helper process gave no reply within {WALL_S:g} s")
+            reply = self._line(WALL_S)
         outcome, value = json.loads(reply)
         if outcome == "killed":
             raise Killed(value)
         if outcome == "raised":
             raise ValueError(value)
         return value
+
+    def _line(self, timeout_s: float) -> bytes:
+        """The process's next line; where none comes the process is ended, and Stalled raised."""
+        assert self._process is not None and self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], timeout_s)
+        line = self._process.stdout.readline() if ready else b""
+        if not line.endswith(b"\n"):
+            self._end()
+            raise Stalled(
+                f"the helper process gave no reply within {timeout_s:g} s" if not ready else "the helper process ended"
+            )
+        return line
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
@@ -78,6 +87,7 @@ class Killable:
                 env={"PATH": "/usr/bin:/bin"},
             )
             atexit.register(self._end)
+            self._line(START_S)
         return self._process
 
     def _end(self) -> None:
@@ -99,6 +109,8 @@ def serve(function: str, cpu_s: str, memory_mb: str) -> None:
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints is no reply
     getattr(module, "warm_up", lambda: None)()
+    replies.write(b"ready\n")
+    replies.flush()
     for line in sys.stdin.buffer:
         receiver, sender = os.pipe()
         pid = os.fork()

@@ -1,0 +1,3 @@
+"""To be written by the survey."""
+
+ALLOWED = ("leg_counting",)

@@ -1,0 +1,93 @@
+"""Tasks of the package reasoning-gym that its own scorers judge soundly; an optional extra.
+
+Only datasets on the allow-list, which `python -m verifiers._reasoning_gym_survey` writes: each passed the conformance
+kit, and its scorer neither evaluates nor parses an answer as code. Its partial credit is not used: 1.0 passes, and
+anything less fails. Scorers run in a process with limits of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import random
+from collections.abc import Iterator
+from typing import Any, TypedDict
+
+from verifiers import Example, Verdict, broken, failed, malformed, passed
+from verifiers._killable import Killable, Killed, Stalled
+from verifiers._reasoning_gym_allowed import ALLOWED
+
+WORKER = Killable("verifiers._reasoning_gym_worker:score", cpu_s=1.0, memory_mb=4096)
+DEADLINE_S = 2.0
+MAX_CHARS = 20_000
+
+
+class Task(TypedDict):
+    dataset: str
+    entry: dict[str, Any]  # as the package made it: question, answer, metadata
+
+
+def unavailable() -> str | None:
+    if importlib.util.find_spec("reasoning_gym") is None:
+        return 'pip install "whetstone-rl[reasoning-gym]"'
+    return None
+
+
+def verify(completion: str, task: Task) -> Verdict:
+    if task["dataset"] not in ALLOWED:
+        raise ValueError(f"the dataset {task['dataset']!r} is not on the allow-list")
+    return verify_any(completion, task)
+
+
+def verify_any(completion: str, task: Task) -> Verdict:
+    """Without the allow-list; for the survey that makes it."""
+    _, opened, tail = completion.rpartition("<answer>")
+    answer, closed, _ = tail.partition("</answer>")
+    answer = answer.strip()
+    if not (opened and closed and answer) or len(answer) > MAX_CHARS:
+        return malformed("no <answer>...</answer>")
+    try:
+        score = WORKER.ask({"dataset": task["dataset"], "entry": task["entry"], "answer": answer})
+    except Killed:
+        return failed("over its limit of CPU time or memory")
+    except Stalled as exc:
+        return broken(str(exc))
+    return passed() if score == 1.0 else failed(f"scored {score:g} by the package")
+
+
+def rows(dataset: str, n: int, seed: int) -> Iterator[dict[str, Any]]:
+    """n rows of one dataset: prompt, completion (the package's own answer) and task, as JSON would bring them back."""
+    package = importlib.import_module("reasoning_gym")
+    for entry in package.create_dataset(dataset, size=n, seed=seed):
+        plain = json.loads(json.dumps(entry, default=str))
+        prompt = f"{plain['question']}\n\nGive the final answer between <answer> and </answer>."
+        completion = f"<answer>{plain['answer']}</answer>"
+        yield {"prompt": prompt, "completion": completion, "task": {"dataset": dataset, "entry": plain}}
+
+
+def generate(n: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Rows from the allowed datasets in turn."""
+    rng = random.Random(seed)
+    for i in range(n):
+        yield from rows(ALLOWED[i % len(ALLOWED)], 1, rng.randrange(2**31))
+
+
+_LEGS = {
+    "dataset": "leg_counting",
+    "entry": {
+        "question": "How many legs are there in total if you have 13 woodlouses, 8 leechs and 8 tigers?",
+        "answer": "214",
+        "metadata": {"animals": {"woodlouse": 13, "leech": 8, "tiger": 8}, "total_legs": 214},
+    },
+}
+EXAMPLES = (
+    Example("right", "13 * 14 + 8 * 4 = 214\n<answer>214</answer>", _LEGS),
+    Example("wrong", "<answer>213</answer>", _LEGS),
+    Example("wrong", "<answer>214</answer> no, <answer>4</answer>", _LEGS),
+    Example("malformed", "214", _LEGS),
+    Example("malformed", "<answer></answer>", _LEGS),
+    Example("hostile", "<answer>213 214</answer>", _LEGS),
+    Example("hostile", "<answer>214 or 215</answer>", _LEGS),
+    Example("hostile", "<answer>__import__('os').getpid()</answer>", _LEGS),
+)
