@@ -129,14 +129,14 @@ def checked(command: str, config: str, overrides: Sequence[str]) -> Config:
 
 def train(cfg: Config, command: str) -> int:
     """Run the YAML's stages, or one of them."""
-    from pipeline import stopping
+    from pipeline import process, stopping
     from pipeline.runs import locked
 
     stopping.install()
     with contextlib.ExitStack() as held:
         if int(os.environ.get("RANK", "0")) == 0:
             held.enter_context(locked(cfg.run_dir))
-        prepare_process(cfg.threads)
+        process.prepare(cfg.threads)
         from pipeline import ranks, stages
 
         ranks.start()
@@ -170,23 +170,6 @@ def of_a_run(command: str, run: Path, words: Sequence[str]) -> int:
         deliver.serve(run, words)
     print(deliver.export(run, words) if command == "export" else deliver.push(run, words))
     return 0
-
-
-def prepare_process(threads: int | None) -> None:
-    """Settings that must stand before torch is imported."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if threads:
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    import torch
-
-    if threads:
-        torch.set_num_threads(threads)
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
 
 
 if __name__ == "__main__":

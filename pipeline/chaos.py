@@ -8,6 +8,7 @@ depends on the process shows; starting one for each kill would spend most of the
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -23,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import console, lineage
+from pipeline import console, lineage, process
 from pipeline.config import Config, ConfigError, load
 from pipeline.runs import StageDir, verify_outputs
 
@@ -191,11 +192,11 @@ def _compare(expected: Path, made: Path) -> str | None:
 
 def serve() -> None:
     """Fork a child for each request on stdin; tell its pid and then how it ended."""
-    from pipeline.__main__ import main, prepare_process
+    main = importlib.import_module("pipeline.__main__").main  # the command line itself is what is interrupted
     from pipeline.generate import _prepare_vllm_environment, choose_backend
     from pipeline.schema import Generate
 
-    prepare_process(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    process.prepare(int(os.environ.get("OMP_NUM_THREADS", "1")))
     import trl  # noqa: F401
 
     if choose_backend(Generate()) == "vllm":

@@ -33,6 +33,7 @@ ROWS: tuple[frozenset[str], ...] = (
             "lineage",
             "library",
             "model_dir",
+            "process",
             "stopping",
         }
     ),
@@ -57,7 +58,7 @@ ROWS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"stages"}),
-    frozenset({"report", "plan", "chaos"}),
+    frozenset({"report", "plan", "estimate", "trial", "chaos"}),
     frozenset({"__main__"}),
 )
 

@@ -13,22 +13,8 @@ from pipeline import console, lineage, ranks, trackers
 from pipeline.config import Config, ConfigError
 from pipeline.runs import Onlooker, StageDir, verify_outputs
 from pipeline.stages.context import Context
+from pipeline.stages.names import MODULES
 
-MODULES = {
-    "base": "base",
-    "sft": "sft",
-    "feedme": "feedme",
-    "reward_model": "reward_model",
-    "ppo": "ppo",
-    "grpo": "grpo",
-    "conditioned": "conditioned",
-    "offline_q": "offline_q",
-    "stitch": "stitch",
-    "probe": "probe",
-    "evaluate": "evaluate",
-    "judge": "judge",
-    "compare": "compare",
-}
 SHARED_OUT = ("ppo", "grpo")  # kinds whose work several processes share
 HEADLINE = ("heldout_accuracy", "pass_at_4", "mean_completion_tokens", "distinct_answers", "entropy")
 

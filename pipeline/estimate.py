@@ -1,0 +1,190 @@
+"""What a stage will take, counted from its config and its data: steps, samples, tokens, memory by part. No torch.
+
+Counts of rows, steps and samples are exact. The mean length of what a policy will sample is not known before it is
+trained: it comes from a run of the same stage on disk, else from the YAML's `expected_tokens`, else from the
+demonstrations, and the plan says which.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.runs import LineageError, read_manifest
+from pipeline.schema import Policy
+from pipeline.trial import Trial
+
+TRAINER_DEFAULTS = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "num_train_epochs": 3.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Of the run's prompts: rows, distinct prompts, and tokens (mean, 95th percentile, longest)."""
+
+    rows: int
+    train_prompts: int
+    heldout_prompts: int
+    prompt_tokens: tuple[float, int, int]
+    completion_tokens: tuple[float, int, int] | None
+    dropped: float  # share of prompts over max_prompt_tokens
+    cut: float  # share of demonstrations longer than sampling.max_tokens
+
+
+@dataclass(slots=True)
+class Work:
+    """One stage's work. samples: of the policy, the method's own; judged: on held-out prompts and for controls."""
+
+    name: str
+    kind: str
+    rows: int = 0
+    steps: int = 0
+    batch: int = 0  # rows a step
+    samples: int = 0
+    judged: int = 0
+    mean_tokens: float = 0.0
+    source: str = ""  # where mean_tokens is from
+    at_most: bool = False  # steps or samples may be fewer
+    passes: float = 1.0  # forward and backward passes over each sampled row
+
+    @property
+    def tokens(self) -> int:
+        return round(self.samples * self.mean_tokens)
+
+
+def work_of(cfg: Config, name: str, data: Data) -> Work:
+    """Raises nothing: a kind that is not counted here has no figures."""
+    block = cfg.blocks[name]
+    work = Work(name, block.kind)
+    judged = data.heldout_prompts * cfg.evaluation.samples
+    if block.kind in ("base", "sft"):
+        work.judged = judged
+    if block.kind == "sft":
+        work.rows = data.rows if block.data is None else 0
+        work.batch, work.steps = trained_steps(block.trainer, work.rows)
+    elif block.kind == "feedme":
+        work.samples = block.rounds * block.prompts * block.samples
+        chains = 1 + bool(block.random_control)
+        work.judged = judged * block.rounds * chains + (chains - 1) * work.samples
+        work.batch, each = trained_steps(block.trainer, block.prompts * block.samples)
+        work.steps, work.at_most = each * block.rounds * chains, "max_steps" not in block.trainer
+    elif block.kind == "reward_model":
+        work.samples = 0 if block.data else block.prompts * block.samples
+        work.judged = min(block.heldout_prompts, data.heldout_prompts) * block.samples
+        pairs = int(block.prompts * block.pairs_per_prompt * (1 + block.corrupted))
+        work.batch, work.steps = trained_steps(block.trainer, pairs)
+        work.at_most = "max_steps" not in block.trainer
+    elif isinstance(block, Policy):
+        refills = block.groups.refill_cap if block.groups.dynamic else 1
+        work.steps, work.batch = block.steps, block.prompts * block.samples
+        work.samples, work.judged, work.at_most = work.steps * work.batch * refills, judged, refills > 1
+        work.passes = block.epochs
+    elif block.kind == "conditioned":
+        work.samples = 0 if block.pool else block.prompts * block.samples * (1 + block.online_rounds)
+        bins = len(block.edges) + 1 if block.bins == "edges" else block.count
+        chains = 1 + block.online_rounds + bool(block.shuffled_control)
+        work.judged = judged * (bins + 1) * (1 + bool(block.shuffled_control))
+        work.batch, each = trained_steps(block.trainer, block.per_bin * bins)
+        work.steps, work.rows = each * chains, block.demonstrations
+    elif block.kind == "evaluate":
+        before = [n for n in cfg.stages if cfg.blocks[n].kind not in ("reward_model", "evaluate")]
+        work.judged = judged * len(block.policies or before)
+    return work
+
+
+def trained_steps(trainer: Mapping[str, Any], rows: int) -> tuple[int, int]:
+    """(rows a step, steps) of a `trainer:` block over so many rows."""
+    given = {**TRAINER_DEFAULTS, **trainer}
+    batch = int(given["per_device_train_batch_size"]) * int(given["gradient_accumulation_steps"])
+    if int(given.get("max_steps") or -1) > 0:
+        return batch, int(given["max_steps"])
+    return batch, math.ceil(math.ceil(rows / batch) * float(given["num_train_epochs"]))
+
+
+# --- how long answers are -------------------------------------------------------------------------------------------
+
+
+def expect_lengths(cfg: Config, works: list[Work], data: Data, known: Mapping[str, Mapping[str, Any]]) -> None:
+    """Fill mean_tokens and its source. known: stage -> manifest of a stage like it."""
+    mean = data.completion_tokens[0] if data.completion_tokens else cfg.sampling.max_tokens
+    source = "demonstrations" if data.completion_tokens else "sampling.max_tokens, the most"
+    for work in works:
+        done = known.get(work.name)
+        if done and work.samples and done["tokens"]["completion"]:
+            work.mean_tokens, work.source = done["tokens"]["completion"] / work.samples, "a run on disk"
+        elif work.name in cfg.expected_tokens:
+            work.mean_tokens, work.source = cfg.expected_tokens[work.name], "expected_tokens"
+        else:
+            work.mean_tokens, work.source = float(min(mean, cfg.sampling.max_tokens)), source
+        if done and work.at_most and work.samples and "steps" in done["metrics"]:
+            work.steps = int(done["metrics"]["steps"])
+
+
+def like_it(cfg: Config, name: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The manifest of this stage in this run, or in another run beside it under the same settings and another seed."""
+    places = [cfg.run_dir, *sorted(p for p in Path(cfg.runs_dir).glob("*") if p.is_dir() and p != cfg.run_dir)]
+    for place in places:
+        try:
+            manifest = read_manifest(place / name / "manifest.json")
+        except LineageError:
+            continue
+        same = manifest and {**manifest["config"], "seed": 0} == {**config, "seed": 0}
+        if manifest and same:
+            return manifest
+    return None
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Of a model: parameters, and what its activations and its cache are made of."""
+
+    parameters: int
+    hidden: int
+    layers: int
+    kv_width: int  # key-value heads times head size
+    vocabulary: int
+    bytes_each: int
+
+
+@dataclass(slots=True)
+class Memory:
+    """Bytes by part; `libraries` is what the process takes before any of it."""
+
+    parts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+def memory_of(cfg: Config, name: str, shape: Shape, data: Data, trial: Trial) -> Memory:
+    """The stage's peak. One process keeps its generator through all stages, so its part stands in each."""
+    block = cfg.blocks[name]
+    weights = shape.parameters * shape.bytes_each
+    parts = {"libraries": trial.libraries_bytes, "generator": trial.generator_bytes, "kv cache": trial.cache_bytes}
+    length = data.prompt_tokens[2] + cfg.sampling.max_tokens
+    adapted = bool(getattr(block, "peft", None))
+    if block.kind in ("sft", "feedme", "reward_model", "conditioned") or isinstance(block, Policy):
+        trained = 0.02 if adapted else 1.0  # share of the parameters that learn
+        parts |= {"weights": weights, "gradients": round(weights * trained), "optimizer": round(2 * weights * trained)}
+    if isinstance(block, Policy):
+        if block.kl.coef or block.kl.target:
+            parts["reference"] = weights
+        if block.critic is not None and not block.critic.shared:
+            parts["critic"] = 4 * weights
+        if block.reward and any(part == "reward_model" for part in block.reward):
+            parts["reward model"] = weights
+        rows = min(block.tokens_per_microbatch, block.prompts * block.samples * length)
+        parts["logits"] = 2 * 256 * shape.vocabulary * 4  # the head is applied in chunks
+        parts["activations"] = rows * shape.hidden * shape.layers * 34 * 4 // 2
+    elif "weights" in parts:
+        batch = int({**TRAINER_DEFAULTS, **block.trainer}["per_device_train_batch_size"])
+        parts["logits"] = 3 * batch * length * shape.vocabulary * 4
+        parts["activations"] = batch * length * shape.hidden * shape.layers * 34 * 4 // 2
+    return Memory(parts)

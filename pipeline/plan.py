@@ -1,0 +1,230 @@
+"""make plan: every mistake of a config, or what it would run: stages, rows, tokens, memory, time, one example.
+
+Nothing of the run is started and nothing is written into its directory. A trial of some seconds in a process of its
+own measures the machine (`trial=false` leaves it out, and memory and time with it).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import console, estimate, lineage, preflight, process, prompts
+from pipeline.config import Config, ConfigError, read
+from pipeline.estimate import Data, Memory, Shape, Work
+from pipeline.trial import Trial
+
+MIB = 1 << 20
+START_S = 1.0  # of a stage, beside what is counted: its lock, its data, its manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    works: list[Work]
+    data: Data
+    stale: dict[str, str | None]
+    memory: dict[str, Memory]
+    seconds: dict[str, float]
+    example: list[tuple[str, bool]]  # (token text, whether it is trained on)
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs: plan CONFIG json=true."""
+        return {
+            w.name: {"why": self.stale[w.name], "steps": w.steps, "samples": w.samples, "sampled_tokens": w.tokens,
+                     "memory": self.memory[w.name].parts if w.name in self.memory else None,
+                     "memory_bytes": self.memory[w.name].total if w.name in self.memory else None,
+                     "seconds": self.seconds.get(w.name)}
+            for w in self.works
+        }  # fmt: skip
+
+
+def plan(config: str, words: Sequence[str]) -> int:
+    """0 with the plan on the terminal; raises ConfigError with all mistakes."""
+    asked = {"trial": True, "json": False}
+    overrides = []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key in asked and value in ("true", "false"):
+            asked[key] = value == "true"
+        else:
+            overrides.append(word)
+    cfg = sound(config, overrides)
+    process.prepare(cfg.threads)
+    measured = try_out(config, overrides) if asked["trial"] else None
+    made = make(cfg, measured)
+    if asked["json"]:
+        print(json.dumps(made.as_json(), indent=1))
+    else:
+        show(cfg, made, measured)
+    return 0
+
+
+def sound(config: str, overrides: Sequence[str]) -> Config:
+    """The config without a mistake in its keys, data, verifiers and models. Raises ConfigError with all of them."""
+    cfg, mistakes = read(config, overrides)
+    if cfg is not None:
+        mistakes += [line for line in preflight.mistakes(cfg) if line not in mistakes]
+    if mistakes or cfg is None:
+        raise ConfigError(mistakes)
+    return cfg
+
+
+def try_out(config: str, overrides: Sequence[str]) -> Trial:
+    """Raises ConfigError with the last line of a trial that fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.trial", config, *overrides], capture_output=True, text=True, timeout=600
+    )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise ConfigError([f"{config}: the model could not be tried out: {reason}"])
+    return Trial(**json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def make(cfg: Config, measured: Trial | None) -> Plan:
+    """The plan of a sound config; without a trial, no memory and no time."""
+    tokenizer = tokenizer_of(cfg)
+    data, example = data_of(cfg, tokenizer)
+    works = [estimate.work_of(cfg, name, data) for name in cfg.stages]
+    known = {n: m for n in cfg.stages if (m := estimate.like_it(cfg, n, lineage.stage_config(cfg, n))) is not None}
+    estimate.expect_lengths(cfg, works, data, known)
+    stale = {name: lineage.why_stale(cfg, name, module_of(cfg, name)) for name in cfg.stages}
+    memory: dict[str, Memory] = {}
+    seconds: dict[str, float] = {}
+    if measured is not None:
+        shape = Shape(**measured.shape)
+        for work in works:
+            memory[work.name] = estimate.memory_of(cfg, work.name, shape, data, measured)
+            seconds[work.name] = seconds_of(cfg, work, data, measured, known.get(work.name))
+        if works:
+            seconds[works[0].name] += measured.imports_s + measured.engine_s
+    return Plan(works, data, stale, memory, seconds, example)
+
+
+def module_of(cfg: Config, name: str) -> str:
+    from pipeline.stages.names import MODULES
+
+    return f"pipeline.stages.{MODULES[cfg.block(name).kind]}"
+
+
+def tokenizer_of(cfg: Config) -> Any:
+    import tempfile
+    from pathlib import Path
+
+    from pipeline import models
+
+    if cfg.model.path is not None:
+        return models.load_tokenizer(cfg.model.path, cfg.model)
+    done = cfg.run_dir / "base" / "model"
+    if done.is_dir():
+        return models.load_tokenizer(str(done), cfg.model)
+    assert cfg.model.tiny is not None
+    with tempfile.TemporaryDirectory() as place:
+        models.make_tiny(cfg.model.tiny, Path(place), seed=cfg.seed)
+        return models.load_tokenizer(place, cfg.model)
+
+
+def data_of(cfg: Config, tokenizer: Any) -> tuple[Data, list[tuple[str, bool]]]:
+    source = cfg.prompts
+    rows = prompts.load_rows(source, seed=cfg.seed, where="prompts", dirs=cfg.verifier_dirs)
+    parts = prompts.split(rows, source)
+    train = prompts.distinct_prompts(parts.train, source, tokenizer)
+    heldout = prompts.distinct_prompts(parts.heldout, source, tokenizer)
+    distinct = len({prompts.prompt_text(r, source) for r in rows})
+    ends = frozenset({tokenizer.eos_token_id})
+    completions: list[list[int]] = []
+    example: list[tuple[str, bool]] = [(tokenizer.decode([i]), False) for i in train[0].ids] if train else []
+    if rows and (source.completion in rows[0] or "messages" in rows[0]):
+        for number, row in enumerate(parts.train[:2000], 1):
+            ids = prompts.render_ids(row, source, tokenizer, number=number)
+            completions.append(prompts.completion_ids(row, source, tokenizer, ids, ends=ends, number=number))
+            if number == 1:
+                example = [(tokenizer.decode([i]), n >= len(ids)) for n, i in enumerate([*ids, *completions[0]])]
+    lengths = [len(c) for c in completions]
+    shown = [*train, *heldout]
+    data = Data(
+        rows=len(parts.train),
+        train_prompts=len(train),
+        heldout_prompts=min(len(heldout), cfg.evaluation.prompts or len(heldout)),
+        prompt_tokens=_spread([len(p.ids) for p in shown]),
+        completion_tokens=_spread(lengths) if lengths else None,
+        dropped=1 - len(shown) / max(distinct, 1),
+        cut=sum(n > cfg.sampling.max_tokens for n in lengths) / max(len(lengths), 1),
+    )
+    return data, example
+
+
+def _spread(lengths: Sequence[int]) -> tuple[float, int, int]:
+    ordered = sorted(lengths) or [0]
+    return sum(ordered) / len(ordered), ordered[int(0.95 * (len(ordered) - 1))], ordered[-1]
+
+
+def seconds_of(cfg: Config, work: Work, data: Data, trial: Trial, done: Mapping[str, Any] | None) -> float:
+    """From a run of the same stage on disk, else counted tokens over the trial's rates."""
+    if done is not None:
+        return float(done["wall_s"])
+    prompt, answer = data.prompt_tokens[0], work.mean_tokens
+    sampled = (work.samples + work.judged) * answer / trial.sampled_per_s
+    per_row = prompt + answer
+    if work.kind in ("ppo", "grpo"):
+        block = cfg.blocks[work.name]
+        looks = (block.epochs * block.minibatches > 1) + bool(block.kl.coef or block.kl.target) + 2 * bool(block.reward)
+        critics = 1 + (block.critic is not None)
+        learned = work.samples * per_row * (looks / trial.fetched_per_s + work.passes * critics / trial.learned_per_s)
+    else:
+        sides = 2 if work.kind == "reward_model" else 1
+        learned = work.steps * work.batch * sides * per_row / trial.learned_per_s
+    return START_S + sampled + learned
+
+
+# --- shown ------------------------------------------------------------------------------------------------------------
+
+
+def show(cfg: Config, made: Plan, trial: Trial | None) -> None:
+    data = made.data
+    mean, high, longest = data.prompt_tokens
+    console.say(f"{cfg.path}: run {cfg.run}, seed {cfg.seed}, in {cfg.run_dir}")
+    console.say(f"data: {data.rows} rows, {data.train_prompts} prompts to train on, {data.heldout_prompts} held out")
+    console.say(
+        f"  prompt tokens: mean {mean:.1f}, 95% up to {high}, longest {longest}; {data.dropped:.1%} over the limit"
+    )
+    if data.completion_tokens is not None:
+        mean, high, longest = data.completion_tokens
+        console.say(f"  demonstrations: mean {mean:.1f} tokens, 95% up to {high}, longest {longest}; "
+                    f"{data.cut:.1%} longer than sampling.max_tokens {cfg.sampling.max_tokens}")  # fmt: skip
+    console.show_table([_row(work, made) for work in made.works],
+                       ["stage", "why", "steps", "batch", "samples", "tokens sampled", "memory", "time"])  # fmt: skip
+    sources = sorted({f"{w.source} ({w.name})" for w in made.works if w.samples})
+    console.say("  mean length of samples from: " + ", ".join(sources))
+    if trial is not None:
+        _show_memory(made)
+        todo = console.clock(sum(s for name, s in made.seconds.items() if made.stale[name] is not None))
+        console.say(f"time: {todo} for what is stale, {console.clock(sum(made.seconds.values()))} in all, at "
+                    f"{trial.sampled_per_s:,.0f} tokens/s sampled by {trial.generator} and "
+                    f"{trial.learned_per_s:,.0f} tokens/s learned")  # fmt: skip
+    shown = "".join(f"[{text}]" if trained else text for text, trained in made.example)
+    console.say("example, what is trained on in brackets: " + console.visible(shown, 400))
+
+
+def _row(work: Work, made: Plan) -> dict[str, Any]:
+    memory = made.memory.get(work.name)
+    least = "≤ " if work.at_most else ""
+    return {
+        "stage": work.name,
+        "why": made.stale[work.name] or "up to date",
+        "steps": f"{least}{work.steps}" if work.steps else "",
+        "batch": work.batch or "",
+        "samples": f"{work.samples:,}" if work.samples else "",
+        "tokens sampled": f"{work.tokens:,}" if work.samples else "",
+        "memory": f"{memory.total / MIB:,.0f} MiB" if memory else "",
+        "time": console.clock(made.seconds[work.name]) if work.name in made.seconds else "",
+    }
+
+
+def _show_memory(made: Plan) -> None:
+    name, peak = max(made.memory.items(), key=lambda item: item[1].total)
+    parts = ", ".join(f"{part} {size / MIB:,.1f}" for part, size in peak.parts.items())
+    console.say(f"memory: {peak.total / MIB:,.0f} MiB at most, in {name}; by part in MiB: {parts}")

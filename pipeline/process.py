@@ -1,0 +1,22 @@
+"""Settings of the process that must stand before torch is imported."""
+
+from __future__ import annotations
+
+import os
+
+
+def prepare(threads: int | None) -> None:
+    """Quiet libraries, no telemetry, waiting threads that sleep, and so many of torch's."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if threads:
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()

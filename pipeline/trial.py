@@ -1,0 +1,138 @@
+"""A short trial of this machine on this model: seconds to start, tokens a second sampled, rows a second learned.
+
+`python -m pipeline.trial CONFIG [key=value ...]` prints one JSON object. A process of its own, so that its memory
+before any model is what the libraries take, and so that a plan itself starts nothing that would linger.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline import process
+from pipeline.config import Config, load
+
+STEPS = 6  # timed, after one that warms up
+
+
+@dataclass(slots=True)
+class Trial:
+    imports_s: float = 0.0
+    engine_s: float = 0.0
+    libraries_bytes: int = 0  # resident before a model is there
+    generator_bytes: int = 0  # what opening the generator and filling one batch added, its cache apart
+    cache_bytes: int = 0
+    generator: str = ""
+    sampled_per_s: float = 0.0  # tokens
+    fetched_per_s: float = 0.0  # tokens forward only
+    learned_per_s: float = 0.0  # tokens forward and backward, with the optimizer's step
+    shape: dict[str, int] = field(default_factory=dict)
+
+
+def resident() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def try_out(cfg: Config) -> Trial:
+    started = time.monotonic()
+    import trl.trainer.sft_trainer  # noqa: F401
+
+    from pipeline import generate, models
+    from pipeline.runs import StageDir
+    from pipeline.stages.context import Context
+
+    out = Trial(imports_s=time.monotonic() - started)
+    with tempfile.TemporaryDirectory() as place:
+        model_dir = cfg.model.path or place
+        if cfg.model.path is None:
+            assert cfg.model.tiny is not None
+            models.make_tiny(cfg.model.tiny, Path(place), seed=cfg.seed)
+        model = models.load_policy(model_dir, cfg.model)
+        out.shape = shape_of(model)
+        out.libraries_bytes = resident()
+        ctx = Context(cfg, cfg.stages[0], StageDir(Path(place), "trial"))
+        ctx.policy_path = model_dir
+        asked = ctx.train_prompts[:256]
+        started = time.monotonic()
+        longest = max(len(p.ids) for p in [*ctx.train_prompts, *ctx.heldout_prompts])
+        length = generate.model_len(model_dir, longest + cfg.sampling.max_tokens + 16)
+        engine = generate.open_generator(model_dir, cfg.model, cfg.generate, max_model_len=length)
+        out.generator, out.engine_s = engine.name, time.monotonic() - started
+        for warm in (True, False):
+            started = time.monotonic()
+            drawn = generate.rollouts(
+                engine, asked, cfg.sampling, samples=1 if warm else 4, key=("trial",), tokenizer=ctx.tokenizer,
+                ends=ctx.ends,
+            )  # fmt: skip
+            out.sampled_per_s = sum(len(r.ids) for r in drawn) / (time.monotonic() - started)
+        added = resident() - out.libraries_bytes
+        space = int(os.environ.get("VLLM_CPU_KVCACHE_SPACE", "0")) << 30 if engine.name == "vllm" else 0
+        out.cache_bytes = min(space, added)  # of vLLM on a CPU, which takes all it is given at once
+        out.generator_bytes = added - out.cache_bytes
+        rows = [[*r.prompt.ids, *r.ids] for r in drawn[:256]]
+        out.fetched_per_s, out.learned_per_s = learning_rates(model, rows)
+    return out
+
+
+def learning_rates(model: Any, rows: Sequence[Sequence[int]]) -> tuple[float, float]:
+    """Tokens a second (forward only, forward and backward with AdamW) of these rows at once."""
+    import torch
+
+    from pipeline.models import pad_right
+
+    ids = pad_right(rows, 0, dtype=torch.long, where=model.device)
+    mask = pad_right([[1] * len(r) for r in rows], 0, dtype=torch.long, where=model.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9)
+
+    def learn() -> None:
+        model(input_ids=ids, attention_mask=mask, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    @torch.no_grad()
+    def fetch() -> None:
+        model(input_ids=ids, attention_mask=mask)
+
+    tokens = float(mask.sum())
+    rates = []
+    for act in (fetch, learn):
+        act()
+        started = time.monotonic()
+        for _ in range(STEPS):
+            act()
+        rates.append(tokens * STEPS / (time.monotonic() - started))
+    return rates[0], rates[1]
+
+
+def shape_of(model: Any) -> dict[str, int]:
+    """The fields of `pipeline.estimate.Shape`, tied weights counted once."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "hidden": config.hidden_size,
+        "layers": config.num_hidden_layers,
+        "kv_width": heads * size,
+        "vocabulary": config.vocab_size,
+        "bytes_each": next(model.parameters()).element_size(),
+    }
+
+
+def main(words: Sequence[str]) -> int:
+    cfg = load(words[0], words[1:])
+    process.prepare(cfg.threads)
+    print("\n" + json.dumps(asdict(try_out(cfg))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
