@@ -66,7 +66,7 @@ class Page:
         self.call("Emulation.setEmulatedMedia", features=scheme)
         begun = time.monotonic()
         self.call("Page.navigate", url=path.resolve().as_uri())
-        while not self.js("document.documentElement.dataset.ready || ''"):
+        while not self.js("document.documentElement?.dataset.ready || ''"):
             assert time.monotonic() - begun < 60, (self.errors, "the page never became ready")
             time.sleep(0.02)
         return float(self.js("document.documentElement.dataset.ready")) / 1000

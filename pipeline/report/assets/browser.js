@@ -21,7 +21,9 @@ function rolloutSection(data) {
   const bound = (placeholder) => h("input", { type: "number", step: "any", placeholder });
   const stepLow = bound("from"), stepHigh = bound("to"), rewardLow = bound("from"), rewardHigh = bound("to");
   const search = h("input", { type: "search", placeholder: "prompt or answer" });
-  const boxes = data.tables.status.map((v) => h("input", { type: "checkbox", value: v, checked: true, oninput: refresh }));
+  const order = Object.keys(SIGNS);
+  const statuses = data.tables.status.slice().sort((a, b) => order.indexOf(a) - order.indexOf(b));
+  const boxes = statuses.map((v) => h("input", { type: "checkbox", value: v, checked: true, oninput: refresh }));
   const count = h("p", { class: "note", role: "status", id: "rollout-count" });
   const spacer = h("div", { style: { position: "relative" } });
   const list = h("div", { class: "list", id: "rollout-list", role: "listbox", tabindex: "0", "aria-label": "Rollouts" }, spacer);
@@ -136,14 +138,14 @@ function rolloutSection(data) {
       cells.push(h("span", { class: "token", title: names.map((n) => `${words[n]} ${data.per_token[n][t] === data.absent ? "–" : figure(data.per_token[n][t] / 1000)}`).join("\n"),
         style: known ? { background: `color-mix(in srgb, ${hue} ${Math.round((60 * Math.abs(v)) / scale)}%, transparent)` } : {} }, visible(text === " " ? "␣" : text), h("small", {}, known ? figure(v, 2) : "–")));
     }
-    return [h("h4", {}, "Token by token"), h("div", { class: "tabs" }, names.map((n) => h("button", { "aria-pressed": n === by ? "true" : "false", onclick: () => { state.colour = n; show(); } }, words[n]))),
+    return [h("h4", {}, "Token by token"), h("div", { class: "tabs" }, names.map((n) => h("button", { "aria-pressed": n === by ? "true" : "false", id: `colour-${n}`, onclick: () => { state.colour = n; show(); byId(`colour-${n}`).focus(); } }, words[n]))),
       h("div", { class: "tokens", id: "token-view" }, cells)];
   }
 
   function pair(i) {
     const names = sources.map((g) => g.name);
     if (!names.includes(state.left)) [state.left, state.right] = bestPair(sources, data);
-    const choose = (side, label) => h("label", {}, label, h("select", { id: `pair-${side}`, oninput: (e) => { state[side] = e.target.value; show(); } }, names.map((n) => h("option", { value: n, selected: n === state[side] }, n))));
+    const choose = (side, label) => h("label", {}, label, h("select", { id: `pair-${side}`, oninput: (e) => { state[side] = e.target.value; show(); byId(`pair-${side}`).focus(); } }, names.map((n) => h("option", { value: n, selected: n === state[side] }, n))));
     const column = (side) => {
       const group = sources.find((g) => g.name === state[side]);
       const rows = (group.byPrompt.get(data.coded.prompt[i]) || []).slice().sort((a, b) => (data.reward[b] ?? -Infinity) - (data.reward[a] ?? -Infinity));
