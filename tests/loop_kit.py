@@ -14,7 +14,7 @@ from pipeline.__main__ import main
 from pipeline.schema import Model, Tiny
 
 CHARACTERS = "abcde12345>:<0RLUD "
-TINY = Tiny(32, 48, 2, 2, 64, CHARACTERS)
+TINY = Tiny(64, 64, 2, 2, 64, CHARACTERS)  # vLLM on CPU wants 32 numbers a head
 CONFIG = """
 run: t
 seed: 3
