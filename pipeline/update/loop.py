@@ -78,8 +78,10 @@ def spent(parts: Parts) -> bool:
 def _step(parts: Parts, state: State, sequences: Sequence[Sequence[int]], watch: Stopwatch) -> dict[str, Any]:
     block, step = parts.block, state.step
     with watch.phase("rollout"):
-        scored = gather_groups(parts, state)
+        scored, batches = gather_groups(parts, state)
     metrics = describe(scored)
+    if block.groups.dynamic:
+        metrics["batches_sampled"] = batches
     _check_scores(parts, state, scored, metrics)
     with watch.phase("experience"):
         seen, more = make_experience(parts, state, scored)
@@ -104,13 +106,13 @@ def _step(parts: Parts, state: State, sequences: Sequence[Sequence[int]], watch:
     return metrics
 
 
-def gather_groups(parts: Parts, state: State) -> list[Scored]:
-    """This step's scored rows, on every rank. Dynamic sampling replaces groups that teach nothing, up to refill_cap
-    batches.
+def gather_groups(parts: Parts, state: State) -> tuple[list[Scored], int]:
+    """This step's scored rows, on every rank, and how many batches were sampled for them.
 
-    Source: DAPO, arXiv:2503.14476 §3.2.
+    Dynamic sampling replaces groups that teach nothing, by up to refill_cap batches; where that is not enough, the step
+    is filled up with groups that teach nothing, and says so. Source: DAPO, arXiv:2503.14476 §3.2.
     """
-    block = parts.block
+    block, attempt = parts.block, 0
     kept: list[list[Scored]] = []
     spare: list[list[Scored]] = []
     for attempt in range(block.groups.refill_cap if block.groups.dynamic else 1):
@@ -128,8 +130,11 @@ def gather_groups(parts: Parts, state: State) -> list[Scored]:
             (kept if teaches or not block.groups.dynamic else spare).append(group)
         if len(kept) >= block.prompts:
             break
+    if len(kept) < block.prompts and block.groups.dynamic:
+        console.say(f"{parts.directory.name}: step {state.step}: {len(kept)} of {block.prompts} groups can teach after "
+                    f"{attempt + 1} batches (groups.refill_cap)")  # fmt: skip
     chosen = (kept + spare)[: block.prompts]
-    return [s for group in chosen for s in group]
+    return [s for group in chosen for s in group], attempt + 1
 
 
 def grouped(scored: Sequence[Scored], samples: int) -> list[list[Scored]]:
