@@ -83,6 +83,12 @@ class Page:
                       "return [b.x + b.width / 2, b.y + b.height / 2]; })()")  # fmt: skip
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
+        self.settle()
+
+    def settle(self) -> None:
+        """Two frames later: events that a click sets off have been handled."""
+        frames = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))"
+        self.call("Runtime.evaluate", expression=frames, awaitPromise=True)
 
     def key(self, name: str) -> None:
         code = KEYS[name]

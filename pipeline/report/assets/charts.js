@@ -187,7 +187,7 @@ function dotPlot(options) {
   const [low, high] = extent(rows.flatMap((r) => [r.value, r.low, r.high, r.ghost?.value]).concat(options.line ? [options.line.x] : []), { min: options.xMin, max: options.xMax });
   const show = (v) => (options.percent ? percent(v, 1) : figure(v));
   const draw = (plot, width) => {
-    const gap = 30, left = Math.min(10 + 7.2 * Math.max(...rows.map((r) => r.name.length)), width * 0.36), right = width < 480 ? 58 : 176;
+    const gap = 30, left = Math.min(10 + 7.2 * Math.max(...rows.map((r) => r.name.length)), width * 0.36), fits = Math.floor((left - 10) / 6.6), right = width < 480 ? 58 : 176;
     const height = rows.length * gap + 46;
     const x = (v) => left + ((v - low) / (high - low)) * (width - left - right);
     return s("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": `${options.title}. ` + rows.map((r) => `${r.name} ${show(r.value)}`).join("; ") },
@@ -199,7 +199,7 @@ function dotPlot(options) {
         const y = 18 + i * gap;
         const range = isNumber(r.low) ? width < 480 ? show(r.value) : `${show(r.value)}   ${show(r.low)} to ${show(r.high)}` : show(r.value);
         return [
-          s("text", { class: "name", x: left - 10, y: y + 4, "text-anchor": "end" }, r.name),
+          s("text", { class: "name", x: left - 10, y: y + 4, "text-anchor": "end" }, shorten(r.name, fits), s("title", {}, r.name)),
           isNumber(r.low) ? s("line", { class: `whisker c${r.colour || 1}`, x1: x(r.low), x2: x(r.high), y1: y, y2: y }) : null,
           r.ghost && isNumber(r.ghost.value) ? s("path", { class: "ghost", d: `M${x(r.ghost.value)},${y - 5}l5,5l-5,5l-5,-5Z` }, s("title", {}, `${r.ghost.name}: ${show(r.ghost.value)}`)) : null,
           s("circle", { class: `point c${r.colour || 1}`, cx: x(r.value), cy: y, r: 5 }),
@@ -211,6 +211,8 @@ function dotPlot(options) {
     { title: "high", key: "high", numeric: true }, { title: "control", cell: (r) => r.ghost?.value, numeric: true }], rows, { label: options.title });
   return frame({ ...options, table: body, legend: rows.some((r) => isNumber(r.ghost?.value)) ? h("ul", { class: "legend" }, h("li", {}, h("i", { class: "key dot c1" }), "policy, 95% interval"), h("li", {}, h("i", { class: "key ghostkey" }), "its control")) : null }, draw);
 }
+
+const shorten = (text, limit) => (text.length <= limit ? text : `${text.slice(0, Math.max(limit - 1, 1))}…`);
 
 // nodes with a depth, edges between them; parents left of children.
 function tree(data) {
@@ -238,7 +240,7 @@ function tree(data) {
       const below = isNumber(node.accuracy) ? `${percent(node.accuracy, 1)} held out` : isNumber(node.pairs) ? `${percent(node.pairs, 1)} of pairs` : node.kind;
       return s("a", { href: `#stage-${node.name}`, "aria-label": `${node.name}, ${below}` }, s("g", { class: node.complete ? "node" : "node open" },
         s("rect", { x, y, width: w, height: tall, rx: 7 }),
-        s("text", { class: "name", x: x + 10, y: y + 21 }, w < 110 && node.name.length > 11 ? `${node.name.slice(0, 10)}…` : node.name),
+        s("text", { class: "name", x: x + 10, y: y + 21 }, shorten(node.name, Math.floor((w - 14) / 7.4))),
         s("text", { class: "tick", x: x + 10, y: y + 39 }, w < 110 ? below.split(" ")[0] : node.complete ? below : "not complete")));
     });
     return s("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "group", "aria-label": `Lineage: ${data.edges.map(([a, b]) => `${b} from ${a}`).join(", ")}` }, edges, boxes);
