@@ -185,12 +185,13 @@ def replayed(bench: Bench, name: str, given: Credit, loss: Loss, critic: Critic 
     pairs = [pair for group in groups for pair in ([group] * SAMPLES if len(group) == SAMPLES else [group * SAMPLES])]
     prompts = [replace(pair[0][0].rollout.prompt, index=number) for number, pair in enumerate(pairs)]
     alarms = replace(bench.block.policy.alarms, mismatch_mean_abs=1e9)
-    block = replace(bench.block.policy, prompts=len(pairs), samples=SAMPLES, credit=given, loss=loss, critic=critic,
-                    alarms=alarms, checkpoint_every=bench.block.policy.steps)  # fmt: skip
+    steps = bench.block.policy.steps + (critic.warmup_steps if critic is not None else 0)
+    block = replace(bench.block.policy, steps=steps, prompts=len(pairs), samples=SAMPLES, credit=given, loss=loss,
+                    critic=critic, alarms=alarms, checkpoint_every=steps)  # fmt: skip
     ctx = bench.context(name, block, bench.sft)
 
-    def replay(asked: Sequence[Prompt], step: int, attempt: int, first: int) -> list[Scored]:
-        return [s for prompt in asked for episode in pairs[prompt.index] for s in episode]
+    def replay(prompts: Sequence[Prompt], step: int, attempt: int, first: int) -> list[Scored]:
+        return [s for prompt in prompts for episode in pairs[prompt.index] for s in episode]
 
     policy, precision = policy_stage.make_policy(ctx)
     parts = Parts(
@@ -215,7 +216,7 @@ def reinforce(bench: Bench) -> Outcome:
 
 
 def ppo(bench: Bench, *, lam: float) -> Outcome:
-    critic = Critic(init="policy", learning_rate=bench.block.policy.optimizer.learning_rate, warmup_steps=20, clip=0.0)
+    critic = bench.block.policy.critic or Critic(init="policy")
     return replayed(bench, f"ppo_lambda_{lam:g}", Credit(kind="gae", lam=lam), Loss(), critic)
 
 
