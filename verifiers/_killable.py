@@ -37,7 +37,11 @@ class Stalled(RuntimeError):
 
 
 class Killable:
-    """function: `package.module:name`, taking and returning JSON; `warm_up` of the same module, if any, runs first."""
+    """function: `package.module:name`, taking and returning JSON.
+
+    Of the same module, where there are such: warm_up() runs before the first request, and prepare(request) before each
+    fork, for what later requests can use again; it must not touch the untrusted part of the request.
+    """
 
     def __init__(self, function: str, *, cpu_s: float, memory_mb: int) -> None:
         self._arguments = [function, str(cpu_s), str(memory_mb)]
@@ -111,7 +115,10 @@ def serve(function: str, cpu_s: str, memory_mb: str) -> None:
     getattr(module, "warm_up", lambda: None)()
     replies.write(b"ready\n")
     replies.flush()
+    prepare = getattr(module, "prepare", None)
     for line in sys.stdin.buffer:
+        if prepare is not None:
+            prepare(json.loads(line))
         receiver, sender = os.pipe()
         pid = os.fork()
         if pid == 0:
