@@ -51,7 +51,8 @@ def as_verifier(dataset: str) -> Verifier:
         wrongs.append(Example("wrong", f"<answer>{own[8:-9]} {own[8:-9]}</answer>", row["task"]))
     task = rights[0].task
     texts = ("I think 42.", "None", "[]", "{}", "0", "nan", "True", "()", "1/0", "-", "a" * 5000, "[" * 500, "\x00")
-    hostile = [Example("hostile", f"<answer>{text}</answer>", task) for text in texts if text != rights[0].completion]
+    gold = rights[0].completion[8:-9].strip().lower()
+    hostile = [Example("hostile", f"<answer>{text}</answer>", task) for text in texts if text.lower() != gold]
     module = ModuleType(f"reasoning_gym.{dataset}")
     vars(module).update(
         Task=ours.Task,
