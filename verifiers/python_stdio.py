@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
 
-from verifiers import Example, Verdict, broken
+from verifiers import Example, Verdict, broken, sandbox
 from verifiers.sandbox import Case, SandboxUnavailable, check_program, each, limits_for
+
+DEADLINE_S = 2 * sandbox.DEADLINE_S  # several cases
 
 
 class CaseFields(TypedDict):
@@ -23,6 +25,10 @@ class Task(TypedDict):
     prompt: str
     cases: list[CaseFields]
     timeout_s: NotRequired[float]  # CPU seconds of one run
+
+
+def unavailable() -> str | None:
+    return sandbox.unavailable()
 
 
 def verify(completion: str, task: Task) -> Verdict:

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
 
-from verifiers import Example, Verdict, broken
+from verifiers import Example, Verdict, broken, sandbox
 from verifiers.sandbox import SandboxUnavailable, check_function, each, limits_for
+
+DEADLINE_S = sandbox.DEADLINE_S
 
 
 class Task(TypedDict):
@@ -19,6 +21,10 @@ class Task(TypedDict):
     entry_point: str
     tests: list[str]  # assert statements, or any code that raises where the answer is wrong
     timeout_s: NotRequired[float]  # CPU seconds of one run
+
+
+def unavailable() -> str | None:
+    return sandbox.unavailable()
 
 
 def verify(completion: str, task: Task) -> Verdict:
@@ -85,5 +91,5 @@ EXAMPLES = (
     Example("hostile", "class Y:\n    __eq__ = lambda s, o: True\ndef add(a, b):\n    return Y()", _task()),
     Example("hostile", "class Z:\n    __sub__ = __add__ = lambda s, o: 0.0\ndef half(x):\n    return Z()", _HALF),
     Example("hostile", "class Stack:\n    __eq__ = lambda s, o: True\n    push = pop = size = lambda s, *a: s", _STACK),
-    Example("hostile", "import os\nfor fd in range(64):\n    try: os.write(fd, b'PASSED')\n    except OSError: 0", _task()),
+    Example("hostile", "import os\nfor fd in range(1, 5):\n    os.write(fd, b'PASSED')\n", _task()),
 )

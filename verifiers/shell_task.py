@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
 
-from verifiers import Example, Verdict, broken, failed, passed
+from verifiers import Example, Verdict, broken, failed, passed, sandbox
 from verifiers.sandbox import Found, SandboxUnavailable, ScriptRun, each, limits_for, run_shell
 
 # each check is one of: {file, equals}, {unchanged: name}, {absent: name}, {stdout_equals: text}, {exit_code: number}
 Check = Mapping[str, Any]
 _KINDS = ({"file", "equals"}, {"unchanged"}, {"absent"}, {"stdout_equals"}, {"exit_code"})
+DEADLINE_S = sandbox.DEADLINE_S
 _SPARE_OUTPUT = 1  # one byte more than expected is enough to know that there is too much
 
 
@@ -24,6 +25,10 @@ class Task(TypedDict):
     files: dict[str, str]  # name -> text, there at the start; names may have directories
     checks: list[Check]
     timeout_s: NotRequired[float]  # CPU seconds of one process; the script's time is twice as much
+
+
+def unavailable() -> str | None:
+    return sandbox.unavailable(shell=True)
 
 
 def verify(completion: str, task: Task) -> Verdict:

@@ -33,12 +33,23 @@ Not covered:
 from .guest.lockdown import Limits
 from .isolation import CHOICE, CHOICES, SandboxUnavailable
 from .pool import close, each, isolation, set_size, size
-from .runs import Case, Found, ScriptRun, check_function, check_program, limits_for, run_shell
+from .runs import (
+    DEADLINE_S,
+    Case,
+    Found,
+    ScriptRun,
+    check_function,
+    check_program,
+    limits_for,
+    run_shell,
+    unavailable,
+)
 from .worker import InfrastructureError
 
 __all__ = [
     "CHOICE",
     "CHOICES",
+    "DEADLINE_S",
     "Case",
     "Found",
     "InfrastructureError",
@@ -54,4 +65,5 @@ __all__ = [
     "run_shell",
     "set_size",
     "size",
+    "unavailable",
 ]

@@ -172,13 +172,13 @@ def mend(isolation: Isolation, complaint: str) -> str:
     if isolation.kind == "landlock":
         return f"the Landlock fallback does not start ({complaint}); it needs Linux 5.13 or later with Landlock on"
     hint = "run in an environment that allows namespaces (for Docker: --security-opt seccomp=unconfined)"
-    for path, bad, advice in (
-        ("kernel/apparmor_restrict_unprivileged_userns", "1", "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"),
-        ("kernel/unprivileged_userns_clone", "0", "sysctl -w kernel.unprivileged_userns_clone=1"),
-        ("user/max_user_namespaces", "0", "sysctl -w user.max_user_namespaces=10000"),
+    for name, bad, good in (
+        ("kernel.apparmor_restrict_unprivileged_userns", "1", "0"),
+        ("kernel.unprivileged_userns_clone", "0", "1"),
+        ("user.max_user_namespaces", "0", "10000"),
     ):
-        setting = Path("/proc/sys", path)
+        setting = Path("/proc/sys", name.replace(".", "/"))
         if setting.exists() and setting.read_text().strip() == bad:
-            hint = f"this system forbids ordinary users their namespaces; as root: {advice}"
+            hint = f"this system forbids ordinary users their namespaces; as root: sysctl -w {name}={good}"
             break
     return f"bubblewrap cannot isolate here ({complaint}): {hint}; or, weaker and for Python only, {CHOICE}=landlock"

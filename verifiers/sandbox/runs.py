@@ -20,11 +20,22 @@ from .guest import wire
 from .guest.lockdown import Limits
 from .isolation import SandboxUnavailable
 from .plan import Plan, Undecided, holds, plan
-from .worker import InfrastructureError, Report, Sample, Stalled
+from .worker import InfrastructureError, Report, Sample
 
 VERDICT_BYTES = 1 << 16
 OUTPUT_BYTES = 1 << 16  # beyond four times what is expected
 DEFAULT = Limits()
+DEADLINE_S = 2 * (DEFAULT.wall_s + 3)  # of one verdict: two tries, and the sandbox's own share
+_NO_SHELL = "shell tasks need bubblewrap: apt-get install bubblewrap; the Landlock fallback runs Python only"
+
+
+def unavailable(*, shell: bool = False) -> str | None:
+    """Why nothing can be run here, with the mend; None where it can."""
+    try:
+        kind = pool.isolation().kind
+    except SandboxUnavailable as exc:
+        return str(exc)
+    return _NO_SHELL if shell and kind != "bwrap" else None
 
 
 def limits_for(timeout_s: float | None) -> Limits:
@@ -227,7 +238,7 @@ def run_shell(
     Raises SandboxUnavailable without bubblewrap.
     """
     if pool.isolation().kind != "bwrap":
-        raise SandboxUnavailable("shell tasks need bubblewrap: apt-get install bubblewrap; there is no fallback")
+        raise SandboxUnavailable(_NO_SHELL)
     script = shell_script(completion)
     if script is None or len(completion) > MAX_CHARS:
         return malformed("no shell script" if script is None else f"longer than {MAX_CHARS} characters")
@@ -250,5 +261,3 @@ def run_shell(
         return pool.attempt(run, lambda stalled: failed(str(stalled)))
     except InfrastructureError as exc:
         return broken(f"the sandbox failed twice: {exc}")
-
-

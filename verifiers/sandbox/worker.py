@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
+from typing import IO
 
 from .guest import wire
 from .guest.lockdown import Limits
@@ -100,8 +100,8 @@ class Worker:
         message = self._hear(timeout_s)
         if len(message) != wire.REPORT.size:
             raise InfrastructureError("a sandbox worker ended in the middle of a sample")
-        status, *seconds, late = wire.REPORT.unpack(message)
-        return Report(os.waitstatus_to_exitcode(status), *seconds, late)
+        status, cpu_s, wall_s, stood_still_s, late = wire.REPORT.unpack(message)
+        return Report(os.waitstatus_to_exitcode(status), cpu_s, wall_s, stood_still_s, late)
 
     def _hear(self, timeout_s: float) -> bytes:
         self._control.settimeout(max(0.001, timeout_s))
@@ -215,21 +215,21 @@ _spawner: list[ThreadPoolExecutor] = []
 
 
 def _spawn(
-    command: Sequence[str], environment: object, control: socket.socket, complaints: object
+    command: Sequence[str], environment: Mapping[str, str], control: socket.socket, complaints: IO[bytes]
 ) -> subprocess.Popen[bytes]:
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdin=control.fileno(),
+            stdout=subprocess.DEVNULL,
+            stderr=complaints,
+            start_new_session=True,  # Ctrl-C is for the user's own program
+        )
+
     if not _spawner:
         _spawner.append(ThreadPoolExecutor(1, thread_name_prefix="sandbox-spawner"))
-    start = _spawner[0].submit(
-        subprocess.Popen,
-        command,
-        env=environment,
-        stdin=control,
-        stdout=subprocess.DEVNULL,
-        stderr=complaints,
-        close_fds=True,
-        start_new_session=True,  # Ctrl-C is for the user's own program
-    )
-    return start.result()
+    return _spawner[0].submit(start).result()
 
 
 def after_fork() -> None:

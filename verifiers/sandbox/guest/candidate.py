@@ -16,10 +16,10 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from . import wire
-from .remote import Gone, Peer
+from .peer import Gone, Peer
 
 JOB_BYTES = 16 << 20
 _NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)
@@ -185,7 +185,7 @@ def _exit_status(run: Callable[[], object]) -> int:
     return 0
 
 
-def _finish(stdout: io.TextIOWrapper) -> None:
+def _finish(stdout: TextIO) -> None:
     """What an interpreter does at its end: wait for threads, run atexit, flush."""
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from . import wire
-from .remote import MESSAGE_BYTES, Gone, Peer, Remote
+from .peer import MESSAGE_BYTES, Gone, Peer
+from .remote import Remote
 
 Verdict = tuple[str, str]
 
@@ -85,8 +86,8 @@ def _meet(peer: Peer, candidate: wire.Channel, entry: str, names: Sequence[str])
     except Exception as exc:  # the border: hostile bytes
         return "fail", f"the completion's process sent what cannot be read: {type(exc).__name__}"
     subject = scope.get(entry)
-    if type(subject) is Remote and entry[:1].isupper():
-        peer.subject = subject._remote_ident_
+    if type(subject) is Remote and entry[:1].isupper():  # so is a class spelt; what the other side calls one is hearsay
+        scope[entry] = Remote(peer, subject._remote_ident_, makes=True)
     scope["__name__"] = "tests"
     return scope
 

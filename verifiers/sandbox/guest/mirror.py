@@ -93,11 +93,12 @@ def make_exception(cls: type[BaseException], args: list[Any], text: str, peer: A
     if cls.__module__ != "solution":
         try:
             return cls(*args)
-        except TypeError:  # a library's exception with another signature than its args
-            return Exception(text)
+        except Exception:  # a library's exception with another signature than its args
+            pass
     exc = cls.__new__(cls, *args)
     exc.args = tuple(args)
-    exc.__dict__.update(_text_=text, _owner_=(peer, ident))
+    if cls.__module__ == "solution":
+        exc.__dict__.update(_text_=text, _owner_=(peer, ident))
     return exc
 
 

@@ -109,10 +109,11 @@ def encode(value: Any, export: Export, depth: int = MAX_DEPTH) -> Any:
 
 def _encode_object(value: Any, kind: type, export: Export, depth: int) -> Any:
     if kind in _LIBRARY and not getattr(value, "tzinfo", None):  # a time zone is code: by handle
-        name, parts, _ = _LIBRARY[kind]
-        return {"k": [name, encode(parts(value), export, depth)]}
-    if kind in _BUILTIN_KINDS and builtins.__dict__.get(value.__name__) is value:
-        return {"k": ["builtin", value.__name__]}
+        library_name, parts, _ = _LIBRARY[kind]
+        return {"k": [library_name, encode(parts(value), export, depth)]}
+    name = getattr(value, "__name__", None) if kind in _BUILTIN_KINDS else None
+    if name is not None and builtins.__dict__.get(name) is value:
+        return {"k": ["builtin", name]}
     for base, content in _BASES:
         if isinstance(value, base) and issubclass(kind, base):
             return {"m": [encode(content(value), export, depth), export(value)]}
@@ -177,7 +178,7 @@ def load_job(data: bytes) -> Any:
 
 # the zygote's control socket, in messages of fixed size
 HEADER = struct.Struct("<6d")  # the fields of Limits, in order; comes with the sample's descriptors
-REPORT = struct.Struct("<i3d?")  # wait status; seconds of CPU, of wall, of the machine standing still; past its deadline
+REPORT = struct.Struct("<i3d?")  # wait status; seconds of CPU, of wall, of the machine standing still; late or not
 UP = b"up"
 KILL = b"k"
 # a sample's first byte on its channel

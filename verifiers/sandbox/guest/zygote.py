@@ -97,7 +97,13 @@ class Zygote:
         self.scratch = scratch
         self.libc = lockdown.load_libc()
         self.lock_down = lockdown.LockDown(
-            self.libc, uid=uid, confinement=confinement, shell=is_shell, readable=readable, scratch=scratch, keep=PEER_FD if is_shell else PEER_FD + 1
+            self.libc,
+            uid=uid,
+            confinement=confinement,
+            shell=is_shell,
+            readable=readable,
+            scratch=scratch,
+            keep=PEER_FD if is_shell else PEER_FD + 1,
         )
         self.clone_number = syscalls.numbers(platform.machine())["clone"]
         self.fork_flags = signal.SIGCHLD | (shell.NEW_NAMESPACES if is_shell else 0)
@@ -255,7 +261,7 @@ def _remove_tree(path: str) -> None:
 
 
 def main() -> None:
-    """argv: one JSON object with the settings of Zygote. The control socket is stdin; what goes wrong goes to stderr."""
+    """argv: one JSON object with the settings of Zygote. The control socket is stdin; trouble goes to stderr."""
     settings = json.loads(sys.argv[1])
     warm_up()
     control = socket.socket(fileno=os.dup(0))
