@@ -10,6 +10,7 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -151,6 +152,11 @@ def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> None:
 PASSED_THROUGH = {"peft": "peft.tuners.lora.config:LoraConfig", "vllm": "vllm.engine.arg_utils:EngineArgs"}
 
 
+@cache
+def _adapter(cls: type) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
+
+
 def _validate(cls: type, raw: Any, where: str, mistakes: list[str]) -> Any:
     """A dataclass from a mapping, every mistake noted by dotted key; what is wrong is left out of it, or it is None."""
     if raw is None:
@@ -159,7 +165,7 @@ def _validate(cls: type, raw: Any, where: str, mistakes: list[str]) -> Any:
         mistakes.append(f"{where}: expected a block of keys, found {raw!r}")
         return None
     try:
-        return TypeAdapter(cls).validate_python(raw)
+        return _adapter(cls).validate_python(raw)
     except ValidationError as exc:
         for error in exc.errors():
             loc = [str(part) for part in error["loc"] if not _is_type_tag(part)]
@@ -172,7 +178,7 @@ def _validate(cls: type, raw: Any, where: str, mistakes: list[str]) -> Any:
                 message = error["msg"][0].lower() + error["msg"][1:]
                 mistakes.append(f"{dotted}: {message}, found {error['input']!r}")
         try:
-            return TypeAdapter(cls).validate_python(_without(raw, [error["loc"] for error in exc.errors()]))
+            return _adapter(cls).validate_python(_without(raw, [error["loc"] for error in exc.errors()]))
         except ValidationError:
             return None
 
