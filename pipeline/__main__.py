@@ -28,6 +28,7 @@ COMMANDS = {
 }
 AROUND = {
     "plan": "what a YAML would run, what it would cost, and every mistake in it; starts nothing",
+    "gpu-check": "every stage for a few steps on a mid-size random model, on a machine with a GPU",
     "chaos": "kill every stage at seeded instants, go on, compare the hashes: kills=20 instants_seed=0",
 }
 OF_A_RUN = {
@@ -36,6 +37,8 @@ OF_A_RUN = {
     "diff": "what differs between two runs: python -m pipeline diff RUN_DIR RUN_DIR",
     "export": "RUN_DIR/export: merged weights, tokenizer, template, model card; stage=NAME chooses",
     "push": "upload RUN_DIR/export to the Hub: repo=me/model",
+    "generate": "answers of a run's model: prompt=TEXT or prompts=FILE, label=best, samples=4, to=FILE",
+    "chat": "talk to a run's model; label=best asks a condition-trained one",
     "serve": "vLLM's OpenAI-compatible server on the run's model; key=value becomes --key value",
 }
 
@@ -50,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     made.add_argument("command")
-    made.add_argument("config", help="a YAML, as configs/demo/pipeline.yaml; a run's directory for report")
+    made.add_argument("config", nargs="?", default="", help="a YAML, or what a run left")
     made.add_argument("overrides", nargs="*", metavar="key=value", help="as seed=2 grpo.steps=10")
     return made
 
@@ -93,6 +96,16 @@ def is_users(exc: ValueError) -> bool:
 
 
 def dispatch(command: str, config: str, words: Sequence[str]) -> int:
+    if command == "gpu-check":
+        from pipeline import process
+        from pipeline.gpucheck import main as gpu_check
+
+        process.prepare(None)
+        return gpu_check([*([config] if config else []), *words])
+    if not config:
+        from pipeline.config import ConfigError
+
+        raise ConfigError([f"{command}: name a YAML, as in: python -m pipeline {command} configs/demo/pipeline.yaml"])
     if command in OF_A_RUN:
         return of_a_run(command, Path(config), words)
     if command == "plan":
@@ -163,6 +176,14 @@ def of_a_run(command: str, run: Path, words: Sequence[str]) -> int:
         from pipeline.report import write_report
 
         print(write_report(str(run)))
+        return 0
+    if command in ("generate", "chat"):
+        from pipeline import process
+
+        process.prepare(1)
+        from pipeline import talk
+
+        talk.generate(run, words) if command == "generate" else talk.chat(run, words)
         return 0
     from pipeline import deliver
 

@@ -50,7 +50,7 @@ def label_of(place: str | Path, ask: str) -> tuple[str, list[str]]:
     try:
         asked = conditions.parse(ask)
     except ValueError as exc:
-        raise ConfigError([f"--label: {exc}"]) from exc
+        raise ConfigError([f"label: {exc}"]) from exc
     return conditions.text(asked), conditions.warnings(asked)
 
 
