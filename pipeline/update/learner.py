@@ -137,7 +137,8 @@ class Learner:
             groups.append({"params": list(policy.value_head.parameters()), "lr": critic_settings.learning_rate})
         self.policy, self.optimizer = accelerator.prepare(policy, _adam(groups, optimizer))
         self.schedule = make_schedule(self.optimizer, optimizer, updates=updates)
-        self.critic = self.critic_optimizer = None
+        self.critic: Any = None  # wrapped for several devices, or not, or absent
+        self.critic_optimizer: Any = None
         if critic is not None and critic_settings is not None:
             groups = [{"params": list(critic.parameters()), "lr": critic_settings.learning_rate}]
             self.critic, self.critic_optimizer = accelerator.prepare(critic, _adam(groups, optimizer))
