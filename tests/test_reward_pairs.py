@@ -78,6 +78,11 @@ def test_a_corruption_that_is_another_right_answer_is_no_negative(ctx):
     assert worse(ctx, [(origin, shorter), (origin, missed)]) == [((5, 0), origin.ids, missed)]
 
 
+def test_without_corruptions_there_are_no_such_pairs(ctx):
+    ctx.tokenizer = None  # not even asked: a real one makes one text of no rows
+    assert worse(ctx, []) == []
+
+
 def test_every_corrupted_pair_is_one_the_verifier_agrees_with(ctx):
     scored = [sample("RR", 1.0), sample("URDR", 0.75)]
     pairs = worse(ctx, corruptions(scored, count=100, vocabulary=sorted(TEXT), rng=random.Random(1)))

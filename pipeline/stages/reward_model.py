@@ -146,6 +146,10 @@ def corruptions(
 def worse(ctx: Context, broken: Sequence[tuple[Rollout, Ids]]) -> list[Pair]:
     """Pairs of those that the run's rewards score below what they were made from: a change may be another right answer,
     and would teach the opposite."""
+    if not broken:
+        return []
+    if not broken:
+        return []
     texts = ctx.tokenizer.batch_decode([list(ids) for _, ids in broken], skip_special_tokens=True)
     changed = [replace(r, ids=ids, logprobs=(0.0,) * len(ids), text=text, sampled=None)
                for (r, ids), text in zip(broken, texts, strict=True)]  # fmt: skip
