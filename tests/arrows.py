@@ -49,6 +49,7 @@ ROWS: tuple[frozenset[str], ...] = (
             "pool",
             "asking",
             "guidance",
+            "talk",
             "score",
             "credit",
             "update",
@@ -58,7 +59,7 @@ ROWS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"stages"}),
-    frozenset({"report", "plan", "estimate", "trial", "chaos"}),
+    frozenset({"report", "plan", "estimate", "trial", "chaos", "gpucheck"}),
     frozenset({"__main__"}),
 )
 
