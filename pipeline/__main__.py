@@ -106,6 +106,10 @@ def dispatch(command: str, config: str, words: Sequence[str]) -> int:
         from pipeline.config import ConfigError
 
         raise ConfigError([f"{command}: name a YAML, as in: python -m pipeline {command} configs/demo/pipeline.yaml"])
+    if command == "recipe":
+        from pipeline.recipes import recipe_path
+
+        command, config = "run", recipe_path(config)
     if command in OF_A_RUN:
         return of_a_run(command, Path(config), words)
     if command == "plan":

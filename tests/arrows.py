@@ -34,6 +34,7 @@ ROWS: tuple[frozenset[str], ...] = (
             "library",
             "model_dir",
             "process",
+            "recipes",
             "stopping",
         }
     ),
