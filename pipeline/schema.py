@@ -424,6 +424,8 @@ class Compare:
     best_of: list[Positive] = field(default_factory=lambda: [4])
     proxy: str | None = None  # a reward model; with proxy_methods, which learn from it under the first seed
     proxy_methods: list[str] = field(default_factory=list)
+    stitching: dict[str, str] = field(default_factory=dict)  # method -> its name in the stitching benchmark's table
+    stitching_run: str = "runs/stitch/stitch"  # where that table lies; its figures stand beside the methods'
     workers: Positive | None = None  # processes at once; None: one a core, at most 4
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,17 @@ from typing import Any
 from pipeline.report.collect import Stage, read_stages
 from pipeline.report.summary import facts
 from pipeline.runs import read_manifest
+
+
+def stitching(names: Mapping[str, str], place: Path) -> dict[str, Any]:
+    """The stitching benchmark's figures under the methods' names, for prompts that show the state alone."""
+    found = read_manifest(place / "manifest.json") if names else None
+    if found is None:
+        return {"methods": {}, "words": f"Stitching was not run: {place} holds no table; see configs/stitch/pipeline.yaml."}
+    rows = {r["method"]: r for r in found["metrics"].get("table", []) if r.get("prompts") == "state"}
+    figures = {method: rows[name]["stitched"] for method, name in names.items() if name in rows}
+    return {"methods": figures, "words": "Stitching: the probability of the one best walk, of which the logs hold only "
+            "halves; the same logs for every method, so sampling afresh cannot help. Its own table is in docs/stitch.md."}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,5 +42,7 @@ def read(place: Path) -> Compared | None:
     for run in data["runs"]:
         for stage in read_stages(place / str(run)):
             seen.setdefault(stage.place.resolve(), stage)
+    settings = manifest.get("config", {}).get("stage", {})
+    data["stitching"] = stitching(settings.get("stitching") or {}, Path(str(settings.get("stitching_run") or "")))
     budget = [["budget", f"{data.get('budget', 0):,} tokens a method"]]
     return Compared(read_stages(place / str(data["runs"][0])), facts(list(seen.values())) + budget, data)

@@ -106,7 +106,7 @@ function traitSection(report) {
   return section("traits", ["Is it reinforcement learning? Three traits as numbers", "Traits"],
     table([{ title: "method", key: "method" },
       { title: "online: gain of fresh samples", numeric: true, hint: "accuracy minus that of the same budget drawn once, up front", cell: (r) => (r.online ? `${signed(r.online.mean)} (${signed(r.online.low)} to ${signed(r.online.high)})` : "not run") },
-      { title: "state-wise credit: stitching", numeric: true, hint: "probability of a best walk that no logged walk holds in one piece; 0.33 would be chance over three walks", cell: (r) => (isNumber(r.stitch) ? figure(r.stitch, 2) : "not run") },
+      { title: "state-wise credit: stitching", numeric: true, hint: "probability of the one best walk, of which the logs hold only halves", cell: (r) => (isNumber(r.stitch) ? figure(r.stitch, 2) : "not run") },
       { title: "sharp optimum: mass on the best answer", numeric: true, cell: (r) => `${percent(start.best_answer_mass)} → ${percent(r.best_answer_mass)}` },
       { title: "entropy", numeric: true, cell: (r) => `${figure(start.entropy, 2)} → ${figure(r.entropy, 2)}` }], rows, { label: "Traits" }),
     c.stitching ? h("p", { class: "note" }, c.stitching.words) : null);
