@@ -143,7 +143,7 @@ class Feedme:
     sft_share: Share = 0.0
     stop: Stop | None = None
     random_control: bool = True  # the same chain once more, keeping as many per prompt, chosen blindly
-    more_sft_control: bool = True  # as many more steps on the demonstrations
+    more_sft_control: bool = True  # as many more steps on the demonstrations, where the rows hold any
     trainer: dict[str, Any] = field(default_factory=dict)
     peft: dict[str, Any] | None = None
 

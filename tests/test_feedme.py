@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +13,7 @@ from pipeline.models import load_tokenizer, make_tiny
 from pipeline.pool import Entry
 from pipeline.records import Prompt, Rollout, Scored
 from pipeline.schema import Model, Prompts, Stop, Tiny
-from pipeline.stages.feedme import stop_reason, with_share
+from pipeline.stages.feedme import has_demonstrations, stop_reason, with_share
 from pipeline.stages.imitation import Example
 from pipeline.stages.samples import best_of, reward_when_solved
 from tests.small_chain import command, manifest, write_rows
@@ -141,6 +142,15 @@ def test_best_of_n_takes_the_best_of_each_n_and_leaves_the_rest_of_a_group():
 def test_reward_when_solved_leaves_failures_out():
     assert reward_when_solved([scored("p", 0.5), scored("p", 1.0), scored("p", 0.0, status="fail")]) == 0.75
     assert math.isnan(reward_when_solved([scored("p", 0.0, status="fail")]))
+
+
+@pytest.mark.parametrize(
+    ("row", "has"),
+    [({"prompt": "p", "completion": "c"}, True), ({"messages": []}, True), ({"prompt": "p", "gold": "4"}, False)],
+)
+def test_more_sft_is_a_control_only_where_there_is_something_to_imitate(row, has):
+    ctx = SimpleNamespace(split=SimpleNamespace(train=[row]), cfg=SimpleNamespace(prompts=SOURCE))
+    assert has_demonstrations(ctx) is has
 
 
 # --- the stage -----------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def run(ctx: Context) -> dict[str, Any]:
     if block.random_control:
         blind, last, _ = chain(ctx, ctx.dir.place / "control", matched=counts)
         metrics |= {"random_control_accuracy": last.figures["heldout_accuracy"], "random_control_rounds": blind}
-    if block.more_sft_control:
+    if block.more_sft_control and has_demonstrations(ctx):
         steps = sum(r["train_steps"] for r in rounds)
         metrics |= {"more_sft_accuracy": more_sft(ctx, steps).figures["heldout_accuracy"], "more_sft_steps": steps}
     ctx.tokens = spent  # controls are evidence, not budget
@@ -220,6 +220,12 @@ def without_training(ctx: Context, start: Judged) -> dict[str, Any]:
     chosen = [truth[id(s.rollout)] for s in best_of(ranked, n)]
     by_prompt = [mean([float(s.status == "pass") for s in group]) for group in groups(chosen)]
     return {"best_of_n_accuracy": mean(by_prompt), "best_of_n": n, "best_of_n_reward": mean([s.reward for s in chosen])}
+
+
+def has_demonstrations(ctx: Context) -> bool:
+    """Whether the run's rows hold completions to imitate; rows of verifiable tasks often hold none."""
+    row, source = ctx.split.train[0], ctx.cfg.prompts
+    return source.completion in row or "messages" in row
 
 
 def more_sft(ctx: Context, steps: int) -> Judged:
