@@ -57,11 +57,15 @@ def mistakes(cfg: Config, stages: Sequence[str] | None = None) -> list[str]:
 
 def place_mistakes(cfg: Config) -> list[str]:
     """The run directory can be made and written."""
-    place = next(p for p in (cfg.run_dir, *cfg.run_dir.absolute().parents) if p.exists())
+    closed = f"{cfg.run_dir} may not be written; mend its permissions, or choose another with runs_dir=..."
+    try:
+        place = next(p for p in (cfg.run_dir, *cfg.run_dir.parents, Path.cwd()) if p.exists())
+    except PermissionError:
+        return [f"runs_dir: {closed}"]
     if not place.is_dir():
         return [f"runs_dir: {place} is a file; choose another with runs_dir=..."]
     if not os.access(place, os.W_OK | os.X_OK):
-        return [f"runs_dir: {place} may not be written; mend its permissions, or choose another with runs_dir=..."]
+        return [f"runs_dir: {closed}"]
     return []
 
 
