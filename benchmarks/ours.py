@@ -1,0 +1,47 @@
+"""Our side of a step: the grpo stage as `python -m pipeline run` runs it, files and logs included."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.worker import Gate
+from pipeline import config
+from pipeline.records import Prompt, Scored
+from pipeline.stages import policy, run_stage
+from pipeline.stages.context import Context
+
+PHASES = ("rollout", "experience", "update", "sync")
+
+
+def train(place: Path, gate: Gate, *, backend: str) -> None:
+    """Run the stage; the gate opens each step."""
+    os.chdir(place)
+    cfg = config.load(place / "ours.yaml", [f"generate.backend={backend}"])
+    plain = policy.make_sampler
+
+    def make_sampler(ctx: Context, generator: object) -> policy.SampleAndScore:
+        sample = plain(ctx, generator)  # type: ignore[arg-type]
+
+        def sample_when_asked(prompts: Sequence[Prompt], step: int, attempt: int, first: int) -> list[Scored]:
+            note_phases(ctx.dir.place / "timing.jsonl", gate)
+            gate.step()
+            scored = sample(prompts, step, attempt, first)
+            gate.note("tokens", sum(len(s.rollout.ids) for s in scored))
+            gate.note("longest", max(len(s.rollout.ids) for s in scored))
+            return scored
+
+        return sample_when_asked
+
+    policy.make_sampler = make_sampler  # type: ignore[assignment]
+    run_stage(cfg, "grpo")
+
+
+def note_phases(timing: Path, gate: Gate) -> None:
+    """Seconds by phase of the step that has just ended, as the stage logged them."""
+    if timing.exists():
+        last = json.loads(timing.read_text().splitlines()[-1])
+        for name in PHASES:
+            gate.note(f"phase_{name}", last[name])

@@ -1,0 +1,159 @@
+"""A GRPO step, ours against stock TRL: sampled completion tokens a second, end to end and by phase.
+
+64 completions a step from 8 prompts, a reference and its KL in the loss, both sides with the same model, settings and
+reward; each side samples its own completions, so the figure is time a token. `equal_learning` is the condition: on one
+batch both sides have the same loss and the same gradient.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import medians
+from benchmarks.worker import Worker, take_turns
+from benchmarks.workload import Workload, lay_out
+
+SHORT = Workload()
+LONG_PROMPTS = Workload(prompt_tokens=256)
+TOLERANCE = 1e-4  # relative, of loss and gradient on one batch
+
+
+def run(rounds: int = 7) -> dict[str, Any]:
+    learning = equal_learning(SHORT)
+    short = compare(SHORT, ("ours", "trl_vllm", "trl_hf"), rounds)
+    long = compare(LONG_PROMPTS, ("ours", "trl_vllm"), rounds)
+    return {
+        "ratios": {
+            "step_vs_trl_hf": ratio(short, "trl_hf"),
+            "step_vs_trl_vllm": ratio(short, "trl_vllm"),
+            "step_long_prompt_vs_trl_vllm": ratio(long, "trl_vllm"),
+        },
+        "wall_ratios": {
+            "step_vs_trl_hf": ratio(short, "trl_hf", "wall"),
+            "step_vs_trl_vllm": ratio(short, "trl_vllm", "wall"),
+            "step_long_prompt_vs_trl_vllm": ratio(long, "trl_vllm", "wall"),
+        },
+        "equal_learning": learning,
+        "short": summary(short),
+        "long_prompts": summary(long),
+    }
+
+
+def compare(work: Workload, sides: Sequence[str], rounds: int) -> dict[str, list[dict[str, float]]]:
+    with ExitStack() as stack:
+        workers = [stack.enter_context(Worker(side, work)) for side in sides]
+        return take_turns(workers, rounds=rounds, warmup=1)
+
+
+def ratio(steps: Mapping[str, Sequence[Mapping[str, float]]], peer: str, clock: str = "cpu") -> float:
+    """How many times as long the peer takes for a sampled token; the median over rounds."""
+    ours, theirs = ([s[clock] / s["tokens"] for s in steps[side]] for side in ("ours", peer))
+    return statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
+
+
+def summary(steps: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    out = {}
+    for side, taken in steps.items():
+        out[side] = medians(taken)
+        out[side]["tokens_per_cpu_s"] = statistics.median(s["tokens"] / s["cpu"] for s in taken)
+        out[side]["tokens_per_s"] = statistics.median(s["tokens"] / s["wall"] for s in taken)
+    return {side: {name: round(x, 4) for name, x in figures.items()} for side, figures in out.items()}
+
+
+def equal_learning(work: Workload) -> dict[str, float]:
+    """Loss and gradient of one batch through TRL's own trainer, padded, and through our learner, packed.
+
+    Raises AssertionError where they differ: a faster step that learns something else is no faster.
+    """
+    import torch
+
+    from benchmarks.trl_side import make_trainer
+
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        lay_out(place, work)
+        trainer = make_trainer(place, work)
+        rows, advantages = a_batch(work)
+        theirs = trl_loss(trainer, rows, advantages)
+        their_gradient = torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
+        ours, our_gradient = our_loss(place, work, rows, advantages)
+    error = float((our_gradient - their_gradient).norm() / their_gradient.norm())
+    assert abs(ours - theirs) <= TOLERANCE * abs(theirs) and error <= TOLERANCE, (ours, theirs, error)
+    return {"our_loss": ours, "their_loss": theirs, "gradient_error": error}
+
+
+def a_batch(work: Workload) -> tuple[list[Any], list[float]]:
+    import torch
+
+    from pipeline.update.forward import Row
+
+    generator = torch.Generator().manual_seed(work.seed)
+    rows = []
+    for _ in range(work.prompts):
+        prompt = tuple(torch.randint(3, 60, (work.prompt_tokens,), generator=generator).tolist())
+        for _ in range(work.samples):
+            length = min(1 + int(torch.empty(1).exponential_(1 / 80, generator=generator)), work.max_tokens)
+            ids = tuple(torch.randint(3, 60, (length,), generator=generator).tolist())
+            rows.append(Row(prompt, ids, (True,) * length))
+    return rows, torch.randn(len(rows), generator=generator).tolist()
+
+
+def trl_loss(trainer: Any, rows: Sequence[Any], advantages: Sequence[float]) -> float:
+    """Through GRPOTrainer.compute_loss, without the KL (its reference is the model itself here)."""
+    import torch
+
+    from pipeline.models import pad_right
+
+    def padded(values: Sequence[Sequence[int]]) -> Any:
+        return pad_right(values, 0, dtype=torch.long, where=torch.device("cpu"))
+
+    trainer.beta = 0.0
+    trainer.current_gradient_accumulation_steps = trainer.args.steps_per_generation = 1
+    trainer.model.train()
+    trainer.model.zero_grad()
+    mask = padded([[1] * len(r.ids) for r in rows])
+    loss = trainer.compute_loss(
+        trainer.model,
+        {
+            "prompt_ids": padded([r.prompt_ids for r in rows]),
+            "prompt_mask": padded([[1] * len(r.prompt_ids) for r in rows]),
+            "completion_ids": padded([r.ids for r in rows]),
+            "completion_mask": mask,
+            "advantages": torch.tensor(advantages),
+            "num_items_in_batch": mask.sum(),
+        },
+    )
+    loss.backward()
+    return float(loss.detach())
+
+
+def our_loss(place: Path, work: Workload, rows: Sequence[Any], advantages: Sequence[float]) -> tuple[float, Any]:
+    """Through the learner's forward, micro-batches and loss, as in a stage."""
+    import torch
+
+    from pipeline.models import load_policy
+    from pipeline.schema import Model
+    from pipeline.update import losses
+    from pipeline.update.forward import CompletionLogprobs, micro_batches, pad_rows, stack
+
+    model = load_policy(str(place / "model"), Model())
+    forward = CompletionLogprobs(model, temperature=1.0)
+    assert forward.packs
+    total = losses.denominator(stack([r.mask for r in rows]).bool(), kind="token_mean")
+    summed = 0.0
+    for places in micro_batches(rows, work.tokens_per_microbatch, packs=True):
+        batch = pad_rows([rows[i] for i in places], torch.device("cpu"))
+        logprobs_BT, _ = forward(batch)
+        advantages_BT = torch.tensor([advantages[i] for i in places])[:, None].expand_as(logprobs_BT)
+        loss_BT = losses.clipped_surrogate(
+            logprobs_BT, logprobs_BT.detach(), advantages_BT, batch.mask_BT, clip_low=0.2, clip_high=0.2
+        )
+        loss = losses.aggregate(loss_BT, batch.mask_BT, kind="token_mean", total=total)
+        loss.backward()
+        summed += float(loss.detach())
+    return summed, torch.cat([p.grad.flatten() for p in model.parameters()])

@@ -1,0 +1,99 @@
+"""Their side of a step: stock TRL GRPOTrainer, with transformers generation or its own colocated vLLM.
+
+Two things are mended, and here only. On a CPU `sync_weights` crashes, for vLLM has repacked its weights; they go in by
+vLLM's `reload_weights` instead, the tied head by its own name too. And its engine runs eagerly, as ours does: compiling
+for a CPU needs a C++ compiler. Phases come from TRL's own profiling contexts.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+from trl.extras.profiling import ProfilingContext
+from trl.generation import vllm_generation
+from trl.generation.vllm_generation import VLLMGeneration
+
+from benchmarks.worker import Gate
+from benchmarks.workload import Workload, vowel_share
+
+
+class Gated(TrainerCallback):
+    """Opens the gate at the start of each optimizer step, which for TRL begins with generation."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.gate.step()
+
+
+def reload_weights(generation: VLLMGeneration) -> None:
+    model = generation.model
+    weights = dict(generation._iter_named_params())
+    for tied, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+        weights.setdefault(tied, weights[source])
+    generation.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(list(weights.items()))})
+    generation.llm.reset_prefix_cache()
+
+
+def options(place: Path, work: Workload, *, vllm: bool) -> dict[str, Any]:
+    """What TRL is told so that it does the same step. Its micro-batch holds all rows: the fastest of 16, 32 and 64."""
+    return {
+        "output_dir": str(place / "trl"),
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "max_steps": work.steps,
+        "per_device_train_batch_size": work.rows,
+        "num_generations": work.samples,
+        "max_completion_length": work.max_tokens,
+        "temperature": 1.0,
+        "beta": work.kl,
+        "learning_rate": work.learning_rate,
+        "lr_scheduler_type": "constant",
+        "gradient_checkpointing": False,
+        "seed": work.seed,
+        **({"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": 1024} if vllm else {}),
+    }
+
+
+def train(place: Path, work: Workload, gate: Gate, *, vllm: bool) -> None:
+    VLLMGeneration.sync_weights = reload_weights
+    if vllm:
+        vllm_generation.LLM = functools.partial(vllm_generation.LLM, enforce_eager=True)
+
+    def log_metrics(context: ProfilingContext, duration: float) -> None:
+        gate.note(f"phase_{context.name}", duration)
+
+    ProfilingContext._log_metrics = log_metrics
+    trainer = make_trainer(place, work, gate, vllm=vllm)
+    trainer.add_callback(Gated(gate))
+    trainer.train()
+
+
+def make_trainer(place: Path, work: Workload, gate: Gate | None = None, *, vllm: bool = False) -> GRPOTrainer:
+    from datasets import Dataset
+
+    def reward(completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        if gate is not None:
+            gate.note("tokens", sum(map(len, completion_ids)))
+            gate.note("longest", max(map(len, completion_ids)))
+        return [vowel_share(text) for text in completions]
+
+    rows = [json.loads(line)["prompt"] for line in (place / "prompts.jsonl").read_text().splitlines()]
+    model = AutoModelForCausalLM.from_pretrained(place / "model", dtype="float32")
+    return GRPOTrainer(
+        model=model,
+        reward_funcs=reward,
+        args=GRPOConfig(**options(place, work, vllm=vllm)),
+        train_dataset=Dataset.from_dict({"prompt": rows}),
+        processing_class=AutoTokenizer.from_pretrained(place / "model"),
+    )

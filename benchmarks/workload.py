@@ -1,0 +1,117 @@
+"""What both sides are given: a model of a few million weights, prompts, a reward, and the settings of a step.
+
+The model is random and has about 80 tokens, so that the end token comes by chance: completions have a mean near 80
+tokens and a tail cut at 256, and about a third of a padded batch is real. The learning rate is so small that they stay.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;<>=+-*/()?!"
+VOWELS = "aeiouAEIOU"
+REWARD = "vowel_share"
+VERIFIER = '''"""The share of vowels in a completion: quick, dense, and the same number on both sides."""
+
+from typing import TypedDict
+
+from verifiers import Example, Verdict
+
+
+class Task(TypedDict):
+    pass
+
+
+def verify(completion: str, task: Task) -> Verdict:
+    share = sum(c in "aeiouAEIOU" for c in completion) / max(len(completion), 1)
+    return Verdict("pass" if share == 1 else "fail", share)
+
+
+EXAMPLES = (
+    Example("right", "aei", {}),
+    Example("wrong", "bcd", {}),
+    Example("hostile", "", {}),
+)
+'''
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """kl: coefficient of the KL in the loss; 0 needs no reference. characters: at most as many tokens, and 3 more."""
+
+    hidden_size: int = 256
+    layers: int = 4
+    heads: int = 4
+    intermediate_size: int = 768
+    vocabulary: int = len(CHARACTERS)
+    prompts: int = 8
+    samples: int = 8
+    prompt_tokens: int = 12
+    max_tokens: int = 256
+    steps: int = 100
+    kl: float = 0.04
+    learning_rate: float = 1e-6
+    tokens_per_microbatch: int = 16_384
+    seed: int = 1
+
+    @property
+    def rows(self) -> int:
+        return self.prompts * self.samples
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def vowel_share(text: str) -> float:
+    return sum(c in VOWELS for c in text) / max(len(text), 1)
+
+
+def lay_out(place: Path, work: Workload) -> None:
+    """Model, prompts, verifier and our config, under one directory."""
+    from pipeline.models import make_tiny
+    from pipeline.schema import Tiny
+
+    place.mkdir(parents=True, exist_ok=True)
+    # beyond the keyboard's characters take CJK's: a large vocabulary of one token each
+    extra = [chr(0x4E00 + i) for i in range(max(work.vocabulary - len(CHARACTERS), 0))]
+    tiny = Tiny(
+        hidden_size=work.hidden_size, intermediate_size=work.intermediate_size, num_hidden_layers=work.layers,
+        num_attention_heads=work.heads, max_position_embeddings=2048,
+        characters=CHARACTERS[: work.vocabulary] + "".join(extra),
+    )  # fmt: skip
+    make_tiny(tiny, place / "model", seed=work.seed)
+    random = Random(work.seed)
+    rows = ["".join(random.choices(CHARACTERS[:60], k=work.prompt_tokens)) for _ in range(64)]
+    (place / "prompts.jsonl").write_text("".join(json.dumps({"prompt": r, "task": {}}) + "\n" for r in rows))
+    (place / "heldout.jsonl").write_text(json.dumps({"prompt": "zz" + rows[0][2:], "task": {}}) + "\n")
+    (place / "verifiers").mkdir(exist_ok=True)
+    (place / "verifiers" / f"{REWARD}.py").write_text(VERIFIER)
+    (place / "ours.yaml").write_text(json.dumps(our_config(place, work)))  # JSON is YAML
+
+
+def our_config(place: Path, work: Workload) -> dict[str, Any]:
+    return {
+        "run": "benchmark",
+        "seed": work.seed,
+        "model": {"path": str(place / "model")},
+        "prompts": {"path": str(place / "prompts.jsonl"), "heldout_path": str(place / "heldout.jsonl")},
+        "verifier_dirs": [str(place / "verifiers")],
+        "rewards": {REWARD: {"weight": 1.0}},
+        "sampling": {"temperature": 1.0, "max_tokens": work.max_tokens},
+        "evaluation": {"samples": 2, "k": 1},
+        "stages": ["grpo"],
+        "grpo": {
+            "policy": "model",
+            "steps": work.steps,
+            "prompts": work.prompts,
+            "samples": work.samples,
+            "kl": {"coef": work.kl},
+            "optimizer": {"learning_rate": work.learning_rate},
+            "tokens_per_microbatch": work.tokens_per_microbatch,
+            "alarms": {"loss_abs": 1e9},
+        },
+    }
