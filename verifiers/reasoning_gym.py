@@ -73,6 +73,17 @@ def generate(n: int, seed: int) -> Iterator[dict[str, Any]]:
         yield from rows(ALLOWED[i % len(ALLOWED)], 1, rng.randrange(2**31))
 
 
+def mutate(example: Example, rng: random.Random) -> Iterator[Example]:
+    answer = example.completion.rpartition("<answer>")[2].partition("</answer>")[0]
+    yield Example(
+        "right", f"I think so.\n<answer>wrong</answer>\n<answer> {answer} </answer> That is it.", example.task
+    )
+    yield Example("wrong", f"<answer>{answer} and nothing else</answer>", example.task)
+    yield Example("wrong", f"<answer>{answer}</answer> or <answer>{rng.randrange(10**9)}x</answer>", example.task)
+    yield Example("malformed", answer, example.task)
+    yield Example("malformed", f"<answer>{answer}", example.task)
+
+
 _LEGS = {
     "dataset": "leg_counting",
     "entry": {
