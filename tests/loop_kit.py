@@ -58,6 +58,7 @@ def tiny_model(place: Path, *, seed: int = 1, tied: bool = True) -> Path:
 
 
 def write_config(root: Path, model: Path) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
     path = root / "config.yaml"
     path.write_text(CONFIG.format(model=model))
     return path

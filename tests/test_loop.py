@@ -129,6 +129,7 @@ def test_detail_17_the_kl_is_in_the_reward_or_in_the_loss_and_never_in_both(plac
 
         found[where] = seen, metrics | _updates(parts, state, seen)
     seen, metrics = found["reward"]
+    assert seen.old_logprobs is not None and seen.reference_logprobs is not None
     kl = [float((o - r).sum()) for o, r in zip(seen.old_logprobs, seen.reference_logprobs, strict=True)]
     totals = [0.0 - 0.5 * kl[0], 1.0 - 0.5 * kl[1]]
     assert abs(kl[0]) > 0.05
@@ -229,7 +230,7 @@ def test_a_completion_is_left_at_equal_distances_and_never_at_its_ends():
 
 def test_monte_carlo_credit_is_what_each_part_added_to_the_expected_score(place, tmp_path):
     """Values by hand: start (1 + 0) / 2, then .25 and .75 as the continuations say; the end is the score itself."""
-    asked = []
+    asked: list[tuple[int, tuple[int, ...], int]] = []
 
     def continue_and_score(cuts, step):
         asked.extend((c.place, c.scored.rollout.ids, c.at) for c in cuts)
