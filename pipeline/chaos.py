@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from pipeline.runs import StageDir, verify_outputs
 
 SERVERS = 3
 STUCK_S = 1800.0
-ENDINGS = {"kill": signal.SIGKILL, "term": signal.SIGTERM}
+ENDINGS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Settings:
                 rest.append(word)
             elif key == "ending":
                 if value not in ENDINGS:
-                    raise ConfigError([f"ending={value}: give kill (SIGKILL) or term (SIGTERM)"])
+                    raise ConfigError([f"ending={value}: give kill (SIGKILL), term (SIGTERM) or int (SIGINT)"])
                 ours[key] = value
             elif not value.isdigit():
                 raise ConfigError([f"{key}={value}: expected a whole number"])
@@ -64,28 +64,44 @@ class Server:
     """A process that has imported everything and forks one child a request."""
 
     log: Path
+    command: Sequence[str] = (sys.executable, "-m", "pipeline.chaos")
     process: subprocess.Popen[str] = field(init=False)
 
     def __post_init__(self) -> None:
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONHASHSEED"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.chaos"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            list(self.command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env=environment,
         )  # fmt: skip
 
-    def run(self, words: Sequence[str], *, end_after_s: float | None, ending: str) -> tuple[int, bool]:
-        """(exit code, whether it was ended by us) of `python -m pipeline WORDS` in a child."""
+    def run(
+        self,
+        words: Sequence[str],
+        *,
+        end_after_s: float | None = None,
+        end_when: Callable[[], bool] | None = None,
+        ending: str = "kill",
+        **more: Any,
+    ) -> tuple[int, bool]:
+        """(exit code, whether it was ended by us) of `python -m pipeline WORDS` in a child; more: for its `prepare`."""
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"words": list(words), "log": str(self.log)}) + "\n")
+        self.process.stdin.write(json.dumps({"words": list(words), "log": str(self.log), **more}) + "\n")
         self.process.stdin.flush()
         child = self._answer(STUCK_S)["pid"]
-        answer = self._answer(end_after_s if end_after_s is not None else STUCK_S)
+        answer = self._watched(end_when) if end_when else self._answer(STUCK_S if end_after_s is None else end_after_s)
         if answer:
             return answer["code"], False
-        if end_after_s is None:
+        if end_after_s is None and end_when is None:
             raise TimeoutError(f"{' '.join(words)} did not end within {STUCK_S:.0f} s; see {self.log}")
         os.kill(child, ENDINGS[ending])
         return self._answer(60.0)["code"], True
+
+    def _watched(self, end_when: Callable[[], bool]) -> dict[str, Any]:
+        """The answer, or nothing once `end_when` is true."""
+        answer: dict[str, Any] = {}
+        while not answer and not end_when():
+            answer = self._answer(0.01)
+        return answer
 
     def _answer(self, timeout_s: float) -> dict[str, Any]:
         """The server's next line; empty where none came in time."""
@@ -162,7 +178,7 @@ def _one_pass(
         if not ended:
             _expect(code, (0,), words)
             return number
-        _expect(code, (-signal.SIGKILL, 143, -signal.SIGTERM, 0), words)
+        _expect(code, (-ENDINGS[ending], 143, 130, 0), words)
         at = instant
     code, _ = servers[draw.randrange(len(servers))].run(words, end_after_s=None, ending=ending)
     _expect(code, (0,), words)
@@ -190,8 +206,8 @@ def _compare(expected: Path, made: Path) -> str | None:
     return f"differs in {', '.join(names + counts)}" + (f"; metrics.jsonl {where}" if where else "")
 
 
-def serve() -> None:
-    """Fork a child for each request on stdin; tell its pid and then how it ended."""
+def serve(prepare: Callable[[Mapping[str, Any]], None] = lambda request: None) -> None:
+    """Fork a child for each request on stdin; tell its pid and then how it ended. `prepare` runs in the child first."""
     main = importlib.import_module("pipeline.__main__").main  # the command line itself is what is interrupted
     from pipeline.generate import _prepare_vllm_environment, choose_backend
     from pipeline.schema import Generate
@@ -210,6 +226,7 @@ def serve() -> None:
             _become(Path(request["log"]))
             code = 1
             try:
+                prepare(request)
                 code = main(request["words"])
             except Exception:  # into the log; a child must never go on as a second server
                 traceback.print_exc()

@@ -1,4 +1,4 @@
-"""The command line told wrong things: one line each with file, key or row and the mend, exit 2, before a model loads."""
+"""The command line told wrong things: one line each with file, key or row and the mend, exit 2, before models load."""
 
 import json
 import os
