@@ -1,0 +1,218 @@
+"""The comparison: what it runs and after what, what it concludes from judged numbers, and one real tiny one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import ConfigError, load
+from pipeline.recipes import RECIPES, recipe_path
+from pipeline.stages import compare, findings
+from pipeline.stages.judge import parse
+from pipeline.stages.workers import Ended, Part, report
+
+ROOT = Path(__file__).parent.parent
+DEMO = ROOT / "configs" / "demo"
+
+
+@pytest.fixture
+def cfg() -> Any:
+    return load(DEMO / "compare.yaml")
+
+
+# --- what runs ----------------------------------------------------------------------------------------------------
+
+
+def test_a_stage_comes_after_all_it_learns_from(cfg: Any) -> None:
+    assert compare.ancestors(cfg, "ppo_weak") == ["base", "sft", "weak_reward_model"]
+    assert compare.ancestors(cfg, "base") == []
+
+
+def test_seeds_share_the_start_and_only_the_first_follows_the_weak_reward(cfg: Any) -> None:
+    first, second = (compare.seed_config(cfg, "compare", i) for i in (0, 1))
+    assert (first.run, first.seed, second.run, second.seed) == ("compare/seed-1", 1, "compare/seed-2", 2)
+    assert not {"base", "sft"} & {*first.stages, *second.stages}
+    assert set(first.stages) - set(second.stages) == {"weak_reward_model", "feedme_weak", "ppo_weak"}
+    assert first.stages[-1] == second.stages[-1] == "judge"
+
+
+def test_every_method_gets_the_budget_but_one_that_has_its_own(cfg: Any) -> None:
+    cfg.blocks["rloo"].token_budget = 777
+    blocks = compare.seed_config(cfg, "compare", 0).blocks
+    budgets = {n: getattr(b, "token_budget", None) for n, b in blocks.items()}
+    assert budgets["grpo"] == budgets["feedme"] == budgets["conditioned"] == cfg.block("compare").budget
+    assert budgets["rloo"] == 777
+    assert cfg.block("grpo").token_budget is None, "the YAML's own blocks stay as they were read"
+
+
+def test_every_part_waits_for_its_parents_and_the_judge_for_all(cfg: Any, tmp_path: Path) -> None:
+    cfg.runs_dir = str(tmp_path)
+    from dataclasses import replace
+
+    start = replace(cfg, run="compare/start", stages=["base", "sft"])
+    parts = compare.parts_of(start, [compare.seed_config(cfg, "compare", i) for i in range(3)])
+    done: set[tuple[str, str]] = set()
+    for part in parts:  # in this order one worker could run them all
+        assert set(part.after) <= done, part.label
+        done.add(part.key)
+    assert len(done) == len(parts), "nothing is run twice"
+    judge = next(p for p in parts if p.name == "judge")
+    assert {name for run, name in judge.after if run.endswith("seed-1")} == set(judge.cfg.stages) - {"judge"}
+    assert (tmp_path / "compare" / "seed-2" / "sft").readlink() == Path("../start/sft")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"methods": ["feedmee"]}, "no block for 'feedmee'; did you mean 'feedme'"),
+        ({"controls": {"sft": "sft_more"}}, "controls: 'sft' is not among the methods"),
+        ({"drawn_once": {"grpo": "grpo_twice"}}, "no block for 'grpo_twice'"),
+        ({"proxy": None}, "name the reward model that feedme_weak learns from"),
+        ({"seeds": [1, 1]}, "names a seed twice"),
+    ],
+)
+def test_a_mistake_in_the_block_is_told_before_anything_runs(cfg: Any, change: dict[str, Any], said: str) -> None:
+    for name, value in change.items():
+        setattr(cfg.block("compare"), name, value)
+    with pytest.raises(ConfigError, match=said):
+        compare.check(cfg, "compare")
+
+
+def test_a_control_inside_a_stage_is_named_by_its_directory() -> None:
+    assert (parse("feedme/control").stage, parse("feedme/control").inside) == ("feedme", "control")
+    assert parse("feedme").inside == "model"
+
+
+def test_a_part_that_failed_is_raised_with_its_name_and_its_log(cfg: Any, tmp_path: Path) -> None:
+    part = Part(cfg, "grpo")
+    with pytest.raises(ConfigError, match=r"compare/grpo: no such key .*compare-grpo\.log"):
+        report(part, Ended(1.0, "ConfigError", "no such key"), 1, 2, 3.0, tmp_path)
+    with pytest.raises(RuntimeError, match="loss is nan"):
+        report(part, Ended(1.0, "Alarm", "loss is nan"), 1, 2, 3.0, tmp_path)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_a_config_that_reads(name: str) -> None:
+    found = load(recipe_path(name))
+    assert found.run == name and found.stages[-1] == "evaluate"
+
+
+def test_both_lineages_may_sample_the_same_in_all() -> None:
+    def budget(name: str) -> int:
+        blocks = load(recipe_path(name)).blocks.values()
+        return sum(getattr(b, "token_budget", None) or 0 for b in blocks)
+
+    assert budget("davinci-002") == budget("davinci-003") == load(DEMO / "davinci.yaml").block("compare").budget
+
+
+def test_an_unknown_recipe_is_told_with_the_nearest_one() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'davinci-002'"):
+        recipe_path("davinci-02")
+
+
+# --- what it concludes --------------------------------------------------------------------------------------------
+
+
+def judged(levels: dict[str, float], *, seed: int, prompts: int = 40) -> dict[str, Any]:
+    """Prompts of different difficulty, the same for all; a method's level is added to each."""
+    hard = [0.3 * ((p * 7) % 11) / 11 for p in range(prompts)]
+    order = list(range(prompts)) if seed % 2 else list(reversed(range(prompts)))
+    rows = [{"policy": n, "accuracy_by_prompt": [v + hard[p] + 0.004 * seed for p in order], "pass_at": [v, v], "entropy": 0.5,
+             "heldout_reward": v, "kl_from_start": 1.0, "distinct_answers": 3.0, "mean_completion_tokens": 5.0, "malformed_share": 0.0,
+             "best_answer_mass": 0.4, "sampled_tokens": 1000, "learned_tokens": 100, "forward_tokens": 200, "wall_s": 1.0}
+            for n, v in levels.items()]  # fmt: skip
+    return {"policies": rows, "prompts": [f"p{p}" for p in order], "parameters": 10}
+
+
+LEVELS = {"sft": 0.2, "good": 0.5, "same": 0.5, "control": 0.2}
+ROLES = {"sft": "start", "good": "method", "same": "method", "control": "control of good"}
+
+
+@pytest.fixture
+def seeds() -> list[dict[str, Any]]:
+    return [judged(LEVELS, seed=s) for s in (1, 2, 3)]
+
+
+def test_gains_are_paired_by_prompt_whatever_order_a_seed_judged_them_in(seeds: list[dict[str, Any]]) -> None:
+    rows = {r["method"]: r for r in findings.table(seeds, ROLES, "sft", 1000)}
+    assert rows["good"]["gain"]["mean"] == pytest.approx(0.3)
+    # each prompt gained exactly 0.3 under each seed: the interval has no width
+    assert (rows["good"]["gain"]["low"], rows["good"]["gain"]["high"]) == pytest.approx((0.3, 0.3))
+    assert rows["sft"]["gain"]["mean"] == 0.0
+    assert rows["good"]["flops"] == 10 * (2 * 200 + 6 * 100)
+
+
+def test_who_sampled_more_than_the_budget_is_marked(seeds: list[dict[str, Any]]) -> None:
+    assert not any(r["over_budget"] for r in findings.table(seeds, ROLES, "sft", 1000))
+    assert all(r["over_budget"] for r in findings.table(seeds, ROLES, "sft", 900))
+
+
+def test_sentences_claim_what_is_apart_and_say_so_of_what_is_not(seeds: list[dict[str, Any]]) -> None:
+    rows = findings.table(seeds, ROLES, "sft", 1000)
+    pairs = findings.pairs(seeds, ["good", "same"])
+    controls = findings.against(seeds, {"good": "control"})
+    said = findings.sentence(rows[1], pairs, controls, [], start="sft", seeds=3)
+    assert "+30.0 points (+30.0 to +30.0) against sft" in said
+    assert "against its control control" in said
+    assert said.endswith("not told apart from same.")
+    alone = findings.sentence(rows[1], pairs, controls, [], start="sft", seeds=1)
+    assert alone.endswith("One seed: nothing is known about training it again.")
+
+
+def test_an_interval_of_a_share_stays_a_share() -> None:
+    noisy = [judged({"sft": 0.0, "good": 0.02 if s == 1 else 0.6}, seed=s) for s in (1, 2)]
+    row = findings.table(noisy, {"sft": "start", "good": "method"}, "sft", 1000)[1]
+    assert row["ci95"][0] == 0.0 and row["ci95"][1] == 1.0
+    assert row["gain"]["low"] < 0, "a difference may be of either sign"
+
+
+def test_over_optimisation_starts_where_gold_peaks_while_the_proxy_goes_on() -> None:
+    path = [{"kl": k, "reward": g, "proxy": p} for k, g, p in [(0, 0.3, 0.0), (1, 0.5, 0.8), (2, 0.4, 1.2), (4, 0.1, 1.9)]]
+    found = findings.overoptimised("ppo", path)
+    assert found["onset"] == 1 and "peaks at 0.500" in found["words"] and "+0.80 to +1.90" in found["words"]
+    assert findings.overoptimised("ppo", path[:2])["onset"] is None
+    both_fell = [*path[:2], {"kl": 2, "reward": 0.2, "proxy": 0.5}]
+    assert findings.overoptimised("ppo", both_fell)["onset"] is None, "worse by both rewards is not over-optimisation"
+
+
+def test_looks_on_the_way_come_from_steps_or_else_from_rounds() -> None:
+    steps = [{"step": 1, "reward_mean": 0.1}, {"step": 2, "heldout_accuracy": 0.5, "sampled_tokens": 10, "heldout_kl": 0.2}]
+    assert findings.trajectory(steps, []) == [{"tokens": 10.0, "accuracy": 0.5, "kl": 0.2}]
+    assert findings.trajectory(steps[:1], [{"heldout_accuracy": 0.4}]) == [{"accuracy": 0.4}]
+
+
+# --- and for real -------------------------------------------------------------------------------------------------
+
+TINY = ["run=tiny", "compare.seeds=[1,2]", "compare.methods=[sft_gold,grpo]", "compare.controls={grpo: grpo_random}",
+        "compare.drawn_once={}", "compare.proxy=null", "compare.proxy_methods=[]", "compare.best_of=[2]", "compare.budget=3000",
+        "compare.workers=2", "generate.backend=transformers", "prompts.rows=2000", "evaluation.samples=2", "evaluation.prompts=20",
+        "sft.trainer.max_steps=60", "sft_gold.trainer.max_steps=10", "grpo.evaluate_every=1"]  # fmt: skip
+
+
+def comparison(place: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline", "compare", str(DEMO / "compare.yaml"), *TINY, f"runs_dir={place}"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.stages
+def test_a_real_comparison_runs_resumes_and_reports(tmp_path: Path) -> None:
+    first = comparison(tmp_path)
+    assert first.returncode == 0, first.stderr[-3000:]
+    made = json.loads((tmp_path / "tiny" / "compare" / "manifest.json").read_text())["metrics"]
+    assert [r["method"] for r in made["table"]] == ["sft", "sft_gold", "grpo", "grpo_random", "best of 2"]
+    spent = next(r for r in made["table"] if r["method"] == "grpo")["sampled_tokens"]
+    assert 3000 <= spent < 3000 + 32 * 8 * 17, "the step that reaches the budget is the last"
+    assert len(made["sentences"]) == 2 and made["paths"]["grpo"][0][0]["tokens"] > 0
+    assert (tmp_path / "tiny" / "report.html").is_file()
+    trained = [(p, p.stat().st_mtime_ns) for p in sorted(tmp_path.rglob("model.safetensors"))]
+    (tmp_path / "tiny" / "compare" / "manifest.json").unlink()  # killed at its very end
+    second = comparison(tmp_path)
+    assert second.returncode == 0, second.stderr[-3000:]
+    assert [(p, p.stat().st_mtime_ns) for p in sorted(tmp_path.rglob("model.safetensors"))] == trained, "nothing ran twice"
+    again = json.loads((tmp_path / "tiny" / "compare" / "manifest.json").read_text())["metrics"]
+    assert again == made
