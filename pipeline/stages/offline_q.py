@@ -25,10 +25,11 @@ from pipeline.schema import Loss, OfflineQ
 from pipeline.seeds import cycle_indices
 from pipeline.stages.context import Context
 from pipeline.stages.samples import draw, next_prompts
+from pipeline.update.experience import step_rewards
 from pipeline.update.forward import CompletionLogprobs, Row, stack
 from pipeline.update.learner import Experience, Learner
 from pipeline.update.qvalues import Logged, QValues, fit, regression_weights, shifted, token_advantages
-from pipeline.update.turns import layout_of, token_rewards
+from pipeline.update.turns import layout_of
 
 
 def run(ctx: Context) -> dict[str, Any]:
@@ -95,7 +96,16 @@ def as_logged(scored: Sequence[Scored]) -> Logged:
     rows = [Row(s.rollout.prompt.ids, s.rollout.ids, s.rollout.mask) for s in scored]
     layout = layout_of(scored)
     cut = [not scored[places[-1]].rollout.finished for places in layout]
-    return Logged(rows, layout, token_rewards(scored, rows), cut)
+    return Logged(rows, layout, [token_rewards(s, r) for s, r in zip(scored, rows, strict=True)], cut)
+
+
+def token_rewards(scored: Scored, row: Row) -> Tensor:
+    """(its T,): what was earned along the way where it fell, the reward on the last token that was sampled."""
+    rewards_T = step_rewards(scored, row)
+    sampled = [place for place, on in enumerate(row.mask) if on]
+    if sampled:
+        rewards_T[sampled[-1]] += scored.reward
+    return rewards_T
 
 
 def regress(

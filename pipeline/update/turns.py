@@ -60,23 +60,6 @@ def split(per_episode: Sequence[Tensor], layout: Layout, rows: Sequence[Row]) ->
     return out
 
 
-def token_rewards(scored: Sequence[Scored], rows: Sequence[Row]) -> list[Tensor]:
-    """Per row, (its T,): what was earned along the way where it fell, the reward on the last token that was sampled.
-
-    A row with no sampled token, and one that could not be scored, is all 0.
-    """
-    out = []
-    for one, row in zip(scored, rows, strict=True):
-        rewards_T = torch.zeros(len(row.ids))
-        places = [i for i, sampled in enumerate(row.mask) if sampled]
-        if places and one.scorable:
-            rewards_T[places[-1]] = one.reward
-            for at, earned in one.step_rewards:
-                rewards_T[at] += earned
-        out.append(rewards_T)
-    return out
-
-
 def turn_numbers(rows: Sequence[Row], layout: Layout) -> list[Tensor]:
     """Per episode, the turn of each token (-1 on what was not sampled): runs of sampled tokens, and rows, are turns."""
     out = []
