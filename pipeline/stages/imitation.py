@@ -94,7 +94,10 @@ def completion_logprobs(model: Any, ids_BL: Tensor, mask_BL: Tensor, labels_BL: 
 
 
 def imitation_loss(ours_NV: Tensor, base_NV: Tensor, targets_N: Tensor, *, kl_coef: float) -> Tensor:
-    """Sum over tokens of -log p(target) + kl_coef * KL(base || policy), the KL exact over the vocabulary."""
+    """Sum over tokens of -log p(target) + kl_coef * KL(base || policy), the KL exact over the vocabulary.
+
+    ours_NV may have more columns: tokens that the base does not know have no probability there, and no say.
+    """
     nll_N = -ours_NV.gather(-1, targets_N[:, None])[:, 0]
-    kl_N = (base_NV.exp() * (base_NV - ours_NV)).sum(-1)
+    kl_N = (base_NV.exp() * (base_NV - ours_NV[:, : base_NV.shape[1]])).sum(-1)
     return (nll_N + kl_coef * kl_N).sum()
