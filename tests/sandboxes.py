@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from verifiers import Verdict, python_tests, sandbox
+from verifiers.sandbox import pool
 
 
 def isolated(*, shell: bool = False) -> str | None:
@@ -31,7 +32,7 @@ needs_shell = pytest.mark.skipif(bool(isolated(shell=True)), reason=str(isolated
 
 def namespaces() -> bool:
     """Whether what only bubblewrap gives can be asked for."""
-    return isolated() is None and sandbox.isolation().kind == "bwrap"
+    return isolated() is None and pool.isolation().kind == "bwrap"
 
 
 def run(code: str, tests: str | Sequence[str], *, entry: str = "f", prompt: str = "", **fields: Any) -> Verdict:
@@ -84,6 +85,11 @@ def hostile_python() -> dict[str, str]:
             text = text.replace(sign, character)
         found[name] = text
     return found
+
+
+def greedy_python() -> dict[str, str]:
+    """What it uses up -> the code."""
+    return dict(_entries("python_greedy.txt"))
 
 
 def _entries(file: str) -> Iterator[tuple[str, str]]:

@@ -32,7 +32,7 @@ Not covered:
 
 from .guest.lockdown import Limits
 from .isolation import CHOICE, CHOICES, SandboxUnavailable
-from .pool import close, each, isolation, set_size, size
+from .pool import close, each, set_size, size
 from .runs import (
     DEADLINE_S,
     Case,
@@ -60,7 +60,6 @@ __all__ = [
     "check_program",
     "close",
     "each",
-    "isolation",
     "limits_for",
     "run_shell",
     "set_size",

@@ -21,6 +21,7 @@ from typing import Any, Literal
 CHOICE = "WHETSTONE_SANDBOX"
 CHOICES = ("bwrap", "landlock", "unsafe-none")
 FIRST_UID, UIDS = 60_000, 5_000  # root's samples run as these users, who own nothing
+SETTINGS = Path("/proc/sys")
 GUEST_DIR = Path(__file__).parent / "guest"
 
 Profile = Literal["candidate", "judge", "shell"]
@@ -72,7 +73,8 @@ class Isolation:
 
     def _bwrap(self, profile: Profile) -> list[str]:
         shell = profile == "shell"
-        command = ["bwrap", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
+        bwrap = shutil.which("bwrap") or "bwrap"  # there is no PATH in the environment it starts in
+        command = [bwrap, "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
         command += ["--unshare-user"] if self.user_namespace else []
         command += ["--as-pid-1", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
         command += [word for name in _CAPABILITIES for word in ("--cap-add", f"CAP_{name}")]
@@ -177,7 +179,7 @@ def mend(isolation: Isolation, complaint: str) -> str:
         ("kernel.unprivileged_userns_clone", "0", "1"),
         ("user.max_user_namespaces", "0", "10000"),
     ):
-        setting = Path("/proc/sys", name.replace(".", "/"))
+        setting = SETTINGS / name.replace(".", "/")
         if setting.exists() and setting.read_text().strip() == bad:
             hint = f"this system forbids ordinary users their namespaces; as root: sysctl -w {name}={good}"
             break

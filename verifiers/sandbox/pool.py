@@ -117,12 +117,12 @@ def size() -> int:
     return _size[0] if _size else cores()
 
 
-def set_size(workers: int) -> None:
-    """Bound how many samples run at once, from now on. Raises ValueError."""
-    if workers < 1:
+def set_size(workers: int | None) -> None:
+    """Bound how many samples run at once, from now on; None: as many as there are cores. Raises ValueError."""
+    if workers is not None and workers < 1:
         raise ValueError(f"a sandbox pool of {workers} workers; it must be at least 1")
     close()
-    _size[:] = [workers]
+    _size[:] = [] if workers is None else [workers]
 
 
 def isolation() -> Isolation:
