@@ -5,7 +5,8 @@
     workload.py   the model, prompts and settings both sides are given
     worker.py     one side in a process of its own, a step at a time on demand
     ours.py, trl_side.py   what a worker runs: our stage, or TRL's trainer
-    step.py rollout.py score.py learn.py sync.py trainers.py start.py memory.py scale.py   one question each
+    step.py long_prompt.py rollout.py score.py learn.py sync.py trainers.py start.py memory.py scale.py
+                  one question each
 
 Each question is a module with `run() -> dict`: `ratios` by the names of the issue, and what it measured beside them.
 NOTES.md says what paid and what did not.

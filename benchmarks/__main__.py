@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import importlib
 import inspect
 import json
@@ -14,7 +15,7 @@ from typing import Any
 
 from benchmarks.measure import machine, prepare_environment
 
-NAMES = ("step", "rollout", "score", "learn", "sync", "trainers", "start", "memory", "scale")
+NAMES = ("step", "long_prompt", "rollout", "score", "learn", "sync", "trainers", "start", "memory", "scale")
 LATEST = Path(__file__).parent / "results" / "latest.json"
 # figure: (bound, True where more is better); what issue and README promise
 TARGETS: dict[str, tuple[float, bool]] = {
@@ -57,19 +58,21 @@ def main(arguments: list[str]) -> int:
 
 def merge(name: str, found: Mapping[str, Any]) -> None:
     """Into latest.json: ratios side by side, details under the benchmark's name, each with its machine."""
-    known = json.loads(LATEST.read_text()) if LATEST.exists() else {"ratios": {}, "details": {}}
     here = machine()
     ratios = {k: round(float(v), 4) for k, v in found.get("ratios", {}).items()}
     details = {k: v for k, v in found.items() if k != "ratios"}
-    merged = {
-        "machine": here,
-        "ratios": {**known["ratios"], **ratios},
-        "details": {**known["details"], name: {"measured_on": here, **details}},
-    }
     LATEST.parent.mkdir(exist_ok=True)
-    part = LATEST.with_suffix(".part")
-    part.write_text(json.dumps(merged, indent=1) + "\n")
-    part.replace(LATEST)
+    with LATEST.with_suffix(".lock").open("w") as lock:  # two benchmarks may end at once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        known = json.loads(LATEST.read_text()) if LATEST.exists() else {"ratios": {}, "details": {}}
+        merged = {
+            "machine": here,
+            "ratios": {**known["ratios"], **ratios},
+            "details": {**known["details"], name: {"measured_on": here, **details}},
+        }
+        part = LATEST.with_suffix(".part")
+        part.write_text(json.dumps(merged, indent=1) + "\n")
+        part.replace(LATEST)
 
 
 def table(ratios: Mapping[str, float]) -> str:

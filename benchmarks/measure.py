@@ -43,7 +43,7 @@ def timed(work: Callable[[], Any]) -> dict[str, float]:
 
 
 def in_turns(sides: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int = 1) -> dict[str, dict[str, float]]:
-    """Median wall and CPU seconds of each side. All take a turn in each round, the order reversed in every other one."""
+    """Median wall and CPU seconds of each side. All take a turn a round, in reversed order in every other one."""
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for number in range(rounds + warmup):
         names = list(sides) if number % 2 == 0 else list(reversed(sides))

@@ -18,29 +18,20 @@ from benchmarks.measure import medians
 from benchmarks.worker import Worker, take_turns
 from benchmarks.workload import Workload, lay_out
 
-SHORT = Workload()
-LONG_PROMPTS = Workload(prompt_tokens=256)
+WORK = Workload()
 TOLERANCE = 1e-4  # relative, of loss and gradient on one batch
 
 
 def run(rounds: int = 7) -> dict[str, Any]:
-    learning = equal_learning(SHORT)
-    short = compare(SHORT, ("ours", "trl_vllm", "trl_hf"), rounds)
-    long = compare(LONG_PROMPTS, ("ours", "trl_vllm"), rounds)
+    learning = equal_learning(WORK)
+    steps = compare(WORK, ("ours", "trl_vllm", "trl_hf"), rounds)
+    names = {"step_vs_trl_hf": "trl_hf", "step_vs_trl_vllm": "trl_vllm"}
     return {
-        "ratios": {
-            "step_vs_trl_hf": ratio(short, "trl_hf"),
-            "step_vs_trl_vllm": ratio(short, "trl_vllm"),
-            "step_long_prompt_vs_trl_vllm": ratio(long, "trl_vllm"),
-        },
-        "wall_ratios": {
-            "step_vs_trl_hf": ratio(short, "trl_hf", "wall"),
-            "step_vs_trl_vllm": ratio(short, "trl_vllm", "wall"),
-            "step_long_prompt_vs_trl_vllm": ratio(long, "trl_vllm", "wall"),
-        },
+        "ratios": {name: ratio(steps, peer) for name, peer in names.items()},
+        "wall_ratios": {name: ratio(steps, peer, "wall") for name, peer in names.items()},
         "equal_learning": learning,
-        "short": summary(short),
-        "long_prompts": summary(long),
+        "rounds": rounds,
+        "steps": summary(steps),
     }
 
 

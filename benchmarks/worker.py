@@ -16,7 +16,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from benchmarks.workload import Workload, lay_out
 
@@ -41,10 +40,9 @@ class Gate:
     def step(self) -> None:
         if self.started is not None:
             wall, cpu = time.perf_counter() - self.started[0], time.process_time() - self.started[1]
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            self._say({"wall": wall, "cpu": cpu, "peak_mib": peak, **self.notes})
+            self._say({"wall": wall, "cpu": cpu, "peak_mib": _peak_mib(), **self.notes})
         else:
-            self._say({"ready": 1.0})
+            self._say({"peak_mib": _peak_mib()})
         if self.requests.readline().strip() != "step":
             raise Stopped
         self.notes = {}
@@ -53,6 +51,10 @@ class Gate:
     def _say(self, figures: dict[str, float]) -> None:
         self.answers.write(json.dumps(figures) + "\n")
         self.answers.flush()
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 class Worker:
@@ -72,7 +74,7 @@ class Worker:
         os.close(to_read)
         os.close(to_write)
         self.asked, self.told = os.fdopen(self._to, "w"), os.fdopen(self._from)
-        self._answer()
+        self.ready = self._answer()
 
     def step(self) -> dict[str, float]:
         """Figures of one step: wall, cpu, tokens, peak_mib and what the side itself timed."""

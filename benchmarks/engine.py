@@ -1,0 +1,27 @@
+"""An engine of ours on the workload's model, for questions that need one and no trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.workload import Workload, lay_out
+from pipeline.generate import VllmGenerator
+from pipeline.models import load_policy, load_tokenizer
+from pipeline.records import Prompt
+from pipeline.schema import Generate, Model
+
+
+def open_engine(place: Path, work: Workload) -> tuple[VllmGenerator, Any, Any]:
+    """Generator, trainer's model and tokenizer."""
+    lay_out(place, work)
+    path = str(place / "model")
+    generator = VllmGenerator(path, Model(), Generate(), max_model_len=1024)
+    return generator, load_policy(path, Model()), load_tokenizer(path, Model())
+
+
+def prompts_of(place: Path, tokenizer: Any, count: int) -> list[Prompt]:
+    import json
+
+    texts = [json.loads(line)["prompt"] for line in (place / "prompts.jsonl").read_text().splitlines()][:count]
+    return [Prompt(i, text, tuple(tokenizer(text)["input_ids"]), {}) for i, text in enumerate(texts)]

@@ -1,0 +1,61 @@
+"""Our generator against bare `vllm.LLM.generate` on the same engine and the same requests.
+
+Ours makes requests with a seed each, and rollouts with ids, log-probs and text. The bare call is given requests made
+beforehand and its answers are left as they come. `plain` is what seeds and log-probs cost: a bare call without either.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import in_turns
+from benchmarks.workload import Workload
+
+WORK = Workload()
+
+
+def run(rounds: int = 7) -> dict[str, Any]:
+    from vllm import SamplingParams, TokensPrompt
+
+    from benchmarks.engine import open_engine, prompts_of
+    from pipeline.generate import rollouts
+    from pipeline.models import end_ids
+    from pipeline.schema import Sampling
+    from pipeline.seeds import derive
+
+    with tempfile.TemporaryDirectory() as folder:
+        generator, _, tokenizer = open_engine(Path(folder), WORK)
+        prompts = prompts_of(Path(folder), tokenizer, WORK.prompts)
+        sampling, ends = Sampling(max_tokens=WORK.max_tokens), end_ids(tokenizer)
+        common = {"max_tokens": WORK.max_tokens, "stop_token_ids": sorted(ends), "detokenize": False}
+        asked = [TokensPrompt(prompt_token_ids=list(p.ids)) for p in prompts for _ in range(WORK.samples)]
+        seeded = [
+            SamplingParams(seed=derive("bench", place, sample), logprobs=0, **common)
+            for place in range(WORK.prompts)
+            for sample in range(WORK.samples)
+        ]
+        tokens = 0
+
+        def ours() -> None:
+            nonlocal tokens
+            drawn = rollouts(
+                generator, prompts, sampling, samples=WORK.samples, key=("bench",), tokenizer=tokenizer, ends=ends
+            )
+            tokens = sum(len(r.ids) for r in drawn)
+
+        def bare() -> None:
+            answers = generator.llm.generate(asked, seeded, use_tqdm=False)
+            assert tokens in (0, sum(len(a.outputs[0].token_ids) for a in answers)), "the requests are not the same"
+
+        def plain() -> None:
+            generator.llm.generate(asked, SamplingParams(**common), use_tqdm=False)
+
+        spent = in_turns({"ours": ours, "bare": bare, "plain": plain}, rounds=rounds, warmup=2)
+    return {
+        "ratios": {"rollout_vs_vllm": spent["bare"]["cpu"] / spent["ours"]["cpu"]},
+        "wall_ratio": spent["bare"]["wall"] / spent["ours"]["wall"],
+        "seconds": spent,
+        "tokens": tokens,
+    }
