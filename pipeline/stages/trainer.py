@@ -219,7 +219,7 @@ class Log(TrainerCallback):
         self.progress = console.Progress(self.name, state.max_steps, done=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if "train_runtime" in (logs or {}):
+        if "train_loss" in (logs or {}):
             return  # the library's summary: it does not know what came before a resume
         figures = {k: v for k, v in (logs or {}).items() if not any(clock in k for clock in CLOCKS)}
         self.directory.log({"part": self.label, "step": state.global_step, **figures})
