@@ -43,16 +43,16 @@ def run(ctx: Context) -> dict[str, Any]:
         asking.check_written(texts, ctx.tokenizer, f"{ctx.cfg.path}: {ctx.name}.label")
     tell(ctx, conditions, pool)
     place = ctx.dir.model_dir
-    teach(ctx, start, labelled(ctx, pool, conditions, attributes), place, "labels")
+    teach(ctx, start, labelled(ctx, pool, conditions, attributes), place, "labels", anchor=start)
     tops = [control_curve.top_accuracy(ctx, str(place), conditions, "offline")] if block.online_rounds else []
     for number in range(block.online_rounds):
         pool += online_pool(ctx, conditions, number)
         conditions = fit(ctx, attributes, pool)  # quantiles move with the pool, as Quark's do
         examples = labelled(ctx, pool, conditions, attributes, number + 1)
-        teach(ctx, str(place), examples, place, "online", number)
+        teach(ctx, str(place), examples, place, "online", number, anchor=start)
         tops.append(control_curve.top_accuracy(ctx, str(place), conditions, "online", number))
     asking.save(conditions, ctx.tokenizer, place)
-    metrics = control_curve.judge(ctx, str(place), conditions)
+    metrics = control_curve.judge(ctx, str(place), conditions, start=start)
     metrics |= {"top_accuracy_by_round": tops, "pool_size": len(pool)}
     spent = dict(ctx.tokens)
     if block.shuffled_control:
@@ -195,10 +195,13 @@ def asked_for(ctx: Context, prompts: Sequence[Prompt], label: str) -> list[Promp
     return [asking.relabel(p, label, ctx.cfg.prompts, ctx.tokenizer) for p in prompts]
 
 
-def teach(ctx: Context, start: str, examples: Sequence[Example], place: Path, *key: str | int) -> None:
+def teach(
+    ctx: Context, start: str, examples: Sequence[Example], place: Path, *key: str | int, anchor: str
+) -> None:
+    """Imitate under labels. anchor: what the KL is from, which knows the label tokens where they are new."""
     block = ctx.block
     settings = block.trainer | (block.online_trainer if key[0] == "online" else {})
-    train(ctx, start, examples, place, settings, key=key, kl_coef=block.kl_coef)
+    train(ctx, start, examples, place, settings, key=key, kl_coef=block.kl_coef, anchor=anchor)
 
 
 def tell(ctx: Context, conditions: Conditions, pool: Sequence[Scored]) -> None:
@@ -218,7 +221,7 @@ def shuffled(
 ) -> dict[str, Any]:
     """The same training with labels that say nothing: what control is left was never control."""
     place = ctx.dir.place / "control"
-    teach(ctx, start, labelled(ctx, pool, conditions, attributes, shuffle=True), place, "shuffled")
+    teach(ctx, start, labelled(ctx, pool, conditions, attributes, shuffle=True), place, "shuffled", anchor=start)
     answers = control_curve.ask_all(ctx, str(place), conditions, conditions.main, "shuffled")
     curve = control_curve.curve_of(conditions.main, answers)
     overall = control_curve.overall(curve)

@@ -16,8 +16,11 @@ from pipeline.stages.samples import open_generator
 from pipeline.stats import bootstrap_ci95, mean, spearman
 
 
-def judge(ctx: Context, model_dir: str, conditions: Conditions) -> dict[str, Any]:
-    """Every bin of every axis asked alone, all axes' best together, nothing, and one bin beyond what was trained."""
+def judge(ctx: Context, model_dir: str, conditions: Conditions, *, start: str) -> dict[str, Any]:
+    """Every bin of every axis asked alone, all axes' best together, nothing, and one bin beyond what was trained.
+
+    start: what it was trained from, with the same vocabulary, for the KL.
+    """
     axis = conditions.main
     answers = ask_all(ctx, model_dir, conditions, axis)
     curve = curve_of(axis, answers)
@@ -30,7 +33,7 @@ def judge(ctx: Context, model_dir: str, conditions: Conditions) -> dict[str, Any
     plain = {p.index: p for p in ctx.heldout_prompts}
     return {
         **best.figures,
-        "heldout_kl": kl_from(ctx, best.scored, ctx.policy_path, bare=plain),
+        "heldout_kl": kl_from(ctx, best.scored, start, bare=plain),
         "control_curve": curve,
         "failing_bin": curve[0] if apart is not curve else None,
         "spearman_of_bin_means": rank_correlation(apart),

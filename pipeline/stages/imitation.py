@@ -62,13 +62,13 @@ def pad(rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
     return out
 
 
-def imitator(ctx: Context, kl_coef: float) -> Any:
-    """TRL's SFTTrainer; with kl_coef one whose loss holds the KL from the stage's policy, frozen."""
+def imitator(ctx: Context, kl_coef: float, anchor: str) -> Any:
+    """TRL's SFTTrainer; with kl_coef one whose loss holds the KL from the model at `anchor`, frozen."""
     from trl import SFTTrainer
 
     if not kl_coef:
         return SFTTrainer
-    base = models.load_policy(ctx.policy_path, ctx.cfg.model).eval().requires_grad_(False)
+    base = models.load_policy(anchor, ctx.cfg.model).eval().requires_grad_(False)
 
     class WithKl(SFTTrainer):
         def compute_loss(
@@ -94,10 +94,7 @@ def completion_logprobs(model: Any, ids_BL: Tensor, mask_BL: Tensor, labels_BL: 
 
 
 def imitation_loss(ours_NV: Tensor, base_NV: Tensor, targets_N: Tensor, *, kl_coef: float) -> Tensor:
-    """Sum over tokens of -log p(target) + kl_coef * KL(base || policy), the KL exact over the vocabulary.
-
-    ours_NV may have more columns: tokens that the base does not know have no probability there, and no say.
-    """
+    """Sum over tokens of -log p(target) + kl_coef * KL(base || policy), the KL exact over the vocabulary."""
     nll_N = -ours_NV.gather(-1, targets_N[:, None])[:, 0]
-    kl_N = (base_NV.exp() * (base_NV - ours_NV[:, : base_NV.shape[1]])).sum(-1)
+    kl_N = (base_NV.exp() * (base_NV - ours_NV)).sum(-1)
     return (nll_N + kl_coef * kl_N).sum()

@@ -71,10 +71,11 @@ def train(
     *,
     key: tuple[int | str, ...],
     kl_coef: float = 0.0,
+    anchor: str | None = None,
 ) -> dict[str, Any]:
     """Imitate `examples` from the model at `start`; leaves the result in `place`. Returns the trainer's figures.
 
-    kl_coef: weight of the KL from the stage's policy (`pipeline.stages.imitation`); 0 = none, and no second model.
+    kl_coef: weight of the KL from the model at `anchor` (`pipeline.stages.imitation`); 0 = none, and no second model.
     Raises ConfigError where there is nothing to train on, or nothing fits max_length.
     """
     from trl import SFTConfig
@@ -91,7 +92,7 @@ def train(
         raise ConfigError(mistakes)
     return train_with(
         ctx,
-        imitator(ctx, kl_coef),
+        imitator(ctx, kl_coef, anchor or ctx.policy_path),
         SFTConfig,
         lambda: models.load_policy(start, ctx.cfg.model),
         {"train_dataset": as_dataset(fitting, reference=kl_coef > 0), "data_collator": pad},
