@@ -1,6 +1,7 @@
 """Asking: templates against text written by hand, plain transformers against our generator, guidance against a full
 forward pass, the KL against torch's own, and the stage and its probe on a tiny model."""
 
+import io
 import json
 import math
 
@@ -9,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline import asking
+from pipeline.__main__ import main
 from pipeline.config import ConfigError
 from pipeline.credit.conditioning import Axis, Conditions
 from pipeline.generate import Request, TransformersGenerator
@@ -21,7 +23,7 @@ from pipeline.stages.control_curve import is_monotone, measure, solvable
 from pipeline.stages.imitation import Example, as_dataset, completion_logprobs, imitation_loss, pad
 from pipeline.stages.new_tokens import check_trained, extend
 from pipeline.stages.probe import probe_accuracy
-from tests.small_chain import command, manifest
+from tests.small_chain import command, manifest, write_rows
 
 REWARD = Axis("reward", (0.25, 0.75), "<{bin}> ").fitted([0.0, 0.5, 1.0])
 SHORT = Axis("length", (4.0,), "({bin})", of="length", prefer="low").fitted([2.0, 9.0])
@@ -289,6 +291,44 @@ def test_the_probe_reads_a_trained_model_and_refuses_one_without_labels(runs, ca
     assert "<svg" in (runs / "small" / "probe" / "probe.svg").read_text()
     assert command(runs, "probe", "probe.policy=sft") == 2
     assert "has no conditions.json" in capsys.readouterr().err
+
+
+@pytest.mark.stages
+def test_a_runs_model_is_asked_from_the_command_line(runs, tmp_path, capsys):
+    run = str(runs / "small")
+    tasks = write_rows(tmp_path / "tasks.jsonl", [{"prompt": "a1>c1:"}, {"prompt": "e5>a2:"}])
+    assert main(["generate", run, "stage=conditioned", f"prompts={tasks}", "label=best", "samples=2", "seed=3",
+                 f"to={tmp_path / 'out.jsonl'}"]) == 0  # fmt: skip
+    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").open()]
+    assert [a["prompt"] for a in answers] == ["a1>c1:"] * 2 + ["e5>a2:"] * 2 and answers[0]["label"] == "<4> "
+    greedy = []
+    for seed in "12":  # at temperature 0 the seed changes nothing, and neither does guidance of one
+        capsys.readouterr()
+        assert main(["generate", run, "stage=conditioned", "prompt=a1>c1:", "label=4", "temperature=0", "guidance=1",
+                     f"seed={seed}"]) == 0  # fmt: skip
+        greedy.append(capsys.readouterr().out)
+    assert greedy[0] == greedy[1] and json.loads(greedy[0])["label"] == "<4> "
+
+
+@pytest.mark.stages
+def test_what_cannot_be_asked_from_the_command_line_is_told(runs, capsys):
+    run = str(runs / "small")
+    assert main(["generate", run, "stage=conditioned", "prompt=a1>c1:", "label=9"]) == 0
+    assert "warning: reward=9 is beyond the bins trained, 0 to 4" in capsys.readouterr().err
+    for words, told in ((["stage=sft", "prompt=x", "label=best"], "it was not trained on condition labels"),
+                        (["stage=conditioned", "label=best"], "give prompt=TEXT, or prompts=FILE.jsonl"),
+                        (["stage=conditioned", "prompt=x", "temperature=hot"], "temperature=hot: expected a number"),
+                        (["stage=conditioned", "prompt=x", "lable=best"], "did you mean 'label'?")):  # fmt: skip
+        assert main(["generate", run, *words]) == 2
+        assert told in capsys.readouterr().err
+
+
+@pytest.mark.stages
+def test_chat_answers_line_by_line_until_the_input_ends(runs, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("a1>c1:\ne5>a2:\n"))
+    assert main(["chat", str(runs / "small"), "stage=conditioned", "label=best"]) == 0
+    told = capsys.readouterr().out
+    assert "asked for '<4>'" in told and told.count("> ") >= 3
 
 
 @pytest.mark.stages
