@@ -13,9 +13,10 @@ from typing import NotRequired, TypedDict
 from verifiers import Example, Verdict, failed, malformed, passed
 from verifiers._math.lexer import Unsupported
 from verifiers._math.number import constant, is_real
-from verifiers._math.parse import parse, unit_name
+from verifiers._math.parse import parse
 from verifiers._math.text import final_answer, one_spelling, unboxed, unreadable
 from verifiers._math.tree import Node
+from verifiers._math.units import unit_name
 
 
 class Task(TypedDict):

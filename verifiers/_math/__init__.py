@@ -2,7 +2,9 @@
 
 text.py      the final answer of a completion; LaTeX and unicode to one spelling
 lexer.py     that spelling -> tokens
-parse.py     tokens -> a tree of at most MAX_NODES nodes and MAX_DEPTH levels
+cursor.py    where in the tokens a reader stands, and its limits on depth and size
+parse.py     tokens -> a tree (tree.py)
+units.py     units, and the words that are none
 number.py    a tree -> its value: exact rational where it can be, else complex floats of enough digits
 region.py    intervals, inequalities and unions on the real line
 compare.py   whether an answer's tree says what the gold's tree says

@@ -130,6 +130,8 @@ def _command_tokens(name: str, spaced: bool) -> list[Token]:
         return []
     if name in ("{", "}"):
         return [Token("sign", f"\\{name}", spaced)]
+    if name in ("langle", "rangle"):  # a vector, compared as a tuple
+        return [Token("sign", "(" if name == "langle" else ")", spaced)]
     if name in ("<", ">", "[", "]", "|", ":", "%"):
         return [Token("sign", name, spaced)]
     return [Token("command", name, spaced)]

@@ -241,10 +241,13 @@ def is_real(value: Value, walk: _Evaluation) -> bool:
     return isinstance(value, Fraction) or bool(abs(value.imag) < walk.mp.mpf(10) ** -SPARE_DIGITS)
 
 
-def sample_points(names: frozenset[str]) -> list[Point]:
-    """Four points to compare functions at: three positive, then one negative. Rational and far from anything round."""
+def sample_points(names: frozenset[str], *, whole: bool = False) -> list[Point]:
+    """Four points to compare functions at: three positive, then one negative. Rational and far from anything round;
+    whole: whole numbers, for what has no other values, such as factorials."""
     if not names:
         return [{}]
+    if whole:
+        return [{name: Fraction(n + 5 * i) for i, name in enumerate(sorted(names))} for n in (7, 12, 18, 25)]
     rng = random.Random(20240229)
     points = [{name: Fraction(rng.randint(300, 2900), 997) for name in sorted(names)} for _ in range(3)]
     return [*points, {name: -value for name, value in points[0].items()}]
@@ -257,8 +260,9 @@ def equal_everywhere(left: Node, right: Node) -> bool:
     sqrt(x)sqrt(y) and sqrt(xy) are one answer, sqrt(x^2) and x are not. Raises Unsupported where nothing could be seen.
     """
     names = variables(left) | variables(right)
+    whole = any(node.op == "factorial" or node.value == "binom" for side in (left, right) for node in side.walk())
     seen = 0
-    for i, point in enumerate(sample_points(names)):
+    for i, point in enumerate(sample_points(names, whole=whole)):
         try:
             (a, b), walk = values_at((left, right), point)
         except Undefined:

@@ -10,14 +10,13 @@ factor  := atom ('^' exponent | '!' | '%' | '_' index)*
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from fractions import Fraction
 
+from verifiers._math.cursor import Cursor
 from verifiers._math.lexer import SAME_COMMAND, SKIPPED, TEXT_COMMANDS, Token, Unsupported, tokens_of
 from verifiers._math.tree import Node, number
+from verifiers._math.units import MULTIPLIERS, unit_name
 
-MAX_DEPTH = 40
-MAX_NODES = 600
 RELATIONS = {"=": "=", "<": "<", ">": ">", "le": "<=", "ge": ">=", "ne": "!=", "in": "in"}
 FUNCTIONS = frozenset("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp".split())
 CONSTANTS = {"pi": "pi", "infty": "infty"}
@@ -27,11 +26,6 @@ GREEK = frozenset(
 )
 SETS = {"R": "reals"}
 MATRICES = frozenset("pmatrix bmatrix Bmatrix vmatrix matrix array".split())
-MULTIPLIERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-NO_UNITS = frozenset(
-    "or and not no to is are if maybe perhaps about approximately roughly around more less than at least most mod false"
-    " wrong incorrect plus minus times over squared cubed nan either otherwise undefined half third quarter".split()
-)
 
 
 def parse(text: str) -> Node:
@@ -42,52 +36,7 @@ def parse(text: str) -> Node:
     return node
 
 
-class _Reader:
-    def __init__(self, tokens: list[Token]) -> None:
-        self._tokens, self._at, self._depth, self._nodes = _digits_apart(tokens), 0, 0, 0
-
-    # -- tokens
-
-    @property
-    def now(self) -> Token:
-        return self._tokens[self._at]
-
-    def peek(self, ahead: int) -> Token:
-        return self._tokens[min(self._at + ahead, len(self._tokens) - 1)]
-
-    def at(self, kind: str, *texts: str) -> bool:
-        return self.now.kind == kind and (not texts or self.now.text in texts)
-
-    def sign(self, *texts: str) -> bool:
-        return self.at("sign", *texts)
-
-    def command(self, *texts: str) -> bool:
-        return self.at("command", *texts)
-
-    def take(self) -> Token:
-        token = self.now
-        self._at = min(self._at + 1, len(self._tokens) - 1)
-        return token
-
-    def expect(self, kind: str, text: str) -> None:
-        if not self.at(kind, text):
-            raise Unsupported(f"{self.now.text or 'the end'!r} where {text or 'the end'!r} belongs")
-        self.take()
-
-    def make(self, op: str, *args: Node, value: object = None) -> Node:
-        self._nodes += 1
-        if self._nodes > MAX_NODES:
-            raise Unsupported("too many parts")
-        return Node(op, args, value)
-
-    def deeper(self, read: Callable[[], Node]) -> Node:
-        self._depth += 1
-        if self._depth > MAX_DEPTH:
-            raise Unsupported("nested too deeply")
-        node = read()
-        self._depth -= 1
-        return node
-
+class _Reader(Cursor):
     # -- statements
 
     def answer(self) -> Node:
@@ -106,16 +55,23 @@ class _Reader:
 
     def item(self) -> Node:
         parts, operators = [self.deeper(self.set_expression)], []
-        while (self.sign("=", "<", ">", ":") and self.relation()) or (self.command() and self.now.text in RELATIONS):
+        if self.sign(":"):
+            return self.ratio(parts[0])
+        while self.sign("=", "<", ">") or (self.command() and self.now.text in RELATIONS):
             operators.append(RELATIONS[self.take().text])
             parts.append(self.deeper(self.set_expression))
         node = parts[0] if not operators else self.make("rel", *parts, value=tuple(operators))
         return self.with_unit(node)
 
-    def relation(self) -> bool:
-        if self.sign(":"):
-            raise Unsupported("a ratio")
-        return True
+    def ratio(self, first: Node) -> Node:
+        """a : b : c, ordered and as it stands."""
+        parts = [first]
+        while self.sign(":"):
+            self.take()
+            parts.append(self.set_expression())
+        if self.at("text"):
+            raise Unsupported("words after a ratio, as in a time of day")
+        return self.make("group", *parts, value="::")
 
     def with_unit(self, node: Node) -> Node:
         r"""`10\text{ cm}^2`: words after a value are its unit, if they are the kind of words units are."""
@@ -395,6 +351,8 @@ class _Reader:
         call = self.make("call", argument, *([base] if base else []), value=name)
         if exponent is None:
             return call
+        if exponent == Node("neg", (number(1),)) and name in ("sin", "cos", "tan") and base is None:
+            return self.make("call", argument, value=f"arc{name}")
         if exponent.op != "num" or exponent.value <= 0:
             raise Unsupported("an inverse function written as a power")
         return self.make("pow", call, exponent)
@@ -446,19 +404,6 @@ class _Reader:
         return name
 
 
-def _digits_apart(tokens: list[Token]) -> list[Token]:
-    r"""`\frac12` takes a digit each, as TeX reads it."""
-    apart: list[Token] = []
-    for token in tokens:
-        if token.kind == "num" and len(token.text) > 1 and apart and apart[-1].text in ("frac", "binom"):
-            if not token.text.isdigit():
-                raise Unsupported("a fraction without braces")
-            apart += [Token("num", digit) for digit in token.text]
-        else:
-            apart.append(token)
-    return apart
-
-
 def _literal(token: Token) -> Fraction:
     mantissa, _, exponent = token.text.partition("e")
     if exponent and abs(int(exponent)) > 400:
@@ -468,23 +413,6 @@ def _literal(token: Token) -> Fraction:
 
 def _letter(letter: str) -> Node:
     return Node("const", (), letter) if letter in ("e", "i") else Node("var", (), letter)
-
-
-def unit_name(words: str) -> str:
-    """One name for a unit's spellings. Raises Unsupported for words that are no unit."""
-    words = words.lower().strip(" .")
-    plain = words.replace("^", " ").replace("/", " ").replace("-", " ").replace("per", " ").split()
-    if not plain or len(plain) > 4 or any(not part.replace(".", "").isalnum() for part in plain):
-        raise Unsupported(f"the words {words[:40]!r}")
-    if NO_UNITS & set(plain):
-        raise Unsupported(f"the words {words[:40]!r}")
-    for square in ("square ", "sq "):
-        if words.startswith(square):
-            words = words.removeprefix(square) + "^2"
-    if words.startswith("cubic "):
-        words = words.removeprefix("cubic ") + "^3"
-    stem, caret, power = words.partition("^")
-    return UNIT_ALIASES.get(stem.strip(), stem.strip().removesuffix("s")) + caret + power
 
 
 KNOWN_COMMANDS = frozenset(
@@ -506,12 +434,3 @@ KNOWN_COMMANDS = frozenset(
         "pm",
     )
 )
-UNIT_ALIASES = {
-    "centimeters": "cm", "centimeter": "cm", "centimetres": "cm", "centimetre": "cm", "meters": "m", "meter": "m",
-    "metres": "m", "metre": "m", "kilometers": "km", "kilometer": "km", "millimeters": "mm", "millimeter": "mm",
-    "inches": "inch", "inch": "inch", "in": "inch", "feet": "foot", "ft": "foot", "kilograms": "kg", "kilogram": "kg",
-    "grams": "g", "gram": "g", "seconds": "second", "sec": "second", "s": "second", "hours": "hour", "hrs": "hour",
-    "hr": "hour", "h": "hour", "minutes": "minute", "min": "minute", "dollars": "dollar", "degrees": "degree",
-    "miles per hour": "mph", "mi/h": "mph", "kilometers per hour": "km/h", "kph": "km/h", "liters": "l", "litres": "l",
-    "liter": "l", "litre": "l", "units": "unit",
-}  # fmt: skip
