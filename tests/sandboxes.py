@@ -96,3 +96,8 @@ def _entries(file: str) -> Iterator[tuple[str, str]]:
     for entry in (CORPORA / file).read_text(encoding="utf-8").split("\n=== ")[1:]:
         name, _, text = entry.partition("\n")
         yield name, text.rstrip("\n") + "\n"
+
+
+def shell_scripts() -> list[tuple[str, str, str]]:
+    """(expected status, what it does, the script)."""
+    return [(*name.split(": ", 1), text) for name, text in _entries("shell.txt")]  # type: ignore[misc]
