@@ -22,6 +22,7 @@ FAMILIES = {name: "trigonometric" for name in ("sin", "cos", "tan", "cot", "sec"
 FAMILIES |= {name: "inverse trigonometric" for name in ("arcsin", "arccos", "arctan")}
 FAMILIES |= {name: "logarithm" for name in ("log", "ln", "lg")}
 FAMILIES |= {"binom": "combinatorial", "exp": "exponential"}
+FUNCTION_NAMES = frozenset("fghFGHPQ")
 NUMBER_OPS = frozenset({"num", "mixed", "neg", "div", "pow", "percent", "call", "base"})
 
 
@@ -75,7 +76,9 @@ def _is_name(node: Node) -> bool:
     """x, or f(x)."""
     if node.op == "var":
         return True
-    return node.op == "mul" and len(node.args) == 2 and all(arg.op == "var" for arg in node.args)
+    if node.op != "mul" or len(node.args) != 2 or any(arg.op != "var" for arg in node.args):
+        return False
+    return node.args[0].value in FUNCTION_NAMES and node.args[0] != node.args[1]
 
 
 def _value_of(node: Node) -> tuple[Node, Node] | None:

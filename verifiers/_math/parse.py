@@ -86,6 +86,8 @@ class _Reader(Cursor):
         return self.scaled(node, words)
 
     def scaled(self, node: Node, words: str) -> Node:
+        if node.op in ("percent", "degree", "unit"):
+            raise Unsupported("a unit after a unit")
         first, *rest = words.lower().split()
         if first in MULTIPLIERS:
             node = self.make("mixed", value=node.value * MULTIPLIERS[first]) if node.op == "num" else self.refuse(words)
@@ -213,6 +215,8 @@ class _Reader(Cursor):
         return whole
 
     def power(self, base: Node) -> Node:
+        if base.op in ("percent", "degree", "unit"):
+            raise Unsupported("a power of a unit")
         if self.command("circ"):
             self.take()
             return self.make("degree", base)
