@@ -135,6 +135,8 @@ class VllmGenerator:
             "generation_config": "vllm",  # the model's own would change the sampling distribution
             "logprobs_mode": "processed_logprobs",
             "enforce_eager": not torch.cuda.is_available(),
+            # a prompt cut in two makes the engine turn back the seeded generator of its request, which on a CPU raises
+            "enable_chunked_prefill": torch.cuda.is_available(),
             "trust_remote_code": model.trust_remote_code,
             "disable_log_stats": True,
             "seed": 0,

@@ -226,10 +226,13 @@ def demonstrations(parts: Parts, step: int, update: int) -> list[Row]:
     return [parts.demonstrations[i] for i in places]
 
 
-def canary_sequences(prompts: Sequence[Prompt], count: int = 4) -> list[list[int]]:
-    """Fixed token sequences to compare both sides on: prompts that stand far apart in the data, two copies long."""
+def canary_sequences(prompts: Sequence[Prompt], count: int = 2, tokens: int = 8) -> list[list[int]]:
+    """Fixed token sequences to compare both sides on: starts of prompts that stand far apart in the data.
+
+    Few and short, for it is done after every update: any token goes through every weight.
+    """
     stride = max(len(prompts) // count, 1)
-    return [[*p.ids, *reversed(p.ids)] for p in list(prompts)[::stride][:count]]
+    return [[*p.ids, *reversed(p.ids)][:tokens] for p in list(prompts)[::stride][:count]]
 
 
 def _sync(parts: Parts, state: State, sequences: Sequence[Sequence[int]], step: int) -> float:
