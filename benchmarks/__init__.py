@@ -5,6 +5,8 @@
     workload.py   the model, prompts and settings both sides are given
     worker.py     one side in a process of its own, a step at a time on demand
     ours.py, trl_side.py   what a worker runs: our stage, or TRL's trainer
+    judge.py      one judge for both: held-out accuracy of the weights a side has reached
+    engine.py     our engine alone
     step.py long_prompt.py rollout.py score.py learn.py sync.py trainers.py start.py memory.py scale.py
                   one question each
 

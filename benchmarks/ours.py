@@ -7,7 +7,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.judge import judge
 from benchmarks.worker import Gate
+from benchmarks.workload import Workload
 from pipeline import config
 from pipeline.records import Prompt, Scored
 from pipeline.stages import policy, run_stage
@@ -16,11 +18,17 @@ from pipeline.stages.context import Context
 PHASES = ("rollout", "experience", "update", "sync")
 
 
-def train(place: Path, gate: Gate, *, backend: str) -> None:
+def train(place: Path, work: Workload, gate: Gate, *, backend: str) -> None:
     """Run the stage; the gate opens each step."""
     os.chdir(place)
     cfg = config.load(place / "ours.yaml", [f"generate.backend={backend}"])
-    plain = policy.make_sampler
+    plain, make_learner = policy.make_sampler, policy.make_learner
+
+    def make_judged(ctx: Context, forward: object) -> policy.Learner:
+        learner = make_learner(ctx, forward)  # type: ignore[arg-type]
+        if work.judge_every:
+            gate.judge, gate.every = (lambda: judge(place, learner.model, work)), work.judge_every
+        return learner
 
     def make_sampler(ctx: Context, generator: object) -> policy.SampleAndScore:
         sample = plain(ctx, generator)  # type: ignore[arg-type]
@@ -35,7 +43,7 @@ def train(place: Path, gate: Gate, *, backend: str) -> None:
 
         return sample_when_asked
 
-    policy.make_sampler = make_sampler  # type: ignore[assignment]
+    policy.make_sampler, policy.make_learner = make_sampler, make_judged  # type: ignore[assignment]
     run_stage(cfg, "grpo")
 
 

@@ -18,8 +18,9 @@ from trl.extras.profiling import ProfilingContext
 from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 
+from benchmarks.judge import judge
 from benchmarks.worker import Gate
-from benchmarks.workload import Workload, vowel_share
+from benchmarks.workload import Workload
 
 
 class Gated(TrainerCallback):
@@ -75,6 +76,8 @@ def train(place: Path, work: Workload, gate: Gate, *, vllm: bool) -> None:
 
     ProfilingContext._log_metrics = log_metrics
     trainer = make_trainer(place, work, gate, vllm=vllm)
+    if work.judge_every:
+        gate.judge, gate.every = (lambda: judge(place, trainer.model, work)), work.judge_every
     trainer.add_callback(Gated(gate))
     trainer.train()
 
@@ -82,18 +85,23 @@ def train(place: Path, work: Workload, gate: Gate, *, vllm: bool) -> None:
 def make_trainer(place: Path, work: Workload, gate: Gate | None = None, *, vllm: bool = False) -> GRPOTrainer:
     from datasets import Dataset
 
-    def reward(completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
+    import verifiers
+
+    verify = verifiers.load(work.verifier, [str(place / "verifiers")]).module.verify
+
+    def reward(completions: list[str], completion_ids: list[list[int]], task: list[str], **_: Any) -> list[float]:
         if gate is not None:
             gate.note("tokens", sum(map(len, completion_ids)))
             gate.note("longest", max(map(len, completion_ids)))
-        return [vowel_share(text) for text in completions]
+        return [verify(text, json.loads(t)).score for text, t in zip(completions, task, strict=True)]
 
-    rows = [json.loads(line)["prompt"] for line in (place / "prompts.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (place / "prompts.jsonl").read_text().splitlines()]
+    columns = {"prompt": [r["prompt"] for r in rows], "task": [json.dumps(r["task"]) for r in rows]}
     model = AutoModelForCausalLM.from_pretrained(place / "model", dtype="float32")
     return GRPOTrainer(
         model=model,
         reward_funcs=reward,
         args=GRPOConfig(**options(place, work, vllm=vllm)),
-        train_dataset=Dataset.from_dict({"prompt": rows}),
+        train_dataset=Dataset.from_dict(columns),
         processing_class=AutoTokenizer.from_pretrained(place / "model"),
     )

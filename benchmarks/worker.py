@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -27,12 +27,17 @@ class Stopped(BaseException):
 
 
 class Gate:
-    """Inside a worker. `step` is called at the start of every step; notes are figures of the step under way."""
+    """Inside a worker. `step` is called at the start of every step; notes are figures of the step under way.
+
+    judge: where set, it is asked after every `every` steps, outside of what is timed.
+    """
 
     def __init__(self, requests: int, answers: int) -> None:
         self.requests, self.answers = os.fdopen(requests), os.fdopen(answers, "w")
         self.started: tuple[float, float] | None = None
         self.notes: dict[str, float] = {}
+        self.judge: Callable[[], float] | None = None
+        self.every, self.taken = 0, 0
 
     def note(self, name: str, value: float) -> None:
         self.notes[name] = self.notes.get(name, 0.0) + value
@@ -40,6 +45,9 @@ class Gate:
     def step(self) -> None:
         if self.started is not None:
             wall, cpu = time.perf_counter() - self.started[0], time.process_time() - self.started[1]
+            self.taken += 1
+            if self.judge is not None and self.taken % self.every == 0:
+                self.notes["accuracy"] = self.judge()
             self._say({"wall": wall, "cpu": cpu, "peak_mib": _peak_mib(), **self.notes})
         else:
             self._say({"peak_mib": _peak_mib()})
@@ -60,10 +68,10 @@ def _peak_mib() -> float:
 class Worker:
     """Outside: start a side, ask it for steps, stop it."""
 
-    def __init__(self, side: str, work: Workload) -> None:
+    def __init__(self, side: str, work: Workload, lay: Callable[[Path, Workload], None] = lay_out) -> None:
         self.side, self.folder = side, tempfile.TemporaryDirectory(prefix=f"bench-{side}-")
         place = Path(self.folder.name)
-        lay_out(place, work)
+        lay(place, work)
         to_read, self._to = os.pipe()
         self._from, to_write = os.pipe()
         self.log = (place / "log.txt").open("w+")
@@ -130,7 +138,7 @@ def main(side: str, place: str, work: str, requests: str, answers: str) -> None:
         if side.startswith("ours"):
             from benchmarks import ours
 
-            ours.train(folder, gate, backend="transformers" if side == "ours_transformers" else "vllm")
+            ours.train(folder, settings, gate, backend="transformers" if side == "ours_transformers" else "vllm")
         else:
             from benchmarks import trl_side
 

@@ -13,7 +13,6 @@ from random import Random
 from typing import Any
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;<>=+-*/()?!"
-VOWELS = "aeiouAEIOU"
 REWARD = "vowel_share"
 VERIFIER = '''"""The share of vowels in a completion: quick, dense, and the same number on both sides."""
 
@@ -56,6 +55,8 @@ class Workload:
     kl: float = 0.04
     learning_rate: float = 1e-6
     tokens_per_microbatch: int = 16_384
+    verifier: str = REWARD
+    judge_every: int = 0
     seed: int = 1
 
     @property
@@ -64,10 +65,6 @@ class Workload:
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
-
-
-def vowel_share(text: str) -> float:
-    return sum(c in VOWELS for c in text) / max(len(text), 1)
 
 
 def lay_out(place: Path, work: Workload) -> None:
@@ -100,7 +97,7 @@ def our_config(place: Path, work: Workload) -> dict[str, Any]:
         "model": {"path": str(place / "model")},
         "prompts": {"path": str(place / "prompts.jsonl"), "heldout_path": str(place / "heldout.jsonl")},
         "verifier_dirs": [str(place / "verifiers")],
-        "rewards": {REWARD: {"weight": 1.0}},
+        "rewards": {work.verifier: {"weight": 1.0}},
         "sampling": {"temperature": 1.0, "max_tokens": work.max_tokens},
         "evaluation": {"samples": 2, "k": 1},
         "stages": ["grpo"],
