@@ -7,6 +7,7 @@ words may stand before an opening fence with a language. A completion without an
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 MAX_CHARS = 1 << 20
@@ -21,17 +22,19 @@ class Block:
 
 
 def answer(completion: str) -> str:
-    """The completion without its reasoning. An unclosed think tag leaves nothing."""
-    kept, rest = "", completion
-    while "<think>" in rest or "</think>" in rest:
-        start, end = rest.find("<think>"), rest.find("</think>")
-        if start < 0 or 0 <= end < start:  # the tag was opened in the prompt: all before its end was reasoning
-            kept, rest = "", rest[end + len("</think>") :]
-        elif end < 0:
-            rest = rest[:start]
-        else:
-            kept, rest = kept + rest[:start], rest[end + len("</think>") :]
-    text = kept + rest
+    """The completion without its reasoning. An unclosed think tag leaves nothing after it."""
+    kept: list[str] = []
+    thinking = False
+    for part in re.split("(</?think>)", completion):
+        if part == "<think>":
+            thinking = True
+        elif part == "</think>":
+            if not thinking:  # the tag was opened in the prompt: all before its end was reasoning
+                kept.clear()
+            thinking = False
+        elif not thinking:
+            kept.append(part)
+    text = "".join(kept)
     if "<answer>" in text:
         text = text.rpartition("<answer>")[2].partition("</answer>")[0]
     return text
