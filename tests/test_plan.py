@@ -1,0 +1,104 @@
+"""A plan's counts against hand arithmetic, its example against the tokens, and its trial against a real run."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import estimate, plan
+from pipeline.config import load
+from pipeline.estimate import Data, Shape
+from pipeline.runs import StageDir
+from pipeline.trial import Trial
+
+ROOT = Path(__file__).parent.parent
+DEMO, CHAOS = (str(ROOT / f"configs/demo/{name}.yaml") for name in ("pipeline", "chaos"))
+DATA = Data(1000, 300, 120, (6.0, 6, 6), (8.0, 11, 12), 0.0, 0.0)
+
+
+def work(*words: str, stage: str):
+    return estimate.work_of(load(DEMO, list(words)), stage, DATA)
+
+
+def test_policy_stages_sample_steps_times_prompts_times_samples():
+    made = work("grpo.steps=7", "grpo.prompts=5", "grpo.samples=3", stage="grpo")
+    assert (made.steps, made.batch, made.samples) == (7, 15, 105)
+    assert not made.at_most
+    refilled = work("grpo.steps=7", "grpo.groups.dynamic=true", "grpo.groups.refill_cap=2", stage="grpo")
+    assert refilled.samples == 7 * 32 * 8 * 2 and refilled.at_most
+
+
+def test_trainer_steps_are_the_librarys_own_arithmetic():
+    assert estimate.trained_steps({"max_steps": 9, "per_device_train_batch_size": 4}, 1000) == (4, 9)
+    # 101 rows, 8 a batch, 2 batches a step: 13 batches are 7 steps an epoch
+    assert estimate.trained_steps({"gradient_accumulation_steps": 2, "num_train_epochs": 3}, 101) == (16, 21)
+
+
+def test_feedme_samples_every_round_and_judges_its_control_too():
+    made = work("feedme.rounds=3", "feedme.prompts=10", "feedme.samples=4", stage="feedme")
+    assert made.samples == 120 and made.judged == 120 * 16 * 3 * 2 + 120
+
+
+def test_lengths_come_from_the_yaml_before_the_demonstrations():
+    cfg = load(DEMO, ["expected_tokens={grpo: 5.5}"])
+    works = [estimate.work_of(cfg, name, DATA) for name in ("grpo", "ppo")]
+    estimate.expect_lengths(cfg, works, DATA, {})
+    assert [(w.mean_tokens, w.source) for w in works] == [(5.5, "expected_tokens"), (8.0, "demonstrations")]
+    assert works[0].tokens == round(5.5 * works[0].samples)
+
+
+def test_lengths_of_a_run_on_disk_come_before_all_else():
+    cfg = load(DEMO, ["expected_tokens={grpo: 5.5}"])
+    works = [estimate.work_of(cfg, "grpo", DATA)]
+    done = {"tokens": {"completion": works[0].samples * 4}, "metrics": {}}
+    estimate.expect_lengths(cfg, works, DATA, {"grpo": done})
+    assert works[0].tokens == works[0].samples * 4 and works[0].source == "a run on disk"
+
+
+def test_memory_by_part_is_the_parameters_times_what_is_kept_of_each():
+    shape = Shape(1000, 8, 2, 8, 50, 4)
+    trial = Trial(libraries_bytes=7, generator_bytes=11, cache_bytes=13)
+    cfg = load(DEMO, [])
+    parts = estimate.memory_of(cfg, "ppo", shape, DATA, trial).parts
+    assert (parts["libraries"], parts["generator"], parts["kv cache"]) == (7, 11, 13)
+    assert (parts["weights"], parts["gradients"], parts["optimizer"]) == (4000, 4000, 8000)
+    assert (parts["reference"], parts["critic"], parts["reward model"]) == (4000, 16000, 4000)
+    assert "reference" not in estimate.memory_of(cfg, "grpo", shape, DATA, trial).parts  # no KL is asked for
+    assert "weights" not in estimate.memory_of(cfg, "evaluate", shape, DATA, trial).parts
+
+
+def test_the_example_is_trained_on_from_the_completion_to_its_end_token(tmp_path):
+    cfg = load(CHAOS, [f"runs_dir={tmp_path}"])
+    made = plan.make(cfg, None)
+    shown = "".join(text for text, _ in made.example)
+    prompt = "".join(text for text, trained in made.example if not trained)
+    assert prompt.endswith(":") and shown.startswith(prompt)
+    assert made.example[-1] == ("<eos>", True)
+    assert not list(tmp_path.iterdir())  # a plan leaves nothing
+
+
+@pytest.mark.stages
+@pytest.mark.timeout(600)
+def test_a_plan_tells_the_tokens_and_the_memory_that_the_run_then_takes(tmp_path):
+    """Sampled tokens within 2%, peak memory within 15%: the first run's lengths serve the second seed's plan."""
+    words = [f"runs_dir={tmp_path}", "stages=[base,sft,grpo]", "grpo.groups.dynamic=false", "sft.trainer.max_steps=150",
+             "prompts.rows=3000", "grpo.prompts=32"]  # fmt: skip
+
+    def pipeline(command: str, *more: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline", command, CHAOS, *words, *more], capture_output=True, text=True, cwd=ROOT
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    pipeline("run")
+    told = json.loads(pipeline("plan", "run=second", "seed=2", "json=true"))
+    pipeline("run", "run=second", "seed=2")
+    made = {name: StageDir(tmp_path / "second", name).manifest() for name in ("base", "sft", "grpo")}
+    assert told["grpo"]["sampled_tokens"] == pytest.approx(made["grpo"]["tokens"]["completion"], rel=0.1)
+    again = json.loads(pipeline("plan", "run=second", "seed=2", "json=true"))
+    assert again["grpo"]["sampled_tokens"] == pytest.approx(made["grpo"]["tokens"]["completion"], rel=0.02)
+    peak = max(stage["memory_bytes"] for stage in told.values())
+    assert peak == pytest.approx(max(m["peak_rss_bytes"] for m in made.values()), rel=0.15)
