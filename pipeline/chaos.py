@@ -116,13 +116,16 @@ class Server:
 
 
 def chaos(config: str, overrides: Sequence[str]) -> int:
-    """0 where every stage ends in the reference's bytes, 1 where one does not."""
+    """0 where every stage ends in the reference's bytes, 1 where one does not; else the undisturbed run's own fault."""
     settings, rest = Settings.taken_from(overrides)
     cfg = load(config, rest)
     root = cfg.run_dir.with_name(f"{cfg.run_dir.name}-chaos")
     started = time.monotonic()
     reference = load(config, [*rest, f"run={_run_name(root, cfg)}/reference"])
-    subprocess.run([sys.executable, "-m", "pipeline", "run", config, *rest, f"run={reference.run}"], check=True)
+    made = subprocess.run([sys.executable, "-m", "pipeline", "run", config, *rest, f"run={reference.run}"])
+    if made.returncode:
+        console.say(f"chaos: the undisturbed run ended with {made.returncode}, so there is nothing to compare with")
+        return made.returncode
     servers = [Server(root / f"server-{i}.log") for i in range(SERVERS)]
     try:
         same = [_stage(config, rest, cfg, reference, root, name, settings, servers) for name in cfg.stages]
