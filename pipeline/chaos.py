@@ -8,10 +8,10 @@ depends on the process shows; starting one for each kill would spend most of the
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import random
+import runpy
 import select
 import shutil
 import signal
@@ -211,17 +211,13 @@ def _compare(expected: Path, made: Path) -> str | None:
 
 def serve(prepare: Callable[[Mapping[str, Any]], None] = lambda request: None) -> None:
     """Fork a child for each request on stdin; tell its pid and then how it ended. `prepare` runs in the child first."""
-    main = importlib.import_module("pipeline.__main__").main  # the command line itself is what is interrupted
-    from pipeline.generate import _prepare_vllm_environment, choose_backend
-    from pipeline.schema import Generate
+    main = runpy.run_module("pipeline.__main__", run_name="command line")["main"]  # what a person would interrupt
+    from pipeline import generate
 
     process.prepare(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    import trl  # noqa: F401
+    from trl import SFTTrainer  # noqa: F401
 
-    if choose_backend(Generate()) == "vllm":
-        _prepare_vllm_environment()
-        import vllm  # noqa: F401
-        from trl import SFTTrainer  # noqa: F401
+    generate.preload()
     for line in sys.stdin:
         request = json.loads(line)
         child = os.fork()

@@ -196,6 +196,13 @@ class VllmGenerator:
         self.llm.reset_prefix_cache()  # cached keys and values belong to the old weights
 
 
+def preload() -> None:
+    """Import what the generator of this machine will need, for a process that is forked to answer."""
+    if choose_backend(Generate()) == "vllm":
+        _prepare_vllm_environment()
+        import vllm  # noqa: F401
+
+
 def _prepare_vllm_environment() -> None:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
