@@ -41,4 +41,8 @@ def _fields(record: Any, skip: str = "") -> dict[str, Any]:
 
 def _tuples(row: Mapping[str, Any]) -> dict[str, Any]:
     """JSON has no tuples; the records have nothing else."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+    return {k: _tuple(v) for k, v in row.items()}
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(_tuple(v) for v in value) if isinstance(value, list) else value

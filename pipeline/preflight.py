@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def mistakes(cfg: Config, stages: Sequence[str] | None = None) -> list[str]:
         if getattr(block, "reward", None):
             lines += _reward_mistakes(f"{name}.reward", block.reward, cfg)
         if getattr(block, "filters", None):
-            lines += _told(f"{name}.filters", lambda block=block: selection.parse(block.filters))
+            lines += _told(f"{name}.filters", partial(selection.parse, block.filters))
         if isinstance(getattr(block, "data", None), Prompts):
             preference = ("chosen", "rejected") if block.kind == "reward_model" else ()
             lines += data_mistakes(cfg, block.data, f"{name}.data", {}, completions=not preference, columns=preference)

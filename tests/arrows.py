@@ -46,6 +46,7 @@ ROWS: tuple[frozenset[str], ...] = (
             "prompts",
             "models",
             "generate",
+            "reliable",
             "episodes",
             "pool",
             "asking",

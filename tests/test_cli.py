@@ -113,7 +113,7 @@ def test_a_file_that_is_no_text_is_told_and_not_thrown(write, capsys):
 def test_a_row_without_the_verifiers_field_is_named(write, capsys):
     rows = [{"prompt": f"{i}+1=", "completion": "2", "gold": "2"} for i in range(8)]
     del rows[4]["gold"]
-    changes = {"prompts__procedural": None, "prompts__rows": None, "rewards": {"math_answer": {}}}
+    changes: dict = {"prompts__procedural": None, "prompts__rows": None, "rewards": {"math_answer": {}}}
     (line,) = told(capsys, "run", write(prompts__path="rows.jsonl", **changes)) if write_rows(rows) else []
     assert "row 5 of rows.jsonl has no field 'gold', which verifier 'math_answer' needs" in line
 

@@ -17,6 +17,12 @@ def config(tmp_path, *words: str):
     return load(DEMO, [f"runs_dir={tmp_path}", "run=r", *words])
 
 
+def manifest_of(cfg, name: str) -> dict:
+    manifest = StageDir(cfg.run_dir, name).manifest()
+    assert manifest is not None
+    return manifest
+
+
 def make(cfg, name: str, text: str = "weights", inputs: dict | None = None, metrics: dict | None = None) -> StageDir:
     """A completed stage as run_stage leaves it, its model a line of text."""
     stage = StageDir(cfg.run_dir, name)
@@ -28,7 +34,7 @@ def make(cfg, name: str, text: str = "weights", inputs: dict | None = None, metr
     parents = {}
     if name != "base":
         parent = "base" if name == "sft" else "sft"
-        parents = {parent: manifest_sha(StageDir(cfg.run_dir, parent).manifest())}
+        parents = {parent: manifest_sha(manifest_of(cfg, parent))}
     stage.complete(seed=cfg.seed, parents=parents, inputs=inputs or {}, metrics=metrics or {}, **identity)
     return stage
 
@@ -77,7 +83,7 @@ def test_a_changed_input_file_is_named(tmp_path):
 def test_changed_code_is_named_by_file(tmp_path):
     cfg = config(tmp_path)
     stage = make(cfg, "base")
-    manifest = stage.manifest()
+    manifest = manifest_of(cfg, "base")
     manifest["code"]["pipeline/models.py"] = "of another day"
     stage.manifest_path.write_text(json.dumps(manifest))
     assert why(cfg, "base") == "the code changed: pipeline/models.py"
@@ -107,7 +113,7 @@ def test_an_unfinished_stage_whose_parent_changed_meanwhile_begins_anew(tmp_path
         make(cfg, name)
     stage = StageDir(cfg.run_dir, "grpo")
     stage.open({"config": lineage.stage_config(cfg, "grpo"), "code": lineage.code_of(MODULE["grpo"])})
-    stage.depends("parents", {"sft": manifest_sha(StageDir(cfg.run_dir, "sft").manifest())})
+    stage.depends("parents", {"sft": manifest_sha(manifest_of(cfg, "sft"))})
     assert why(cfg, "grpo") == "interrupted"
     make(cfg, "sft", text="other weights")
     assert "its parent sft changed" in (why(cfg, "grpo") or "")

@@ -10,7 +10,7 @@ import pytest
 from pipeline import estimate, plan
 from pipeline.config import load
 from pipeline.estimate import Data, Shape
-from pipeline.runs import StageDir
+from pipeline.runs import StageDir, verify_outputs
 from pipeline.trial import Trial
 
 ROOT = Path(__file__).parent.parent
@@ -96,7 +96,7 @@ def test_a_plan_tells_the_tokens_and_the_memory_that_the_run_then_takes(tmp_path
     pipeline("run")
     told = json.loads(pipeline("plan", "run=second", "seed=2", "json=true"))
     pipeline("run", "run=second", "seed=2")
-    made = {name: StageDir(tmp_path / "second", name).manifest() for name in ("base", "sft", "grpo")}
+    made = {name: verify_outputs(StageDir(tmp_path / "second", name)) for name in ("base", "sft", "grpo")}
     assert told["grpo"]["sampled_tokens"] == pytest.approx(made["grpo"]["tokens"]["completion"], rel=0.1)
     again = json.loads(pipeline("plan", "run=second", "seed=2", "json=true"))
     assert again["grpo"]["sampled_tokens"] == pytest.approx(made["grpo"]["tokens"]["completion"], rel=0.02)

@@ -69,7 +69,7 @@ def test_scored_samples_come_back_as_the_same_bits(tmp_path):
             Rollout(asked[1], 0, (4, 5, 6), logprobs, "t\u2028ext\ud800", True), 0.1 + 0.2, "pass", {"a": None}, "why"
         ),
         Scored(Rollout(asked[0], 1, (4,), (-0.5,), "", False, (True,)), float("nan"), "error", {"a": 1e-300}),
-        Scored(Rollout(other, 0, (8,), (-0.25,), "x", True, None, 1), 1.0, "fail", {}, "", (0.25, 0.75)),
+        Scored(Rollout(other, 0, (8,), (-0.25,), "x", True, None, 1), 1.0, "fail", {}, "", ((2, 0.25), (0, 0.75))),
     ]
     path = tmp_path / "scored.jsonl"
     keep_scored(path, scored, asked)

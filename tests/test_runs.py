@@ -5,14 +5,16 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline import files, runs
 from pipeline.runs import LineageError, StageDir, locked, verify_outputs
 
-IDENTITY = {"config": {"stage": {"lr": 1}}, "code": {"a.py": "1"}}
+IDENTITY: dict[str, Any] = {"config": {"stage": {"lr": 1}}, "code": {"a.py": "1"}}
 
 
 def stage(tmp_path: Path, name: str = "sft") -> StageDir:
@@ -170,9 +172,13 @@ def test_the_log_is_readable_while_it_is_being_written(tmp_path):
 # --- checkpoints -----------------------------------------------------------------------------------------------------
 
 
+def write_state(step: int, place: Path) -> None:
+    (place / "state.pt").write_bytes(str(step).encode())
+
+
 def save(directory: StageDir, step: int) -> None:
     directory.log({"step": step})
-    directory.save_checkpoint(step, lambda place: (place / "state.pt").write_bytes(str(step).encode()))
+    directory.save_checkpoint(step, partial(write_state, step))
 
 
 def test_two_checkpoints_are_kept_and_with_them_only_the_pieces_after_the_older(tmp_path):

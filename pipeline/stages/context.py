@@ -14,7 +14,7 @@ from typing import Any
 
 import rewards
 import verifiers
-from pipeline import generate, models, prompts, runs
+from pipeline import generate, models, prompts, reliable, runs
 from pipeline.config import Config, ConfigError
 from pipeline.kept import keep_scored, kept_scored
 from pipeline.records import Prompt, Scored, as_json, groups
@@ -146,14 +146,14 @@ class Context:
 
     # --- sampling and scoring -----------------------------------------------------------------------------------
 
-    def generator(self, model_dir: str | None = None) -> generate.Reliable:
+    def generator(self, model_dir: str | None = None) -> reliable.Reliable:
         place = model_dir or self.policy_path
         longest = max(len(p.ids) for p in [*self.train_prompts, *self.heldout_prompts])
         played = getattr(self.block, "episodes", None)
         turns = played.max_turns if played is not None and played.memory == "history" else 1
         needed = (longest + self.cfg.sampling.max_tokens) * turns + 16  # room for a condition label
         length = generate.model_len(place, needed)
-        return generate.Reliable(
+        return reliable.Reliable(
             place, self.cfg.model, self.cfg.generate, max_model_len=length, on_open=self.dir.drawn_by
         )
 
