@@ -132,14 +132,18 @@ def paired_difference(
 
 
 def crossed_difference(
-    a_SP: Sequence[Sequence[float]], b_SP: Sequence[Sequence[float]], *, key: int | str = "crossed", resamples: int = 4000
+    a_SP: Sequence[Sequence[float]],
+    b_SP: Sequence[Sequence[float]],
+    *,
+    key: int | str = "crossed",
+    resamples: int = 4000,
 ) -> Difference:
     """How much a is above b over S seeds and P prompts: a paired bootstrap over prompts, widened by the seeds' spread.
 
     a_SP, b_SP: a value a seed and prompt, both under the same seeds and prompts. Resampling prompts alone would speak
     of these trained models only; training again gives others. The difference's mean of each seed is taken as normal
     around the true one with unknown variance, so a Student t of S-1 degrees of freedom, scaled by the standard error of
-    the S means, is added to each resample. With one seed nothing is known of other seeds, and only prompts are resampled.
+    the S means, is added to each resample. With one seed nothing is known of others, and only prompts are resampled.
     Raises ValueError where the two sides do not match. NaN of nothing.
     """
     if [len(row) for row in a_SP] != [len(row) for row in b_SP]:

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-FLAGS = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-         "--disable-component-update --disable-sync --remote-debugging-port=0").split()  # fmt: skip
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --remote-debugging-port=0"
+).split()
 KEYS = {"ArrowDown": 40, "ArrowUp": 38, "ArrowLeft": 37, "ArrowRight": 39, "End": 35, "Home": 36, "Tab": 9, "Enter": 13}
 
 
@@ -61,7 +63,9 @@ class Page:
 
     def open(self, path: Path, *, width: int = 1200, height: int = 900, dark: bool = False) -> float:
         """Seconds until the page says that it is ready, rollouts and all."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
         begun = time.monotonic()
@@ -77,10 +81,14 @@ class Page:
         return result["result"].get("value")
 
     def click(self, selector: str) -> None:
-        """A press and a release of the mouse in the middle of what is there: what lies under something else is missed."""
-        self.js(f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block: 'center', behavior: 'instant'}})")
-        box = self.js(f"(() => {{ const b = document.querySelector({json.dumps(selector)}).getBoundingClientRect(); "
-                      "return [b.x + b.width / 2, b.y + b.height / 2]; })()")  # fmt: skip
+        """A press and a release of the mouse in its middle: what lies under something else is missed."""
+        self.js(
+            f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block: 'center', behavior: 'instant'}})"
+        )
+        box = self.js(
+            f"(() => {{ const b = document.querySelector({json.dumps(selector)}).getBoundingClientRect(); "
+            "return [b.x + b.width / 2, b.y + b.height / 2]; })()"
+        )
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
         self.settle()
@@ -101,7 +109,8 @@ class Page:
 
     def choose(self, selector: str, value: str) -> None:
         """Pick an option by the keyboard, as a person without a mouse would."""
-        place = self.js(f"[...document.querySelector({json.dumps(selector)}).options].map((o) => o.value).indexOf({json.dumps(value)})")
+        options = f"[...document.querySelector({json.dumps(selector)}).options].map((o) => o.value)"
+        place = self.js(f"{options}.indexOf({json.dumps(value)})")
         assert place >= 0, f"{selector} has no option {value!r}"
         self.js(f"document.querySelector({json.dumps(selector)}).focus()")
         self.key("Home")
@@ -122,8 +131,12 @@ def chromium() -> Iterator[Page]:
     program = installed()
     assert program is not None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        process = subprocess.Popen([program, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
+        process = subprocess.Popen(
+            [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         try:
             assert process.stderr is not None
             line = next(one for one in process.stderr if "DevTools listening on" in one)

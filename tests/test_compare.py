@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from pipeline.config import ConfigError, load
 from pipeline.recipes import RECIPES, recipe_path
 from pipeline.stages import compare, findings
 from pipeline.stages.judge import parse
-from pipeline.stages.workers import Ended, Part, report
+from pipeline.stages.workers import Ended, Part, ended, report
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "configs" / "demo"
@@ -96,6 +98,13 @@ def test_a_part_that_failed_is_raised_with_its_name_and_its_log(cfg: Any, tmp_pa
         report(part, Ended(1.0, "Alarm", "loss is nan"), 1, 2, 3.0, tmp_path)
 
 
+def test_a_killed_process_is_told_with_what_to_do(cfg: Any) -> None:
+    future: Future[Ended] = Future()
+    future.set_exception(BrokenProcessPool("terminated abruptly"))
+    with pytest.raises(ConfigError, match=r"killed while compare/grpo .*compare\.workers=1"):
+        ended(future, Part(cfg, "grpo"))
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_a_config_that_reads(name: str) -> None:
     found = load(recipe_path(name))
@@ -122,10 +131,25 @@ def judged(levels: dict[str, float], *, seed: int, prompts: int = 40) -> dict[st
     """Prompts of different difficulty, the same for all; a method's level is added to each."""
     hard = [0.3 * ((p * 7) % 11) / 11 for p in range(prompts)]
     order = list(range(prompts)) if seed % 2 else list(reversed(range(prompts)))
-    rows = [{"policy": n, "accuracy_by_prompt": [v + hard[p] + 0.004 * seed for p in order], "pass_at": [v, v], "entropy": 0.5,
-             "heldout_reward": v, "kl_from_start": 1.0, "distinct_answers": 3.0, "mean_completion_tokens": 5.0, "malformed_share": 0.0,
-             "best_answer_mass": 0.4, "sampled_tokens": 1000, "learned_tokens": 100, "forward_tokens": 200, "wall_s": 1.0}
-            for n, v in levels.items()]  # fmt: skip
+    rows = [
+        {
+            "policy": n,
+            "accuracy_by_prompt": [v + hard[p] + 0.004 * seed for p in order],
+            "pass_at": [v, v],
+            "entropy": 0.5,
+            "heldout_reward": v,
+            "kl_from_start": 1.0,
+            "distinct_answers": 3.0,
+            "mean_completion_tokens": 5.0,
+            "malformed_share": 0.0,
+            "best_answer_mass": 0.4,
+            "sampled_tokens": 1000,
+            "learned_tokens": 100,
+            "forward_tokens": 200,
+            "wall_s": 1.0,
+        }
+        for n, v in levels.items()
+    ]
     return {"policies": rows, "prompts": [f"p{p}" for p in order], "parameters": 10}
 
 
@@ -172,7 +196,9 @@ def test_an_interval_of_a_share_stays_a_share() -> None:
 
 
 def test_over_optimisation_starts_where_gold_peaks_while_the_proxy_goes_on() -> None:
-    path = [{"kl": k, "reward": g, "proxy": p} for k, g, p in [(0, 0.3, 0.0), (1, 0.5, 0.8), (2, 0.4, 1.2), (4, 0.1, 1.9)]]
+    path = [
+        {"kl": k, "reward": g, "proxy": p} for k, g, p in [(0, 0.3, 0.0), (1, 0.5, 0.8), (2, 0.4, 1.2), (4, 0.1, 1.9)]
+    ]
     found = findings.overoptimised("ppo", path)
     assert found["onset"] == 1 and "peaks at 0.500" in found["words"] and "+0.80 to +1.90" in found["words"]
     assert findings.overoptimised("ppo", path[:2])["onset"] is None
@@ -181,17 +207,35 @@ def test_over_optimisation_starts_where_gold_peaks_while_the_proxy_goes_on() -> 
 
 
 def test_looks_on_the_way_come_from_steps_or_else_from_rounds() -> None:
-    steps = [{"step": 1, "reward_mean": 0.1}, {"step": 2, "heldout_accuracy": 0.5, "sampled_tokens": 10, "heldout_kl": 0.2}]
+    steps = [
+        {"step": 1, "reward_mean": 0.1},
+        {"step": 2, "heldout_accuracy": 0.5, "sampled_tokens": 10, "heldout_kl": 0.2},
+    ]
     assert findings.trajectory(steps, []) == [{"tokens": 10.0, "accuracy": 0.5, "kl": 0.2}]
     assert findings.trajectory(steps[:1], [{"heldout_accuracy": 0.4}]) == [{"accuracy": 0.4}]
 
 
 # --- and for real -------------------------------------------------------------------------------------------------
 
-TINY = ["run=tiny", "compare.seeds=[1,2]", "compare.methods=[sft_gold,grpo]", "compare.controls={grpo: grpo_random}",
-        "compare.drawn_once={}", "compare.proxy=null", "compare.proxy_methods=[]", "compare.best_of=[2]", "compare.budget=3000",
-        "compare.workers=2", "generate.backend=transformers", "prompts.rows=2000", "evaluation.samples=2", "evaluation.prompts=20",
-        "sft.trainer.max_steps=60", "sft_gold.trainer.max_steps=10", "grpo.evaluate_every=1"]  # fmt: skip
+TINY = [
+    "run=tiny",
+    "compare.seeds=[1,2]",
+    "compare.methods=[sft_gold,grpo]",
+    "compare.controls={grpo: grpo_random}",
+    "compare.drawn_once={}",
+    "compare.proxy=null",
+    "compare.proxy_methods=[]",
+    "compare.best_of=[2]",
+    "compare.budget=3000",
+    "compare.workers=2",
+    "generate.backend=transformers",
+    "prompts.rows=2000",
+    "evaluation.samples=2",
+    "evaluation.prompts=20",
+    "sft.trainer.max_steps=60",
+    "sft_gold.trainer.max_steps=10",
+    "grpo.evaluate_every=1",
+]
 
 
 def comparison(place: Path) -> subprocess.CompletedProcess[str]:
@@ -213,6 +257,8 @@ def test_a_real_comparison_runs_resumes_and_reports(tmp_path: Path) -> None:
     (tmp_path / "tiny" / "compare" / "manifest.json").unlink()  # killed at its very end
     second = comparison(tmp_path)
     assert second.returncode == 0, second.stderr[-3000:]
-    assert [(p, p.stat().st_mtime_ns) for p in sorted(tmp_path.rglob("model.safetensors"))] == trained, "nothing ran twice"
+    assert [(p, p.stat().st_mtime_ns) for p in sorted(tmp_path.rglob("model.safetensors"))] == trained, (
+        "nothing ran twice"
+    )
     again = json.loads((tmp_path / "tiny" / "compare" / "manifest.json").read_text())["metrics"]
     assert again == made

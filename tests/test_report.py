@@ -168,8 +168,10 @@ def test_curves_of_many_steps_are_thinned_and_keep_their_end(tmp_path: Path) -> 
 
 
 def test_columns_give_every_row_back() -> None:
-    rows = [rollout("p", "abc", reward=0.12345, step=3, advantages=-0.5, kl=[0.001, 0.002, 0.003, 0.004]),
-            rollout("q", "", reward=None, status="error", step=4, advantages=[1.0], kl=[0.5])]  # fmt: skip
+    rows = [
+        rollout("p", "abc", reward=0.12345, step=3, advantages=-0.5, kl=[0.001, 0.002, 0.003, 0.004]),
+        rollout("q", "", reward=None, status="error", step=4, advantages=[1.0], kl=[0.5]),
+    ]
     data = rollouts.columns([{**r, "stage": "grpo"} for r in rows], lambda stage, token: f"t{token}")
     assert data["count"] == 2 and data["tokens"] == [4, 1]
     back = [{n: data["tables"][n][data["coded"][n][i]] for n in data["tables"]} for i in range(2)]

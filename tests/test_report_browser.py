@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from browser import Page, chromium, installed
@@ -44,13 +45,36 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_comparison(root: Path) -> Path:
     """Two methods and a control over two seeds, as `compare` leaves them."""
     accuracy = {"sft": 0.4, "feedme": 0.7, "grpo": 0.65, "grpo_random": 0.4}
-    judges = []
+    judges: list[dict[str, Any]] = []
     for seed in (1, 2):
-        rows = [{"policy": n, **figures(a), "accuracy_by_prompt": [a - 0.1, a, a + 0.1], "pass_at": [a, a + 0.1, a + 0.15],
-                 "kl_from_start": 0.0 if n == "sft" else 2.0, "best_answer_mass": a / 2, "sampled_tokens": 0 if n == "sft" else 1000,
-                 "learned_tokens": 500, "forward_tokens": 800, "wall_s": 3.0, "proxy": 0.1} for n, a in accuracy.items()]  # fmt: skip
-        best = [{"n": n, "kl": 0.1 * n, "reward": 0.3, "judged": 0.2 * n, "accuracy_by_prompt": [0.4, 0.5, 0.6]} for n in (1, 2, 4)]
-        judges.append({"policies": rows, "prompts": ["p0", "p1", "p2"], "parameters": 1000, "best_of": {"gold": best, "proxy": best}})
+        rows = [
+            {
+                "policy": n,
+                **figures(a),
+                "accuracy_by_prompt": [a - 0.1, a, a + 0.1],
+                "pass_at": [a, a + 0.1, a + 0.15],
+                "kl_from_start": 0.0 if n == "sft" else 2.0,
+                "best_answer_mass": a / 2,
+                "sampled_tokens": 0 if n == "sft" else 1000,
+                "learned_tokens": 500,
+                "forward_tokens": 800,
+                "wall_s": 3.0,
+                "proxy": 0.1,
+            }
+            for n, a in accuracy.items()
+        ]
+        best = [
+            {"n": n, "kl": 0.1 * n, "reward": 0.3, "judged": 0.2 * n, "accuracy_by_prompt": [0.4, 0.5, 0.6]}
+            for n in (1, 2, 4)
+        ]
+        judges.append(
+            {
+                "policies": rows,
+                "prompts": ["p0", "p1", "p2"],
+                "parameters": 1000,
+                "best_of": {"gold": best, "proxy": best},
+            }
+        )
         samples = [rollout("p0", f"{n}{i}", policy=n, sample=i) for n in accuracy for i in range(3)]
         write_stage(root / f"seed-{seed}", "sft", metrics=figures(0.4))
         write_stage(root / f"seed-{seed}", "grpo", parents=("sft",), metrics=figures(0.65))
@@ -59,15 +83,44 @@ def write_comparison(root: Path) -> Path:
     rows = findings.table(judges, roles, "sft", 1000)
     pairs = findings.pairs(judges, ["feedme", "grpo"])
     controls = findings.against(judges, {"grpo": "grpo_random"})
-    path = [{"tokens": 200.0 * i, "accuracy": 0.4 + 0.05 * i, "kl": 0.4 * i, "best_answer_mass": 0.2, "reward": 0.3 + 0.1 * i * (3 - i),
-             "proxy": 0.2 * i} for i in range(1, 6)]  # fmt: skip
-    write_stage(root, "compare", metrics={
-        "table": rows + findings.best_of_rows(judges, [4], "sft"), "pairs": pairs, "controls": controls,
-        "online": findings.against(judges, {"feedme": "grpo_random"}), "paths": {"grpo": [path, path], "feedme": [[], []]},
-        "sentences": [findings.sentence(r, pairs, controls, [], start="sft", seeds=2) for r in rows if r["role"] == "method"],
-        "start": "sft", "best_of": judges[0]["best_of"]["gold"], "runs": ["seed-1", "seed-2"], "seeds": [1, 2], "budget": 1000,
-        "proxy": {"model": "rm", "pairs": 30, "pair_accuracy": 0.7, "seed": 1, "paths": {"grpo": path},
-                  "findings": [findings.overoptimised("grpo", path)]}})  # fmt: skip
+    path = [
+        {
+            "tokens": 200.0 * i,
+            "accuracy": 0.4 + 0.05 * i,
+            "kl": 0.4 * i,
+            "best_answer_mass": 0.2,
+            "reward": 0.3 + 0.1 * i * (3 - i),
+            "proxy": 0.2 * i,
+        }
+        for i in range(1, 6)
+    ]
+    write_stage(
+        root,
+        "compare",
+        metrics={
+            "table": rows + findings.best_of_rows(judges, [4], "sft"),
+            "pairs": pairs,
+            "controls": controls,
+            "online": findings.against(judges, {"feedme": "grpo_random"}),
+            "paths": {"grpo": [path, path], "feedme": [[], []]},
+            "sentences": [
+                findings.sentence(r, pairs, controls, [], start="sft", seeds=2) for r in rows if r["role"] == "method"
+            ],
+            "start": "sft",
+            "best_of": judges[0]["best_of"]["gold"],
+            "runs": ["seed-1", "seed-2"],
+            "seeds": [1, 2],
+            "budget": 1000,
+            "proxy": {
+                "model": "rm",
+                "pairs": 30,
+                "pair_accuracy": 0.7,
+                "seed": 1,
+                "paths": {"grpo": path},
+                "findings": [findings.overoptimised("grpo", path)],
+            },
+        },
+    )
     return root
 
 
@@ -161,8 +214,10 @@ def test_a_chart_tells_its_numbers_to_the_arrow_keys_and_as_a_table(page: Page, 
 
 
 def test_ten_thousand_rollouts_open_in_two_seconds(page: Page, tmp_path: Path) -> None:
-    rows = [rollout(f"prompt {i % 700} " * 4, f"answer {i} " * 8, step=i // 100, ids=list(range(60)), logprobs=[-0.1] * 60)
-            for i in range(10_000)]  # fmt: skip
+    rows = [
+        rollout(f"prompt {i % 700} " * 4, f"answer {i} " * 8, step=i // 100, ids=list(range(60)), logprobs=[-0.1] * 60)
+        for i in range(10_000)
+    ]
     write_stage(tmp_path / "run", "grpo", metrics=figures(0.5), rollouts=rows)
     path = write_report(tmp_path / "run")
     fastest = min(page.open(path) for _ in range(3))  # the machine is shared; what it can do is what counts
@@ -187,7 +242,9 @@ def test_what_the_comparison_found_is_said_on_its_page(page: Page, comparison: P
     claims = page.js("[...document.querySelectorAll('#claims li')].map((n) => n.textContent)")
     assert [c.split()[0] for c in claims] == ["feedme", "grpo"]
     assert "grpo_random" in claims[1]
-    table = json.loads(page.js("JSON.stringify([...document.querySelectorAll('#answer tbody th')].map((n) => n.textContent))"))
+    table = json.loads(
+        page.js("JSON.stringify([...document.querySelectorAll('#answer tbody th')].map((n) => n.textContent))")
+    )
     assert table[:5] == ["sft", "feedme", "grpo", "grpo_random", "best of 4"]
     page.click("#tab-pair")
     assert page.text("#answers-left b") == "judge: sft"

@@ -43,7 +43,9 @@ def test_pass_at_k_of_more_than_the_samples_is_refused() -> None:
 
 
 def scipy_interval(values: np.ndarray) -> tuple[float, float]:
-    found = scipy.stats.bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(0))
+    found = scipy.stats.bootstrap(
+        (values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(0)
+    )
     return found.confidence_interval.low, found.confidence_interval.high
 
 
@@ -114,8 +116,10 @@ def test_many_names_for_one_method_are_told_apart_in_at_most_5_of_100_tables() -
 
 def test_a_clearly_better_method_is_told_apart() -> None:
     rng = np.random.default_rng(13)
-    found = [crossed_difference(*simulated(rng, seeds=3, prompts=126, gap=1.5, spread=0.1), key=i, resamples=1000)
-             for i in range(40)]  # fmt: skip
+    found = [
+        crossed_difference(*simulated(rng, seeds=3, prompts=126, gap=1.5, spread=0.1), key=i, resamples=1000)
+        for i in range(40)
+    ]
     assert sum(d.low > 0 for d in found) >= 36
 
 

@@ -1,10 +1,10 @@
 """A run, a stage or a comparison as one HTML file that opens anywhere: no server, no request, nothing to install.
 
-    collect.py     what is on disk
-    summary.py     what it says, as plain data
-    comparison.py  what a comparison adds
-    rollouts.py    scored rollouts as columns
-    page.py        data, styles and scripts into one file; assets/ holds them as they are
+collect.py     what is on disk
+summary.py     what it says, as plain data
+comparison.py  what a comparison adds
+rollouts.py    scored rollouts as columns
+page.py        data, styles and scripts into one file; assets/ holds them as they are
 """
 
 from __future__ import annotations

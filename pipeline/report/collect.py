@@ -1,4 +1,4 @@
-"""Read what a run left on disk. Nothing is trusted to be whole: a stage may be running, killed, or older than we are."""
+"""Read what a run left on disk. Nothing is trusted to be whole: a stage may be running, killed, or older than this."""
 
 from __future__ import annotations
 
@@ -83,7 +83,9 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as exc:
-                raise ConfigError([f"{path}:{number}: not JSON ({exc.msg}); remove the stage and run it again"]) from exc
+                raise ConfigError(
+                    [f"{path}:{number}: not JSON ({exc.msg}); remove the stage and run it again"]
+                ) from exc
             if isinstance(row, dict):
                 yield row
 
@@ -92,7 +94,8 @@ def parents_first(stages: Sequence[Stage]) -> list[Stage]:
     """Topological order; among stages that could come next, the usual order of a chain. A cycle is left as it lies."""
     rank = {name: i for i, name in enumerate(ORDER)}
     left = sorted(stages, key=lambda s: (rank.get(s.kind, len(ORDER) - 3), s.name))
-    names, out = {s.name for s in left}, []
+    names = {s.name for s in left}
+    out: list[Stage] = []
     while left:
         done = {s.name for s in out}
         ready = next((s for s in left if all(p in done or p not in names for p in s.parents)), left[0])

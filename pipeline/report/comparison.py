@@ -1,4 +1,4 @@
-"""What a comparison adds to a report: its table and the data of its plots. Rollouts shown are those of its first seed."""
+"""What a comparison adds to a report: its table and the data of its plots. Rollouts are those of its first seed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,17 @@ def stitching(names: Mapping[str, str], place: Path) -> dict[str, Any]:
     """The stitching benchmark's figures under the methods' names, for prompts that show the state alone."""
     found = read_manifest(place / "manifest.json") if names else None
     if found is None:
-        return {"methods": {}, "words": f"Stitching was not run: {place} holds no table; see configs/stitch/pipeline.yaml."}
+        return {
+            "methods": {},
+            "words": f"Stitching was not run: {place} holds no table; see configs/stitch/pipeline.yaml.",
+        }
     rows = {r["method"]: r for r in found["metrics"].get("table", []) if r.get("prompts") == "state"}
     figures = {method: rows[name]["stitched"] for method, name in names.items() if name in rows}
-    return {"methods": figures, "words": "Stitching: the probability of the one best walk, of which the logs hold only "
-            "halves; the same logs for every method, so sampling afresh cannot help. Its own table is in docs/stitch.md."}  # fmt: skip
+    words = (
+        "Stitching: the probability of the one best walk, of which the logs hold only halves; the same logs for every "
+        "method, so sampling afresh cannot help. Its own table is in docs/stitch.md."
+    )
+    return {"methods": figures, "words": words}
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,7 +149,12 @@ def checks(stage: Stage) -> list[dict[str, Any]]:
     tolerance = ((stage.manifest or {}).get("config", {}).get("generate") or {}).get("canary_tolerance")
     asked = [
         ("canary_max_abs", "generator holds the trainer's weights: largest gap after a sync", tolerance or 1e-3, None),
-        ("mismatch_mean_abs", "sampled log-probs against the trainer's, mean gap", alarms.get("mismatch_mean_abs"), None),
+        (
+            "mismatch_mean_abs",
+            "sampled log-probs against the trainer's, mean gap",
+            alarms.get("mismatch_mean_abs"),
+            None,
+        ),
         ("checker_broken", "samples that no checker could score", alarms.get("checker_broken_share"), None),
         ("malformed", "malformed answers", None, 0.5),
         ("truncated", "answers cut at the length limit", None, 0.2),

@@ -101,7 +101,9 @@ def seed_config(cfg: Config, name: str, number: int) -> Config:
     block = cfg.block(name)
     policies = [p for p in policies_of(block) if p != block.start]
     proxied = list(block.proxy_methods) if number == 0 else []
-    wanted = [p.partition("/")[0] for p in [*policies, *proxied]] + ([block.proxy] if block.proxy and number == 0 else [])
+    wanted = [p.partition("/")[0] for p in [*policies, *proxied]] + (
+        [block.proxy] if block.proxy and number == 0 else []
+    )
     before = {*ancestors(cfg, block.start), block.start}
     stages: list[str] = []
     for stage in wanted:
@@ -172,8 +174,10 @@ def proxy_part(block: Any, judged: Mapping[str, Any], cfg: Config) -> dict[str, 
     """The learned reward against the true one along the KL, for best-of-n and the methods that learned from it."""
     sampled = next(r for r in judged["policies"] if r["policy"] == block.start)
     origin = {"kl": 0.0, "proxy": sampled["proxy"], "reward": sampled["heldout_reward"], "tokens": 0.0}
-    paths = {f"best of n, from {block.start}": [{"kl": b["kl"], "proxy": b["judged"], "reward": b["reward"], "n": b["n"]}
-                                                for b in judged["best_of"]["proxy"]]}  # fmt: skip
+    picked = [
+        {"kl": b["kl"], "proxy": b["judged"], "reward": b["reward"], "n": b["n"]} for b in judged["best_of"]["proxy"]
+    ]
+    paths = {f"best of n, from {block.start}": picked}
     ends = {r["policy"]: {"kl": r["kl_from_start"], "proxy": r["proxy"], "reward": r["heldout_reward"]}
             for r in judged["policies"]}  # fmt: skip
     paths |= {name: [origin, *path_of(cfg, name), ends[name]] for name in block.proxy_methods}

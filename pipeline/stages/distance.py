@@ -15,9 +15,7 @@ from pipeline.update.forward import CompletionLogprobs, Row, completion_logprobs
 BUDGET = 16_384  # tokens of one forward pass
 
 
-def kl_from(
-    ctx: Context, scored: Sequence[Scored], start: str, *, bare: Mapping[int, Prompt] | None = None
-) -> float:
+def kl_from(ctx: Context, scored: Sequence[Scored], start: str, *, bare: Mapping[int, Prompt] | None = None) -> float:
     """KL(policy || start) in nats a completion: the mean over the policy's own samples of log-prob minus start's.
 
     The policy's log-probs are those its generator gave at the sampling temperature. bare: prompt index -> the prompt

@@ -151,7 +151,9 @@ def between(d: Mapping[str, float]) -> str:
 
 
 def standing(name: str, all_pairs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str], list[str]]:
-    above, below, unclear = [], [], []
+    above: list[str] = []
+    below: list[str] = []
+    unclear: list[str] = []
     for pair in all_pairs:
         if name not in (pair["a"], pair["b"]):
             continue

@@ -72,8 +72,8 @@ def model_of(ctx: Context, candidate: Candidate) -> Path:
     place = Path(ctx.model_path(candidate.stage, f"{ctx.name}.methods"))
     found = place if candidate.inside == "model" else place.parent / candidate.inside
     if not found.is_dir():
-        raise ConfigError([f"{ctx.cfg.path}: {ctx.name}.methods: {candidate.name!r}: stage {candidate.stage!r} keeps no "
-                           f"{candidate.inside!r}; switch its control on"])  # fmt: skip
+        lacks = f"stage {candidate.stage!r} keeps no {candidate.inside!r}; switch its control on"
+        raise ConfigError([f"{ctx.cfg.path}: {ctx.name}.methods: {candidate.name!r}: {lacks}"])
     return found
 
 

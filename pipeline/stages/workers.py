@@ -1,6 +1,6 @@
 """Run stages that wait for one another in a few processes at once: one a core, each with one thread.
 
-A process stays for many stages, for importing the libraries costs as long as a small stage does. What a stage prints
+A process stays for several stages, for importing the libraries costs as long as a small stage does. What a stage prints
 goes into a file of its own; here appears one line a stage.
 """
 
@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from pipeline import console
 from pipeline.alarms import Alarm
 from pipeline.config import Config, ConfigError
 from pipeline.runs import LineageError
+
+STAGES_A_PROCESS = 8  # a generator's memory does not all come back: a process that lives on grows by the stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ def run_parts(parts: Sequence[Part], *, workers: int | None, logs: Path) -> None
     waiting, done, running = list(parts), set[tuple[str, str]](), dict[Future[Ended], Part]()
     begun = time.monotonic()
     context = multiprocessing.get_context("spawn")  # a forked torch can hang
-    with ProcessPoolExecutor(min(count, len(parts)), mp_context=context) as pool:
+    with ProcessPoolExecutor(min(count, len(parts)), mp_context=context, max_tasks_per_child=STAGES_A_PROCESS) as pool:
         while waiting or running:
             ready = [p for p in waiting if all(a in done for a in p.after if a in known)][: count - len(running)]
             if not ready and not running:
@@ -70,8 +73,17 @@ def run_parts(parts: Sequence[Part], *, workers: int | None, logs: Path) -> None
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 part = running.pop(future)
-                report(part, future.result(), len(done) + 1, len(parts), time.monotonic() - begun, logs)
+                report(part, ended(future, part), len(done) + 1, len(parts), time.monotonic() - begun, logs)
                 done.add(part.key)
+
+
+def ended(future: Future[Ended], part: Part) -> Ended:
+    """The part's end. Raises ConfigError where its process was killed, which the kernel does when memory runs out."""
+    try:
+        return future.result()
+    except BrokenProcessPool as exc:
+        words = f"a process was killed while {part.label} or a part beside it ran, most likely for want of memory"
+        raise ConfigError([f"{words}; the same command goes on, with compare.workers=1 in less memory"]) from exc
 
 
 def report(part: Part, ended: Ended, number: int, total: int, spent: float, logs: Path) -> None:
