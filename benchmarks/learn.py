@@ -30,7 +30,10 @@ STARTS = Path("runs")
 
 def run(rounds: int = len(SEEDS)) -> dict[str, Any]:
     """rounds: how many of the seeds."""
-    races = [race(seed) for seed in SEEDS[:rounds]]
+    races = []
+    for seed in SEEDS[:rounds]:
+        races.append(race(seed))
+        print(json.dumps(races[-1]), flush=True)
 
     def ratio(figure: str) -> float:
         return statistics.median(r["trl_hf"][figure] / r["ours"][figure] for r in races)
@@ -53,7 +56,8 @@ def race(seed: int) -> dict[str, Any]:
 
     with Worker("ours", work, lay) as ours, Worker("trl_hf", work, lay) as theirs:
         target = start_accuracy(Path(ours.folder.name), work) + GAIN
-        running, taken = [ours, theirs], {w.side: [] for w in (ours, theirs)}
+        running = [ours, theirs]
+        taken: dict[str, list[dict[str, float]]] = {w.side: [] for w in running}
         while running:
             for worker in tuple(running):
                 figures = worker.step()

@@ -46,7 +46,7 @@ def in_turns(sides: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int
     """Median wall and CPU seconds of each side. All take a turn a round, in reversed order in every other one."""
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for number in range(rounds + warmup):
-        names = list(sides) if number % 2 == 0 else list(reversed(sides))
+        names = list(sides) if number % 2 == 0 else list(sides)[::-1]
         for name in names:
             spent = timed(sides[name])
             if number >= warmup:

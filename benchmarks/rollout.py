@@ -29,7 +29,7 @@ def run(rounds: int = 7) -> dict[str, Any]:
         generator, _, tokenizer = open_engine(Path(folder), WORK)
         prompts = prompts_of(Path(folder), tokenizer, WORK.prompts)
         sampling, ends = Sampling(max_tokens=WORK.max_tokens), end_ids(tokenizer)
-        common = {"max_tokens": WORK.max_tokens, "stop_token_ids": sorted(ends), "detokenize": False}
+        common: dict[str, Any] = {"max_tokens": WORK.max_tokens, "stop_token_ids": sorted(ends), "detokenize": False}
         asked = [TokensPrompt(prompt_token_ids=list(p.ids)) for p in prompts for _ in range(WORK.samples)]
         seeded = [
             SamplingParams(seed=derive("bench", place, sample), logprobs=0, **common)

@@ -61,7 +61,6 @@ def equal_learning(work: Workload) -> dict[str, float]:
 
     Raises AssertionError where they differ: a faster step that learns something else is no faster.
     """
-    import torch
 
     from benchmarks.trl_side import make_trainer
 
@@ -71,7 +70,7 @@ def equal_learning(work: Workload) -> dict[str, float]:
         trainer = make_trainer(place, work)
         rows, advantages = a_batch(work)
         theirs = trl_loss(trainer, rows, advantages)
-        their_gradient = torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
+        their_gradient = gradient_of(trainer.model)
         ours, our_gradient = our_loss(place, work, rows, advantages)
     error = float((our_gradient - their_gradient).norm() / their_gradient.norm())
     assert abs(ours - theirs) <= TOLERANCE * abs(theirs) and error <= TOLERANCE, (ours, theirs, error)
@@ -147,4 +146,10 @@ def our_loss(place: Path, work: Workload, rows: Sequence[Any], advantages: Seque
         loss = losses.aggregate(loss_BT, batch.mask_BT, kind="token_mean", total=total)
         loss.backward()
         summed += float(loss.detach())
-    return summed, torch.cat([p.grad.flatten() for p in model.parameters()])
+    return summed, gradient_of(model)
+
+
+def gradient_of(model: Any) -> Any:
+    import torch
+
+    return torch.cat([p.grad.flatten() for p in model.parameters()])

@@ -67,14 +67,17 @@ def options(place: Path, work: Workload, *, vllm: bool) -> dict[str, Any]:
 
 
 def train(place: Path, work: Workload, gate: Gate, *, vllm: bool) -> None:
-    VLLMGeneration.sync_weights = reload_weights
+    generation: Any = VLLMGeneration
+    generation.sync_weights = reload_weights
     if vllm:
-        vllm_generation.LLM = functools.partial(vllm_generation.LLM, enforce_eager=True)
+        library: Any = vllm_generation
+        library.LLM = functools.partial(library.LLM, enforce_eager=True)
 
     def log_metrics(context: ProfilingContext, duration: float) -> None:
         gate.note(f"phase_{context.name}", duration)
 
-    ProfilingContext._log_metrics = log_metrics
+    profiling: Any = ProfilingContext
+    profiling._log_metrics = log_metrics
     trainer = make_trainer(place, work, gate, vllm=vllm)
     if work.judge_every:
         gate.judge, gate.every = (lambda: judge(place, trainer.model, work)), work.judge_every
@@ -98,7 +101,8 @@ def make_trainer(place: Path, work: Workload, gate: Gate | None = None, *, vllm:
     rows = [json.loads(line) for line in (place / "prompts.jsonl").read_text().splitlines()]
     columns = {"prompt": [r["prompt"] for r in rows], "task": [json.dumps(r["task"]) for r in rows]}
     model = AutoModelForCausalLM.from_pretrained(place / "model", dtype="float32")
-    return GRPOTrainer(
+    make: Any = GRPOTrainer  # its stubs do not know the columns a reward function is given
+    return make(
         model=model,
         reward_funcs=reward,
         args=GRPOConfig(**options(place, work, vllm=vllm)),

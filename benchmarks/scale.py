@@ -1,0 +1,81 @@
+"""How the cost of a step grows as one thing doubles: fitted exponents, 1 = in proportion.
+
+Learning (forward, backward, optimizer) on rows of known lengths, so that nothing but the size differs: prompts, samples
+a prompt, completion length, prompt length and hidden size. Below 1 there is a fixed cost that more work thins out.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import in_turns
+from benchmarks.workload import Workload, lay_out
+
+BASE = Workload(hidden_size=128, intermediate_size=384, layers=2, prompts=4, samples=4, prompt_tokens=32, max_tokens=48)
+AXES: dict[str, tuple[Workload, ...]] = {
+    "prompts": tuple(replace(BASE, prompts=n) for n in (4, 8, 16)),
+    "samples": tuple(replace(BASE, samples=n) for n in (4, 8, 16)),
+    "completion_tokens": tuple(replace(BASE, max_tokens=n) for n in (48, 96, 192)),
+    "prompt_tokens": tuple(replace(BASE, prompt_tokens=n) for n in (32, 64, 128)),
+    "hidden_size": tuple(replace(BASE, hidden_size=n, intermediate_size=3 * n, heads=n // 32) for n in (128, 256, 512)),
+}
+
+
+def run(rounds: int = 5) -> dict[str, Any]:
+    exponents, seconds = {}, {}
+    for axis, works in AXES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            sides = {str(i): learning(Path(folder) / str(i), work) for i, work in enumerate(works)}
+            spent = in_turns(sides, rounds=rounds)
+        seconds[axis] = [round(spent[str(i)]["cpu"], 5) for i in range(len(works))]
+        exponents[axis] = round(slope(seconds[axis]), 3)
+    return {"ratios": {}, "exponents": exponents, "cpu_seconds": seconds, "rounds": rounds}
+
+
+def slope(values: list[float]) -> float:
+    """Least-squares exponent of values measured at 1, 2, 4, ... times the size."""
+    logs = [math.log2(v) for v in values]
+    middle = (len(logs) - 1) / 2
+    places = [i - middle for i in range(len(logs))]
+    return sum(p * v for p, v in zip(places, logs, strict=True)) / sum(p * p for p in places)
+
+
+def learning(place: Path, work: Workload) -> Callable[[], None]:
+    """One update of a learner of its own on rows that are all as long as they may be."""
+    import torch
+    from accelerate import Accelerator
+
+    from pipeline.models import load_policy
+    from pipeline.schema import Loss, Model, Optimizer
+    from pipeline.update.forward import CompletionLogprobs, Row
+    from pipeline.update.learner import Experience, Learner
+
+    lay_out(place, work)
+    policy = CompletionLogprobs(load_policy(str(place / "model"), Model()).train(), temperature=1.0)
+    learner = Learner(
+        Accelerator(cpu=True), policy, None, loss=Loss(), optimizer=Optimizer(learning_rate=1e-6),
+        critic_settings=None, updates=1000, max_tokens=work.max_tokens, budget=work.tokens_per_microbatch,
+    )  # fmt: skip
+    draw = torch.Generator().manual_seed(work.seed)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(3, 60, (count,), generator=draw).tolist())
+
+    prompts = [ids(work.prompt_tokens) for _ in range(work.prompts)]
+    mask = (True,) * work.max_tokens
+    rows = [Row(prompt, ids(work.max_tokens), mask) for prompt in prompts for _ in range(work.samples)]
+    seen = Experience(
+        rows,
+        [torch.full((work.max_tokens,), (-1.0) ** i) for i in range(len(rows))],
+        [torch.zeros(work.max_tokens) for _ in rows],
+    )
+
+    def update() -> None:
+        learner.update(seen, range(len(rows)), kl_coef=0.0, kl_kind="k3")
+
+    return update
