@@ -53,6 +53,11 @@ class Scripted:
             out.append(Sample(ids, tuple(-0.5 - i for i in range(len(ids))), finished))
         return out
 
+    def logprobs(self, sequences):
+        raise AssertionError("playing asks for samples alone")
+
+    sync = logprobs
+
 
 def start(tokenizer, cell="a1", goal="c1", index=0):
     text = gridworld.prompt(cell, goal)
@@ -112,7 +117,7 @@ def test_turns_together_earn_what_the_verifier_gives_their_moves_in_one_answer()
     arrived = 0
     for _ in range(400):
         begin, goal = rng.sample(gridworld.CELLS, 2)
-        environment, task = gridworld.Environment(), {"start": begin, "goal": goal}
+        environment, task = gridworld.Environment(), gridworld.Task(start=begin, goal=goal)
         environment.reset(task)
         moves, done, reward = "", False, 0.0
         while not done and len(moves) < gridworld.MAX_MOVES - 3:

@@ -13,7 +13,7 @@ from loop_kit import manifest, tiny_model, write_config
 from pipeline import models
 from pipeline.__main__ import main
 from pipeline.credit.returns import Step, best_in_data, returns_to_go
-from pipeline.records import Prompt, Rollout, Scored, as_json
+from pipeline.records import Prompt, Rollout, Scored, Status, as_json
 from pipeline.schema import Model, OfflineQ, Optimizer
 from pipeline.stages.offline_q import as_logged, whole_episodes
 from pipeline.update.forward import CompletionLogprobs, Row, completion_logprobs, pad_rows
@@ -189,7 +189,7 @@ def test_tokens_of_the_environment_move_no_value(place):
 def logged_row(index, turn, text, reward, tokenizer, *, prompt="a1>b1:"):
     ids = (*tokenizer(text).input_ids, tokenizer.eos_token_id)
     start = Prompt(index, prompt, tuple(tokenizer(prompt).input_ids), {"start": "a1", "goal": "b1"})
-    status = "error" if math.isnan(reward) else "pass"
+    status: Status = "error" if math.isnan(reward) else "pass"
     return Scored(Rollout(start, 0, ids, (0.0,) * len(ids), text, True, turn=turn), reward, status)
 
 

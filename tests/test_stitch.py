@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +13,6 @@ from pipeline.stages.stitch import credit_accuracy, summary
 from verifiers import stitch
 
 CONFIG = Path(__file__).parent.parent / "configs" / "stitch" / "pipeline.yaml"
-BENCH = SimpleNamespace(block=SimpleNamespace(medium=0.6))
 TURNS = [turn for walk in stitch.logs() for turn in walk]
 
 
@@ -48,12 +46,12 @@ def test_a_step_that_is_none_ends_the_walk_unpaid():
 def test_credit_is_judged_by_the_order_of_the_best_play_that_follows():
     best = {(1, 2): 1.0, (1, 4): 0.6, (2, 3): 1.0, (2, 5): 0.0}
     own = {(1, 2): 0.0, (1, 4): 0.6, (2, 3): 1.0, (2, 5): 0.0}
-    assert credit_accuracy(BENCH, [best[t.place, t.to] for t in TURNS]) == 1.0
-    assert credit_accuracy(BENCH, [-best[t.place, t.to] for t in TURNS]) == 0.0
-    assert credit_accuracy(BENCH, [own[t.place, t.to] for t in TURNS]) == 0.5
-    assert credit_accuracy(BENCH, [1.0] * len(TURNS)) == 0.5
+    assert credit_accuracy([best[t.place, t.to] for t in TURNS], 0.6) == 1.0
+    assert credit_accuracy([-best[t.place, t.to] for t in TURNS], 0.6) == 0.0
+    assert credit_accuracy([own[t.place, t.to] for t in TURNS], 0.6) == 0.5
+    assert credit_accuracy([1.0] * len(TURNS), 0.6) == 0.5
     nearly = [best[t.place, t.to] + (0.405 if (t.place, t.to) == (1, 4) else 0.0) for t in TURNS]
-    assert credit_accuracy(BENCH, nearly) == 0.75, "a gap of half a percent of the spread is a tie"
+    assert credit_accuracy(nearly, 0.6) == 0.75, "a gap of half a percent of the spread is a tie"
 
 
 def test_a_table_line_is_the_mean_over_seeds_with_the_worst_and_the_best():

@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-
 PRECISION = 1e-12  # relative change at which values have settled
 
 

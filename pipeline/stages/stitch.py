@@ -42,7 +42,7 @@ def run(ctx: Context) -> dict[str, Any]:
                 started = time.process_time()
                 outcome = METHODS[name](bench)
                 figures = {"method": name, "prompts": memory, "seed": seed, "stitched": stitched(bench, outcome),
-                           "credit_accuracy": credit_accuracy(bench, outcome.credit)}  # fmt: skip
+                           "credit_accuracy": credit_accuracy(outcome.credit, block.medium)}  # fmt: skip
                 runs.append(figures)
                 ctx.dir.log(figures)
                 ctx.dir.log_timing({"method": name, "prompts": memory, "seed": seed,
@@ -91,19 +91,19 @@ def stitched(bench: Bench, outcome: Outcome) -> float:
     return float(steps_GK.sum(1).exp().mean())
 
 
-def credit_accuracy(bench: Bench, credit: Sequence[float]) -> float:
+def credit_accuracy(credit: Sequence[float], medium: float) -> float:
     """Share of pairs of steps from one place whose mean credit is ordered as Q* orders them; a tie counts half.
 
     Credit that was learnt is never quite equal: a gap below 2% of all credit's spread is a tie.
     """
     given: dict[tuple[int, int, int], list[float]] = defaultdict(list)
-    turns = [turn for walk in stitch.logs(bench.block.medium) for turn in walk]
+    turns = [turn for walk in stitch.logs(medium) for turn in walk]
     for turn, value in zip(turns, credit, strict=True):
         given[turn.gadget, turn.place, turn.to].append(value)
     spread, right = max(credit) - min(credit), []
     for gadget in range(stitch.GADGETS):
         for place, (a, b) in stitch.STEPS.items():
-            best = stitch.best_values(place, bench.block.medium)
+            best = stitch.best_values(place, medium)
             better, worse = (a, b) if best[a] > best[b] else (b, a)
             gap = mean(given[gadget, place, better]) - mean(given[gadget, place, worse])
             right.append(0.5 if abs(gap) <= TIE * spread else float(gap > 0))
