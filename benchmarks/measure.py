@@ -60,11 +60,6 @@ def medians(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: statistics.median(v[name] for v in values) for name in sorted(names)}
 
 
-def paired_ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
-    """Median over rounds of slow / fast: what both suffered from their neighbours in a round cancels."""
-    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
-
-
 def machine() -> dict[str, Any]:
     import torch
 
