@@ -219,6 +219,7 @@ def enable(transformer: Any) -> bool:
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
     if (
         config._attn_implementation not in ("sdpa", NAME)
+        or not hasattr(config, "vocab_size")  # of several parts, text among them
         or not getattr(transformer, "_supports_attention_backend", False)
         or getattr(config, "sliding_window", None)
         or layers != {"full_attention"}
