@@ -15,7 +15,7 @@ import pytest
 from pipeline.config import ConfigError, load
 from pipeline.recipes import RECIPES, recipe_path
 from pipeline.stages import compare, findings
-from pipeline.stages.judge import parse
+from pipeline.stages.judge import learned_tokens, parse
 from pipeline.stages.workers import Ended, Part, ended, report
 
 ROOT = Path(__file__).parent.parent
@@ -124,6 +124,31 @@ def test_an_unknown_recipe_is_told_with_the_nearest_one() -> None:
         recipe_path("davinci-02")
 
 
+@pytest.mark.parametrize(
+    ("stage", "tokens"),
+    [
+        ({"metrics": {"train_tokens": 70}}, 70),
+        ({"metrics": {"rounds": [{"train_tokens": 30}, {"train_tokens": 50}]}}, 80),
+        ({"metrics": {}, "tokens": {"prompt": 10, "completion": 20}, "config": {"stage": {"epochs": 2}}}, 60),
+    ],
+)
+def test_learned_tokens_count_each_token_as_often_as_it_was_learned_from(
+    cfg: Any, tmp_path: Path, stage: dict[str, Any], tokens: int
+) -> None:
+    cfg.runs_dir = str(tmp_path)
+    assert learned_tokens(cfg, "x", stage) == tokens
+
+
+def test_a_control_inside_a_stage_is_not_part_of_what_its_method_learned_from(cfg: Any, tmp_path: Path) -> None:
+    cfg.runs_dir = str(tmp_path)
+    place = cfg.run_dir / "conditioned"
+    place.mkdir(parents=True)
+    rows = [("labels", 40), ("labels", 90), ("shuffled", 90), ("online/0", 25)]
+    lines = [json.dumps({"part": part, "step": 1, "num_input_tokens_seen": seen}) for part, seen in rows]
+    (place / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert learned_tokens(cfg, "conditioned", {"metrics": {}}) == 90 + 25
+
+
 # --- what it concludes --------------------------------------------------------------------------------------------
 
 
@@ -186,6 +211,12 @@ def test_sentences_claim_what_is_apart_and_say_so_of_what_is_not(seeds: list[dic
     assert said.endswith("not told apart from same.")
     alone = findings.sentence(rows[1], pairs, controls, [], start="sft", seeds=1)
     assert alone.endswith("One seed: nothing is known about training it again.")
+
+
+def test_the_table_for_a_readme_has_a_line_a_method(seeds: list[dict[str, Any]]) -> None:
+    lines = findings.markdown(findings.table(seeds, ROLES, "sft", 1000), "sft").splitlines()
+    assert len(lines) == 2 + 4 and {line.count("|") for line in lines} == {9}
+    assert "| good | method |" in lines[3] and "+30.0 (+30.0 to +30.0)" in lines[3]
 
 
 def test_an_interval_of_a_share_stays_a_share() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline import console
 from pipeline.config import Config, ConfigError, nearest
-from pipeline.runs import StageDir, read_jsonl, verify_outputs
+from pipeline.runs import StageDir, atomic_write, read_jsonl, verify_outputs
 from pipeline.schema import Judge
 from pipeline.stages import findings
 from pipeline.stages.context import Context
@@ -36,6 +36,7 @@ def run(ctx: Context) -> dict[str, Any]:
     figures = conclude(block, [m["metrics"] for m in manifests], seeds)
     columns = ["method", "role", "accuracy", "kl_from_start", "sampled_tokens", "wall_s"]
     console.show_table(figures["table"], columns)
+    atomic_write(ctx.dir.place / "table.md", findings.markdown(figures["table"], block.start))
     for line in figures["sentences"]:
         console.say(f"  {line}")
     return {**figures, "runs": [Path(c.run).name for c in seeds], "seeds": list(block.seeds), "budget": block.budget}

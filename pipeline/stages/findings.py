@@ -128,7 +128,10 @@ def sentence(
     """What the data support about a method, and no more."""
     name, gain = row["method"], row["gain"]
     said = [f"{name} reaches {share(row['accuracy'])} (95% {share(row['ci95'][0])} to {share(row['ci95'][1])})"]
-    said.append(verdict(gain, start) + f", after {row['sampled_tokens'] / 1000:.0f} k sampled tokens")
+    sampled = row["sampled_tokens"]
+    said.append(
+        verdict(gain, start) + (f", after {sampled / 1000:.0f} k sampled tokens" if sampled else ", sampling none")
+    )
     for control in (c for c in controls if c["method"] == name):
         said.append(verdict(control, f"its control {control['twin']}"))
     for twin in (t for t in once if t["method"] == name):
@@ -168,6 +171,20 @@ def share(x: float) -> str:
 
 def points(x: float) -> str:
     return f"{100 * x:+.1f}".replace("-", "−") + " points"
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], start: str) -> str:
+    """The table for a README: what it reached, over seeds, and what it cost."""
+    head = ["method", "role", "held-out accuracy", "95%", "by seed", f"gain over {start}", "KL, nats", "sampled tokens"]
+    lines = [head, ["---"] * len(head)]
+    for r in rows:
+        gain, sampled = r["gain"], r.get("sampled_tokens")
+        own = r["role"] == "start"
+        lines.append([r["method"], r["role"], share(r["accuracy"]), f"{share(r['ci95'][0])} to {share(r['ci95'][1])}",
+                      " ".join(share(x) for x in r["by_seed"]),
+                      "" if own else f"{points(gain['mean']).removesuffix(' points')} ({between(gain)})",
+                      f"{r['kl_from_start']:.2f}", "" if sampled is None else f"{sampled:,.0f}"])  # fmt: skip
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def listed(names: Sequence[str]) -> str:

@@ -152,19 +152,20 @@ def lineage(cfg: Config, stage: str, start: str) -> list[str]:
 
 def learned_tokens(cfg: Config, name: str, manifest: Mapping[str, Any]) -> int:
     """Tokens that went through a backward pass, each as often as it did; the stage's own controls left out."""
+    figures = manifest.get("metrics", {})
+    noted = [r.get("train_tokens", 0) for r in figures.get("rounds") or [figures]]
+    if sum(noted):
+        return int(sum(noted))
     log = StageDir(cfg.run_dir, name).place / "metrics.jsonl"
-    rows = list(read_jsonl(log)) if log.is_file() else []
     seen: dict[str, int] = {}
-    for row in rows:
+    for row in read_jsonl(log) if log.is_file() else []:
         part = str(row.get("part", ""))
         if "num_input_tokens_seen" in row and not part.startswith(("control", "shuffled")):
             seen[part] = max(seen.get(part, 0), int(row["num_input_tokens_seen"]))
     if seen:
         return sum(seen.values())
-    if "train_tokens" in manifest.get("metrics", {}):
-        return int(manifest["metrics"]["train_tokens"])
-    block = manifest.get("config", {}).get("stage", {})
-    return int(sum(manifest.get("tokens", {}).values()) * block.get("epochs", 1)) if "epochs" in block else 0
+    epochs = manifest.get("config", {}).get("stage", {}).get("epochs", 0)  # a policy loop's own
+    return int(sum(manifest.get("tokens", {}).values()) * epochs)
 
 
 def parameters(ctx: Context) -> int:

@@ -21,7 +21,7 @@ function answerSection(report) {
     return found ? { value: found.accuracy, name: `control ${found.method}` } : null;
   };
   const ranked = c.table.filter((r) => isMethod(r) || r.role === "start" || r.role === "test time").sort((a, b) => b.accuracy - a.accuracy);
-  return section("answer", "Which method", h("p", { class: "note" }, `All from ${c.start}, ${c.seeds.length} seeds, ${tokens(c.budget)} sampled tokens each. Intervals: paired bootstrap over held-out prompts, widened by the spread of the seeds (Student's t); who is above whom is corrected for the number of pairs (Holm).`),
+  return section("answer", "Which method", h("p", { class: "note" }, `All from ${c.start}, ${c.seeds.length} seed${c.seeds.length > 1 ? "s" : ""}, ${tokens(c.budget)} sampled tokens each. Intervals: paired bootstrap over held-out prompts, widened by the spread of the seeds (Student's t); who is above whom is corrected for the number of pairs (Holm).`),
     dotPlot({ title: "Held-out accuracy", wide: true, percent: true, xMin: 0, xLabel: "share of held-out samples that pass", line: { x: start.accuracy },
       rows: ranked.map((r) => ({ name: r.method, value: r.accuracy, low: r.ci95[0], high: r.ci95[1], colour: isMethod(r) ? 1 : 8, ghost: ghost(r) })) }),
     h("ul", { class: "claims", id: "claims" }, c.sentences.map((text) => h("li", {}, text))),
