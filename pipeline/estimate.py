@@ -89,6 +89,9 @@ def work_of(cfg: Config, name: str, data: Data) -> Work:
         work.judged = judged * (bins + 1) * (1 + bool(block.shuffled_control))
         work.batch, each = trained_steps(block.trainer, block.per_bin * bins)
         work.steps, work.rows = each * chains, block.demonstrations
+    elif block.kind == "offline_q":
+        work.samples, work.judged = 0 if block.pool else block.prompts * block.samples, judged
+        work.batch, work.steps = block.batch, block.value_steps + block.policy_steps * (block.extract == "awr")
     elif block.kind == "evaluate":
         before = [n for n in cfg.stages if cfg.blocks[n].kind not in ("reward_model", "evaluate")]
         work.judged = judged * len(block.policies or before)

@@ -373,7 +373,7 @@ class Stitch:
     memories: list[Literal["state", "history"]] = field(default_factory=lambda: ["state", "history"])
     methods: list[str] | None = None  # None: all
     medium: Share = 0.6  # what 1→4 pays, against 1 for the best walk; 0.5 is the mean of what follows 2
-    policy: Policy = field(default_factory=Policy)  # what grpo, reinforce, ppo and monte_carlo share
+    loop: Policy = field(default_factory=Policy)  # what grpo, reinforce, ppo and monte_carlo share
     offline_q: OfflineQ = field(default_factory=OfflineQ)
     trainer: dict[str, Any] = field(default_factory=dict)  # sft, feedme, conditions
 

@@ -65,7 +65,7 @@ def test_a_table_line_is_the_mean_over_seeds_with_the_worst_and_the_best():
 def test_values_and_best_in_data_labels_stitch_from_the_logs_alone_where_imitation_does_not(tmp_path):
     methods = ["sft", "grpo", "conditions_best", "offline_q_awr", "offline_q_shift"]
     assert main(["stitch", str(CONFIG), f"runs_dir={tmp_path}", "stitch.seeds=[1]", "stitch.memories=[state]",
-                 f"stitch.methods=[{', '.join(methods)}]", "stitch.policy.steps=40"]) == 0  # fmt: skip
+                 f"stitch.methods=[{', '.join(methods)}]", "stitch.loop.steps=40"]) == 0  # fmt: skip
     made = read_manifest(tmp_path / "stitch" / "stitch" / "manifest.json")
     assert made is not None
     table = {line["method"]: line for line in made["metrics"]["table"]}

@@ -184,9 +184,9 @@ def replayed(bench: Bench, name: str, given: Credit, loss: Loss, critic: Critic 
     # walks equally often: a pair from place 2 is one walk twice, so a pair from place 1 comes twice
     pairs = [pair for group in groups for pair in ([group] * SAMPLES if len(group) == SAMPLES else [group * SAMPLES])]
     prompts = [replace(pair[0][0].rollout.prompt, index=number) for number, pair in enumerate(pairs)]
-    alarms = replace(bench.block.policy.alarms, mismatch_mean_abs=1e9)
-    steps = bench.block.policy.steps + (critic.warmup_steps if critic is not None else 0)
-    block = replace(bench.block.policy, steps=steps, prompts=len(pairs), samples=SAMPLES, credit=given, loss=loss,
+    alarms = replace(bench.block.loop.alarms, mismatch_mean_abs=1e9)
+    steps = bench.block.loop.steps + (critic.warmup_steps if critic is not None else 0)
+    block = replace(bench.block.loop, steps=steps, prompts=len(pairs), samples=SAMPLES, credit=given, loss=loss,
                     critic=critic, alarms=alarms, checkpoint_every=steps)  # fmt: skip
     ctx = bench.context(name, block, bench.sft)
 
@@ -216,13 +216,13 @@ def reinforce(bench: Bench) -> Outcome:
 
 
 def ppo(bench: Bench, *, lam: float) -> Outcome:
-    critic = bench.block.policy.critic or Critic(init="policy")
+    critic = bench.block.loop.critic or Critic(init="policy")
     return replayed(bench, f"ppo_lambda_{lam:g}", Credit(kind="gae", lam=lam), Loss(), critic)
 
 
 def monte_carlo(bench: Bench) -> Outcome:
     """Each logged turn by what it added to the mean score of walks sampled on from there, by the policy as it is."""
-    block = replace(bench.block.policy, critic=None, loss=Loss(kind="reinforce"))
+    block = replace(bench.block.loop, critic=None, loss=Loss(kind="reinforce"))
     ctx = bench.context("monte_carlo", block, bench.sft)
     policy, _ = policy_stage.make_policy(ctx)
     learner = policy_stage.make_learner(ctx, policy)
