@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +14,17 @@ import pytest
 
 from verifiers import _killable
 from verifiers._killable import Killable, Killed, Stalled
+
+
+def forks() -> set[str]:
+    """The processes that run `time:sleep`, helpers and their forks."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if b"time:sleep" in (entry / "cmdline").read_bytes():
+                    found.add(entry.name)
+    return found
 
 
 @pytest.fixture
@@ -83,9 +96,18 @@ def test_a_stalled_worker_is_told_apart_from_a_costly_request(
 ) -> None:
     sleeper = worker("time:sleep")
     sleeper.ask(0)
-    monkeypatch.setattr(_killable, "WALL_S", 0.2)
-    with pytest.raises(Stalled):
-        sleeper.ask(30)
+    monkeypatch.setattr(_killable, "WALL_S", 0.5)
+    before = forks()
+    with ThreadPoolExecutor(1) as thread:
+        asked = thread.submit(sleeper.ask, 3600)
+        while not (sleeping := forks() - before):
+            time.sleep(0.01)
+        with pytest.raises(Stalled):
+            asked.result()
+    deadline = time.monotonic() + 10
+    while sleeping & forks() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not sleeping & forks()
     monkeypatch.setattr(_killable, "WALL_S", 60.0)
     assert sleeper.ask(0) is None
 

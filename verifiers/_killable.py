@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import importlib
 import json
 import os
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 WALL_S = 60.0  # for a reply; beyond it the machine is stalled, and that is nobody's wrong answer
 START_S = 120.0  # for loading the library
 REPLY_BYTES = 4_000_000
+PR_SET_PDEATHSIG = 1
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from verifiers._killable import serve; serve(*sys.argv[2:])"
 
 
@@ -112,6 +114,7 @@ def serve(function: str, cpu_s: str, memory_mb: str) -> None:
     module = importlib.import_module(module_name)
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints is no reply
+    libc = ctypes.CDLL(None)
     getattr(module, "warm_up", lambda: None)()
     replies.write(b"ready\n")
     replies.flush()
@@ -123,6 +126,7 @@ def serve(function: str, cpu_s: str, memory_mb: str) -> None:
         pid = os.fork()
         if pid == 0:
             os.close(receiver)  # else a reply that is too long waits for itself to read it
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a request that sleeps would outlive us
             _limit(float(cpu_s), int(memory_mb))
             _reply(getattr(module, name), line, sender)
         os.close(sender)
