@@ -12,7 +12,7 @@ from pipeline.schema import Prompts
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*/*.yaml"))
-RECIPES = [p for p in CONFIGS if p.parent.name not in ("demo", "stitch", "accelerate")]
+RECIPES = [p for p in CONFIGS if p.parent.name not in ("demo", "stitch", "turns", "accelerate")]
 
 
 @pytest.mark.parametrize("path", [p for p in CONFIGS if p.parent.name != "accelerate"], ids=lambda p: p.stem)
