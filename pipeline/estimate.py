@@ -18,6 +18,8 @@ from pipeline.runs import LineageError, read_manifest
 from pipeline.schema import Policy
 from pipeline.trial import Trial
 
+# bytes a sample takes while it is drawn and scored: 16,384 of 6 tokens took 465 MiB, most of it vLLM's objects
+REQUEST_VLLM, REQUEST = 28 << 10, 3 << 10
 TRAINER_DEFAULTS = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "num_train_epochs": 3.0}
 
 
@@ -68,9 +70,10 @@ def work_of(cfg: Config, name: str, data: Data) -> Work:
     elif block.kind == "feedme":
         work.samples = block.rounds * block.prompts * block.samples
         chains = 1 + bool(block.random_control)
-        work.judged = judged * block.rounds * chains + (chains - 1) * work.samples
+        work.judged = judged * (block.rounds * chains + bool(block.more_sft_control)) + (chains - 1) * work.samples
         work.batch, each = trained_steps(block.trainer, block.prompts * block.samples)
-        work.steps, work.at_most = each * block.rounds * chains, "max_steps" not in block.trainer
+        work.steps = each * block.rounds * (chains + bool(block.more_sft_control))
+        work.at_most = "max_steps" not in block.trainer
     elif block.kind == "reward_model":
         work.samples = 0 if block.data else block.prompts * block.samples
         work.judged = min(block.heldout_prompts, data.heldout_prompts) * block.samples
@@ -166,11 +169,18 @@ class Memory:
         return sum(self.parts.values())
 
 
+def _asked_at_once(block: Any) -> int:
+    """Samples that one call of the generator draws."""
+    return int(getattr(block, "prompts", None) or 0) * int(getattr(block, "samples", None) or 0)
+
+
 def memory_of(cfg: Config, name: str, shape: Shape, data: Data, trial: Trial) -> Memory:
     """The stage's peak. One process keeps its generator through all stages, so its part stands in each."""
     block = cfg.blocks[name]
     weights = shape.parameters * shape.bytes_each
-    parts = {"libraries": trial.libraries_bytes, "generator": trial.generator_bytes, "kv cache": trial.cache_bytes}
+    at_once = max(data.heldout_prompts * cfg.evaluation.samples, _asked_at_once(block))
+    parts = {"requests": round(at_once * (REQUEST_VLLM if trial.generator == "vllm" else REQUEST))}
+    parts |= {"libraries": trial.libraries_bytes, "generator": trial.generator_bytes, "kv cache": trial.cache_bytes}
     length = data.prompt_tokens[2] + cfg.sampling.max_tokens
     adapted = bool(getattr(block, "peft", None))
     if block.kind in ("sft", "feedme", "reward_model", "conditioned") or isinstance(block, Policy):

@@ -19,6 +19,7 @@ from pipeline.estimate import Data, Memory, Shape, Work
 from pipeline.trial import Trial
 
 MIB = 1 << 20
+LIKELY = 0.4  # share of the most steps that a stage is likely to take where the data decide
 START_S = 1.0  # of a stage, beside what is counted: its lock, its data, its manifest
 
 
@@ -176,7 +177,8 @@ def seconds_of(cfg: Config, work: Work, data: Data, trial: Trial, done: Mapping[
         learned = work.samples * per_row * (looks / trial.fetched_per_s + work.passes * critics / trial.learned_per_s)
     else:
         sides = 2 if work.kind == "reward_model" else 1
-        learned = work.steps * work.batch * sides * per_row / trial.learned_per_s
+        steps = work.steps * (LIKELY if work.at_most else 1.0)
+        learned = steps * work.batch * sides * per_row / trial.learned_per_s
     return START_S + sampled + learned
 
 

@@ -38,7 +38,9 @@ def test_trainer_steps_are_the_librarys_own_arithmetic():
 
 def test_feedme_samples_every_round_and_judges_its_control_too():
     made = work("feedme.rounds=3", "feedme.prompts=10", "feedme.samples=4", stage="feedme")
-    assert made.samples == 120 and made.judged == 120 * 16 * 3 * 2 + 120
+    # three rounds of two chains and the control that only trains on, all judged; the blind chain samples as much again
+    assert made.samples == 120 and made.judged == 120 * 16 * (3 * 2 + 1) + 120
+    assert made.steps == 120 * 3 * 3
 
 
 def test_lengths_come_from_the_yaml_before_the_demonstrations():
@@ -64,6 +66,7 @@ def test_memory_by_part_is_the_parameters_times_what_is_kept_of_each():
     parts = estimate.memory_of(cfg, "ppo", shape, DATA, trial).parts
     assert (parts["libraries"], parts["generator"], parts["kv cache"]) == (7, 11, 13)
     assert (parts["weights"], parts["gradients"], parts["optimizer"]) == (4000, 4000, 8000)
+    assert parts["requests"] == 1920 * 3 * 1024  # 120 held-out prompts x 16, more than a step's 256
     assert (parts["reference"], parts["critic"], parts["reward model"]) == (4000, 16000, 4000)
     assert "reference" not in estimate.memory_of(cfg, "grpo", shape, DATA, trial).parts  # no KL is asked for
     assert "weights" not in estimate.memory_of(cfg, "evaluate", shape, DATA, trial).parts
