@@ -66,11 +66,13 @@ def chain(ctx: Context, place: Path, *, matched: Counts | None = None) -> tuple[
     counts: Counts = []
     spent_before = ctx.tokens["completion"]
     for number in range(block.rounds if matched is None else len(matched)):
-        scored = samples_of(ctx, start, number, role, spent=ctx.tokens["completion"] - spent_before)
-        candidates = [as_candidate(s) for s in scored]
         if matched is None:
+            scored = samples_of(ctx, start, number, spent=ctx.tokens["completion"] - spent_before)
+            candidates = [as_candidate(s) for s in scored]
             kept = keep(ctx, candidates, filters, number)
         else:
+            scored = blind_samples(ctx, start, number, matched[number])
+            candidates = [as_candidate(s) for s in scored]
             kept = selection.blind(candidates, matched[number], seed=ctx.seed("blind", number))
         counts.append(Counter(candidates[i].prompt for i in kept))
         chosen = [Example(scored[i].rollout.prompt.ids, scored[i].rollout.ids) for i in kept]
@@ -81,8 +83,9 @@ def chain(ctx: Context, place: Path, *, matched: Counts | None = None) -> tuple[
         trained = train(ctx, origin, examples, there, block.trainer, key=(role, number))
         start = str(there)
         judgements.append(ctx.evaluate(ctx.generator(start), role, number))
-        figures.append({**judgements[-1].figures, **described(ctx, scored, kept, judgements[-1]), **trained,
-                        "sampled_tokens": ctx.tokens["completion"] - spent_before})  # fmt: skip
+        figures.append({**judgements[-1].figures, **described(scored, kept, judgements[-1]), **trained,
+                        "sampled_tokens": ctx.tokens["completion"] - spent_before,
+                        **(from_start(ctx, judgements[-1], block.reward) if matched is None else {})})  # fmt: skip
         tell(ctx, role, figures[-1], number)
         why = stop_reason(figures, rule) if rule else None
         if why:
@@ -93,17 +96,27 @@ def chain(ctx: Context, place: Path, *, matched: Counts | None = None) -> tuple[
     return figures, judgements[go_back(ctx, place, figures)], counts
 
 
-def samples_of(ctx: Context, policy: str, number: int, role: str, *, spent: int) -> list[Scored]:
+def samples_of(ctx: Context, policy: str, number: int, *, spent: int) -> list[Scored]:
     """A round's scored samples: drawn from the policy, or read from the pool the YAML names (human ratings)."""
     block = ctx.block
     if block.pool:
         return from_pool(ctx, block.pool, f"{ctx.name}.pool")
     asked = next_prompts(ctx, ctx.train_prompts, block.prompts, number=number)
     budget = block.token_budget and max(block.token_budget * (number + 1) // block.rounds - spent, 1)
-    scored = draw(ctx, ctx.generator(policy), asked, block.samples, role, number, scorer=scorer(ctx), budget=budget)
-    if role == "feedme":
-        ctx.record(scored, round=number)
+    scored = draw(ctx, ctx.generator(policy), asked, block.samples, "feedme", number, scorer=scorer(ctx), budget=budget)
+    ctx.record(scored, round=number)
     return scored
+
+
+def blind_samples(ctx: Context, policy: str, number: int, counts: Mapping[int, int]) -> list[Scored]:
+    """What the control chooses from. To choose k of n samples blindly is to draw k, so no more than that is drawn."""
+    block = ctx.block
+    if block.pool:
+        return from_pool(ctx, block.pool, f"{ctx.name}.pool")
+    asked = [p for p in ctx.train_prompts if counts.get(p.index)]
+    # two more than are kept at most, for answers that were cut off
+    samples = max(counts.values()) + 2
+    return draw(ctx, ctx.generator(policy), asked, samples, "control", number, scorer=scorer(ctx))
 
 
 def scorer(ctx: Context) -> rewards.Composite:
@@ -153,8 +166,8 @@ def with_share(own: Sequence[Example], mix: Sequence[Example], share: float, *, 
 # --- figures, guards, rivals ---------------------------------------------------------------------------------------
 
 
-def described(ctx: Context, scored: Sequence[Scored], kept: Sequence[int], judged: Judged) -> dict[str, Any]:
-    """What a round kept of what it saw, and how far the policy has gone."""
+def described(scored: Sequence[Scored], kept: Sequence[int], judged: Judged) -> dict[str, Any]:
+    """What a round kept of what it saw, and how good a success has become."""
     asked = {s.rollout.prompt.index for s in scored}
     covered = {scored[i].rollout.prompt.index for i in kept}
     seen = tally(scored)
@@ -167,15 +180,13 @@ def described(ctx: Context, scored: Sequence[Scored], kept: Sequence[int], judge
         "sample_reward": seen.reward_mean,
         "kept_reward": mean([scored[i].reward for i in kept]),
         "reward_when_solved": reward_when_solved(judged.scored),
-        **from_start(ctx, judged, ctx.block.reward),
     }
 
 
 def tell(ctx: Context, role: str, figures: Mapping[str, Any], number: int) -> None:
     parts = [f"kept {figures['kept']} of {figures['sampled']} on {figures['prompt_coverage']:.0%} of the prompts"]
     shown = {"heldout_accuracy": "held-out accuracy", "distinct_answers": "distinct", "heldout_kl": "kl"}
-    for key, name in shown.items():
-        parts.append(f"{name} {console.number(figures[key])}")
+    parts += [f"{name} {console.number(figures[key])}" for key, name in shown.items() if key in figures]
     console.say(f"{ctx.name}/{role} round {number + 1}/{ctx.block.rounds}: " + ", ".join(parts))
 
 
