@@ -101,11 +101,15 @@ def test_extraction_never_raises(text):
 
 @pytest.mark.parametrize("piece", ["```", "<think>", "</think>", "`", "```python\n", "~~~ ", "<answer>", " ", "```a"])
 def test_extraction_takes_linear_time(piece):
-    timer = threading.Event()
-    thread = threading.Thread(target=lambda: (blocks(piece * 200_000), python_blocks(piece * 100_000), timer.set()))
-    thread.daemon = True
-    thread.start()
-    assert timer.wait(20), "extraction is not linear"
+    done = threading.Event()
+
+    def work() -> None:
+        blocks(piece * 200_000)
+        python_blocks(piece * 100_000)
+        done.set()
+
+    threading.Thread(target=work, daemon=True).start()
+    assert done.wait(20), "extraction is not linear"
 
 
 # ----------------------------------------------------------------------------------------------------- comparison
@@ -161,7 +165,15 @@ def test_hostile_json_never_breaks_the_comparison(hostile, expected):
 @pytest.mark.parametrize("check", ["==", "!=", "is", "truth", "falsehood"])
 def test_what_is_no_data_satisfies_nothing_by_itself(check):
     value = True if check == "is" else 3
-    for got in ({"h": "Y"}, {"k": ["Decimal", "3"]}, {"m": [4, {"h": "Y"}]}, {"x": []}, {}, {"a": 1, "b": 2}):
+    strange: list[Any] = [
+        {"h": "Y"},
+        {"k": ["decimal.Decimal", "3"]},
+        {"m": [4, {"h": "Y"}]},
+        {"x": []},
+        {},
+        {"a": 1, "b": 2},
+    ]
+    for got in strange:
         try:
             assert not holds(Expectation(check, value, ""), got) or check == "!="
         except Undecided:

@@ -9,13 +9,14 @@ nothing. What it cannot decide (a Decimal, an object's truth) goes to the judge.
 from __future__ import annotations
 
 import ast
+import builtins
+import re
+import sys
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
-
-from .guest import judge
 
 MAX_SOURCE = 1 << 20
 Check = Literal["==", "!=", "is", "truth", "falsehood"]
@@ -33,7 +34,7 @@ class Expectation:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a task's tests are run. calls is None where they need the judge; names and modules as judge.asked_for."""
+    """How a task's tests are run. calls is None where they need the judge; names and modules as _asked_for."""
 
     entry: str
     tests: tuple[str, ...]
@@ -71,9 +72,40 @@ def plan(entry: str, tests: tuple[str, ...], prompt: str) -> Plan:
             else:
                 calls.append(simple[0])
                 expectations.append(simple[1])
-    names, modules = judge.asked_for(tests, entry, prompt)
+    names, modules = _asked_for(tests, entry, prompt)
     fast = tuple(calls) if calls is not None else None
     return Plan(entry, tests, tuple(names), tuple(modules), fast, tuple(expectations), (1 << 16) + 4 * size)
+
+
+def _names_used(tests: Sequence[str]) -> list[str]:
+    """Names that the tests read and neither bind nor get from the builtins, in order."""
+    read: dict[str, None] = {}
+    bound = set(dir(builtins))
+    for test in tests:
+        for node in ast.walk(ast.parse(test)):
+            if isinstance(node, ast.Name):
+                read.setdefault(node.id) if isinstance(node.ctx, ast.Load) else bound.add(node.id)
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                bound.add(node.name)
+            elif isinstance(node, ast.arg):
+                bound.add(node.arg)
+            elif isinstance(node, ast.alias):
+                bound.add(node.asname or node.name.partition(".")[0])
+            elif isinstance(node, ast.ExceptHandler) and node.name:
+                bound.add(node.name)
+    return [name for name in read if name not in bound]
+
+
+def _asked_for(tests: Sequence[str], entry: str, prompt: str) -> tuple[list[str], list[str]]:
+    """What the tests use and do not bind, besides the entry point: (names from the completion, standard modules).
+
+    From the completion comes only what the prompt names: else it could lend its own `isclose` to a test that forgot
+    to import one.
+    """
+    words = set(re.findall(r"\w+", unicodedata.normalize("NFKC", prompt)))
+    used = [name for name in _names_used(tests) if name != entry]
+    modules = [name for name in used if name in sys.stdlib_module_names and not name.startswith("_")]
+    return [name for name in used if name in words and name not in modules], modules
 
 
 def _simple(statement: ast.stmt, entry: str) -> tuple[tuple[list[Any], dict[str, Any]], Expectation] | None:

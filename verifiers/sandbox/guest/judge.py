@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import ast
-import builtins
 import importlib
-import re
-import sys
-import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,37 +11,6 @@ from .peer import MESSAGE_BYTES, Gone, Peer
 from .remote import Remote
 
 Verdict = tuple[str, str]
-
-
-def names_used(tests: Sequence[str]) -> list[str]:
-    """Names that the tests read and neither bind nor get from the builtins, in order."""
-    read: dict[str, None] = {}
-    bound = set(dir(builtins))
-    for test in tests:
-        for node in ast.walk(ast.parse(test)):
-            if isinstance(node, ast.Name):
-                read.setdefault(node.id) if isinstance(node.ctx, ast.Load) else bound.add(node.id)
-            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                bound.add(node.name)
-            elif isinstance(node, ast.arg):
-                bound.add(node.arg)
-            elif isinstance(node, ast.alias):
-                bound.add(node.asname or node.name.partition(".")[0])
-            elif isinstance(node, ast.ExceptHandler) and node.name:
-                bound.add(node.name)
-    return [name for name in read if name not in bound]
-
-
-def asked_for(tests: Sequence[str], entry: str, prompt: str) -> tuple[list[str], list[str]]:
-    """What the tests use and do not bind, besides the entry point: (names from the completion, standard modules).
-
-    From the completion comes only what the prompt names: else it could lend its own `isclose` to a test that forgot
-    to import one.
-    """
-    words = set(re.findall(r"\w+", unicodedata.normalize("NFKC", prompt)))
-    used = [name for name in names_used(tests) if name != entry]
-    modules = [name for name in used if name in sys.stdlib_module_names and not name.startswith("_")]
-    return [name for name in used if name in words and name not in modules], modules
 
 
 def judge(

@@ -24,7 +24,7 @@ _SIGKILL = 9
 MIB = 1 << 20
 
 Confinement = Literal["namespaces", "landlock", "none"]
-_Call = tuple[Any, ...]  # a name for the error, the call's number, its arguments
+_Call = tuple[Any, ...]  # a system call's number and arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,39 +93,42 @@ class LockDown:
         self._keep = keep
         self._limits: Limits | None = None
         self._calls: list[_Call] = []
+        self._names: list[str] = []
 
     def prepare(self, limits: Limits) -> None:
         """In the zygote, before the fork."""
         if limits == self._limits:
             return
-        number = self._numbers
         self._limits = limits
-        self._calls = [
-            ("close_range", number["close_range"], self._keep, ctypes.c_long(0xFFFFFFFF), 0),
-            ("setsid", number["setsid"]),
-            ("chdir", number["chdir"], ctypes.create_string_buffer(os.fsencode(self._scratch))),
+        number = self._numbers
+        named: list[tuple[str, _Call]] = [
+            ("close_range", (number["close_range"], self._keep, ctypes.c_long(0xFFFFFFFF), 0)),
+            ("setsid", (number["setsid"],)),
+            ("chdir", (number["chdir"], ctypes.create_string_buffer(os.fsencode(self._scratch)))),
             *self._limit_calls(limits),
         ]
         if self._confinement != "none":
-            self._calls += self._user_calls()
+            named += self._user_calls()
             # after the change of user, which clears it
-            self._calls.append(("PR_SET_PDEATHSIG", number["prctl"], 1, _SIGKILL, 0, 0, 0))
+            named.append(("PR_SET_PDEATHSIG", (number["prctl"], 1, _SIGKILL, 0, 0, 0)))
+            named.append(("seccomp", (number["prctl"], *self._filter.prctl)))
+        self._names = [name for name, _ in named]
+        self._calls = [call for _, call in named]
 
     def apply(self) -> None:
         """In the child. Raises OSError."""
         syscall = self._libc.syscall
-        for name, *call in self._calls:
+        self._filter.put_pid(os.getpid())
+        for i, call in enumerate(self._calls):
+            if self._names[i] == "seccomp" and self._confinement == "landlock":
+                restrict_files(self._libc, self._readable, self._scratch)
             if syscall(*call) < 0:
-                check(-1, name)
-        if self._confinement == "landlock":
-            restrict_files(self._libc, self._readable, self._scratch)
-        if self._confinement != "none":
-            self._filter.install(self._libc, os.getpid())
+                check(-1, self._names[i])
 
-    def _limit_calls(self, limits: Limits) -> list[_Call]:
+    def _limit_calls(self, limits: Limits) -> list[tuple[str, _Call]]:
         # where the kernel would count every process of the user's whole session, it counts none
         processes = limits.processes if self._confinement == "namespaces" or self._uid is not None else None
-        calls: list[_Call] = []
+        calls: list[tuple[str, _Call]] = []
         for which, value in (
             (resource.RLIMIT_CPU, limits.cpu_s),
             (resource.RLIMIT_AS, limits.memory_mb * MIB),
@@ -139,28 +142,28 @@ class LockDown:
                 _, hard = resource.getrlimit(which)
                 bounded = value if hard == resource.RLIM_INFINITY else min(value, hard)
                 both = (ctypes.c_uint64 * 2)(bounded, bounded)
-                calls.append(("setrlimit", self._numbers["prlimit64"], 0, which, both, None))
+                calls.append(("setrlimit", (self._numbers["prlimit64"], 0, which, both, None)))
         return calls
 
-    def _user_calls(self) -> list[_Call]:
+    def _user_calls(self) -> list[tuple[str, _Call]]:
         """Become the samples' user, with no capability left.
 
         Without a mount namespace CAP_DAC_READ_SEARCH stays, for an interpreter that only root can reach: Landlock
         bounds it all the same.
         """
-        calls: list[_Call] = []
+        calls: list[tuple[str, _Call]] = []
         kept = 0
         if self._uid is not None:
             if self._confinement == "landlock":
                 kept = 1 << _DAC_READ_SEARCH
-                calls.append(("PR_SET_KEEPCAPS", self._numbers["prctl"], 8, 1, 0, 0, 0))
+                calls.append(("PR_SET_KEEPCAPS", (self._numbers["prctl"], 8, 1, 0, 0, 0)))
             uid = ctypes.c_long(self._uid)
-            calls.append(("setgroups", self._numbers["setgroups"], 0, None))
-            calls.append(("setresgid", self._numbers["setresgid"], uid, uid, uid))
-            calls.append(("setresuid", self._numbers["setresuid"], uid, uid, uid))
+            calls.append(("setgroups", (self._numbers["setgroups"], 0, None)))
+            calls.append(("setresgid", (self._numbers["setresgid"], uid, uid, uid)))
+            calls.append(("setresuid", (self._numbers["setresuid"], uid, uid, uid)))
         header = ctypes.create_string_buffer(struct.pack("<Ii", _CAPABILITY_VERSION_3, 0))
         sets = ctypes.create_string_buffer(struct.pack("<6I", kept, kept, 0, 0, 0, 0))
-        calls.append(("capset", self._numbers["capset"], header, sets))
+        calls.append(("capset", (self._numbers["capset"], header, sets)))
         return calls
 
 

@@ -146,26 +146,26 @@ def _assemble(program: list[Instruction]) -> bytes:
 
 
 class _Program(ctypes.Structure):
+    instructions: object  # `filter` is only their address, which keeps nothing alive
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
 
 class Filter:
-    """A filter laid out for the kernel; `marks` are places that hold the pid of whoever installs it."""
+    """A filter laid out for the kernel. mark: what in it stands for the pid of whoever installs it."""
 
     def __init__(self, program: bytes, mark: int | None = None) -> None:
-        self._buffer = (ctypes.c_char * len(program)).from_buffer_copy(program)
-        self._program = _Program(len(program) // 8, ctypes.addressof(self._buffer))
-        self._argument = ctypes.byref(self._program)
-        pattern = struct.pack("<I", mark) if mark is not None else None
-        places = [i for i in range(0, len(program), 4) if program[i : i + 4] == pattern]
-        self._marks = [ctypes.c_uint32.from_buffer(self._buffer, place) for place in places]
+        buffer = bytearray(program)
+        self._words = memoryview(buffer).cast("I")
+        self._marks = [i for i, word in enumerate(self._words) if word == mark]
+        instructions = (ctypes.c_char * len(buffer)).from_buffer(buffer)
+        argument = _Program(len(program) // 8, ctypes.addressof(instructions))
+        argument.instructions = instructions
+        #: prctl's arguments that put it on this process and all it forks, for good; no_new_privs comes first
+        self.prctl = (_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(argument), 0, 0)
 
-    def install(self, libc: ctypes.CDLL, pid: int = 0) -> None:
-        """Put it on this process and all it forks, for good. Needs no_new_privs. Raises OSError."""
-        for mark in self._marks:
-            mark.value = pid
-        if libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, self._argument, 0, 0):
-            raise OSError(ctypes.get_errno(), "seccomp filter refused")
+    def put_pid(self, pid: int) -> None:
+        for place in self._marks:
+            self._words[place] = pid
 
 
 def for_zygote(*, shell: bool) -> Filter:

@@ -15,10 +15,7 @@ scanner is bounded in depth, long integers come as hexadecimal, and there is no 
 from __future__ import annotations
 
 import builtins
-import collections
-import datetime
-import decimal
-import fractions
+import importlib
 import json
 import marshal
 import os
@@ -32,39 +29,25 @@ _LONG_INT = 1 << 8192  # below Python's limit of 4300 digits
 Export = Callable[[Any], dict[str, Any]]
 Resolve = Callable[[str, Any], Any]
 
-
-def _pairs(value: dict[Any, Any]) -> list[tuple[Any, Any]]:
-    return list(dict.items(value))
-
-
-# type -> (its name on the wire, its parts, how to build it from its decoded parts)
-_LIBRARY: dict[type, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
-    decimal.Decimal: ("Decimal", str, decimal.Decimal),
-    fractions.Fraction: (
-        "Fraction",
-        lambda v: [v.numerator, v.denominator],
-        lambda p: fractions.Fraction(p[0], p[1]),
-    ),
-    datetime.datetime: ("datetime", datetime.datetime.isoformat, datetime.datetime.fromisoformat),
-    datetime.date: ("date", datetime.date.isoformat, datetime.date.fromisoformat),
-    datetime.time: ("time", datetime.time.isoformat, datetime.time.fromisoformat),
-    datetime.timedelta: (
-        "timedelta",
-        lambda v: [v.days, v.seconds, v.microseconds],
-        lambda p: datetime.timedelta(*p),
-    ),
-    range: ("range", lambda v: [v.start, v.stop, v.step], lambda p: range(*p)),
-    slice: ("slice", lambda v: [v.start, v.stop, v.step], lambda p: slice(*p)),
-    collections.Counter: ("Counter", _pairs, lambda p: collections.Counter(dict(p))),
-    collections.OrderedDict: ("OrderedDict", lambda v: list(v.items()), collections.OrderedDict),
-    collections.deque: ("deque", lambda v: [list(v), v.maxlen], lambda p: collections.deque(p[0], p[1])),
-    type({}.keys()): ("dict_keys", list, lambda p: dict.fromkeys(p).keys()),
-    type({}.values()): ("dict_values", list, lambda p: dict(enumerate(p)).values()),
-    type({}.items()): ("dict_items", list, lambda p: dict(p).items()),
-    type(Ellipsis): ("Ellipsis", lambda v: None, lambda p: Ellipsis),
-    type(NotImplemented): ("NotImplemented", lambda v: None, lambda p: NotImplemented),
+# where it is defined -> (its parts, how to build it from its decoded parts and its class); none is imported for this
+_LIBRARY: dict[str, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] = {
+    "decimal.Decimal": (str, lambda p, cls: cls(p)),
+    "fractions.Fraction": (lambda v: [v.numerator, v.denominator], lambda p, cls: cls(*p)),
+    "datetime.datetime": (lambda v: v.isoformat(), lambda p, cls: cls.fromisoformat(p)),
+    "datetime.date": (lambda v: v.isoformat(), lambda p, cls: cls.fromisoformat(p)),
+    "datetime.time": (lambda v: v.isoformat(), lambda p, cls: cls.fromisoformat(p)),
+    "datetime.timedelta": (lambda v: [v.days, v.seconds, v.microseconds], lambda p, cls: cls(*p)),
+    "builtins.range": (lambda v: [v.start, v.stop, v.step], lambda p, cls: cls(*p)),
+    "builtins.slice": (lambda v: [v.start, v.stop, v.step], lambda p, cls: cls(*p)),
+    "collections.Counter": (lambda v: list(dict.items(v)), lambda p, cls: cls(dict(p))),
+    "collections.OrderedDict": (lambda v: list(v.items()), lambda p, cls: cls(p)),
+    "collections.deque": (lambda v: [list(v), v.maxlen], lambda p, cls: cls(*p)),
+    "builtins.dict_keys": (list, lambda p, cls: dict.fromkeys(p).keys()),
+    "builtins.dict_values": (list, lambda p, cls: dict(enumerate(p)).values()),
+    "builtins.dict_items": (list, lambda p, cls: dict(p).items()),
+    "builtins.ellipsis": (lambda v: None, lambda p, cls: Ellipsis),
+    "builtins.NotImplementedType": (lambda v: None, lambda p, cls: NotImplemented),
 }
-_BUILD = {name: build for name, _, build in _LIBRARY.values()}
 
 _BUILTIN_KINDS = (type, type(len))
 
@@ -108,9 +91,9 @@ def encode(value: Any, export: Export, depth: int = MAX_DEPTH) -> Any:
 
 
 def _encode_object(value: Any, kind: type, export: Export, depth: int) -> Any:
-    if kind in _LIBRARY and not getattr(value, "tzinfo", None):  # a time zone is code: by handle
-        library_name, parts, _ = _LIBRARY[kind]
-        return {"k": [library_name, encode(parts(value), export, depth)]}
+    place = f"{kind.__module__}.{kind.__qualname__}"
+    if place in _LIBRARY and not getattr(value, "tzinfo", None):  # a time zone is code: by handle
+        return {"k": [place, encode(_LIBRARY[place][0](value), export, depth)]}
     name = getattr(value, "__name__", None) if kind in _BUILTIN_KINDS else None
     if name is not None and builtins.__dict__.get(name) is value:
         return {"k": ["builtin", name]}
@@ -121,10 +104,12 @@ def _encode_object(value: Any, kind: type, export: Export, depth: int) -> Any:
 
 
 def _build_library(payload: list[Any]) -> Any:
-    name, parts = payload
-    if name == "builtin":
+    place, parts = payload
+    if place == "builtin":
         return builtins.__dict__[str(parts)]
-    return _BUILD[name](parts)
+    module, _, name = place.rpartition(".")
+    _, build = _LIBRARY[place]
+    return build(parts, getattr(importlib.import_module(module), name, None))
 
 
 _DECODE: dict[str, Callable[[Any], Any]] = {

@@ -18,13 +18,12 @@ import json
 import os
 import platform
 import select
-import shutil
 import signal
 import socket
 import stat
 import sys
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
 from . import candidate, judge, lockdown, seccomp, shell, syscalls, wire
@@ -32,8 +31,8 @@ from .wire import HEADER, KILL, NOT_READY, READY, REPORT, UP
 
 # what completions import most often is imported once, here; a fork gets it for nothing
 _WARM = (
-    "abc bisect collections collections.abc contextlib copy dataclasses datetime decimal enum fractions functools"
-    " heapq itertools json math operator random re statistics string threading typing"
+    "abc bisect collections collections.abc contextlib copy dataclasses enum functools heapq itertools json math"
+    " operator random re string threading typing"
 ).split()
 
 CHANNEL_FD, PEER_FD = 3, 4
@@ -68,11 +67,12 @@ def rehearse() -> None:
             trusted.receive(candidate.JOB_BYTES)
         ours, theirs = socket.socketpair()
         served = wire.Channel(theirs.fileno())
-        with theirs, ThreadPoolExecutor(1) as other:  # no thread is left when the first sample is forked
-            done = other.submit(candidate.serve, served, [code], "f", [])
-            with ours:
-                judge.judge(wire.Channel(ours.fileno()), "f", [test] * 4, [], [])
-            done.result()
+        other = threading.Thread(target=candidate.serve, args=(served, [code], "f", []))
+        other.start()
+        with theirs, ours:
+            judge.judge(wire.Channel(ours.fileno()), "f", [test] * 4, [], [])
+            ours.shutdown(socket.SHUT_RDWR)
+            other.join()  # no thread is left when the first sample is forked
     sys.stdout = stdout
     del sys.modules["solution"]
 
@@ -118,7 +118,7 @@ class Zygote:
             self.libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
         if self.confinement != "none":
             lockdown.forbid_new_privileges(self.libc)
-            seccomp.for_zygote(shell=self.is_shell).install(self.libc)
+            lockdown.check(self.libc.prctl(*seccomp.for_zygote(shell=self.is_shell).prctl), "seccomp")
         if not self.is_shell:
             rehearse()
         gc.collect()
@@ -252,6 +252,8 @@ def _kill_group(pid: int) -> None:
 
 
 def _remove_tree(path: str) -> None:
+    import shutil  # with its compressors too large to be forked with every sample
+
     def make_writable(function: object, name: str, _: object) -> None:
         os.chmod(os.path.dirname(name), 0o700)
         os.chmod(name, 0o700)
