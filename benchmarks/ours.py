@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ def train(place: Path, work: Workload, gate: Gate, *, backend: str) -> None:
     """Run the stage; the gate opens each step."""
     os.chdir(place)
     cfg = config.load(place / "ours.yaml", [f"generate.backend={backend}"])
+    waited: dict[str, float] = {}
     plain, make_learner = policy.make_sampler, policy.make_learner
 
     def make_judged(ctx: Context, forward: object) -> policy.Learner:
@@ -34,8 +36,10 @@ def train(place: Path, work: Workload, gate: Gate, *, backend: str) -> None:
         sample = plain(ctx, generator)  # type: ignore[arg-type]
 
         def sample_when_asked(prompts: Sequence[Prompt], step: int, attempt: int, first: int) -> list[Scored]:
-            note_phases(ctx.dir.place / "timing.jsonl", gate)
+            note_phases(ctx.dir.place / "timing.jsonl", gate, waited.pop("s", 0.0))
+            asked = time.perf_counter()
             gate.step()
+            waited["s"] = time.perf_counter() - asked
             scored = sample(prompts, step, attempt, first)
             gate.note("tokens", sum(len(s.rollout.ids) for s in scored))
             gate.note("longest", max(len(s.rollout.ids) for s in scored))
@@ -47,9 +51,9 @@ def train(place: Path, work: Workload, gate: Gate, *, backend: str) -> None:
     run_stage(cfg, "grpo")
 
 
-def note_phases(timing: Path, gate: Gate) -> None:
-    """Seconds by phase of the step that has just ended, as the stage logged them."""
+def note_phases(timing: Path, gate: Gate, waited_s: float) -> None:
+    """Wall seconds by phase of the step that has just ended, as the stage logged them; its rollout includes the wait."""
     if timing.exists():
         last = json.loads(timing.read_text().splitlines()[-1])
         for name in PHASES:
-            gate.note(f"phase_{name}", last[name])
+            gate.note(f"phase_{name}", last[name] - (waited_s if name == "rollout" else 0.0))
