@@ -42,8 +42,11 @@ $(call needs,NAME,verifier,NAME=my_task)
 demo: $(STAMP) ## run the whole chain on a tiny embedded model; writes runs/demo/ and its report
 	HF_HUB_OFFLINE=1 $(PY) -m pipeline run $(DEMO) $(SET)
 
-test: $(STAMP) ## run all tests; ARGS="-k name" chooses
-	HF_HUB_OFFLINE=1 $(PY) -m pytest -q --durations=15 $(ARGS)
+test: $(STAMP) ## run the tests; ARGS="-k name" chooses
+	HF_HUB_OFFLINE=1 $(PY) -m pytest -q --durations=15 -m "not long" $(ARGS)
+
+test-long: $(STAMP) ## the tests that take minutes each: learning over seeds, ten thousand sandboxed runs, model families
+	HF_HUB_OFFLINE=1 $(PY) -m pytest -q --durations=15 -m long $(ARGS)
 
 check: $(STAMP) ## format, lint, types and the fast tests
 	$(VENV)/bin/ruff format --check .
@@ -158,5 +161,5 @@ $(PY):
 $(STAMP): $(wildcard requirements/*.txt) requirements/install.py pyproject.toml | $(PY)
 	@$(PY) requirements/install.py $(addprefix --flavour=,$(FLAVOUR))
 
-.PHONY: demo test check help $(OF_CONFIG) $(OF_RUN) recipe diff \
+.PHONY: demo test test-long check help $(OF_CONFIG) $(OF_RUN) recipe diff \
   verifier check-verifiers bench gpu-check chaos install doctor fmt lint types lock clean

@@ -21,6 +21,7 @@ def test_without_a_gpu_it_says_so_and_how_to_try_it(capsys, monkeypatch):
     assert "no CUDA device here; size=small dtype=float32 tries the check on a CPU" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.stages
 def test_the_check_runs_every_stage_and_reports_sync_and_phases(tmp_path, capsys):

@@ -19,7 +19,7 @@ from pipeline.schema import Generate, Model, Sampling
 from pipeline.seeds import derive
 from pipeline.stages.context import Context
 
-pytestmark = [pytest.mark.slow, pytest.mark.stages, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.stages, pytest.mark.timeout(3600)]
 ROOT = Path(__file__).parent.parent
 DEMO = str(ROOT / "configs" / "demo" / "pipeline.yaml")
 SEEDS = (1, 2, 3)

@@ -304,6 +304,7 @@ def test_an_ordinary_user_has_the_same_sandbox(choice):
 # ---------------------------------------------------------------------------------------------------- ten thousand
 
 
+@pytest.mark.long
 @needs_sandbox
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
