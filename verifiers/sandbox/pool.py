@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from . import worker as worker_module
 from .isolation import Isolation, Profile, SandboxUnavailable, candidates
-from .worker import InfrastructureError, Stalled, Worker
+from .worker import Doubtful, InfrastructureError, Worker
 
 T = TypeVar("T")
 Row = TypeVar("Row")
@@ -148,8 +148,8 @@ def _find() -> Isolation:
     raise problem
 
 
-def attempt(run: Callable[[], T], stalled: Callable[[Stalled], T]) -> T:
-    """run(), once more if the sandbox failed. `stalled` decides where both times ended at the deadline.
+def attempt(run: Callable[[], T], doubtful: Callable[[Doubtful], T]) -> T:
+    """run(), once more if the sandbox failed. `doubtful` decides whose fault it was where the second try ends so too.
 
     Raises InfrastructureError where it failed twice.
     """
@@ -159,8 +159,8 @@ def attempt(run: Callable[[], T], stalled: Callable[[Stalled], T]) -> T:
         pass
     try:
         return run()
-    except Stalled as exc:
-        return stalled(exc)
+    except Doubtful as exc:
+        return doubtful(exc)
 
 
 def each(verify: Callable[[Row], T], rows: Sequence[Row]) -> list[T]:

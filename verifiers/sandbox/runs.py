@@ -74,7 +74,7 @@ def check_function(
 
 def _try(run: Any) -> Verdict | None:
     try:
-        return pool.attempt(run, lambda stalled: failed(str(stalled)))
+        return pool.attempt(run, lambda doubtful: failed(str(doubtful)))
     except InfrastructureError as exc:
         return broken(f"the sandbox failed twice: {exc}")
 
@@ -258,6 +258,6 @@ def run_shell(
         return ScriptRun(code, bytes.fromhex(stdout), tuple(contents))
 
     try:
-        return pool.attempt(run, lambda stalled: failed(str(stalled)))
+        return pool.attempt(run, lambda doubtful: failed(str(doubtful)))
     except InfrastructureError as exc:
         return broken(f"the sandbox failed twice: {exc}")

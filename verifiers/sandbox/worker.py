@@ -43,6 +43,7 @@ class Report:
     cpu_s: float
     wall_s: float
     stood_still_s: float
+    peak_mb: float
     late: bool
 
 
@@ -100,8 +101,8 @@ class Worker:
         message = self._hear(timeout_s)
         if len(message) != wire.REPORT.size:
             raise InfrastructureError("a sandbox worker ended in the middle of a sample")
-        status, cpu_s, wall_s, stood_still_s, late = wire.REPORT.unpack(message)
-        return Report(os.waitstatus_to_exitcode(status), cpu_s, wall_s, stood_still_s, late)
+        status, cpu_s, wall_s, stood_still_s, peak_mb, late = wire.REPORT.unpack(message)
+        return Report(os.waitstatus_to_exitcode(status), cpu_s, wall_s, stood_still_s, peak_mb, late)
 
     def _hear(self, timeout_s: float) -> bytes:
         self._control.settimeout(max(0.001, timeout_s))
@@ -187,27 +188,26 @@ class Sample:
     def end(self, *, answered: bool = False) -> Report:
         """Wait for its end. Raises InfrastructureError, also where somebody else killed it before it answered.
 
-        A sample cannot send itself SIGKILL, and the kernel sends one only at the limit of CPU time. Killed at its
-        deadline with CPU time to spare, it slept (it used none), or the machine was too slow for it or stood still:
-        that is worth another try.
+        A sample cannot send itself SIGKILL, and the kernel sends one only at the limit of CPU time, or when the
+        machine is out of memory: then it is worth another try, and the second time the fault of whoever held much.
+        Killed at its deadline with CPU time to spare, it slept (it used none), or the machine was too slow for it or
+        stood still: that is worth another try too.
         """
         report = self._worker.report(self.left_s())
         if answered or self._stopped or report.status != -signal.SIGKILL:
             return report
         used = report.cpu_s / self._limits.cpu_s
         if not report.late and used < 0.9:
-            raise InfrastructureError("a sample was killed from outside")
+            if report.peak_mb < 0.25 * self._limits.memory_mb:
+                raise InfrastructureError("a sample was killed from outside")
+            raise Doubtful(f"killed when the machine was out of memory, holding {report.peak_mb:.0f} MB")
         if report.late and (0.1 < used < 0.9 or report.stood_still_s > 1):
-            raise Stalled(report)
+            raise Doubtful(f"killed at its deadline of {self._limits.wall_s:g} s after {report.cpu_s:.1f} s of CPU")
         return report
 
 
-class Stalled(InfrastructureError):
-    """Killed at its deadline, having used little CPU: the machine's fault or the sample's own sleep."""
-
-    def __init__(self, report: Report) -> None:
-        super().__init__(f"killed at its deadline after {report.wall_s:.1f} s with {report.cpu_s:.1f} s of CPU")
-        self.report = report
+class Doubtful(InfrastructureError):
+    """The machine's fault or the sample's own: the machine's the first time, the sample's the second."""
 
 
 # bwrap dies with the thread that started it (PR_SET_PDEATHSIG), so workers are started by a thread that stays

@@ -163,7 +163,8 @@ def load_job(data: bytes) -> Any:
 
 # the zygote's control socket, in messages of fixed size
 HEADER = struct.Struct("<6d")  # the fields of Limits, in order; comes with the sample's descriptors
-REPORT = struct.Struct("<i3d?")  # wait status; seconds of CPU, of wall, of the machine standing still; late or not
+# wait status; seconds of CPU, of wall, of the machine standing still; most MiB resident; late or not
+REPORT = struct.Struct("<i4d?")
 UP = b"up"
 KILL = b"k"
 # a sample's first byte on its channel

@@ -174,7 +174,7 @@ class Zygote:
         os.close(ended)
         _, status, usage = os.wait4(pid, 0)
         cpu_s = usage.ru_utime + usage.ru_stime
-        return REPORT.pack(status, cpu_s, woke - started, stood_still, not ready)
+        return REPORT.pack(status, cpu_s, woke - started, stood_still, usage.ru_maxrss / 1024, not ready)
 
     def _be_sample(self, limits: lockdown.Limits, descriptors: list[int]) -> NoReturn:
         """In the child: from here to the end of the process."""
