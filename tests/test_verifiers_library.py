@@ -15,6 +15,7 @@ import pytest
 
 import verifiers
 from verifiers import countdown, instructions, json_schema, sql_query
+from verifiers._sql_worker import rows_of
 
 
 def status(name: str, completion: str, task: Mapping[str, Any]) -> str:
@@ -245,3 +246,21 @@ def test_no_verifier_imports_torch() -> None:
     code = "import sys, verifiers; [verifiers.load(n) for n in verifiers.available()]; sys.exit('torch' in sys.modules)"
     root = Path(verifiers.__file__).parent.parent
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "WITH d AS (SELECT 1) DELETE FROM sales",
+        "SELECT random()",
+        "SELECT current_timestamp",
+        "SELECT load_extension('x')",
+        "SELECT * FROM pragma_database_list",
+        "ATTACH ':memory:' AS other",
+        "PRAGMA writable_schema = 1",
+        "CREATE TABLE x (y)",
+    ],
+)
+def test_the_database_lets_a_query_read_and_do_nothing_else(query: str) -> None:
+    refused = rows_of({"schema": SHOP, "query": query})["refused"]
+    assert "authorized" in refused or "prohibited" in refused, refused
