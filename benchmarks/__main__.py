@@ -7,6 +7,7 @@ import fcntl
 import importlib
 import inspect
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -62,8 +63,9 @@ def merge(name: str, found: Mapping[str, Any]) -> None:
     ratios = {k: round(float(v), 4) for k, v in found.get("ratios", {}).items()}
     details = {k: v for k, v in found.items() if k != "ratios"}
     LATEST.parent.mkdir(exist_ok=True)
-    with LATEST.with_suffix(".lock").open("w") as lock:  # two benchmarks may end at once
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    folder = os.open(LATEST.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # two benchmarks may end at once
         known = json.loads(LATEST.read_text()) if LATEST.exists() else {"ratios": {}, "details": {}}
         merged = {
             "machine": here,
@@ -73,6 +75,8 @@ def merge(name: str, found: Mapping[str, Any]) -> None:
         part = LATEST.with_suffix(".part")
         part.write_text(json.dumps(merged, indent=1) + "\n")
         part.replace(LATEST)
+    finally:
+        os.close(folder)
 
 
 def table(ratios: Mapping[str, float]) -> str:

@@ -52,7 +52,7 @@ def train(place: Path, work: Workload, gate: Gate, *, backend: str) -> None:
 
 
 def note_phases(timing: Path, gate: Gate, waited_s: float) -> None:
-    """Wall seconds by phase of the step that has just ended, as the stage logged them; its rollout includes the wait."""
+    """Wall seconds by phase of the step that has just ended, as the stage logged them; its rollout holds the wait."""
     if timing.exists():
         last = json.loads(timing.read_text().splitlines()[-1])
         for name in PHASES:

@@ -83,7 +83,7 @@ def by_bare_bwrap(n: int) -> None:
 
 
 def bwrap_python() -> list[str]:
-    """The running interpreter, bare, where bubblewrap shows it the whole machine read-only: nothing is set up for it."""
+    """The running interpreter, bare; bubblewrap shows it the whole machine read-only, so nothing has to be set up."""
     return ["bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "--", sys.executable, "-I", "-S"]
 
 
