@@ -43,7 +43,7 @@ def reload_weights(generation: VLLMGeneration) -> None:
 
 
 def options(place: Path, work: Workload, *, vllm: bool) -> dict[str, Any]:
-    """What TRL is told so that it does the same step. Its micro-batch holds all rows: the fastest of 16, 32 and 64."""
+    """What TRL is told so that it does the same step. Its micro-batch holds all rows; smaller ones were not tried."""
     return {
         "output_dir": str(place / "trl"),
         "use_cpu": True,
