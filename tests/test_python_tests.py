@@ -218,7 +218,16 @@ def test_rows_keep_their_order_and_a_bad_row_is_alone():
     bad = {**task, "tests": []}
     worse = {**task, "tests": ["assert ("]}
     odd = {**task, "tests": None}
-    rows: list[Any] = [(RIGHT, task), ("", task), (RIGHT, bad), (RIGHT, worse), (None, task), (RIGHT, odd), (RIGHT, task)] * 3
+    rows: list[Any] = [
+        (RIGHT, task),
+        ("", task),
+        (RIGHT, bad),
+        (RIGHT, worse),
+        (None, task),
+        (RIGHT, odd),
+        (RIGHT, task),
+    ]
+    rows *= 3
     verdicts = load("python_tests").grade([c for c, _ in rows], [t for _, t in rows])
     assert [v.status for v in verdicts] == ["pass", "malformed", "error", "error", "error", "error", "pass"] * 3
     assert "no tests" in verdicts[2].detail and "tests[0]" in verdicts[3].detail

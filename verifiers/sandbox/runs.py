@@ -125,6 +125,7 @@ def _judge(blocks: list[str], how: Plan, limits: Limits) -> Verdict:
         code_worker.sample(limits) as code,
     ):
         code.give(["serve", blocks, how.entry, how.names])
+        code.wait_until_ready()
         code.socket.setblocking(True)  # timeouts are a flag that both holders would share
         with judge_worker.sample(patient, peer=code.socket) as court:
             code.socket.close()  # the judge holds it now, and its end is the code's end

@@ -150,20 +150,27 @@ class Sample:
         return max(0.001, self._started + self._limits.wall_s + GRACE_S - time.monotonic())
 
     def give(self, job: Sequence[object]) -> None:
-        """Hand it the job, once it is locked down. Raises InfrastructureError."""
+        """Hand it the job, which it reads when it is locked down. Raises InfrastructureError."""
+        self.socket.settimeout(self.left_s())
+        try:
+            self.channel.send(wire.dump_job(list(job)))
+        except (wire.Closed, TimeoutError) as exc:
+            raise InfrastructureError(f"a sample did not start: {type(exc).__name__}") from None
+
+    def wait_until_ready(self) -> None:
+        """Until it is locked down; no byte beyond that is read. Raises InfrastructureError."""
         self.socket.settimeout(READY_S)
         try:
-            first = self.channel.take(1)
-            if first != wire.READY:
-                reason = self.channel.drain(1000).decode("utf-8", "replace")
-                raise InfrastructureError(f"a sample could not be locked down: {reason}")
-            self.socket.settimeout(self.left_s())
-            self.channel.send(wire.dump_job(list(job)))
-        except (wire.Closed, wire.TooLong, TimeoutError) as exc:
+            first = self.socket.recv(1)
+            why = self.socket.recv(1000) if first == wire.NOT_READY else b""
+        except OSError as exc:  # a timeout among them: a stopped zygote shows here
             raise InfrastructureError(f"a sample did not start: {type(exc).__name__}") from None
+        if first != wire.READY:
+            raise InfrastructureError(f"a sample could not be locked down: {why.decode('utf-8', 'replace')}")
 
     def hear(self, at_most: int) -> bytes | None:
         """Its next message; None where it ends without one. Raises TooLong, InfrastructureError."""
+        self.wait_until_ready()
         self.socket.settimeout(self.left_s())
         try:
             return self.channel.receive(at_most)
@@ -174,6 +181,7 @@ class Sample:
 
     def hear_all(self, at_most: int) -> bytes:
         """All it writes until it ends. Raises TooLong, InfrastructureError."""
+        self.wait_until_ready()
         self.socket.settimeout(self.left_s())
         try:
             return self.channel.drain(at_most)
