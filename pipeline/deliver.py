@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import ConfigError, nearest
+from pipeline.lineage import POLICIES
 from pipeline.runs import StageDir, atomic_write, dump_json, manifest_sha, read_manifest, verify_outputs
 
-POLICIES = ("base", "sft", "feedme", "ppo", "grpo", "conditioned", "offline_q")
 FIGURES = (
     "heldout_accuracy",
     "pass_at_4",

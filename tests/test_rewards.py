@@ -16,8 +16,8 @@ import pytest
 import rewards
 import verifiers
 from rewards import Batch, build
-from verifiers.deadline import DeadlinePool
 from rewards.steps import potential_differences
+from verifiers.deadline import DeadlinePool
 
 FUSSY = """
 import threading, time

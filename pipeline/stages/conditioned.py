@@ -154,9 +154,7 @@ def fit(ctx: Context, attributes: dict[str, Attribute], pool: Sequence[Scored]) 
     return Conditions(tuple(axes))
 
 
-def cells_of(
-    pool: Sequence[Scored], conditions: Conditions, attributes: dict[str, Attribute]
-) -> list[tuple[int, ...]]:
+def cells_of(pool: Sequence[Scored], conditions: Conditions, attributes: dict[str, Attribute]) -> list[tuple[int, ...]]:
     """Per sample, its bin on every axis."""
     columns = [[axis.bin_of(v) for v in values_of(attributes[axis.name], pool)] for axis in conditions.axes]
     return list(zip(*columns, strict=True))
@@ -195,9 +193,7 @@ def asked_for(ctx: Context, prompts: Sequence[Prompt], label: str) -> list[Promp
     return [asking.relabel(p, label, ctx.cfg.prompts, ctx.tokenizer) for p in prompts]
 
 
-def teach(
-    ctx: Context, start: str, examples: Sequence[Example], place: Path, *key: str | int, anchor: str
-) -> None:
+def teach(ctx: Context, start: str, examples: Sequence[Example], place: Path, *key: str | int, anchor: str) -> None:
     """Imitate under labels. anchor: what the KL is from, which knows the label tokens where they are new."""
     block = ctx.block
     settings = block.trainer | (block.online_trainer if key[0] == "online" else {})

@@ -98,9 +98,7 @@ def fit_head_buffer(vocabulary: int) -> None:
     utils._CHUNKED_LOGPROB_CHUNK_SIZE = min(32_768, vocabulary)
 
 
-def build_arguments(
-    config_class: Any, settings: dict[str, Any], work: Path, *, seed: int, where: str
-) -> Any:
+def build_arguments(config_class: Any, settings: dict[str, Any], work: Path, *, seed: int, where: str) -> Any:
     """The library's own config from the YAML's block, with what this machine and our files decide."""
     from pydantic import TypeAdapter, ValidationError
 
