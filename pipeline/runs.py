@@ -114,8 +114,10 @@ class StageDir:
         """Note which generator samples. Raises LineageError where an earlier try of this stage had another one."""
         known = self.begun.get("generator", generator)
         if known not in (None, generator):
-            raise LineageError(f"{self.place}: begun with the generator {known}, which does not start now, and "
-                               f"{generator} would sample otherwise; mend {known}, or remove {self.place} to begin anew")  # fmt: skip
+            raise LineageError(
+                f"{self.place}: begun with the generator {known}, which does not start now, and {generator} would "
+                f"sample otherwise; mend {known}, or remove {self.place} to begin anew"
+            )
         if known is None:
             self.begun["generator"] = generator
             self._note_begun()
