@@ -30,6 +30,7 @@ from pipeline.runs import StageDir, verify_outputs
 
 SERVERS = 3
 STUCK_S = 1800.0
+LEAD_S = 6.0  # about what a stage spends on loading before its first new work
 ENDINGS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
 
 
@@ -66,6 +67,7 @@ class Server:
     log: Path
     command: Sequence[str] = (sys.executable, "-m", "pipeline.chaos")
     process: subprocess.Popen[str] = field(init=False)
+    took_s: float = field(init=False, default=0.0)  # of the last child, from its fork
 
     def __post_init__(self) -> None:
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONHASHSEED"}
@@ -88,8 +90,10 @@ class Server:
         self.process.stdin.write(json.dumps({"words": list(words), "log": str(self.log), **more}) + "\n")
         self.process.stdin.flush()
         child = self._answer(STUCK_S)["pid"]
+        forked = time.monotonic()
         answer = self._watched(end_when) if end_when else self._answer(STUCK_S if end_after_s is None else end_after_s)
         if answer:
+            self.took_s = time.monotonic() - forked
             return answer["code"], False
         if end_after_s is None and end_when is None:
             raise TimeoutError(f"{' '.join(words)} did not end within {STUCK_S:.0f} s; see {self.log}")
@@ -145,17 +149,23 @@ def _stage(
     config: str, rest: list[str], cfg: Config, reference: Config, root: Path, name: str, settings: Settings,
     servers: Sequence[Server],
 ) -> bool:  # fmt: skip
-    """Make one stage again under interruptions, as many passes as its kills take, and compare each pass."""
-    expected = verify_outputs(StageDir(reference.run_dir, name))
+    """Make one stage again undisturbed and then interrupted, as many passes as its kills take; compare each pass.
+
+    The undisturbed pass says how long the stage takes here: in a process that need not import anything, which may be
+    a tenth of what the reference took. Instants of a longer course than that would be spent on finished stages.
+    """
+    parents = verify_outputs(StageDir(reference.run_dir, name))["parents"]
     draw = random.Random(f"{settings.instants_seed} {name}")
-    instants = sorted(draw.uniform(0.0, expected["wall_s"]) for _ in range(settings.kills))
-    done, passes, told = 0, 0, time.monotonic()
-    while done < len(instants) or not passes:
-        place = root / name
+    place = root / name
+    words = [name, config, *rest, f"run={_run_name(root, cfg)}/{name}"]
+    done, passes, course_s, told = 0, 0, 0.0, time.monotonic()
+    while done < settings.kills or not passes:
         shutil.rmtree(place, ignore_errors=True)
-        _link_parents(reference.run_dir, place, expected["parents"])
-        words = [name, config, *rest, f"run={_run_name(root, cfg)}/{name}"]
-        done += _one_pass(words, instants[done:], draw, servers, settings.ending)
+        _link_parents(reference.run_dir, place, parents)
+        instants = sorted(draw.uniform(0.0, course_s) for _ in range(settings.kills - done)) if passes else []
+        ended, took_s = _one_pass(words, instants, min(LEAD_S, course_s / 4), draw, servers, settings.ending)
+        done += ended
+        course_s = course_s or took_s
         passes += 1
         fault = _compare(reference.run_dir / name, place / name)
         if fault:
@@ -167,25 +177,28 @@ def _stage(
 
 
 def _one_pass(
-    words: Sequence[str], instants: Sequence[float], draw: random.Random, servers: Sequence[Server], ending: str
-) -> int:
-    """Interrupt at each instant in turn until the stage is complete; returns how many interruptions took place.
+    words: Sequence[str], instants: Sequence[float], longest_lead_s: float, draw: random.Random,
+    servers: Sequence[Server], ending: str,
+) -> tuple[int, float]:  # fmt: skip
+    """Interrupt at each instant in turn until the stage is complete: (interruptions, seconds of the last process).
 
     A process first reads back what its forerunner finished, so its time runs from a start that is drawn too: some
     die while starting, some while reading back, most in the midst of new work.
     """
     at = 0.0
     for number, instant in enumerate(instants):
-        lead_s = draw.uniform(0.0, 6.0)
-        code, ended = servers[draw.randrange(len(servers))].run(words, end_after_s=instant - at + lead_s, ending=ending)
+        end_after_s = instant - at + draw.uniform(0.0, longest_lead_s)
+        server = draw.choice(servers)
+        code, ended = server.run(words, end_after_s=end_after_s, ending=ending)
         if not ended:
             _expect(code, (0,), words)
-            return number
+            return number, server.took_s
         _expect(code, (-ENDINGS[ending], 143, 130, 0), words)
         at = instant
-    code, _ = servers[draw.randrange(len(servers))].run(words, end_after_s=None, ending=ending)
+    server = draw.choice(servers)
+    code, _ = server.run(words, ending=ending)
     _expect(code, (0,), words)
-    return len(instants)
+    return len(instants), server.took_s
 
 
 def _expect(code: int, good: Sequence[int], words: Sequence[str]) -> None:

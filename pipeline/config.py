@@ -42,6 +42,7 @@ class ConfigError(ValueError):
         super().__init__("\n".join(self.mistakes))
 
 
+MOST_TINY = 1e9  # of parameters: beyond it a slip of the keyboard takes the machine's memory
 TRAINERS = {  # the class whose fields a `trainer:` block may name
     "sft": "trl.trainer.sft_config:SFTConfig",
     "feedme": "trl.trainer.sft_config:SFTConfig",
@@ -168,10 +169,13 @@ def _validate(cls: type, raw: Any, where: str, mistakes: list[str]) -> Any:
         return _adapter(cls).validate_python(raw)
     except ValidationError as exc:
         for error in exc.errors():
-            loc = [str(part) for part in error["loc"] if not _is_type_tag(part)]
+            *inside, last = error["loc"] or ("",)
+            unknown = error["type"] in ("extra_forbidden", "unexpected_keyword_argument")  # `last` is what a user typed
+            loc = [str(part) for part in inside if not _is_type_tag(part)]
+            loc += [str(last)] if unknown or not _is_type_tag(last) else []
             dotted = ".".join([where, *loc]) if where else ".".join(loc)
-            if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-                parent = ".".join(dotted.split(".")[:-1]) or "top level"
+            if unknown:
+                parent = ".".join(filter(None, [where, *loc[:-1]])) or "top level"
                 known = _fields_at(cls, loc[:-1])
                 mistakes.append(f"{parent}: unknown key {loc[-1]!r}{nearest(loc[-1], known)}")
             else:
@@ -313,6 +317,8 @@ def _cross_checks(config: Config) -> list[str]:
     tiny = config.model.tiny
     if tiny and tiny.hidden_size % tiny.num_attention_heads:
         out.append(f"model.tiny: hidden_size {tiny.hidden_size} is not divisible by {tiny.num_attention_heads} heads")
+    if tiny and tiny.parameters > MOST_TINY:
+        out.append(f"model.tiny: {tiny.parameters:.3g} parameters; a model made here has at most {MOST_TINY:.3g}")
     if config.prompts.path and config.prompts.procedural:
         out.append("prompts: give path or procedural, not both")
     duplicates = {s for s in config.stages if config.stages.count(s) > 1}

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-PLAIN = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "None": "null"}
+PLAIN = {"int": "a whole number", "float": "a finite number", "bool": "true or false", "str": "text", "None": "null"}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -111,7 +111,7 @@ def _is(value: Any, name: str) -> bool:
     if isinstance(value, bool):
         return False
     number = _number(value)
-    return number is not None and (name == "float" or (math.isfinite(number) and number == int(number)))
+    return number is not None and math.isfinite(number) and (name == "float" or number == int(number))
 
 
 def _number(value: Any) -> float | None:

@@ -28,6 +28,12 @@ class Tiny:
     max_position_embeddings: Positive = 128
     characters: str = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;<>=+-*/()[]?!'\"\n"
 
+    @property
+    def parameters(self) -> int:
+        """About how many weights: attention's four matrices and the MLP's three a layer, and the tied embedding."""
+        layer = 4 * self.hidden_size**2 + 3 * self.hidden_size * self.intermediate_size
+        return self.num_hidden_layers * layer + len(self.characters) * self.hidden_size
+
 
 @dataclass(slots=True)
 class Model:
