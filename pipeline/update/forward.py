@@ -146,12 +146,17 @@ def lowered(where: torch.device, dtype: torch.dtype | None) -> torch.autocast:
     return torch.autocast(where.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
+LOGIT_SCALES = (  # Gemma, Cohere, Granite, Falcon-H1, Grok and their like do this to logits after the head
+    "final_logit_softcapping", "logits_soft_cap", "logit_scale", "logits_scaling", "lm_head_multiplier",
+    "output_multiplier", "output_multiplier_scale", "output_logit_soft_cap", "logits_mup_width_multiplier",
+)  # fmt: skip
+
+
 def plain_head(model: Any) -> bool:
     """True where logits are head(hidden) and nothing more: no soft cap, no scale, no adapter on the head."""
-    config = model.config
-    special = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+    config = model.config.get_text_config()  # of a model that also sees, the part that speaks
     head = base_of(model).get_output_embeddings()
-    return type(head) is nn.Linear and not any(getattr(config, name, None) for name in special)
+    return type(head) is nn.Linear and not any(getattr(config, name, None) for name in LOGIT_SCALES)
 
 
 def _at(x_BLH: Tensor, places_BT: Tensor) -> Tensor:
