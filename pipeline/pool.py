@@ -7,7 +7,6 @@ the same shape, or a file of human ratings: {"prompt": ..., "completion": ..., "
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,24 +43,12 @@ def read(path: Path, source: Prompts, tokenizer: Any, ends: frozenset[int]) -> l
     if not path.is_file():
         raise ConfigError([f"{path}: no such file of scored samples; a stage leaves one as rollouts.jsonl"])
     out, foreign = [], []
-    for number, row in enumerate(_rows(path), 1):
+    for number, row in prompts.numbered_rows(path):
         if "ids" in row and "prompt_ids" in row:
             out.append(_ours(row, path, number))
         else:
             foreign.append(_foreign(row, path, number, source, tokenizer, ends))
     return out + averaged(foreign)
-
-
-def _rows(path: Path) -> Iterable[Mapping[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as exc:
-                raise ConfigError([f"{path}:{number}: not JSON: {exc.msg}"]) from exc
-            if not isinstance(row, dict):
-                raise ConfigError([f"{path}:{number}: expected an object, found {type(row).__name__}"])
-            yield row
 
 
 def _ours(row: Mapping[str, Any], path: Path, number: int) -> Entry:

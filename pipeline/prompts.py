@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,24 +85,32 @@ def _read_file(path: Path) -> list[Row]:
             return list(pyarrow.parquet.read_table(path).to_pylist())
         except Exception as exc:  # pyarrow's errors have no common parent
             raise ConfigError([f"{path}: not readable as Parquet: {' '.join(str(exc).split())}"]) from exc
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":
-        rows = json.loads(text)
-        if not isinstance(rows, list):
-            raise ConfigError([f"{path}: expected a list of rows; one object a line is .jsonl"])
-        return rows
-    rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as exc:
-            raise ConfigError([f"{path}:{number}: not JSON: {exc.msg}"]) from exc
-        if not isinstance(row, dict):
-            raise ConfigError([f"{path}:{number}: expected an object, found {type(row).__name__}"])
-        rows.append(row)
+    if path.suffix != ".json":
+        return [row for _, row in numbered_rows(path)]
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as exc:  # of the JSON or of its encoding
+        raise ConfigError([f"{path}: not JSON in UTF-8: {exc}"]) from exc
+    if not isinstance(rows, list):
+        raise ConfigError([f"{path}: expected a list of rows; one object a line is .jsonl"])
     return rows
+
+
+def numbered_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    """(line number, object) of each line of a JSONL that is not empty. Raises ConfigError naming file and line."""
+    with path.open("rb") as lines:  # in bytes, whose only line ends are the file's: text may hold U+2028 or U+0085
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except UnicodeDecodeError as exc:
+                raise ConfigError([f"{path}:{number}: not UTF-8: {exc.reason}"]) from exc
+            except json.JSONDecodeError as exc:
+                raise ConfigError([f"{path}:{number}: not JSON: {exc.msg}"]) from exc
+            if not isinstance(row, dict):
+                raise ConfigError([f"{path}:{number}: expected an object, found {type(row).__name__}"])
+            yield number, row
 
 
 def _read_hub(path: str, split: str, name: str | None, where: str) -> list[Row]:

@@ -117,11 +117,10 @@ def generate(run: Path, words: Sequence[str]) -> None:
 def prompt_column(path: Path) -> Iterator[str | list[dict[str, str]]]:
     if not path.is_file():
         raise ConfigError([f"prompts={path}: no such file"])
-    for line_number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            yield json.loads(line)["prompt"]
-        except (json.JSONDecodeError, KeyError, TypeError) as exc:
-            raise ConfigError([f"{path}:{line_number}: expected an object with a column prompt"]) from exc
+    for number, row in prompts.numbered_rows(path):
+        if "prompt" not in row:
+            raise ConfigError([f"{path}:{number}: expected an object with a column prompt"])
+        yield row["prompt"]
 
 
 def chat(run: Path, words: Sequence[str]) -> None:

@@ -136,3 +136,18 @@ def test_a_procedural_source_is_a_function_of_the_seed():
     assert prompts.load_rows(source, seed=1) != prompts.load_rows(source, seed=2)
     with pytest.raises(ConfigError, match="no verifier 'gridword'; did you mean 'gridworld'"):
         prompts.load_rows(Prompts(procedural="gridword"), seed=1)
+
+
+def test_a_line_of_jsonl_ends_where_the_file_says_and_not_at_unicode_separators(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    said = "one\u2028two\u0085three"
+    path.write_text("\ufeff" + json.dumps({"prompt": said}, ensure_ascii=False) + "\r\n\n" + '{"prompt": "b"}', "utf-8")
+    assert list(prompts.numbered_rows(path)) == [(1, {"prompt": said}), (3, {"prompt": "b"})]
+
+
+@pytest.mark.parametrize(("line", "why"), [(b'{"a": 1', "not JSON"), (b"[1]", "found list"), (b'"\xff"', "not UTF-8")])
+def test_a_bad_line_of_jsonl_is_named(tmp_path, line, why):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"{}\n" + line + b"\n")
+    with pytest.raises(ConfigError, match=rf"rows\.jsonl:2: .*{why}"):
+        list(prompts.numbered_rows(path))
