@@ -26,7 +26,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 STAGES := sft feedme reward_model ppo grpo conditioned offline_q evaluate
 OF_CONFIG := $(STAGES) pipeline plan compare probe
-OF_RUN := report lineage chat serve export push
+OF_RUN := report lineage chat serve export push lm-eval
 
 # $(call needs,NAME,targets,example): one line and exit 2, before anything is installed, when NAME= was not given
 needs = $(foreach goal,$(filter $(2),$(MAKECMDGOALS)),\
@@ -98,6 +98,7 @@ lineage: ## draw RUN's tree from base model to final
 chat: ## talk to the model of RUN
 serve: ## serve the model of RUN through vLLM's OpenAI-compatible server
 export: ## merge adapters, write the model and its card
+lm-eval: ## EleutherAI's harness on the model of RUN; SET="tasks=gsm8k"
 push: ## upload the exported model of RUN; SET="repo=me/model"
 $(OF_RUN): $(STAMP)
 	$(PY) -m pipeline $@ $(RUN) $(SET)

@@ -40,6 +40,7 @@ OF_A_RUN = {
     "generate": "answers of a run's model: prompt=TEXT or prompts=FILE, label=best, samples=4, to=FILE",
     "chat": "talk to a run's model; label=best asks a condition-trained one",
     "serve": "vLLM's OpenAI-compatible server on the run's model; key=value becomes --key value",
+    "lm-eval": "EleutherAI's harness on the run's model: tasks=gsm8k,ifeval; key=value becomes --key value",
 }
 
 
@@ -193,6 +194,8 @@ def of_a_run(command: str, run: Path, words: Sequence[str]) -> int:
 
     if command == "serve":
         deliver.serve(run, words)
+    if command == "lm-eval":
+        deliver.harness(run, words)
     print(deliver.export(run, words) if command == "export" else deliver.push(run, words))
     return 0
 

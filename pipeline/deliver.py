@@ -3,6 +3,7 @@
 export  runs/NAME/export/: merged safetensors, tokenizer, chat template, generation config, model card, lineage
 push    that folder to the Hub
 serve   vLLM's OpenAI-compatible server on it
+lm-eval EleutherAI's harness on it, for the tasks everybody compares on
 """
 
 from __future__ import annotations
@@ -241,15 +242,19 @@ def push(run: Path, words: Sequence[str]) -> str:
         raise ConfigError([f"push: the Hub refused or is away: {reason}; log in with `hf auth login`"]) from exc
 
 
+def newest(run: Path) -> Path:
+    """What a run hands out: its export where there is one, else the stage `policy_stage` chooses."""
+    return run / "export" if (run / "export" / "config.json").is_file() else run / policy_stage(run) / "model"
+
+
 def serve_command(run: Path, words: Sequence[str]) -> list[str]:
     """The server's command line; every word `key=value` becomes `--key value`."""
-    place = run / "export" if (run / "export" / "config.json").is_file() else run / policy_stage(run) / "model"
     flags = []
     for word in words:
         key, equals, value = word.partition("=")
         flags += [f"--{key.replace('_', '-')}", *([value] if equals else [])]
     # `python -m`, for the `vllm` program is missing from the CPU build
-    server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(place)]
+    server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(newest(run))]
     return [*server, "--served-model-name", run.name, *flags]
 
 
@@ -259,7 +264,37 @@ def serve(run: Path, words: Sequence[str]) -> None:
 
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError(["serve: vLLM is not installed; `make doctor` says why"])
-    command = serve_command(run, words)
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    _become(serve_command(run, words))
+
+
+def harness_command(run: Path, words: Sequence[str]) -> list[str]:
+    """lm-eval's command line: `tasks=gsm8k,ifeval`, and every other word `key=value` as `--key value`.
+
+    Its figures are of greedy answers to its own prompts, so they stand beside ours and do not replace them. Raises
+    ConfigError where no task is named or the run's model is an adapter that was not merged.
+    """
+    asked = dict(word.partition("=")[::2] for word in words)
+    if not asked.get("tasks"):
+        raise ConfigError(["lm-eval: name the tasks, as tasks=gsm8k,ifeval"])
+    place = newest(run)
+    if not (place / "config.json").is_file():
+        raise ConfigError([f"{place}: an adapter alone; make export RUN={run} merges it"])
+    asked = {"output_path": str(run / "lm-eval"), **asked}
+    flags = [part for key, value in asked.items() for part in (f"--{key}", *([value] if value else []))]
+    return [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={place}", *flags]
+
+
+def harness(run: Path, words: Sequence[str]) -> None:
+    """Become lm-eval. Does not return. Raises ConfigError where it is not installed."""
+    import importlib.util
+
+    command = harness_command(run, words)
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ConfigError(["lm-eval: not installed; .venv/bin/pip install 'lm-eval>=0.4.9'"])
+    _become(command)
+
+
+def _become(command: Sequence[str]) -> None:
     print(" ".join(command), flush=True)
-    os.execv(command[0], command)
+    os.execv(command[0], list(command))

@@ -83,3 +83,11 @@ def test_the_server_gets_the_export_where_there_is_one(run):
     assert str(run / "sft" / "model") in before and before[-4:] == ["--port", "8001", "--max-model-len", "64"]
     deliver.export(run, [])
     assert str(run / "export") in deliver.serve_command(run, [])
+
+
+def test_the_harness_is_asked_for_the_tasks_on_what_the_run_hands_out(run):
+    command = deliver.harness_command(run, ["tasks=gsm8k", "num_fewshot=5", "apply_chat_template="])
+    assert command[command.index("--model_args") + 1] == f"pretrained={run / 'sft' / 'model'}"
+    assert command[-5:] == ["--tasks", "gsm8k", "--num_fewshot", "5", "--apply_chat_template"]
+    with pytest.raises(ConfigError, match="name the tasks"):
+        deliver.harness_command(run, [])
