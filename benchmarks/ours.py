@@ -32,8 +32,8 @@ def train(place: Path, work: Workload, gate: Gate, *, backend: str) -> None:
             gate.judge, gate.every = (lambda: judge(place, learner.model, work)), work.judge_every
         return learner
 
-    def make_sampler(ctx: Context, generator: object) -> policy.SampleAndScore:
-        sample = plain(ctx, generator)  # type: ignore[arg-type]
+    def make_sampler(ctx: Context, generator: object, scorer: object) -> policy.SampleAndScore:
+        sample = plain(ctx, generator, scorer)  # type: ignore[arg-type]
 
         def sample_when_asked(prompts: Sequence[Prompt], step: int, attempt: int, first: int) -> list[Scored]:
             note_phases(ctx.dir.place / "timing.jsonl", gate, waited.pop("s", 0.0))

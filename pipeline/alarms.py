@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pipeline.schema import Alarms
+from pipeline.limits import Alarms
 
 
 class Alarm(RuntimeError):
@@ -68,6 +68,16 @@ def check_masked(tokens: int, step: int) -> None:
         raise Alarm(f"step {step}: not one token is left to train on: every row is masked (truncated, or not scorable)")
 
 
+MONITORED = {"length": "length_factor", "format": "format_drop", "commonest": "commonest_rise",
+             "duplicates": "duplicate_rise"}  # fmt: skip
+
+
+def check_monitor(tripped: str, reason: str, step: int) -> None:
+    """The policy gets better at its reward and not at its task. tripped: what did, by rewards/monitor.py."""
+    key = MONITORED.get(tripped, tripped)
+    raise Alarm(f"step {step}: {tripped}: {reason} (limit: monitor.{key}; null only watches)")
+
+
 __all__ = [
     "Alarm",
     "Alarms",
@@ -76,6 +86,7 @@ __all__ = [
     "check_finite",
     "check_masked",
     "check_mismatch",
+    "check_monitor",
     "check_reference",
     "check_signal",
 ]

@@ -48,6 +48,8 @@ def mistakes(cfg: Config, stages: Sequence[str] | None = None) -> list[str]:
         lines += reference_mistakes(cfg, name, names[:number], alone=alone)
         if getattr(block, "reward", None):
             lines += _reward_mistakes(f"{name}.reward", block.reward, cfg)
+        if strict_of(block):
+            lines += _reward_mistakes(f"{name}.monitor.strict", strict_of(block), cfg)
         if getattr(block, "filters", None):
             lines += _told(f"{name}.filters", partial(selection.parse, block.filters))
         if isinstance(getattr(block, "data", None), Prompts):
@@ -148,10 +150,16 @@ def references(cfg: Config, name: str) -> list[tuple[str, str]]:
         return []
     out = [(key, getattr(block, key)) for key in ("policy", "init") if isinstance(getattr(block, key, None), str)]
     out += [("policies", policy) for policy in getattr(block, "policies", None) or []]
-    for part, fields in (getattr(block, "reward", None) or {}).items():
-        if part == "reward_model" or (fields or {}).get("kind") == "learned":
-            out.append((f"reward.{part}", str((fields or {}).get("model", part))))
+    for where, parts in (("reward", getattr(block, "reward", None) or {}), ("monitor.strict", strict_of(block))):
+        for part, fields in parts.items():
+            if part == "reward_model" or (fields or {}).get("kind") == "learned":
+                out.append((f"{where}.{part}", str((fields or {}).get("model", part))))
     return out
+
+
+def strict_of(block: Any) -> Mapping[str, Any]:
+    """What a stage's monitor scores by, where the YAML says so."""
+    return getattr(getattr(block, "monitor", None), "strict", None) or {}
 
 
 def _parent_fault(cfg: Config, where: str, stage: str, *, alone: bool) -> list[str]:
@@ -260,7 +268,8 @@ def _imitates_prompts(cfg: Config, names: Sequence[str]) -> bool:
 def _required(cfg: Config, names: Sequence[str]) -> dict[str, frozenset[str]]:
     """Verifier name -> fields its tasks must have, over the run's rewards and those of its stages."""
     out: dict[str, frozenset[str]] = {}
-    for block in (cfg.rewards, *(getattr(cfg.blocks[n], "reward", None) or {} for n in names)):
+    own = [getattr(cfg.blocks[n], "reward", None) or {} for n in names]
+    for block in (cfg.rewards, *own, *(strict_of(cfg.blocks[n]) for n in names)):
         for name, part in block.items():
             fields = part or {}
             verifier = str(fields.get("verifier", name))
@@ -275,7 +284,7 @@ def _reward_mistakes(where: str, block: Mapping[str, Any], cfg: Config) -> list[
         where,
         lambda: rewards.build(block, verifier_dirs=cfg.verifier_dirs, learned=lambda reference: _no_reward).close(),
     )
-    return [line.replace("rewards.", f"{where}.", 1) if line.startswith("rewards.") else line for line in lines]
+    return [line.replace(f"{where}: rewards.", f"{where}.", 1) for line in lines]
 
 
 def _no_reward(prompt_ids: list[list[int]], completion_ids: list[list[int]]) -> list[float]:

@@ -8,12 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-STRICT = ConfigDict(extra="forbid")
+from pipeline.limits import STRICT, Alarms, Monitor, NonNegative, Positive, Share
 
 
 @dataclass(slots=True)
@@ -262,17 +259,6 @@ class Optimizer:
 
 
 @dataclass(slots=True)
-class Alarms:
-    """Past these a run stops with exit 3 and says why."""
-
-    __pydantic_config__: ClassVar = STRICT
-    mismatch_mean_abs: Annotated[float, Field(gt=0)] = 0.1
-    checker_broken_share: Share = 0.2
-    no_signal_steps: Positive = 20  # steps in a row without one group that teaches
-    loss_abs: Annotated[float, Field(gt=0)] = 1e4
-
-
-@dataclass(slots=True)
 class Policy:
     """A policy-optimisation stage: PPO and GRPO are settings of it."""
 
@@ -297,6 +283,7 @@ class Policy:
     ptx_data: Prompts | None = None  # what loss.ptx_coef imitates; None: the run's own prompts, their completions
     optimizer: Optimizer = field(default_factory=Optimizer)
     alarms: Alarms = field(default_factory=Alarms)
+    monitor: Monitor | None = field(default_factory=Monitor)  # null: no second look
     checkpoint_every: Positive = 20
     gradient_checkpointing: bool = False
     compile: bool = False

@@ -4,6 +4,7 @@
     parts.py    the kinds of part: verifier, function, learned, potential
     shaping.py  length, repetition, missing_eos, format, random: functions with TRL's signature
     steps.py    potential-based step rewards
+    monitor.py  is the policy getting better, or better at the verifier? figures of a second look, and their limits
     records.py  Batch in, Score out
 
 Outside Whetstone: `GRPOTrainer(reward_funcs=[rewards.verifier("math_answer"), rewards.length(...)])`, or a whole
@@ -15,11 +16,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rewards.compose import Composite, Pending, build
+from rewards.compose import MALFORMED, MONITOR, Composite, Pending, build
 from rewards.records import Batch, Score
 from rewards.shaping import format, length, missing_eos, random, repetition
 
 __all__ = [
+    "MALFORMED",
+    "MONITOR",
     "Batch",
     "Composite",
     "Pending",

@@ -35,6 +35,10 @@ KINDS = ("verifier", "learned", "function", "potential", *SHAPING)
 Learned = Callable[[str], LearnedReward]
 
 
+MONITOR = "monitor"  # the part under which a second look's score stands
+MALFORMED = "monitor_malformed"
+
+
 class Pending:
     """A batch whose scoring has begun."""
 
@@ -45,6 +49,31 @@ class Pending:
         """One Score per row, in order. Waits no longer than each row's own deadline."""
         columns = [finish() for finish in self._finishers]
         return [_score(self._parts, [column[i] for column in columns]) for i in range(self._n)]
+
+
+class SecondLook:
+    """What other parts say of a sample of the rows, evenly drawn over the batch. It weighs nothing; a row that is not
+    drawn, or that they could not score, has no value."""
+
+    name = MONITOR
+    weight = 0.0
+
+    def __init__(self, parts: Sequence[Part], samples: int) -> None:
+        self._parts, self._samples = parts, samples
+
+    def start(self, batch: Batch, pool: DeadlinePool) -> Callable[[], list[Outcome]]:
+        count = min(self._samples, len(batch))
+        places = [i * len(batch) // count for i in range(count)]
+        sample = batch.rows(places)
+        pending = Pending([part.start(sample, pool) for part in self._parts], self._parts, count)
+        return lambda: self._finish(pending, places, len(batch))
+
+    def _finish(self, pending: Pending, places: Sequence[int], n: int) -> list[Outcome]:
+        out = [Outcome(None)] * n
+        for place, score in zip(places, pending.result(), strict=True):
+            value = None if math.isnan(score.reward) else score.reward
+            out[place] = Outcome(value, also={MALFORMED: float(score.status == "malformed")})
+        return out
 
 
 class Composite:
@@ -65,6 +94,15 @@ class Composite:
 
     def close(self) -> None:
         self._pool.close()
+
+    def watched_by(self, strict: Composite, samples: int) -> Composite:
+        """The same rewards, and beside them what `strict` says of some rows of each batch."""
+        return Composite([*self.parts, SecondLook(strict.parts, samples)])
+
+    @property
+    def verifier_weights(self) -> dict[str, float]:
+        """Part -> weight of the parts that are verifiers."""
+        return {part.name: part.weight for part in self.parts if isinstance(part, VerifierPart)}
 
     def __call__(self, prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float | None]:
         """TRL's signature; a column that holds one value per row is a task field, None = not scorable."""
@@ -235,6 +273,7 @@ def _score(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Score:
     broken = [(part, out) for part, out in weighted if out.value is None]
     first = next((out for out in outcomes if out.status is not None), None)
     values = {part.name: out.value for part, out in zip(parts, outcomes, strict=True)}
+    values |= {name: value for out in outcomes for name, value in out.also.items()}
     if broken:
         part, out = broken[0]
         return Score(math.nan, "error", values, out.detail or f"{part.name} could not score this row")

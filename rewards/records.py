@@ -30,7 +30,10 @@ class Batch:
 
     def row(self, i: int) -> Batch:
         """The batch of row i alone."""
-        return Batch(*([getattr(self, name)[i]] for name in self.__slots__))
+        return self.rows([i])
+
+    def rows(self, places: Sequence[int]) -> Batch:
+        return Batch(*([getattr(self, name)[i] for i in places] for name in self.__slots__))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +55,13 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One part's say on one row; value None = not scorable. status is None for parts that are not verifiers."""
+    """One part's say on one row; value None = not scorable. status is None for parts that are not verifiers.
+
+    also: further figures of the row, by name; they stand in `Score.parts` and weigh nothing.
+    """
 
     value: float | None
     status: Status | None = None
     detail: str = ""
     steps: tuple[tuple[int, float], ...] = field(default=())
+    also: Mapping[str, float] = field(default_factory=dict)

@@ -32,6 +32,7 @@ ROWS: tuple[frozenset[str], ...] = (
             "kept",
             "lineage",
             "library",
+            "limits",
             "model_dir",
             "process",
             "recipes",

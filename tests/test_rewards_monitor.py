@@ -9,7 +9,16 @@ import statistics
 
 import pytest
 
-from rewards.monitor import Decision, Limits, Monitor, Observation, drifts, duplicate_share, figures
+from rewards.monitor import (
+    Decision,
+    Limits,
+    Monitor,
+    Observation,
+    commonest_share,
+    drifts,
+    duplicate_share,
+    figures,
+)
 
 
 def holed(completion: str, gold: str) -> float:
@@ -65,21 +74,50 @@ def steady(step: int, **changed: object) -> Observation:
 @pytest.mark.parametrize(
     ("changed", "name"),
     [
-        ({"lengths": [400] * 32}, "length"),
+        ({"lengths": [500] * 32}, "length"),
         ({"lengths": [20] * 32}, "length"),
+        ({"lengths": [30] * 32}, ""),
         ({"format_share": 0.2}, "format"),
         ({"duplicate_share": 0.9}, "duplicates"),
+        ({"commonest_share": 0.9}, "commonest"),
         ({"strict_scores": [0.0] * 32}, "gap"),
         ({}, ""),
     ],
 )
 def test_each_drift_is_named_once_its_window_is_full(changed: dict, name: str) -> None:
-    monitor = Monitor()
+    monitor = Monitor(Limits(duplicate_rise=0.4))
     for step in range(20):
         assert monitor.observe(steady(step)).tripped == ""
     found = [monitor.observe(steady(step, **changed)).tripped for step in range(20, 30)]
     assert found[-1] == name
     assert found[0] == "" or name == "gap"
+
+
+def course(golds: list[float], proxies: list[float]) -> list[str]:
+    """What trips, step by step, when a learned reward in its own units goes one way and the verifier another."""
+    monitor, rng = Monitor(Limits(gap=None)), random.Random(2)
+    tripped = []
+    for gold, proxy in zip(golds, proxies, strict=True):
+        strict = [float(rng.random() < gold) for _ in range(64)]
+        train = [rng.gauss(proxy, 1.0) for _ in range(64)]
+        tripped.append(monitor.observe(Observation(train, strict, [8] * 64, 1.0, 0.1)).tripped)
+    return tripped
+
+
+def test_a_learned_reward_that_goes_on_rising_while_the_verifier_falls_trips_the_fall() -> None:
+    rising = [0.1 * step for step in range(40)]
+    up_and_down = [0.4 + 0.02 * min(step, 20 - step) for step in range(40)]
+    found = course(up_and_down, rising)
+    first = found.index("fall")
+    assert set(found) == {"", "fall"} and first > 12
+    assert course([0.4 + 0.01 * step for step in range(40)], rising) == [""] * 40, "both rise"
+    assert course(up_and_down, [0.0] * 40) == [""] * 40, "a reward that says nothing was not exploited"
+    assert course(up_and_down, [2.5 * gold for gold in up_and_down]) == [""] * 40, "both fall: the policy got worse"
+
+
+def test_the_commonest_answer_is_counted_once_it_is_given_twice() -> None:
+    assert commonest_share(["a", "b", "a", "a"]) == 0.75
+    assert commonest_share(["a", "b"]) == 0.0 and commonest_share([]) == 0.0
 
 
 def test_a_single_odd_step_trips_nothing() -> None:
@@ -100,7 +138,7 @@ def test_a_gap_within_its_noise_trips_nothing() -> None:
 
 def test_rollouts_that_could_not_be_scored_are_left_out_of_the_gap() -> None:
     row = figures(Observation([1.0, math.nan, 1.0], [0.0, 1.0, math.nan], [1], 1.0, 0.0))
-    assert (row["gaps"], row["gap_sum"]) == (1.0, 1.0)
+    assert (row["pairs"], row["gap_sum"]) == (1.0, 1.0)
 
 
 def test_the_gaps_standard_error_is_that_of_the_pooled_sample() -> None:
@@ -108,7 +146,7 @@ def test_the_gaps_standard_error_is_that_of_the_pooled_sample() -> None:
     gaps = [[rng.gauss(0.2, 1.0) for _ in range(n)] for n in (5, 17, 3)]
     rows = [figures(Observation(g, [0.0] * len(g), [1], 1.0, 0.0)) for g in gaps]
     pooled = [gap for step in gaps for gap in step]
-    found = drifts(rows, rows)
+    found = drifts(rows, rows, rows)
     assert found["gap"] == pytest.approx(statistics.fmean(pooled))
     single = statistics.stdev(pooled) / math.sqrt(len(pooled))
     assert found["gap_rise_error"] == pytest.approx(math.sqrt(2) * single)

@@ -19,12 +19,14 @@ from pipeline.stages.context import Context, Judged
 from pipeline.stages.distance import from_start
 from pipeline.stages.playing import judge_episodes
 from pipeline.stages.sft import encode
+from pipeline.stages.watching import scorer_and_watch
 from pipeline.update.critic import SharedCritic, ValueModel, from_model
 from pipeline.update.forward import CompletionLogprobs, Row, completion_logprobs
 from pipeline.update.learner import Learner
 from pipeline.update.loop import optimise
 from pipeline.update.parts import Cut, Parts, SampleAndScore, count
 from pipeline.update.reference import AdapterOff, Copy, Reference
+from rewards import Composite
 
 # KL a token between a policy and its equal that rounding may explain
 REFERENCE_TOLERANCE = {torch.float32: 1e-5}
@@ -39,11 +41,12 @@ def run(ctx: Context) -> dict[str, Any]:
     generator.weights = lambda: models.named_weights(learner.model)
     if block.compile:
         compile_in_place(policy)
+    scorer, watch = scorer_and_watch(ctx)
     parts = Parts(
         block=block,
         seed_key=(ctx.cfg.seed, ctx.name),
         prompts=ctx.train_prompts,
-        sample_and_score=make_sampler(ctx, generator),
+        sample_and_score=make_sampler(ctx, generator, scorer),
         learner=learner,
         generator=generator,
         reference=make_reference(ctx, learner),
@@ -55,6 +58,7 @@ def run(ctx: Context) -> dict[str, Any]:
         continue_and_score=make_continuer(ctx, generator),
         demonstrations=demonstrations(ctx),
         judge=make_judge(ctx, generator),
+        watch=watch,
     )
     state = optimise(parts)
     judged: Judged = ranks.from_main(lambda: ctx.evaluate(generator))
@@ -145,12 +149,11 @@ def start_of(ctx: Context, learner: Learner) -> CompletionLogprobs:
     return CompletionLogprobs(model, temperature=ctx.cfg.sampling.temperature, autocast=learner.bare.autocast)
 
 
-def make_sampler(ctx: Context, generator: generate.Generator) -> SampleAndScore:
+def make_sampler(ctx: Context, generator: generate.Generator, scorer: Composite) -> SampleAndScore:
     """Samples and their scores, kept on disk once finished; on several ranks each makes its share and keeps none."""
     block: Policy = ctx.block
     if block.episodes is not None:
         return make_player(ctx, generator, block.episodes)
-    scorer = ctx.scorer_of(block.reward) if block.reward else ctx.scorer
 
     def sample_and_score(prompts: Sequence[Prompt], step: int, attempt: int, first: int) -> list[Scored]:
         with stopping.at_once():

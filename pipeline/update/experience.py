@@ -24,6 +24,7 @@ from pipeline.update import losses, stepwise, turns
 from pipeline.update.forward import Row, stack
 from pipeline.update.learner import Experience
 from pipeline.update.parts import Parts, State
+from rewards import MALFORMED, MONITOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +222,8 @@ def describe(scored: Sequence[Scored]) -> dict[str, Any]:
     summary = tally(rows)
     lengths = [sum(s.rollout.mask) for s in rows]
     parts = {}
-    for name in sorted({name for s in rows for name in s.parts}):
+    watched = (MONITOR, MALFORMED)  # told by the watch
+    for name in sorted({name for s in rows for name in s.parts}.difference(watched)):
         values = [v for s in rows if (v := s.parts.get(name)) is not None]
         parts[f"reward/{name}"] = math.fsum(values) / len(values) if values else math.nan
     if any(s.step_rewards for s in scored):

@@ -24,12 +24,15 @@ from pipeline.update.experience import describe, make_experience, token_figures
 from pipeline.update.forward import Row
 from pipeline.update.learner import Experience
 from pipeline.update.parts import Parts, State, Stopwatch, count, load, save
+from rewards.monitor import Monitor
 
 
 def optimise(parts: Parts) -> State:
     """Run to the last step, from the newest checkpoint if there is one. Raises alarms.Alarm."""
     block, name = parts.block, parts.directory.name
     state = State(controller=KLController(block.kl.coef, block.kl.target, block.kl.horizon))
+    if parts.watch is not None:
+        state.monitor = Monitor(parts.watch.limits)
     found = ranks.from_main(parts.directory.resume)
     if found is not None:
         state = load(found.place, parts)
@@ -83,6 +86,8 @@ def _step(parts: Parts, state: State, sequences: Sequence[Sequence[int]], watch:
     if block.groups.dynamic:
         metrics["batches_sampled"] = batches
     _check_scores(parts, state, scored, metrics)
+    if parts.watch is not None:
+        metrics |= parts.watch.observe(state.monitor, scored, step)
     with watch.phase("experience"):
         seen, more = make_experience(parts, state, scored)
     metrics |= more

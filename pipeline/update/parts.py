@@ -20,6 +20,8 @@ from pipeline.schema import Policy
 from pipeline.update.forward import Row
 from pipeline.update.learner import Learner
 from pipeline.update.reference import Reference
+from pipeline.update.watch import Watch
+from rewards.monitor import Monitor
 
 
 class SampleAndScore(Protocol):
@@ -61,6 +63,7 @@ class Parts:
     continue_and_score: Callable[[Sequence[Cut], int], list[list[Scored]]] | None = None
     demonstrations: Sequence[Row] = ()
     judge: Callable[[int], dict[str, Any]] | None = None  # figures of the policy after so many steps
+    watch: Watch | None = None  # a second look at each step's rollouts
 
 
 def count(tokens: dict[str, int], scored: Sequence[Scored]) -> None:
@@ -79,11 +82,12 @@ class State:
     prompts_drawn: int = 0
     canary_max: float = 0.0
     mismatch: float = math.nan
+    monitor: Monitor = field(default_factory=Monitor)
 
 
 def save(place: Path, parts: Parts, state: State) -> None:
     loop = {name: getattr(state, name) for name in State.__slots__}
-    loop["controller"] = state.controller.to_dict()
+    loop |= {"controller": state.controller.to_dict(), "monitor": state.monitor.to_dict()}
     reference = parts.reference.state() if parts.reference is not None else {}
     torch.save({"learner": parts.learner.state(), "reference": reference, "loop": loop}, place / "state.pt")
 
@@ -94,7 +98,9 @@ def load(place: Path, parts: Parts) -> State:
     parts.learner.load_state(saved["learner"])
     if parts.reference is not None:
         parts.reference.load_state(saved["reference"])
-    return State(**{**saved["loop"], "controller": KLController.from_dict(saved["loop"]["controller"])})
+    loop = saved["loop"]
+    own = {"controller": KLController.from_dict(loop["controller"]), "monitor": Monitor.from_dict(loop["monitor"])}
+    return State(**{**loop, **own})
 
 
 class Stopwatch:

@@ -1,0 +1,76 @@
+"""What an RL stage's rollouts are scored by: its own reward, and beside it the monitor's second look."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import verifiers
+from pipeline import ranks
+from pipeline.config import Config
+from pipeline.limits import Monitor
+from pipeline.schema import Policy
+from pipeline.stages.context import Context
+from pipeline.update.watch import Watch
+from rewards import MONITOR, Composite
+from rewards.monitor import Limits
+
+
+def scorer_and_watch(ctx: Context) -> tuple[Composite, Watch | None]:
+    """The watch is None where the YAML says `monitor: null`."""
+    block: Policy = ctx.block
+    scorer = ctx.scorer_of(block.reward) if block.reward else ctx.scorer
+    settings = block.monitor
+    if settings is None:
+        return scorer, None
+    weights = scorer.verifier_weights
+    train = {name: weight for name, weight in weights.items() if weight > 0}
+    strict = [] if block.episodes is not None else [name for name, weight in weights.items() if weight == 0]
+    second = None if block.episodes is not None else second_rewards(ctx.cfg, block)
+    if second is not None:
+        strict = [MONITOR]
+        scorer = scorer.watched_by(ctx.scorer_of(second), max(settings.samples // ranks.world(), 1))
+    alarm = bool(strict) if settings.alarm is None else settings.alarm
+    return scorer, Watch(limits_of(settings, same_scale=bool(train)), train, strict, alarm)
+
+
+def second_rewards(cfg: Config, block: Policy) -> Mapping[str, Any] | None:
+    """What else to score a sample by: `monitor.strict`; else the run's own verifiers, where the stage's reward is
+    another and watches none itself (a part of weight 0). None where there is nothing to score twice."""
+    settings = block.monitor
+    if settings is None or block.episodes is not None:
+        return None
+    if settings.strict is not None:
+        return settings.strict or None
+    if block.reward is None or any(float((part or {}).get("weight", 1.0)) == 0 for part in block.reward.values()):
+        return None
+    gold = verifier_parts(cfg.rewards, cfg.verifier_dirs)
+    return {n: p for n, p in gold.items() if n not in verifier_parts(block.reward, cfg.verifier_dirs)} or None
+
+
+def verifier_parts(block: Mapping[str, Any], dirs: Sequence[str]) -> dict[str, Any]:
+    """The parts of a rewards block that are verifiers and count."""
+    known = verifiers.available(dirs)
+    found = {}
+    for name, part in block.items():
+        fields = part or {}
+        is_verifier = fields.get("kind", "verifier" if name in known else "") == "verifier"
+        if is_verifier and float(fields.get("weight", 1.0)) > 0:
+            found[name] = part
+    return found
+
+
+def limits_of(settings: Monitor, *, same_scale: bool) -> Limits:
+    return Limits(
+        gap=settings.gap if same_scale else None,
+        fall=settings.fall,
+        length_factor=settings.length_factor,
+        format_drop=settings.format_drop,
+        commonest_rise=settings.commonest_rise,
+        duplicate_rise=settings.duplicate_rise,
+        window=settings.window,
+        baseline=settings.baseline,
+    )
+
+
+__all__ = ["scorer_and_watch", "second_rewards"]
