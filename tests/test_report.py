@@ -148,6 +148,19 @@ def test_the_monitor_shows_the_worst_step_and_how_near_its_limit_it_came(tmp_pat
     assert found["canary_max_abs"]["state"] == "good"
 
 
+def test_the_hacking_monitors_limits_count_only_where_they_can_stop_the_run(tmp_path: Path) -> None:
+    steps = [{"step": i, "monitor_gap_rise": g, "monitor_commonest": 0.1, "monitor_strict": 0.5}
+             for i, g in enumerate((-0.9, 0.02, 0.1))]  # fmt: skip
+    limits = {"gap": 0.15, "fall": 0.15, "alarm": None}
+    write_stage(tmp_path, "on", kind="grpo", steps=steps, block={"monitor": limits})
+    write_stage(tmp_path, "off", kind="grpo", steps=steps, block={"monitor": limits | {"alarm": False}})
+    stages = {s.name: s for s in read_stages(tmp_path)}
+    on, off = ({c["name"]: c for c in summary.checks(stages[name])} for name in ("on", "off"))
+    gap = on["monitor_gap_rise"]
+    assert (gap["worst"], gap["step"], gap["limit"], gap["state"]) == (0.1, 2, 0.15, "near")
+    assert off["monitor_gap_rise"]["limit"] is None and "monitor_fall" not in on
+
+
 def test_settings_show_what_differs_from_the_defaults_and_from_the_parent(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     write_stage(run, "again", kind="grpo", parents=("sft",), shared={"rewards": {"grid": {"weight": 2.0}}})

@@ -145,7 +145,9 @@ def checks(stage: Stage) -> list[dict[str, Any]]:
 
     state: good, near (past half of the limit) or bad. limit None: no alarm stands behind it; `near` is then a reading.
     """
-    alarms = stage.block.get("alarms") or {}
+    alarms, monitor = stage.block.get("alarms") or {}, stage.block.get("monitor") or {}
+    stops = monitor.get("alarm") is not False and any("monitor_strict" in row for row in stage.metrics)
+    limits = {name: monitor.get(name) if stops or monitor.get("alarm") else None for name in monitor}
     tolerance = ((stage.manifest or {}).get("config", {}).get("generate") or {}).get("canary_tolerance")
     asked = [
         ("canary_max_abs", "generator holds the trainer's weights: largest gap after a sync", tolerance or 1e-3, None),
@@ -156,6 +158,9 @@ def checks(stage: Stage) -> list[dict[str, Any]]:
             None,
         ),
         ("checker_broken", "samples that no checker could score", alarms.get("checker_broken_share"), None),
+        ("monitor_gap_rise", "rise of the train score over the second score", limits.get("gap"), 0.15),
+        ("monitor_fall", "fall of the second score from its best", limits.get("fall"), 0.15),
+        ("monitor_commonest", "share of the commonest answer", None, 0.5),
         ("malformed", "malformed answers", None, 0.5),
         ("truncated", "answers cut at the length limit", None, 0.2),
         ("grad_norm", "gradient norm before clipping", None, None),
@@ -166,7 +171,8 @@ def checks(stage: Stage) -> list[dict[str, Any]]:
         seen = [(row[name], row.get("step")) for row in stage.metrics if is_number(row.get(name))]
         if not seen or (stage.kind not in ("ppo", "grpo") and name == "grad_norm"):
             continue
-        worst, step = max(seen, key=lambda pair: abs(pair[0]))
+        # a monitor's figure below 0 is the second score doing better than the first
+        worst, step = max(seen, key=lambda pair: pair[0] if name.startswith("monitor_") else abs(pair[0]))
         bound = limit if limit is not None else concern
         state = "good" if bound is None or abs(worst) <= bound / 2 else "near" if abs(worst) <= bound else "bad"
         out.append({"name": name, "words": words, "worst": worst, "step": step, "last": seen[-1][0], "limit": limit,

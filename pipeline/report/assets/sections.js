@@ -7,10 +7,13 @@ const CURVES = {
   loss: ["Loss", ""], mean_token_accuracy: ["Token accuracy", "of what is imitated"], accuracy: ["Pair accuracy", "training pairs"], margin: ["Margin of the chosen", ""],
   groups_with_signal: ["Groups with a signal", "samples differ in reward"], distinct: ["Distinct samples", "share"], malformed: ["Malformed", "share"], truncated: ["Cut at the limit", "share"],
   explained_variance: ["Critic: explained variance", ""], value_loss: ["Critic: loss", ""], grad_norm: ["Gradient norm", "before clipping"],
+  monitor_format: ["Keeps the format", "share, by the second score"], monitor_duplicates: ["Duplicates", "share of completions that repeat another of the step"],
+  monitor_commonest: ["The commonest answer", "its share of the step"], monitor_length_factor: ["Length against the first steps", "factor"],
+  monitor_gap: ["Train score − second score", "on the sample both saw"], monitor_gap_rise: ["Rise of that gap", "window against the first steps"], monitor_fall: ["Second score below its best", "window against the best window"],
   clipped_high: ["Clipped above", "share of tokens"], clipped_low: ["Clipped below", "share of tokens"], mismatch_mean_abs: ["Generator mismatch", "mean gap of log-probs"],
 };
 const FIRST = ["reward_mean", "heldout_accuracy", "kl_sequence", "heldout_kl", "entropy", "length_mean", "loss", "accuracy", "mean_token_accuracy"];
-const SHARES = new Set(["passed", "heldout_accuracy", "accuracy", "mean_token_accuracy", "groups_with_signal", "distinct", "malformed", "truncated", "clipped_high", "clipped_low"]);
+const SHARES = new Set(["passed", "heldout_accuracy", "accuracy", "mean_token_accuracy", "groups_with_signal", "distinct", "malformed", "truncated", "clipped_high", "clipped_low", "monitor_format", "monitor_duplicates", "monitor_commonest"]);
 
 function header(report) {
   const kind = report.comparison ? "Comparison" : report.stages.length > 1 ? "Run" : "Stage";
@@ -79,6 +82,15 @@ function conditionChart(stage) {
     series: [line(solved, "trained on true labels", 1), ...(shuffled.length ? [line(shuffled.slice(1), "on shuffled labels", 2, true)] : [])] });
 }
 
+// What the policy is trained on beside the monitor's second score; where they part, it games its reward.
+function secondLookChart(stage) {
+  const curve = stage.curves.find((c) => c.series.monitor_strict);
+  if (!curve) return null;
+  const line = (name, key, colour, dash) => ({ name, colour, dash, x: curve.x, y: curve.series[key] });
+  return lineChart({ title: `${stage.name}: better, or better at its reward?`, note: "mean score of the rollouts that were looked at twice", xLabel: "step",
+    series: [line("what is trained on", "monitor_train", 1), line("second score", "monitor_strict", 2, true)] });
+}
+
 // Parts of one role (feedme/0, feedme/1 ...) run on: the steps of a later part follow those of the one before.
 function joined(parts) {
   const roles = new Map();
@@ -102,7 +114,7 @@ function curveCharts(stage) {
   const chart = (name) => lineChart({ title: CURVES[name]?.[0] || name.replaceAll("_", " "), note: CURVES[name]?.[1], xLabel: "step", percent: SHARES.has(name), height: 168,
     series: roles.filter((r) => r.series[name]).map((r, i) => ({ name: r.name || stage.name, colour: i + 1, dash: /control|shuffled/.test(r.name), x: r.x, y: r.series[name] })) });
   const first = FIRST.filter((n) => names.includes(n)).slice(0, 6);
-  const rest = names.filter((n) => !first.includes(n) && !/learning_rate|num_tokens|num_input|^kl_coef$|canary/.test(n));
+  const rest = names.filter((n) => !first.includes(n) && !/learning_rate|num_tokens|num_input|^kl_coef$|canary|^monitor_(train|strict)$/.test(n));
   const more = h("div", { class: "charts small" });
   return [h("div", { class: "charts small" }, first.map(chart)),
     rest.length ? h("details", { class: "more", ontoggle: (e) => e.target.open && !more.firstChild && more.append(...rest.map(chart).filter(Boolean)) }, h("summary", {}, `${rest.length} more curves`), more) : null];
@@ -113,7 +125,7 @@ function stageSections(report) {
     const facts = [stage.kind !== stage.name ? stage.kind : null, stage.parents.length ? `from ${stage.parents.join(", ")}` : null,
       stage.tokens ? `${tokens(stage.tokens)} tokens sampled` : null, isNumber(stage.wall_s) ? seconds(stage.wall_s) : null,
       isNumber(stage.figures.heldout_accuracy) ? `${percent(stage.figures.heldout_accuracy, 1)} held out` : null, stage.complete ? null : "not complete"].filter(Boolean);
-    const special = [feedmeChart(stage), conditionChart(stage)].filter(Boolean);
+    const special = [feedmeChart(stage), conditionChart(stage), secondLookChart(stage)].filter(Boolean);
     const drawn = stage.curves.length ? curveCharts(stage) : [];
     return h("article", { id: `stage-${stage.name}` }, h("h3", {}, stage.name, h("span", { class: "note" }, facts.join(" · "))),
       special.length ? h("div", { class: "charts" }, special) : null, drawn, figuresOf(stage));
