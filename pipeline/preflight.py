@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def mistakes(cfg: Config, stages: Sequence[str] | None = None) -> list[str]:
     lines += place_mistakes(cfg)
     lines += model_mistakes(cfg, names)
     lines += _reward_mistakes("rewards", cfg.rewards, cfg)
+    lines += away_mistakes(cfg, names)
     lines += data_mistakes(
         cfg, cfg.prompts, "prompts", _required(cfg, names), completions=_imitates_prompts(cfg, names)
     )
@@ -268,15 +270,48 @@ def _imitates_prompts(cfg: Config, names: Sequence[str]) -> bool:
 def _required(cfg: Config, names: Sequence[str]) -> dict[str, frozenset[str]]:
     """Verifier name -> fields its tasks must have, over the run's rewards and those of its stages."""
     out: dict[str, frozenset[str]] = {}
-    own = [getattr(cfg.blocks[n], "reward", None) or {} for n in names]
-    for block in (cfg.rewards, *own, *(strict_of(cfg.blocks[n]) for n in names)):
+    for _, verifier, fields in _verifier_parts(cfg, names):
+        out[verifier.name] = verifier.required_fields - {*(fields.get("task") or {}), *(fields.get("fields") or {})}
+    return out
+
+
+def _verifier_parts(cfg: Config, names: Sequence[str]) -> Iterator[tuple[str, verifiers.Verifier, Mapping[str, Any]]]:
+    """(key, verifier, its part's fields) of every verifier that would be asked."""
+    known = verifiers.available(cfg.verifier_dirs)
+    blocks = {"rewards": cfg.rewards}
+    for name in names:
+        blocks[f"{name}.reward"] = getattr(cfg.blocks[name], "reward", None) or {}
+        blocks[f"{name}.monitor.strict"] = dict(strict_of(cfg.blocks[name]))
+    for where, block in blocks.items():
         for name, part in block.items():
             fields = part or {}
             verifier = str(fields.get("verifier", name))
-            given = {*(fields.get("task") or {}), *(fields.get("fields") or {})}
-            if verifier in verifiers.available(cfg.verifier_dirs):
-                out[verifier] = verifiers.load(verifier, cfg.verifier_dirs).required_fields - given
-    return out
+            if verifier in known and fields.get("kind", "verifier") == "verifier":
+                yield f"{where}.{name}", verifiers.load(verifier, cfg.verifier_dirs), fields
+
+
+def away_mistakes(cfg: Config, names: Sequence[str]) -> list[str]:
+    """Verifiers that cannot run on this machine, each with the mend: else every row would end as an error."""
+    lines = []
+    for where, verifier, fields in _verifier_parts(cfg, names):
+        given = {**(fields.get("fields") or {}), **(fields.get("task") or {})}
+        lines += _told(where, partial(_ask_whether_it_runs, verifier, given, cfg))
+    return lines
+
+
+def _ask_whether_it_runs(verifier: verifiers.Verifier, given: Mapping[str, Any], cfg: Config) -> None:
+    why = verifier.unavailable(given)
+    if why and verifier.unavailable({**_first_task(cfg), **given}):
+        raise ValueError(f"{verifier.name} cannot run here: {' '.join(why.split())}")
+
+
+def _first_task(cfg: Config) -> dict[str, Any]:
+    """The first row's task; what is wrong with the data is told elsewhere."""
+    task: dict[str, Any] = {}
+    _told("prompts", lambda: task.update(
+        prompts.task_of(_rows(cfg, replace(cfg.prompts, rows=1), "prompts")[0], cfg.prompts, number=1)
+    ))  # fmt: skip
+    return task
 
 
 def _reward_mistakes(where: str, block: Mapping[str, Any], cfg: Config) -> list[str]:

@@ -10,7 +10,8 @@ and may define
     verify_batch(completions, tasks) -> list[Verdict]    where one call for many is cheaper
     generate(n, seed) -> Iterator[row]                   where tasks can be made from nothing: prompt, completion, task
     mutate(example, rng) -> Iterator[Example]            right rewordings and near misses of a right example
-    unavailable() -> str | None                          why it cannot run on this machine, with the mend
+    unavailable() -> str | None                          why it cannot run on this machine, with the mend; it may take
+                                                         what is known of the tasks, where that decides it
     DEADLINE_S = 1.0                                     the longest one verdict may take
     class Environment                                    where an answer takes several turns, with
         reset(task) -> prompt                                the first thing the model reads
@@ -25,6 +26,7 @@ import difflib
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import math
 import random
 import sys
@@ -116,10 +118,12 @@ class Verifier:
     def deadline_s(self) -> float:
         return float(getattr(self.module, "DEADLINE_S", 1.0))
 
-    def unavailable(self) -> str | None:
-        """Why this verifier cannot run here, with the mend; None where it can."""
+    def unavailable(self, task: Mapping[str, Any] | None = None) -> str | None:
+        """Why this verifier cannot run here, with the mend; None where it can. task: what is known of the tasks."""
         reason = getattr(self.module, "unavailable", None)
-        return None if reason is None else reason()
+        if reason is None:
+            return None
+        return reason(task or {}) if inspect.signature(reason).parameters else reason()
 
     @property
     def grades_batches(self) -> bool:

@@ -22,6 +22,7 @@ import unicodedata
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NotRequired, TypedDict
 
 from verifiers import Example, Verdict, broken, failed, malformed, passed
@@ -53,8 +54,8 @@ class _JudgeFailed(RuntimeError):
     """No grade, and not by the answer's fault."""
 
 
-def unavailable() -> str | None:
-    if not os.environ.get("WHETSTONE_JUDGE_URL"):
+def unavailable(task: Mapping[str, Any] = MappingProxyType({})) -> str | None:
+    if not (task.get("url") or os.environ.get("WHETSTONE_JUDGE_URL")):
         return "set WHETSTONE_JUDGE_URL and WHETSTONE_JUDGE_MODEL to an OpenAI-compatible endpoint"
     return None
 
