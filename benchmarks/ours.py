@@ -35,12 +35,12 @@ def train(place: Path, work: Workload, gate: Gate, *, backend: str) -> None:
     def make_sampler(ctx: Context, generator: object, scorer: object) -> policy.SampleAndScore:
         sample = plain(ctx, generator, scorer)  # type: ignore[arg-type]
 
-        def sample_when_asked(prompts: Sequence[Prompt], step: int, attempt: int, first: int) -> list[Scored]:
+        def sample_when_asked(prompts: Sequence[Prompt], step: int, attempt: int) -> list[Scored]:
             note_phases(ctx.dir.place / "timing.jsonl", gate, waited.pop("s", 0.0))
             asked = time.perf_counter()
             gate.step()
             waited["s"] = time.perf_counter() - asked
-            scored = sample(prompts, step, attempt, first)
+            scored = sample(prompts, step, attempt)
             gate.note("tokens", sum(len(s.rollout.ids) for s in scored))
             gate.note("longest", max(len(s.rollout.ids) for s in scored))
             return scored

@@ -85,6 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(told, file=sys.stderr)
         return 2
     except RuntimeError as exc:
+        from pipeline import ranks
+
+        if ranks.lost_another(exc):
+            return ranks.give_up(exc)
         if type(exc).__name__ != "Alarm":
             raise
         print(f"stopped by an alarm: {exc}", file=sys.stderr)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline import adapters, model_dir
+from pipeline import adapters, model_dir, ranks, spread
 from pipeline.config import ConfigError
 from pipeline.schema import Model, Tiny
 from pipeline.seeds import seed_everything
@@ -116,14 +116,28 @@ def device() -> torch.device:
 
 
 def save(model: Any, tokenizer: Any, place: Path) -> None:
-    """Weights (adapters merged), config and tokenizer, as any Hub model is saved; the config says where EOS is."""
+    """Weights (adapters merged), config and tokenizer, as any Hub model is saved; the config says where EOS is.
+
+    Every rank calls it: weights that are cut are gathered, rank 0 writes, and all go on when it has.
+    """
     model = model.module if hasattr(model, "module") else model
-    if hasattr(model, "merge_and_unload"):
+    gathered = dict(named_weights(model)) if spread.is_cut() else None
+    if gathered is not None:
+        model = adapters.base_of(model)
+    elif hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
-    place.mkdir(parents=True, exist_ok=True)
-    model.config.use_cache = True  # trainers switch it off, and who samples from the saved model pays
-    model.save_pretrained(place)
-    tokenizer.save_pretrained(place)
+    if ranks.is_main():
+        place.mkdir(parents=True, exist_ok=True)
+        model.config.use_cache = True  # trainers switch it off, and who samples from the saved model pays
+        model.save_pretrained(place, **({} if gathered is None else {"state_dict": untied(model, gathered)}))
+        tokenizer.save_pretrained(place)
+    ranks.barrier()
+
+
+def untied(model: Any, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`weights` with a tied tensor under its one name, as a checkpoint holds it."""
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    return {name: tensor for name, tensor in weights.items() if name not in tied}
 
 
 def end_ids(tokenizer: Any, model: Any = None) -> frozenset[int]:
@@ -145,7 +159,8 @@ def named_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     if adapters.is_adapted(model):
         yield from with_tied_names(model.get_base_model(), adapters.merged_weights(model))
         return
-    yield from with_tied_names(model, dict(model.named_parameters(remove_duplicate=True)))
+    whole = {name: spread.whole(parameter) for name, parameter in model.named_parameters(remove_duplicate=True)}
+    yield from with_tied_names(model, whole)
 
 
 def with_tied_names(model: Any, weights: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:

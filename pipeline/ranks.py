@@ -10,10 +10,13 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pipeline import spread
 from pipeline.config import ConfigError, read_yaml
 
 if TYPE_CHECKING:
@@ -23,6 +26,9 @@ T = TypeVar("T")
 
 # what says how many processes a launcher made: torchrun and accelerate, Open MPI, other MPIs, srun
 WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+
+
+LEAVE_S = 10.0
 
 
 def rank() -> int:
@@ -39,13 +45,16 @@ def is_main() -> bool:
 
 def start() -> None:
     """Join the other processes, before anything is written. Raises ConfigError where they are not what was launched."""
-    asked = asked_processes(os.environ, _parent_command())
+    asked, mode = asked_processes(os.environ, _parent_command()), spread.asked()
     if asked > 1 and "RANK" in os.environ:
         import torch
         from accelerate import PartialState
 
-        PartialState(cpu=not torch.cuda.is_available())
+        spread.allow_on_cpu(PartialState(cpu=not torch.cuda.is_available()))
     check(asked, _joined())
+    if mode in spread.CUT and asked == 1:
+        raise ConfigError([f"launched for {mode} with one process, which leaves nothing to cut; raise num_processes, "
+                           "or start python -m pipeline without a launcher"])  # fmt: skip
 
 
 def asked_processes(environ: Mapping[str, str], parent: Sequence[str]) -> int:
@@ -93,6 +102,26 @@ def _joined() -> int:
 
     ready = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if ready else 1
+
+
+def lost_another(exc: RuntimeError) -> bool:
+    """True where a collective call failed because another rank is gone, or no longer answers."""
+    told = f"{type(exc).__name__} {exc}".lower()
+    return world() > 1 and any(
+        word in told for word in ("gloo", "nccl", "distbackenderror", "connection closed by peer")
+    )
+
+
+def give_up(exc: RuntimeError) -> int:
+    """Say what happened, and be gone soon: the tear-down of a broken group may wait for the rank that is no more."""
+    reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0][:160]
+    print(f"rank {rank()}: another rank has died or hangs ({reason}). Its own last words, or its launcher's, name the "
+          "cause (killed by signal 9: often memory). Run the same command again to go on from the last checkpoint",
+          file=sys.stderr, flush=True)  # fmt: skip
+    timer = threading.Timer(LEAVE_S, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
+    return 1
 
 
 def barrier() -> None:
@@ -185,8 +214,10 @@ __all__ = [
     "dealt",
     "from_main",
     "gather",
+    "give_up",
     "is_main",
     "largest",
+    "lost_another",
     "mapped",
     "rank",
     "share",

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 
+from pipeline import ranks
 from pipeline.generate import Generator, Request, Sample, close_generators, open_generator
 from pipeline.schema import Generate, Model, Sampling
 
@@ -40,7 +41,8 @@ class Reliable:
         return self._engine().name
 
     def sample(self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int]) -> list[Sample]:
-        return self._twice(lambda engine: engine.sample(requests, sampling, ends))
+        """Of several ranks each samples its share with an engine of its own, and all get every sample."""
+        return ranks.mapped(lambda mine: self._twice(lambda engine: engine.sample(mine, sampling, ends)), requests)
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         return self._twice(lambda engine: engine.logprobs(sequences))

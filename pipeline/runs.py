@@ -31,6 +31,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pipeline import ranks
 from pipeline.files import (
     atomic_write,
     copy_tree,
@@ -217,7 +218,7 @@ class StageDir:
         assert key not in self.given, f"two pieces of {self.name} are kept under one name: {key}"
         self.given.add(key)
         place = self.checkpoints / f"done-{key}"
-        index = self.whole(place)
+        index = ranks.from_main(lambda: self.whole(place))
         if index is not None:
             self.go_to(index["mark"])
         else:
@@ -225,6 +226,7 @@ class StageDir:
                 print(f"{self.name}: {place} is damaged and is made again", flush=True)
             self._cut()
             self._fill(place, make)
+        ranks.barrier()  # onlookers read what is there now
         return place
 
     def forget(self, key: str, *, keep: str) -> None:
@@ -267,6 +269,11 @@ class StageDir:
 
     def resume(self) -> Checkpoint | None:
         """The newest checkpoint whose files still hash to its index; logs are cut back to it. None: start anew."""
+        found = ranks.from_main(self._newest)
+        self.tokens = ranks.from_main(lambda: self.tokens)
+        return found
+
+    def _newest(self) -> Checkpoint | None:
         for checkpoint in reversed(self._steps()):
             index = self.whole(checkpoint.place)
             if index is None:
@@ -327,25 +334,6 @@ class StageDir:
 
     def manifest(self) -> dict[str, Any] | None:
         return read_manifest(self.manifest_path)
-
-
-class Onlooker(StageDir):
-    """The same stage on a rank that does not write: it reads parents, and leaves no trace."""
-
-    def open(self, identity: Mapping[str, Any] | None = None) -> None:
-        """Rank 0 does."""
-
-    def _note_begun(self) -> None:
-        """Rank 0 does."""
-
-    def _append(self, name: str, rows: list[Any]) -> None:
-        """Rank 0 does."""
-
-    def log_timing(self, timing: Mapping[str, Any]) -> None:
-        """Rank 0 does."""
-
-    def complete(self, **manifest: Any) -> dict[str, Any]:
-        return {"wall_s": self.elapsed_s()}
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import rewards
+from pipeline import ranks
 from pipeline.records import Rollout, Scored
 
 
@@ -22,13 +23,14 @@ def as_batch(rollouts: Sequence[Rollout]) -> rewards.Batch:
 
 
 def submit(scorer: rewards.Composite, rollouts: Sequence[Rollout]) -> Callable[[], list[Scored]]:
-    """Start scoring; call the result to wait for it. Order is kept."""
-    pending = scorer.submit(as_batch(rollouts))
+    """Start scoring; call the result to wait for it. Order is kept. Of several ranks each scores its share."""
+    mine = ranks.share(len(rollouts))
+    pending = scorer.submit(as_batch(rollouts[mine.start : mine.stop]))
 
     def finish() -> list[Scored]:
         return [
             Scored(rollout, score.reward, score.status, score.parts, score.detail, step_rewards=score.step_rewards)
-            for rollout, score in zip(rollouts, pending.result(), strict=True)
+            for rollout, score in zip(rollouts, ranks.gather(pending.result()), strict=True)
         ]
 
     return finish

@@ -21,7 +21,9 @@ ROWS: tuple[frozenset[str], ...] = (
         {
             "schema",
             "config",
+            "onlooker",
             "ranks",
+            "spread",
             "records",
             "runs",
             "seeds",

@@ -269,7 +269,7 @@ def test_monte_carlo_credit_is_refused_for_episodes_whose_environment_cannot_be_
 def script(rewards: list[list[list[float]]]):
     """A sampler whose attempt k gives prompt j the rewards[k][j]."""
 
-    def sample(prompts, step, attempt, first):
+    def sample(prompts, step, attempt):
         return [scored(r, prompt=p) for p, group in zip(prompts, rewards[attempt], strict=True) for r in group]
 
     return sample

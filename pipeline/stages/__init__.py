@@ -11,11 +11,13 @@ from typing import Any
 
 from pipeline import console, lineage, ranks, trackers
 from pipeline.config import Config, ConfigError
-from pipeline.runs import Onlooker, StageDir, verify_outputs
+from pipeline.onlooker import Onlooker
+from pipeline.runs import StageDir, verify_outputs
 from pipeline.stages.context import Context
 from pipeline.stages.names import MODULES
 
-SHARED_OUT = ("ppo", "grpo")  # kinds whose work several processes share
+# kinds whose work several processes share
+SHARED_OUT = ("base", "sft", "feedme", "reward_model", "ppo", "grpo", "conditioned", "evaluate")
 HEADLINE = ("heldout_accuracy", "pass_at_4", "mean_completion_tokens", "distinct_answers", "entropy")
 
 

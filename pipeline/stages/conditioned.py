@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import asking, console
+from pipeline import asking, console, ranks
 from pipeline.config import ConfigError
 from pipeline.credit import conditioning
 from pipeline.credit.conditioning import Axis, Conditions
@@ -51,7 +51,7 @@ def run(ctx: Context) -> dict[str, Any]:
         examples = labelled(ctx, pool, conditions, attributes, number + 1)
         teach(ctx, str(place), examples, place, "online", number, anchor=start)
         tops.append(control_curve.top_accuracy(ctx, str(place), conditions, "online", number))
-    asking.save(conditions, ctx.tokenizer, place)
+    ranks.from_main(lambda: asking.save(conditions, ctx.tokenizer, place))
     metrics = control_curve.judge(ctx, str(place), conditions, start=start)
     metrics |= {"top_accuracy_by_round": tops, "pool_size": len(pool)}
     spent = dict(ctx.tokens)
@@ -60,7 +60,7 @@ def run(ctx: Context) -> dict[str, Any]:
     if block.filtered_control:
         metrics |= {"filtered_sft_accuracy": filtered_sft(ctx, pool, conditions, attributes)}
     ctx.tokens = spent  # controls are evidence, not budget
-    control_curve.plot(metrics, ctx.dir.place / "control_curve.svg")
+    ranks.from_main(lambda: control_curve.plot(metrics, ctx.dir.place / "control_curve.svg"))
     return metrics
 
 
@@ -237,5 +237,5 @@ def filtered_sft(
     train(ctx, ctx.policy_path, [Example(s.rollout.prompt.ids, s.rollout.ids) for s in kept], place, ctx.block.trainer,
           key=("filtered",))  # fmt: skip
     judged = ctx.evaluate(ctx.generator(str(place)), "filtered")
-    shutil.rmtree(place)
+    ranks.from_main(lambda: shutil.rmtree(place))
     return float(judged.figures["heldout_accuracy"])

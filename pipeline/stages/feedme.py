@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import rewards
-from pipeline import console
+from pipeline import console, ranks
 from pipeline.config import ConfigError
 from pipeline.credit import filter_lint, selection
 from pipeline.records import Scored, groups
@@ -213,10 +213,14 @@ def go_back(ctx: Context, place: Path, figures: Sequence[Mapping[str, Any]]) -> 
     best = scores.index(max(scores))
     why = figures[-1].get("stopped", "all rounds done")
     console.say(f"{ctx.name}: {why}; the model of round {best + 1} is kept")
-    shutil.rmtree(place, ignore_errors=True)
-    round_place(place, best).rename(place)
-    for number in range(len(figures)):
-        shutil.rmtree(round_place(place, number), ignore_errors=True)
+
+    def keep_best() -> None:
+        shutil.rmtree(place, ignore_errors=True)
+        round_place(place, best).rename(place)
+        for number in range(len(figures)):
+            shutil.rmtree(round_place(place, number), ignore_errors=True)
+
+    ranks.from_main(keep_best)
     return best
 
 
@@ -245,5 +249,5 @@ def more_sft(ctx: Context, steps: int) -> Judged:
     place = ctx.dir.place / "more_sft"
     train(ctx, ctx.policy_path, examples, place, {**ctx.block.trainer, "max_steps": steps}, key=("more sft",))
     judged = ctx.evaluate(ctx.generator(str(place)), "more sft")
-    shutil.rmtree(place)
+    ranks.from_main(lambda: shutil.rmtree(place))
     return judged

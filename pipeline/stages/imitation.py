@@ -82,7 +82,10 @@ def imitator(ctx: Context, kl_coef: float, anchor: str) -> Any:
                     base, inputs["reference_ids"], inputs["reference_mask"], inputs["reference_labels"]
                 )
             total = imitation_loss(ours, theirs, targets, kl_coef=kl_coef)
-            return total / (len(targets) if num_items_in_batch is None else num_items_in_batch)
+            if num_items_in_batch is None:
+                return total / len(targets)
+            # the count is over all ranks, and what distributes the model takes the mean over them
+            return total / num_items_in_batch * self.accelerator.num_processes
 
     return WithKl
 

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
-from pipeline import adapters, console, generate, models, ranks, stopping
+from pipeline import adapters, console, generate, models, stopping
 from pipeline.config import ConfigError
 from pipeline.episodes import load_environment, play
 from pipeline.records import Prompt, Scored
@@ -61,15 +61,13 @@ def run(ctx: Context) -> dict[str, Any]:
         watch=watch,
     )
     state = optimise(parts)
-    judged: Judged = ranks.from_main(lambda: ctx.evaluate(generator))
+    judged = ctx.evaluate(generator)
     distance = kl_to_start(ctx, parts, judged)
-    if ranks.is_main():
-        models.save(learner.model.to(precision), ctx.tokenizer, ctx.dir.model_dir)
-        console.show_samples(judged.scored)
-    ranks.barrier()
+    models.save(learner.model.to(precision), ctx.tokenizer, ctx.dir.model_dir)
+    console.show_samples(judged.scored)
     return {
         **judged.figures,
-        **ranks.from_main(lambda: judge_episodes(ctx, generator, block.episodes)),
+        **judge_episodes(ctx, generator, block.episodes),
         **distance,
         "steps": state.step,
         "mismatch_mean_abs": state.mismatch,
@@ -150,20 +148,14 @@ def start_of(ctx: Context, learner: Learner) -> CompletionLogprobs:
 
 
 def make_sampler(ctx: Context, generator: generate.Generator, scorer: Composite) -> SampleAndScore:
-    """Samples and their scores, kept on disk once finished; on several ranks each makes its share and keeps none."""
+    """Samples and their scores, kept on disk once finished."""
     block: Policy = ctx.block
     if block.episodes is not None:
         return make_player(ctx, generator, block.episodes)
 
-    def sample_and_score(prompts: Sequence[Prompt], step: int, attempt: int, first: int) -> list[Scored]:
+    def sample_and_score(prompts: Sequence[Prompt], step: int, attempt: int) -> list[Scored]:
         with stopping.at_once():
-            if ranks.world() == 1:
-                return ctx.scored(generator, prompts, block.samples, "step", step, attempt, scorer=scorer)
-            drawn = generate.rollouts(
-                generator, prompts, ctx.cfg.sampling, samples=block.samples, tokenizer=ctx.tokenizer, ends=ctx.ends,
-                key=(ctx.cfg.seed, ctx.name, "step", step, attempt), first=first,
-            )  # fmt: skip
-            return score(scorer, drawn)
+            return ctx.scored(generator, prompts, block.samples, "step", step, attempt, scorer=scorer)
 
     return sample_and_score
 
@@ -173,15 +165,14 @@ def make_player(ctx: Context, generator: generate.Generator, settings: Episodes)
     where = f"{ctx.cfg.path}: {ctx.name}.episodes.environment"
     environment = load_environment(settings.environment, ctx.cfg.verifier_dirs, where=where)
 
-    def play_and_score(prompts: Sequence[Prompt], step: int, attempt: int, first: int) -> list[Scored]:
+    def play_and_score(prompts: Sequence[Prompt], step: int, attempt: int) -> list[Scored]:
         with stopping.at_once():
             played = play(
                 generator, environment, prompts, ctx.cfg.sampling, samples=ctx.block.samples, tokenizer=ctx.tokenizer,
-                ends=ctx.ends, max_turns=settings.max_turns, memory=settings.memory, first=first,
+                ends=ctx.ends, max_turns=settings.max_turns, memory=settings.memory,
                 key=(ctx.cfg.seed, ctx.name, "step", step, attempt),
             )  # fmt: skip
-        if ranks.world() == 1:
-            count(ctx.dir.tokens, played)
+        count(ctx.dir.tokens, played)
         return played
 
     return play_and_score
@@ -227,7 +218,7 @@ def make_judge(ctx: Context, generator: Any) -> Callable[[int], dict[str, Any]] 
         judged = ctx.evaluate(generator, "step", step)
         return {**judged.figures, **from_start(ctx, judged, block.reward)}
 
-    return lambda step: ranks.from_main(lambda: judge(step))
+    return judge
 
 
 def kl_to_start(ctx: Context, parts: Parts, judged: Judged) -> Mapping[str, float]:

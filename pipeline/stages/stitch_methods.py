@@ -190,7 +190,7 @@ def replayed(bench: Bench, name: str, given: Credit, loss: Loss, critic: Critic 
                     critic=critic, alarms=alarms, checkpoint_every=steps)  # fmt: skip
     ctx = bench.context(name, block, bench.sft)
 
-    def replay(prompts: Sequence[Prompt], step: int, attempt: int, first: int) -> list[Scored]:
+    def replay(prompts: Sequence[Prompt], step: int, attempt: int) -> list[Scored]:
         return [s for prompt in prompts for episode in pairs[prompt.index] for s in episode]
 
     policy, precision = policy_stage.make_policy(ctx)
@@ -202,7 +202,7 @@ def replayed(bench: Bench, name: str, given: Credit, loss: Loss, critic: Critic 
     )  # fmt: skip
     with (ctx.dir.place / "console.txt").open("w") as told, redirect_stdout(told):
         state = optimise(parts)
-    seen, _ = make_experience(parts, state, replay(prompts, 0, 0, 0))
+    seen, _ = make_experience(parts, state, replay(prompts, 0, 0))
     got = {row.prompt_ids + row.ids: value for row, value in zip(seen.rows, per_turn(seen.advantages), strict=True)}
     return Outcome(parts.learner.model, [got[row.prompt_ids + row.ids] for row in bench.rows])
 

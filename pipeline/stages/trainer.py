@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from pipeline import console, models, stopping
+from pipeline import console, models, ranks, stopping
 from pipeline.config import ConfigError
 from pipeline.files import copy_tree, dump_json
 from pipeline.runs import KEPT_CHECKPOINTS, StageDir
 from pipeline.stages.context import Context
+from pipeline.stats import mean
 
 CLOCKS = ("runtime", "per_second", "flos")  # figures that no two runs share stay out of metrics.jsonl
 FIGURES = "figures.json"
@@ -47,7 +48,7 @@ def train_with(
 
     done = ctx.dir.once(name, make)
     if (done / "model").is_dir():  # else a later training has left its model in `place`
-        copy_tree(done / "model", place)
+        ranks.from_main(lambda: copy_tree(done / "model", place))
     for earlier in ctx.trained.get(place, []):
         ctx.dir.forget(earlier, keep=FIGURES)
     ctx.trained[place] = [name]
@@ -81,10 +82,10 @@ def _train(
         trainer.train(resume_from_checkpoint=saver.newest())
     stopping.check()
     models.save(trainer.model, ctx.tokenizer, place)
-    shutil.rmtree(work, ignore_errors=True)
+    ranks.from_main(lambda: shutil.rmtree(work, ignore_errors=True))
     return {
         # the library's own mean forgets what came before a resume
-        "train_loss": trainer._total_loss_scalar / max(trainer.state.global_step, 1),
+        "train_loss": mean(ranks.gather([trainer._total_loss_scalar])) / max(trainer.state.global_step, 1),
         "train_steps": int(trainer.state.global_step),
         "train_tokens": int(trainer.state.num_input_tokens_seen or 0),
     }
@@ -117,6 +118,7 @@ def build_arguments(config_class: Any, settings: dict[str, Any], work: Path, *, 
         "gradient_checkpointing": on_gpu,
         "dataloader_pin_memory": on_gpu,
         "include_num_input_tokens_seen": "all",
+        "ddp_find_unused_parameters": False,
     }
     # older checkpoints are removed by us, by step: the library goes by the time of change, and clocks jump
     fixed = {"output_dir": str(work), "save_total_limit": None, "load_best_model_at_end": False}
@@ -159,15 +161,19 @@ class Saver(TrainerCallback):
 
     def newest(self) -> str | None:
         """The newest whole checkpoint; others are removed, and the log goes back to where it was."""
-        chosen = None
+        chosen, self.sums = ranks.from_main(self._newest)
+        return chosen
+
+    def _newest(self) -> tuple[str | None, dict[str, Any] | None]:
+        chosen, sums = None, None
         for place in reversed(self._saved()):
             index = self.directory.whole(place) if chosen is None else None
             if index is None:
                 shutil.rmtree(place)
                 continue
-            chosen, self.sums = place, index["sums"]
+            chosen, sums = str(place), index["sums"]
             self.directory.go_to(index["mark"])
-        return str(chosen) if chosen else None
+        return chosen, sums
 
     def _saved(self) -> list[Path]:
         # by step and not by time of change: clocks jump
@@ -176,7 +182,7 @@ class Saver(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.sums is not None:
             trainer = self.trainer
-            trainer._tr_loss = torch.tensor(self.sums["pending_loss"], device=args.device)
+            trainer._tr_loss = torch.tensor(self.sums["pending_loss"][ranks.rank()], device=args.device)
             trainer._total_loss_scalar = self.sums["total_loss"]
             trainer._globalstep_last_logged = self.sums["last_logged"]
             trainer._total_train_tokens = self.sums["tokens"]
@@ -185,7 +191,7 @@ class Saver(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:
             control.should_save = False  # the model is about to be saved; the library would train on from such a one
-        elif stopping.requested():
+        elif ranks.from_main(stopping.requested):
             control.should_save = control.should_training_stop = True
 
     on_epoch_end = on_step_end
@@ -193,12 +199,15 @@ class Saver(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
         sums = {
-            "pending_loss": trainer._tr_loss.item(),
+            "pending_loss": ranks.gather([trainer._tr_loss.item()]),  # of each rank; and all have written their files
             "total_loss": trainer._total_loss_scalar,
             "last_logged": trainer._globalstep_last_logged,
             "tokens": trainer._total_train_tokens,
             "figures": {name: list(values) for name, values in trainer._metrics["train"].items()},
         }
+        ranks.from_main(lambda: self._seal(sums))
+
+    def _seal(self, sums: dict[str, Any]) -> None:
         *old, newest = self._saved()
         self.directory.seal(newest, sums=sums)
         self.directory.flush(newest)
@@ -221,5 +230,5 @@ class Log(TrainerCallback):
             return  # the library's summary: it does not know what came before a resume
         figures = {k: v for k, v in (logs or {}).items() if not any(clock in k for clock in CLOCKS)}
         self.directory.log({"part": self.label, "step": state.global_step, **figures})
-        if self.progress is not None and "loss" in figures:
+        if ranks.is_main() and self.progress is not None and "loss" in figures:
             self.progress.step(state.global_step, loss=float(figures["loss"]))

@@ -23,7 +23,7 @@ from pipeline.seeds import cycle_indices, permutation
 from pipeline.update.experience import describe, make_experience, token_figures
 from pipeline.update.forward import Row
 from pipeline.update.learner import Experience
-from pipeline.update.parts import Parts, State, Stopwatch, count, load, save
+from pipeline.update.parts import Parts, State, Stopwatch, load, save
 from rewards.monitor import Monitor
 
 
@@ -33,7 +33,7 @@ def optimise(parts: Parts) -> State:
     state = State(controller=KLController(block.kl.coef, block.kl.target, block.kl.horizon))
     if parts.watch is not None:
         state.monitor = Monitor(parts.watch.limits)
-    found = ranks.from_main(parts.directory.resume)
+    found = parts.directory.resume()
     if found is not None:
         state = load(found.place, parts)
         console.say(f"{name}: resuming at step {state.step} of {block.steps}")
@@ -123,11 +123,7 @@ def gather_groups(parts: Parts, state: State) -> tuple[list[Scored], int]:
     for attempt in range(block.groups.refill_cap if block.groups.dynamic else 1):
         places = cycle_indices(len(parts.prompts), state.prompts_drawn, block.prompts, *parts.seed_key, "order")
         state.prompts_drawn += block.prompts
-        mine = ranks.share(len(places))
-        asked = [parts.prompts[places[i]] for i in mine]
-        scored = ranks.gather(parts.sample_and_score(asked, state.step, attempt, mine.start))
-        if ranks.world() > 1:  # one process counts while it samples
-            count(parts.directory.tokens, scored)
+        scored = parts.sample_and_score([parts.prompts[place] for place in places], state.step, attempt)
         groups = grouped(scored, block.samples)
         parts.directory.log_difficulty([{"step": state.step, "attempt": attempt, **difficulty(g)} for g in groups])
         for group in groups:

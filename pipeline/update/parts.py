@@ -25,9 +25,9 @@ from rewards.monitor import Monitor
 
 
 class SampleAndScore(Protocol):
-    """`samples` scored rows of each prompt, prompt-major; first: the place of the first prompt in the whole step."""
+    """`samples` scored rows of each prompt, prompt-major, on every rank; counts what it sampled."""
 
-    def __call__(self, prompts: Sequence[Prompt], step: int, attempt: int, first: int) -> list[Scored]: ...
+    def __call__(self, prompts: Sequence[Prompt], step: int, attempt: int) -> list[Scored]: ...
 
 
 @dataclass(frozen=True, slots=True)

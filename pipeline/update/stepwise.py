@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline import ranks
 from pipeline.config import ConfigError
 from pipeline.credit import advantages as credit
 from pipeline.records import Scored
@@ -50,7 +49,7 @@ def advantages(
     starts = [[0, *places] if samples == 1 and on else places for places, on in zip(cuts, used, strict=True)]
     asked = [(row, at) for row, places in enumerate(starts) for at in places]
     todo = [Cut(place, scored[row], at) for place, (row, at) in enumerate(asked)]
-    answers = ranks.mapped(lambda part: parts.continue_and_score(part, state.step), todo)  # type: ignore[misc]
+    answers = parts.continue_and_score(todo, state.step)
     values_BK = torch.full((len(scored), settings.points + 1), math.nan)
     if samples > 1:
         values_BK[:, 0] = totals_B.view(-1, samples).nanmean(1).repeat_interleave(samples)
