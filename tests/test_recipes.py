@@ -11,7 +11,7 @@ from pipeline.config import load
 from pipeline.schema import Prompts
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted((ROOT / "configs").glob("*/*.yaml"))
+CONFIGS = sorted(p for p in (ROOT / "configs").glob("*/*.yaml") if p.parent.name != "accelerate")
 RECIPES = [p for p in CONFIGS if p.parent.name not in ("demo", "stitch", "turns", "accelerate")]
 
 
