@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
 
-from verifiers import Example, Verdict, broken, sandbox
-from verifiers.sandbox import Case, SandboxUnavailable, check_program, each, limits_for
+from verifiers import Example, Verdict, sandbox
+from verifiers.sandbox import Case, check_program, limits_for
 
 DEADLINE_S = 2 * sandbox.DEADLINE_S  # several cases
 
@@ -38,17 +38,8 @@ def verify(completion: str, task: Task) -> Verdict:
 
 
 def verify_batch(completions: Sequence[str], tasks: Sequence[Task]) -> list[Verdict]:
-    """All rows, as many at once as there are cores. A bad row is `error` and moves no other."""
-    return each(_verify_row, list(zip(completions, tasks, strict=True)))
-
-
-def _verify_row(row: tuple[str, Task]) -> Verdict:
-    try:
-        return verify(*row)
-    except SandboxUnavailable:
-        raise
-    except Exception as exc:  # the untrusted border: whatever a row holds, it is that row's
-        return broken(f"python_stdio: {type(exc).__name__}: {exc}")
+    """Raises SandboxUnavailable without isolation; any other fault of a row is that row's `error`."""
+    return sandbox.verify_rows(verify, completions, tasks)
 
 
 _TASK: Mapping[str, Any] = {

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
 
-from verifiers import Example, Verdict, broken, failed, passed, sandbox
-from verifiers.sandbox import Found, SandboxUnavailable, ScriptRun, each, limits_for, run_shell
+from verifiers import Example, Verdict, failed, passed, sandbox
+from verifiers.sandbox import Found, ScriptRun, limits_for, run_shell
 
 # each check is one of: {file, equals}, {unchanged: name}, {absent: name}, {stdout_equals: text}, {exit_code: number}
 Check = Mapping[str, Any]
@@ -51,17 +51,8 @@ def verify(completion: str, task: Task) -> Verdict:
 
 
 def verify_batch(completions: Sequence[str], tasks: Sequence[Task]) -> list[Verdict]:
-    """All rows, as many at once as there are cores. A bad row is `error` and moves no other."""
-    return each(_verify_row, list(zip(completions, tasks, strict=True)))
-
-
-def _verify_row(row: tuple[str, Task]) -> Verdict:
-    try:
-        return verify(*row)
-    except SandboxUnavailable:
-        raise
-    except Exception as exc:  # the untrusted border: whatever a row holds, it is that row's
-        return broken(f"shell_task: {type(exc).__name__}: {exc}")
+    """Raises SandboxUnavailable without isolation; any other fault of a row is that row's `error`."""
+    return sandbox.verify_rows(verify, completions, tasks)
 
 
 def _validate(files: Mapping[str, str], checks: Sequence[Check]) -> None:

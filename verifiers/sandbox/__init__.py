@@ -32,7 +32,7 @@ Not covered:
 
 from .guest.lockdown import Limits
 from .isolation import CHOICE, CHOICES, SandboxUnavailable
-from .pool import close, each, set_size, size
+from .pool import close, set_size, size
 from .runs import (
     DEADLINE_S,
     Case,
@@ -43,6 +43,7 @@ from .runs import (
     limits_for,
     run_shell,
     unavailable,
+    verify_rows,
 )
 from .worker import InfrastructureError
 
@@ -59,10 +60,10 @@ __all__ = [
     "check_function",
     "check_program",
     "close",
-    "each",
     "limits_for",
     "run_shell",
     "set_size",
     "size",
     "unavailable",
+    "verify_rows",
 ]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from verifiers import Verdict, broken, failed, malformed, passed
 
@@ -26,6 +26,7 @@ VERDICT_BYTES = 1 << 16
 OUTPUT_BYTES = 1 << 16  # beyond four times what is expected
 DEFAULT = Limits()
 DEADLINE_S = 2 * (DEFAULT.wall_s + 3)  # of one verdict: two tries, and the sandbox's own share
+T = TypeVar("T")
 _NO_SHELL = "shell tasks need bubblewrap: apt-get install bubblewrap; the Landlock fallback runs Python only"
 
 
@@ -36,6 +37,26 @@ def unavailable(*, shell: bool = False) -> str | None:
     except SandboxUnavailable as exc:
         return str(exc)
     return _NO_SHELL if shell and kind != "bwrap" else None
+
+
+def verify_rows(
+    verify: Callable[[str, T], Verdict], completions: Sequence[str], tasks: Sequence[T]
+) -> list[Verdict]:  # fmt: skip
+    """verify(completion, task) for all rows, as many at once as there are cores, in order.
+
+    A row that makes it raise is `error` and moves no other. Raises SandboxUnavailable without isolation.
+    """
+    name = verify.__module__.rpartition(".")[2]
+
+    def one(row: tuple[str, T]) -> Verdict:
+        try:
+            return verify(*row)
+        except SandboxUnavailable:
+            raise
+        except Exception as exc:  # the untrusted border: whatever a row holds, it is that row's
+            return broken(f"{name}: {type(exc).__name__}: {exc}")
+
+    return pool.each(one, list(zip(completions, tasks, strict=True)))
 
 
 def limits_for(timeout_s: float | None) -> Limits:
