@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import torch
 
 from pipeline.config import ConfigError
+from pipeline.draws import SeededSampler
 from pipeline.models import architecture_key, batches_by_tokens, load_policy, pad_right
 from pipeline.records import Prompt, Rollout
 from pipeline.schema import Generate, Model, Sampling
@@ -44,14 +45,20 @@ class Sample:
     finished: bool
 
 
+OnDone = Callable[[int, Sample], None]
+
+
 class Generator(Protocol):
     @property
     def name(self) -> str:
         """`vllm` or `transformers`."""
         ...
 
-    def sample(self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int]) -> list[Sample]:
-        """One sample a request, in order."""
+    def sample(
+        self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int], on_done: OnDone | None = None
+    ) -> list[Sample]:
+        """One sample a request, in order. on_done is told (place, sample) of each as soon as it is drawn; a generator
+        that dies and is opened again tells some twice."""
         ...
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -73,17 +80,25 @@ def rollouts(
     tokenizer: Any,
     ends: frozenset[int],
     first: int = 0,
+    on_done: Callable[[int, Rollout], None] | None = None,
 ) -> list[Rollout]:
     """`samples` rollouts of each prompt, prompt-major. The seed of each is a function of (key, place, sample).
 
-    first: the place of the first prompt, where these are a rank's share of more.
+    first: the place of the first prompt, where these are a rank's share of more. on_done: told (number, rollout) of
+    each as soon as it is drawn, in any order and of some twice.
     """
     requests = [
         Request(prompt.ids, derive(*key, place, sample), sampling.max_tokens)
         for place, prompt in enumerate(prompts, first)
         for sample in range(samples)
     ]
-    drawn = generator.sample(requests, sampling, ends)
+
+    def tell(i: int, d: Sample) -> None:
+        assert on_done is not None
+        text = tokenizer.decode(list(d.ids), skip_special_tokens=True)
+        on_done(i, Rollout(prompts[i // samples], i % samples, d.ids, d.logprobs, text, d.finished))
+
+    drawn = generator.sample(requests, sampling, ends, *([] if on_done is None else [tell]))
     texts = tokenizer.batch_decode([list(d.ids) for d in drawn], skip_special_tokens=True)
     return [
         Rollout(prompts[i // samples], i % samples, d.ids, d.logprobs, text, d.finished)
@@ -144,7 +159,9 @@ class VllmGenerator:
         }
         self.llm = LLM(model_dir, **options)
 
-    def sample(self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int]) -> list[Sample]:
+    def sample(
+        self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int], on_done: OnDone | None = None
+    ) -> list[Sample]:
         from vllm import SamplingParams, TokensPrompt
 
         parameters = [
@@ -168,13 +185,24 @@ class VllmGenerator:
         ]
         prompts = [TokensPrompt(prompt_token_ids=list(r.ids)) for r in requests]
         self.llm.reset_prefix_cache()  # what shares a batch's arithmetic is then the batch alone, also after a resume
-        out = []
-        for answer in self.llm.generate(prompts, parameters, use_tqdm=False):
-            one: Any = answer.outputs[0]  # its type allows for log-probs that nobody asked for
-            ids = tuple(one.token_ids)
-            logprobs = tuple(place[token].logprob for place, token in zip(one.logprobs, ids, strict=True))
-            out.append(Sample(ids, logprobs, finished=bool(ids) and ids[-1] in ends))
-        return out
+        if on_done is None:
+            return [_sample_of(answer, ends) for answer in self.llm.generate(prompts, parameters, use_tqdm=False)]
+        return self._as_they_end(prompts, parameters, ends, on_done)
+
+    def _as_they_end(
+        self, prompts: Sequence[Any], parameters: Sequence[Any], ends: frozenset[int], on_done: OnDone
+    ) -> list[Sample]:
+        """What `LLM.generate` does, telling of each sample when it ends: same requests in the same batches."""
+        engine, out = self.llm.llm_engine, {}
+        for place, (prompt, asked) in enumerate(zip(prompts, parameters, strict=True)):
+            engine.add_request(str(place), prompt, asked)
+        while engine.has_unfinished_requests():
+            for answer in engine.step():
+                if answer.finished:
+                    place = int(answer.request_id.partition("-")[0])  # newer engines add a tail of their own
+                    out[place] = _sample_of(answer, ends)
+                    on_done(place, out[place])
+        return [out[place] for place in range(len(prompts))]
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         from vllm import SamplingParams, TokensPrompt
@@ -193,6 +221,14 @@ class VllmGenerator:
         whole = [(name, tensor.detach()) for name, tensor in weights]
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(whole)})
         self.llm.reset_prefix_cache()  # cached keys and values belong to the old weights
+
+
+def _sample_of(answer: Any, ends: frozenset[int]) -> Sample:
+    """answer: vLLM's; Any, for its type allows for log-probs that nobody asked for."""
+    one = answer.outputs[0]
+    ids = tuple(one.token_ids)
+    logprobs = tuple(place[token].logprob for place, token in zip(one.logprobs, ids, strict=True))
+    return Sample(ids, logprobs, finished=bool(ids) and ids[-1] in ends)
 
 
 def preload() -> None:
@@ -223,13 +259,17 @@ class TransformersGenerator:
         self.batch = generate.batch
 
     @torch.no_grad()
-    def sample(self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int]) -> list[Sample]:
+    def sample(
+        self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int], on_done: OnDone | None = None
+    ) -> list[Sample]:
         out: list[Sample | None] = [None] * len(requests)
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].ids), i))
         for start in range(0, len(order), self.batch):
             places = order[start : start + self.batch]
             for place, sample in zip(places, self._batch([requests[i] for i in places], sampling, ends), strict=True):
                 out[place] = sample
+                if on_done is not None:
+                    on_done(place, sample)
         return [s for s in out if s is not None]
 
     def _batch(self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int]) -> list[Sample]:
@@ -268,45 +308,6 @@ class TransformersGenerator:
             own[name].copy_(tensor)
 
 
-class SeededSampler:
-    """A logits processor that makes greedy decoding draw a sample: argmax(log p + Gumbel noise) ~ p.
-
-    The noise of a row is its own generator's, so a row's sample does not depend on its neighbours.
-    Source: the Gumbel-max trick (Maddison et al. 2014, arXiv:1411.0030 §2).
-    """
-
-    def __init__(self, sampling: Sampling, seeds: Sequence[int]) -> None:
-        self.sampling = sampling
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.logprobs: list[torch.Tensor] = []  # one (B,) a step
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        logprobs_BV = filtered_logprobs(scores, self.sampling)
-        uniform_BV = torch.stack([torch.rand(scores.shape[-1], generator=g) for g in self.generators]).to(scores.device)
-        noise_BV = -torch.log(-torch.log(uniform_BV.clamp(1e-20, 1 - 1e-7)))
-        noisy_BV = logprobs_BV + noise_BV
-        chosen_B = noisy_BV.argmax(-1, keepdim=True)
-        self.logprobs.append(logprobs_BV.gather(-1, chosen_B)[:, 0].cpu())
-        return noisy_BV
-
-
-def filtered_logprobs(logits_BV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """(B, V) log-probs of the distribution that is sampled from: temperature, then top-k, top-p, min-p; float32."""
-    logits = logits_BV.float() / sampling.temperature
-    if sampling.top_k:
-        kth = logits.topk(min(sampling.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
-    if sampling.top_p < 1:
-        ordered, order = logits.sort(descending=True, dim=-1)
-        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-        cut = before >= sampling.top_p  # the token that crosses top_p stays
-        logits = logits.masked_fill(torch.zeros_like(cut).scatter(-1, order, cut), -torch.inf)
-    if sampling.min_p > 0:
-        probs = logits.softmax(-1)
-        logits = logits.masked_fill(probs < sampling.min_p * probs.max(-1, keepdim=True).values, -torch.inf)
-    return logits.log_softmax(-1)
-
-
 @torch.no_grad()
 def sequence_logprobs(model: Any, sequences: Sequence[Sequence[int]], *, tokens: int = 16_384) -> list[list[float]]:
     """Log-prob of every id but the first of each sequence, at temperature 1, in float32."""
@@ -324,8 +325,11 @@ def sequence_logprobs(model: Any, sequences: Sequence[Sequence[int]], *, tokens:
 
 def canary_gap(generator: Generator, model: Any, sequences: Sequence[Sequence[int]]) -> float:
     """Largest |log-prob difference| between generator and trainer on fixed tokens: 0 when they hold equal weights."""
-    ours = sequence_logprobs(model, sequences)
-    theirs = generator.logprobs(sequences)
+    return largest_gap(sequence_logprobs(model, sequences), generator.logprobs(sequences))
+
+
+def largest_gap(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> float:
+    """Largest |difference|; NaN where either side holds one."""
     gaps = [abs(a - b) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True)]
     return math.nan if any(map(math.isnan, gaps)) else max(gaps)  # Python's max would pass over a NaN
 

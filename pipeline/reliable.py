@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from pipeline import ranks
-from pipeline.generate import Generator, Request, Sample, close_generators, open_generator
+from pipeline.generate import Generator, OnDone, Request, Sample, close_generators, open_generator
 from pipeline.schema import Generate, Model, Sampling
 
 T = TypeVar("T")
@@ -40,8 +40,13 @@ class Reliable:
     def name(self) -> str:
         return self._engine().name
 
-    def sample(self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int]) -> list[Sample]:
-        """Of several ranks each samples its share with an engine of its own, and all get every sample."""
+    def sample(
+        self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int], on_done: OnDone | None = None
+    ) -> list[Sample]:
+        """Of several ranks each samples its share with an engine of its own, and all get every sample; on_done is told
+        of them only where there is one."""
+        if on_done is not None and ranks.world() == 1:
+            return self._twice(lambda engine: engine.sample(requests, sampling, ends, on_done))
         return ranks.mapped(lambda mine: self._twice(lambda engine: engine.sample(mine, sampling, ends)), requests)
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:

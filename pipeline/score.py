@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import rewards
 from pipeline import ranks
-from pipeline.records import Rollout, Scored
+from pipeline.records import Prompt, Rollout, Scored
+
+OnDrawn = Callable[[int, Rollout], None]
 
 
 def as_batch(rollouts: Sequence[Rollout]) -> rewards.Batch:
@@ -22,18 +24,36 @@ def as_batch(rollouts: Sequence[Rollout]) -> rewards.Batch:
     )
 
 
+def score_while(
+    scorer: rewards.Composite, prompts: Sequence[Prompt], sample: Callable[[OnDrawn | None], Sequence[Rollout]]
+) -> list[Scored]:
+    """sample(told) draws rollouts of the prompts and tells of each that is drawn: slow verifiers work on it meanwhile.
+
+    On several ranks, or where no verifier takes its time, all are scored when all are drawn.
+    """
+    stream = scorer.stream()
+    if ranks.world() > 1 or not any(stream.pays_early(p.task) for p in prompts):
+        return score(scorer, sample(None))
+    drawn = sample(lambda number, rollout: stream.add(number, rollout.text, rollout.prompt.task))
+    return _scored(drawn, stream.finish(as_batch(drawn)).result())
+
+
 def submit(scorer: rewards.Composite, rollouts: Sequence[Rollout]) -> Callable[[], list[Scored]]:
     """Start scoring; call the result to wait for it. Order is kept. Of several ranks each scores its share."""
     mine = ranks.share(len(rollouts))
     pending = scorer.submit(as_batch(rollouts[mine.start : mine.stop]))
 
     def finish() -> list[Scored]:
-        return [
-            Scored(rollout, score.reward, score.status, score.parts, score.detail, step_rewards=score.step_rewards)
-            for rollout, score in zip(rollouts, ranks.gather(pending.result()), strict=True)
-        ]
+        return _scored(rollouts, ranks.gather(pending.result()))
 
     return finish
+
+
+def _scored(rollouts: Sequence[Rollout], scores: Sequence[rewards.Score]) -> list[Scored]:
+    return [
+        Scored(rollout, score.reward, score.status, score.parts, score.detail, step_rewards=score.step_rewards)
+        for rollout, score in zip(rollouts, scores, strict=True)
+    ]
 
 
 def score(scorer: rewards.Composite, rollouts: Sequence[Rollout]) -> list[Scored]:

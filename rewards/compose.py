@@ -20,7 +20,7 @@ from typing import Any
 
 import verifiers
 from rewards import shaping
-from rewards.parts import FunctionPart, LearnedPart, LearnedReward, Part, PotentialPart, VerifierPart
+from rewards.parts import FunctionPart, Grading, LearnedPart, LearnedReward, Part, PotentialPart, VerifierPart
 from rewards.records import Batch, Outcome, Score
 from verifiers.deadline import DeadlinePool
 
@@ -49,6 +49,42 @@ class Pending:
         """One Score per row, in order. Waits no longer than each row's own deadline."""
         columns = [finish() for finish in self._finishers]
         return [_score(self._parts, [column[i] for column in columns]) for i in range(self._n)]
+
+
+class Stream:
+    """A batch of n rows whose scoring begins while it is still being sampled.
+
+    Only verifiers that take their time are asked early; functions and models see the whole batch at once, as always.
+    """
+
+    def __init__(self, parts: Sequence[Part], pool: DeadlinePool) -> None:
+        self._parts, self._pool = parts, pool
+        self._gradings = {p.name: Grading(p, pool) for p in parts if isinstance(p, VerifierPart) and p.weight}
+
+    def add(self, i: int, completion: str, task: Mapping[str, Any]) -> None:
+        """Row i is sampled."""
+        for grading in self._early(task):
+            grading.add(i, completion, task)
+
+    def pays_early(self, task: Mapping[str, Any]) -> bool:
+        """Whether any verifier of such a row is worth asking before the whole batch is there."""
+        return bool(self._early(task))
+
+    def _early(self, task: Mapping[str, Any]) -> list[Grading]:
+        return [grading for grading in self._gradings.values() if grading.part.pays_early(task)]
+
+    def finish(self, batch: Batch) -> Pending:
+        """All rows are sampled; what was added must be theirs."""
+        finishers = []
+        for part in self._parts:
+            grading = self._gradings.get(part.name)
+            if grading is None:
+                finishers.append(part.start(batch, self._pool))
+                continue
+            for i, (completion, task) in enumerate(zip(batch.completions, batch.tasks, strict=True)):
+                grading.add(i, completion, task)
+            finishers.append(grading.submitted())
+        return Pending(finishers, self._parts, len(batch))
 
 
 class SecondLook:
@@ -88,6 +124,10 @@ class Composite:
     def submit(self, batch: Batch) -> Pending:
         """Start scoring in the background, so that the next batch can be generated meanwhile."""
         return Pending([part.start(batch, self._pool) for part in self.parts], self.parts, len(batch))
+
+    def stream(self) -> Stream:
+        """For rows that come one by one; `submit` for those that are all there."""
+        return Stream(self.parts, self._pool)
 
     def score(self, batch: Batch) -> list[Score]:
         return self.submit(batch).result()

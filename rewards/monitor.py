@@ -184,8 +184,8 @@ def decide(drift: Mapping[str, float], limits: Limits) -> Decision:
         reason = f"completions are {change} their first length, beyond the limit of a factor {limits.length_factor:g}"
         return Decision("length", reason, drift)
     if limits.format_drop is not None and drift["format_drop"] > limits.format_drop:
-        fall = f"the share that keeps the format fell by {drift['format_drop']:.2f}"
-        return Decision("format", f"{fall}, beyond the limit of {limits.format_drop:g}", drift)
+        lost = f"the share that keeps the format fell by {drift['format_drop']:.2f}"
+        return Decision("format", f"{lost}, beyond the limit of {limits.format_drop:g}", drift)
     if limits.commonest_rise is not None and drift["commonest_rise"] > limits.commonest_rise:
         share = f"the share of the commonest completion rose by {drift['commonest_rise']:.2f}"
         return Decision("commonest", f"{share}, beyond the limit of {limits.commonest_rise:g}", drift)

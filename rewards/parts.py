@@ -20,6 +20,7 @@ from verifiers import Verdict, Verifier, broken
 from verifiers.deadline import DeadlinePool, Job
 
 ROWS_PER_CALL = 16  # of a verifier that grades many in one call
+EARLY_S = 1.0  # a verifier whose verdict may take longer is asked while other samples are still drawn
 LearnedReward = Callable[[list[list[int]], list[list[int]]], list[float]]
 
 
@@ -56,48 +57,78 @@ class VerifierPart:
     fields: Mapping[str, str]
 
     def start(self, batch: Batch, pool: DeadlinePool) -> Callable[[], list[Outcome]]:
-        calls: list[_Call] = []
-        for verifier, rows in self._by_verifier(batch).values():
-            size = ROWS_PER_CALL if verifier.grades_batches else 1
-            for chunk in (rows[i : i + size] for i in range(0, len(rows), size)):
-                calls.append(self._call(batch, chunk, verifier, pool))
-        return lambda: self._finish(batch, calls, pool)
+        grading = Grading(self, pool)
+        for i, (completion, task) in enumerate(zip(batch.completions, batch.tasks, strict=True)):
+            grading.add(i, completion, task)
+        return grading.submitted()
 
-    def _by_verifier(self, batch: Batch) -> dict[str, tuple[Verifier, list[int]]]:
-        groups: dict[str, tuple[Verifier, list[int]]] = {}
-        for i, task in enumerate(batch.tasks):
-            verifier = self.verifier_of(task)
-            if verifier is None:
-                continue
-            groups.setdefault(verifier.name, (verifier, []))[1].append(i)
-        return groups
+    def pays_early(self, task: Mapping[str, Any]) -> bool:
+        """Whether this row's verifier may take so long that it is worth asking while others are still sampled."""
+        verifier = self.verifier_of(task)
+        return verifier is not None and verifier.deadline_s > EARLY_S
 
-    def _call(self, batch: Batch, rows: list[int], verifier: Verifier, pool: DeadlinePool) -> _Call:
-        completions = [batch.completions[i] for i in rows]
-        tasks = [self._task(batch.tasks[i]) for i in rows]
-        return _Call(rows, verifier, pool.submit(lambda: verifier.grade(completions, tasks), self.timeout_s))
-
-    def _task(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def task_of(self, row: Mapping[str, Any]) -> dict[str, Any]:
         renamed = {field: row[column] for field, column in self.fields.items() if column in row}
         return {**row, **self.task, **renamed}
 
-    def _finish(self, batch: Batch, calls: list[_Call], pool: DeadlinePool) -> list[Outcome]:
-        pool.wait([call.job for call in calls])
-        late = [(i, call) for call in calls if call.job.late and len(call.rows) > 1 for i in call.rows]
-        # a call for many that is late says nothing of its rows: each gets its own deadline
-        alone = [self._call(batch, [i], call.verifier, pool) for i, call in late]
-        pool.wait([call.job for call in alone])
-        verdicts = [broken(f"{self.name}: no verifier {task.get('verifier')!r}") for task in batch.tasks]
-        for call in [*calls, *alone]:
-            for i, verdict in zip(call.rows, self._verdicts(call.job, len(call.rows)), strict=True):
-                verdicts[i] = verdict
-        return [Outcome(v.score, v.status, v.detail) for v in verdicts]
+
+class Grading:
+    """A verifier part's verdicts on rows that may come one at a time, in any order."""
+
+    def __init__(self, part: VerifierPart, pool: DeadlinePool) -> None:
+        self.part, self._pool = part, pool
+        self._rows: dict[int, tuple[str, Mapping[str, Any]]] = {}
+        self._waiting: dict[str, tuple[Verifier, list[int]]] = {}
+        self._calls: list[_Call] = []
+
+    def add(self, i: int, completion: str, task: Mapping[str, Any]) -> None:
+        """Row i; a second time it is passed over, for a sample that is drawn again is the same."""
+        if i in self._rows:
+            return
+        self._rows[i] = (completion, task)
+        verifier = self.part.verifier_of(task)
+        if verifier is None:
+            return
+        waiting = self._waiting.setdefault(verifier.name, (verifier, []))[1]
+        waiting.append(i)
+        if len(waiting) >= (ROWS_PER_CALL if verifier.grades_batches else 1):
+            self._submit(self._calls, verifier, list(waiting))
+            waiting.clear()
+
+    def submitted(self) -> Callable[[], list[Outcome]]:
+        """No more rows will come; the returned function waits for the outcomes, in the order of the rows' numbers."""
+        for verifier, waiting in self._waiting.values():
+            if waiting:
+                self._submit(self._calls, verifier, waiting)
+        return self._finish
+
+    def _submit(self, calls: list[_Call], verifier: Verifier, rows: list[int]) -> None:
+        completions = [self._rows[i][0] for i in rows]
+        tasks = [self.part.task_of(self._rows[i][1]) for i in rows]
+        job = self._pool.submit(lambda: verifier.grade(completions, tasks), self.part.timeout_s)
+        calls.append(_Call(rows, verifier, job))
+
+    def _finish(self) -> list[Outcome]:
+        self._pool.wait([call.job for call in self._calls])
+        alone: list[_Call] = []
+        for call in self._calls:
+            if call.job.late and len(call.rows) > 1:
+                for i in call.rows:  # a call for many that is late says nothing of its rows: each gets its own deadline
+                    self._submit(alone, call.verifier, [i])
+        self._pool.wait([call.job for call in alone])
+        name = self.part.name
+        unknown = {i: broken(f"{name}: no verifier {task.get('verifier')!r}") for i, (_, task) in self._rows.items()}
+        verdicts: dict[int, Verdict] = unknown
+        for call in [*self._calls, *alone]:
+            verdicts |= dict(zip(call.rows, self._verdicts(call.job, len(call.rows)), strict=True))
+        return [Outcome(v.score, v.status, v.detail) for _, v in sorted(verdicts.items())]
 
     def _verdicts(self, job: Job, n: int) -> Sequence[Verdict]:
+        part = self.part
         if job.late:
-            return [broken(f"{self.name}: no verdict within {self.timeout_s:g} s")] * n
+            return [broken(f"{part.name}: no verdict within {part.timeout_s:g} s")] * n
         if job.exception is not None:
-            return [broken(f"{self.name} raised {type(job.exception).__name__}: {job.exception}")] * n
+            return [broken(f"{part.name} raised {type(job.exception).__name__}: {job.exception}")] * n
         return job.result
 
 

@@ -44,6 +44,7 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             "adapters",
+            "draws",
             "trackers",
             "preflight",
             "prompts",

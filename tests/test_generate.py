@@ -7,7 +7,8 @@ import torch
 from loop_kit import tiny_model
 
 from pipeline import adapters, generate, models
-from pipeline.generate import Request, TransformersGenerator, VllmGenerator, canary_gap, filtered_logprobs
+from pipeline.draws import filtered_logprobs
+from pipeline.generate import Request, TransformersGenerator, VllmGenerator, canary_gap
 from pipeline.models import named_weights
 from pipeline.records import Prompt, Rollout
 from pipeline.schema import Generate, Model, Sampling
@@ -219,3 +220,21 @@ def test_seeds_go_by_the_place_in_the_whole_step_whoever_samples_it():
     generate.rollouts(first, prompts[:2], Sampling(), first=0, **how)  # type: ignore[arg-type]
     generate.rollouts(second, prompts[2:], Sampling(), first=2, **how)  # type: ignore[arg-type]
     assert alone.asked == first.asked + second.asked
+
+
+@pytest.mark.stages
+@pytest.mark.parametrize("kind", ["transformers", pytest.param("vllm", marks=needs_vllm)])
+def test_who_asks_is_told_of_each_sample_as_it_ends_and_gets_the_same_samples(tmp_path, kind):
+    place = str(tiny_model(tmp_path / "model"))
+    asked = requests(4, max_tokens=9)
+    if kind == "vllm":
+        generator = VllmGenerator(place, Model(), Generate(), max_model_len=64)
+    else:
+        generator = TransformersGenerator(place, Model(), Generate(batch=5))
+    plain = generator.sample(asked, Sampling(), ENDS)
+    told: list[tuple[int, generate.Sample]] = []
+    again = generator.sample(asked, Sampling(), ENDS, lambda i, sample: told.append((i, sample)))
+    assert again == plain, "to the bit"
+    assert sorted(told, key=lambda pair: pair[0]) == list(enumerate(plain)), "each once"
+    lengths = [len(sample.ids) for _, sample in told]
+    assert kind == "transformers" or lengths == sorted(lengths), "the short ones are told first"

@@ -19,7 +19,7 @@ from pipeline.config import Config, ConfigError
 from pipeline.kept import keep_scored, kept_scored
 from pipeline.records import Prompt, Scored, as_json, groups
 from pipeline.runs import StageDir, manifest_sha, verify_outputs
-from pipeline.score import score
+from pipeline.score import OnDrawn, score_while
 from pipeline.seeds import derive
 from pipeline.stats import describe_groups
 
@@ -179,11 +179,13 @@ class Context:
         samples: int,
         *key: int | str,
         sampling: Any = None,
+        on_done: OnDrawn | None = None,
     ) -> list[Any]:
-        """Rollouts, prompt-major, seeded by (seed, stage, key); their tokens are counted."""
+        """Rollouts, prompt-major, seeded by (seed, stage, key); their tokens are counted. on_done: told of each as soon
+        as it is drawn."""
         drawn = generate.rollouts(
             generator, asked, sampling or self.cfg.sampling, samples=samples, key=(self.cfg.seed, self.name, *key),
-            tokenizer=self.tokenizer, ends=self.ends,
+            tokenizer=self.tokenizer, ends=self.ends, on_done=on_done,
         )  # fmt: skip
         self.tokens["prompt"] += sum(len(r.prompt.ids) for r in drawn)
         self.tokens["completion"] += sum(len(r.ids) for r in drawn)
@@ -205,7 +207,9 @@ class Context:
         """
 
         def draw() -> list[Scored]:
-            return score(scorer or self.scorer, self.sample(generator, asked, samples, *key))
+            return score_while(
+                scorer or self.scorer, asked, lambda told: self.sample(generator, asked, samples, *key, on_done=told)
+            )
 
         return self.kept(asked, draw, *key, *([piece] if piece else []))
 

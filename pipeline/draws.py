@@ -1,0 +1,51 @@
+"""How transformers is made to draw: each row with a seed of its own, from exactly the distribution asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from pipeline.schema import Sampling
+
+
+class SeededSampler:
+    """A logits processor that makes greedy decoding draw a sample: argmax(log p + Gumbel noise) ~ p.
+
+    The noise of a row is its own generator's, so a row's sample does not depend on its neighbours.
+    Source: the Gumbel-max trick (Maddison et al. 2014, arXiv:1411.0030 §2).
+    """
+
+    def __init__(self, sampling: Sampling, seeds: Sequence[int]) -> None:
+        self.sampling = sampling
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.logprobs: list[torch.Tensor] = []  # one (B,) a step
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        logprobs_BV = filtered_logprobs(scores, self.sampling)
+        uniform_BV = torch.stack([torch.rand(scores.shape[-1], generator=g) for g in self.generators]).to(scores.device)
+        noise_BV = -torch.log(-torch.log(uniform_BV.clamp(1e-20, 1 - 1e-7)))
+        noisy_BV = logprobs_BV + noise_BV
+        chosen_B = noisy_BV.argmax(-1, keepdim=True)
+        self.logprobs.append(logprobs_BV.gather(-1, chosen_B)[:, 0].cpu())
+        return noisy_BV
+
+
+def filtered_logprobs(logits_BV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """(B, V) log-probs of the distribution that is sampled from: temperature, then top-k, top-p, min-p; float32."""
+    logits = logits_BV.float() / sampling.temperature
+    if sampling.top_k:
+        kth = logits.topk(min(sampling.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if sampling.top_p < 1:
+        ordered, order = logits.sort(descending=True, dim=-1)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        cut = before >= sampling.top_p  # the token that crosses top_p stays
+        logits = logits.masked_fill(torch.zeros_like(cut).scatter(-1, order, cut), -torch.inf)
+    if sampling.min_p > 0:
+        probs = logits.softmax(-1)
+        logits = logits.masked_fill(probs < sampling.min_p * probs.max(-1, keepdim=True).values, -torch.inf)
+    return logits.log_softmax(-1)
+
+
+__all__ = ["SeededSampler", "filtered_logprobs"]
