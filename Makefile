@@ -108,11 +108,11 @@ diff: $(STAMP) ## what differs between RUN and OTHER in config, data, versions a
 
 ##@ Verifiers
 
-verifier: $(STAMP) ## start a new verifier: NAME=my_task
-	$(PY) -m verifiers new $(NAME)
+verifier: $(STAMP) ## start a new verifier: NAME=my_task [DIR=my_verifiers]
+	$(PY) -m verifiers new $(NAME) $(if $(DIR),--dir $(DIR))
 
 check-verifiers: $(STAMP) ## hold every verifier against its examples and the hostile set
-	$(PY) -m verifiers check $(NAME)
+	$(PY) -m verifiers check $(NAME) $(if $(DIR),--dir $(DIR))
 
 ##@ Measure
 

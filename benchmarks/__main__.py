@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.measure import machine, prepare_environment
 
-NAMES = ("step", "long_prompt", "rollout", "score", "learn", "sync", "trainers", "start", "memory", "scale")
+NAMES = ("step", "long_prompt", "rollout", "score", "overlap", "learn", "sync", "trainers", "start", "memory", "scale")
 LATEST = Path(__file__).parent / "results" / "latest.json"
 # figure: (bound, True where more is better); what issue and README promise
 TARGETS: dict[str, tuple[float, bool]] = {
@@ -25,6 +25,10 @@ TARGETS: dict[str, tuple[float, bool]] = {
     "step_long_prompt_vs_trl_vllm": (3.0, True),
     "rollout_vs_vllm": (0.95, True),
     "score_overlap_overhead": (0.10, False),
+    "pool_vs_subprocess": (10.0, True),
+    "pool_vs_bwrap": (4.0, True),
+    "judge_vs_subprocess": (2.0, True),
+    "shell_vs_bwrap": (1.3, False),
     "learn_vs_trl": (2.0, True),
     "sync_vs_copy": (3.0, False),
     "sft_vs_trl": (0.97, True),
