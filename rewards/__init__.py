@@ -3,6 +3,7 @@
     compose.py  the YAML block -> Composite: submit (in the background) or score
     parts.py    the kinds of part: verifier, function, learned, potential
     shaping.py  length, repetition, missing_eos, format, random: functions with TRL's signature
+    learned.py  a reward model as a function with TRL's signature
     steps.py    potential-based step rewards
     monitor.py  is the policy getting better, or better at the verifier? figures of a second look, and their limits
     records.py  Batch in, Score out
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rewards.compose import MALFORMED, MONITOR, Composite, Pending, build
+from rewards.learned import learned
 from rewards.records import Batch, Score
 from rewards.shaping import format, length, missing_eos, random, repetition
 
@@ -29,6 +31,7 @@ __all__ = [
     "Score",
     "build",
     "format",
+    "learned",
     "length",
     "missing_eos",
     "random",

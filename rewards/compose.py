@@ -20,6 +20,7 @@ from typing import Any
 
 import verifiers
 from rewards import shaping
+from rewards.learned import prompt_ids_of
 from rewards.parts import FunctionPart, Grading, LearnedPart, LearnedReward, Part, PotentialPart, VerifierPart
 from rewards.records import Batch, Outcome, Score
 from verifiers.deadline import DeadlinePool
@@ -117,8 +118,9 @@ class Composite:
 
     __name__ = "rewards"
 
-    def __init__(self, parts: Sequence[Part], *, max_threads: int = 16) -> None:
+    def __init__(self, parts: Sequence[Part], *, max_threads: int = 16, tokenizer: Any = None) -> None:
         self.parts = tuple(parts)
+        self._tokenizer = tokenizer
         self._pool = DeadlinePool(max_threads)
 
     def submit(self, batch: Batch) -> Pending:
@@ -145,15 +147,28 @@ class Composite:
         return {part.name: part.weight for part in self.parts if isinstance(part, VerifierPart)}
 
     def __call__(self, prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float | None]:
-        """TRL's signature; a column that holds one value per row is a task field, None = not scorable."""
+        """TRL's signature; a column that holds one value per row is a task field, None = not scorable.
+
+        Raises ValueError where a learned part is to read prompts whose ids nobody gives.
+        """
         n = len(completions)
         per_row = {k: v for k, v in columns.items() if isinstance(v, list | tuple) and len(v) == n}
         finished = per_row.pop("finished", [True] * n)
-        prompt_ids = per_row.pop("prompt_ids", [[] for _ in range(n)])
+        prompt_ids = per_row.pop("prompt_ids", None) or self._prompt_ids(prompts)
         tasks = [{key: values[i] for key, values in per_row.items()} for i in range(n)]
         texts = [shaping.text_of(c) for c in completions]
         batch = Batch([shaping.text_of(p) for p in prompts], prompt_ids, texts, completion_ids, finished, tasks)
         return [None if math.isnan(score.reward) else score.reward for score in self.score(batch)]
+
+
+    def _prompt_ids(self, prompts: Any) -> list[list[int]]:
+        """Only a reward model reads them."""
+        readers = [part.name for part in self.parts if isinstance(part, LearnedPart)]
+        if not readers:
+            return [[] for _ in prompts]
+        if self._tokenizer is None:
+            raise ValueError(f"rewards.{readers[0]}: a reward model reads token ids; give rewards.build(tokenizer=...)")
+        return prompt_ids_of(prompts, self._tokenizer)
 
 
 def build(
@@ -161,16 +176,19 @@ def build(
     *,
     verifier_dirs: Sequence[str | Path] = (),
     learned: Learned | None = None,
+    tokenizer: Any = None,
 ) -> Composite:
     """The composite a `rewards:` block describes: part name -> {weight, kind, that kind's own fields}.
 
     kind defaults from the name: a shaping kind's name, `reward_model` (learned), else the verifier of that name.
     learned: model reference -> function of (prompt ids, completion ids); the caller's, as torch is.
+    tokenizer: for a learned part under TRL's signature, where prompts come as text.
     Raises ValueError naming the key and the nearest known one.
     """
     if not block:
         raise ValueError(f"rewards: name at least one part; verifiers: {', '.join(verifiers.available(verifier_dirs))}")
-    return Composite([_part(name, dict(fields or {}), verifier_dirs, learned) for name, fields in block.items()])
+    parts = [_part(name, dict(fields or {}), verifier_dirs, learned) for name, fields in block.items()]
+    return Composite(parts, tokenizer=tokenizer)
 
 
 def _part(name: str, fields: dict[str, Any], dirs: Sequence[str | Path], learned: Learned | None) -> Part:

@@ -1,5 +1,7 @@
 """A reward model as a reward: it is asked about the very ids it was trained on, and its offset changes nothing."""
 
+import inspect
+
 import pytest
 import torch
 from loop_kit import tiny_model
@@ -78,3 +80,46 @@ def test_detail_22_a_constant_added_to_the_models_output_changes_no_reward(place
     assert again == pytest.approx(rewarded, abs=1e-4)
     assert sum(rewarded) == pytest.approx(0.0, abs=1e-4), "the reference samples have mean 0"
     assert sum(x * x for x in rewarded) / len(rewarded) == pytest.approx(1.0, abs=1e-4)
+
+
+TEXTS = ["ab", "c1>d", "RRU"]
+
+
+def columns(place):
+    """What TRL's trainers pass: text, ids with the end token, dataset columns, and odds and ends that are no column."""
+    tokenizer = models.load_tokenizer(place, Model())
+    ids = [[*tokenizer(t)["input_ids"], EOS] for t in ("RU", "LLD", "")]
+    more = {"start": ["a1", "b1", "c1"], "trainer_state": object(), "log_extra": print}
+    return tokenizer, {"prompts": TEXTS, "completions": ["RU", "LLD", ""], "completion_ids": ids, **more}
+
+
+def test_a_reward_model_is_a_reward_function_of_trl_and_reads_the_ids_it_was_trained_on(place):
+    tokenizer, given = columns(place)
+    model = models.LearnedReward(place, Model())
+    whole = [[*tokenizer(t)["input_ids"], *c] for t, c in zip(TEXTS, given["completion_ids"], strict=True)]
+    expected = models.reward_scores(models.load_reward_model(place, Model()), whole)
+    reward = rewards.learned(model, tokenizer)
+    assert reward(**given) == pytest.approx(expected, abs=1e-5)
+    assert len({round(x, 3) for x in expected}) == 3, "the model tells them apart"
+    without_ids = {k: v for k, v in given.items() if k != "completion_ids"}
+    assert reward(**without_ids) == pytest.approx(expected, abs=1e-5), "text gets its end token back"
+    assert list(inspect.signature(reward).parameters)[:3] == ["prompts", "completions", "completion_ids"]
+
+
+def test_a_block_of_verifiers_and_a_reward_model_is_one_function_of_trl(place):
+    tokenizer, given = columns(place)
+    given["gold"] = ["RU", "no", "x"]
+    learned = {"learned": lambda reference: models.LearnedReward(place, Model())}
+    block = {"exact": {"weight": 2.0}, "reward_model": {"weight": 0.5}}
+    alone = rewards.learned(models.LearnedReward(place, Model()), tokenizer)(**given)
+    both = rewards.build(block, **learned, tokenizer=tokenizer)
+    assert both(**given) == pytest.approx([2.0 * e + 0.5 * s for e, s in zip((1, 0, 0), alone, strict=True)], abs=1e-5)
+    with pytest.raises(ValueError, match=r"rewards.reward_model: .* give rewards.build\(tokenizer=...\)"):
+        rewards.build(block, **learned)(**given)
+
+
+def test_a_score_that_is_no_number_is_not_scorable_and_a_missing_one_is_an_error(place):
+    tokenizer, given = columns(place)
+    assert rewards.learned(lambda p, c: [1.0, float("nan"), float("inf")], tokenizer)(**given) == [1.0, None, None]
+    with pytest.raises(ValueError, match="2 scores for 3 rows"):
+        rewards.learned(lambda p, c: [1.0, 2.0], tokenizer)(**given)

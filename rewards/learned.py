@@ -1,0 +1,60 @@
+"""A reward model as a reward function for TRL's trainers: token ids in, as it was trained, the end token included.
+
+    model = pipeline.models.LearnedReward("runs/demo/reward_model/model", Model())
+    GRPOTrainer(reward_funcs=[rewards.verifier("math_answer"), rewards.learned(model, tokenizer)], ...)
+
+The model is the caller's, as torch is: any function of (prompt ids, completion ids) that gives a score a row. TRL
+passes prompts as text or messages, and completions as ids too; text is turned into ids here, only where no ids come.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rewards.parts import LearnedReward
+from rewards.shaping import RewardFunction, text_of
+
+
+def learned(model: LearnedReward, tokenizer: Any, *, name: str = "reward_model") -> RewardFunction:
+    """f(prompts, completions, completion_ids=None, **columns) -> one score a row, None where it is not finite.
+
+    tokenizer: the reward model's own, callable on text, with apply_chat_template where prompts are messages.
+    """
+
+    def learned_reward(
+        prompts: Any, completions: Any, completion_ids: Any = None, prompt_ids: Any = None, **columns: Any
+    ) -> list[float | None]:
+        asked = [list(ids) for ids in prompt_ids] if prompt_ids is not None else prompt_ids_of(prompts, tokenizer)
+        said = completion_ids if completion_ids is not None else completion_ids_of(completions, tokenizer)
+        scores = model(asked, [list(ids) for ids in said])
+        if len(scores) != len(completions):
+            raise ValueError(f"{name}: the model returned {len(scores)} scores for {len(completions)} rows")
+        return [score if math.isfinite(score) else None for score in map(float, scores)]
+
+    learned_reward.__name__ = name
+    return learned_reward
+
+
+def prompt_ids_of(prompts: Sequence[Any], tokenizer: Any) -> list[list[int]]:
+    """Ids of prompts as a policy reads them: plain text as it stands, messages through the chat template."""
+    out = []
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            ids = tokenizer(prompt)["input_ids"]
+        else:
+            text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # the template has written the BOS
+        out.append(list(ids))
+    return out
+
+
+def completion_ids_of(completions: Sequence[Any], tokenizer: Any) -> list[list[int]]:
+    """Ids of completions that come as text alone: they have lost the end token, on which the score is read."""
+    return [
+        [*tokenizer(text_of(c), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for c in completions
+    ]
+
+
+__all__ = ["completion_ids_of", "learned", "prompt_ids_of"]
