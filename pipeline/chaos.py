@@ -251,7 +251,9 @@ def serve(prepare: Callable[[Mapping[str, Any]], None] = lambda request: None) -
 
 
 def _become(log: Path) -> None:
-    """A child of its own: output into the log, nothing from the server's pipes."""
+    """A child of its own: output into the log, nothing from the server's pipes, and an ear for Ctrl-C, which a shell
+    takes from what it starts in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     log.parent.mkdir(parents=True, exist_ok=True)
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
