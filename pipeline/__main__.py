@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as exc:
         if not is_users(exc):
             raise
-        print("\n".join(getattr(exc, "mistakes", [str(exc)])), file=sys.stderr)
+        tell("\n".join(getattr(exc, "mistakes", [str(exc)])))
         return 2
     except OSError as exc:
         from pipeline.files import disk_fault
@@ -82,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         told = disk_fault(exc)
         if told is None:
             raise
-        print(told, file=sys.stderr)
+        tell(told)
         return 2
     except RuntimeError as exc:
         from pipeline import ranks
@@ -91,8 +92,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             return ranks.give_up(exc)
         if type(exc).__name__ != "Alarm":
             raise
-        print(f"stopped by an alarm: {exc}", file=sys.stderr)
+        tell(f"stopped by an alarm: {exc}")
         return 3
+
+
+def tell(text: str) -> None:
+    """To stderr, without the keys that a library may have put into its message."""
+    from verifiers._secrets import hidden
+
+    print(hidden(text), file=sys.stderr)
+
+
+def tell_traceback(kind: type[BaseException], exc: BaseException, trace: TracebackType | None) -> None:
+    """For sys.excepthook: our bugs come with a traceback, and not with a key."""
+    import traceback
+
+    tell("".join(traceback.format_exception(kind, exc, trace)).rstrip())
 
 
 def is_users(exc: ValueError) -> bool:
@@ -205,4 +220,5 @@ def of_a_run(command: str, run: Path, words: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    sys.excepthook = tell_traceback
     sys.exit(main())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,17 +17,10 @@ from pipeline import runs
 from pipeline.config import Config, ConfigError
 from pipeline.files import dump_json, read_jsonl, sha256_file
 from pipeline.runs import StageDir, manifest_sha, read_manifest
+from verifiers._secrets import REDACTED, SECRET_NAME, hidden
 
 ROOT = Path(__file__).parent.parent
 OURS = ("pipeline", "rewards", "verifiers")
-SECRET = re.compile(
-    r"(^|_)(api_?key|access_?key|private_?key|secret(_key)?|passw(or)?d|credentials?|authorization)$"
-    r"|^(hub_|hf_|auth_|access_|api_|bearer_)?token$",  # and not eos_token or max_tokens
-    re.IGNORECASE,
-)
-LOOKS_SECRET = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[\w-]{20,}|gh[pousr]_[A-Za-z0-9]{20,})\b")
-LOGIN_IN_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
-REDACTED = "(redacted)"
 SHARED = ("model", "prompts", "rewards", "generate", "sampling", "evaluation", "verifier_dirs", "threads")
 POLICIES = ("base", "sft", "feedme", "ppo", "grpo", "conditioned", "offline_q")
 
@@ -37,13 +29,13 @@ POLICIES = ("base", "sft", "feedme", "ppo", "grpo", "conditioned", "offline_q")
 
 
 def redacted(value: Any, key: str = "") -> Any:
-    """The value as it may be written down: text under a key that names a secret is hidden, and logins in addresses."""
+    """The value as it may be written down: text under a key that names a secret is hidden, and keys in other text."""
     if isinstance(value, Mapping):
         return {k: redacted(v, str(k)) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [redacted(v, key) for v in value]
     if isinstance(value, str):
-        return REDACTED if SECRET.search(key) else LOOKS_SECRET.sub(REDACTED, LOGIN_IN_URL.sub(REDACTED, value))
+        return REDACTED if SECRET_NAME.search(key) else hidden(value)
     return value
 
 

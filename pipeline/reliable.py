@@ -10,6 +10,7 @@ import torch
 from pipeline import ranks
 from pipeline.generate import Generator, OnDone, Request, Sample, close_generators, open_generator
 from pipeline.schema import Generate, Model, Sampling
+from verifiers._secrets import hidden
 
 T = TypeVar("T")
 
@@ -65,7 +66,7 @@ class Reliable:
         try:
             return call(engine)
         except Exception as exc:  # engines die in many ways; a fault that is not theirs comes again the second time
-            reason = (str(exc).strip().splitlines() or [""])[0][:120]
+            reason = hidden((str(exc).strip().splitlines() or [""])[0])[:120]
             print(f"generator: died ({type(exc).__name__}: {reason}); starting it once more", flush=True)
         del engine
         close_generators()

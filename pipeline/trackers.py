@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline import ranks
 from pipeline.config import Config, ConfigError
+from verifiers._secrets import hidden
 
 Listener = Callable[[Mapping[str, Any]], None]
 
@@ -59,9 +60,8 @@ def _listener(tracker: Any) -> Listener:
             tracker.log(numbers, step=metrics.get("step"))
         except Exception as exc:  # somebody else's server or disk; the run's record is metrics.jsonl
             if not warned:
-                print(
-                    f"{tracker.name}: {type(exc).__name__}: {exc}; the curves go on in metrics.jsonl alone", flush=True
-                )
+                why = hidden(f"{tracker.name}: {type(exc).__name__}: {exc}")
+                print(f"{why}; the curves go on in metrics.jsonl alone", flush=True)
                 warned.append(tracker.name)
 
     return tell

@@ -17,6 +17,7 @@ from rewards.records import Batch, Outcome
 from rewards.shaping import RewardFunction
 from rewards.steps import potential_differences
 from verifiers import Verdict, Verifier, broken
+from verifiers._secrets import hidden
 from verifiers.deadline import DeadlinePool, Job
 
 ROWS_PER_CALL = 16  # of a verifier that grades many in one call
@@ -151,7 +152,7 @@ class FunctionPart:
             return [_outcome(value) for value in job.result]
         if len(batch) == 1:
             why = f"late, over {self.timeout_s:g} s" if job.late else f"{type(job.exception).__name__}: {job.exception}"
-            return [Outcome(None, None, f"{self.name}: {why}")]
+            return [Outcome(None, None, hidden(f"{self.name}: {why}"))]
         rows = [batch.row(i) for i in range(len(batch))]
         return [finish()[0] for finish in [self.start(row, pool) for row in rows]]
 
@@ -207,7 +208,7 @@ class PotentialPart:
         for job in jobs:
             if job.late or job.exception is not None:
                 why = "late" if job.late else f"{type(job.exception).__name__}: {job.exception}"
-                outcomes.append(Outcome(None, None, f"{self.name}: {why}"))
+                outcomes.append(Outcome(None, None, hidden(f"{self.name}: {why}")))
             else:
                 outcomes.append(Outcome(0.0, None, "", job.result))
         return outcomes

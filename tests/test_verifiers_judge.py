@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -150,3 +152,61 @@ def test_an_endpoint_that_hangs_is_an_error_within_its_deadline(
 
     assert grade("thank you", endpoint(hang)).status == "error"
     release.set()
+
+
+def test_a_reply_that_drips_is_an_error_within_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte comes within the socket's timeout, and the whole never does."""
+    monkeypatch.setattr(judge, "ATTEMPTS", 2)
+    monkeypatch.setattr(judge, "TIMEOUT_S", 0.4)
+    asked: list[float] = []
+
+    class Drip(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(time.monotonic())
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for _ in range(200):
+                    self.wfile.write(b" ")
+                    self.wfile.flush()
+                    time.sleep(0.05)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Drip)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    started = time.monotonic()
+    verdict = grade("thank you", f"http://127.0.0.1:{server.server_port}/v1")
+    server.shutdown()
+    assert verdict.status == "error" and "not whole after 0.4 s" in verdict.detail
+    assert len(asked) == 2 and time.monotonic() - started < 5
+
+
+def test_the_key_goes_to_the_environments_endpoint_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row's own url, or a redirect, must not fetch it."""
+    seen: list[tuple[str, str | None]] = []
+
+    class Other(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            seen.append((self.path, self.headers["Authorization"]))
+            self.send_response(302)
+            self.send_header("Location", f"http://127.0.0.1:{port}/elsewhere")
+            self.end_headers()
+
+        do_GET = do_POST
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Other)
+    port = server.server_port
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{port}/v1"
+    monkeypatch.setenv("WHETSTONE_JUDGE_KEY", "open-sesame")
+    monkeypatch.setenv("WHETSTONE_JUDGE_URL", "http://127.0.0.1:1/v1")
+    assert grade("thank you", url).status == "error"
+    monkeypatch.setenv("WHETSTONE_JUDGE_URL", url)
+    assert "302" in grade("thank you", url).detail
+    server.shutdown()
+    assert seen == [("/v1/chat/completions", None), ("/v1/chat/completions", "Bearer open-sesame")]

@@ -38,6 +38,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from verifiers._secrets import hidden
+
 Status = Literal["pass", "fail", "malformed", "error"]
 PACKAGE_DIR = Path(__file__).parent
 ENTRY_POINTS = "whetstone.verifiers"
@@ -78,8 +80,8 @@ def malformed(detail: str = "", score: float = 0.0) -> Verdict:
 
 
 def broken(detail: str) -> Verdict:
-    """The checker itself failed on this row."""
-    return Verdict("error", None, detail)
+    """The checker itself failed on this row. What an exception says may hold a key: it is hidden."""
+    return Verdict("error", None, hidden(detail))
 
 
 @dataclass(frozen=True, slots=True)

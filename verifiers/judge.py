@@ -20,6 +20,7 @@ import secrets
 import time
 import unicodedata
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -28,6 +29,7 @@ from typing import Any, NotRequired, TypedDict
 from verifiers import Example, Verdict, broken, failed, malformed, passed
 
 MAX_CHARS = 20_000
+MAX_REPLY = 2_000_000
 MOST = 10  # the judge's scale is 0 to MOST
 ATTEMPTS = 3
 TIMEOUT_S = 20.0
@@ -105,15 +107,16 @@ def _ask(request: dict[str, Any], task: Task) -> str:
         "max_tokens": task.get("max_tokens", 1024),
     }
     headers = {"Content-Type": "application/json"}
-    if key := os.environ.get("WHETSTONE_JUDGE_KEY"):
+    key = os.environ.get("WHETSTONE_JUDGE_KEY")
+    if key and _same_place(url, os.environ.get("WHETSTONE_JUDGE_URL", "")):  # else a row of data could fetch the key
         headers["Authorization"] = f"Bearer {key}"
     call = urllib.request.Request(url.rstrip("/") + "/chat/completions", json.dumps(body).encode(), headers)
     why = ""
     for attempt in range(ATTEMPTS):
         time.sleep(0.2 * (4**attempt - 1) / 3)
         try:
-            with urllib.request.urlopen(call, timeout=TIMEOUT_S) as reply:
-                return str(json.loads(reply.read(2_000_000))["choices"][0]["message"]["content"])
+            with _OPENER.open(call, timeout=TIMEOUT_S) as reply:
+                return str(json.loads(_read(reply))["choices"][0]["message"]["content"])
         except urllib.error.HTTPError as exc:
             why = f"HTTP {exc.code}"
             if exc.code != 429 and exc.code < 500:
@@ -123,6 +126,30 @@ def _ask(request: dict[str, Any], task: Task) -> str:
     raise _JudgeFailed(why[:150])
 
 
+def _read(reply: Any) -> bytes:
+    """The whole reply. Raises TimeoutError where it drips: a socket's own timeout starts anew with each byte."""
+    ends, parts, size = time.monotonic() + TIMEOUT_S, [], 0
+    while (part := reply.read1(65536)) and size < MAX_REPLY:
+        parts.append(part)
+        size += len(part)
+        if time.monotonic() > ends:
+            raise TimeoutError(f"its reply is not whole after {TIMEOUT_S:g} s")
+    return b"".join(parts)
+
+
+def _same_place(url: str, known: str) -> bool:
+    mine, theirs = urllib.parse.urlsplit(url), urllib.parse.urlsplit(known)
+    return (mine.scheme, mine.netloc) == (theirs.scheme, theirs.netloc)
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """A redirected request would take the key along to wherever it is sent."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_Stay)
 _HAIKU = {"rubric": "A haiku about rain, in English: three lines of 5, 7 and 5 syllables. 0 for anything else."}
 EXAMPLES = (
     Example("right", "Soft rain on the roof\ncounting every little hour\nuntil morning comes", _HAIKU),

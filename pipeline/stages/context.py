@@ -254,7 +254,14 @@ class _Holder:
 
 
 def required_fields(block: Mapping[str, Any], dirs: Sequence[str]) -> dict[str, frozenset[str]]:
-    """Verifier name -> fields its tasks must have, for the parts of a rewards block that are verifiers."""
+    """Verifier name -> fields its tasks must have, for the parts of a rewards block that are verifiers; a part's own
+    constants and renamed columns are there already."""
     known = verifiers.available(dirs)
-    names = {(part or {}).get("verifier") or name for name, part in block.items()}
-    return {name: verifiers.load(name, dirs).required_fields for name in sorted(names & known.keys())}
+    out = {}
+    for part, fields in block.items():
+        given = fields or {}
+        name = given.get("verifier") or part
+        if name in known and given.get("kind", "verifier") == "verifier":
+            brought = {*(given.get("task") or {}), *(given.get("fields") or {})}
+            out[name] = verifiers.load(name, dirs).required_fields - brought
+    return out

@@ -1,0 +1,44 @@
+"""Keys and tokens out of text that is going to be written down: verdicts' details, error lines, manifests."""
+
+from __future__ import annotations
+
+import os
+import re
+
+REDACTED = "(redacted)"
+SECRET_NAME = re.compile(
+    r"(^|_)(api_?key|access_?key|private_?key|secret(_key)?|passw(or)?d|credentials?|authorization)$"
+    r"|^(hub_|hf_|auth_|access_|api_|bearer_)?token$",  # and not eos_token or max_tokens
+    re.IGNORECASE,
+)
+# of the environment: there nobody calls a number of tokens TOKEN
+SECRET_VARIABLE = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
+SHORTEST = 8  # a shorter value of such a variable is a word that may stand anywhere
+
+_LOGIN_IN_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_QUERY = re.compile(r"(?<=[?&])([\w.-]*(?:key|token|secret|password|signature|sig|auth))=[^&\s'\"<>)\]]+",
+                    re.IGNORECASE)  # fmt: skip
+_HEADER = re.compile(r"\b((?:proxy-)?authorization|x-api-key|api-key)(['\"]?\s*[:=]\s*['\"]?)(?:\w+\s+)?[^\s'\",;}]+",
+                     re.IGNORECASE)  # fmt: skip
+_BEARER = re.compile(r"\b(bearer|basic)\s+(?=[A-Za-z]*[\d.~+/=_-])[\w.~+/=-]{8,}", re.IGNORECASE)
+_KNOWN_FORM = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[\w-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16})\b")
+
+
+def hidden(text: str) -> str:
+    """text without the values of secret environment variables, logins and keys in addresses, and tokens by their form.
+    """
+    for value in sorted(_of_environment(), key=len, reverse=True):
+        text = text.replace(value, REDACTED)
+    text = _LOGIN_IN_URL.sub(REDACTED, text)
+    text = _QUERY.sub(rf"\1={REDACTED}", text)
+    text = _HEADER.sub(rf"\1\2{REDACTED}", text)
+    text = _BEARER.sub(rf"\1 {REDACTED}", text)
+    return _KNOWN_FORM.sub(REDACTED, text)
+
+
+def _of_environment() -> set[str]:
+    named = (value.strip() for name, value in os.environ.items() if SECRET_VARIABLE.search(name))
+    return {value for value in named if len(value) >= SHORTEST and not os.path.exists(value)}  # a key's file is no key
+
+
+__all__ = ["REDACTED", "SECRET_NAME", "hidden"]
