@@ -8,8 +8,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.gate import Gate
 from benchmarks.judge import judge
-from benchmarks.worker import Gate
 from benchmarks.workload import Workload
 from pipeline import config
 from pipeline.records import Prompt, Scored

@@ -18,8 +18,8 @@ from trl.extras.profiling import ProfilingContext
 from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 
+from benchmarks.gate import Gate
 from benchmarks.judge import judge
-from benchmarks.worker import Gate
 from benchmarks.workload import Workload
 
 

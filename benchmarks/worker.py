@@ -8,61 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from benchmarks.gate import Gate, Stopped
 from benchmarks.workload import Workload, lay_out
 
 SIDES = ("ours", "ours_transformers", "trl_hf", "trl_vllm")
-
-
-class Stopped(BaseException):
-    """The measuring process wants no further step."""
-
-
-class Gate:
-    """Inside a worker. `step` is called at the start of every step; notes are figures of the step under way.
-
-    judge: where set, it is asked after every `every` steps, outside of what is timed.
-    """
-
-    def __init__(self, requests: int, answers: int) -> None:
-        self.requests, self.answers = os.fdopen(requests), os.fdopen(answers, "w")
-        self.started: tuple[float, float] | None = None
-        self.notes: dict[str, float] = {}
-        self.judge: Callable[[], float] | None = None
-        self.every, self.taken = 0, 0
-
-    def note(self, name: str, value: float) -> None:
-        self.notes[name] = self.notes.get(name, 0.0) + value
-
-    def step(self) -> None:
-        if self.started is not None:
-            wall, cpu = time.perf_counter() - self.started[0], time.process_time() - self.started[1]
-            self.taken += 1
-            if self.judge is not None and self.taken % self.every == 0:
-                self.notes["accuracy"] = self.judge()
-            self._say({"wall": wall, "cpu": cpu, "peak_mib": _peak_mib(), **self.notes})
-        else:
-            self._say({"peak_mib": _peak_mib()})
-        if self.requests.readline().strip() != "step":
-            raise Stopped
-        self.notes = {}
-        self.started = time.perf_counter(), time.process_time()
-
-    def _say(self, figures: dict[str, float]) -> None:
-        self.answers.write(json.dumps(figures) + "\n")
-        self.answers.flush()
-
-
-def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 class Worker:
