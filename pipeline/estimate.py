@@ -95,6 +95,15 @@ def work_of(cfg: Config, name: str, data: Data) -> Work:
     elif block.kind == "offline_q":
         work.samples, work.judged = 0 if block.pool else block.prompts * block.samples, judged
         work.batch, work.steps = block.batch, block.value_steps + block.policy_steps * (block.extract == "awr")
+    elif block.kind == "judge":
+        work.judged = judged * (1 + len(block.methods))
+    elif block.kind == "stitch":
+        from verifiers import stitch
+
+        turns = sum(len(walk) for walk in stitch.logs(block.medium))
+        runs = len(block.seeds) * len(block.memories)
+        work.rows, work.steps, work.batch = turns, block.loop.steps * runs, block.loop.prompts * block.loop.samples
+        work.at_most = True
     elif block.kind == "evaluate":
         before = [n for n in cfg.stages if cfg.blocks[n].kind not in ("reward_model", "evaluate")]
         work.judged = judged * len(block.policies or before)
@@ -127,6 +136,17 @@ def expect_lengths(cfg: Config, works: list[Work], data: Data, known: Mapping[st
             work.mean_tokens, work.source = float(min(mean, cfg.sampling.max_tokens)), source
         if done and work.at_most and work.samples and "steps" in done["metrics"]:
             work.steps = int(done["metrics"]["steps"])
+        keep_to_budget(work, getattr(cfg.blocks[work.name], "token_budget", None))
+
+
+def keep_to_budget(work: Work, budget: int | None) -> None:
+    """A stage with a token_budget samples up to it, and a policy stage stops with the step that reaches it."""
+    if budget is None or work.tokens <= budget:
+        return
+    work.samples = math.ceil(budget / work.mean_tokens)
+    if work.kind in ("ppo", "grpo"):
+        work.steps = math.ceil(work.samples / work.batch)
+        work.samples = work.steps * work.batch
 
 
 def like_it(cfg: Config, name: str, config: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ own measures the machine (`trial=false` leaves it out, and memory and time with 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -46,6 +47,8 @@ class Plan:
 def plan(config: str, words: Sequence[str]) -> int:
     """0 with the plan on the terminal; raises ConfigError with all mistakes."""
     asked = {"trial": True, "json": False}
+    from pipeline import plan_compare  # it plans each part by this file
+
     overrides = []
     for word in words:
         key, _, value = word.partition("=")
@@ -56,6 +59,13 @@ def plan(config: str, words: Sequence[str]) -> int:
     cfg = sound(config, overrides)
     process.prepare(cfg.threads)
     measured = try_out(config, overrides) if asked["trial"] else None
+    if compared := plan_compare.comparison_of(cfg):
+        parts = plan_compare.make(cfg, compared, measured)
+        if asked["json"]:
+            print(json.dumps(plan_compare.as_json(parts), indent=1))
+        else:
+            plan_compare.show(cfg, compared, parts, measured)
+        return 0
     made = make(cfg, measured)
     if asked["json"]:
         print(json.dumps(made.as_json(), indent=1))
@@ -68,7 +78,11 @@ def sound(config: str, overrides: Sequence[str]) -> Config:
     """The config without a mistake in its keys, data, verifiers and models. Raises ConfigError with all of them."""
     cfg, mistakes = read(config, overrides)
     if cfg is not None:
-        mistakes += [line for line in preflight.mistakes(cfg) if line not in mistakes]
+        from pipeline import plan_compare
+
+        compared = plan_compare.comparison_of(cfg)
+        found = plan_compare.mistakes(cfg, compared) if compared else preflight.mistakes(cfg)
+        mistakes += [line for line in found if line not in mistakes]
     if mistakes or cfg is None:
         raise ConfigError(mistakes)
     return cfg
@@ -197,10 +211,11 @@ def show(cfg: Config, made: Plan, trial: Trial | None) -> None:
         mean, high, longest = data.completion_tokens
         console.say(f"  demonstrations: mean {mean:.1f} tokens, 95% up to {high}, longest {longest}; "
                     f"{data.cut:.1%} longer than sampling.max_tokens {cfg.sampling.max_tokens}")  # fmt: skip
-    console.show_table([_row(work, made) for work in made.works],
+    console.show_table(rows_of(made),
                        ["stage", "why", "steps", "batch", "samples", "tokens sampled", "memory", "time"])  # fmt: skip
     sources = sorted({f"{w.source} ({w.name})" for w in made.works if w.samples})
-    console.say("  mean length of samples from: " + ", ".join(sources))
+    if sources:
+        console.say("  mean length of samples from: " + ", ".join(sources))
     if trial is not None:
         _show_memory(made)
         todo = console.clock(sum(s for name, s in made.seconds.items() if made.stale[name] is not None))
@@ -209,6 +224,16 @@ def show(cfg: Config, made: Plan, trial: Trial | None) -> None:
                     f"{trial.learned_per_s:,.0f} tokens/s learned")  # fmt: skip
     shown = "".join(f"[{text}]" if trained else text for text, trained in made.example)
     console.say("example, what is trained on in brackets: " + console.visible(shown, 400))
+
+
+def rows_of(made: Plan) -> list[dict[str, Any]]:
+    """A row a stage, for a table."""
+    return [_row(work, made) for work in made.works]
+
+
+def workers_of(asked: int | None) -> int:
+    """How many stages of a comparison run at once."""
+    return asked or min(os.cpu_count() or 1, 4)
 
 
 def _row(work: Work, made: Plan) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def try_out(cfg: Config) -> Trial:
         model = models.load_policy(model_dir, cfg.model)
         out.shape = shape_of(model)
         out.libraries_bytes = resident()
-        ctx = Context(cfg, cfg.stages[0], StageDir(Path(place), "trial"))
+        ctx = Context(cfg, next(iter([*cfg.stages, *cfg.blocks])), StageDir(Path(place), "trial"))
         ctx.policy_path = model_dir
         asked = ctx.train_prompts[:256]
         started = time.monotonic()

@@ -65,7 +65,7 @@ ROWS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"stages"}),
-    frozenset({"report", "plan", "estimate", "trial", "chaos", "gpucheck"}),
+    frozenset({"report", "plan", "plan_compare", "estimate", "trial", "chaos", "gpucheck"}),
     frozenset({"__main__"}),
 )
 

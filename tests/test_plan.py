@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from pipeline import estimate, plan
-from pipeline.config import load
+from pipeline.config import ConfigError, load
 from pipeline.estimate import Data, Shape
 from pipeline.runs import StageDir, verify_outputs
 from pipeline.trial import Trial
 
 ROOT = Path(__file__).parent.parent
-DEMO, CHAOS = (str(ROOT / f"configs/demo/{name}.yaml") for name in ("pipeline", "chaos"))
+DEMO, CHAOS, COMPARE = (str(ROOT / f"configs/demo/{name}.yaml") for name in ("pipeline", "chaos", "compare"))
 DATA = Data(1000, 300, 120, (6.0, 6, 6), (8.0, 11, 12), 0.0, 0.0)
 
 
@@ -70,6 +70,42 @@ def test_memory_by_part_is_the_parameters_times_what_is_kept_of_each():
     assert (parts["reference"], parts["critic"], parts["reward model"]) == (4000, 16000, 4000)
     assert "reference" not in estimate.memory_of(cfg, "grpo", shape, DATA, trial).parts  # no KL is asked for
     assert "weights" not in estimate.memory_of(cfg, "evaluate", shape, DATA, trial).parts
+
+
+def test_a_token_budget_ends_sampling_with_the_step_that_reaches_it():
+    cfg = load(DEMO, ["grpo.token_budget=10000", "grpo.steps=1000", "expected_tokens={grpo: 5.0}"])
+    grpo = estimate.work_of(cfg, "grpo", DATA)
+    estimate.expect_lengths(cfg, [grpo], DATA, {})
+    assert (grpo.steps, grpo.samples, grpo.tokens) == (8, 2048, 10_240)  # 7 steps of 256 x 5 are 8,960
+    roomy = load(DEMO, ["grpo.token_budget=1000000", "grpo.steps=7", "expected_tokens={grpo: 5.0}"])
+    grpo = estimate.work_of(roomy, "grpo", DATA)
+    estimate.expect_lengths(roomy, [grpo], DATA, {})
+    assert grpo.steps == 7
+
+
+def test_a_comparison_is_planned_part_by_part(tmp_path, capsys):
+    words = [f"runs_dir={tmp_path}", "trial=false", "prompts.rows=2000", "compare.seeds=[4, 7]",
+             "compare.methods=[feedme, grpo]", "compare.controls={grpo: grpo_random}", "compare.drawn_once={}",
+             "compare.proxy=null", "compare.proxy_methods=[]", "compare.budget=50000"]  # fmt: skip
+    assert plan.plan(COMPARE, [*words, "json=true"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert list(made) == ["compare/start", "compare/seed-4", "compare/seed-7"]
+    assert list(made["compare/start"]) == ["base", "sft"]
+    assert list(made["compare/seed-7"]) == ["feedme", "grpo", "grpo_random", "judge"]
+    for name in ("feedme", "grpo", "grpo_random"):
+        assert 50_000 <= made["compare/seed-4"][name]["sampled_tokens"] < 50_000 + 256 * 17
+    assert plan.plan(COMPARE, words) == 0
+    said = capsys.readouterr().out
+    assert "seed-7/grpo_random" in said and "2 methods, 1 controls and twins, 2 seeds" in said
+    assert not list(tmp_path.iterdir()), "a plan leaves nothing"
+
+
+def test_what_a_comparison_lacks_is_told_part_by_part(tmp_path):
+    words = [f"runs_dir={tmp_path}", "trial=false", "prompts.rows=200"]
+    with pytest.raises(ConfigError, match="no block for 'grop'"):
+        plan.plan(COMPARE, [*words, "compare.methods=[grop]", "compare.controls={}", "compare.drawn_once={}"])
+    with pytest.raises(ConfigError, match=r"grpo\.policy: 'sfd'"):
+        plan.plan(COMPARE, [*words, "grpo.policy=sfd"])
 
 
 def test_the_example_is_trained_on_from_the_completion_to_its_end_token(tmp_path):

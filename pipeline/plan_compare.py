@@ -1,0 +1,70 @@
+"""make plan of a comparison: its parts, each a stage of a run below it, and the budget they share. Starts nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pipeline import console, plan, preflight
+from pipeline.config import Config, ConfigError
+from pipeline.trial import Trial
+
+MIB = 1 << 20
+
+
+def comparison_of(cfg: Config) -> str | None:
+    """The compare block of a YAML that names no stages of its own; `python -m pipeline compare` runs it."""
+    named = [name for name, block in cfg.blocks.items() if block.kind == "compare"]
+    return named[0] if named and not cfg.stages else None
+
+
+def runs_of(cfg: Config, name: str) -> list[Config]:
+    """The ordinary runs it is made of: the start, then one a seed. Raises ConfigError for what the YAML lacks."""
+    from pipeline.stages import compare
+
+    compare.check(cfg, name)
+    block = cfg.block(name)
+    start = replace(cfg, run=f"{cfg.run}/start", stages=[*compare.ancestors(cfg, block.start), block.start])
+    return [start, *(compare.seed_config(cfg, name, number) for number in range(len(block.seeds)))]
+
+
+def mistakes(cfg: Config, name: str) -> list[str]:
+    """Of all its parts, as one chain in the order in which they may run."""
+    try:
+        start, first, *_ = runs_of(cfg, name)
+    except ConfigError as exc:
+        return list(exc.mistakes)
+    return preflight.mistakes(replace(cfg, stages=[*start.stages, *(n for n in first.stages if n in cfg.blocks)]))
+
+
+def make(cfg: Config, name: str, measured: Trial | None) -> dict[str, plan.Plan]:
+    """Run -> its plan."""
+    return {each.run: plan.make(each, measured) for each in runs_of(cfg, name)}
+
+
+def as_json(made: Mapping[str, plan.Plan]) -> dict[str, Any]:
+    return {run: one.as_json() for run, one in made.items()}
+
+
+def show(cfg: Config, name: str, made: Mapping[str, plan.Plan], trial: Trial | None) -> None:
+    block = cfg.block(name)
+    console.say(f"{cfg.path}: comparison {cfg.run}, seeds {', '.join(map(str, block.seeds))}, in {cfg.run_dir}")
+    rows = [{"part": f"{run.rpartition('/')[2]}/{row['stage']}", **{k: v for k, v in row.items() if k != "stage"}}
+            for run, one in made.items() for row in plan.rows_of(one)]  # fmt: skip
+    console.show_table(rows, list(rows[0]))
+    sampled = sum(work.tokens for one in made.values() for work in one.works)
+    console.say(f"budget: {block.budget:,} sampled tokens a method and seed, unless its block says otherwise; "
+                f"{len(block.methods)} methods, {len(set(block.controls.values()) | set(block.drawn_once.values()))} "
+                f"controls and twins, {len(block.seeds)} seeds: about {sampled:,} tokens in all")  # fmt: skip
+    if trial is None:
+        return
+    peak = max((m.total for one in made.values() for m in one.memory.values()), default=0)
+    seconds = [(s, one.stale[stage] is not None) for one in made.values() for stage, s in one.seconds.items()]
+    workers = plan.workers_of(block.workers)
+    console.say(f"memory: {peak / MIB:,.0f} MiB a process, {workers} at once")
+    console.say(f"time: {console.clock(sum(s for s, todo in seconds if todo) / workers)} for what is stale, "
+                f"{console.clock(sum(s for s, _ in seconds) / workers)} in all, {workers} at once")  # fmt: skip
+
+
+__all__ = ["as_json", "comparison_of", "make", "mistakes", "runs_of", "show"]
