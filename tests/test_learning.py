@@ -1,6 +1,8 @@
 """What the loop is for: a policy that gets better on prompts it never trained on, three seeds, against its peers.
 
-Equal sampled tokens: TRL's trainer runs first, and ours stops at the tokens it took. Minutes a seed on one core.
+Equal sampled tokens: TRL's trainer runs first, and ours stops at the tokens it took. Minutes a seed on one core. Ours
+learns from each batch in two updates; in one, as TRL's, it comes out where TRL's does: .617 .874 .827 against its
+.613 .874 .840, and that both have the same loss and gradient on a batch is tests/test_losses_vs_trl.py's to show.
 """
 
 import json
@@ -78,7 +80,8 @@ def accuracies(request, tmp_path_factory) -> dict[str, float]:
     ctx.__dict__["policy_path"] = str(root / "t" / "sft" / "model")
     train, held_out = ctx.train_prompts, ctx._prompts(ctx.split.heldout)
     tokens = stock_trl(root / "t" / "sft" / "model", train, root / "trl_model", seed)
-    grpo = [f"grpo.steps={2 * STEPS}", f"grpo.token_budget={tokens}", f"grpo.optimizer.learning_rate={RATE}"]
+    grpo = [f"grpo.steps={2 * STEPS}", f"grpo.token_budget={tokens}", f"grpo.optimizer.learning_rate={RATE}",
+            "grpo.minibatches=2"]  # fmt: skip
     assert main(["grpo", *common, *grpo]) == 0
     ppo = ["ppo.reward=null", "ppo.critic.init=policy", "ppo.kl.coef=0.02", "ppo.steps=64", "ppo.prompts=64"]
     assert main(["ppo", *common, *ppo]) == 0
@@ -98,8 +101,7 @@ def accuracies(request, tmp_path_factory) -> dict[str, float]:
 
 
 def test_our_grpo_reaches_what_stock_trl_reaches(accuracies):
-    # one policy's sampling and training noise is about .03 (±.025 over 115 prompts); a real loss is larger
-    assert accuracies["grpo"] >= accuracies["trl"] - 0.03
+    assert accuracies["grpo"] >= accuracies["trl"]
     assert accuracies["grpo"] >= accuracies["sft"] + 0.1
 
 
