@@ -115,21 +115,26 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def save(model: Any, tokenizer: Any, place: Path) -> None:
+def save(model: Any, tokenizer: Any, place: Path, *, dtype: torch.dtype | None = None) -> None:
     """Weights (adapters merged), config and tokenizer, as any Hub model is saved; the config says where EOS is.
 
     Every rank calls it: weights that are cut are gathered, rank 0 writes, and all go on when it has.
+    dtype: what to save in; None: as they are.
     """
     model = model.module if hasattr(model, "module") else model
-    gathered = dict(named_weights(model)) if spread.is_cut() else None
-    if gathered is not None:
+    state = {}
+    if spread.is_cut():
+        gathered = {name: tensor.to(dtype or tensor.dtype) for name, tensor in named_weights(model)}
         model = adapters.base_of(model)
-    elif hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
+        state = {"state_dict": untied(model, gathered)}
+        model.config.dtype = dtype or model.config.dtype
+    else:
+        model = model.to(dtype) if dtype is not None else model
+        model = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     if ranks.is_main():
         place.mkdir(parents=True, exist_ok=True)
         model.config.use_cache = True  # trainers switch it off, and who samples from the saved model pays
-        model.save_pretrained(place, **({} if gathered is None else {"state_dict": untied(model, gathered)}))
+        model.save_pretrained(place, **state)
         tokenizer.save_pretrained(place)
     ranks.barrier()
 

@@ -1,6 +1,7 @@
 """One optimiser step: gradients against autograd on the whole batch, values and log-probs against the bare model."""
 
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -71,12 +72,13 @@ def gradients(learner: Learner, seen: Experience, **how) -> dict[str, torch.Tens
     """Of policy and critic, as they stand when the optimiser would step; nothing is clipped or moved."""
     found: dict[str, torch.Tensor] = {}
 
-    def keep(model, optimizer):
-        found.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
-        optimizer.zero_grad()
+    def keep(side):
+        found.update({n: p.grad.clone() for n, p in side.forward.named_parameters() if p.grad is not None})
+        side.optimizer.zero_grad()
         return torch.zeros(())
 
-    learner._step = keep  # type: ignore[method-assign]
+    for side in filter(None, (learner.policy_side, learner.critic_side)):
+        side.step = partial(keep, side)  # type: ignore[method-assign]
     learner.schedule = SimpleNamespace(step=lambda: None)
     given = {"kl_coef": 0.0, "kl_kind": "k3", **how}
     learner.update(seen, range(len(seen.rows)), **given)
@@ -354,7 +356,8 @@ def test_a_lora_checkpoint_holds_the_adapter_only_and_brings_it_back(place):
     for _ in range(2):
         learner.update(seen, range(len(seen.rows)), kl_coef=0.0, kl_kind="k3")
     state = learner.state()
-    assert state["policy"] and all("lora_" in name for name in state["policy"])
+    held = state["policy"]["weights"]
+    assert held and all("lora_" in name for name in held)
     fresh = make_learner(place, lora=True)
     fresh.load_state(state)
     rows = seen.rows

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
+import signal
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +17,9 @@ import pytest
 import ranks_kit
 from safetensors.torch import load_file
 
+from pipeline import ranks, spread
 from pipeline.__main__ import main
+from pipeline.config import ConfigError, read_yaml
 
 pytestmark = pytest.mark.slow
 STAGES = ("sft", "feedme", "reward_model", "ppo", "grpo", "conditioned")
@@ -81,3 +88,138 @@ def test_every_stage_by_two_processes_gives_what_one_gives(alone, tmp_path):
     one, two = (json.loads((run / "evaluate" / "manifest.json").read_text()) for run in (alone, together))
     assert same_figures(one, two) == []
     assert not list(together.glob("*/checkpoints")), "the other rank leaves nothing behind"
+
+
+def from_parents(alone: Path, root: Path, *parents: str) -> Path:
+    """A run in which these stages are done already."""
+    for parent in parents:
+        shutil.copytree(alone / parent, root / "t" / parent)
+    return root
+
+
+def test_fsdp2_over_two_processes_gives_what_one_gives(alone, tmp_path):
+    together = launched(from_parents(alone, tmp_path, "base", "sft"), "fsdp2", "grpo")
+    assert_same(alone, together, "grpo")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", ["sft", "reward_model", "ppo"])
+def test_fsdp2_gives_the_same_in_other_stages(alone, tmp_path, stage):
+    """ppo: two models, each with its optimiser, are cut."""
+    together = launched(from_parents(alone, tmp_path, *PARENTS[stage]), "fsdp2", stage)
+    assert_same(alone, together, stage)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mode", ["zero2", "zero3"])
+@pytest.mark.parametrize("stage", ["sft", "ppo", "grpo"])
+def test_deepspeed_gives_the_same(alone, tmp_path, stage, mode):
+    pytest.importorskip("deepspeed", reason="deepspeed is an extra that the lock leaves out")
+    together = launched(from_parents(alone, tmp_path, *PARENTS[stage]), mode, stage)
+    assert_same(alone, together, stage)
+
+
+@pytest.mark.long
+def test_two_nodes_give_what_one_process_gives(alone, tmp_path):
+    """Two launchers, one process each, that meet at a port: what two machines do."""
+    root, port = from_parents(alone, tmp_path, "base", "sft"), ranks_kit.free_port()
+    words = ["grpo", str(ranks_kit.write_chain(root)), f"runs_dir={root}"]
+    nodes = [start(ranks_kit.torchrun(1, *words, nodes=2, node=node, port=port)) for node in (0, 1)]
+    told = [node.communicate(timeout=300) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], told
+    assert_same(alone, root / "t", "grpo")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mode", ["ddp", "fsdp2"])
+def test_a_killed_rank_ends_all_within_half_a_minute_and_the_run_goes_on(alone, tmp_path, mode):
+    steps = ["grpo.steps=25", "grpo.checkpoint_every=2"]
+    whole = launched(from_parents(alone, tmp_path / "whole", "base", "sft"), mode, "grpo", *steps)
+    root = from_parents(alone, tmp_path / "killed", "base", "sft")
+    words = ["grpo", str(ranks_kit.write_chain(root)), f"runs_dir={root}", *ranks_kit.HALVED, *steps]
+    running = start(ranks_kit.accelerated(mode, 2, *words))
+    wait_for(root / "t" / "grpo" / "checkpoints" / "step-6")
+    os.kill(pid_of_rank(1, running.pid), signal.SIGKILL)
+    killed_at = time.monotonic()
+    _, told = running.communicate(timeout=60)
+    assert time.monotonic() - killed_at < 30 and running.returncode != 0
+    assert "rank 0: another rank has died" in told, "the survivor says why it ends"
+    assert "Signal 9 (SIGKILL) received" in told, "and the launcher what became of the other"
+    assert not (root / "t" / "grpo" / "manifest.json").exists()
+    again = launched(root, mode, "grpo", *steps)
+    for file in ("metrics.jsonl", "rollouts.jsonl", "model/model.safetensors"):
+        assert (again / "grpo" / file).read_bytes() == (whole / "grpo" / file).read_bytes(), file
+
+
+PARENTS = {"sft": ["base"], "reward_model": ["base", "sft"], "ppo": ["base", "sft", "reward_model"],
+           "grpo": ["base", "sft"]}  # fmt: skip
+
+
+def start(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, cwd=ranks_kit.ROOT, env=ranks_kit.environment(), stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True)  # fmt: skip
+
+
+def wait_for(place: Path, *, seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    while not place.exists():
+        assert time.monotonic() < until, f"{place} was never written"
+        time.sleep(0.02)
+
+
+def pid_of_rank(rank: int, launcher: int) -> int:
+    """The worker of that rank among the launcher's children."""
+    for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        if f"RANK={rank}" in Path(f"/proc/{pid}/environ").read_text().split("\0"):
+            return int(pid)
+    raise AssertionError(f"no child of {launcher} has rank {rank}")
+
+
+# --- what is refused before anything loads ----------------------------------------------------------------------------
+
+REFUSED = {
+    "fsdp_version: 2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"},
+    "2 and 3 are supported": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"},
+    "Megatron": {"ACCELERATE_USE_MEGATRON_LM": "true"},
+}
+
+
+@pytest.mark.parametrize("told", REFUSED)
+def test_a_mode_that_no_stage_runs_under_is_refused(told):
+    with pytest.raises(ConfigError, match=told):
+        spread.asked(REFUSED[told])
+
+
+def test_zero_without_deepspeed_is_refused_with_the_mend(monkeypatch):
+    monkeypatch.setattr(spread.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install deepspeed, or take configs/accelerate/fsdp2\.yaml"):
+        spread.asked({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"})
+
+
+def test_a_launch_to_cut_a_model_that_became_another_is_refused(monkeypatch):
+    """What accelerate makes of FSDP2 on a CPU by itself: DDP, without a word."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    spread.check_type("FSDP")
+    with pytest.raises(ConfigError, match="launched for fsdp2, and accelerate made it MULTI_CPU"):
+        spread.check_type("MULTI_CPU")
+
+
+def test_cutting_over_one_process_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(ConfigError, match="leaves nothing to cut; raise num_processes"):
+        ranks.start()
+
+
+@pytest.mark.parametrize("mode", spread.MODES)
+def test_a_launch_file_says_its_mode(mode):
+    """As accelerate reads it, and as we do from what accelerate then sets."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    read = load_config_from_file(str(ranks_kit.ACCELERATE / f"{mode}.yaml"))
+    kinds = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
+    assert read.distributed_type.value == kinds[mode] and read.num_processes > 1
+    raw = read_yaml(ranks_kit.ACCELERATE / f"{mode}.yaml")
+    assert raw.get("fsdp_config", {}).get("fsdp_version", 2) == 2
+    assert str(raw.get("deepspeed_config", {}).get("zero_stage", mode[-1])) == mode[-1] or mode == "ddp"

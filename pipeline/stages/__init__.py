@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from pipeline import console, lineage, ranks, trackers
+from pipeline import console, lineage, ranks, spread, trackers
 from pipeline.config import Config, ConfigError
 from pipeline.onlooker import Onlooker
 from pipeline.runs import StageDir, verify_outputs
@@ -32,7 +32,8 @@ def run_stage(cfg: Config, name: str) -> dict[str, Any]:
         raise ConfigError([f"{cfg.path}: stage {name} ({kind}) runs on one process; make it first without torchrun, "
                            f"then start the stages that share their work: {', '.join(SHARED_OUT)}"])  # fmt: skip
     ctx = Context(cfg, name, (StageDir if ranks.is_main() else Onlooker)(cfg.run_dir, name))
-    console.say(f"── {name} ({cfg.run}, seed {cfg.seed})")
+    several = f", {spread.asked()} over {ranks.world()} processes" if ranks.world() > 1 else ""
+    console.say(f"── {name} ({cfg.run}, seed {cfg.seed}{several})")
     identity = {"config": lineage.stage_config(cfg, name), "code": lineage.code_of(module)}
     ctx.dir.open(identity)
     ranks.barrier()

@@ -63,7 +63,7 @@ def run(ctx: Context) -> dict[str, Any]:
     state = optimise(parts)
     judged = ctx.evaluate(generator)
     distance = kl_to_start(ctx, parts, judged)
-    models.save(learner.model.to(precision), ctx.tokenizer, ctx.dir.model_dir)
+    models.save(learner.model, ctx.tokenizer, ctx.dir.model_dir, dtype=precision)
     console.show_samples(judged.scored)
     return {
         **judged.figures,

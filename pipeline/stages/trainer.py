@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from pipeline import console, models, ranks, stopping
+from pipeline import console, models, ranks, spread, stopping
 from pipeline.config import ConfigError
 from pipeline.files import copy_tree, dump_json
 from pipeline.runs import KEPT_CHECKPOINTS, StageDir
@@ -68,12 +68,16 @@ def _train(
     """Train from the newest checkpoint that is whole, and save the model in `place`."""
     work = ctx.dir.checkpoints / "-".join(map(str, ("training", *key)))
     args = build_arguments(config_class, settings, work, seed=ctx.seed(*key), where=ctx.name)
+    if ranks.world() > 1:
+        spread.allow_on_cpu(args.distributed_state)  # the library has made its own anew
     torch.manual_seed(ctx.seed(*key))
     model = load_model()
     fit_head_buffer(model.config.get_text_config().vocab_size)
     trainer = trainer_class(
         model=model, args=args, processing_class=ctx.tokenizer, callbacks=[], **arguments, **_peft(ctx.block)
     )
+    if ranks.world() > 1:
+        spread.check_type(trainer.accelerator.distributed_type.value)
     trainer.remove_callback(_printer())
     trainer.add_callback(Log(ctx.dir, ctx.name, label="/".join(map(str, key))))
     saver = Saver(ctx.dir, trainer, work)

@@ -164,11 +164,16 @@ def _at(x_BLH: Tensor, places_BT: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def completion_logprobs(forward: nn.Module, rows: Sequence[Row], *, budget: int, where: torch.device) -> list[Tensor]:
-    """Per row, (its T,) log-probs in float32 on the CPU, in the order of rows; no gradient."""
+def completion_logprobs(
+    forward: nn.Module, rows: Sequence[Row], *, budget: int, where: torch.device, temperature: float | None = None
+) -> list[Tensor]:
+    """Per row, (its T,) log-probs in float32 on the CPU, in the order of rows; no gradient.
+
+    temperature: another than the sampling one.
+    """
     out: list[Tensor] = [torch.empty(0)] * len(rows)
     for places in micro_batches(rows, budget, packs=packs(forward)):
-        logprobs_BT = forward(pad_rows([rows[i] for i in places], where))[0]
+        logprobs_BT = forward(pad_rows([rows[i] for i in places], where), temperature)[0]
         for i, values in zip(places, logprobs_BT.cpu(), strict=True):
             out[i] = values[: len(rows[i].ids)]
     return out

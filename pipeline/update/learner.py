@@ -6,22 +6,24 @@ loss is a sum over rows divided by a denominator of the whole minibatch, known b
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from pipeline import ranks
+from pipeline import generate, ranks, spread
 from pipeline.schema import Critic, Loss, Optimizer
 from pipeline.update import losses
 from pipeline.update.critic import SharedCritic, logprobs_and_values, values_of
 from pipeline.update.forward import Padded, Row, completion_logprobs, micro_batches, packs, pad_rows, stack
+from pipeline.update.trained import Whole, train_on
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -127,21 +129,19 @@ class Learner:
         max_tokens: int,
         budget: int,
     ) -> None:
-        self.accelerator, self.loss, self.settings, self.critic_settings = accelerator, loss, optimizer, critic_settings
+        self.accelerator, self.loss, self.critic_settings = accelerator, loss, critic_settings
         self.max_tokens, self.budget = max_tokens, budget
         self.shared = isinstance(policy, SharedCritic)
-        body = [p for n, p in policy.named_parameters() if p.requires_grad and not n.startswith("value_head.")]
-        groups: list[dict[str, Any]] = [{"params": body, "lr": optimizer.learning_rate}]
-        if isinstance(policy, SharedCritic):
-            assert critic_settings is not None
-            groups.append({"params": list(policy.value_head.parameters()), "lr": critic_settings.learning_rate})
-        self.policy, self.optimizer = accelerator.prepare(policy, _adam(groups, optimizer))
-        self.schedule = make_schedule(self.optimizer, optimizer, updates=updates)
+        rate = critic_settings.learning_rate if critic_settings is not None else 0.0
+        self.policy_side = train_on(accelerator, policy, partial(_groups, optimizer.learning_rate, rate), optimizer)
+        self.policy, self.optimizer = self.policy_side.forward, self.policy_side.optimizer
+        self.schedule = make_schedule(self.policy_side.scheduled, optimizer, updates=updates)
+        self.critic_side: Whole | None = None
         self.critic: Any = None  # wrapped for several devices, or not, or absent
         self.critic_optimizer: Any = None
-        if critic is not None and critic_settings is not None:
-            groups = [{"params": list(critic.parameters()), "lr": critic_settings.learning_rate}]
-            self.critic, self.critic_optimizer = accelerator.prepare(critic, _adam(groups, optimizer))
+        if critic is not None:
+            self.critic_side = train_on(accelerator, critic, partial(_groups, rate, rate), optimizer)
+            self.critic, self.critic_optimizer = self.critic_side.forward, self.critic_side.optimizer
 
     @property
     def where(self) -> torch.device:
@@ -150,7 +150,7 @@ class Learner:
     @property
     def bare(self) -> Any:
         """The policy's forward, out of what distributes it."""
-        return self.accelerator.unwrap_model(self.policy)
+        return self.policy_side.bare
 
     @property
     def model(self) -> Any:
@@ -160,18 +160,37 @@ class Learner:
     # --- looking: no gradient, each rank its share, every rank all results -------------------------------------------
 
     def logprobs(self, rows: Sequence[Row]) -> list[Tensor]:
-        look = partial(completion_logprobs, self.policy, budget=self.budget, where=self.where)
-        return ranks.mapped(look, rows)
+        return self._look(completion_logprobs, self.policy, rows)
 
     def values(self, rows: Sequence[Row]) -> list[Tensor]:
         """Per row, (its T + 1,) values of the critic that is a model of its own."""
         assert self.critic is not None
-        return ranks.mapped(partial(values_of, self.critic, budget=self.budget, where=self.where), rows)
+        return self._look(values_of, self.critic, rows)
 
     def logprobs_and_values(self, rows: Sequence[Row]) -> tuple[list[Tensor], list[Tensor]]:
-        look = partial(logprobs_and_values, self.policy, budget=self.budget, where=self.where)
-        pairs = ranks.mapped(look, rows)
+        pairs = self._look(logprobs_and_values, self.policy, rows)
         return [p for p, _ in pairs], [v for _, v in pairs]
+
+    def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-prob of every id but the first, at temperature 1, as the canary asks for them."""
+        if not spread.is_cut():
+            return generate.sequence_logprobs(self.model, sequences)
+        rows = [Row((s[0],), tuple(s[1:]), (True,) * (len(s) - 1)) for s in sequences]
+        return [x.tolist() for x in self._look(partial(completion_logprobs, temperature=1.0), self.policy, rows)]
+
+    def _look(self, look: Callable[..., list[T]], forward: nn.Module, rows: Sequence[Row]) -> list[T]:
+        """look(forward, rows), by micro-batches dealt to the ranks: where weights are cut, all gather them at once, so
+        each runs as many forwards as the others, on the shortest row where it has none of its own."""
+        look = partial(look, forward, budget=self.budget, where=self.where)
+        if ranks.world() == 1 or not rows:
+            return look(rows)
+        batches = ranks.dealt(micro_batches(rows, self.budget, packs=packs(forward)))
+        blank = min(range(len(rows)), key=lambda i: len(rows[i]))
+        done: list[tuple[int, T]] = []
+        for places in batches:
+            seen = look([rows[i] for i in places or [blank]])
+            done += zip(places, seen, strict=False)
+        return [result for _, result in sorted(ranks.gather(done), key=lambda pair: pair[0])]
 
     # --- learning ----------------------------------------------------------------------------------------------------
 
@@ -226,28 +245,14 @@ class Learner:
             self.bare.frozen_body = not policy_learns
         loss_of = self._policy_loss if policy_learns else self._shared_value_loss
         passes += [partial(loss_of, seen, batch, mini, figures, kl) for batch in mini.batches]
-        self._backward(self.policy, passes)
+        self.policy_side.backward(passes)
         if not policy_learns:  # only the head moves: Adam would decay a weight whose gradient is 0
             for name, parameter in self.bare.named_parameters():
                 if not name.startswith("value_head."):
                     parameter.grad = None
-        figures.once("grad_norm", self._step(self.policy, self.optimizer))
+        figures.once("grad_norm", self.policy_side.step())
         if policy_learns:
             self.schedule.step()
-
-    def _backward(self, model: nn.Module, passes: Sequence[Callable[[], Tensor]]) -> None:
-        """Gradients add up over passes, and over ranks once, with the last; DDP's mean is undone."""
-        for number, loss_of in enumerate(passes):
-            last = number == len(passes) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                self.accelerator.backward(loss_of() * ranks.world())
-
-    def _step(self, model: nn.Module, optimizer: Any) -> Tensor:
-        """Clip, step, clear. Returns the norm before clipping."""
-        norm = self.accelerator.clip_grad_norm_(model.parameters(), self.settings.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        return cast(Tensor, norm)
 
     def _pad(self, rows: Sequence[Row], batch: Sequence[int], mini: Minibatch) -> tuple[Padded, list[int]]:
         """A micro-batch and the places of its rows; an empty one is a row that weighs nothing."""
@@ -335,15 +340,15 @@ class Learner:
         return self._value_loss(seen, places, values_BS, padded.mask_BT, mini, figures) + 0.0 * logprobs_BT.sum()
 
     def _update_critic(self, seen: Experience, mini: Minibatch, figures: Averages) -> None:
-        critic = self.critic
-        assert critic is not None
+        critic, side = self.critic, self.critic_side
+        assert side is not None
 
         def loss_of(batch: Sequence[int]) -> Tensor:
             padded, places = self._pad(seen.rows, batch, mini)
             return self._value_loss(seen, places, critic(padded), padded.mask_BT, mini, figures)
 
-        self._backward(critic, [partial(loss_of, batch) for batch in mini.batches])
-        figures.once("critic_grad_norm", self._step(critic, self.critic_optimizer))
+        side.backward([partial(loss_of, batch) for batch in mini.batches])
+        figures.once("critic_grad_norm", side.step())
 
     def _value_loss(
         self,
@@ -366,45 +371,27 @@ class Learner:
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """What an exact resume needs; everything else is a function of (seed, stage, step). Under LoRA no base."""
-        out = {
-            "policy": trained(self.bare),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-        }
-        if self.critic is not None and self.critic_optimizer is not None:
-            out["critic"] = trained(self.accelerator.unwrap_model(self.critic))
-            out["critic_optimizer"] = self.critic_optimizer.state_dict()
-        return out
+        """What an exact resume needs; everything else is a function of (seed, stage, step). Under LoRA no base.
+
+        Every rank calls it, for what is cut is gathered.
+        """
+        out = {"policy": self.policy_side.state(), "schedule": self.schedule.state_dict()}
+        return out if self.critic_side is None else {**out, "critic": self.critic_side.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        restore(self.bare, state["policy"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.policy_side.load_state(state["policy"])
         self.schedule.load_state_dict(state["schedule"])
-        if self.critic is not None and self.critic_optimizer is not None:
-            restore(self.accelerator.unwrap_model(self.critic), state["critic"])
-            self.critic_optimizer.load_state_dict(state["critic_optimizer"])
+        if self.critic_side is not None:
+            self.critic_side.load_state(state["critic"])
 
 
-def _adam(groups: list[dict[str, Any]], settings: Optimizer) -> torch.optim.AdamW:
-    betas = (settings.beta1, settings.beta2)
-    return torch.optim.AdamW(groups, betas=betas, eps=settings.eps, weight_decay=settings.weight_decay)
-
-
-def trained(model: nn.Module) -> dict[str, Tensor]:
-    """The weights that learn, by name, a tied one once."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-@torch.no_grad()
-def restore(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Write `trained` weights back. Raises ValueError where they are another model's."""
-    own = trained(model)
-    if own.keys() != weights.keys():
-        differing = sorted(own.keys() ^ weights.keys())[0]
-        raise ValueError(f"the checkpoint is of another model: {differing} is on one side only; remove the stage's run")
-    for name, weight in weights.items():
-        own[name].copy_(weight)
+def _groups(rate: float, head_rate: float, model: nn.Module) -> list[dict[str, Any]]:
+    """Parameter groups of what learns; a value head on the policy's backbone has its critic's rate."""
+    body = [p for n, p in model.named_parameters() if p.requires_grad and not n.startswith("value_head.")]
+    groups: list[dict[str, Any]] = [{"params": body, "lr": rate}]
+    if isinstance(model, SharedCritic):
+        groups.append({"params": list(model.value_head.parameters()), "lr": head_rate})
+    return groups
 
 
 def measure_mismatch(figures: Averages, old_BT: Tensor, generator_BT: Tensor, mask_BT: Tensor) -> None:

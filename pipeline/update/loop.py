@@ -16,7 +16,7 @@ import torch
 from pipeline import alarms, console, ranks, stopping
 from pipeline.credit import advantages as credit
 from pipeline.credit.shaping import KLController
-from pipeline.generate import canary_gap
+from pipeline.generate import largest_gap
 from pipeline.models import named_weights
 from pipeline.records import Prompt, Scored, episodes, whole
 from pipeline.seeds import cycle_indices, permutation
@@ -49,9 +49,7 @@ def optimise(parts: Parts) -> State:
                 progress.step(state.step, **shown)
             stop = ranks.from_main(stopping.requested)
             if stop or (state.step % block.checkpoint_every == 0 and state.step < block.steps):
-                if ranks.is_main():
-                    parts.directory.save_checkpoint(state.step, lambda place: save(place, parts, state))
-                ranks.barrier()
+                save(parts, state)
         if stop:
             raise stopping.Stopped
     return state
@@ -238,9 +236,9 @@ def canary_sequences(prompts: Sequence[Prompt], count: int = 2, tokens: int = 8)
 
 def _sync(parts: Parts, state: State, sequences: Sequence[Sequence[int]], step: int) -> float:
     """Push the trainer's weights and compare both sides on fixed tokens; every rank its own generator."""
-    model = parts.learner.model
-    parts.generator.sync(named_weights(model))
-    gap = float(torch.tensor(ranks.gather([canary_gap(parts.generator, model, sequences)])).max())
+    parts.generator.sync(named_weights(parts.learner.model))
+    ours = parts.learner.sequence_logprobs(sequences)
+    gap = float(torch.tensor(ranks.gather([largest_gap(ours, parts.generator.logprobs(sequences))])).max())
     alarms.check_canary(gap, parts.canary_tolerance, step)
     state.canary_max = max(state.canary_max, gap)
     return gap

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from pipeline import ranks
 from pipeline.credit.shaping import KLController
 from pipeline.generate import Generator
 from pipeline.records import Prompt, Scored
@@ -85,16 +86,20 @@ class State:
     monitor: Monitor = field(default_factory=Monitor)
 
 
-def save(place: Path, parts: Parts, state: State) -> None:
+def save(parts: Parts, state: State) -> None:
+    """A checkpoint, which rank 0 writes; every rank calls it, for what is cut over them is gathered first."""
     loop = {name: getattr(state, name) for name in State.__slots__}
     loop |= {"controller": state.controller.to_dict(), "monitor": state.monitor.to_dict()}
     reference = parts.reference.state() if parts.reference is not None else {}
-    torch.save({"learner": parts.learner.state(), "reference": reference, "loop": loop}, place / "state.pt")
+    saved = {"learner": parts.learner.state(), "reference": reference, "loop": loop}
+    if ranks.is_main():
+        parts.directory.save_checkpoint(state.step, lambda place: torch.save(saved, place / "state.pt"))
+    ranks.barrier()
 
 
 def load(place: Path, parts: Parts) -> State:
     """The state in a checkpoint; weights and optimisers go where they belong."""
-    saved = torch.load(place / "state.pt", weights_only=True, map_location=parts.learner.where)
+    saved = torch.load(place / "state.pt", weights_only=True, map_location="cpu")
     parts.learner.load_state(saved["learner"])
     if parts.reference is not None:
         parts.reference.load_state(saved["reference"])

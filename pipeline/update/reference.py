@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pipeline import ranks
+from pipeline import ranks, spread
 from pipeline.schema import Kl
 from pipeline.update.forward import CompletionLogprobs, Row, completion_logprobs
 from pipeline.update.learner import Learner
@@ -50,7 +50,8 @@ class Copy:
             return
         keep = self.settings.ema if kind == "ema" else 0.0
         ours = dict(self.forward.model.named_parameters())
-        for name, theirs in self.learner.model.named_parameters():
+        for name, parameter in self.learner.model.named_parameters():
+            theirs = spread.whole(parameter)
             # written so that keep = 0 copies every bit
             ours[name].mul_(keep).add_(theirs.to(ours[name].dtype), alpha=1 - keep)
 
