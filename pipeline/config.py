@@ -62,7 +62,8 @@ class Config:
     seed: int = 1
     runs_dir: str = "runs"
     threads: Positive | None = 1  # torch threads on CPU; beside a busy process two are slower than one
-    trackers: list[Literal["trackio", "tensorboard", "wandb"]] = field(default_factory=list)
+    # None: trackio, where it is installed; []: none
+    trackers: list[Literal["trackio", "tensorboard", "wandb"]] | None = None
     verifier_dirs: list[str] = field(default_factory=list)
     model: Model = field(default_factory=Model)
     prompts: Prompts = field(default_factory=Prompts)
@@ -324,6 +325,9 @@ def _cross_checks(config: Config) -> list[str]:
     duplicates = {s for s in config.stages if config.stages.count(s) > 1}
     if duplicates:
         out.append(f"stages: {sorted(duplicates)[0]!r} is listed twice; give the second a block and name of its own")
+    if (config.generate.backend == "vllm_server") != bool(config.generate.url):
+        out.append("generate: backend vllm_server and url go together, as in {backend: vllm_server, "
+                   "url: http://localhost:8000}")  # fmt: skip
     out += block_mistakes("generate.vllm", config.generate.vllm, PASSED_THROUGH["vllm"])
     for name, block in config.blocks.items():
         if isinstance(block, Policy):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from loop_kit import letters, manifest, metrics, run_stage, tiny_model, weights, write_config
 
-from pipeline import generate, ranks
+from pipeline import generate, ranks, trackers
 from pipeline.config import ConfigError
 from pipeline.update import loop
 
@@ -263,6 +263,48 @@ def test_a_tracker_that_is_not_installed_is_told_before_training(tmp_path, model
         pytest.skip("wandb is installed")
     assert run_stage(tmp_path, model, "grpo", "trackers=[wandb]") == 2
     assert "trackers: wandb is not installed; pip install wandb" in capsys.readouterr().err
+
+
+def test_trackio_is_the_default_says_nothing_and_asks_no_network(tmp_path, model):
+    """In a process of its own, for it reads its place when it is imported."""
+    pytest.importorskip("trackio")
+    code = (
+        "import socket, sys, sqlite3, pathlib\n"
+        "from loop_kit import run_stage\n"
+        "def refuse(*given, **more): raise AssertionError(f'the network was asked: {given}')\n"
+        "socket.getaddrinfo = socket.create_connection = socket.socket.connect = refuse\n"
+        "root = pathlib.Path(sys.argv[1])\n"
+        "assert run_stage(root, sys.argv[2], 'grpo') == 0\n"
+        "rows = sqlite3.connect(root / 'trackio' / 't.db').execute('select count(*) from metrics').fetchone()\n"
+        "print('TOLD', rows[0])\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    environment.pop("TRACKIO_DIR", None)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path), str(model)], env=environment, text=True,
+                          capture_output=True, cwd=ROOT)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "TOLD 2" in done.stdout and "Trackio" not in done.stdout
+
+
+def test_a_tracker_that_fails_stops_no_run(tmp_path, model, capsys, monkeypatch):
+    def no_disk(*given):
+        raise OSError("no space on https://me:swordfish@example.org")
+
+    monkeypatch.setattr(trackers, "_make", no_disk)
+    assert run_stage(tmp_path, model, "grpo", "trackers=[tensorboard]") == 0
+    said = capsys.readouterr().out
+    assert "tensorboard: OSError: no space" in said and "swordfish" not in said
+    assert len(metrics(tmp_path, "grpo")) == 2
+
+
+def test_without_trackio_one_line_says_where_the_curves_are(tmp_path, model, capsys, monkeypatch):
+    find = generate.importlib.util.find_spec
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda n, *a: None if n == "trackio" else find(n, *a))
+    monkeypatch.setattr(trackers, "_said", set())
+    assert run_stage(tmp_path / "a", model, "grpo") == run_stage(tmp_path / "b", model, "grpo") == 0
+    assert capsys.readouterr().out.count("pip install trackio") == 1
+    assert run_stage(tmp_path / "c", model, "grpo", "trackers=[]") == 0
+    assert "pip install" not in capsys.readouterr().out
 
 
 @pytest.mark.slow
