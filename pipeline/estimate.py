@@ -51,6 +51,7 @@ class Work:
     source: str = ""  # where mean_tokens is from
     at_most: bool = False  # steps or samples may be fewer
     passes: float = 1.0  # forward and backward passes over each sampled row
+    label_tokens: int = 0  # in front of each prompt
 
     @property
     def tokens(self) -> int:
@@ -77,7 +78,8 @@ def work_of(cfg: Config, name: str, data: Data) -> Work:
     elif block.kind == "reward_model":
         work.samples = 0 if block.data else block.prompts * block.samples
         work.judged = min(block.heldout_prompts, data.heldout_prompts) * block.samples
-        pairs = int(block.prompts * block.pairs_per_prompt * (1 + block.corrupted))
+        asked = min(block.prompts, data.train_prompts)  # a prompt that is asked twice makes its pairs once
+        pairs = int(asked * block.pairs_per_prompt * (1 + block.corrupted))
         work.batch, work.steps = trained_steps(block.trainer, pairs)
         work.at_most = "max_steps" not in block.trainer
     elif isinstance(block, Policy):

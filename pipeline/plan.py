@@ -20,8 +20,10 @@ from pipeline.estimate import Data, Memory, Shape, Work
 from pipeline.trial import Trial
 
 MIB = 1 << 20
-LIKELY = 0.4  # share of the most steps that a stage is likely to take where the data decide
-START_S = 1.0  # of a stage, beside what is counted: its lock, its data, its manifest
+# share of the most steps that a stage is likely to take where the data decide
+LIKELY = {"feedme": 0.4, "reward_model": 0.95}
+# beside what is counted: a stage's lock, data and manifest; a step of TRL's trainer; a policy step's sync and records
+START_S, TRAINER_STEP_S, POLICY_STEP_S = 1.0, 0.0085, 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,8 @@ def make(cfg: Config, measured: Trial | None) -> Plan:
     tokenizer = tokenizer_of(cfg)
     data, example = data_of(cfg, tokenizer)
     works = [estimate.work_of(cfg, name, data) for name in cfg.stages]
+    for work in works:
+        work.label_tokens = len(tokenizer(label_of(cfg.blocks[work.name]), add_special_tokens=False)["input_ids"])
     known = {n: m for n in cfg.stages if (m := estimate.like_it(cfg, n, lineage.stage_config(cfg, n))) is not None}
     estimate.expect_lengths(cfg, works, data, known)
     stale = {name: lineage.why_stale(cfg, name, module_of(cfg, name)) for name in cfg.stages}
@@ -117,6 +121,12 @@ def make(cfg: Config, measured: Trial | None) -> Plan:
         if works:
             seconds[works[0].name] += measured.imports_s + measured.engine_s
     return Plan(works, data, stale, memory, seconds, example)
+
+
+def label_of(block: Any) -> str:
+    """What stands in front of each prompt of a stage that trains on conditions; empty in any other."""
+    labels = [a.label for a in getattr(block, "attributes", {}).values()] or [getattr(block, "label", "")]
+    return "".join(labels).replace("{bin}", "0")
 
 
 def module_of(cfg: Config, name: str) -> str:
@@ -181,7 +191,7 @@ def seconds_of(cfg: Config, work: Work, data: Data, trial: Trial, done: Mapping[
     """From a run of the same stage on disk, else counted tokens over the trial's rates."""
     if done is not None:
         return float(done["wall_s"])
-    prompt, answer = data.prompt_tokens[0], work.mean_tokens
+    prompt, answer = data.prompt_tokens[0] + work.label_tokens, work.mean_tokens
     sampled = (work.samples + work.judged) * answer / trial.sampled_per_s
     per_row = prompt + answer
     if work.kind in ("ppo", "grpo"):
@@ -189,10 +199,11 @@ def seconds_of(cfg: Config, work: Work, data: Data, trial: Trial, done: Mapping[
         looks = (block.epochs * block.minibatches > 1) + bool(block.kl.coef or block.kl.target) + 2 * bool(block.reward)
         critics = 1 + (block.critic is not None)
         learned = work.samples * per_row * (looks / trial.fetched_per_s + work.passes * critics / trial.learned_per_s)
+        learned += work.steps * POLICY_STEP_S
     else:
         sides = 2 if work.kind == "reward_model" else 1
-        steps = work.steps * (LIKELY if work.at_most else 1.0)
-        learned = steps * work.batch * sides * per_row / trial.learned_per_s
+        steps = work.steps * (LIKELY.get(work.kind, 1.0) if work.at_most else 1.0)
+        learned = steps * (work.batch * sides * per_row / trial.learned_per_s + TRAINER_STEP_S)
     return START_S + sampled + learned
 
 

@@ -118,6 +118,28 @@ def test_the_example_is_trained_on_from_the_completion_to_its_end_token(tmp_path
     assert not list(tmp_path.iterdir())  # a plan leaves nothing
 
 
+# CPU seconds of the whole demo's stages, one thread; the trial's rates by the same clock, beside the same neighbours
+DEMO_CPU_S = {"base": 9.9, "sft": 36.4, "feedme": 109.3, "reward_model": 20.5, "ppo": 35.9, "grpo": 38.2}
+DEMO_TRIAL = Trial(imports_s=2.9, engine_s=6.7, generator="vllm", sampled_per_s=12_758.0, fetched_per_s=89_518.0,
+                   learned_per_s=46_328.0, shape={"parameters": 108_608, "hidden": 64, "layers": 2, "kv_width": 64,
+                                                  "vocabulary": 22, "bytes_each": 4})  # fmt: skip
+
+
+def test_the_demos_time_is_told_to_30_percent_from_a_trials_rates(tmp_path):
+    made = plan.make(load(DEMO, [f"runs_dir={tmp_path}"]), DEMO_TRIAL)
+    told = {name: made.seconds[name] for name in DEMO_CPU_S}
+    assert told == {name: pytest.approx(seconds, rel=0.3) for name, seconds in DEMO_CPU_S.items()}
+    assert sum(told.values()) == pytest.approx(sum(DEMO_CPU_S.values()), rel=0.15)
+
+
+def test_labels_in_front_of_prompts_cost_time(tmp_path):
+    words = [f"runs_dir={tmp_path}", "stages=[base,conditioned]", "conditioned.policy=base"]
+    long = plan.make(load(DEMO, [*words, "conditioned.label='<1234{bin}> '"]), DEMO_TRIAL)
+    short = plan.make(load(DEMO, [*words, "conditioned.label='{bin}'"]), DEMO_TRIAL)
+    more = 7 * 2400 * 128 / DEMO_TRIAL.learned_per_s  # tokens, steps, rows
+    assert long.seconds["conditioned"] - short.seconds["conditioned"] == pytest.approx(more, rel=1e-6)
+
+
 @pytest.mark.stages
 @pytest.mark.timeout(600)
 def test_a_plan_tells_the_tokens_and_the_memory_that_the_run_then_takes(tmp_path):
@@ -132,7 +154,11 @@ def test_a_plan_tells_the_tokens_and_the_memory_that_the_run_then_takes(tmp_path
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    before = json.loads(pipeline("plan", "json=true"))
     pipeline("run")
+    took = {name: verify_outputs(StageDir(tmp_path / "chaos", name))["wall_s"] for name in ("base", "sft", "grpo")}
+    expected = sum(stage["seconds"] for stage in before.values())
+    assert 1 / 3 < sum(took.values()) / expected < 3, "the machine may be given away between trial and run"
     told = json.loads(pipeline("plan", "run=second", "seed=2", "json=true"))
     pipeline("run", "run=second", "seed=2")
     made = {name: verify_outputs(StageDir(tmp_path / "second", name)) for name in ("base", "sft", "grpo")}
