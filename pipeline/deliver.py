@@ -247,14 +247,23 @@ def newest(run: Path) -> Path:
     return run / "export" if (run / "export" / "config.json").is_file() else run / policy_stage(run) / "model"
 
 
+# log-probs of the sampling distribution, and no sampling setting of the model's own: pipeline/generate.py says why
+ROLLOUT_FLAGS = ("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--no-enable-chunked-prefill")
+
+
 def serve_command(run: Path, words: Sequence[str]) -> list[str]:
-    """The server's command line; every word `key=value` becomes `--key value`."""
-    flags = []
+    """The server's command line; every word `key=value` becomes `--key value`, but for stage=, whose model it is, and
+    rollouts=true: as a training run wants its generator, which it sends weights to."""
+    ours = {key: value for key, _, value in (word.partition("=") for word in words) if key in ("stage", "rollouts")}
+    place = run / policy_stage(run, ours["stage"]) / "model" if "stage" in ours else newest(run)
+    flags = list(ROLLOUT_FLAGS) if ours.get("rollouts") == "true" else []
     for word in words:
         key, equals, value = word.partition("=")
+        if key in ours:
+            continue
         flags += [f"--{key.replace('_', '-')}", *([value] if equals else [])]
     # `python -m`, for the `vllm` program is missing from the CPU build
-    server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(newest(run))]
+    server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(place)]
     return [*server, "--served-model-name", run.name, *flags]
 
 
@@ -265,6 +274,8 @@ def serve(run: Path, words: Sequence[str]) -> None:
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError(["serve: vLLM is not installed; `make doctor` says why"])
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    if "rollouts=true" in words:
+        os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # opens /collective_rpc: keep such a server off public networks
     _become(serve_command(run, words))
 
 

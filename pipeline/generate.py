@@ -383,6 +383,10 @@ def open_generator(
             made = TransformersGenerator(model_dir, model, generate)
         else:
             print(f"generator: vLLM ready in {time.monotonic() - started:.1f} s")
+    elif backend == "vllm_server":
+        from pipeline.served import ServedGenerator
+
+        made, weights = ServedGenerator(model_dir, generate), weights or (lambda: checkpoint_weights(model_dir, model))
     else:
         made = TransformersGenerator(model_dir, model, generate)
     if weights:
@@ -402,8 +406,8 @@ _told: set[str] = set()
 
 def choose_backend(generate: Generate) -> str:
     """`vllm` or `transformers`. Raises ConfigError where vLLM is asked for by name and not installed."""
-    if generate.backend == "transformers":
-        return "transformers"
+    if generate.backend in ("transformers", "vllm_server"):
+        return generate.backend
     if importlib.util.find_spec("vllm") is not None:
         return "vllm"
     if generate.backend == "vllm":

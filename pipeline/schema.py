@@ -86,7 +86,9 @@ class Sampling:
 @dataclass(slots=True)
 class Generate:
     __pydantic_config__: ClassVar = STRICT
-    backend: Literal["auto", "vllm", "transformers"] = "auto"
+    backend: Literal["auto", "vllm", "transformers", "vllm_server"] = "auto"
+    url: str | list[str] | None = None  # vllm_server: where; of several, each rank samples from one
+    weights_dir: str = "runs/.weights"  # vllm_server: where weights pass; trainer and servers see the same directory
     batch: Positive = 256  # sequences at once, transformers only
     canary_tolerance: Annotated[float, Field(gt=0)] | None = None  # None: by dtype, 1e-3 float32, 0.25 bfloat16
     vllm: dict[str, Any] = field(default_factory=dict)

@@ -51,6 +51,7 @@ ROWS: tuple[frozenset[str], ...] = (
             "models",
             "generate",
             "reliable",
+            "served",
             "episodes",
             "pool",
             "asking",

@@ -1,0 +1,95 @@
+"""vLLM as a server of its own: rollouts over HTTP, weights by way of a directory."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ranks_kit
+from loop_kit import manifest, metrics, run_stage, tiny_model
+
+from pipeline import deliver, generate, served
+
+
+@pytest.fixture(autouse=True)
+def no_engine_left_behind() -> Iterator[None]:
+    yield
+    generate.close_generators()
+
+
+@pytest.fixture(scope="module", params=["tied", "untied"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model"), tied=request.param == "tied")
+
+
+@pytest.fixture(scope="module")
+def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real server on the model that training starts from."""
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
+    run = tmp_path_factory.mktemp("run")
+    (run / "export").symlink_to(model)
+    port = ranks_kit.free_port()
+    words = ["rollouts=true", f"port={port}", "dtype=float32", "max_model_len=64", "enforce_eager"]
+    quiet = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+             "TORCHDYNAMO_DISABLE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}  # fmt: skip
+    log = (run / "server.log").open("w")
+    started = subprocess.Popen(deliver.serve_command(run, words), env=ranks_kit.environment(**quiet), stdout=log,
+                               stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    try:
+        served.wait_until_ready(url, seconds=240)
+        yield url
+    finally:
+        os.killpg(started.pid, signal.SIGTERM)
+        started.wait(timeout=60)
+        log.close()
+
+
+def asked(url: str, root: Path) -> list[str]:
+    return [f"generate={{backend: vllm_server, url: '{url}', weights_dir: {root / 'weights'}}}", "grpo.steps=3"]
+
+
+@pytest.mark.long
+def test_a_server_samples_with_the_weights_of_the_step(server, model, tmp_path, monkeypatch):
+    """Three steps, weights sent after each; then the same with a server that keeps its old ones, which the canary
+    stops."""
+    assert run_stage(tmp_path, model, "grpo", *asked(server, tmp_path)) == 0
+    steps = metrics(tmp_path, "grpo")
+    assert [m["step"] for m in steps] == [1, 2, 3]
+    assert max(m["canary_max_abs"] for m in steps) < 1e-4 and max(m["mismatch_mean_abs"] for m in steps) < 1e-4
+    assert manifest(tmp_path, "grpo")["metrics"]["generator"] == "vllm_server"
+    kept = sorted(p.name for p in (tmp_path / "weights").iterdir())
+    assert len(kept) == 2, "the last two checkpoints stay, older ones go"
+    monkeypatch.setattr(served, "_reload", lambda url, place: None)
+    generate.close_generators()
+    assert run_stage(tmp_path / "stale", model, "grpo", *asked(server, tmp_path / "stale")) == 3
+
+
+def test_without_a_server_the_mistake_is_told_with_the_command_that_starts_one(tmp_path, capsys):
+    start = tiny_model(tmp_path / "model")
+    assert run_stage(tmp_path, start, "grpo", *asked(f"http://127.0.0.1:{ranks_kit.free_port()}", tmp_path)) == 2
+    assert "generate.url: no server answers at" in (told := capsys.readouterr().err)
+    assert "python -m pipeline serve RUN stage=NAME rollouts=true" in told
+
+
+def test_a_server_needs_its_url_and_a_url_its_backend(tmp_path, capsys):
+    start = tiny_model(tmp_path / "model")
+    for block in ("{backend: vllm_server}", "{backend: vllm, url: 'http://localhost:1'}"):
+        assert run_stage(tmp_path, start, "grpo", f"generate={block}") == 2
+        assert "backend vllm_server and url go together" in capsys.readouterr().err
+
+
+def test_the_command_of_a_rollout_server_names_what_sampling_needs(tmp_path):
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "config.json").write_text("{}")
+    command = deliver.serve_command(tmp_path, ["rollouts=true", "tensor_parallel_size=2"])
+    assert command[command.index("--logprobs-mode") + 1] == "processed_logprobs"
+    assert command[command.index("--generation-config") + 1] == "vllm", "no setting of the model's own leaks in"
+    assert command[-2:] == ["--tensor-parallel-size", "2"] and "--rollouts" not in command
+    assert "--logprobs-mode" not in deliver.serve_command(tmp_path, [])
