@@ -24,6 +24,7 @@ MIB = 1 << 20
 LIKELY = {"feedme": 0.4, "reward_model": 0.95}
 # beside what is counted: a stage's lock, data and manifest; a step of TRL's trainer; a policy step's sync and records
 START_S, TRAINER_STEP_S, POLICY_STEP_S = 1.0, 0.0085, 0.05
+LOAD_S = 0.5  # of each policy that is only judged, into the generator and out again
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +205,8 @@ def seconds_of(cfg: Config, work: Work, data: Data, trial: Trial, done: Mapping[
         sides = 2 if work.kind == "reward_model" else 1
         steps = work.steps * (LIKELY.get(work.kind, 1.0) if work.at_most else 1.0)
         learned = steps * (work.batch * sides * per_row / trial.learned_per_s + TRAINER_STEP_S)
+    if work.kind in ("evaluate", "judge"):
+        learned += LOAD_S * work.judged / max(data.heldout_prompts * cfg.evaluation.samples, 1)
     return START_S + sampled + learned
 
 

@@ -70,8 +70,7 @@ class Decision:
 
 @dataclass(slots=True)
 class Monitor:
-    """What the run looked like so far: one row of figures per step, the baseline's, the window's and the best window's.
-    """
+    """What the run looked like so far: a row of figures a step, of the baseline, the window and the best window."""
 
     limits: Limits = field(default_factory=Limits)
     steps: int = 0
@@ -207,8 +206,7 @@ def commonest_share(completions: Sequence[str]) -> float:
 
 
 def pooled(rows: Sequence[Mapping[str, float]], name: str) -> tuple[float, float]:
-    """Mean of `gap`, `train` or `strict` over all rollouts of the rows, and its standard error; (0, inf) without any.
-    """
+    """Mean of `gap`, `train` or `strict` over the rows' rollouts, and its standard error; (0, inf) without any."""
     n = sum(row["pairs"] for row in rows)
     if n < 2:
         return 0.0, math.inf

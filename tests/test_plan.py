@@ -119,7 +119,8 @@ def test_the_example_is_trained_on_from_the_completion_to_its_end_token(tmp_path
 
 
 # CPU seconds of the whole demo's stages, one thread; the trial's rates by the same clock, beside the same neighbours
-DEMO_CPU_S = {"base": 9.9, "sft": 36.4, "feedme": 109.3, "reward_model": 20.5, "ppo": 35.9, "grpo": 38.2}
+DEMO_CPU_S = {"base": 9.9, "sft": 36.4, "feedme": 109.3, "reward_model": 20.5, "ppo": 35.9, "grpo": 38.2,
+              "conditioned": 164.2, "evaluate": 11.2}  # fmt: skip
 DEMO_TRIAL = Trial(imports_s=2.9, engine_s=6.7, generator="vllm", sampled_per_s=12_758.0, fetched_per_s=89_518.0,
                    learned_per_s=46_328.0, shape={"parameters": 108_608, "hidden": 64, "layers": 2, "kv_width": 64,
                                                   "vocabulary": 22, "bytes_each": 4})  # fmt: skip

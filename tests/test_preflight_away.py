@@ -25,7 +25,7 @@ grpo: {{policy: base}}
 
 @pytest.fixture
 def told(tmp_path, monkeypatch, capsys):
-    """The lines of a run that must not begin; {} where it has none to say: the plan of a sound config says no mistake."""
+    """The lines of a plan that must not be made; none where the config is sound."""
 
     def ask(task: dict, rewards: str, *overrides: str) -> list[str]:
         rows = tmp_path / "rows.jsonl"

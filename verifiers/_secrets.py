@@ -25,8 +25,7 @@ _KNOWN_FORM = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[\w-]{20,}|gh[pousr]_[A-Za-
 
 
 def hidden(text: str) -> str:
-    """text without the values of secret environment variables, logins and keys in addresses, and tokens by their form.
-    """
+    """text without values of secret environment variables, logins and keys in addresses, and tokens by their form."""
     for value in sorted(_of_environment(), key=len, reverse=True):
         text = text.replace(value, REDACTED)
     text = _LOGIN_IN_URL.sub(REDACTED, text)
