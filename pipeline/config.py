@@ -375,6 +375,12 @@ def _policy_checks(name: str, block: Policy, config: Config) -> list[str]:
         ".ptx_data: without loss.ptx_coef nothing is imitated; give one, or leave the data out": (
             block.ptx_data is not None and loss.ptx_coef == 0
         ),
+        ".overlap: samples are one update old, and nothing corrects for it; give loss.importance: truncate": (
+            block.overlap and loss.importance == "none"
+        ),
+        ".overlap: one batch a step is drawn ahead; groups.dynamic, episodes and monte_carlo ask for more": (
+            block.overlap and (block.groups.dynamic or block.episodes is not None or credit.kind == "monte_carlo")
+        ),
         f".groups.overlong_buffer: {block.groups.overlong_buffer} exceeds sampling.max_tokens {sampling.max_tokens}": (
             block.groups.overlong_buffer > sampling.max_tokens
         ),

@@ -7,12 +7,13 @@ same decision, alarm or minibatch as one process alone would. Only rank 0 writes
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -131,6 +132,28 @@ def barrier() -> None:
         torch.distributed.barrier()
 
 
+_here = threading.local()  # the group of a thread that talks beside the main one
+_second: list[Any] = []
+
+
+def open_aside() -> None:
+    """Make the second group, by all ranks at the same place: two threads must not mix their calls in one."""
+    if world() > 1 and not _second:
+        import torch.distributed
+
+        _second.append(torch.distributed.new_group(backend="gloo"))
+
+
+@contextlib.contextmanager
+def aside() -> Iterator[None]:
+    """What this thread says to the same thread of other ranks stays apart from what the main thread says."""
+    _here.group = _second[0] if _second else None
+    try:
+        yield
+    finally:
+        _here.group = None
+
+
 def from_main(make: Callable[[], T]) -> T:
     """What rank 0 makes, on every rank; what it raises is raised on every rank too, so that none is left waiting."""
     if world() == 1:
@@ -138,12 +161,13 @@ def from_main(make: Callable[[], T]) -> T:
     import torch.distributed
 
     box: list[Any] = [None, None]
+    group = getattr(_here, "group", None)
     if is_main():
         try:
             box[0] = make()
         except Exception as exc:  # sent on and raised below, on this rank as on the others
             box[1] = exc
-    torch.distributed.broadcast_object_list(box)
+    torch.distributed.broadcast_object_list(box, group=group)
     if box[1] is not None:
         raise box[1]
     return box[0]
@@ -156,7 +180,7 @@ def gather(items: Sequence[T]) -> list[T]:
     import torch.distributed
 
     parts: list[Any] = [None] * world()
-    torch.distributed.all_gather_object(parts, list(items))
+    torch.distributed.all_gather_object(parts, list(items), group=getattr(_here, "group", None))
     return [item for part in parts for item in part]
 
 
@@ -208,6 +232,7 @@ def _reduced(values: Tensor, how: str) -> Tensor:
 
 
 __all__ = [
+    "aside",
     "asked_processes",
     "barrier",
     "check",
@@ -219,6 +244,7 @@ __all__ = [
     "largest",
     "lost_another",
     "mapped",
+    "open_aside",
     "rank",
     "share",
     "start",

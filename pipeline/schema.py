@@ -270,6 +270,7 @@ class Policy:
     reward: dict[str, dict[str, Any]] | None = None  # None: the run's rewards; PPO: the learned reward
     steps: Positive = 100
     token_budget: Positive | None = None  # no further step once so many completion tokens are sampled
+    overlap: bool = False  # draw the next step's samples while this one's update runs; needs loss.importance
     evaluate_every: Positive | None = None  # steps between looks at the held-out prompts; None: only at the end
     prompts: Positive = 32  # a step
     samples: Positive = 8  # a prompt

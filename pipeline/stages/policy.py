@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
-from pipeline import adapters, console, generate, models, stopping
+from pipeline import adapters, console, generate, models, ranks, stopping
 from pipeline.config import ConfigError
 from pipeline.episodes import load_environment, play
 from pipeline.records import Prompt, Scored
@@ -20,6 +20,7 @@ from pipeline.stages.distance import from_start
 from pipeline.stages.playing import judge_episodes
 from pipeline.stages.sft import encode
 from pipeline.stages.watching import scorer_and_watch
+from pipeline.update.ahead import Ahead
 from pipeline.update.critic import SharedCritic, ValueModel, from_model
 from pipeline.update.forward import CompletionLogprobs, Row, completion_logprobs
 from pipeline.update.learner import Learner
@@ -58,6 +59,7 @@ def run(ctx: Context) -> dict[str, Any]:
         continue_and_score=make_continuer(ctx, generator),
         demonstrations=demonstrations(ctx),
         judge=make_judge(ctx, generator),
+        ahead=make_ahead(ctx, generator, scorer),
         watch=watch,
     )
     state = optimise(parts)
@@ -158,6 +160,33 @@ def make_sampler(ctx: Context, generator: generate.Generator, scorer: Composite)
             return ctx.scored(generator, prompts, block.samples, "step", step, attempt, scorer=scorer)
 
     return sample_and_score
+
+
+def make_ahead(ctx: Context, generator: generate.Generator, scorer: Composite) -> Ahead | None:
+    """The sampler's two halves for `overlap`: drawing, which a thread does, and keeping, which the loop does."""
+    block: Policy = ctx.block
+    if not block.overlap:
+        return None
+    ranks.open_aside()
+
+    def draw(prompts: Sequence[Prompt], step: int) -> list[Scored]:
+        drawn = generate.rollouts(
+            generator, prompts, ctx.cfg.sampling, samples=block.samples, tokenizer=ctx.tokenizer, ends=ctx.ends,
+            key=(ctx.cfg.seed, ctx.name, "step", step, 0),
+        )  # fmt: skip
+        return score(scorer, drawn)
+
+    def keep(prompts: Sequence[Prompt], scored: list[Scored], step: int) -> list[Scored]:
+        def counted() -> list[Scored]:
+            count(ctx.tokens, scored)
+            return scored
+
+        return ctx.kept(prompts, counted, "step", step, 0)
+
+    def has(step: int) -> bool:
+        return ctx.dir.whole(ctx.dir.checkpoints / f"done-step-{step}-0") is not None
+
+    return Ahead(draw, keep, has)
 
 
 def make_player(ctx: Context, generator: generate.Generator, settings: Episodes) -> SampleAndScore:

@@ -67,6 +67,8 @@ def _measured_step(
     parts.directory.log({"step": state.step, **metrics})
     rates = watch.rates(metrics["tokens"])
     parts.directory.log_timing({"step": state.step, **rates})
+    if parts.ahead is not None:
+        parts.ahead.keep()
     return metrics, rates
 
 
@@ -90,6 +92,7 @@ def _step(parts: Parts, state: State, sequences: Sequence[Sequence[int]], watch:
         seen, more = make_experience(parts, state, scored)
     metrics |= more
     alarms.check_masked(sum(sum(r.mask) for r in seen.rows), step)
+    _start_ahead(parts, state, metrics)
     with watch.phase("update"):
         metrics |= _updates(parts, state, seen)
     for name in ("policy_loss", "value_loss", "ptx_loss"):
@@ -99,6 +102,9 @@ def _step(parts: Parts, state: State, sequences: Sequence[Sequence[int]], watch:
     if "mismatch_mean_abs" in metrics:
         alarms.check_mismatch(metrics["mismatch_mean_abs"], block.alarms.mismatch_mean_abs, step)
         state.mismatch = metrics["mismatch_mean_abs"]
+    with watch.phase("wait"):
+        if parts.ahead is not None:
+            parts.ahead.wait()
     with watch.phase("sync"):
         if parts.reference is not None:
             parts.reference.after_step(step + 1)
@@ -107,6 +113,17 @@ def _step(parts: Parts, state: State, sequences: Sequence[Sequence[int]], watch:
     if ranks.is_main() and step % max(block.steps // 4, 1) == 0:
         console.show_samples(scored)
     return metrics
+
+
+def _start_ahead(parts: Parts, state: State, metrics: dict[str, Any]) -> None:
+    """Have the next step's samples drawn while the update runs; the last step has no next."""
+    if parts.ahead is None:
+        return
+    metrics["policy_lag"] = 1 if state.step else 0
+    if state.step + 1 < parts.block.steps:
+        # gather_groups has moved prompts_drawn on: these are the ones it will ask for next
+        places = cycle_indices(len(parts.prompts), state.prompts_drawn, parts.block.prompts, *parts.seed_key, "order")
+        parts.ahead.start([parts.prompts[place] for place in places], state.step + 1)
 
 
 def gather_groups(parts: Parts, state: State) -> tuple[list[Scored], int]:
@@ -121,7 +138,9 @@ def gather_groups(parts: Parts, state: State) -> tuple[list[Scored], int]:
     for attempt in range(block.groups.refill_cap if block.groups.dynamic else 1):
         places = cycle_indices(len(parts.prompts), state.prompts_drawn, block.prompts, *parts.seed_key, "order")
         state.prompts_drawn += block.prompts
-        scored = parts.sample_and_score([parts.prompts[place] for place in places], state.step, attempt)
+        scored = parts.ahead.take(state.step) if parts.ahead is not None else None
+        if scored is None:
+            scored = parts.sample_and_score([parts.prompts[place] for place in places], state.step, attempt)
         groups = grouped(scored, block.samples)
         parts.directory.log_difficulty([{"step": state.step, "attempt": attempt, **difficulty(g)} for g in groups])
         for group in groups:

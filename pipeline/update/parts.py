@@ -18,6 +18,7 @@ from pipeline.generate import Generator
 from pipeline.records import Prompt, Scored
 from pipeline.runs import StageDir
 from pipeline.schema import Policy
+from pipeline.update.ahead import Ahead
 from pipeline.update.forward import Row
 from pipeline.update.learner import Learner
 from pipeline.update.reference import Reference
@@ -65,6 +66,7 @@ class Parts:
     demonstrations: Sequence[Row] = ()
     judge: Callable[[int], dict[str, Any]] | None = None  # figures of the policy after so many steps
     watch: Watch | None = None  # a second look at each step's rollouts
+    ahead: Ahead | None = None  # samples the next step while this one updates
 
 
 def count(tokens: dict[str, int], scored: Sequence[Scored]) -> None:
