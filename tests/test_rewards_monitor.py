@@ -127,6 +127,15 @@ def test_a_single_odd_step_trips_nothing() -> None:
     assert monitor.observe(steady(20, lengths=[600] * 32, duplicate_share=0.9)).tripped == ""
 
 
+def test_a_train_verifier_that_was_the_harsher_one_and_no_longer_is_was_not_exploited() -> None:
+    monitor, tripped = Monitor(), []
+    for step in range(30):
+        scores = [float(i % 10 < 3 + min(step // 3, 6)) for i in range(60)]
+        second = [max(score, float(i % 10 < 6)) for i, score in enumerate(scores)]
+        tripped.append(monitor.observe(Observation(scores, second, [9] * 60, 1.0, 0.1)).tripped)
+    assert tripped == [""] * 30
+
+
 def test_a_gap_within_its_noise_trips_nothing() -> None:
     """Two rollouts a step say little, however far apart their mean."""
     monitor = Monitor()
