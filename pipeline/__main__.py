@@ -29,6 +29,7 @@ COMMANDS = {
 }
 AROUND = {
     "plan": "what a YAML would run, what it would cost, and every mistake in it; starts nothing",
+    "sbatch": "a Slurm script for a YAML, to stdout: nodes=2 gpus=8 hours=24 mode=fsdp2 partition=NAME",
     "gpu-check": "every stage for a few steps on a mid-size random model, on a machine with a GPU",
     "chaos": "kill every stage at seeded instants, go on, compare the hashes: kills=20 instants_seed=0",
 }
@@ -136,6 +137,12 @@ def dispatch(command: str, config: str, words: Sequence[str]) -> int:
         from pipeline.plan import plan
 
         return plan(config, words)
+    if command == "sbatch":
+        from pipeline.slurm import sbatch
+
+        checked("run", config, [])
+        print(sbatch(config, words), end="")
+        return 0
     if command == "chaos":
         from pipeline.chaos import chaos
 

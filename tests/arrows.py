@@ -23,6 +23,7 @@ ROWS: tuple[frozenset[str], ...] = (
             "config",
             "onlooker",
             "ranks",
+            "slurm",
             "spread",
             "records",
             "runs",

@@ -15,11 +15,15 @@ from typing import Any
 
 import pytest
 import ranks_kit
+import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from pipeline import ranks, spread
 from pipeline.__main__ import main
 from pipeline.config import ConfigError, read_yaml
+from pipeline.schema import Optimizer
+from pipeline.update import trained
 
 pytestmark = pytest.mark.slow
 STAGES = ("sft", "feedme", "reward_model", "ppo", "grpo", "conditioned")
@@ -110,13 +114,11 @@ def test_fsdp2_gives_the_same_in_other_stages(alone, tmp_path, stage):
     assert_same(alone, together, stage)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("mode", ["zero2", "zero3"])
-@pytest.mark.parametrize("stage", ["sft", "ppo", "grpo"])
-def test_deepspeed_gives_the_same(alone, tmp_path, stage, mode):
-    pytest.importorskip("deepspeed", reason="deepspeed is an extra that the lock leaves out")
-    together = launched(from_parents(alone, tmp_path, *PARENTS[stage]), mode, stage)
-    assert_same(alone, together, stage)
+def test_a_policy_stage_under_deepspeed_is_refused_with_what_to_take(monkeypatch):
+    monkeypatch.setattr(spread, "asked", lambda: "zero3")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="policy stages run under ddp or fsdp2"):
+        trained.train_on(Accelerator(cpu=True), torch.nn.Linear(1, 1), lambda model: [], Optimizer())
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""One step off-policy: the next step's samples are drawn while this step's update runs, with the weights from before it.
+"""One step off-policy: the next step's samples are drawn while this update runs, with the weights from before it.
 
 The update then trains on samples that are one update old (`policy_lag` 1 in the metrics), which importance weights
 correct for: they are taken against the sampler's own log-probs. What is drawn is a function of (seed, stage, step) as

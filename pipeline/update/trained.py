@@ -1,8 +1,8 @@
 """A model that learns, with its optimiser, as it lies on the devices of a run: whole on each of them, or cut over all.
 
-`Whole` is one process or DDP, `Cut` is torch's own fully_shard (FSDP2), `Zero` DeepSpeed's engine. All of them add
-gradients up over passes and ranks, so that a step is the same step whatever the mode; checkpoints of the first two hold
-whole tensors, and go on with any number of ranks.
+`Whole` is one process or DDP, `Cut` is torch's own fully_shard (FSDP2). Both add gradients up over passes and ranks, so
+that a step is the same step whatever the mode; checkpoints hold whole tensors, and go on with any number of ranks.
+DeepSpeed's engine would have to own backward and step; what it offers here fully_shard does too.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from pipeline import ranks, spread
+from pipeline.config import ConfigError
 from pipeline.schema import Optimizer
 
 Groups = Callable[[nn.Module], list[dict[str, Any]]]  # a model -> the parameter groups of its optimiser
@@ -165,6 +166,9 @@ def train_on(accelerator: Accelerator, model: nn.Module, groups: Groups, setting
     """The model and its optimiser as the launcher asked for them."""
     if not spread.is_cut():
         return Whole(accelerator, model, groups, settings)
+    if spread.asked() != "fsdp2":
+        raise ConfigError([f"launched for {spread.asked()}: policy stages run under ddp or fsdp2; take "
+                           "configs/accelerate/fsdp2.yaml"])  # fmt: skip
     spread.check_type(accelerator.distributed_type.value)
     return Cut(accelerator, model, groups, settings)
 
