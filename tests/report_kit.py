@@ -118,6 +118,9 @@ def write_run(root: Path, *, hostile: str = "") -> Path:
             "malformed": 0.0,
             "truncated": 0.0,
             "groups_with_signal": 0.5,
+            "monitor_train": i / 30,
+            "monitor_strict": i / 40,
+            "monitor_gap_rise": i / 120,
         }
         for i in range(30)
     ]
