@@ -114,6 +114,14 @@ def test_fsdp2_gives_the_same_in_other_stages(alone, tmp_path, stage):
     assert_same(alone, together, stage)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("mode", ["zero2", "zero3"])
+def test_deepspeed_gives_the_same_in_sft(alone, tmp_path, mode, monkeypatch):
+    pytest.importorskip("deepspeed", reason="deepspeed is an extra that the lock leaves out")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert_same(alone, launched(from_parents(alone, tmp_path, "base"), mode, "sft"), "sft")
+
+
 def test_a_policy_stage_under_deepspeed_is_refused_with_what_to_take(monkeypatch):
     monkeypatch.setattr(spread, "asked", lambda: "zero3")
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -1,0 +1,118 @@
+"""Rollout and training in turns, or one step ahead of each other, under heavy-tailed lengths: a small simulation.
+
+    python -m benchmarks.simulate                     the table of docs/scale.md
+    python -m benchmarks.simulate PLAIN AHEAD         timing.jsonl of a run without and with `overlap`, against it
+
+An engine decodes all its live sequences together, a token each at a time, so a batch is as slow as its longest answer;
+with others to start, a place that comes free is taken at once. Training costs in proportion to tokens. Nothing of a
+network or a cache is modelled: what is asked is how much of the long tail overlap hides, and when more engines stop
+helping.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """engines: each decodes up to `places` sequences at once. Times in seconds. sigma: of the lengths' log; 0 is all alike,
+    1 a heavy tail."""
+
+    engines: int = 64
+    places: int = 64
+    samples: int = 8192
+    mean_tokens: float = 4000.0
+    most_tokens: int = 32_768
+    sigma: float = 1.0
+    token_s: float = 0.012  # a decoding step with few sequences
+    token_s_each: float = 0.0001  # more of it for each live sequence
+    train_tokens_per_s: float = 1.2e6
+    sync_s: float = 6.0
+
+
+def lengths_of(cluster: Cluster, rng: random.Random) -> list[int]:
+    """Log-normal lengths of the wanted mean, cut off at the limit as a sampler does."""
+    drawn = (rng.lognormvariate(0.0, cluster.sigma) for _ in range(cluster.samples))
+    scale = cluster.mean_tokens / 2.718281828 ** (cluster.sigma**2 / 2)
+    return [min(max(int(x * scale), 1), cluster.most_tokens) for x in drawn]
+
+
+def rollout_s(cluster: Cluster, lengths: Sequence[int]) -> float:
+    """Until the last engine is done; sequences are dealt out in turn."""
+    return max(engine_s(cluster, lengths[i :: cluster.engines]) for i in range(cluster.engines))
+
+
+def engine_s(cluster: Cluster, lengths: Sequence[int]) -> float:
+    """Seconds one engine takes, from one end of a sequence to the next: between them the number live is the same."""
+    waiting, tokens, clock = list(reversed(lengths)), 0, 0.0
+    live: list[int] = []  # a heap of the tokens after which each ends
+    while waiting or live:
+        while waiting and len(live) < cluster.places:
+            heapq.heappush(live, tokens + waiting.pop())
+        until = live[0]
+        clock += (until - tokens) * (cluster.token_s + cluster.token_s_each * len(live))
+        tokens = until
+        while live and live[0] == tokens:
+            heapq.heappop(live)
+    return clock
+
+
+def in_turns(rollouts: Sequence[float], trainings: Sequence[float], sync: float) -> float:
+    """Mean seconds a step where training waits for sampling and sampling for training."""
+    return mean([r + t + sync for r, t in zip(rollouts, trainings, strict=True)])
+
+
+def one_ahead(rollouts: Sequence[float], trainings: Sequence[float], sync: float) -> float:
+    """Mean seconds a step where the next rollout runs beside this training, on machines of its own; the first rollout,
+    with nothing beside it, left out."""
+    return mean([max(r, t) + sync for r, t in zip(rollouts[1:], trainings[:-1], strict=True)])
+
+
+def simulate(cluster: Cluster, *, steps: int = 12, seed: int = 1) -> dict[str, float]:
+    rng = random.Random(seed)
+    batches = [lengths_of(cluster, rng) for _ in range(steps)]
+    rollouts = [rollout_s(cluster, batch) for batch in batches]
+    trainings = [sum(batch) / cluster.train_tokens_per_s for batch in batches]
+    turns, ahead = (f(rollouts, trainings, cluster.sync_s) for f in (in_turns, one_ahead))
+    return {"rollout_s": mean(rollouts), "train_s": mean(trainings), "in_turns_s": turns, "one_ahead_s": ahead,
+            "gain": turns / ahead}  # fmt: skip
+
+
+def compare(plain: Path, ahead: Path) -> dict[str, float]:
+    """The model's step from the phases of a run in turns, beside the measured step of the same run with overlap.
+
+    Both on one machine, so the two take cores from each other, which the model knows nothing of: `stretched` says how
+    much slower the update was with a rollout beside it. The first steps, which compile and fill caches, are left out.
+    """
+    before, after = ([json.loads(line) for line in path.read_text().splitlines()][2:-1] for path in (plain, ahead))
+    phases = ("rollout", "experience", "update", "wait", "sync")
+    sides = [mean([sum(row.get(name, 0.0) for name in phases) for row in rows]) for rows in (before, after)]
+    updates = [mean([row["update"] for row in rows]) for rows in (before, after)]
+    beside = [row["update"] for row in before]
+    alone = mean([row["experience"] + row["sync"] for row in before])
+    return {"in_turns_s": sides[0], "one_ahead_s": sides[1], "predicted_s": one_ahead([r["rollout"] for r in before],
+            beside, alone), "stretched": updates[1] / updates[0], "gain": sides[0] / sides[1]}  # fmt: skip
+
+
+def main(words: Sequence[str]) -> None:
+    if words:
+        print(json.dumps({k: round(v, 3) for k, v in compare(Path(words[0]), Path(words[1])).items()}))
+        return
+    base = Cluster()
+    for sigma in (0.0, 0.5, 1.0):
+        for engines in (32, 64, 128, 256):
+            figures = simulate(replace(base, sigma=sigma, engines=engines))
+            print(f"| {sigma} | {engines} | " + " | ".join(f"{v:.1f}" for v in list(figures.values())[:-1])
+                  + f" | {figures['gain']:.2f} |", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
