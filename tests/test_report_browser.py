@@ -210,7 +210,7 @@ def test_a_chart_tells_its_numbers_to_the_arrow_keys_and_as_a_table(page: Page, 
     page.key("End")
     assert "step 30" in page.text("#stage-grpo .tip:not([hidden])")
     page.click("#stage-grpo figure details.numbers summary")
-    assert page.count("#stage-grpo figure details.numbers tbody tr") == 30
+    assert page.count("#stage-grpo figure details.numbers tbody tr") == 60, "two lines of 30 steps"
 
 
 def test_ten_thousand_rollouts_open_in_two_seconds(page: Page, tmp_path: Path) -> None:
