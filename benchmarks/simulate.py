@@ -23,7 +23,7 @@ from statistics import mean
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """engines: each decodes up to `places` sequences at once. Times in seconds. sigma: of the lengths' log; 0 is all alike,
+    """engines: each decodes up to `places` sequences at once. Times in seconds. sigma: of the lengths' log; 0 is none,
     1 a heavy tail."""
 
     engines: int = 64
