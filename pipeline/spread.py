@@ -69,6 +69,14 @@ def check_type(kind: str) -> None:
                            "launch with a file of configs/accelerate/, without --cpu"])  # fmt: skip
 
 
+def forget_zero() -> None:
+    """After a training under ZeRO: models that are loaded from now on, to sample or to judge, are whole again."""
+    if asked().startswith("zero"):
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
+
+
 def whole(tensor: Any) -> Any:
     """All of a tensor, on every rank; itself where it is not cut. A collective call where it is."""
     if hasattr(tensor, "full_tensor"):
@@ -81,4 +89,4 @@ def whole(tensor: Any) -> Any:
     return tensor
 
 
-__all__ = ["CUT", "MODES", "allow_on_cpu", "asked", "check_type", "is_cut", "whole"]
+__all__ = ["CUT", "MODES", "allow_on_cpu", "asked", "check_type", "forget_zero", "is_cut", "whole"]

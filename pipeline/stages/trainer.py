@@ -86,6 +86,7 @@ def _train(
         trainer.train(resume_from_checkpoint=saver.newest())
     stopping.check()
     models.save(trainer.model, ctx.tokenizer, place)
+    spread.forget_zero()
     ranks.from_main(lambda: shutil.rmtree(work, ignore_errors=True))
     return {
         # the library's own mean forgets what came before a resume
