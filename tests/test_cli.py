@@ -107,7 +107,7 @@ def test_a_line_that_is_no_json_is_named_by_its_number(write, capsys):
 def test_a_file_that_is_no_text_is_told_and_not_thrown(write, capsys):
     Path("rows.jsonl").write_bytes(b"\xff\xfe\x00{")
     (line,) = told(capsys, "run", write(prompts__path="rows.jsonl", prompts__procedural=None))
-    assert line.startswith("config.yaml: prompts: not readable")
+    assert line.startswith("config.yaml: rows.jsonl:1: not UTF-8")
 
 
 def test_a_row_without_the_verifiers_field_is_named(write, capsys):
