@@ -160,7 +160,6 @@ class Composite:
         batch = Batch([shaping.text_of(p) for p in prompts], prompt_ids, texts, completion_ids, finished, tasks)
         return [None if math.isnan(score.reward) else score.reward for score in self.score(batch)]
 
-
     def _prompt_ids(self, prompts: Any) -> list[list[int]]:
         """Only a reward model reads them."""
         readers = [part.name for part in self.parts if isinstance(part, LearnedPart)]
