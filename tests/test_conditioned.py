@@ -4,6 +4,7 @@ forward pass, the KL against torch's own, and the stage and its probe on a tiny 
 import io
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -258,7 +259,7 @@ def test_a_trained_model_asked_through_plain_transformers_gives_the_ids_of_our_g
         label, _ = asking.label_of(place, ask or "none")
         for text in ("a1>c1:", "e5>a2:", "b2>d4:"):
             messages = [{"role": "user", "content": text}]
-            ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt",
+            ids: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt",
                                                 return_dict=False, ask=ask)  # fmt: skip
             theirs = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=16)
             prompt = tuple(render_ids({"prompt": text}, Prompts(path="x"), tokenizer, label=label))

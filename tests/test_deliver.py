@@ -20,6 +20,7 @@ def run(tmp_path) -> Path:
         stage = StageDir(cfg.run_dir, name)
         stage.open()
         stage.tokens["completion"] = 1000
+        assert cfg.model.tiny is not None
         make_tiny(cfg.model.tiny, stage.model_dir, seed=seed)
         shared = {key: getattr(cfg, key) for key in ("model", "prompts", "rewards", "sampling")}
         made = stage.complete(

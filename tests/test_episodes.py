@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def start(tokenizer, cell="a1", goal="c1", index=0):
 
 
 def played(tokenizer, answers, *, memory, prompts=None, samples=1, environment=gridworld.Environment, cut=(), **more):
-    generator = Scripted(tokenizer, answers, cut)
+    generator: Any = Scripted(tokenizer, answers, cut)
     rows = play(
         generator, environment, prompts or [start(tokenizer)], Sampling(max_tokens=6), samples=samples, max_turns=3,
         memory=memory, key=(1, "t"), tokenizer=tokenizer, ends=frozenset({tokenizer.eos_token_id}), **more,

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,7 @@ def test_a_row_of_the_pool_comes_back_with_its_stage_round_and_label(tmp_path, t
 
 
 def test_human_ratings_become_samples_with_an_end_token_and_the_mean_of_their_raters(tmp_path, tokenizer):
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": "2+2=", "completion": "4", "rating": 7},
         {"prompt": "2+2=", "completion": "4", "rating": 6},
         {"prompt": "2+2=", "completion": "5", "rating": 1},
@@ -121,7 +122,7 @@ def test_rounds_stop_when_the_held_out_score_no_longer_rises(accuracies, rule, s
 
 
 def test_rounds_stop_when_answers_become_all_alike():
-    assert "1.20 distinct answers" in stop_reason(rounds(0.4, 0.6, distinct=1.2), Stop(min_distinct=1.5))
+    assert "1.20 distinct answers" in (stop_reason(rounds(0.4, 0.6, distinct=1.2), Stop(min_distinct=1.5)) or "")
     assert stop_reason(rounds(0.4, 0.6, distinct=1.6), Stop(min_distinct=1.5)) is None
 
 
@@ -149,7 +150,7 @@ def test_reward_when_solved_leaves_failures_out():
     [({"prompt": "p", "completion": "c"}, True), ({"messages": []}, True), ({"prompt": "p", "gold": "4"}, False)],
 )
 def test_more_sft_is_a_control_only_where_there_is_something_to_imitate(row, has):
-    ctx = SimpleNamespace(split=SimpleNamespace(train=[row]), cfg=SimpleNamespace(prompts=SOURCE))
+    ctx: Any = SimpleNamespace(split=SimpleNamespace(train=[row]), cfg=SimpleNamespace(prompts=SOURCE))
     assert has_demonstrations(ctx) is has
 
 

@@ -8,7 +8,7 @@ from loop_kit import tiny_model
 
 from pipeline import adapters, generate, models
 from pipeline.draws import filtered_logprobs
-from pipeline.generate import Request, TransformersGenerator, VllmGenerator, canary_gap
+from pipeline.generate import Generator, Request, TransformersGenerator, VllmGenerator, canary_gap
 from pipeline.models import named_weights
 from pipeline.records import Prompt, Rollout
 from pipeline.schema import Generate, Model, Sampling
@@ -227,6 +227,7 @@ def test_seeds_go_by_the_place_in_the_whole_step_whoever_samples_it():
 def test_who_asks_is_told_of_each_sample_as_it_ends_and_gets_the_same_samples(tmp_path, kind):
     place = str(tiny_model(tmp_path / "model"))
     asked = requests(4, max_tokens=9)
+    generator: Generator
     if kind == "vllm":
         generator = VllmGenerator(place, Model(), Generate(), max_model_len=64)
     else:

@@ -1,6 +1,7 @@
 """A reward model as a reward: it is asked about the very ids it was trained on, and its offset changes nothing."""
 
 import inspect
+from typing import Any
 
 import pytest
 import torch
@@ -109,9 +110,9 @@ def test_a_reward_model_is_a_reward_function_of_trl_and_reads_the_ids_it_was_tra
 def test_a_block_of_verifiers_and_a_reward_model_is_one_function_of_trl(place):
     tokenizer, given = columns(place)
     given["gold"] = ["RU", "no", "x"]
-    learned = {"learned": lambda reference: models.LearnedReward(place, Model())}
+    learned: dict[str, Any] = {"learned": lambda reference: models.LearnedReward(place, Model())}
     block = {"exact": {"weight": 2.0}, "reward_model": {"weight": 0.5}}
-    alone = rewards.learned(models.LearnedReward(place, Model()), tokenizer)(**given)
+    alone: Any = rewards.learned(models.LearnedReward(place, Model()), tokenizer)(**given)
     both = rewards.build(block, **learned, tokenizer=tokenizer)
     assert both(**given) == pytest.approx([2.0 * e + 0.5 * s for e, s in zip((1, 0, 0), alone, strict=True)], abs=1e-5)
     with pytest.raises(ValueError, match=r"rewards.reward_model: .* give rewards.build\(tokenizer=...\)"):

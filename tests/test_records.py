@@ -1,5 +1,6 @@
 import json
 import math
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_an_endless_walk_visits_each_item_once_a_pass_and_can_be_entered_anywher
 
 def test_seeds_are_functions_of_their_key_alone():
     assert derive(1, "grpo", 3) == derive(1, "grpo", 3)
-    keys = [
+    keys: list[tuple[Any, ...]] = [
         (1, "grpo", 3),
         (1, "grpo", 4),
         (2, "grpo", 3),

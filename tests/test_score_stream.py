@@ -85,7 +85,7 @@ def test_functions_see_the_whole_batch_at_once_as_ever(tmp_path, events):
         seen.append(len(completions))
         return [float(i) for i in range(len(completions))]
 
-    sys.modules["tests_events"].counting = counting
+    vars(sys.modules["tests_events"])["counting"] = counting
     composite = scorer(tmp_path, 5.0, mine={"kind": "function", "path": "tests_events:counting"})
 
     def sample(told):

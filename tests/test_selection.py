@@ -2,8 +2,9 @@
 
 import math
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from itertools import permutations
+from typing import Any
 
 import pytest
 
@@ -107,7 +108,7 @@ def test_softmax_draws_each_set_as_often_as_the_formula_says():
     seen = Counter(tuple(chosen(candidates, {"softmax": {"n": 2, "temperature": temperature}}, seed=s))
                    for s in range(draws))  # fmt: skip
     weights = [math.exp(r / temperature) for r in rewards]
-    expected = Counter()
+    expected: dict[tuple[int, ...], float] = defaultdict(float)
     for first, second in permutations(range(3), 2):  # without replacement: one after the other
         p = weights[first] / sum(weights) * weights[second] / (sum(weights) - weights[first])
         expected[tuple(sorted((first, second)))] += p
@@ -157,8 +158,15 @@ def test_filters_of_a_prompt_are_unmoved_by_other_prompts_being_there(name):
 
 @pytest.mark.parametrize("name", sorted(FILTERS))
 def test_every_filter_keeps_some_of_what_it_was_given_in_order_and_nothing_of_nothing(name):
-    spec = {"threshold": {"threshold": 0.5}, "quantile": {"quantile": 0.5}, "top_k": {"top_k": 2}, "cap": {"cap": 2},
-            "softmax": {"softmax": 2}, "reward_weighted": {"reward_weighted": 2}}.get(name, name)  # fmt: skip
+    first: dict[str, float] = {
+        "threshold": 0.5,
+        "quantile": 0.5,
+        "top_k": 2,
+        "cap": 2,
+        "softmax": 2,
+        "reward_weighted": 2,
+    }
+    spec: Any = {name: first[name]} if name in first else name
     kept = chosen(MIXED, spec)
     assert kept == sorted(set(kept)) and set(kept) <= set(chosen(MIXED))
     assert parse([spec])[0](MIXED, [], Turn()) == []
@@ -221,6 +229,7 @@ def test_the_lint_names_the_plateau_that_imitation_ends_on():
     finding = lint(parse([{"threshold": 0.5}]), even_grid())
     kept = [c.reward for c in even_grid() if c.reward >= 0.5]
     assert finding.plateau == pytest.approx(sum(kept) / len(kept))
+    assert finding.message is not None
     assert f"{finding.plateau:.2f}" in finding.message and "raise the threshold to 1" in finding.message
 
 
