@@ -291,9 +291,9 @@ def test_a_tracker_that_fails_stops_no_run(tmp_path, model, capsys, monkeypatch)
         raise OSError("no space on https://me:swordfish@example.org")
 
     monkeypatch.setattr(trackers, "_make", no_disk)
-    assert run_stage(tmp_path, model, "grpo", "trackers=[tensorboard]") == 0
+    assert run_stage(tmp_path, model, "grpo", "trackers=[trackio]") == 0
     said = capsys.readouterr().out
-    assert "tensorboard: OSError: no space" in said and "swordfish" not in said
+    assert "trackio: OSError: no space" in said and "swordfish" not in said
     assert len(metrics(tmp_path, "grpo")) == 2
 
 
