@@ -66,14 +66,14 @@ class Server:
 
     log: Path
     command: Sequence[str] = (sys.executable, "-m", "pipeline.chaos")
-    process: subprocess.Popen[str] = field(init=False)
+    process: subprocess.Popen[bytes] = field(init=False)
     took_s: float = field(init=False, default=0.0)  # of the last child, from its fork
 
     def __post_init__(self) -> None:
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONHASHSEED"}
         self.process = subprocess.Popen(
-            list(self.command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=environment,
+            list(self.command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
+            bufsize=0,  # a line held back in a buffer is none that select() could see
         )  # fmt: skip
 
     def run(
@@ -87,8 +87,7 @@ class Server:
     ) -> tuple[int, bool]:
         """(exit code, whether it was ended by us) of `python -m pipeline WORDS` in a child; more: for its `prepare`."""
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"words": list(words), "log": str(self.log), **more}) + "\n")
-        self.process.stdin.flush()
+        self.process.stdin.write(json.dumps({"words": list(words), "log": str(self.log), **more}).encode() + b"\n")
         child = self._answer(STUCK_S)["pid"]
         forked = time.monotonic()
         answer = self._watched(end_when) if end_when else self._answer(STUCK_S if end_after_s is None else end_after_s)

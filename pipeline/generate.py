@@ -93,17 +93,16 @@ def rollouts(
         for sample in range(samples)
     ]
 
+    def rollout(i: int, d: Sample, text: str) -> Rollout:
+        return Rollout(prompts[i // samples], i % samples, d.ids, d.logprobs, text, d.finished)
+
     def tell(i: int, d: Sample) -> None:
         assert on_done is not None
-        text = tokenizer.decode(list(d.ids), skip_special_tokens=True)
-        on_done(i, Rollout(prompts[i // samples], i % samples, d.ids, d.logprobs, text, d.finished))
+        on_done(i, rollout(i, d, tokenizer.decode(list(d.ids), skip_special_tokens=True)))
 
     drawn = generator.sample(requests, sampling, ends, *([] if on_done is None else [tell]))
     texts = tokenizer.batch_decode([list(d.ids) for d in drawn], skip_special_tokens=True)
-    return [
-        Rollout(prompts[i // samples], i % samples, d.ids, d.logprobs, text, d.finished)
-        for i, (d, text) in enumerate(zip(drawn, texts, strict=True))
-    ]
+    return [rollout(i, d, text) for i, (d, text) in enumerate(zip(drawn, texts, strict=True))]
 
 
 def continuations(

@@ -7,7 +7,6 @@ own measures the machine (`trial=false` leaves it out, and memory and time with 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -243,11 +242,6 @@ def show(cfg: Config, made: Plan, trial: Trial | None) -> None:
 def rows_of(made: Plan) -> list[dict[str, Any]]:
     """A row a stage, for a table."""
     return [_row(work, made) for work in made.works]
-
-
-def workers_of(asked: int | None) -> int:
-    """How many stages of a comparison run at once."""
-    return asked or min(os.cpu_count() or 1, 4)
 
 
 def _row(work: Work, made: Plan) -> dict[str, Any]:

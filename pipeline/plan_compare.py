@@ -48,6 +48,8 @@ def as_json(made: Mapping[str, plan.Plan]) -> dict[str, Any]:
 
 
 def show(cfg: Config, name: str, made: Mapping[str, plan.Plan], trial: Trial | None) -> None:
+    from pipeline.stages.workers import at_once
+
     block = cfg.block(name)
     console.say(f"{cfg.path}: comparison {cfg.run}, seeds {', '.join(map(str, block.seeds))}, in {cfg.run_dir}")
     rows = [{"part": f"{run.rpartition('/')[2]}/{row['stage']}", **{k: v for k, v in row.items() if k != "stage"}}
@@ -61,7 +63,7 @@ def show(cfg: Config, name: str, made: Mapping[str, plan.Plan], trial: Trial | N
         return
     peak = max((m.total for one in made.values() for m in one.memory.values()), default=0)
     seconds = [(s, one.stale[stage] is not None) for one in made.values() for stage, s in one.seconds.items()]
-    workers = plan.workers_of(block.workers)
+    workers = at_once(block.workers)
     console.say(f"memory: {peak / MIB:,.0f} MiB a process, {workers} at once")
     console.say(f"time: {console.clock(sum(s for s, todo in seconds if todo) / workers)} for what is stale, "
                 f"{console.clock(sum(s for s, _ in seconds) / workers)} in all, {workers} at once")  # fmt: skip

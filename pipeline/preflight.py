@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -270,32 +270,27 @@ def _imitates_prompts(cfg: Config, names: Sequence[str]) -> bool:
 def _required(cfg: Config, names: Sequence[str]) -> dict[str, frozenset[str]]:
     """Verifier name -> fields its tasks must have, over the run's rewards and those of its stages."""
     out: dict[str, frozenset[str]] = {}
-    for _, verifier, fields in _verifier_parts(cfg, names):
-        out[verifier.name] = verifier.required_fields - {*(fields.get("task") or {}), *(fields.get("fields") or {})}
+    for block in _reward_blocks(cfg, names).values():
+        out |= rewards.fields_needed(block, cfg.verifier_dirs)
     return out
 
 
-def _verifier_parts(cfg: Config, names: Sequence[str]) -> Iterator[tuple[str, verifiers.Verifier, Mapping[str, Any]]]:
-    """(key, verifier, its part's fields) of every verifier that would be asked."""
-    known = verifiers.available(cfg.verifier_dirs)
-    blocks = {"rewards": cfg.rewards}
+def _reward_blocks(cfg: Config, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """Key -> block, of all that would be scored by."""
+    blocks: dict[str, Mapping[str, Any]] = {"rewards": cfg.rewards}
     for name in names:
         blocks[f"{name}.reward"] = getattr(cfg.blocks[name], "reward", None) or {}
-        blocks[f"{name}.monitor.strict"] = dict(strict_of(cfg.blocks[name]))
-    for where, block in blocks.items():
-        for name, part in block.items():
-            fields = part or {}
-            verifier = str(fields.get("verifier", name))
-            if verifier in known and fields.get("kind", "verifier") == "verifier":
-                yield f"{where}.{name}", verifiers.load(verifier, cfg.verifier_dirs), fields
+        blocks[f"{name}.monitor.strict"] = strict_of(cfg.blocks[name])
+    return blocks
 
 
 def away_mistakes(cfg: Config, names: Sequence[str]) -> list[str]:
     """Verifiers that cannot run on this machine, each with the mend: else every row would end as an error."""
     lines = []
-    for where, verifier, fields in _verifier_parts(cfg, names):
-        given = {**(fields.get("fields") or {}), **(fields.get("task") or {})}
-        lines += _told(where, partial(_ask_whether_it_runs, verifier, given, cfg))
+    for where, block in _reward_blocks(cfg, names).items():
+        for part, verifier, fields in rewards.verifiers_of(block, cfg.verifier_dirs):
+            given = {**(fields.get("fields") or {}), **(fields.get("task") or {})}
+            lines += _told(f"{where}.{part}", partial(_ask_whether_it_runs, verifier, given, cfg))
     return lines
 
 

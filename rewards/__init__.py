@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rewards.compose import MALFORMED, MONITOR, Composite, Pending, build
+from rewards.compose import MALFORMED, MONITOR, Composite, Pending, build, fields_needed, verifiers_of
 from rewards.learned import learned
 from rewards.records import Batch, Score
 from rewards.shaping import format, length, missing_eos, random, repetition
@@ -30,6 +30,7 @@ __all__ = [
     "Pending",
     "Score",
     "build",
+    "fields_needed",
     "format",
     "learned",
     "length",
@@ -37,6 +38,7 @@ __all__ = [
     "random",
     "repetition",
     "verifier",
+    "verifiers_of",
 ]
 
 

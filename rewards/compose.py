@@ -14,7 +14,7 @@ import importlib
 import inspect
 import math
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +188,28 @@ def build(
         raise ValueError(f"rewards: name at least one part; verifiers: {', '.join(verifiers.available(verifier_dirs))}")
     parts = [_part(name, dict(fields or {}), verifier_dirs, learned) for name, fields in block.items()]
     return Composite(parts, tokenizer=tokenizer)
+
+
+def verifiers_of(
+    block: Mapping[str, Mapping[str, Any] | None], dirs: Sequence[str | Path]
+) -> Iterator[tuple[str, verifiers.Verifier, Mapping[str, Any]]]:
+    """(part name, verifier, the part's fields) of the parts of a `rewards:` block that are verifiers."""
+    known = verifiers.available(dirs)
+    for name, part in block.items():
+        fields = part or {}
+        verifier = str(fields.get("verifier") or name)
+        if verifier in known and fields.get("kind", "verifier") == "verifier":
+            yield name, verifiers.load(verifier, dirs), fields
+
+
+def fields_needed(
+    block: Mapping[str, Mapping[str, Any] | None], dirs: Sequence[str | Path]
+) -> dict[str, frozenset[str]]:
+    """Verifier name -> fields its tasks must have; a part's own constants and renamed columns are there already."""
+    return {
+        verifier.name: verifier.required_fields - {*(fields.get("task") or {}), *(fields.get("fields") or {})}
+        for _, verifier, fields in verifiers_of(block, dirs)
+    }
 
 
 def _part(name: str, fields: dict[str, Any], dirs: Sequence[str | Path], learned: Learned | None) -> Part:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # an unreachable Hub costs most of a minute for each look-up
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -28,3 +30,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if on_gpu and cuda_is_missing():
         for item in on_gpu:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of a few thousand weights, to start a stage from."""
+    from loop_kit import tiny_model
+
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def no_engine_left_behind() -> Iterator[None]:
+    """After the test no generator is open: the next one may run on other weights and other settings."""
+    yield
+    from pipeline import generate
+
+    generate.close_generators()

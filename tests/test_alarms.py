@@ -1,7 +1,6 @@
 """Each alarm with its fault put in on purpose, through the command line: exit code 3 and the cause in words."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -12,18 +11,7 @@ from pipeline import alarms, generate
 from pipeline.stages import policy
 from pipeline.update import learner, loop
 
-pytestmark = pytest.mark.stages
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(autouse=True)
-def no_engine_left_behind() -> Iterator[None]:
-    yield
-    generate.close_generators()
+pytestmark = [pytest.mark.stages, pytest.mark.usefixtures("no_engine_left_behind")]
 
 
 def stopped(tmp_path, model, capsys, *overrides: str, stage: str = "grpo") -> str:

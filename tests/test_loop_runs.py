@@ -4,30 +4,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from loop_kit import letters, manifest, metrics, run_stage, tiny_model, weights, write_config
+from loop_kit import letters, manifest, metrics, run_stage, weights, write_config
 
 from pipeline import generate, ranks, trackers
 from pipeline.config import ConfigError
 from pipeline.update import loop
 
-pytestmark = pytest.mark.stages
+pytestmark = [pytest.mark.stages, pytest.mark.usefixtures("no_engine_left_behind")]
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(autouse=True)
-def no_engine_left_behind() -> Iterator[None]:
-    yield
-    generate.close_generators()
 
 
 LORA = "grpo.peft={r: 4, target_modules: [q_proj, v_proj, down_proj], lora_alpha: 16}"

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from loop_kit import metrics, run_stage, tiny_model, write_config
+from loop_kit import metrics, run_stage, write_config
 
-from pipeline import config, generate, preflight
+from pipeline import config, preflight
 from pipeline.stages.watching import second_rewards
+
+pytestmark = pytest.mark.usefixtures("no_engine_left_behind")
 
 # an answer is right when it begins with L; the holed verifier also passes whatever holds an R
 VERIFIER = """
@@ -25,17 +27,6 @@ EXAMPLES = (Example("right", "L", {{"start": "a1"}}),)
 """
 ENOUGH = ["grpo.steps=25", "grpo.prompts=8", "grpo.samples=8"]
 HOLED = "grpo.reward={holed: {}}"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(autouse=True)
-def no_engine_left_behind():
-    yield
-    generate.close_generators()
 
 
 @pytest.fixture(scope="module")

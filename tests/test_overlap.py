@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from loop_kit import metrics, run_stage, tiny_model, weights
+from loop_kit import metrics, run_stage, weights
 
 from pipeline import generate
 from pipeline.update import loop
 
-pytestmark = pytest.mark.stages
+pytestmark = [pytest.mark.stages, pytest.mark.usefixtures("no_engine_left_behind")]
 OVERLAP = ["grpo.overlap=true", "grpo.loss.importance=truncate", "grpo.alarms.mismatch_mean_abs=10"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(autouse=True)
-def no_engine_left_behind() -> Iterator[None]:
-    yield
-    generate.close_generators()
 
 
 def drawn(root: Path) -> list[list[list[int]]]:

@@ -10,24 +10,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from loop_kit import metrics, run_stage, tiny_model
+from loop_kit import metrics, run_stage
 
-from pipeline import generate
 from verifiers import judge
 
-pytestmark = pytest.mark.stages
+pytestmark = [pytest.mark.stages, pytest.mark.usefixtures("no_engine_left_behind")]
 Answer = Callable[[dict[str, Any], int], tuple[int, str]]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(autouse=True)
-def no_engine_left_behind():
-    yield
-    generate.close_generators()
 
 
 class Endpoint:

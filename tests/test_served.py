@@ -15,11 +15,7 @@ from loop_kit import manifest, metrics, run_stage, tiny_model
 
 from pipeline import deliver, generate, served
 
-
-@pytest.fixture(autouse=True)
-def no_engine_left_behind() -> Iterator[None]:
-    yield
-    generate.close_generators()
+pytestmark = pytest.mark.usefixtures("no_engine_left_behind")
 
 
 @pytest.fixture(scope="module", params=["tied", "untied"])

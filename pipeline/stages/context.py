@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import rewards
-import verifiers
 from pipeline import generate, models, prompts, reliable, runs
 from pipeline.config import Config, ConfigError
 from pipeline.kept import keep_scored, kept_scored
@@ -141,7 +140,7 @@ class Context:
 
     def _prompts(self, rows: Sequence[prompts.Row]) -> list[Prompt]:
         out = prompts.distinct_prompts(rows, self.cfg.prompts, self.tokenizer)
-        prompts.check_tasks(out, required_fields(self.cfg.rewards, self.cfg.verifier_dirs))
+        prompts.check_tasks(out, rewards.fields_needed(self.cfg.rewards, self.cfg.verifier_dirs))
         return out
 
     # --- sampling and scoring -----------------------------------------------------------------------------------
@@ -251,17 +250,3 @@ class Judged:
 @dataclass(frozen=True, slots=True)
 class _Holder:
     generation_config: Any
-
-
-def required_fields(block: Mapping[str, Any], dirs: Sequence[str]) -> dict[str, frozenset[str]]:
-    """Verifier name -> fields its tasks must have, for the parts of a rewards block that are verifiers; a part's own
-    constants and renamed columns are there already."""
-    known = verifiers.available(dirs)
-    out = {}
-    for part, fields in block.items():
-        given = fields or {}
-        name = given.get("verifier") or part
-        if name in known and given.get("kind", "verifier") == "verifier":
-            brought = {*(given.get("task") or {}), *(given.get("fields") or {})}
-            out[name] = verifiers.load(name, dirs).required_fields - brought
-    return out

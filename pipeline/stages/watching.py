@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
-import verifiers
+import rewards
 from pipeline import ranks
 from pipeline.config import Config
 from pipeline.limits import Monitor
@@ -26,7 +27,7 @@ def scorer_and_watch(ctx: Context) -> tuple[Composite, Watch | None]:
     weights = scorer.verifier_weights
     train = {name: weight for name, weight in weights.items() if weight > 0}
     strict = [] if block.episodes is not None else [name for name, weight in weights.items() if weight == 0]
-    second = None if block.episodes is not None else second_rewards(ctx.cfg, block)
+    second = second_rewards(ctx.cfg, block)
     if second is not None:
         strict = [MONITOR]
         scorer = scorer.watched_by(ctx.scorer_of(second), max(settings.samples // ranks.world(), 1))
@@ -50,27 +51,14 @@ def second_rewards(cfg: Config, block: Policy) -> Mapping[str, Any] | None:
 
 def verifier_parts(block: Mapping[str, Any], dirs: Sequence[str]) -> dict[str, Any]:
     """The parts of a rewards block that are verifiers and count."""
-    known = verifiers.available(dirs)
-    found = {}
-    for name, part in block.items():
-        fields = part or {}
-        is_verifier = fields.get("kind", "verifier" if name in known else "") == "verifier"
-        if is_verifier and float(fields.get("weight", 1.0)) > 0:
-            found[name] = part
-    return found
+    found = rewards.verifiers_of(block, dirs)
+    return {name: part for name, _, part in found if float(part.get("weight", 1.0)) > 0}
 
 
 def limits_of(settings: Monitor, *, same_scale: bool) -> Limits:
-    return Limits(
-        gap=settings.gap if same_scale else None,
-        fall=settings.fall,
-        length_factor=settings.length_factor,
-        format_drop=settings.format_drop,
-        commonest_rise=settings.commonest_rise,
-        duplicate_rise=settings.duplicate_rise,
-        window=settings.window,
-        baseline=settings.baseline,
-    )
+    """The YAML's limits; on unlike scales a gap means nothing."""
+    given = {each.name: getattr(settings, each.name) for each in fields(Limits) if hasattr(settings, each.name)}
+    return Limits(**given | ({} if same_scale else {"gap": None}))
 
 
 __all__ = ["scorer_and_watch", "second_rewards"]

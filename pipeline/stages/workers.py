@@ -51,14 +51,18 @@ class Ended:
     words: str = ""
 
 
+def at_once(workers: int | None) -> int:
+    """How many parts of a comparison run beside each other."""
+    return workers or min(os.cpu_count() or 1, 4)
+
+
 def run_parts(parts: Sequence[Part], *, workers: int | None, logs: Path) -> None:
     """Bring every part up to date, as many at once as there are workers (None: a core each, at most 4).
 
     Raises what the first failing part raised; parts that are complete by then stay complete.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    count = workers or min(os.cpu_count() or 1, 4)
-    known = {p.key for p in parts}
+    count, known = at_once(workers), {p.key for p in parts}
     waiting, done, running = list(parts), set[tuple[str, str]](), dict[Future[Ended], Part]()
     begun = time.monotonic()
     context = multiprocessing.get_context("spawn")  # a forked torch can hang
