@@ -60,6 +60,21 @@ def allow_on_cpu(state: Any) -> None:
         state._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
+def accelerator() -> Any:
+    """accelerate's handle on this rank's device and on the others, for a loop that counts its passes itself."""
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)  # "auto" there is for TRL, and no number
+    # without: DDP would send rotary tables around in each forward, and ranks need not run equally many
+    how = DistributedDataParallelKwargs(broadcast_buffers=False)
+    without_gpu = not torch.cuda.is_available() and not asked().startswith("zero")  # told "cpu", it knows no DeepSpeed
+    made = Accelerator(cpu=without_gpu, kwargs_handlers=[how])
+    forget_zero()
+    return made
+
+
 def check_type(kind: str) -> None:
     """kind: accelerate's distributed type. Raises ConfigError where it is not what the launcher was told."""
     mode = asked()
@@ -70,7 +85,7 @@ def check_type(kind: str) -> None:
 
 
 def forget_zero() -> None:
-    """After a training under ZeRO: models that are loaded from now on, to sample or to judge, are whole again."""
+    """Models that are loaded from now on, to sample or to judge, are whole; under ZeRO-3 they would be born cut."""
     if asked().startswith("zero"):
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -89,4 +104,4 @@ def whole(tensor: Any) -> Any:
     return tensor
 
 
-__all__ = ["CUT", "MODES", "allow_on_cpu", "asked", "check_type", "forget_zero", "is_cut", "whole"]
+__all__ = ["CUT", "MODES", "accelerator", "allow_on_cpu", "asked", "check_type", "forget_zero", "is_cut", "whole"]

@@ -64,7 +64,8 @@ def free_port() -> int:
 
 
 def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", **more}
+    found = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": found, "OMP_NUM_THREADS": "1", **more}
 
 
 def torchrun(processes: int, *words: str, nodes: int = 1, node: int = 0, port: int | None = None) -> list[str]:

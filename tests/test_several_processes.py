@@ -15,14 +15,11 @@ from typing import Any
 
 import pytest
 import ranks_kit
-import torch
 from safetensors.torch import load_file
 
 from pipeline import ranks, spread
 from pipeline.__main__ import main
 from pipeline.config import ConfigError, read_yaml
-from pipeline.schema import Optimizer
-from pipeline.update import trained
 
 pytestmark = pytest.mark.slow
 STAGES = ("sft", "feedme", "reward_model", "ppo", "grpo", "conditioned")
@@ -114,18 +111,12 @@ def test_fsdp2_gives_the_same_in_other_stages(alone, tmp_path, stage):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("stage", ["sft", "grpo", "ppo"])
 @pytest.mark.parametrize("mode", ["zero2", "zero3"])
-def test_deepspeed_gives_the_same_in_sft(alone, tmp_path, mode, monkeypatch):
-    pytest.importorskip("deepspeed", reason="deepspeed is an extra that the lock leaves out")
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    assert_same(alone, launched(from_parents(alone, tmp_path, "base"), mode, "sft"), "sft")
-
-
-def test_a_policy_stage_under_deepspeed_is_refused_with_what_to_take(monkeypatch):
-    monkeypatch.setattr(spread, "asked", lambda: "zero3")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="policy stages run under ddp or fsdp2"):
-        trained.train_on(None, torch.nn.Linear(1, 1), lambda model: [], Optimizer())  # type: ignore[arg-type]
+def test_deepspeed_gives_what_one_process_gives(alone, tmp_path, mode, stage, monkeypatch):
+    with_deepspeed(monkeypatch)
+    together = launched(from_parents(alone, tmp_path, *PARENTS.get(stage, ("base", "sft"))), mode, stage)
+    assert_same(alone, together, stage)
 
 
 @pytest.mark.long
@@ -140,8 +131,10 @@ def test_two_nodes_give_what_one_process_gives(alone, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("mode", ["ddp", "fsdp2"])
-def test_a_killed_rank_ends_all_within_half_a_minute_and_the_run_goes_on(alone, tmp_path, mode):
+@pytest.mark.parametrize("mode", ["ddp", "fsdp2", "zero2", "zero3"])
+def test_a_killed_rank_ends_all_within_half_a_minute_and_the_run_goes_on(alone, tmp_path, mode, monkeypatch):
+    if mode.startswith("zero"):
+        with_deepspeed(monkeypatch)
     steps = ["grpo.steps=25", "grpo.checkpoint_every=2"]
     whole = launched(from_parents(alone, tmp_path / "whole", "base", "sft"), mode, "grpo", *steps)
     root = from_parents(alone, tmp_path / "killed", "base", "sft")
@@ -162,6 +155,11 @@ def test_a_killed_rank_ends_all_within_half_a_minute_and_the_run_goes_on(alone, 
 
 PARENTS = {"sft": ["base"], "reward_model": ["base", "sft"], "ppo": ["base", "sft", "reward_model"],
            "grpo": ["base", "sft"]}  # fmt: skip
+
+
+def with_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("deepspeed", reason="deepspeed is an extra that the lock leaves out")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
 
 
 def start(command: list[str]) -> subprocess.Popen[str]:

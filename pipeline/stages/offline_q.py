@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
-from pipeline import console, models, pool
+from pipeline import console, models, pool, spread
 from pipeline.config import ConfigError
 from pipeline.credit.advantages import masked_mean
 from pipeline.records import Scored, episodes
@@ -51,7 +50,7 @@ def run(ctx: Context) -> dict[str, Any]:
     models.save(policy, ctx.tokenizer, ctx.dir.model_dir)
     judged = ctx.evaluate(ctx.generator(str(ctx.dir.model_dir)))
     console.show_samples(judged.scored)
-    return {**judged.figures, **figures, **spread(logged, advantages), "episodes": len(logged.layout)}
+    return {**judged.figures, **figures, **told_apart(logged, advantages), "episodes": len(logged.layout)}
 
 
 def logged_samples(ctx: Context) -> list[Scored]:
@@ -117,7 +116,7 @@ def regress(
     seen = Experience(logged.rows, weights, [torch.zeros(len(r.ids)) for r in logged.rows])
     longest = max(len(r.ids) for r in logged.rows)
     learner = Learner(
-        Accelerator(cpu=not torch.cuda.is_available()), CompletionLogprobs(model, temperature=1.0), None,
+        spread.accelerator(), CompletionLogprobs(model, temperature=1.0), None,
         loss=Loss(kind="reinforce"), optimizer=block.optimizer, critic_settings=None, updates=block.policy_steps,
         max_tokens=longest, budget=block.tokens_per_microbatch,
     )  # fmt: skip
@@ -141,7 +140,7 @@ def progress(ctx: Context, part: str, steps: int) -> Any:
     return log
 
 
-def spread(logged: Logged, advantages: Sequence[Tensor]) -> dict[str, float]:
+def told_apart(logged: Logged, advantages: Sequence[Tensor]) -> dict[str, float]:
     """How far the heads tell logged tokens apart: mean and mean size of Q - V."""
     mask_BT = stack([r.mask for r in logged.rows]).bool()
     advantages_BT = stack(advantages)

@@ -6,10 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 
-from pipeline import adapters, console, generate, models, ranks, stopping
+from pipeline import adapters, console, generate, models, ranks, spread, stopping
 from pipeline.config import ConfigError
 from pipeline.episodes import load_environment, play
 from pipeline.records import Prompt, Scored
@@ -104,11 +102,8 @@ def make_policy(ctx: Context) -> tuple[CompletionLogprobs, torch.dtype]:
 
 def make_learner(ctx: Context, policy: CompletionLogprobs) -> Learner:
     block: Policy = ctx.block
-    # without: DDP would send rotary tables around in each forward, and ranks need not run equally many
-    how = DistributedDataParallelKwargs(broadcast_buffers=False)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[how])
     return Learner(
-        accelerator,
+        spread.accelerator(),
         policy,
         make_critic(ctx, policy.autocast),
         loss=block.loss,

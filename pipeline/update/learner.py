@@ -17,11 +17,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from pipeline import generate, ranks, spread
+from pipeline.config import ConfigError
 from pipeline.schema import Critic, Loss, Optimizer
 from pipeline.update import losses
 from pipeline.update.critic import SharedCritic, logprobs_and_values, values_of
+from pipeline.update.cut import train_on
 from pipeline.update.forward import Padded, Row, completion_logprobs, micro_batches, packs, pad_rows, stack
-from pipeline.update.trained import Whole, train_on
+from pipeline.update.trained import Whole
 
 T = TypeVar("T")
 
@@ -132,6 +134,8 @@ class Learner:
         self.accelerator, self.loss, self.critic_settings = accelerator, loss, critic_settings
         self.max_tokens, self.budget = max_tokens, budget
         self.shared = isinstance(policy, SharedCritic)
+        if self.shared and spread.is_cut() and spread.asked().startswith("zero"):  # it would step the frozen body too
+            raise ConfigError(["critic.shared under ZeRO: give shared: false, or take configs/accelerate/fsdp2.yaml"])
         rate = critic_settings.learning_rate if critic_settings is not None else 0.0
         self.policy_side = train_on(accelerator, policy, partial(_groups, optimizer.learning_rate, rate), optimizer)
         self.policy, self.optimizer = self.policy_side.forward, self.policy_side.optimizer
