@@ -1,4 +1,8 @@
-"""LoRA on a policy: put on, read as merged weights, switched off to be the reference. The base is never written to."""
+"""LoRA on a policy: put on, read as merged weights, switched off to be the reference. The base is never written to.
+
+The base may be kept in 4 bits (QLoRA, arXiv:2305.14314 section 3). Whoever reads merged weights, a generator or a
+checkpoint, gets what the trainer multiplies with: the 4 bits read back, the adapter's share added.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from typing import Any
 
 import torch
 
+from pipeline import spread
 from pipeline.config import ConfigError
 
 
@@ -47,21 +52,34 @@ def base_of(model: Any) -> Any:
 
 @torch.no_grad()
 def merged_weights(model: Any) -> dict[str, torch.Tensor]:
-    """Every weight of the base by its own name, the adapter's share added.
+    """Every weight of the base by its own name, whole, the adapter's share added.
 
     Summed aside: merging in place and unmerging again would wear the base down by rounding, step after step.
     """
     base, adapter = model.get_base_model(), model.active_adapter
     weights = {
-        name.replace(".base_layer.", ".").replace(f".modules_to_save.{adapter}.", "."): parameter.detach()
+        name.replace(".base_layer.", ".").replace(f".modules_to_save.{adapter}.", "."): plain(parameter)
         for name, parameter in base.named_parameters()
         if "lora_" not in name and ".original_module." not in name
     }
     for name, module in base.named_modules():
         if hasattr(module, "get_delta_weight") and adapter in getattr(module, "scaling", {}):
+            with spread.gathered(module.parameters()):
+                delta = spread.whole(module.get_delta_weight(adapter))
             weight = weights[f"{name}.weight"]
-            weights[f"{name}.weight"] = (weight.float() + module.get_delta_weight(adapter).float()).to(weight.dtype)
+            weights[f"{name}.weight"] = (weight.float() + delta.float()).to(weight.dtype)
     return weights
 
 
-__all__ = ["add_lora", "base_of", "is_adapted", "merged_weights"]
+def plain(parameter: Any) -> torch.Tensor:
+    """A weight as numbers, whole: read back from 4 bits, gathered where it is cut."""
+    if type(parameter).__name__ == "Params4bit":
+        from bitsandbytes.functional import dequantize_4bit
+
+        read_back: torch.Tensor = dequantize_4bit(parameter.data, parameter.quant_state)
+        return read_back
+    whole: torch.Tensor = spread.whole(parameter)
+    return whole.detach()
+
+
+__all__ = ["add_lora", "base_of", "is_adapted", "merged_weights", "plain"]

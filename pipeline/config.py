@@ -7,6 +7,7 @@ Our own blocks are the dataclasses below. What TRL, PEFT or vLLM already name pa
 from __future__ import annotations
 
 import copy
+import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -328,6 +329,7 @@ def _cross_checks(config: Config) -> list[str]:
     if (config.generate.backend == "vllm_server") != bool(config.generate.url):
         out.append("generate: backend vllm_server and url go together, as in {backend: vllm_server, "
                    "url: http://localhost:8000}")  # fmt: skip
+    out += _quantization_mistakes(config)
     out += block_mistakes("generate.vllm", config.generate.vllm, PASSED_THROUGH["vllm"])
     for name, block in config.blocks.items():
         if isinstance(block, Policy):
@@ -335,6 +337,17 @@ def _cross_checks(config: Config) -> list[str]:
         if isinstance(block, Conditioned) and block.bins == "edges" and block.edges != sorted(set(block.edges)):
             out.append(f"{name}.edges: must rise, found {block.edges}")
     return out
+
+
+def _quantization_mistakes(config: Config) -> list[str]:
+    if config.model.quantization is None:
+        return []
+    if not any(getattr(block, "peft", None) for block in config.blocks.values()):
+        return ["model.quantization: 4 bits do not learn, and no stage trains an adapter on them; give one a `peft`, "
+                "as {r: 16, target_modules: all-linear}"]  # fmt: skip
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return ["model.quantization: needs bitsandbytes; pip install bitsandbytes, or leave it out"]
+    return []
 
 
 def _policy_checks(name: str, block: Policy, config: Config) -> list[str]:

@@ -196,6 +196,13 @@ def _asked_at_once(block: Any) -> int:
     return int(getattr(block, "prompts", None) or 0) * int(getattr(block, "samples", None) or 0)
 
 
+def in_4_bits(shape: Shape) -> int:
+    """Bytes of a base kept for QLoRA: 4 bits a weight and 0.127 for their scales (arXiv:2305.14314 section 3); the
+    embedding and the head, which may be one tensor, keep their precision."""
+    kept = min(2 * shape.vocabulary * shape.hidden, shape.parameters)
+    return round(kept * shape.bytes_each + (shape.parameters - kept) * 4.127 / 8)
+
+
 def memory_of(cfg: Config, name: str, shape: Shape, data: Data, trial: Trial) -> Memory:
     """The stage's peak. One process keeps its generator through all stages, so its part stands in each."""
     block = cfg.blocks[name]
@@ -206,10 +213,11 @@ def memory_of(cfg: Config, name: str, shape: Shape, data: Data, trial: Trial) ->
     length = data.prompt_tokens[2] + cfg.sampling.max_tokens
     adapted = bool(getattr(block, "peft", None))
     if block.kind in ("sft", "feedme", "reward_model", "conditioned") or isinstance(block, Policy):
-        trained = 0.02 if adapted else 1.0  # share of the parameters that learn
-        parts |= {"weights": weights, "gradients": round(weights * trained), "optimizer": round(2 * weights * trained)}
+        learning = round(weights * (0.02 if adapted else 1.0))  # an adapter's share of the parameters, about
+        held = in_4_bits(shape) if adapted and cfg.model.quantization is not None else weights
+        parts |= {"weights": held, "gradients": learning, "optimizer": 2 * learning}
     if isinstance(block, Policy):
-        if block.kl.coef or block.kl.target:
+        if (block.kl.coef or block.kl.target) and not adapted:
             parts["reference"] = weights
         if block.critic is not None and not block.critic.shared:
             parts["critic"] = 4 * weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -79,25 +80,47 @@ def torch_dtype(name: str) -> Any:
     return "auto" if name == "auto" else getattr(torch, name)
 
 
-def load_policy(path: str, model: Model) -> Any:
-    """A causal language model in train mode with every dropout off: the log-probs of RL must be a function."""
+def load_policy(path: str, model: Model, *, adapted: bool = False) -> Any:
+    """A causal language model in train mode with every dropout off: the log-probs of RL must be a function.
+
+    adapted: an adapter will be put on it, and `model.quantization` holds.
+    """
     from transformers import AutoModelForCausalLM
 
-    loaded = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch_dtype(model.dtype), attn_implementation=model.attn, trust_remote_code=model.trust_remote_code
-    )
-    return without_dropout(loaded).to(device())
+    return without_dropout(_load(AutoModelForCausalLM, path, model, adapted=adapted))
 
 
-def load_reward_model(path: str, model: Model) -> Any:
+def load_reward_model(path: str, model: Model, *, adapted: bool = False) -> Any:
     """A sequence classifier with one output, in evaluation mode."""
     from transformers import AutoModelForSequenceClassification
 
-    loaded = AutoModelForSequenceClassification.from_pretrained(
-        path, num_labels=1, dtype=torch_dtype(model.dtype), attn_implementation=model.attn,
-        trust_remote_code=model.trust_remote_code,
+    return without_dropout(_load(AutoModelForSequenceClassification, path, model, adapted=adapted, num_labels=1)).eval()
+
+
+def _load(kind: Any, path: str, model: Model, *, adapted: bool, **more: Any) -> Any:
+    if adapted and model.quantization is not None:
+        if spread.is_cut():
+            raise ConfigError(["model.quantization: 4 bits are not cut over ranks; take configs/accelerate/ddp.yaml"])
+        more |= {"quantization_config": in_4_bits(model), "device_map": {"": device()}}
+    loaded = kind.from_pretrained(
+        path, dtype=torch_dtype(model.dtype), attn_implementation=model.attn, trust_remote_code=model.trust_remote_code,
+        **more,
     )  # fmt: skip
-    return without_dropout(loaded).to(device()).eval()
+    for module in loaded.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # it would pack the 4 bits anew, rounded, and not read them back
+    return loaded if "device_map" in more else loaded.to(device())
+
+
+def in_4_bits(model: Model) -> Any:
+    """How the base under an adapter is kept, heads apart: QLoRA, arXiv:2305.14314 section 3."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type=model.quantization, bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if model.dtype == "auto" else torch_dtype(model.dtype),
+        llm_int8_skip_modules=["lm_head", "embed_out", "score"],
+    )  # fmt: skip
 
 
 def without_dropout(model: nn.Module) -> nn.Module:
@@ -123,9 +146,11 @@ def save(model: Any, tokenizer: Any, place: Path, *, dtype: torch.dtype | None =
     """
     model = model.module if hasattr(model, "module") else model
     state = {}
-    if spread.is_cut():
+    quantized = getattr(adapters.base_of(model), "is_quantized", False)
+    if spread.is_cut() or quantized:
         gathered = {name: tensor.to(dtype or tensor.dtype) for name, tensor in named_weights(model)}
         model = adapters.base_of(model)
+        model = in_full(model) if quantized else model
         state = {"state_dict": untied(model, gathered)}
         model.config.dtype = dtype or model.config.dtype
     else:
@@ -137,6 +162,14 @@ def save(model: Any, tokenizer: Any, place: Path, *, dtype: torch.dtype | None =
         model.save_pretrained(place, **state)
         tokenizer.save_pretrained(place)
     ranks.barrier()
+
+
+def in_full(model: Any) -> Any:
+    """The same architecture without its 4 bits, and without weights."""
+    config = copy.deepcopy(model.config)
+    del config.quantization_config
+    with torch.device("meta"):
+        return type(model)(config)
 
 
 def untied(model: Any, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

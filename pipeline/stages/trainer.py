@@ -74,8 +74,11 @@ def _train(
     model = load_model()
     fit_head_buffer(model.config.get_text_config().vocab_size)
     trainer = trainer_class(
-        model=model, args=args, processing_class=ctx.tokenizer, callbacks=[], **arguments, **_peft(ctx.block)
+        model=model, args=args, processing_class=ctx.tokenizer, callbacks=[], **arguments, **_peft(ctx.block, model)
     )
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad and parameter.dtype == torch.bfloat16 and ctx.cfg.model.quantization is not None:
+            parameter.data = parameter.data.float()  # the library has lowered the adapter, and steps would be lost
     if ranks.world() > 1:
         spread.check_type(trainer.accelerator.distributed_type.value)
     trainer.remove_callback(_printer())
@@ -139,12 +142,13 @@ def build_arguments(config_class: Any, settings: dict[str, Any], work: Path, *, 
     return checked
 
 
-def _peft(block: Any) -> dict[str, Any]:
+def _peft(block: Any, model: Any) -> dict[str, Any]:
     if not getattr(block, "peft", None):
         return {}
     from peft import LoraConfig
 
-    return {"peft_config": LoraConfig(**{"task_type": "CAUSAL_LM", **block.peft})}
+    task = "SEQ_CLS" if hasattr(model, "score") else "CAUSAL_LM"  # the first trains a fresh head beside the adapter
+    return {"peft_config": LoraConfig(**{"task_type": task, **block.peft})}
 
 
 def _printer() -> Any:
