@@ -132,30 +132,53 @@ def continuations(
     ]
 
 
+def engine_options(model: Model, *, max_model_len: int) -> dict[str, Any]:
+    """Fields of vLLM's EngineArgs that samples and their log-probs depend on."""
+    return {
+        "dtype": model.dtype,
+        "max_model_len": max_model_len,
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",  # the model's own would change the sampling distribution
+        "logprobs_mode": "processed_logprobs",
+        "enforce_eager": not torch.cuda.is_available(),
+        # a prompt cut in two makes the engine turn back the seeded generator of its request, which on a CPU raises
+        "enable_chunked_prefill": torch.cuda.is_available(),
+        "trust_remote_code": model.trust_remote_code,
+        "seed": 0,
+        **({"gpu_memory_utilization": 0.4} if torch.cuda.is_available() else {}),
+    }
+
+
+def sampling_fields(request: Request, sampling: Sampling, ends: frozenset[int]) -> dict[str, Any]:
+    """Fields of vLLM's SamplingParams for one request; all are given, so that no default decides."""
+    return {
+        "n": 1,
+        "seed": request.seed,
+        "max_tokens": request.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "stop_token_ids": sorted(ends),
+        "logprobs": 0,
+        "detokenize": False,
+        "skip_special_tokens": False,
+    }
+
+
 class VllmGenerator:
     """vLLM's engine inside this process; weights go in through `reload_weights`, no copy on disk."""
 
     name = "vllm"
 
     def __init__(self, model_dir: str, model: Model, generate: Generate, *, max_model_len: int) -> None:
-        _prepare_vllm_environment()
+        prepare_vllm_environment()
         from vllm import LLM
 
-        options: dict[str, Any] = {
-            "dtype": model.dtype,
-            "max_model_len": max_model_len,
-            "skip_tokenizer_init": True,
-            "generation_config": "vllm",  # the model's own would change the sampling distribution
-            "logprobs_mode": "processed_logprobs",
-            "enforce_eager": not torch.cuda.is_available(),
-            # a prompt cut in two makes the engine turn back the seeded generator of its request, which on a CPU raises
-            "enable_chunked_prefill": torch.cuda.is_available(),
-            "trust_remote_code": model.trust_remote_code,
-            "disable_log_stats": True,
-            "seed": 0,
-            **({"gpu_memory_utilization": 0.4} if torch.cuda.is_available() else {}),
-            **generate.vllm,
-        }
+        options = {"disable_log_stats": True, **engine_options(model, max_model_len=max_model_len), **generate.vllm}
         self.llm = LLM(model_dir, **options)
 
     def sample(
@@ -163,25 +186,7 @@ class VllmGenerator:
     ) -> list[Sample]:
         from vllm import SamplingParams, TokensPrompt
 
-        parameters = [
-            SamplingParams(
-                n=1,
-                seed=r.seed,
-                max_tokens=r.max_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-                min_p=sampling.min_p,
-                repetition_penalty=sampling.repetition_penalty,
-                presence_penalty=0.0,
-                frequency_penalty=0.0,
-                stop_token_ids=sorted(ends),
-                logprobs=0,
-                detokenize=False,
-                skip_special_tokens=False,
-            )
-            for r in requests
-        ]
+        parameters = [SamplingParams(**sampling_fields(r, sampling, ends)) for r in requests]
         prompts = [TokensPrompt(prompt_token_ids=list(r.ids)) for r in requests]
         self.llm.reset_prefix_cache()  # what shares a batch's arithmetic is then the batch alone, also after a resume
         if on_done is None:
@@ -233,11 +238,11 @@ def _sample_of(answer: Any, ends: frozenset[int]) -> Sample:
 def preload() -> None:
     """Import what the generator of this machine will need, for a process that is forked to answer."""
     if choose_backend(Generate()) == "vllm":
-        _prepare_vllm_environment()
+        prepare_vllm_environment()
         import vllm  # noqa: F401
 
 
-def _prepare_vllm_environment() -> None:
+def prepare_vllm_environment() -> None:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -386,6 +391,10 @@ def open_generator(
         from pipeline.served import ServedGenerator
 
         made, weights = ServedGenerator(model_dir, generate), weights or (lambda: checkpoint_weights(model_dir, model))
+    elif backend == "ray":
+        from pipeline.on_ray import RayGenerator
+
+        made = RayGenerator(model_dir, model, generate, max_model_len=max_model_len)
     else:
         made = TransformersGenerator(model_dir, model, generate)
     if weights:
@@ -405,7 +414,7 @@ _told: set[str] = set()
 
 def choose_backend(generate: Generate) -> str:
     """`vllm` or `transformers`. Raises ConfigError where vLLM is asked for by name and not installed."""
-    if generate.backend in ("transformers", "vllm_server"):
+    if generate.backend in ("transformers", "vllm_server", "ray"):
         return generate.backend
     if importlib.util.find_spec("vllm") is not None:
         return "vllm"

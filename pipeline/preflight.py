@@ -21,7 +21,7 @@ from pipeline.credit import selection
 from pipeline.library import nearest
 from pipeline.model_dir import fault, is_local
 from pipeline.runs import LineageError, StageDir, verify_outputs
-from pipeline.schema import Prompts
+from pipeline.schema import Policy, Prompts
 
 TOLD = 3  # rows told of one fault before the rest is counted
 NEEDS_COMPLETIONS = ("sft",)
@@ -48,6 +48,9 @@ def mistakes(cfg: Config, stages: Sequence[str] | None = None) -> list[str]:
     for number, name in enumerate(names):
         block = cfg.blocks[name]
         lines += reference_mistakes(cfg, name, names[:number], alone=alone)
+        if isinstance(block, Policy) and cfg.generate.backend == "ray":
+            lines.append(f"generate.backend: ray starts its engines anew for each batch, and {name} would wait for "
+                         "that in every step; give vllm_server")  # fmt: skip
         if getattr(block, "reward", None):
             lines += _reward_mistakes(f"{name}.reward", block.reward, cfg)
         if strict_of(block):

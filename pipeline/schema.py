@@ -87,12 +87,13 @@ class Sampling:
 @dataclass(slots=True)
 class Generate:
     __pydantic_config__: ClassVar = STRICT
-    backend: Literal["auto", "vllm", "transformers", "vllm_server"] = "auto"
+    backend: Literal["auto", "vllm", "transformers", "vllm_server", "ray"] = "auto"
     url: str | list[str] | None = None  # vllm_server: where; of several, each rank samples from one
-    weights_dir: str = "runs/.weights"  # vllm_server: where weights pass; trainer and servers see the same directory
+    weights_dir: str = "runs/.weights"  # vllm_server, ray: where weights pass; all machines see the same directory
     batch: Positive = 256  # sequences at once, transformers only
     canary_tolerance: Annotated[float, Field(gt=0)] | None = None  # None: by dtype, 1e-3 float32, 0.25 bfloat16
     vllm: dict[str, Any] = field(default_factory=dict)
+    ray: dict[str, Any] = field(default_factory=dict)  # as {concurrency: 8}: fields of Ray Data's vLLM processor
 
 
 @dataclass(slots=True)

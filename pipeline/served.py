@@ -30,6 +30,30 @@ AT_ONCE = 256  # requests in flight: the server batches what is there
 TIMEOUT_S = 1800.0
 
 
+class Checkpoints:
+    """A directory that trainer and samplers see, and the weights that pass through it: each under a new name, so that
+    who still reads the last ones is not disturbed; those are kept, older ones go."""
+
+    def __init__(self, model_dir: str, weights_dir: str) -> None:
+        self.model_dir, self.weights_dir = Path(model_dir), Path(weights_dir)
+
+    @property
+    def newest(self) -> Path:
+        return max(self.weights_dir.glob("[0-9]" * 6)).resolve()
+
+    def write(self, weights: dict[str, torch.Tensor]) -> Path:
+        from safetensors.torch import save_file
+
+        known = sorted(self.weights_dir.glob("[0-9]" * 6))
+        place = (self.weights_dir / f"{int(known[-1].name) + 1 if known else 1:06d}").resolve()
+        place.mkdir(parents=True)
+        shutil.copy(self.model_dir / "config.json", place)
+        save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
+        for old in known[:-1]:
+            shutil.rmtree(old, ignore_errors=True)
+        return place
+
+
 class ServedGenerator:
     """Asks `generate.url`; of several servers each rank samples from one, and all get the weights."""
 
@@ -39,9 +63,8 @@ class ServedGenerator:
         assert generate.url is not None, "config sees to it"
         self.urls = [url.rstrip("/") for url in ([generate.url] if isinstance(generate.url, str) else generate.url)]
         self.url = self.urls[ranks.rank() % len(self.urls)]
-        self.model_dir, self.weights_dir = Path(model_dir), Path(generate.weights_dir)
+        self.checkpoints = Checkpoints(model_dir, generate.weights_dir)
         self.served = str(_get(self.url, "/v1/models")["data"][0]["id"])
-        self.sent = 0
 
     def sample(
         self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int], on_done: OnDone | None = None
@@ -81,22 +104,9 @@ class ServedGenerator:
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights}  # cut ones are gathered
         if ranks.is_main():
-            place = self._write(whole)
+            place = self.checkpoints.write(whole)
             self._all(lambda url: _reload(url, place), self.urls)
         ranks.barrier()
-
-    def _write(self, weights: dict[str, torch.Tensor]) -> Path:
-        """A checkpoint under a new name: a server still reading the last one is not disturbed. That one is kept."""
-        from safetensors.torch import save_file
-
-        self.sent += 1
-        place = (self.weights_dir / f"{self.sent:06d}").resolve()
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
-        shutil.copy(self.model_dir / "config.json", place)
-        save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
-        shutil.rmtree(self.weights_dir / f"{self.sent - 2:06d}", ignore_errors=True)
-        return place
 
     def _complete(self, body: dict[str, Any]) -> dict[str, Any]:
         answer = _post(self.url, "/v1/completions", {"model": self.served, **body})
