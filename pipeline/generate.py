@@ -8,11 +8,12 @@ This is the only file that imports vLLM.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -179,7 +180,9 @@ class VllmGenerator:
         from vllm import LLM
 
         options = {"disable_log_stats": True, **engine_options(model, max_model_len=max_model_len), **generate.vllm}
-        self.llm = LLM(model_dir, **options)
+        with _classes_kept():
+            self.llm = LLM(model_dir, **options)
+        self.modules = self.llm.apply_model(_module_names)[0]
 
     def sample(
         self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int], on_done: OnDone | None = None
@@ -222,9 +225,39 @@ class VllmGenerator:
 
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         # a list, not a lazy iterator: the engine may hold a tensor back until its layer is whole
-        whole = [(name, tensor.detach()) for name, tensor in weights]
+        whole = [(name, tensor.detach()) for name, tensor in once_where_tied(weights, self.modules)]
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(whole)})
         self.llm.reset_prefix_cache()  # cached keys and values belong to the old weights
+
+
+def _module_names(model: torch.nn.Module) -> frozenset[str]:
+    return frozenset(name for name, _ in model.named_modules())
+
+
+@contextlib.contextmanager
+def _classes_kept() -> Iterator[None]:
+    """What vLLM has no code for it runs by transformers' own class, which it wraps in place for its compiler: models of
+    that class could not be made outside of the engine any more."""
+    from vllm.model_executor.models.transformers import base
+
+    library: Any = base
+    wrap, library.support_torch_compile = library.support_torch_compile, lambda **_: lambda cls: cls
+    try:
+        yield
+    finally:
+        library.support_torch_compile = wrap
+
+
+def once_where_tied(
+    weights: Iterable[tuple[str, torch.Tensor]], modules: Collection[str]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Without the second name of a tied tensor where it belongs to none of the modules: some heads are the embedding
+    itself, and an engine refuses a name that it does not know."""
+    seen: dict[int, torch.Tensor] = {}  # held, for an id is taken again once its tensor is gone
+    for name, tensor in weights:
+        if id(tensor) not in seen or name.rpartition(".")[0] in modules:
+            yield name, tensor
+        seen[id(tensor)] = tensor
 
 
 def _sample_of(answer: Any, ends: frozenset[int]) -> Sample:
@@ -406,7 +439,7 @@ def open_generator(
 def checkpoint_weights(model_dir: str, model: Model) -> Iterable[tuple[str, torch.Tensor]]:
     from pipeline.models import named_weights
 
-    return [(n, t.detach().clone()) for n, t in named_weights(load_policy(model_dir, model))]
+    return list(named_weights(load_policy(model_dir, model)))
 
 
 _told: set[str] = set()

@@ -20,7 +20,15 @@ import torch
 
 from pipeline import ranks
 from pipeline.config import ConfigError
-from pipeline.generate import OnDone, Request, Sample, engine_options, prepare_vllm_environment, sampling_fields
+from pipeline.generate import (
+    OnDone,
+    Request,
+    Sample,
+    engine_options,
+    once_where_tied,
+    prepare_vllm_environment,
+    sampling_fields,
+)
 from pipeline.schema import Generate, Model, Sampling
 from pipeline.served import Checkpoints
 
@@ -67,7 +75,8 @@ class RayGenerator:
         ]
 
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights}  # cut ones are gathered
+        # cut ones are gathered; of tied ones a fresh engine makes the second name itself
+        whole = {name: t.detach().cpu().contiguous().clone() for name, t in once_where_tied(weights, ())}
         if ranks.is_main():
             self.checkpoints.write(whole)
         ranks.barrier()

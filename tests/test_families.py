@@ -47,7 +47,6 @@ def test_thinking_tags_are_in_the_answer_or_in_the_prompt(tmp_path):
     assert tokenizer.decode(ids).endswith("</think>\n\n") and tokenizer.decode(completion) == "R<|im_end|>"
 
 
-@pytest.mark.long
 @pytest.mark.stages
 @pytest.mark.slow
 def test_a_family_runs_every_stage_with_weights_in_step(family, tmp_path):
