@@ -45,7 +45,7 @@ demo: $(STAMP) ## run the whole chain on a tiny embedded model; writes runs/demo
 test: $(STAMP) ## run the tests; ARGS="-k name" chooses
 	HF_HUB_OFFLINE=1 $(PY) -m pytest -q --durations=15 -m "not long" $(ARGS)
 
-test-long: $(STAMP) ## the tests that take minutes each: learning over seeds, ten thousand sandboxed runs, model families
+test-long: $(STAMP) ## the tests that take minutes each: learning over seeds, ten thousand sandboxed runs, several processes
 	HF_HUB_OFFLINE=1 $(PY) -m pytest -q --durations=15 -m long $(ARGS)
 
 check: $(STAMP) ## format, lint, types and the fast tests

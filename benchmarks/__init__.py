@@ -7,7 +7,7 @@
     ours.py, trl_side.py   what a worker runs: our stage, or TRL's trainer
     judge.py      one judge for both: held-out accuracy of the weights a side has reached
     engine.py     our engine alone
-    step.py long_prompt.py rollout.py score.py learn.py sync.py trainers.py start.py memory.py scale.py
+    step.py long_prompt.py rollout.py score.py learn.py learn_short.py sync.py trainers.py start.py memory.py scale.py
                   one question each
 
 Each question is a module with `run() -> dict`: `ratios` by the names of the issue, and what it measured beside them.

@@ -16,7 +16,10 @@ from typing import Any
 
 from benchmarks.measure import machine, prepare_environment
 
-NAMES = ("step", "long_prompt", "rollout", "score", "overlap", "learn", "sync", "trainers", "start", "memory", "scale")
+NAMES = (
+    "step", "long_prompt", "rollout", "score", "overlap", "learn", "learn_short", "sync", "trainers", "start", "memory",
+    "scale",
+)  # fmt: skip
 LATEST = Path(__file__).parent / "results" / "latest.json"
 # figure: (bound, True where more is better); what issue and README promise
 TARGETS: dict[str, tuple[float, bool]] = {
@@ -30,6 +33,7 @@ TARGETS: dict[str, tuple[float, bool]] = {
     "judge_vs_subprocess": (2.0, True),
     "shell_vs_bwrap": (1.3, False),
     "learn_vs_trl": (2.0, True),
+    "learn_short_vs_trl": (2.0, True),
     "sync_vs_copy": (3.0, False),
     "sft_vs_trl": (0.97, True),
     "reward_model_vs_trl": (0.97, True),

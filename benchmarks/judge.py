@@ -1,4 +1,4 @@
-"""Held-out accuracy of the weights a side has reached, by the same code for both: sampled at temperature 1."""
+"""Held-out accuracy of the weights a side has reached, by the same code for all: sampled at temperature 1."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ SAMPLES = 4
 
 
 def judge(place: Path, model: Any, work: Workload) -> float:
-    """Share of samples with full reward on heldout.jsonl. The side's own random state is left as it was."""
+    """Share of samples with full reward on heldout.jsonl, or their mean score, as work.judge_by says. The side's own
+    random state is left as it was."""
     import torch
     from transformers import AutoTokenizer
 
@@ -31,4 +32,7 @@ def judge(place: Path, model: Any, work: Workload) -> float:
         )  # fmt: skip
     texts = tokenizer.batch_decode(grown[:, asked["input_ids"].shape[1] :], skip_special_tokens=True)
     tasks = [r["task"] for r in rows for _ in range(SAMPLES)]
-    return sum(verify(t, task).status == "pass" for t, task in zip(texts, tasks, strict=True)) / len(texts)
+    verdicts = [verify(t, task) for t, task in zip(texts, tasks, strict=True)]
+    if work.judge_by == "score":
+        return sum(v.score for v in verdicts) / len(verdicts)
+    return sum(v.status == "pass" for v in verdicts) / len(verdicts)

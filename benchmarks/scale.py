@@ -1,13 +1,19 @@
 """How the cost of a step grows as one thing doubles: fitted exponents, 1 = in proportion.
 
 Learning (forward, backward, optimizer) on rows of known lengths, so that nothing but the size differs: prompts, samples
-a prompt, completion length, prompt length and hidden size. Below 1 there is a fixed cost that more work thins out.
+a prompt, completion length, prompt length, hidden size, and processes (DDP over gloo) that share the same work, where
+the cost is what all of them spend together: 0 would be sharing for nothing. Below 1 there is a fixed cost that more
+work thins out.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import socket
+import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +23,7 @@ from benchmarks.measure import in_turns
 from benchmarks.workload import Workload, lay_out
 
 BASE = Workload(hidden_size=128, intermediate_size=384, layers=2, prompts=4, samples=4, prompt_tokens=32, max_tokens=48)
+PROCESSES = (1, 2, 4)
 AXES: dict[str, tuple[Workload, ...]] = {
     "prompts": tuple(replace(BASE, prompts=n) for n in (4, 8, 16)),
     "samples": tuple(replace(BASE, samples=n) for n in (4, 8, 16)),
@@ -34,7 +41,41 @@ def run(rounds: int = 5) -> dict[str, Any]:
             spent = in_turns(sides, rounds=rounds)
         seconds[axis] = [round(spent[str(i)]["cpu"], 5) for i in range(len(works))]
         exponents[axis] = round(slope(seconds[axis]), 3)
+    seconds["processes"] = [round(shared(n, rounds), 5) for n in PROCESSES]
+    exponents["processes"] = round(slope(seconds["processes"]), 3)
     return {"ratios": {}, "exponents": exponents, "cpu_seconds": seconds, "rounds": rounds}
+
+
+def shared(processes: int, rounds: int) -> float:
+    """CPU seconds that all processes together spend on one update of the same rows."""
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+        held.close()
+        torch.multiprocessing.spawn(one_of, (processes, port, folder, rounds), nprocs=processes)
+        return sum(float(path.read_text()) for path in Path(folder).glob("cpu-*"))
+
+
+def one_of(rank: int, processes: int, port: int, folder: str, rounds: int) -> None:
+    if processes > 1:
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes,
+                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
+        os.environ |= {name: str(value) for name, value in place.items()}
+    import torch
+
+    from pipeline import spread
+
+    torch.set_num_threads(1)
+    spread.accelerator()  # the ranks meet before the first of them writes the model that all read
+    update = learning(Path(folder) / "work", replace(BASE, prompts=16, tokens_per_microbatch=512))
+    spent = []
+    for _ in range(rounds + 1):
+        started = time.process_time()
+        update()
+        spent.append(time.process_time() - started)
+    (Path(folder) / f"cpu-{rank}").write_text(str(statistics.median(spent[1:])))
 
 
 def slope(values: list[float]) -> float:

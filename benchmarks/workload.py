@@ -57,6 +57,7 @@ class Workload:
     tokens_per_microbatch: int = 16_384
     verifier: str = REWARD
     judge_every: int = 0
+    judge_by: str = "pass"
     seed: int = 1
 
     @property

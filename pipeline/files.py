@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -33,12 +34,20 @@ def dump_json(value: Any, *, indent: int | None = None) -> str:
     return json.dumps(_plain(value), indent=indent, sort_keys=True, allow_nan=False)
 
 
+_AS_IT_IS = {str, int, bool, type(None)}
+
+
 def _plain(value: Any) -> Any:
+    if type(value) in _AS_IT_IS:
+        return value
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
+        kinds = set(map(type, value))  # thousands of token ids and log-probs a line: not one by one
+        if kinds <= _AS_IT_IS or (kinds <= {int, float} and all(map(math.isfinite, value))):
+            return list(value)
         return [_plain(v) for v in value]
     if isinstance(value, float):
         return value if value == value and abs(value) != float("inf") else None

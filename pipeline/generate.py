@@ -171,7 +171,11 @@ def sampling_fields(request: Request, sampling: Sampling, ends: frozenset[int]) 
 
 
 class VllmGenerator:
-    """vLLM's engine inside this process; weights go in through `reload_weights`, no copy on disk."""
+    """vLLM's engine inside this process; weights go in through `reload_weights`, no copy on disk.
+
+    With `vllm: {enable_sleep_mode: true}` it sleeps whenever it has sampled, its weights in the machine's memory and
+    its cache given up, until it is next called: an update has the GPU to itself.
+    """
 
     name = "vllm"
 
@@ -183,6 +187,7 @@ class VllmGenerator:
         with _classes_kept():
             self.llm = LLM(model_dir, **options)
         self.modules = self.llm.apply_model(_module_names)[0]
+        self.sleeps, self.asleep = bool(options.get("enable_sleep_mode")), False
 
     def sample(
         self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int], on_done: OnDone | None = None
@@ -191,10 +196,21 @@ class VllmGenerator:
 
         parameters = [SamplingParams(**sampling_fields(r, sampling, ends)) for r in requests]
         prompts = [TokensPrompt(prompt_token_ids=list(r.ids)) for r in requests]
+        self._wake()
         self.llm.reset_prefix_cache()  # what shares a batch's arithmetic is then the batch alone, also after a resume
         if on_done is None:
-            return [_sample_of(answer, ends) for answer in self.llm.generate(prompts, parameters, use_tqdm=False)]
-        return self._as_they_end(prompts, parameters, ends, on_done)
+            out = [_sample_of(answer, ends) for answer in self.llm.generate(prompts, parameters, use_tqdm=False)]
+        else:
+            out = self._as_they_end(prompts, parameters, ends, on_done)
+        if self.sleeps:
+            self.llm.sleep(level=1)
+            self.asleep = True
+        return out
+
+    def _wake(self) -> None:
+        if self.asleep:
+            self.llm.wake_up()
+            self.asleep = False
 
     def _as_they_end(
         self, prompts: Sequence[Any], parameters: Sequence[Any], ends: frozenset[int], on_done: OnDone
@@ -216,6 +232,7 @@ class VllmGenerator:
 
         parameters = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
         prompts = [TokensPrompt(prompt_token_ids=list(s)) for s in sequences]
+        self._wake()
         self.llm.reset_prefix_cache()
         answers: Any = self.llm.generate(prompts, parameters, use_tqdm=False)
         return [
@@ -224,6 +241,7 @@ class VllmGenerator:
         ]
 
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        self._wake()
         # a list, not a lazy iterator: the engine may hold a tensor back until its layer is whole
         whole = [(name, tensor.detach()) for name, tensor in once_where_tied(weights, self.modules)]
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(whole)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 
@@ -12,6 +13,7 @@ def prepare(threads: int | None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if threads:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels that it could not fetch
     import torch
 
     if threads:

@@ -117,11 +117,11 @@ class Grading:
                 for i in call.rows:  # a call for many that is late says nothing of its rows: each gets its own deadline
                     self._submit(alone, call.verifier, [i])
         self._pool.wait([call.job for call in alone])
-        name = self.part.name
-        unknown = {i: broken(f"{name}: no verifier {task.get('verifier')!r}") for i, (_, task) in self._rows.items()}
-        verdicts: dict[int, Verdict] = unknown
+        verdicts: dict[int, Verdict] = {}
         for call in [*self._calls, *alone]:
             verdicts |= dict(zip(call.rows, self._verdicts(call.job, len(call.rows)), strict=True))
+        for i in self._rows.keys() - verdicts.keys():
+            verdicts[i] = broken(f"{self.part.name}: no verifier {self._rows[i][1].get('verifier')!r}")
         return [Outcome(v.score, v.status, v.detail) for _, v in sorted(verdicts.items())]
 
     def _verdicts(self, job: Job, n: int) -> Sequence[Verdict]:

@@ -52,6 +52,7 @@ ROWS: tuple[frozenset[str], ...] = (
             "models",
             "generate",
             "reliable",
+            "on_ray",
             "served",
             "episodes",
             "pool",

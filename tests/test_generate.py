@@ -246,3 +246,31 @@ def test_the_second_name_of_a_tied_tensor_is_sent_only_to_an_engine_that_has_suc
     weights = [("embed.weight", tied), ("q_proj.weight", other), ("lm_head.weight", tied)]
     assert [n for n, _ in generate.once_where_tied(weights, {"lm_head", "qkv_proj"})] == [n for n, _ in weights]
     assert [n for n, _ in generate.once_where_tied(weights, {"qkv_proj"})] == ["embed.weight", "q_proj.weight"]
+
+
+@needs_vllm
+@pytest.mark.stages
+def test_an_engine_that_sleeps_between_samplings_wakes_for_whatever_is_asked_of_it(place, monkeypatch):
+    """The CPU's engine keeps its memory, but stops taking requests until it is woken, as a GPU's does."""
+    engine = VllmGenerator(place, Model(), Generate(), max_model_len=64)
+    expected = [s.ids for s in engine.sample(requests(), Sampling(), ENDS)]
+    told: list[str] = []
+
+    def noted(name: str):
+        plain = getattr(engine.llm, name)
+
+        def call(**arguments):
+            told.append(name)
+            return plain(**arguments)
+
+        return call
+
+    for name in ("sleep", "wake_up"):
+        monkeypatch.setattr(engine.llm, name, noted(name))
+    engine.sleeps = True
+    assert [s.ids for s in engine.sample(requests(), Sampling(), ENDS)] == expected and told == ["sleep"]
+    engine.sync(named_weights(trained(place)))
+    assert engine.logprobs([[3, 8, 13]]) and told == ["sleep", "wake_up"]
+    engine.sample(requests(), Sampling(), ENDS)
+    assert [s.ids for s in engine.sample(requests(), Sampling(), ENDS)] != expected
+    assert told == ["sleep", "wake_up", "sleep", "wake_up", "sleep"]

@@ -355,3 +355,12 @@ def test_a_killed_process_leaves_no_lock_though_its_child_lives_on(tmp_path):
     finally:
         os.kill(child, 9)
         process.stdout.close()
+
+
+def test_json_lines_are_the_same_whichever_way_a_list_is_written():
+    """Long lists of plain numbers take a short way; what JSON lacks, and what is not plain, does not."""
+    given = {"ids": [1, 2], "logprobs": [-0.5, -2], "gap": [0.0, float("nan"), float("inf")], "at": (Path("a"), None)}
+    assert files.dump_json(given) == (
+        '{"at": ["a", null], "gap": [0.0, null, null], "ids": [1, 2], "logprobs": [-0.5, -2]}'
+    )
+    assert files.dump_json([True, "x", {2: 1.5}]) == '[true, "x", {"2": 1.5}]'
