@@ -37,6 +37,10 @@ def no_space() -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/r/grpo")
 
 
+def read_only() -> None:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), "runs/r/grpo")
+
+
 def no_space_says_safetensors() -> None:
     raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
 
@@ -53,6 +57,11 @@ def generator_dies(calls: int, times: int) -> None:
 def log_is_full(calls: int) -> None:
     real = runs.StageDir._append
     runs.StageDir._append = after(calls, real, no_space, times=99)  # type: ignore[method-assign]
+
+
+def log_turns_read_only(calls: int) -> None:
+    real = runs.StageDir._append
+    runs.StageDir._append = after(calls, real, read_only, times=99)  # type: ignore[method-assign]
 
 
 def checkpoint_is_full(calls: int) -> None:
@@ -84,6 +93,7 @@ def clock_jumps() -> None:
 FAULTS: dict[str, Callable[..., None]] = {
     "generator_dies": generator_dies,
     "log_is_full": log_is_full,
+    "log_turns_read_only": log_turns_read_only,
     "checkpoint_is_full": checkpoint_is_full,
     "model_is_full": model_is_full,
     "manifest_is_full": manifest_is_full,

@@ -90,13 +90,15 @@ def test_a_generator_that_dies_again_stops_the_run_which_goes_on_later(run):
         ("sft", "manifest_is_full", []),
         ("grpo", "log_is_full", [5]),
         ("grpo", "checkpoint_is_full", [4]),
+        ("grpo", "log_turns_read_only", [5]),
     ],
 )
-def test_a_full_disk_is_told_in_a_line_and_nothing_finished_is_lost(run, stage, fault, given):
+def test_a_full_or_read_only_disk_is_told_in_a_line_and_nothing_finished_is_lost(run, stage, fault, given):
     name = f"{fault}-{stage}"
     place = run.fresh(name, "base", *(["sft"] if stage == "grpo" else []))
     assert run(stage, name, fault=fault, given=given) == 2, run.said
-    assert "the disk is full; free space and run the same command again" in run.said
+    told = "may not be written (Read-only file system)" if "read_only" in fault else "the disk is full; free space"
+    assert told in run.said
     assert "Traceback" not in run.said
     assert not (place / stage / "manifest.json").exists()
     assert run(stage, name) == 0, run.said
