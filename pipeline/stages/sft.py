@@ -94,7 +94,7 @@ def train(
         ctx,
         imitator(ctx, kl_coef, anchor or ctx.policy_path),
         SFTConfig,
-        lambda: models.load_policy(start, ctx.cfg.model, adapted=bool(ctx.block.peft)),
+        lambda: models.load_policy(start, ctx.cfg.model, adapted=bool(getattr(ctx.block, "peft", None))),
         {"train_dataset": as_dataset(fitting, reference=kl_coef > 0), "data_collator": pad},
         {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False, **trainer},
         place=place,
