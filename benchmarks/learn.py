@@ -8,6 +8,7 @@ five tokens.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -21,10 +22,7 @@ from benchmarks.workload import CHARACTERS, Workload, lay_out
 
 SEEDS = (1, 2, 3)
 HELDOUT = 32
-WORK = Workload(
-    steps=81, kl=0.0, learning_rate=1.5e-4, judge_every=3,
-    judge_by="score",
-)  # fmt: skip
+WORK = Workload(steps=81, kl=0.0, learning_rate=1.5e-4, judge_every=3, judge_by="score")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +77,18 @@ def better(sides: dict[str, dict[str, Any]], figure: str) -> float:
 def race(each: Race) -> dict[str, Any]:
     """Steps in turns until every side has reached the target."""
     work = each.work
-    workers = [Worker(side, work, each.lay) for side in each.sides]
-    try:
+    with contextlib.ExitStack() as open_:
+        workers = [open_.enter_context(Worker(side, work, each.lay)) for side in each.sides]
         start = start_accuracy(Path(workers[0].folder.name), work)
+        target = start + each.gain
         running, taken = list(workers), {side: list[dict[str, float]]() for side in each.sides}
         while running:
             for worker in tuple(running):
                 figures = worker.step()
                 taken[worker.side].append(figures)
-                reached = figures.get("accuracy", 0.0) >= start + each.gain
+                reached = figures.get("accuracy", 0.0) >= target
                 if reached or len(taken[worker.side]) == work.steps - 1:
                     running.remove(worker)
-    finally:
-        for worker in workers:
-            worker.__exit__(None, None, None)
-    target = start + each.gain
     return {"seed": work.seed, "start": start, "target": target,
             "sides": {side: total(steps, target) for side, steps in taken.items()}}  # fmt: skip
 

@@ -44,9 +44,7 @@ class RayGenerator:
     def __init__(self, model_dir: str, model: Model, generate: Generate, *, max_model_len: int) -> None:
         self.model_source = str(Path(model_dir).resolve())
         self.checkpoints = Checkpoints(model_dir, generate.weights_dir)
-        self.options = {
-            **engine_options(model, max_model_len=max_model_len), "logprobs_mode": "processed_logprobs", **generate.vllm
-        }  # fmt: skip
+        self.options = {**engine_options(model, max_model_len=max_model_len), **generate.vllm}
         self.fields: dict[str, Any] = {"batch_size": 64, "concurrency": 1, "log_engine_metrics": False, **generate.ray}
         if not torch.cuda.is_available():
             self.fields.setdefault("placement_group_config", {"bundles": [{"CPU": 1}]})

@@ -49,6 +49,11 @@ def is_cut() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and asked() in CUT
 
 
+def is_zero() -> bool:
+    """True where DeepSpeed's engine is to train."""
+    return asked().startswith("zero")
+
+
 def allow_on_cpu(state: Any) -> None:
     """Let accelerate shard on a CPU too. state: its PartialState.
 
@@ -70,7 +75,7 @@ def accelerator() -> Any:
     os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)  # "auto" there is for TRL, and no number
     # without: DDP would send rotary tables around in each forward, and ranks need not run equally many
     how = DistributedDataParallelKwargs(broadcast_buffers=False)
-    without_gpu = not torch.cuda.is_available() and not asked().startswith("zero")  # told "cpu", it knows no DeepSpeed
+    without_gpu = not torch.cuda.is_available() and not is_zero()  # told "cpu", it knows no DeepSpeed
     made = Accelerator(cpu=without_gpu, kwargs_handlers=[how])
     forget_zero()
     return made
@@ -87,7 +92,7 @@ def check_type(kind: str) -> None:
 
 def forget_zero() -> None:
     """Models that are loaded from now on, to sample or to judge, are whole; under ZeRO-3 they would be born cut."""
-    if asked().startswith("zero"):
+    if is_zero():
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
         unset_hf_deepspeed_config()
@@ -114,5 +119,6 @@ def gathered(parameters: Iterable[Any]) -> contextlib.AbstractContextManager[Non
 
 
 __all__ = [
-    "CUT", "MODES", "accelerator", "allow_on_cpu", "asked", "check_type", "forget_zero", "gathered", "is_cut", "whole",
+    "CUT", "MODES", "accelerator", "allow_on_cpu", "asked", "check_type", "forget_zero", "gathered", "is_cut",
+    "is_zero", "whole",
 ]  # fmt: skip

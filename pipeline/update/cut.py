@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -113,10 +114,10 @@ class Zero(Whole):
 
     def _groups(self) -> list[dict[str, Any]]:
         """Settings of the parameter groups, with the places of their parameters, as one process would save them."""
-        ends = [sum(self.counts[: i + 1]) for i in range(len(self.counts))]
+        places = iter(range(len(self.learned)))
         return [
-            {**group, "params": list(range(end - count, end))}
-            for group, end, count in zip(self.optimizer.param_groups, ends, self.counts, strict=True)
+            {**group, "params": list(islice(places, count))}
+            for group, count in zip(self.optimizer.param_groups, self.counts, strict=True)
         ]
 
     def load_state(self, state: dict[str, Any]) -> None:

@@ -134,7 +134,7 @@ class Learner:
         self.accelerator, self.loss, self.critic_settings = accelerator, loss, critic_settings
         self.max_tokens, self.budget = max_tokens, budget
         self.shared = isinstance(policy, SharedCritic)
-        if self.shared and spread.is_cut() and spread.asked().startswith("zero"):  # it would step the frozen body too
+        if self.shared and spread.is_cut() and spread.is_zero():  # it would step the frozen body too
             raise ConfigError(["critic.shared under ZeRO: give shared: false, or take configs/accelerate/fsdp2.yaml"])
         rate = critic_settings.learning_rate if critic_settings is not None else 0.0
         self.policy_side = train_on(accelerator, policy, partial(_groups, optimizer.learning_rate, rate), optimizer)
