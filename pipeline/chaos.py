@@ -224,12 +224,12 @@ def _compare(expected: Path, made: Path) -> str | None:
 def serve(prepare: Callable[[Mapping[str, Any]], None] = lambda request: None) -> None:
     """Fork a child for each request on stdin; tell its pid and then how it ended. `prepare` runs in the child first."""
     main = runpy.run_module("pipeline.__main__", run_name="command line")["main"]  # what a person would interrupt
-    from pipeline import generate
+    from pipeline import engines
 
     process.prepare(int(os.environ.get("OMP_NUM_THREADS", "1")))
     from trl import SFTTrainer  # noqa: F401
 
-    generate.preload()
+    engines.preload()
     for line in sys.stdin:
         request = json.loads(line)
         child = os.fork()

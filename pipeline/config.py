@@ -342,7 +342,7 @@ def _cross_checks(config: Config) -> list[str]:
 def _quantization_mistakes(config: Config) -> list[str]:
     if config.model.quantization is None:
         return []
-    if not any(getattr(block, "peft", None) for block in config.blocks.values()):
+    if not any(schema.trains_adapter(block) for block in config.blocks.values()):
         return ["model.quantization: 4 bits do not learn, and no stage trains an adapter on them; give one a `peft`, "
                 "as {r: 16, target_modules: all-linear}"]  # fmt: skip
     if importlib.util.find_spec("bitsandbytes") is None:

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from pipeline import ranks
 from pipeline.config import ConfigError
 from pipeline.generate import (
     OnDone,
@@ -30,7 +29,7 @@ from pipeline.generate import (
     sampling_fields,
 )
 from pipeline.schema import Generate, Model, Sampling
-from pipeline.served import Checkpoints
+from pipeline.served import Checkpoints, gather_for
 
 SENT = ("VLLM_", "HF_", "TORCH", "OMP_")  # variables of these kinds hold for the engines too
 
@@ -73,11 +72,7 @@ class RayGenerator:
         ]
 
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        # cut ones are gathered; of tied ones a fresh engine makes the second name itself
-        whole = {name: t.detach().cpu().contiguous().clone() for name, t in once_where_tied(weights, ())}
-        if ranks.is_main():
-            self.checkpoints.write(whole)
-        ranks.barrier()
+        gather_for(self.checkpoints.write, once_where_tied(weights, ()))  # a fresh engine makes the second name itself
         self.model_source = str(self.checkpoints.newest)
 
     def _asked(self, asked: Sequence[tuple[list[int], dict[str, Any]]]) -> list[dict[str, Any]]:

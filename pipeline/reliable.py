@@ -8,7 +8,8 @@ from typing import TypeVar
 import torch
 
 from pipeline import ranks
-from pipeline.generate import Generator, OnDone, Request, Sample, close_generators, open_generator
+from pipeline.engines import close_generators, open_generator
+from pipeline.generate import Generator, OnDone, Request, Sample
 from pipeline.schema import Generate, Model, Sampling
 from verifiers._secrets import hidden
 

@@ -448,3 +448,8 @@ PPO_DEFAULTS: dict[str, Any] = {
     "kl": {"coef": 0.05, "where": "reward", "kind": "k1"},
     "critic": {},
 }
+
+
+def trains_adapter(block: Any) -> bool:
+    """Whether this stage trains a LoRA adapter; not every kind of stage could, and those have no `peft`."""
+    return bool(getattr(block, "peft", None))

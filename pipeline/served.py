@@ -23,11 +23,12 @@ import torch
 
 from pipeline import ranks
 from pipeline.config import ConfigError
-from pipeline.generate import OnDone, Request, Sample
+from pipeline.generate import OnDone, Request, Sample, once_where_tied
 from pipeline.schema import Generate, Sampling
 
 AT_ONCE = 256  # requests in flight: the server batches what is there
 TIMEOUT_S = 1800.0
+UNKNOWN_NAME = "no module or parameter named"  # vLLM's words
 
 
 class Checkpoints:
@@ -54,6 +55,14 @@ class Checkpoints:
         return place
 
 
+def gather_for(main: Callable[[dict[str, torch.Tensor]], object], weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Give copies of the weights to `main` on the first rank. All ranks call it, for each may hold a part, and wait."""
+    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights}
+    if ranks.is_main():
+        main(whole)
+    ranks.barrier()
+
+
 class ServedGenerator:
     """Asks `generate.url`; of several servers each rank samples from one, and all get the weights."""
 
@@ -64,6 +73,7 @@ class ServedGenerator:
         self.urls = [url.rstrip("/") for url in ([generate.url] if isinstance(generate.url, str) else generate.url)]
         self.url = self.urls[ranks.rank() % len(self.urls)]
         self.checkpoints = Checkpoints(model_dir, generate.weights_dir)
+        self.heads_own_name = True
         self.served = str(_get(self.url, "/v1/models")["data"][0]["id"])
 
     def sample(
@@ -102,11 +112,25 @@ class ServedGenerator:
         return self._all(ask, sequences)
 
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights}  # cut ones are gathered
-        if ranks.is_main():
-            place = self.checkpoints.write(whole)
-            self._all(lambda url: _reload(url, place), self.urls)
-        ranks.barrier()
+        named = list(weights)
+        once = {name for name, _ in once_where_tied(named, ())}
+        gather_for(lambda whole: self._send(whole, once), named)
+
+    def _send(self, whole: dict[str, torch.Tensor], once: set[str]) -> None:
+        """A server whose head is the embedding itself refuses a tied head's name; any other needs it."""
+        if self.heads_own_name:
+            try:
+                self._reload(whole)
+                return
+            except RuntimeError as exc:
+                if UNKNOWN_NAME not in str(exc):
+                    raise
+                self.heads_own_name = False
+        self._reload({name: tensor for name, tensor in whole.items() if name in once})
+
+    def _reload(self, weights: dict[str, torch.Tensor]) -> None:
+        place = self.checkpoints.write(weights)
+        self._all(lambda url: _reload(url, place), self.urls)
 
     def _complete(self, body: dict[str, Any]) -> dict[str, Any]:
         answer = _post(self.url, "/v1/completions", {"model": self.served, **body})

@@ -51,6 +51,7 @@ ROWS: tuple[frozenset[str], ...] = (
             "prompts",
             "models",
             "generate",
+            "engines",
             "reliable",
             "on_ray",
             "served",
@@ -68,7 +69,7 @@ ROWS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"stages"}),
-    frozenset({"report", "plan", "plan_compare", "estimate", "trial", "chaos", "gpucheck"}),
+    frozenset({"report", "plan", "chaos", "gpucheck"}),
     frozenset({"__main__"}),
 )
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from loop_kit import manifest, metrics, run_stage, tiny_model
 
-from pipeline import alarms, generate
+from pipeline import alarms, generate, models
+from pipeline.schema import Model
 from pipeline.stages import policy
 from pipeline.update import learner, loop
 
@@ -86,7 +87,7 @@ def test_one_nan_among_the_canaries_log_probs_is_not_passed_over(model):
         def logprobs(self, sequences):
             return [[0.0, math.nan, 0.0] for _ in sequences]
 
-    causal = generate.load_policy(str(model), generate.Model())
+    causal = models.load_policy(str(model), Model())
     assert math.isnan(generate.canary_gap(Silent(), causal, [[3, 4, 5, 6]]))  # type: ignore[arg-type]
     with pytest.raises(alarms.Alarm):
         alarms.check_canary(math.nan, 1e-3, 0)

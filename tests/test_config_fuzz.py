@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline import plan
 from pipeline.config import ConfigError, read_yaml
+from pipeline.plan import one_run
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"rows": 40, "heldout": 0.25}
@@ -105,7 +106,7 @@ def test_a_mutated_config_gives_its_plan_or_is_told_off_by_key(place, mutations)
     config = place / "mutated.yaml"
     config.write_text(yaml.safe_dump(raw, allow_unicode=True))
     try:
-        made = plan.make(plan.sound(str(config), []), None)
+        made = one_run.make(plan.sound(str(config), []), None)
     except ConfigError as exc:
         assert exc.mistakes, "refused without a word"
         for line in exc.mistakes:

@@ -1,5 +1,6 @@
 """Generators against the trainer's own log-probs; what is sampled against exact distributions."""
 
+import importlib.util
 import math
 
 import pytest
@@ -16,7 +17,7 @@ from pipeline.update.forward import CompletionLogprobs, Row, completion_logprobs
 
 ENDS = frozenset({2})
 PROMPTS = [(3, 8, 13, 9), (4, 9, 13, 5, 6, 7, 10), (5,), (11, 12, 3, 4, 5, 6)]
-needs_vllm = pytest.mark.skipif(generate.importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
 
 @pytest.fixture(scope="module", params=["tied", "untied"])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import verifiers
-from pipeline import generate, models
+from pipeline import engines, models
 from pipeline.__main__ import main
 from pipeline.config import load
 from pipeline.generate import Request, TransformersGenerator
@@ -95,7 +95,7 @@ def accuracies(request, tmp_path_factory) -> dict[str, float]:
               "random": "random/grpo/model"}  # fmt: skip
     found = {name: held_out_accuracy(root / place, held_out) for name, place in places.items()}
     sampled = json.loads((root / "t" / "grpo" / "manifest.json").read_text())["tokens"]["completion"]
-    generate.close_generators()
+    engines.close_generators()
     print(f"seed {seed}: {found} tokens {tokens} (TRL) {sampled} (ours)", flush=True)
     return found
 

@@ -1,5 +1,6 @@
 """Whole policy stages through the command line: every option for a few steps, resume, several processes, trackers."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 import torch
 from loop_kit import letters, manifest, metrics, run_stage, weights, write_config
 
-from pipeline import generate, ranks, trackers
+from pipeline import engines, ranks, trackers
 from pipeline.config import ConfigError
 from pipeline.update import loop
 
@@ -100,7 +101,7 @@ def test_detail_41_a_run_killed_in_a_step_and_resumed_ends_in_the_same_bytes(tmp
     monkeypatch.setattr(loop, "_updates", killed)
     assert run_stage(tmp_path / "killed", model, stage, *given) == 130
     monkeypatch.setattr(loop, "_updates", update)
-    generate.close_generators()
+    engines.close_generators()
     assert run_stage(tmp_path / "killed", model, stage, *given) == 0
     for file in ("metrics.jsonl", "rollouts.jsonl", "difficulty.jsonl", "model/model.safetensors"):
         whole, again = ((tmp_path / root / "t" / stage / file).read_bytes() for root in ("whole", "killed"))
@@ -233,7 +234,7 @@ def test_shares_of_places_are_in_order_and_whole(monkeypatch):
 def test_trackers_are_told_what_metrics_jsonl_holds(tmp_path, model, monkeypatch):
     pytest.importorskip("tensorboard")
     names, trackio_dir = ["tensorboard"], tmp_path / "trackio"
-    if generate.importlib.util.find_spec("trackio") is not None:
+    if importlib.util.find_spec("trackio") is not None:
         names.append("trackio")
         monkeypatch.setenv("TRACKIO_DIR", str(trackio_dir))
     assert run_stage(tmp_path, model, "grpo", f"trackers=[{', '.join(names)}]") == 0
@@ -247,7 +248,7 @@ def test_trackers_are_told_what_metrics_jsonl_holds(tmp_path, model, monkeypatch
 
 
 def test_a_tracker_that_is_not_installed_is_told_before_training(tmp_path, model, capsys):
-    if generate.importlib.util.find_spec("wandb") is not None:
+    if importlib.util.find_spec("wandb") is not None:
         pytest.skip("wandb is installed")
     assert run_stage(tmp_path, model, "grpo", "trackers=[wandb]") == 2
     assert "trackers: wandb is not installed; pip install wandb" in capsys.readouterr().err
@@ -286,7 +287,7 @@ def test_a_tracker_that_fails_stops_no_run(tmp_path, model, capsys, monkeypatch)
 
 
 def test_without_trackio_one_line_says_where_the_curves_are(tmp_path, model, capsys, monkeypatch):
-    find = generate.importlib.util.find_spec
+    find = importlib.util.find_spec
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda n, *a: None if n == "trackio" else find(n, *a))
     monkeypatch.setattr(trackers, "_said", set())
     assert run_stage(tmp_path / "a", model, "grpo") == run_stage(tmp_path / "b", model, "grpo") == 0

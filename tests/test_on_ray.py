@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from loop_kit import manifest, run_stage, tiny_model
 
-from pipeline import config, generate, models, preflight
+from pipeline import config, engines, generate, models, preflight
 from pipeline.generate import Request
 from pipeline.schema import Generate, Model, Sampling
 
@@ -27,7 +27,7 @@ def test_ray_data_gives_the_samples_and_logprobs_of_vllm_and_takes_new_weights(m
     from pipeline.on_ray import RayGenerator
 
     settings = Generate(weights_dir=str(tmp_path / "weights"))
-    ours = generate.open_generator(str(model), Model(), settings, max_model_len=64)
+    ours = engines.open_generator(str(model), Model(), settings, max_model_len=64)
     theirs = RayGenerator(str(model), Model(), settings, max_model_len=64)
     sampling, ends = Sampling(max_tokens=6), frozenset({2})
     one, two = (engine.sample(REQUESTS, sampling, ends) for engine in (ours, theirs))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from loop_kit import metrics, run_stage, weights
 
-from pipeline import generate
+from pipeline import engines
 from pipeline.update import loop
 
 pytestmark = [pytest.mark.stages, pytest.mark.usefixtures("no_engine_left_behind")]
@@ -52,7 +52,7 @@ def test_a_killed_overlapped_run_resumes_to_the_same_bytes(tmp_path, model, monk
     monkeypatch.setattr(loop, "_updates", killed)
     assert run_stage(tmp_path / "killed", model, "grpo", *given) == 130
     monkeypatch.setattr(loop, "_updates", update)
-    generate.close_generators()
+    engines.close_generators()
     assert run_stage(tmp_path / "killed", model, "grpo", *given) == 0
     for file in ("metrics.jsonl", "rollouts.jsonl", "difficulty.jsonl", "model/model.safetensors"):
         whole, again = ((tmp_path / root / "t" / "grpo" / file).read_bytes() for root in ("whole", "killed"))

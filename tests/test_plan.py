@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import estimate, plan
+from pipeline import plan
 from pipeline.config import ConfigError, load
-from pipeline.estimate import Data, Shape
+from pipeline.plan import estimate, one_run
+from pipeline.plan.estimate import Data, Shape
+from pipeline.plan.trial import Trial
 from pipeline.runs import StageDir, verify_outputs
-from pipeline.trial import Trial
 
 ROOT = Path(__file__).parent.parent
 DEMO, CHAOS, COMPARE = (str(ROOT / f"configs/demo/{name}.yaml") for name in ("pipeline", "chaos", "compare"))
@@ -110,7 +111,7 @@ def test_what_a_comparison_lacks_is_told_part_by_part(tmp_path):
 
 def test_the_example_is_trained_on_from_the_completion_to_its_end_token(tmp_path):
     cfg = load(CHAOS, [f"runs_dir={tmp_path}"])
-    made = plan.make(cfg, None)
+    made = one_run.make(cfg, None)
     shown = "".join(text for text, _ in made.example)
     prompt = "".join(text for text, trained in made.example if not trained)
     assert prompt.endswith(":") and shown.startswith(prompt)
@@ -127,7 +128,7 @@ DEMO_TRIAL = Trial(imports_s=2.9, engine_s=6.7, generator="vllm", sampled_per_s=
 
 
 def test_the_demos_time_is_told_to_30_percent_from_a_trials_rates(tmp_path):
-    made = plan.make(load(DEMO, [f"runs_dir={tmp_path}"]), DEMO_TRIAL)
+    made = one_run.make(load(DEMO, [f"runs_dir={tmp_path}"]), DEMO_TRIAL)
     told = {name: made.seconds[name] for name in DEMO_CPU_S}
     assert told == {name: pytest.approx(seconds, rel=0.3) for name, seconds in DEMO_CPU_S.items()}
     assert sum(told.values()) == pytest.approx(sum(DEMO_CPU_S.values()), rel=0.15)
@@ -135,8 +136,8 @@ def test_the_demos_time_is_told_to_30_percent_from_a_trials_rates(tmp_path):
 
 def test_labels_in_front_of_prompts_cost_time(tmp_path):
     words = [f"runs_dir={tmp_path}", "stages=[base,conditioned]", "conditioned.policy=base"]
-    long = plan.make(load(DEMO, [*words, "conditioned.label='<1234{bin}> '"]), DEMO_TRIAL)
-    short = plan.make(load(DEMO, [*words, "conditioned.label='{bin}'"]), DEMO_TRIAL)
+    long = one_run.make(load(DEMO, [*words, "conditioned.label='<1234{bin}> '"]), DEMO_TRIAL)
+    short = one_run.make(load(DEMO, [*words, "conditioned.label='{bin}'"]), DEMO_TRIAL)
     more = 7 * 2400 * 128 / DEMO_TRIAL.learned_per_s  # tokens, steps, rows
     assert long.seconds["conditioned"] - short.seconds["conditioned"] == pytest.approx(more, rel=1e-6)
 

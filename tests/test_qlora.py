@@ -10,8 +10,9 @@ import torch
 from loop_kit import manifest, run_stage, tiny_model, weights
 from safetensors.torch import load_file
 
-from pipeline import adapters, config, estimate, models
+from pipeline import adapters, config, models
 from pipeline.config import ConfigError
+from pipeline.plan import estimate
 from pipeline.schema import Model
 
 pytest.importorskip("bitsandbytes")

@@ -12,7 +12,7 @@ import pytest
 from loop_kit import metrics, run_stage, tiny_model, write_config
 
 import rewards
-from pipeline import generate
+from pipeline import engines
 from rewards.records import Batch
 from verifiers import broken
 from verifiers._secrets import REDACTED, hidden
@@ -81,7 +81,7 @@ def test_a_run_leaves_no_key_in_any_line_or_file(tmp_path, monkeypatch, capsys):
                      f"rewards.letters.options={{api_key: {PASSWORD}, url: 'https://h/?token=swordfish'}}",
                      "rewards.letters.path=test_secrets:made")  # fmt: skip
     assert fine == 0 and metrics(tmp_path / "b", "grpo")
-    generate.close_generators()
+    engines.close_generators()
     written = said.out + said.err + "".join(capsys.readouterr())
     for file in tmp_path.rglob("*"):
         if file.suffix in (".json", ".jsonl", ".html") and file.is_file():

@@ -13,14 +13,20 @@ import pytest
 import ranks_kit
 from loop_kit import manifest, metrics, run_stage, tiny_model
 
-from pipeline import deliver, generate, served
+from pipeline import deliver, engines, served
+from tests.families import FAMILIES, save
 
 pytestmark = pytest.mark.usefixtures("no_engine_left_behind")
 
 
-@pytest.fixture(scope="module", params=["tied", "untied"])
+@pytest.fixture(scope="module", params=["tied", "untied", "gemma2"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"), tied=request.param == "tied")
+    """Its head is the embedding under a name of its own, a tensor of its own, or the embedding and nothing else."""
+    place = tmp_path_factory.mktemp("model")
+    if request.param == "gemma2":
+        save(FAMILIES["gemma2"], place)
+        return place
+    return tiny_model(place, tied=request.param == "tied")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +69,7 @@ def test_a_server_samples_with_the_weights_of_the_step(server, model, tmp_path, 
     kept = sorted(p.name for p in (tmp_path / "weights").iterdir())
     assert len(kept) == 2, "the last two checkpoints stay, older ones go"
     monkeypatch.setattr(served, "_reload", lambda url, place: None)
-    generate.close_generators()
+    engines.close_generators()
     assert run_stage(tmp_path / "stale", model, "grpo", *asked(server, tmp_path / "stale")) == 3
 
 

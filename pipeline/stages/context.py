@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import rewards
-from pipeline import generate, models, prompts, reliable, runs
+from pipeline import engines, generate, models, prompts, reliable, runs
 from pipeline.config import Config, ConfigError
 from pipeline.kept import keep_scored, kept_scored
 from pipeline.records import Prompt, Scored, as_json, groups
@@ -151,7 +151,7 @@ class Context:
         played = getattr(self.block, "episodes", None)
         turns = played.max_turns if played is not None and played.memory == "history" else 1
         needed = (longest + self.cfg.sampling.max_tokens) * turns + 16  # room for a condition label
-        length = generate.model_len(place, needed)
+        length = engines.model_len(place, needed)
         return reliable.Reliable(
             place, self.cfg.model, self.cfg.generate, max_model_len=length, on_open=self.dir.drawn_by
         )

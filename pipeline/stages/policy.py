@@ -11,7 +11,7 @@ from pipeline import adapters, console, generate, models, ranks, spread, stoppin
 from pipeline.config import ConfigError
 from pipeline.episodes import load_environment, play
 from pipeline.records import Prompt, Scored
-from pipeline.schema import Episodes, Policy
+from pipeline.schema import Episodes, Policy, trains_adapter
 from pipeline.score import score
 from pipeline.stages.context import Context, Judged
 from pipeline.stages.distance import from_start
@@ -83,7 +83,7 @@ def make_policy(ctx: Context) -> tuple[CompletionLogprobs, torch.dtype]:
     bfloat16 weight would be rounded away. Under LoRA the base stays as it is; the adapter is float32 by itself.
     """
     block: Policy = ctx.block
-    model = models.load_policy(ctx.policy_path, ctx.cfg.model, adapted=bool(block.peft))
+    model = models.load_policy(ctx.policy_path, ctx.cfg.model, adapted=trains_adapter(block))
     precision = model.dtype
     if precision == torch.float16:
         raise ConfigError([f"{ctx.cfg.path}: model.dtype: float16 gradients overflow in {ctx.name}; use bfloat16"])

@@ -14,6 +14,7 @@ from typing import Any
 from pipeline import console, models, prompts
 from pipeline.config import ConfigError
 from pipeline.records import Rollout, Scored, groups
+from pipeline.schema import trains_adapter
 from pipeline.score import score
 from pipeline.stages.context import Context
 from pipeline.stages.samples import draw, from_pool, next_prompts
@@ -44,7 +45,7 @@ def run(ctx: Context) -> dict[str, Any]:
     start = ctx.model_path(block.init, f"{ctx.name}.init") if block.init else ctx.policy_path
 
     def load() -> Any:
-        model = models.load_reward_model(start, ctx.cfg.model, adapted=bool(block.peft)).train()
+        model = models.load_reward_model(start, ctx.cfg.model, adapted=trains_adapter(block)).train()
         reset_head(model, ctx.seed("head"))
         return model
 

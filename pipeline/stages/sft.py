@@ -13,6 +13,7 @@ from typing import Any
 from pipeline import console, models, prompts
 from pipeline.config import ConfigError
 from pipeline.records import Prompt, Rollout
+from pipeline.schema import trains_adapter
 from pipeline.score import score
 from pipeline.stages.context import Context
 from pipeline.stages.imitation import Example, as_dataset, imitator, pad
@@ -94,7 +95,7 @@ def train(
         ctx,
         imitator(ctx, kl_coef, anchor or ctx.policy_path),
         SFTConfig,
-        lambda: models.load_policy(start, ctx.cfg.model, adapted=bool(getattr(ctx.block, "peft", None))),
+        lambda: models.load_policy(start, ctx.cfg.model, adapted=trains_adapter(ctx.block)),
         {"train_dataset": as_dataset(fitting, reference=kl_coef > 0), "data_collator": pad},
         {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False, **trainer},
         place=place,

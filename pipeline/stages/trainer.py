@@ -15,6 +15,7 @@ from pipeline import console, models, ranks, spread, stopping
 from pipeline.config import ConfigError
 from pipeline.files import copy_tree, dump_json
 from pipeline.runs import KEPT_CHECKPOINTS, StageDir
+from pipeline.schema import trains_adapter
 from pipeline.stages.context import Context
 from pipeline.stats import mean
 
@@ -143,7 +144,7 @@ def build_arguments(config_class: Any, settings: dict[str, Any], work: Path, *, 
 
 
 def _peft(block: Any, model: Any) -> dict[str, Any]:
-    if not getattr(block, "peft", None):
+    if not trains_adapter(block):
         return {}
     from peft import LoraConfig
 

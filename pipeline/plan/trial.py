@@ -1,6 +1,6 @@
 """A short trial of this machine on this model: seconds to start, tokens a second sampled, rows a second learned.
 
-`python -m pipeline.trial CONFIG [key=value ...]` prints one JSON object. A process of its own, so that its memory
+`python -m pipeline.plan.trial CONFIG [key=value ...]` prints one JSON object. A process of its own, so that its memory
 before any model is what the libraries take, and so that a plan itself starts nothing that would linger.
 """
 
@@ -45,7 +45,7 @@ def try_out(cfg: Config) -> Trial:
     started = time.monotonic()
     import trl.trainer.sft_trainer  # noqa: F401
 
-    from pipeline import generate, models
+    from pipeline import engines, generate, models
     from pipeline.runs import StageDir
     from pipeline.stages.context import Context
 
@@ -63,8 +63,8 @@ def try_out(cfg: Config) -> Trial:
         asked = ctx.train_prompts[:256]
         started = time.monotonic()
         longest = max(len(p.ids) for p in [*ctx.train_prompts, *ctx.heldout_prompts])
-        length = generate.model_len(model_dir, longest + cfg.sampling.max_tokens + 16)
-        engine = generate.open_generator(model_dir, cfg.model, cfg.generate, max_model_len=length)
+        length = engines.model_len(model_dir, longest + cfg.sampling.max_tokens + 16)
+        engine = engines.open_generator(model_dir, cfg.model, cfg.generate, max_model_len=length)
         out.generator, out.engine_s = engine.name, time.monotonic() - started
         for warm in (True, False):
             started = time.monotonic()
@@ -113,7 +113,7 @@ def learning_rates(model: Any, rows: Sequence[Sequence[int]]) -> tuple[float, fl
 
 
 def shape_of(model: Any) -> dict[str, int]:
-    """The fields of `pipeline.estimate.Shape`, tied weights counted once."""
+    """The fields of `pipeline.plan.estimate.Shape`, tied weights counted once."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
+from pipeline.plan.trial import Trial
 from pipeline.runs import LineageError, read_manifest
-from pipeline.schema import Policy
-from pipeline.trial import Trial
+from pipeline.schema import Policy, trains_adapter
 
 # bytes a sample takes while it is drawn and scored: 16,384 of 6 tokens took 465 MiB, most of it vLLM's objects
 REQUEST_VLLM, REQUEST = 28 << 10, 3 << 10
@@ -211,7 +211,7 @@ def memory_of(cfg: Config, name: str, shape: Shape, data: Data, trial: Trial) ->
     parts = {"requests": round(at_once * (REQUEST_VLLM if trial.generator == "vllm" else REQUEST))}
     parts |= {"libraries": trial.libraries_bytes, "generator": trial.generator_bytes, "kv cache": trial.cache_bytes}
     length = data.prompt_tokens[2] + cfg.sampling.max_tokens
-    adapted = bool(getattr(block, "peft", None))
+    adapted = trains_adapter(block)
     if block.kind in ("sft", "feedme", "reward_model", "conditioned") or isinstance(block, Policy):
         learning = round(weights * (0.02 if adapted else 1.0))  # an adapter's share of the parameters, about
         held = in_4_bits(shape) if adapted and cfg.model.quantization is not None else weights

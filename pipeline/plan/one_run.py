@@ -1,22 +1,16 @@
-"""make plan: every mistake of a config, or what it would run: stages, rows, tokens, memory, time, one example.
-
-Nothing of the run is started and nothing is written into its directory. A trial of some seconds in a process of its
-own measures the machine (`trial=false` leaves it out, and memory and time with it).
-"""
+"""The plan of one run: what each of its stages would do, whether it is stale and why, memory, time, one example."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import console, estimate, lineage, preflight, process, prompts
-from pipeline.config import Config, ConfigError, read
-from pipeline.estimate import Data, Memory, Shape, Work
-from pipeline.trial import Trial
+from pipeline import console, lineage, prompts
+from pipeline.config import Config
+from pipeline.plan import estimate
+from pipeline.plan.estimate import Data, Memory, Shape, Work
+from pipeline.plan.trial import Trial
 
 MIB = 1 << 20
 # share of the most steps that a stage is likely to take where the data decide
@@ -44,61 +38,6 @@ class Plan:
                      "seconds": self.seconds.get(w.name)}
             for w in self.works
         }  # fmt: skip
-
-
-def plan(config: str, words: Sequence[str]) -> int:
-    """0 with the plan on the terminal; raises ConfigError with all mistakes."""
-    asked = {"trial": True, "json": False}
-    from pipeline import plan_compare  # it plans each part by this file
-
-    overrides = []
-    for word in words:
-        key, _, value = word.partition("=")
-        if key in asked and value in ("true", "false"):
-            asked[key] = value == "true"
-        else:
-            overrides.append(word)
-    cfg = sound(config, overrides)
-    process.prepare(cfg.threads)
-    measured = try_out(config, overrides) if asked["trial"] else None
-    if compared := plan_compare.comparison_of(cfg):
-        parts = plan_compare.make(cfg, compared, measured)
-        if asked["json"]:
-            print(json.dumps(plan_compare.as_json(parts), indent=1))
-        else:
-            plan_compare.show(cfg, compared, parts, measured)
-        return 0
-    made = make(cfg, measured)
-    if asked["json"]:
-        print(json.dumps(made.as_json(), indent=1))
-    else:
-        show(cfg, made, measured)
-    return 0
-
-
-def sound(config: str, overrides: Sequence[str]) -> Config:
-    """The config without a mistake in its keys, data, verifiers and models. Raises ConfigError with all of them."""
-    cfg, mistakes = read(config, overrides)
-    if cfg is not None:
-        from pipeline import plan_compare
-
-        compared = plan_compare.comparison_of(cfg)
-        found = plan_compare.mistakes(cfg, compared) if compared else preflight.mistakes(cfg)
-        mistakes += [line for line in found if line not in mistakes]
-    if mistakes or cfg is None:
-        raise ConfigError(mistakes)
-    return cfg
-
-
-def try_out(config: str, overrides: Sequence[str]) -> Trial:
-    """Raises ConfigError with the last line of a trial that fails."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline.trial", config, *overrides], capture_output=True, text=True, timeout=600
-    )
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise ConfigError([f"{config}: the model could not be tried out: {reason}"])
-    return Trial(**json.loads(done.stdout.strip().splitlines()[-1]))
 
 
 def make(cfg: Config, measured: Trial | None) -> Plan:

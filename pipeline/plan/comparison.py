@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pipeline import console, plan, preflight
+from pipeline import console, preflight
 from pipeline.config import Config, ConfigError
-from pipeline.trial import Trial
+from pipeline.plan import one_run
+from pipeline.plan.trial import Trial
 
 MIB = 1 << 20
 
@@ -38,22 +39,22 @@ def mistakes(cfg: Config, name: str) -> list[str]:
     return preflight.mistakes(replace(cfg, stages=[*start.stages, *(n for n in first.stages if n in cfg.blocks)]))
 
 
-def make(cfg: Config, name: str, measured: Trial | None) -> dict[str, plan.Plan]:
+def make(cfg: Config, name: str, measured: Trial | None) -> dict[str, one_run.Plan]:
     """Run -> its plan."""
-    return {each.run: plan.make(each, measured) for each in runs_of(cfg, name)}
+    return {each.run: one_run.make(each, measured) for each in runs_of(cfg, name)}
 
 
-def as_json(made: Mapping[str, plan.Plan]) -> dict[str, Any]:
+def as_json(made: Mapping[str, one_run.Plan]) -> dict[str, Any]:
     return {run: one.as_json() for run, one in made.items()}
 
 
-def show(cfg: Config, name: str, made: Mapping[str, plan.Plan], trial: Trial | None) -> None:
+def show(cfg: Config, name: str, made: Mapping[str, one_run.Plan], trial: Trial | None) -> None:
     from pipeline.stages.workers import at_once
 
     block = cfg.block(name)
     console.say(f"{cfg.path}: comparison {cfg.run}, seeds {', '.join(map(str, block.seeds))}, in {cfg.run_dir}")
     rows = [{"part": f"{run.rpartition('/')[2]}/{row['stage']}", **{k: v for k, v in row.items() if k != "stage"}}
-            for run, one in made.items() for row in plan.rows_of(one)]  # fmt: skip
+            for run, one in made.items() for row in one_run.rows_of(one)]  # fmt: skip
     console.show_table(rows, list(rows[0]))
     sampled = sum(work.tokens for one in made.values() for work in one.works)
     console.say(f"budget: {block.budget:,} sampled tokens a method and seed, unless its block says otherwise; "

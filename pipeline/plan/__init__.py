@@ -1,0 +1,76 @@
+"""make plan: every mistake of a config, or what it would run: stages, rows, tokens, memory, time, one example.
+
+one_run.py     the plan of one run
+comparison.py  of a comparison, which is many
+estimate.py    steps, tokens and memory, counted
+trial.py       the machine, measured for some seconds in a process of its own (`trial=false` leaves it out, and memory
+               and time with it)
+
+Nothing of the run is started and nothing is written into its directory.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from pipeline import preflight, process
+from pipeline.config import Config, ConfigError, read
+from pipeline.plan import comparison, one_run
+from pipeline.plan.trial import Trial
+
+
+def plan(config: str, words: Sequence[str]) -> int:
+    """0 with the plan on the terminal; raises ConfigError with all mistakes."""
+    asked = {"trial": True, "json": False}
+    overrides = []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key in asked and value in ("true", "false"):
+            asked[key] = value == "true"
+        else:
+            overrides.append(word)
+    cfg = sound(config, overrides)
+    process.prepare(cfg.threads)
+    measured = try_out(config, overrides) if asked["trial"] else None
+    if compared := comparison.comparison_of(cfg):
+        parts = comparison.make(cfg, compared, measured)
+        if asked["json"]:
+            print(json.dumps(comparison.as_json(parts), indent=1))
+        else:
+            comparison.show(cfg, compared, parts, measured)
+        return 0
+    made = one_run.make(cfg, measured)
+    if asked["json"]:
+        print(json.dumps(made.as_json(), indent=1))
+    else:
+        one_run.show(cfg, made, measured)
+    return 0
+
+
+def sound(config: str, overrides: Sequence[str]) -> Config:
+    """The config without a mistake in its keys, data, verifiers and models. Raises ConfigError with all of them."""
+    cfg, mistakes = read(config, overrides)
+    if cfg is not None:
+        compared = comparison.comparison_of(cfg)
+        found = comparison.mistakes(cfg, compared) if compared else preflight.mistakes(cfg)
+        mistakes += [line for line in found if line not in mistakes]
+    if mistakes or cfg is None:
+        raise ConfigError(mistakes)
+    return cfg
+
+
+def try_out(config: str, overrides: Sequence[str]) -> Trial:
+    """Raises ConfigError with the last line of a trial that fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.plan.trial", config, *overrides], capture_output=True, text=True, timeout=600
+    )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise ConfigError([f"{config}: the model could not be tried out: {reason}"])
+    return Trial(**json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+__all__ = ["plan", "sound", "try_out"]
