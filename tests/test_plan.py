@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from loop_kit import manifest, run_stage
 
 from pipeline import plan
 from pipeline.config import ConfigError, load
 from pipeline.plan import estimate, one_run
 from pipeline.plan.estimate import Data, Shape
 from pipeline.plan.trial import Trial
+from pipeline.records import read_scored
 from pipeline.runs import StageDir, verify_outputs
 
 ROOT = Path(__file__).parent.parent
@@ -58,6 +60,30 @@ def test_lengths_of_a_run_on_disk_come_before_all_else():
     done = {"tokens": {"completion": works[0].samples * 4}, "metrics": {}}
     estimate.expect_lengths(cfg, works, DATA, {"grpo": done})
     assert works[0].tokens == works[0].samples * 4 and works[0].source == "a run on disk"
+
+
+def test_what_is_sampled_on_from_the_midst_of_answers_is_counted(model, tmp_path):
+    words = ["grpo.credit={kind: monte_carlo, points: 2, continuations: 3}", "grpo.steps=6"]
+    assert run_stage(tmp_path, model, "grpo", *words) == 0
+    own = [len(s.rollout.ids) for s in read_scored(tmp_path / "t" / "grpo" / "rollouts.jsonl")]
+    cfg = load(str(tmp_path / "config.yaml"), [*words, f"expected_tokens={{grpo: {sum(own) / len(own)}}}"])
+    made = estimate.work_of(cfg, "grpo", DATA)
+    estimate.expect_lengths(cfg, [made], DATA, {})
+    done = manifest(tmp_path, "grpo")
+    assert made.tokens == pytest.approx(4 * sum(own)) and made.tokens == pytest.approx(
+        done["tokens"]["completion"], rel=0.1
+    )
+    again = estimate.work_of(cfg, "grpo", DATA)
+    estimate.expect_lengths(cfg, [again], DATA, {"grpo": done})
+    assert again.tokens == done["tokens"]["completion"] and again.source == "a run on disk"
+
+
+def test_looks_on_the_way_are_judged_too():
+    for every, looks in (("null", 1), ("4", 3)):
+        cfg = load(DEMO, ["grpo.steps=10", f"grpo.evaluate_every={every}"])
+        made = estimate.work_of(cfg, "grpo", DATA)
+        estimate.expect_lengths(cfg, [made], DATA, {})
+        assert made.judged == looks * 120 * 16
 
 
 def test_memory_by_part_is_the_parameters_times_what_is_kept_of_each():

@@ -47,15 +47,20 @@ class Work:
     batch: int = 0  # rows a step
     samples: int = 0
     judged: int = 0
-    mean_tokens: float = 0.0
+    mean_tokens: float = 0.0  # of a sample, an episode's turns together
     source: str = ""  # where mean_tokens is from
     at_most: bool = False  # steps or samples may be fewer
     passes: float = 1.0  # forward and backward passes over each sampled row
+    continued: float = 0.0  # tokens sampled on from the midst of a sample, over its own
     label_tokens: int = 0  # in front of each prompt
 
     @property
     def tokens(self) -> int:
-        return round(self.samples * self.mean_tokens)
+        return round(self.samples * self.tokens_each)
+
+    @property
+    def tokens_each(self) -> float:
+        return self.mean_tokens * (1 + self.continued)
 
 
 def work_of(cfg: Config, name: str, data: Data) -> Work:
@@ -87,6 +92,9 @@ def work_of(cfg: Config, name: str, data: Data) -> Work:
         work.steps, work.batch = block.steps, block.prompts * block.samples
         work.samples, work.judged, work.at_most = work.steps * work.batch * refills, judged, refills > 1
         work.passes = block.epochs
+        if block.credit.kind == "monte_carlo":  # from points spread evenly half of an answer is left, on the mean
+            starts = 1 if block.samples == 1 else 0
+            work.continued = block.credit.continuations * (block.credit.points / 2 + starts)
     elif block.kind == "conditioned":
         work.samples = 0 if block.pool else block.prompts * block.samples * (1 + block.online_rounds)
         bins = len(block.edges) + 1 if block.bins == "edges" else block.count
@@ -129,23 +137,28 @@ def expect_lengths(cfg: Config, works: list[Work], data: Data, known: Mapping[st
     mean = data.completion_tokens[0] if data.completion_tokens else cfg.sampling.max_tokens
     source = "demonstrations" if data.completion_tokens else "sampling.max_tokens, the most"
     for work in works:
-        done = known.get(work.name)
+        done, block = known.get(work.name), cfg.blocks[work.name]
+        if done and "steps" in done["metrics"] and isinstance(block, Policy):
+            work.steps = int(done["metrics"]["steps"])
+            work.samples = work.steps * work.batch
         if done and work.samples and done["tokens"]["completion"]:
-            work.mean_tokens, work.source = done["tokens"]["completion"] / work.samples, "a run on disk"
+            sampled = done["tokens"]["completion"] / (1 + work.continued)
+            work.mean_tokens, work.source = sampled / work.samples, "a run on disk"
         elif work.name in cfg.expected_tokens:
             work.mean_tokens, work.source = cfg.expected_tokens[work.name], "expected_tokens"
         else:
-            work.mean_tokens, work.source = float(min(mean, cfg.sampling.max_tokens)), source
-        if done and work.at_most and work.samples and "steps" in done["metrics"]:
-            work.steps = int(done["metrics"]["steps"])
-        keep_to_budget(work, getattr(cfg.blocks[work.name], "token_budget", None))
+            turns = block.episodes.max_turns if isinstance(block, Policy) and block.episodes else 1
+            work.mean_tokens, work.source = turns * float(min(mean, cfg.sampling.max_tokens)), source
+        keep_to_budget(work, getattr(block, "token_budget", None))
+        if every := getattr(block, "evaluate_every", None):
+            work.judged *= 1 + work.steps // every
 
 
 def keep_to_budget(work: Work, budget: int | None) -> None:
     """A stage with a token_budget samples up to it, and a policy stage stops with the step that reaches it."""
     if budget is None or work.tokens <= budget:
         return
-    work.samples = math.ceil(budget / work.mean_tokens)
+    work.samples = math.ceil(budget / work.tokens_each)
     if work.kind in ("ppo", "grpo"):
         work.steps = math.ceil(work.samples / work.batch)
         work.samples = work.steps * work.batch

@@ -131,7 +131,7 @@ def seconds_of(cfg: Config, work: Work, data: Data, trial: Trial, done: Mapping[
     if done is not None:
         return float(done["wall_s"])
     prompt, answer = data.prompt_tokens[0] + work.label_tokens, work.mean_tokens
-    sampled = (work.samples + work.judged) * answer / trial.sampled_per_s
+    sampled = (work.tokens + work.judged * answer) / trial.sampled_per_s
     per_row = prompt + answer
     if work.kind in ("ppo", "grpo"):
         block = cfg.blocks[work.name]
