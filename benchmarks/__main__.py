@@ -40,6 +40,8 @@ TARGETS: dict[str, tuple[float, bool]] = {
     "help_s": (0.5, False),
     "wrong_config_s": (1.5, False),
     "memory_vs_trl": (0.7, False),
+    "memory_large_vs_trl": (1.0, False),
+    "memory_large_heavy_tail_vs_trl": (0.7, False),
 }
 
 

@@ -1,12 +1,14 @@
 """What both sides are given: a model of a few million weights, prompts, a reward, and the settings of a step.
 
 The model is random and has about 80 tokens, so that the end token comes by chance: completions have a mean near 80
-tokens and a tail cut at 256, and about a third of a padded batch is real. The learning rate is so small that they stay.
+tokens and a tail cut at 256, and about a third of a padded batch is real. Of a larger vocabulary the end is made as
+likely as `mean_tokens` asks. The learning rate is so small that lengths stay.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -40,7 +42,8 @@ EXAMPLES = (
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """kl: coefficient of the KL in the loss; 0 needs no reference. characters: at most as many tokens, and 3 more."""
+    """kl: coefficient of the KL in the loss; 0 needs no reference. vocabulary: of fewer tokens than the keyboard has
+    characters, 3 more are added. mean_tokens: of a completion, were it not cut; None leaves the end to chance."""
 
     hidden_size: int = 256
     layers: int = 4
@@ -51,6 +54,7 @@ class Workload:
     samples: int = 8
     prompt_tokens: int = 12
     max_tokens: int = 256
+    mean_tokens: int | None = None
     steps: int = 100
     kl: float = 0.04
     learning_rate: float = 1e-6
@@ -74,14 +78,16 @@ def lay_out(place: Path, work: Workload) -> None:
     from pipeline.schema import Tiny
 
     place.mkdir(parents=True, exist_ok=True)
-    # beyond the keyboard's characters take CJK's: a large vocabulary of one token each
-    extra = [chr(0x4E00 + i) for i in range(max(work.vocabulary - len(CHARACTERS), 0))]
     tiny = Tiny(
         hidden_size=work.hidden_size, intermediate_size=work.intermediate_size, num_hidden_layers=work.layers,
         num_attention_heads=work.heads, max_position_embeddings=2048,
-        characters=CHARACTERS[: work.vocabulary] + "".join(extra),
+        characters=CHARACTERS[: work.vocabulary],
     )  # fmt: skip
     make_tiny(tiny, place / "model", seed=work.seed)
+    if work.vocabulary > len(CHARACTERS):
+        enlarge(place / "model", work.vocabulary, seed=work.seed)
+    if work.mean_tokens is not None:
+        end_after(place / "model", work.mean_tokens)
     random = Random(work.seed)
     rows = ["".join(random.choices(CHARACTERS[:60], k=work.prompt_tokens)) for _ in range(64)]
     (place / "prompts.jsonl").write_text("".join(json.dumps({"prompt": r, "task": {}}) + "\n" for r in rows))
@@ -89,6 +95,39 @@ def lay_out(place: Path, work: Workload) -> None:
     (place / "verifiers").mkdir(exist_ok=True)
     (place / "verifiers" / f"{REWARD}.py").write_text(VERIFIER)
     (place / "ours.yaml").write_text(json.dumps(our_config(place, work)))  # JSON is YAML
+
+
+def enlarge(model_dir: Path, vocabulary: int, *, seed: int) -> None:
+    """As many tokens as that, in the tokenizer's file and in the model."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    path = model_dir / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    known = tokenizer["model"]["vocab"]
+    known |= {f"word{i} ": i for i in range(len(known), vocabulary)}
+    path.write_text(json.dumps(tokenizer))
+    model = AutoModelForCausalLM.from_pretrained(model_dir)
+    torch.manual_seed(seed)
+    model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    model.save_pretrained(model_dir)
+
+
+def end_after(model_dir: Path, mean_tokens: int) -> None:
+    """Have completions end as often as this mean asks: one column of the tied embedding becomes the same for all
+    tokens, so that every state has it, and the end token's larger, so that its logit is."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(model_dir)
+    weight, end = model.get_input_embeddings().weight.data, model.config.eos_token_id
+    weight[:, 0] = 10.0  # far above the rest of a state, so that it differs little from place to place
+    with torch.no_grad():
+        out = model(torch.randint(3, len(weight), (8, 64)), output_hidden_states=True)
+    chance = out.logits.softmax(-1)[..., end].mean().item()
+    wanted = math.log(1 / (mean_tokens - 1)) - math.log(chance / (1 - chance))
+    weight[end, 0] += wanted / out.hidden_states[-1][..., 0].mean().item()
+    model.save_pretrained(model_dir)
 
 
 def our_config(place: Path, work: Workload) -> dict[str, Any]:

@@ -6,9 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import __main__ as command
 from benchmarks import measure, scale, step
+from benchmarks.workload import Workload, lay_out
+from pipeline import models
+from pipeline.schema import Model
 
 
 def test_a_cost_that_doubles_with_the_size_has_exponent_one_and_one_that_quadruples_two() -> None:
@@ -51,3 +55,15 @@ def test_a_missed_target_is_said_to_be_missed() -> None:
 def test_an_unknown_benchmark_is_a_mistake_of_the_user(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["stepp"]) == 2
     assert "no benchmark 'stepp'" in capsys.readouterr().err
+
+
+def test_a_large_vocabulary_is_as_large_as_it_says_and_answers_end_as_often_as_asked(tmp_path: Path) -> None:
+    work = Workload(hidden_size=64, intermediate_size=128, layers=2, heads=2, vocabulary=5000, mean_tokens=50)
+    lay_out(tmp_path, work)
+    model = models.load_policy(str(tmp_path / "model"), Model())
+    assert len(model.get_input_embeddings().weight) == 5000
+    tokenizer = models.load_tokenizer(str(tmp_path / "model"), Model())
+    assert tokenizer.decode([4999, 4998]) == "word4999 word4998 "
+    ids = torch.randint(3, 5000, (4, 64), generator=torch.Generator().manual_seed(1))
+    ends = model(ids).logits.softmax(-1)[..., tokenizer.eos_token_id]
+    assert ends.mean().item() == pytest.approx(1 / 50, rel=0.05) and ends.max() < 2 * ends.min()
