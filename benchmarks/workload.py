@@ -147,7 +147,7 @@ def our_config(place: Path, work: Workload) -> dict[str, Any]:
             "prompts": work.prompts,
             "samples": work.samples,
             "kl": {"coef": work.kl},
-            "optimizer": {"learning_rate": work.learning_rate},
+            "optimizer": {"learning_rate": work.learning_rate, "eps": 1e-8},  # TRL's; with 1e-5 a step is smaller
             "tokens_per_microbatch": work.tokens_per_microbatch,
             "alarms": {"loss_abs": 1e9},
         },

@@ -9,7 +9,10 @@ WEIGHTS = ("*.safetensors", "*.bin")
 
 
 def is_local(path: str) -> bool:
-    return Path(path).exists() or path.startswith((".", "/", "~"))
+    try:
+        return Path(path).exists() or path.startswith((".", "/", "~"))
+    except OSError:  # longer than a name may be
+        return False
 
 
 def fault(path: str) -> str | None:

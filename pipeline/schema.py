@@ -258,7 +258,7 @@ class Optimizer:
     weight_decay: NonNegative = 0.0
     beta1: Share = 0.9
     beta2: Share = 0.999
-    eps: Annotated[float, Field(gt=0)] = 1e-8  # PPO's is its recipes' 1e-5, which shortens steps on small gradients
+    eps: Annotated[float, Field(gt=0)] = 1e-5
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
 
 
@@ -447,7 +447,6 @@ PPO_DEFAULTS: dict[str, Any] = {
     "credit": {"kind": "gae"},
     "kl": {"coef": 0.05, "where": "reward", "kind": "k1"},
     "critic": {},
-    "optimizer": {"eps": 1e-5},
 }
 
 
