@@ -119,11 +119,12 @@ def end_after(model_dir: Path, mean_tokens: int) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(model_dir)
+    model: Any = AutoModelForCausalLM.from_pretrained(model_dir)
     weight, end = model.get_input_embeddings().weight.data, model.config.eos_token_id
     weight[:, 0] = 10.0  # far above the rest of a state, so that it differs little from place to place
     with torch.no_grad():
-        out = model(torch.randint(3, len(weight), (8, 64)), output_hidden_states=True)
+        ids = torch.randint(3, len(weight), (8, 64), generator=torch.Generator().manual_seed(0))
+        out = model(ids, output_hidden_states=True)
     chance = out.logits.softmax(-1)[..., end].mean().item()
     wanted = math.log(1 / (mean_tokens - 1)) - math.log(chance / (1 - chance))
     weight[end, 0] += wanted / out.hidden_states[-1][..., 0].mean().item()
