@@ -120,15 +120,15 @@ class ServedGenerator:
         """A server whose head is the embedding itself refuses a tied head's name; any other needs it."""
         if self.heads_own_name:
             try:
-                self._reload(whole)
+                self._push(whole)
                 return
             except RuntimeError as exc:
                 if UNKNOWN_NAME not in str(exc):
                     raise
                 self.heads_own_name = False
-        self._reload({name: tensor for name, tensor in whole.items() if name in once})
+        self._push({name: tensor for name, tensor in whole.items() if name in once})
 
-    def _reload(self, weights: dict[str, torch.Tensor]) -> None:
+    def _push(self, weights: dict[str, torch.Tensor]) -> None:
         place = self.checkpoints.write(weights)
         self._all(lambda url: _reload(url, place), self.urls)
 
