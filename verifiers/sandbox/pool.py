@@ -1,7 +1,7 @@
 """A pool of warm workers: started when first needed, as many as there are cores, gone when the program ends.
 
 Safe to use from any thread, and in a forked child (which starts its own). A worker that fails is thrown away and the
-sample tried once more on a fresh one.
+sample tried once more on a new one: what struck the first may have struck those that wait beside it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import TypeVar
 
 from . import worker as worker_module
@@ -20,7 +22,8 @@ from .isolation import Isolation, Profile, SandboxUnavailable, candidates
 from .worker import Doubtful, InfrastructureError, Worker
 
 T = TypeVar("T")
-Row = TypeVar("Row")
+R = TypeVar("R")
+Workers = Callable[[Profile], AbstractContextManager[Worker]]  # a worker of that profile to oneself
 
 
 def cores() -> int:
@@ -40,10 +43,14 @@ class Pool:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def worker(self) -> Iterator[Worker]:
+    def worker(self, *, new: bool) -> Iterator[Worker]:
         """A worker to oneself, kept for the next if nothing is raised. Raises SandboxUnavailable."""
         with self._free:
-            worker = self._take() or self._start()
+            worker = self._take()
+            if worker is not None and new:
+                self._discard(worker)  # so that there are never more than `size`
+                worker = None
+            worker = worker or self._start()
             healthy = False
             try:
                 yield worker
@@ -148,22 +155,27 @@ def _find() -> Isolation:
     raise problem
 
 
-def attempt(run: Callable[[], T], doubtful: Callable[[Doubtful], T]) -> T:
-    """run(), once more if the sandbox failed. `doubtful` decides whose fault it was where the second try ends so too.
+def _worker(profile: Profile, *, new: bool) -> AbstractContextManager[Worker]:
+    return pool(profile).worker(new=new)
 
-    Raises InfrastructureError where it failed twice.
+
+def attempt(run: Callable[[Workers], T], doubtful: Callable[[Doubtful], R]) -> T | R:
+    """run(workers), once more on new workers if the sandbox failed.
+
+    `doubtful` decides whose fault it was where the second try ends so too. Raises InfrastructureError where it failed
+    twice.
     """
     try:
-        return run()
+        return run(partial(_worker, new=False))
     except InfrastructureError:
         pass
     try:
-        return run()
+        return run(partial(_worker, new=True))
     except Doubtful as exc:
         return doubtful(exc)
 
 
-def each(verify: Callable[[Row], T], rows: Sequence[Row]) -> list[T]:
+def each(verify: Callable[[R], T], rows: Sequence[R]) -> list[T]:
     """verify(row) for all rows, as many at once as the pool has workers, in order."""
     at_once = min(size(), len(rows))
     if at_once <= 1:

@@ -10,7 +10,8 @@ import json
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from functools import partial
+from typing import TypeVar
 
 from verifiers import Verdict, broken, failed, malformed, passed
 
@@ -85,25 +86,23 @@ def check_function(
     if not any(block.strip() for block in blocks):
         return malformed("no code")
     if how.calls is not None:
-        verdict = _try(lambda: _call(blocks, how, limits))
+        verdict = _try(partial(_call, blocks=blocks, how=how, limits=limits))
         if verdict is not None:
             return verdict
-    judged = _try(lambda: _judge(blocks, how, limits))
-    assert judged is not None
-    return judged
+    return _try(partial(_judge, blocks=blocks, how=how, limits=limits))
 
 
-def _try(run: Any) -> Verdict | None:
+def _try(run: Callable[[pool.Workers], T]) -> T | Verdict:
     try:
         return pool.attempt(run, lambda doubtful: failed(str(doubtful)))
     except InfrastructureError as exc:
         return broken(f"the sandbox failed twice: {exc}")
 
 
-def _call(blocks: list[str], how: Plan, limits: Limits) -> Verdict | None:
+def _call(workers: pool.Workers, blocks: list[str], how: Plan, limits: Limits) -> Verdict | None:
     """The fast way: one sandbox, compared here. None where only a judge can say."""
     assert how.calls is not None
-    with pool.pool("candidate").worker() as worker, worker.sample(limits) as sample:
+    with workers("candidate") as worker, worker.sample(limits) as sample:
         sample.give(["calls", blocks, how.entry, how.calls])
         try:
             reply = sample.hear(how.reply_bytes)
@@ -137,12 +136,12 @@ def _compare(reply: bytes, how: Plan) -> Verdict | None:
     return passed(f"{len(outcomes)} tests")
 
 
-def _judge(blocks: list[str], how: Plan, limits: Limits) -> Verdict:
+def _judge(workers: pool.Workers, blocks: list[str], how: Plan, limits: Limits) -> Verdict:
     """The thorough way: the tests run in a second sandbox, which alone says what they found."""
     patient = replace(limits, wall_s=limits.wall_s + 1)  # so that the code's end is seen as its own
     with (
-        pool.pool("candidate").worker() as code_worker,
-        pool.pool("judge").worker() as judge_worker,
+        workers("candidate") as code_worker,
+        workers("judge") as judge_worker,
         code_worker.sample(limits) as code,
     ):
         code.give(["serve", blocks, how.entry, how.names])
@@ -195,16 +194,15 @@ def check_program(completion: str, cases: Sequence[Case], *, limits: Limits = DE
     if not any(block.strip() for block in blocks):
         return malformed("no code")
     for number, case in enumerate(cases, 1):
-        verdict = _try(lambda case=case: _run_program(blocks, case, limits))
-        assert verdict is not None
+        verdict = _try(partial(_run_program, blocks=blocks, case=case, limits=limits))
         if verdict.status != "pass":
             return replace(verdict, detail=f"case {number} of {len(cases)}: {verdict.detail}")
     return passed(f"{len(cases)} cases")
 
 
-def _run_program(blocks: list[str], case: Case, limits: Limits) -> Verdict:
+def _run_program(workers: pool.Workers, blocks: list[str], case: Case, limits: Limits) -> Verdict:
     wanted = case.stdout.encode("utf-8", "surrogatepass")
-    with pool.pool("candidate").worker() as worker, worker.sample(limits) as sample:
+    with workers("candidate") as worker, worker.sample(limits) as sample:
         sample.give(["program", blocks, case.stdin])
         output = _bounded_output(sample, OUTPUT_BYTES + 4 * len(wanted))
         report = sample.end()
@@ -265,8 +263,8 @@ def run_shell(
     if script is None or len(completion) > MAX_CHARS:
         return malformed("no shell script" if script is None else f"longer than {MAX_CHARS} characters")
 
-    def run() -> ScriptRun | Verdict:
-        with pool.pool("shell").worker() as worker, worker.sample(limits) as sample:
+    def run(workers: pool.Workers) -> ScriptRun | Verdict:
+        with workers("shell") as worker, worker.sample(limits) as sample:
             sample.give([script, dict(files), list(wanted), stdout_bytes])
             reply = sample.hear((1 << 16) + 2 * (stdout_bytes + sum(w[1] for w in wanted)))
             report = sample.end(answered=reply is not None)
@@ -279,7 +277,4 @@ def run_shell(
         contents = (Found(kind, bytes.fromhex(more[0]) if kind == "file" else b"") for kind, *more in found)
         return ScriptRun(code, bytes.fromhex(stdout), tuple(contents))
 
-    try:
-        return pool.attempt(run, lambda doubtful: failed(str(doubtful)))
-    except InfrastructureError as exc:
-        return broken(f"the sandbox failed twice: {exc}")
+    return _try(run)
