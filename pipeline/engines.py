@@ -85,7 +85,7 @@ _told: set[str] = set()
 
 
 def choose_backend(generate: Generate) -> str:
-    """`vllm` or `transformers`. Raises ConfigError where vLLM is asked for by name and not installed."""
+    """The engine to open: the one named; `auto` is vLLM where installed. Raises ConfigError where it is missing."""
     if generate.backend in ("transformers", "vllm_server", "ray"):
         return generate.backend
     if importlib.util.find_spec("vllm") is not None:

@@ -172,7 +172,7 @@ def test_a_killed_rank_ends_all_within_half_a_minute_and_the_run_goes_on(alone, 
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("first", "then"), itertools.pairwise(["fsdp2", "ddp", "zero3", "zero2", "fsdp2"]))
+@pytest.mark.parametrize(("first", "then"), list(itertools.pairwise(["fsdp2", "ddp", "zero3", "zero2", "fsdp2"])))
 def test_a_checkpoint_of_one_mode_goes_on_in_another(alone, tmp_path, first, then, monkeypatch):
     with_deepspeed(monkeypatch)
     steps = ["grpo.steps=8", "grpo.checkpoint_every=2", "grpo.kl.coef=0.0"]
