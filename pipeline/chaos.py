@@ -8,6 +8,7 @@ depends on the process shows; starting one for each kill would spend most of the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -96,7 +97,8 @@ class Server:
             return answer["code"], False
         if end_after_s is None and end_when is None:
             raise TimeoutError(f"{' '.join(words)} did not end within {STUCK_S:.0f} s; see {self.log}")
-        os.kill(child, ENDINGS[ending])
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself just now
+            os.kill(child, ENDINGS[ending])
         return self._answer(60.0)["code"], True
 
     def _watched(self, end_when: Callable[[], bool]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from pipeline.records import Scored
 def say(text: str) -> None:
     """One line, once a run: of several processes only rank 0 speaks."""
     if ranks.is_main():
-        print(text, flush=True)
+        # a completion may hold half a surrogate pair, which no terminal takes
+        print(text.encode("utf-8", "backslashreplace").decode(), flush=True)
 
 
 def clock(seconds: float) -> str:

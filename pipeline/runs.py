@@ -35,6 +35,7 @@ from pipeline import ranks
 from pipeline.files import (
     atomic_write,
     copy_tree,
+    drop_torn_line,
     dump_json,
     fsync,
     fsync_tree,
@@ -99,10 +100,12 @@ class StageDir:
         self.manifest_path.unlink(missing_ok=True)  # being made again: never complete and half rewritten at once
         spent = self.place / "timing.jsonl"
         if spent.is_file():
+            drop_torn_line(spent)
             self.seconds_before = max((row.get("elapsed_s", 0.0) for row in read_jsonl(spent)), default=0.0)
         if identity is not None:
             before = read_manifest(self.place / "begun.json") or {}
-            self.begun = {**identity, "parents": {}, "inputs": {}, "generator": before.get("generator")}
+            kept = {kind: dict(before.get(kind) or {}) for kind in ("parents", "inputs")}  # what lies here came of them
+            self.begun = {**identity, **kept, "generator": before.get("generator")}
             self._note_begun()
 
     def depends(self, kind: str, on: Mapping[str, str]) -> None:
@@ -185,6 +188,7 @@ class StageDir:
 
     def seal(self, place: Path, **notes: Any) -> None:
         """Name every file of a directory by its hash in its index.json; from then on it is whole."""
+        (place / "index.json").unlink(missing_ok=True)  # of an earlier seal: it cannot name itself
         index = {**notes, "files": sha256_tree(place, place), "mark": self.mark()}
         atomic_write(place / "index.json", dump_json(index))
 
@@ -225,7 +229,7 @@ class StageDir:
         else:
             if place.exists():
                 print(f"{self.name}: {place} is damaged and is made again", flush=True)
-            self._cut()
+            # the log is not cut back here: a trainer's checkpoint counts only with the rows that lead to it
             self._fill(place, make)
         ranks.barrier()  # onlookers read what is there now
         return place
@@ -247,7 +251,8 @@ class StageDir:
         With them go the pieces `once` kept of earlier steps, under keys that begin with step-N.
         """
         self._fill(self.checkpoints / f"step-{step}", write, step=step)
-        self.flush(self.checkpoints / f"step-{step}")
+        drawn_ahead = self.checkpoints.glob(f"done-step-{step}-*")  # with weights that are gone now
+        self.flush(self.checkpoints / f"step-{step}", *drawn_ahead)
         *old, oldest = self._steps()[: 1 - KEPT_CHECKPOINTS] or self._steps()[:1]
         for checkpoint in old:
             shutil.rmtree(checkpoint.place, ignore_errors=True)
@@ -255,14 +260,18 @@ class StageDir:
             if int(piece.name.split("-")[2]) < oldest.step:
                 shutil.rmtree(piece, ignore_errors=True)
 
-    def flush(self, place: Path) -> None:
+    def flush(self, *places: Path) -> None:
         """Onto the disk, with the logs, before an older checkpoint goes: also a machine that dies keeps one of them.
 
-        Pieces are not flushed: after such a death their hashes tell, and they are made again.
+        Pieces of later steps are not flushed: after such a death their hashes tell, and they are made again.
         """
-        fsync_tree(place)
+        for place in places:
+            fsync_tree(place)
         for name in self.ends:
             fsync(self.place / name)
+
+    def has_checkpoint(self, step: int) -> bool:
+        return (self.checkpoints / f"step-{step}").is_dir()
 
     def _steps(self) -> list[Checkpoint]:
         found = self.checkpoints.glob("step-*") if self.checkpoints.is_dir() else []

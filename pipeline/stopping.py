@@ -43,6 +43,11 @@ def requested() -> bool:
     return _state.asked
 
 
+def late() -> bool:
+    """Whether the grace is over: a request raises wherever the step is."""
+    return _state.late
+
+
 def check() -> None:
     """The end of a step: stop here if asked to."""
     if _state.asked:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -25,6 +27,30 @@ DEMO = ROOT / "configs" / "demo"
 @pytest.fixture
 def cfg() -> Any:
     return load(DEMO / "compare.yaml")
+
+
+PARENT = """
+import os
+from pipeline.stages.workers import processes
+if __name__ == "__main__":
+    pool = processes(1)
+    print(pool.submit(os.getpid).result(), flush=True)
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_worker_ends_with_its_parent_however_that_ends(tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text(PARENT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(tmp_path / "parent.py")]
+    # a worker that lived on would hold the pipe open, and be waited for
+    parent = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert parent.returncode == -9
+    worker = Path(f"/proc/{int(parent.stdout)}")
+    deadline = time.monotonic() + 30
+    while worker.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not worker.exists()
 
 
 # --- what runs ----------------------------------------------------------------------------------------------------

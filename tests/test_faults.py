@@ -13,7 +13,8 @@ from pipeline.chaos import Server
 pytestmark = pytest.mark.stages
 ROOT = Path(__file__).parent.parent
 CONFIG = str(ROOT / "configs/demo/chaos.yaml")
-TINY = ["generate.backend=transformers", "prompts.rows=300", "evaluation.prompts=8", "grpo.groups.dynamic=false"]
+TINY = ["generate.backend=transformers", "prompts.rows=300", "evaluation.prompts=8", "grpo.groups.dynamic=false",
+        "sft.trainer.max_steps=100"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +113,8 @@ def test_a_clock_that_jumps_changes_nothing(run):
         assert run.same("clock", stage)
 
 
-def checkpoints(place: Path, pattern: str) -> list[Path]:
-    return sorted(place.glob(pattern), key=lambda p: int(p.name.rpartition("-")[2]))
+def newest_whole(place: Path, index: str) -> Path:
+    return max((p.parent for p in place.glob(index)), key=lambda p: int(p.name.rpartition("-")[2]))
 
 
 def interrupted(run, stage: str, name: str, seen: str, **how) -> Path:
@@ -124,13 +125,15 @@ def interrupted(run, stage: str, name: str, seen: str, **how) -> Path:
     return place
 
 
-@pytest.mark.parametrize("stage,seen", [("sft", "checkpoints/training-sft/checkpoint-*/index.json"),
-                                        ("grpo", "checkpoints/step-*/index.json")])  # fmt: skip
+SEALED = {"sft": "checkpoints/training-sft/checkpoint-*/index.json", "grpo": "checkpoints/step-*/index.json"}
+
+
+@pytest.mark.parametrize("stage,seen", SEALED.items())
 def test_a_truncated_checkpoint_is_told_and_the_stage_ends_in_the_same_bytes(run, stage, seen):
     name = f"truncated-{stage}"
     run.fresh(name, "base", *(["sft"] if stage == "grpo" else []))
     place = interrupted(run, stage, name, seen)
-    newest = checkpoints(place, seen.rpartition("/")[0])[-1]
+    newest = newest_whole(place, seen)
     victim = max((p for p in newest.iterdir() if p.name != "index.json"), key=lambda p: p.stat().st_size)
     victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
     assert run(stage, name) == 0, run.said
@@ -148,9 +151,9 @@ def test_asked_to_stop_a_stage_ends_within_half_a_minute_and_goes_on(run, stage,
     assert "Traceback" not in run.said
     assert not (place / "manifest.json").exists()
     assert time.monotonic() - started < 120  # on any machine; the stop itself is bounded by a timer of its own
-    if ending == "term":
-        assert list(place.glob("checkpoints/*/index.json" if stage == "grpo" else "checkpoints/*/*/index.json"))
+    saved = newest_whole(place, SEALED[stage]).name.rpartition("-")[2] if ending == "term" else None
     assert run(stage, name) == 0, run.said
+    assert saved is None or f"{stage}: resuming at step {saved} of" in run.said
     assert run.same(name, stage)
 
 

@@ -115,6 +115,8 @@ def test_an_unfinished_stage_whose_parent_changed_meanwhile_begins_anew(tmp_path
     stage.open({"config": lineage.stage_config(cfg, "grpo"), "code": lineage.code_of(MODULE["grpo"])})
     stage.depends("parents", {"sft": manifest_sha(manifest_of(cfg, "sft"))})
     assert why(cfg, "grpo") == "interrupted"
+    # killed while it starts, before it asks for its parents again
+    stage.open({"config": lineage.stage_config(cfg, "grpo"), "code": lineage.code_of(MODULE["grpo"])})
     make(cfg, "sft", text="other weights")
     assert "its parent sft changed" in (why(cfg, "grpo") or "")
 

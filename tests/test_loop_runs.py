@@ -11,7 +11,7 @@ import pytest
 import torch
 from loop_kit import letters, manifest, metrics, run_stage, weights, write_config
 
-from pipeline import engines, ranks, trackers
+from pipeline import engines, ranks, stopping, trackers
 from pipeline.config import ConfigError
 from pipeline.update import loop
 
@@ -111,6 +111,30 @@ def test_detail_41_a_run_killed_in_a_step_and_resumed_ends_in_the_same_bytes(tmp
     if "adaptive" in name:  # detail 20: the controller moved, and went on from where it was
         coefficients = [m["kl_coef"] for m in metrics(tmp_path / "killed", stage)]
         assert len(set(coefficients)) == 5
+
+
+def test_asked_to_stop_while_it_samples_a_run_saves_what_the_step_began_with(tmp_path, model, monkeypatch, capsys):
+    given = ["grpo.steps=5", "grpo.checkpoint_every=99", "grpo.groups.dynamic=true", "grpo.optimizer.schedule=cosine"]
+    assert run_stage(tmp_path / "whole", model, "grpo", *given) == 0
+    draw = loop.gather_groups
+
+    def asked_to_stop(parts, state):
+        drawn = draw(parts, state)
+        if state.step == 3:
+            raise stopping.Stopped
+        return drawn
+
+    monkeypatch.setattr(loop, "gather_groups", asked_to_stop)
+    assert run_stage(tmp_path / "stopped", model, "grpo", *given) == 143
+    monkeypatch.setattr(loop, "gather_groups", draw)
+    engines.close_generators()
+    capsys.readouterr()
+    assert run_stage(tmp_path / "stopped", model, "grpo", *given) == 0
+    assert "grpo: resuming at step 3 of 5" in capsys.readouterr().out
+    for file in ("metrics.jsonl", "rollouts.jsonl", "difficulty.jsonl", "model/model.safetensors"):
+        whole, again = ((tmp_path / root / "t/grpo" / file).read_bytes() for root in ("whole", "stopped"))
+        assert whole == again, file
+    assert manifest(tmp_path / "whole", "grpo")["tokens"] == manifest(tmp_path / "stopped", "grpo")["tokens"]
 
 
 def test_a_budget_of_tokens_ends_the_run(tmp_path, model):

@@ -88,7 +88,7 @@ def test_a_hung_row_becomes_an_error_within_its_deadline_and_moves_no_other(name
 
 
 def test_more_hung_rows_than_threads_do_not_starve_the_rest(own_verifiers: Path) -> None:
-    composite = build({"fussy": {"timeout_s": 0.2}}, verifier_dirs=[own_verifiers])
+    composite = build({"fussy": {"timeout_s": 2.0}}, verifier_dirs=[own_verifiers])
     scores = composite.score(batch_of(["hang"] * 20 + ["a"] * 30))
     assert [s.status for s in scores] == ["error"] * 20 + ["pass"] * 30
 
@@ -111,14 +111,14 @@ def test_a_pool_whose_every_thread_hangs_refuses_instead_of_waiting() -> None:
 
 
 def test_scoring_runs_while_the_caller_does_other_things(own_verifiers: Path) -> None:
-    slow = FUSSY.replace('if completion == "hang"', "if completion").replace("30", "0.2")
+    slow = FUSSY.replace('if completion == "hang"', "if completion").replace("30", "1.0")
     (own_verifiers / "slow.py").write_text(slow)
     composite = build({"slow": None}, verifier_dirs=[own_verifiers])
     pending = composite.submit(batch_of(["a"] * 4))
-    time.sleep(0.5)
+    time.sleep(3.0)
     started = time.monotonic()
     assert [s.reward for s in pending.result()] == [1.0] * 4
-    assert time.monotonic() - started < 0.15
+    assert time.monotonic() - started < 0.7  # of the second that each takes
 
 
 def test_a_missing_task_field_is_an_error_not_a_zero(own_verifiers: Path) -> None:

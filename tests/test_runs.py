@@ -98,6 +98,16 @@ def test_an_altered_piece_is_made_again(tmp_path, capsys):
     assert "damaged" in capsys.readouterr().out
 
 
+def test_what_is_sealed_again_is_whole(tmp_path):
+    directory = stage(tmp_path)
+    place = directory.checkpoints / "training"
+    place.mkdir(parents=True)
+    for step in (1, 2):
+        write_model(place)
+        directory.seal(place, step=step)
+    assert (directory.whole(place) or {})["step"] == 2
+
+
 def test_one_name_for_two_pieces_is_our_own_mistake(tmp_path):
     directory = stage(tmp_path)
     directory.once("heldout", write_model)
@@ -140,6 +150,34 @@ def test_killed_twice_anywhere_the_logs_end_in_the_same_bytes(tmp_path, first, s
     one, two = (json.loads((tmp_path / n / "run/sft/manifest.json").read_text()) for n in ("straight", "killed"))
     assert one["outputs"] == two["outputs"]
     assert one["tokens"] == two["tokens"] == {"prompt": 0, "completion": 30}
+
+
+def test_a_piece_half_made_finds_its_checkpoints_and_the_log_that_led_to_them(tmp_path):
+    """What a trainer saves on its way counts only with the rows that it logged by then."""
+
+    def train(directory: StageDir, place: Path, stop_at: int) -> None:
+        work = directory.checkpoints / "training"
+        begin = 0
+        if (index := directory.whole(work)) is not None:
+            begin = index["step"]
+            directory.go_to(index["mark"])
+        begun.append(begin)
+        for step in range(begin, 4):
+            if step == stop_at:
+                raise KeyboardInterrupt
+            directory.log({"step": step})
+            if step == 1:
+                work.mkdir()
+                directory.seal(work, step=2)
+        write_model(place)
+
+    begun: list[int] = []
+    first, again = stage(tmp_path), stage(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        first.once("trained", lambda place: train(first, place, 3))
+    again.once("trained", lambda place: train(again, place, 99))
+    assert begun == [0, 2]
+    assert rows(again.place) == [{"step": step} for step in range(4)]
 
 
 def test_half_a_line_of_a_killed_writer_is_replaced(tmp_path):
@@ -303,6 +341,16 @@ def test_seconds_of_killed_tries_count_though_the_clock_jumps(tmp_path, monkeypa
     directory.seconds_before = 100.0
     directory.log_timing({"step": 1})
     assert 100.0 <= stage(tmp_path).seconds_before < 160.0
+
+
+def test_half_a_line_of_times_is_dropped_when_the_stage_goes_on(tmp_path):
+    directory = stage(tmp_path)
+    directory.log_timing({"step": 1})
+    with (directory.place / "timing.jsonl").open("a") as out:
+        out.write('{"step": 2, "elapsed_s": 2.')
+    stage(tmp_path).log_timing({"step": 2})
+    stage(tmp_path)
+    assert [row["step"] for row in rows(directory.place, "timing.jsonl")] == [1, 2]
 
 
 # --- one process a directory -----------------------------------------------------------------------------------------

@@ -164,6 +164,13 @@ def test_workers_end_with_the_program_however_it_ends(ending):
     assert not [p for p in pids if Path(f"/proc/{p}").exists()]
 
 
+@needs_sandbox
+@pytest.mark.parametrize("test", TESTS, ids=["fast", "judged"])
+def test_a_sample_ended_by_a_signal_without_a_name_has_failed(test):
+    verdict = run("import os\ndef f():\n    os.kill(os.getpid(), 40)", test)
+    assert verdict.status == "fail" and "killed by signal 40" in verdict.detail
+
+
 # ------------------------------------------------------------------------------------------------------- refusals
 
 

@@ -157,7 +157,7 @@ def test_an_endpoint_that_hangs_is_an_error_within_its_deadline(
 def test_a_reply_that_drips_is_an_error_within_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each byte comes within the socket's timeout, and the whole never does."""
     monkeypatch.setattr(judge, "ATTEMPTS", 2)
-    monkeypatch.setattr(judge, "TIMEOUT_S", 0.4)
+    monkeypatch.setattr(judge, "TIMEOUT_S", 1.5)
     asked: list[float] = []
 
     class Drip(BaseHTTPRequestHandler):
@@ -179,8 +179,8 @@ def test_a_reply_that_drips_is_an_error_within_its_deadline(monkeypatch: pytest.
     started = time.monotonic()
     verdict = grade("thank you", f"http://127.0.0.1:{server.server_port}/v1")
     server.shutdown()
-    assert verdict.status == "error" and "not whole after 0.4 s" in verdict.detail
-    assert len(asked) == 2 and time.monotonic() - started < 5
+    assert verdict.status == "error" and "not whole after 1.5 s" in verdict.detail
+    assert len(asked) == 2 and time.monotonic() - started < 9  # of 10 that each reply would take
 
 
 def test_the_key_goes_to_the_environments_endpoint_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:

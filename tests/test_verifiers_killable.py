@@ -96,12 +96,13 @@ def test_a_stalled_worker_is_told_apart_from_a_costly_request(
 ) -> None:
     sleeper = worker("time:sleep")
     sleeper.ask(0)
-    monkeypatch.setattr(_killable, "WALL_S", 0.5)
+    monkeypatch.setattr(_killable, "WALL_S", 5.0)
     before = forks()
     with ThreadPoolExecutor(1) as thread:
         asked = thread.submit(sleeper.ask, 3600)
-        while not (sleeping := forks() - before):
+        while not (sleeping := forks() - before) and not asked.done():
             time.sleep(0.01)
+        assert sleeping
         with pytest.raises(Stalled):
             asked.result()
     deadline = time.monotonic() + 10

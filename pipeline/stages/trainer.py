@@ -51,6 +51,7 @@ def train_with(
     if (done / "model").is_dir():  # else a later training has left its model in `place`
         ranks.from_main(lambda: copy_tree(done / "model", place))
     for earlier in ctx.trained.get(place, []):
+        ranks.from_main(lambda: ctx.dir.flush(done, place))  # before what they came from goes
         ctx.dir.forget(earlier, keep=FIGURES)
     ctx.trained[place] = [name]
     return json.loads((done / FIGURES).read_text())
@@ -201,7 +202,7 @@ class Saver(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:
             control.should_save = False  # the model is about to be saved; the library would train on from such a one
-        elif ranks.from_main(stopping.requested):
+        elif not control.should_training_stop and ranks.from_main(stopping.requested):
             control.should_save = control.should_training_stop = True
 
     on_epoch_end = on_step_end
@@ -233,6 +234,8 @@ class Log(TrainerCallback):
         self.progress: console.Progress | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step:
+            console.say(f"{self.name}: resuming at step {state.global_step} of {state.max_steps}")
         self.progress = console.Progress(self.name, state.max_steps, done=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:

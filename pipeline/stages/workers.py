@@ -7,8 +7,10 @@ goes into a file of its own; here appears one line a stage.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +23,7 @@ from pipeline import console
 from pipeline.alarms import Alarm
 from pipeline.config import Config, ConfigError
 from pipeline.runs import LineageError
+from verifiers._killable import PR_SET_PDEATHSIG
 
 STAGES_A_PROCESS = 8  # a generator's memory does not all come back: a process that lives on grows by the stage
 
@@ -65,8 +68,7 @@ def run_parts(parts: Sequence[Part], *, workers: int | None, logs: Path) -> None
     count, known = at_once(workers), {p.key for p in parts}
     waiting, done, running = list(parts), set[tuple[str, str]](), dict[Future[Ended], Part]()
     begun = time.monotonic()
-    context = multiprocessing.get_context("spawn")  # a forked torch can hang
-    with ProcessPoolExecutor(min(count, len(parts)), mp_context=context, max_tasks_per_child=STAGES_A_PROCESS) as pool:
+    with processes(min(count, len(parts))) as pool:
         while waiting or running:
             ready = [p for p in waiting if all(a in done for a in p.after if a in known)][: count - len(running)]
             if not ready and not running:
@@ -79,6 +81,20 @@ def run_parts(parts: Sequence[Part], *, workers: int | None, logs: Path) -> None
                 part = running.pop(future)
                 report(part, ended(future, part), len(done) + 1, len(parts), time.monotonic() - begun, logs)
                 done.add(part.key)
+
+
+def processes(count: int) -> ProcessPoolExecutor:
+    """Workers that end with us."""
+    context = multiprocessing.get_context("spawn")  # a forked torch can hang
+    return ProcessPoolExecutor(count, context, die_with, (os.getpid(),), max_tasks_per_child=STAGES_A_PROCESS)
+
+
+def die_with(parent: int) -> None:
+    """In a worker: the kernel ends it when the parent dies, however it does. The parent's lock on the run is gone then,
+    and the same command, given again, must not find a second writer."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before it could be watched
+        os._exit(1)
 
 
 def ended(future: Future[Ended], part: Part) -> Ended:

@@ -81,7 +81,7 @@ def spent(parts: Parts) -> bool:
 def _step(parts: Parts, state: State, sequences: Sequence[Sequence[int]], watch: Stopwatch) -> dict[str, Any]:
     block, step = parts.block, state.step
     with watch.phase("rollout"):
-        scored, batches = gather_groups(parts, state)
+        scored, batches = _rollouts(parts, state)
     metrics = describe(scored)
     if block.groups.dynamic:
         metrics["batches_sampled"] = batches
@@ -113,6 +113,20 @@ def _step(parts: Parts, state: State, sequences: Sequence[Sequence[int]], watch:
     if ranks.is_main() and step % max(block.steps // 4, 1) == 0:
         console.show_samples(scored)
     return metrics
+
+
+def _rollouts(parts: Parts, state: State) -> tuple[list[Scored], int]:
+    """gather_groups; asked to stop in the midst of it, the state that the step began with is saved first."""
+    mark, drawn = parts.directory.mark(), state.prompts_drawn
+    try:
+        return gather_groups(parts, state)
+    except stopping.Stopped:
+        # of several processes one alone was in time to be told, and a checkpoint takes all of them
+        if ranks.world() == 1 and not stopping.late() and not parts.directory.has_checkpoint(state.step):
+            parts.directory.go_to(mark)
+            state.prompts_drawn = drawn
+            save(parts, state)
+        raise
 
 
 def _start_ahead(parts: Parts, state: State, metrics: dict[str, Any]) -> None:

@@ -169,7 +169,8 @@ def _how_it_ended(report: Report, limits: Limits) -> str:
     if report.status == -signal.SIGKILL:
         return f"used up its {limits.cpu_s} s of CPU"
     if report.status < 0:
-        return f"killed by {signal.Signals(-report.status).name}"
+        known = -report.status in {*signal.Signals}  # most real-time signals have no name
+        return f"killed by {signal.Signals(-report.status).name if known else f'signal {-report.status}'}"
     return f"exited with status {report.status} before answering"
 
 
