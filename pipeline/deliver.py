@@ -79,7 +79,10 @@ def export(run: Path, words: Sequence[str]) -> Path:
     asked = options(words, ("stage", "to"))
     stage = policy_stage(run, asked.get("stage"))
     verify_outputs(StageDir(run, stage))
-    place = Path(asked.get("to") or run / "export")
+    place = Path(asked.get("to") or run / "export").resolve()
+    if place.exists() and not (place / "lineage.json").is_file() and (place.is_file() or any(place.iterdir())):
+        raise ConfigError([f"to={asked.get('to')}: {place} holds something else than an export, and would be replaced; "
+                           "name another place"])  # fmt: skip
     beside = place.with_name(f".{place.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
     shutil.copytree(run / stage / "model", beside)

@@ -168,15 +168,15 @@ def split(rows: Iterable[Row], source: Prompts, *, where: str = "prompts", heldo
     for number, row in enumerate(rows, 1):
         text = prompt_text(row, source, number=number, where=where)
         (out.heldout if text in barred or is_heldout(text, source.heldout) else out.train).append(row)
-    if source.decontaminate and out.heldout:
-        return _decontaminated(out, source, where)
+    if source.decontaminate and (out.heldout or barred):
+        return _decontaminated(out, source, where, sorted(barred))
     return out
 
 
-def _decontaminated(parts: Split, source: Prompts, where: str) -> Split:
+def _decontaminated(parts: Split, source: Prompts, where: str, named: Sequence[str]) -> Split:
     train, heldout = ([prompt_text(row, source) for row in side] for side in (parts.train, parts.heldout))
     words = source.decontaminate or 0
-    shared = set(formats.contaminated(train, heldout, words))
+    shared = set(formats.contaminated(train, [*heldout, *named], words))
     if shared:
         print(f"{where}: dropped {len(shared)} of {len(train)} training rows that share {words} words in a row with a "
               "held-out prompt")  # fmt: skip

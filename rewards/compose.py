@@ -153,7 +153,7 @@ class Composite:
         """
         n = len(completions)
         per_row = {k: v for k, v in columns.items() if isinstance(v, list | tuple) and len(v) == n}
-        finished = per_row.pop("finished", [True] * n)
+        finished = per_row.pop("finished", None)
         prompt_ids = per_row.pop("prompt_ids", None) or self._prompt_ids(prompts)
         tasks = [{key: values[i] for key, values in per_row.items()} for i in range(n)]
         texts = [shaping.text_of(c) for c in completions]

@@ -237,12 +237,13 @@ def _arguments(function: RewardFunction, batch: Batch) -> dict[str, Any]:
     columns = {key: [task.get(key) for task in batch.tasks] for key in {k for task in batch.tasks for k in task}}
     arguments = {
         "prompt_ids": list(batch.prompt_ids),
-        "finished": list(batch.finished),
         **columns,
         "prompts": list(batch.prompts),
         "completions": list(batch.completions),
         "completion_ids": list(batch.completion_ids),
     }
+    if batch.finished is not None:
+        arguments["finished"] = list(batch.finished)
     parameters = inspect.signature(function).parameters.values()
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return arguments

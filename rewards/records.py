@@ -11,17 +11,19 @@ from verifiers import Status
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """B rollouts. finished[i]: the completion ended by itself, with an EOS that is part of completion_ids[i]."""
+    """B rollouts. finished[i]: the completion ended by itself, with an EOS that is part of completion_ids[i];
+    None where nobody tells, as TRL's trainers do not."""
 
     prompts: Sequence[str]
     prompt_ids: Sequence[list[int]]
     completions: Sequence[str]
     completion_ids: Sequence[list[int]]
-    finished: Sequence[bool]
+    finished: Sequence[bool] | None
     tasks: Sequence[Mapping[str, Any]]
 
     def __post_init__(self) -> None:
-        sizes = {name: len(getattr(self, name)) for name in self.__slots__}
+        columns = {name: getattr(self, name) for name in self.__slots__}
+        sizes = {name: len(column) for name, column in columns.items() if column is not None}
         if len(set(sizes.values())) != 1:
             raise ValueError(f"the columns of a batch differ in length: {sizes}")
 
@@ -33,7 +35,8 @@ class Batch:
         return self.rows([i])
 
     def rows(self, places: Sequence[int]) -> Batch:
-        return Batch(*([getattr(self, name)[i] for i in places] for name in self.__slots__))
+        columns: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        return Batch(**{name: column and [column[i] for i in places] for name, column in columns.items()})
 
 
 @dataclass(frozen=True, slots=True)

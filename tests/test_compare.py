@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -16,8 +18,9 @@ import pytest
 
 from pipeline.config import ConfigError, load
 from pipeline.recipes import RECIPES, recipe_path
+from pipeline.records import Prompt, Rollout, Scored
 from pipeline.stages import compare, findings
-from pipeline.stages.judge import learned_tokens, parse
+from pipeline.stages.judge import best_of_curves, by_prompt, learned_tokens, parse
 from pipeline.stages.workers import Ended, Part, ended, report
 
 ROOT = Path(__file__).parent.parent
@@ -220,6 +223,40 @@ def test_gains_are_paired_by_prompt_whatever_order_a_seed_judged_them_in(seeds: 
     assert (rows["good"]["gain"]["low"], rows["good"]["gain"]["high"]) == pytest.approx((0.3, 0.3))
     assert rows["sft"]["gain"]["mean"] == 0.0
     assert rows["good"]["flops"] == 10 * (2 * 200 + 6 * 100)
+
+
+def test_a_prompt_without_a_scorable_sample_under_one_policy_is_left_out_for_all(seeds: list[dict[str, Any]]) -> None:
+    whole = findings.table(seeds, ROLES, "sft", 1000)
+    gone = seeds[1]["prompts"][0]
+    for row in seeds[1]["policies"][1:2]:
+        row["accuracy_by_prompt"][0] = None  # NaN, as a manifest says it
+    for one in seeds:  # whatever stands there for the others must not count
+        for row in one["policies"]:
+            place = one["prompts"].index(gone)
+            row["accuracy_by_prompt"][place] = row["accuracy_by_prompt"][place] and 77.0
+    rows = {r["method"]: r for r in findings.table(seeds, ROLES, "sft", 1000)}
+    assert rows["good"]["gain"]["mean"] == pytest.approx(whole[1]["gain"]["mean"]) == pytest.approx(0.3)
+    assert all(abs(r["accuracy"]) < 2 for r in rows.values())
+    for row in seeds[0]["policies"]:
+        row["accuracy_by_prompt"] = [None] * len(row["accuracy_by_prompt"])
+    with pytest.raises(ValueError, match="no held-out prompt has a scorable sample of every policy"):
+        findings.table(seeds, ROLES, "sft", 1000)
+
+
+def of_prompt(index: int, passed: Sequence[bool | None]) -> list[Scored]:
+    prompt = Prompt(index, f"p{index}", (1,), {})
+    return [Scored(Rollout(prompt, i, (1,), (0.0,), "", True), math.nan if ok is None else float(ok),
+                   "error" if ok is None else "pass" if ok else "fail", {}) for i, ok in enumerate(passed)]  # fmt: skip
+
+
+def test_a_prompt_whose_samples_all_broke_has_no_value_and_ends_nothing() -> None:
+    scored = [*of_prompt(1, [True, False]), *of_prompt(2, [None, None]), *of_prompt(3, [True, True])]
+    found = by_prompt(scored, ["p1", "p2", "p3"])
+    assert found["pass_at"] == [0.75, 1.0]
+    assert found["accuracy_by_prompt"] == pytest.approx([0.5, math.nan, 1.0], nan_ok=True)
+    [one, two] = best_of_curves(scored, proxy=False)["gold"]
+    assert one["accuracy_by_prompt"] == pytest.approx([0.5, math.nan, 1.0], nan_ok=True)
+    assert two["accuracy_by_prompt"] == pytest.approx([1.0, math.nan, 1.0], nan_ok=True) and two["reward"] == 1.0
 
 
 def test_who_sampled_more_than_the_budget_is_marked(seeds: list[dict[str, Any]]) -> None:

@@ -4,6 +4,7 @@ forward pass, the KL against torch's own, and the stage and its probe on a tiny 
 import io
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,10 +21,13 @@ from pipeline.models import load_policy, load_tokenizer, make_tiny
 from pipeline.prompts import render_ids
 from pipeline.records import Prompt, Rollout, Scored
 from pipeline.schema import Generate, Model, Prompts, Sampling, Tiny
-from pipeline.stages.control_curve import is_monotone, measure, solvable
+from pipeline.stages import conditioned
+from pipeline.stages.context import Judged
+from pipeline.stages.control_curve import is_monotone, measure, obtained_of, solvable
 from pipeline.stages.imitation import Example, as_dataset, completion_logprobs, imitation_loss, pad
 from pipeline.stages.new_tokens import check_trained, extend
 from pipeline.stages.probe import probe_accuracy
+from pipeline.stages.sft import train
 from tests.small_chain import command, manifest, write_rows
 
 REWARD = Axis("reward", (0.25, 0.75), "<{bin}> ").fitted([0.0, 0.5, 1.0])
@@ -268,9 +272,46 @@ def test_a_trained_model_asked_through_plain_transformers_gives_the_ids_of_our_g
 
 
 @pytest.mark.stages
+def test_what_was_sampled_under_a_label_lies_in_the_pool_without_it(runs, monkeypatch):
+    """The control and the KL must not see the label; and the control takes as many steps as the labels did."""
+    learned = []
+
+    def spy(ctx, start, examples, place, settings, **how):
+        learned.append((how["key"][0], settings["max_steps"], examples))
+        return train(ctx, start, examples, place, settings, **how)
+
+    monkeypatch.setattr(conditioned, "train", spy)
+    assert command(runs, "conditioned", *FEW, "conditioned.online_rounds=1", "run=bare", "stages=[conditioned]",
+                   "conditioned.policy=" + str(runs / "small/sft/model"), "conditioned.filtered_control=true",
+                   "conditioned.online_trainer={max_steps: 4}", "conditioned.shuffled_control=false") == 0  # fmt: skip
+    tokenizer = load_tokenizer(str(runs / "small/sft/model"), Model())
+    [(_, _, first), (_, _, online), (name, steps, filtered)] = learned
+    assert (name, steps) == ("filtered", 14)
+    assert any("<" in tokenizer.decode(list(e.prompt_ids)) for e in online)
+    for example in filtered:
+        assert "<" not in tokenizer.decode(list(example.prompt_ids))
+    for example in [*first, *online]:
+        assert "<" not in tokenizer.decode(list(example.bare_ids))
+
+
+def test_an_axis_less_the_prompts_mean_obtains_distances_from_it():
+    axis = Axis("length", (-1.0, 1.0), "({bin})", of="length", prefer="low", per_prompt=True)
+
+    def judged(lengths):
+        rollouts = [Rollout(Prompt(i, "", (1,), {}), 0, (1,) * n, (0.0,) * n, "", True) for i, n in enumerate(lengths)]
+        return Judged({}, [Scored(r, 1.0, "pass", {}) for r in rollouts])
+
+    assert obtained_of(axis, [judged([2, 10]), judged([4, 30])]) == [{0: -1.0, 1: -10.0}, {0: 1.0, 1: 10.0}]
+    absolute = replace(axis, per_prompt=False)
+    assert obtained_of(absolute, [judged([2, 10])]) == [{0: 2.0, 1: 10.0}]
+    assert Conditions.from_json(Conditions((axis,)).as_json()).main.per_prompt
+
+
+@pytest.mark.stages
 def test_the_report_of_control_names_every_bin_its_interval_and_what_lies_beyond(runs):
     metrics = manifest(runs, "conditioned")["metrics"]
     assert [c["asked"] for c in metrics["control_curve"]] == [0, 1, 2, 3, 4]
+    assert (metrics["best_bin"], metrics["best_label"]) == (4, "<4> ")
     for row in metrics["control_curve"]:
         assert row["ci95"][0] <= row["obtained"] <= row["ci95"][1] and row["seen"] > 0
         low, high = row["target"]

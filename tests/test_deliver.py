@@ -63,6 +63,20 @@ def test_a_stage_that_was_altered_or_whose_parent_was_remade_is_not_exported(run
     assert not (run / "export").exists()
 
 
+def test_an_export_replaces_an_earlier_one_and_nothing_else(run, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    deliver.export(run, [f"to={own}"])
+    deliver.export(run, [f"to={own}"])
+    kept = tmp_path / "models" / "precious.txt"
+    kept.parent.mkdir()
+    kept.write_text("years of work")
+    for place in (kept.parent, kept):
+        with pytest.raises(ConfigError, match="holds something else than an export"):
+            deliver.export(run, [f"to={place}"])
+    assert kept.read_text() == "years of work"
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [(["stage=sftt"], "did you mean 'sft'"), (["stag=sft"], "did you mean 'stage'"), (["sft"], "expected key=value")],

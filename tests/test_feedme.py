@@ -197,11 +197,13 @@ def test_feedme_imitates_what_people_rated_best_and_samples_nothing(runs, tmp_pa
 @pytest.mark.stages
 def test_the_stop_rule_leaves_the_best_rounds_model(runs, capsys):
     harmful = ["feedme.trainer.learning_rate=0.3", "feedme.rounds=3", "feedme.stop={patience: 1}"]
-    assert command(runs, "feedme", *FEW, *harmful, "feedme.filters=[dedup]", "feedme.random_control=false",
+    assert command(runs, "feedme", *FEW, *harmful, "feedme.filters=[dedup]",
                    "feedme.more_sft_control=false") == 0  # fmt: skip
     metrics = manifest(runs, "feedme")["metrics"]
     assert len(metrics["rounds"]) == 2 and "has not risen" in metrics["rounds"][-1]["stopped"]
     assert metrics["heldout_accuracy"] == metrics["rounds"][0]["heldout_accuracy"]
+    assert metrics["heldout_kl"] == metrics["rounds"][0]["heldout_kl"] != metrics["rounds"][1]["heldout_kl"]
+    assert len(metrics["random_control_rounds"]) == 1  # as many as the model that is kept went through
     assert "the model of round 1 is kept" in capsys.readouterr().out
     assert not list((runs / "small" / "feedme").glob(".model*"))
 

@@ -140,6 +140,11 @@ def test_rows_that_share_a_run_of_words_with_a_held_out_prompt_are_dropped_and_n
     source = Prompts(decontaminate=2, heldout=0.0)
     split = prompts.split(rows, source, heldout=["a b c d"])
     assert [r["prompt"] for r in split.train] == ["b d c a", "other words here"]
+    # the held-out prompts of another file are no rows of this one
+    assert [r["prompt"] for r in prompts.split(rows[1:], source, heldout=["a b c d"]).train] == [
+        "b d c a",
+        "other words here",
+    ]
     brute = [i for i, t in enumerate(["q b c", "c b"]) if any(g in t.split() and "b c" in t for g in ("b",))]
     assert formats.contaminated(["q b c", "c b"], ["a b c d"], 2) == brute == [0]
 

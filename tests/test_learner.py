@@ -423,3 +423,15 @@ def test_figures_say_nan_where_nothing_was_valid():
     figures.once("norm", 3.0)
     read = figures.read()
     assert read["mean"] != read["mean"] and read["top"] != read["top"] and read["norm"] == 3.0
+
+
+def test_a_value_head_on_the_policys_backbone_learns_while_the_policys_rate_warms_up():
+    weight, head = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([{"params": [weight], "lr": 0.1}, {"params": [head], "lr": 0.2}])
+    schedule = learning.make_schedule(optimizer, Optimizer(warmup_steps=2, schedule="linear"), updates=4)
+    rates = [schedule.get_last_lr()]
+    for _ in range(4):
+        optimizer.step()
+        schedule.step()
+        rates.append(schedule.get_last_lr())
+    assert rates == [pytest.approx(pair) for pair in ([0.0, 0.2], [0.05, 0.2], [0.1, 0.2], [0.05, 0.2], [0.0, 0.2])]

@@ -6,8 +6,10 @@ import pyarrow.parquet
 import pytest
 
 from pipeline import models, prompts
-from pipeline.config import ConfigError
+from pipeline.config import ConfigError, load
+from pipeline.runs import StageDir
 from pipeline.schema import Model, Prompts, Tiny
+from pipeline.stages.context import Context
 
 ROWS = [{"prompt": f"q{i}", "completion": f"a{i}", "gold": str(i)} for i in range(40)]
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.role == 'assistant' %}<eos>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"  # noqa: E501
@@ -151,3 +153,17 @@ def test_a_bad_line_of_jsonl_is_named(tmp_path, line, why):
     path.write_bytes(b"{}\n" + line + b"\n")
     with pytest.raises(ConfigError, match=rf"rows\.jsonl:2: .*{why}"):
         list(prompts.numbered_rows(path))
+
+
+def test_rows_of_a_file_are_held_out_of_procedural_ones_too(tmp_path):
+    task = {"verifier": "gridworld", "start": "a1", "goal": "b1"}
+    path = tmp_path / "held.jsonl"
+    path.write_text(json.dumps({"prompt": "a1>b1:", "task": task}) + "\n")
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        "run: t\nstages: [base]\nrewards: {gridworld: {}}\nmodel: {tiny: {}}\n"
+        f"prompts: {{procedural: gridworld, rows: 400, heldout: 0.0, heldout_path: {path}}}\n"
+    )
+    ctx = Context(load(config), "base", StageDir(tmp_path, "base"))
+    assert [row["prompt"] for row in ctx.split.heldout] == ["a1>b1:"]
+    assert "a1>b1:" not in {row["prompt"] for row in ctx.split.train}

@@ -252,6 +252,10 @@ def test_the_missing_eos_penalty_falls_on_exactly_the_truncated_rows() -> None:
     assert by_ids(None, None, [[1, 9], [9, 1], [8], []]) == [0.0, -1.0, 0.0, -1.0]
     with pytest.raises(ValueError, match="eos_token_ids"):
         rewards.missing_eos()(None, None, [[1]])
+    # under TRL's trainers, which send no `finished`, a composite reads the ids too and claims nothing without them
+    ids = [[1, 9], [9, 1]]
+    assert build({"missing_eos": {"eos_token_ids": [9]}})(["p"] * 2, ["a", "b"], ids) == [0.0, -1.0]
+    assert build({"missing_eos": None})(["p"] * 2, ["a", "b"], ids) == [None, None]
 
 
 def test_the_format_part_scores_tags_and_leaves_the_status_alone() -> None:

@@ -22,8 +22,8 @@ Cell = TypeVar("Cell", int, tuple[int, ...])
 class Axis:
     """One thing a label speaks of: `edges` cut its values into bins, `label` shows the bin's number.
 
-    of: what is measured. seen: samples per bin in the training pool. promised: the mean value of each bin's samples,
-    NaN where none fell.
+    of: what is measured; per_prompt: less the mean of the prompt's samples. seen: samples per bin in the training pool.
+    promised: the mean value of each bin's samples, NaN where none fell.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Axis:
     label: str
     of: str = "reward"
     prefer: Literal["high", "low"] = "high"
+    per_prompt: bool = False
     seen: tuple[int, ...] = ()
     promised: tuple[float, ...] = ()
 
@@ -129,8 +130,8 @@ class Conditions:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Conditions:
         return cls(tuple(
-            Axis(a["name"], tuple(a["edges"]), a["label"], a["of"], a["prefer"], tuple(a["seen"]),
-                 tuple(math.nan if p is None else p for p in a["promised"])) for a in data["axes"]
+            Axis(a["name"], tuple(a["edges"]), a["label"], a["of"], a["prefer"], bool(a.get("per_prompt")),
+                 tuple(a["seen"]), tuple(math.nan if p is None else p for p in a["promised"])) for a in data["axes"]
         ))  # fmt: skip
 
 

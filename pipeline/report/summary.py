@@ -64,7 +64,7 @@ def controls_of(figures: Mapping[str, Any]) -> dict[str, Any]:
     if is_number(figures.get("top_bin_accuracy")):
         shuffled = figures.get("shuffled_curve") or [{}]
         return {"asked_best": figures["top_bin_accuracy"], "control": "shuffled labels",
-                "control_accuracy": shuffled[-1].get("accuracy")}  # fmt: skip
+                "control_accuracy": shuffled[figures.get("best_bin", -1)].get("accuracy")}  # fmt: skip
     return {}
 
 

@@ -26,7 +26,7 @@ from pipeline.seeds import cycle_indices
 from pipeline.stages import control_curve
 from pipeline.stages.context import Context
 from pipeline.stages.new_tokens import with_new_tokens
-from pipeline.stages.samples import draw, from_pool, next_prompts, open_generator
+from pipeline.stages.samples import draw, from_pool, next_prompts, open_generator, restored
 from pipeline.stages.sft import Example, encode, train
 
 
@@ -43,13 +43,13 @@ def run(ctx: Context) -> dict[str, Any]:
         asking.check_written(texts, ctx.tokenizer, f"{ctx.cfg.path}: {ctx.name}.label")
     tell(ctx, conditions, pool)
     place = ctx.dir.model_dir
-    teach(ctx, start, labelled(ctx, pool, conditions, attributes), place, "labels", anchor=start)
+    steps = teach(ctx, start, labelled(ctx, pool, conditions, attributes), place, "labels", anchor=start)
     tops = [control_curve.top_accuracy(ctx, str(place), conditions, "offline")] if block.online_rounds else []
     for number in range(block.online_rounds):
         pool += online_pool(ctx, conditions, number)
         conditions = fit(ctx, attributes, pool)  # quantiles move with the pool, as Quark's do
         examples = labelled(ctx, pool, conditions, attributes, number + 1)
-        teach(ctx, str(place), examples, place, "online", number, anchor=start)
+        steps += teach(ctx, str(place), examples, place, "online", number, anchor=start)
         tops.append(control_curve.top_accuracy(ctx, str(place), conditions, "online", number))
     ranks.from_main(lambda: asking.save(conditions, ctx.tokenizer, place))
     metrics = control_curve.judge(ctx, str(place), conditions, start=start)
@@ -58,7 +58,7 @@ def run(ctx: Context) -> dict[str, Any]:
     if block.shuffled_control:
         metrics |= shuffled(ctx, start, pool, conditions, attributes)
     if block.filtered_control:
-        metrics |= {"filtered_sft_accuracy": filtered_sft(ctx, pool, conditions, attributes)}
+        metrics |= {"filtered_sft_accuracy": filtered_sft(ctx, pool, conditions, attributes, steps)}
     ctx.tokens = spent  # controls are evidence, not budget
     ranks.from_main(lambda: control_curve.plot(metrics, ctx.dir.place / "control_curve.svg"))
     return metrics
@@ -87,7 +87,8 @@ def online_pool(ctx: Context, conditions: Conditions, number: int) -> list[Score
     generator = open_generator(ctx, str(ctx.dir.model_dir), asked, bare, guidance=block.guidance)
     found = draw(ctx, generator, asked, block.samples, "online", number, budget=share_of_budget(ctx))
     ctx.record(found, round=number + 1, asked=label)
-    return usable(ctx, found)
+    # the pool holds prompts as they are: controls see no label, and the KL is from what was asked without one
+    return usable(ctx, restored(found, bare))
 
 
 def share_of_budget(ctx: Context) -> int | None:
@@ -148,7 +149,8 @@ def fit(ctx: Context, attributes: dict[str, Attribute], pool: Sequence[Scored]) 
             values = values_of(attribute, pool)
             edges = (list(attribute.edges) if attribute.bins == "edges"
                      else conditioning.quantile_edges(values, attribute.count))  # fmt: skip
-            axes.append(Axis(name, tuple(edges), attribute.label, attribute.of, attribute.prefer).fitted(values))
+            axis = Axis(name, tuple(edges), attribute.label, attribute.of, attribute.prefer, attribute.per_prompt)
+            axes.append(axis.fitted(values))
         except ValueError as exc:
             raise ConfigError([f"{where}: {exc}"]) from exc
     return Conditions(tuple(axes))
@@ -193,11 +195,12 @@ def asked_for(ctx: Context, prompts: Sequence[Prompt], label: str) -> list[Promp
     return [asking.relabel(p, label, ctx.cfg.prompts, ctx.tokenizer) for p in prompts]
 
 
-def teach(ctx: Context, start: str, examples: Sequence[Example], place: Path, *key: str | int, anchor: str) -> None:
-    """Imitate under labels. anchor: what the KL is from, which knows the label tokens where they are new."""
+def teach(ctx: Context, start: str, examples: Sequence[Example], place: Path, *key: str | int, anchor: str) -> int:
+    """Imitate under labels, for so many steps. anchor: what the KL is from, which knows label tokens that are new."""
     block = ctx.block
     settings = block.trainer | (block.online_trainer if key[0] == "online" else {})
-    train(ctx, start, examples, place, settings, key=key, kl_coef=block.kl_coef, anchor=anchor)
+    figures = train(ctx, start, examples, place, settings, key=key, kl_coef=block.kl_coef, anchor=anchor)
+    return int(figures["train_steps"])
 
 
 def tell(ctx: Context, conditions: Conditions, pool: Sequence[Scored]) -> None:
@@ -227,15 +230,15 @@ def shuffled(
 
 
 def filtered_sft(
-    ctx: Context, pool: Sequence[Scored], conditions: Conditions, attributes: dict[str, Attribute]
+    ctx: Context, pool: Sequence[Scored], conditions: Conditions, attributes: dict[str, Attribute], steps: int
 ) -> float:
     """The best bin's samples alone, without labels, for as many steps: FeedME's way on the same pool."""
     best = tuple(conditions.best.values())
     cells = cells_of(pool, conditions, attributes)
     kept = [s for s, cell in zip(pool, cells, strict=True) if cell == best]
     place = ctx.dir.place / "filtered"
-    train(ctx, ctx.policy_path, [Example(s.rollout.prompt.ids, s.rollout.ids) for s in kept], place, ctx.block.trainer,
-          key=("filtered",))  # fmt: skip
+    train(ctx, ctx.policy_path, [Example(s.rollout.prompt.ids, s.rollout.ids) for s in kept], place,
+          {**ctx.block.trainer, "max_steps": steps}, key=("filtered",))  # fmt: skip
     judged = ctx.evaluate(ctx.generator(str(place)), "filtered")
     ranks.from_main(lambda: shutil.rmtree(place))
     return float(judged.figures["heldout_accuracy"])

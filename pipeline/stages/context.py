@@ -123,9 +123,10 @@ class Context:
             return []
         from dataclasses import replace
 
-        named = replace(source, path=source.heldout_path or source.path, rows=None,
-                        split=source.heldout_split or source.split)  # fmt: skip
-        return prompts.load_rows(named, seed=self.cfg.seed, where=f"{self.cfg.path}: prompts.heldout_path")
+        named = replace(source, path=source.heldout_path or source.path, rows=None, split=source.heldout_split or
+                        source.split, procedural=None if source.heldout_path else source.procedural)  # fmt: skip
+        where = f"{self.cfg.path}: prompts.heldout_path"
+        return prompts.load_rows(named, seed=self.cfg.seed, where=where, dirs=self.cfg.verifier_dirs)
 
     @cached_property
     def train_prompts(self) -> list[Prompt]:

@@ -43,10 +43,12 @@ def judge(ctx: Context, model_dir: str, conditions: Conditions, *, start: str) -
         "top_bin_accuracy": top.figures["heldout_accuracy"],
         "unconditioned_accuracy": bare.figures["heldout_accuracy"],
         "unconditioned_reward": bare.figures["heldout_reward"],
-        "extrapolation": extrapolation(ctx, model_dir, conditions, curve),
+        "extrapolation": extrapolation(ctx, model_dir, conditions, answers, curve),
         "attribute_curves": {a.name: curve_of(a, ask_all(ctx, model_dir, conditions, a)) for a in conditions.axes[1:]},
         "joint": joint(conditions, top, best) if len(conditions.axes) > 1 else None,
         "edges": list(axis.edges),
+        "best_bin": axis.best,
+        "best_label": conditions.text(conditions.best),
         "labels": [axis.text(i) for i in range(axis.count)],
     }
 
@@ -74,14 +76,25 @@ def ask_all(ctx: Context, model_dir: str, conditions: Conditions, axis: Axis, *k
 def curve_of(axis: Axis, answers: Sequence[Judged]) -> list[dict[str, Any]]:
     """One row a bin: what was asked, and what was obtained with its interval over prompts."""
     rows = []
-    for number, judged in enumerate(answers):
-        obtained = [mean([measure(axis.of, s) for s in g if s.scorable]) for g in groups(judged.scored)]
+    for number, (judged, values) in enumerate(zip(answers, obtained_of(axis, answers), strict=True)):
+        obtained = list(values.values())
         rows.append({"asked": number, "label": axis.text(number), "obtained": mean(obtained),
                      "ci95": list(bootstrap_ci95(obtained)), "promised": promised(axis, number),
                      "accuracy": judged.figures["heldout_accuracy"], "tokens": judged.figures["mean_completion_tokens"],
                      "n": len(judged.scored), "target": axis.bounds(number),
                      "seen": axis.seen[number]})  # fmt: skip
     return rows
+
+
+def obtained_of(axis: Axis, answers: Sequence[Judged]) -> list[dict[int, float]]:
+    """Per answer, prompt -> mean of what the axis speaks of; of a `per_prompt` axis, less the prompt's mean over all
+    bins asked, for its edges and promises are such distances."""
+    found = [{g[0].rollout.prompt.index: mean([measure(axis.of, s) for s in g if s.scorable])
+              for g in groups(judged.scored)} for judged in answers]  # fmt: skip
+    if not axis.per_prompt:
+        return found
+    usual = {index: mean([values[index] for values in found if index in values]) for index in found[0]}
+    return [{index: value - usual[index] for index, value in values.items()} for values in found]
 
 
 def measure(of: str, scored: Scored) -> float:
@@ -121,7 +134,7 @@ def is_monotone(curve: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def extrapolation(
-    ctx: Context, model_dir: str, conditions: Conditions, curve: Sequence[Mapping[str, Any]]
+    ctx: Context, model_dir: str, conditions: Conditions, answers: Sequence[Judged], curve: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any] | None:
     """What asking one bin beyond the best gave; None where such a label cannot be written."""
     axis = conditions.main
@@ -131,7 +144,8 @@ def extrapolation(
         return None
     warning = conditions.warnings({axis.name: beyond})[0]
     judged = ask(ctx, model_dir, conditions, {axis.name: beyond})
-    out = {"asked": beyond, "label": label, "obtained": judged.figures["heldout_reward"],
+    obtained = mean(list(obtained_of(axis, [*answers, judged])[-1].values()))
+    out = {"asked": beyond, "label": label, "obtained": obtained,
            "accuracy": judged.figures["heldout_accuracy"], "best_seen": curve[axis.best]["obtained"],
            "warning": warning}  # fmt: skip
     console.say(f"{ctx.name}: asked beyond the bins seen: {label.strip()} gave {console.number(out['obtained'])} where "

@@ -32,8 +32,9 @@ Counts = list[Mapping[int, int]]  # per round: prompt -> samples kept
 def run(ctx: Context) -> dict[str, Any]:
     block = ctx.block
     rounds, judged, counts = chain(ctx, ctx.dir.model_dir)
+    lasting = rounds[: len(counts)]  # what the model that is left went through; `stop` may have gone back
     metrics: dict[str, Any] = {**judged.figures, "rounds": rounds}
-    metrics |= {key: rounds[-1][key] for key in ("reward_when_solved", "heldout_kl")}
+    metrics |= {key: lasting[-1][key] for key in ("reward_when_solved", "heldout_kl")}
     spent = dict(ctx.tokens)
     start = ctx.evaluate(ctx.generator())
     metrics |= {"start_accuracy": start.figures["heldout_accuracy"]} | without_training(ctx, start)
@@ -41,7 +42,7 @@ def run(ctx: Context) -> dict[str, Any]:
         blind, last, _ = chain(ctx, ctx.dir.place / "control", matched=counts)
         metrics |= {"random_control_accuracy": last.figures["heldout_accuracy"], "random_control_rounds": blind}
     if block.more_sft_control and has_demonstrations(ctx):
-        steps = sum(r["train_steps"] for r in rounds)
+        steps = sum(r["train_steps"] for r in lasting)
         metrics |= {"more_sft_accuracy": more_sft(ctx, steps).figures["heldout_accuracy"], "more_sft_steps": steps}
     ctx.tokens = spent  # controls are evidence, not budget
     console.show_table([metrics], [k for k in ("start_accuracy", "heldout_accuracy", "random_control_accuracy",
@@ -53,7 +54,8 @@ def run(ctx: Context) -> dict[str, Any]:
 def chain(ctx: Context, place: Path, *, matched: Counts | None = None) -> tuple[list[dict[str, Any]], Judged, Counts]:
     """All rounds; the model is left in `place`. matched: the control, keeping so many a prompt, chosen blindly.
 
-    Returns the figures of each round, the judgement of the model that is left, and what was kept of each prompt.
+    Returns the figures of each round, the judgement of the model that is left, and what was kept of each prompt in the
+    rounds up to that model's.
     """
     block, start = ctx.block, ctx.policy_path
     role = "feedme" if matched is None else "control"
@@ -93,7 +95,8 @@ def chain(ctx: Context, place: Path, *, matched: Counts | None = None) -> tuple[
             break
     if rule is None:
         return figures, judgements[-1], counts
-    return figures, judgements[go_back(ctx, place, figures)], counts
+    best = go_back(ctx, place, figures)
+    return figures, judgements[best], counts[: best + 1]
 
 
 def samples_of(ctx: Context, policy: str, number: int, *, spent: int) -> list[Scored]:

@@ -6,6 +6,7 @@ whom is said only where that survives Holm's correction for the number of pairs 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -20,13 +21,28 @@ KEPT = ("heldout_reward", "pass_at", "kl_from_start", "entropy", "distinct_answe
 
 
 def values_of(judged: Sequence[Judged], method: str, column: str = "accuracy_by_prompt") -> list[list[float]]:
-    """(S, P): a value a seed and prompt; prompts in one order, those that every seed judged."""
-    shared = set.intersection(*({*j["prompts"]} for j in judged))
+    """(S, P): a value a seed and prompt; prompts in one order, those of `comparable`."""
+    shared = comparable(judged)
     out = []
     for one in judged:
         row = next(r for r in one["policies"] if r["policy"] == method)
         out.append([v for p, v in sorted(zip(one["prompts"], row[column], strict=True)) if p in shared])
     return out
+
+
+def comparable(judged: Sequence[Judged]) -> set[str]:
+    """The prompts that every seed judged, with a scorable sample of every policy: the same for all who are compared.
+
+    Raises ValueError where there is none.
+    """
+    shared = set.intersection(*({*j["prompts"]} for j in judged))
+    for one in judged:
+        for row in one["policies"]:
+            values = row["accuracy_by_prompt"]
+            shared -= {p for p, v in zip(one["prompts"], values, strict=True) if v is None or math.isnan(v)}
+    if not shared:
+        raise ValueError("no held-out prompt has a scorable sample of every policy under every seed")
+    return shared
 
 
 def table(judged: Sequence[Judged], methods: Mapping[str, str], start: str, budget: int) -> list[dict[str, Any]]:
@@ -72,7 +88,7 @@ def best_of_rows(judged: Sequence[Judged], sizes: Sequence[int], start: str) -> 
     """Best-of-n at test time as rows of the table: nothing is trained, every answer costs n samples."""
     out = []
     before = values_of(judged, start)
-    shared = set.intersection(*({*j["prompts"]} for j in judged))
+    shared = comparable(judged)
     for n in sizes:
         found = [next((b for b in j["best_of"]["gold"] if b["n"] == n), None) for j in judged]
         if any(f is None for f in found):

@@ -6,6 +6,7 @@ distance from the common start is measured, and a learned reward (the proxy) sco
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.score import score
 from pipeline.stages.conditioned import asked_for
 from pipeline.stages.context import Context
 from pipeline.stages.distance import kl_from
+from pipeline.stages.samples import restored
 from pipeline.stats import best_of, best_of_kl, mean, pass_at_k
 
 CURVE = (1, 2, 4, 8, 16, 32, 64)  # k of pass@k, n of best-of-n
@@ -78,16 +80,10 @@ def model_of(ctx: Context, candidate: Candidate) -> Path:
 
 
 def prompts_for(ctx: Context, candidate: Candidate) -> list[Prompt]:
-    """The held-out prompts; with the label of the best bin in front where the model was trained on labels."""
+    """The held-out prompts; with the best bins' label in front where the model was trained on labels (no guidance)."""
     manifest = read_manifest(StageDir(ctx.cfg.run_dir, candidate.stage).manifest_path) or {}
-    labels = manifest.get("metrics", {}).get("labels")
-    return asked_for(ctx, ctx.heldout_prompts, labels[-1]) if labels else ctx.heldout_prompts
-
-
-def restored(scored: Sequence[Scored], prompts: Sequence[Prompt]) -> list[Scored]:
-    """The same samples under the prompts as they are without a label: what a reward model was trained to read."""
-    by_index = {p.index: p for p in prompts}
-    return [replace(s, rollout=replace(s.rollout, prompt=by_index[s.rollout.prompt.index])) for s in scored]
+    label = manifest.get("metrics", {}).get("best_label")
+    return asked_for(ctx, ctx.heldout_prompts, label) if label else ctx.heldout_prompts
 
 
 def with_part(scored: Sequence[Scored], name: str, judged: Sequence[Scored]) -> list[Scored]:
@@ -98,8 +94,9 @@ def by_prompt(scored: Sequence[Scored], prompts: Sequence[str]) -> dict[str, lis
     """A value a prompt, in the order of `prompts`, for paired statistics; pass@k over k the samples allow."""
     found = {g[0].rollout.prompt.text: [s for s in g if s.scorable] for g in groups(scored)}
     right = [[float(s.status == "pass") for s in found[p]] for p in prompts]
-    least = min(map(len, right))
-    curve = [mean([pass_at_k(len(r), int(sum(r)), k) for r in right]) for k in CURVE if k <= least]
+    seen = [r for r in right if r]  # a prompt without a scorable sample has no value: NaN below
+    least = min(map(len, seen), default=0)
+    curve = [mean([pass_at_k(len(r), int(sum(r)), k) for r in seen]) for k in CURVE if k <= least]
     return {"accuracy_by_prompt": [round(mean(r), 6) for r in right],
             "reward_by_prompt": [round(mean([s.reward for s in found[p]]), 6) for p in prompts],
             "pass_at": curve}  # fmt: skip
@@ -108,18 +105,26 @@ def by_prompt(scored: Sequence[Scored], prompts: Sequence[str]) -> dict[str, lis
 def best_of_curves(scored: Sequence[Scored], proxy: bool) -> dict[str, list[dict[str, Any]]]:
     """Best-of-n of the start's samples: chosen by the run's rewards, and by the proxy where there is one."""
     usable = [[s for s in g if s.scorable] for g in groups(scored)]
-    usable = [g for g in usable if g]
-    sizes = [n for n in CURVE if n <= min(map(len, usable))]
+    least = min((len(g) for g in usable if g), default=0)
+    sizes = [n for n in CURVE if n <= least]
     judges = {"gold": lambda s: s.reward, **({"proxy": lambda s: s.parts["proxy"] or 0.0} if proxy else {})}
     return {name: [best_of_row(usable, n, judge) for n in sizes] for name, judge in judges.items()}
 
 
 def best_of_row(usable: Sequence[Sequence[Scored]], n: int, judge: Any) -> dict[str, Any]:
-    picked = [[judge(s) for s in g] for g in usable]
-    right = [best_of(p, [float(s.status == "pass") for s in g], n) for p, g in zip(picked, usable, strict=True)]
-    gold = [best_of(p, [s.reward for s in g], n) for p, g in zip(picked, usable, strict=True)]
-    return {"n": n, "kl": best_of_kl(n), "reward": mean(gold), "judged": mean([best_of(p, p, n) for p in picked]),
-            "accuracy_by_prompt": [round(x, 6) for x in right]}  # fmt: skip
+    """accuracy_by_prompt: NaN for a prompt without a scorable sample, which counts in no mean."""
+    seen = [g for g in usable if g]
+    picked = [[judge(s) for s in g] for g in seen]
+    gold = [best_of(p, [s.reward for s in g], n) for p, g in zip(picked, seen, strict=True)]
+    right = [best_of([judge(s) for s in g], [float(s.status == "pass") for s in g], n) if g else math.nan
+             for g in usable]  # fmt: skip
+    return {
+        "n": n,
+        "kl": best_of_kl(n),
+        "reward": mean(gold),
+        "judged": mean([best_of(p, p, n) for p in picked]),
+        "accuracy_by_prompt": [round(x, 6) for x in right],
+    }
 
 
 # --- what it cost -----------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import rewards
@@ -45,6 +46,12 @@ def draw(
         return [scored for finish in pending for scored in finish()]
 
     return ctx.kept(asked, make, *key)
+
+
+def restored(scored: Sequence[Scored], prompts: Sequence[Prompt]) -> list[Scored]:
+    """The same samples under the prompts as they are without a label."""
+    by_index = {p.index: p for p in prompts}
+    return [replace(s, rollout=replace(s.rollout, prompt=by_index[s.rollout.prompt.index])) for s in scored]
 
 
 def open_generator(

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar, cast
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from pipeline import generate, ranks, spread
 from pipeline.config import ConfigError
@@ -74,7 +75,10 @@ def make_schedule(optimizer: Any, settings: Optimizer, *, updates: int) -> Any:
     name: str = settings.schedule
     if name == "constant" and settings.warmup_steps:
         name = "constant_with_warmup"
-    return get_scheduler(name, optimizer, num_warmup_steps=settings.warmup_steps, num_training_steps=updates)
+    schedule = get_scheduler(name, optimizer, num_warmup_steps=settings.warmup_steps, num_training_steps=updates)
+    # a value head on the policy's backbone learns at a constant rate, as a critic of its own does: it also learns in
+    # the critic's warm-up, in which the policy's schedule stands still, at a rate of 0 where it warms up itself
+    return LambdaLR(optimizer, [*schedule.lr_lambdas[:1], *[lambda _: 1.0] * (len(optimizer.param_groups) - 1)])
 
 
 class Averages:
