@@ -138,9 +138,10 @@ def dispatch(command: str, config: str, words: Sequence[str]) -> int:
 
         return plan(config, words)
     if command == "sbatch":
-        from pipeline.slurm import sbatch
+        from pipeline.slurm import parsed, sbatch
 
-        checked("run", config, [])
+        asked, overrides = parsed(words)
+        checked(asked["stage"], config, overrides)
         print(sbatch(config, words), end="")
         return 0
     if command == "chaos":

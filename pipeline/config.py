@@ -101,6 +101,8 @@ Loader.add_implicit_resolver(
 def _unique_mapping(loader: Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
         key = loader.construct_object(key_node, deep=True)
         if isinstance(key, (dict, list)):
             raise yaml.constructor.ConstructorError(None, None, "a key must be plain text", key_node.start_mark)
@@ -304,7 +306,8 @@ def _stage(name: str, raw: Any, mistakes: list[str]) -> Any:
     given = merge_defaults(PPO_DEFAULTS, raw) if kind == "ppo" else raw
     block = _validate(STAGE_KINDS[kind], {**given, "kind": kind}, name, mistakes)
     if kind in TRAINERS:
-        mistakes += block_mistakes(f"{name}.trainer", raw.get("trainer"), TRAINERS[kind], ours=OURS)
+        for key in ("trainer", "online_trainer"):
+            mistakes += block_mistakes(f"{name}.{key}", raw.get(key), TRAINERS[kind], ours=OURS)
     mistakes += block_mistakes(f"{name}.peft", raw.get("peft"), PASSED_THROUGH["peft"])
     return block
 
@@ -329,6 +332,11 @@ def _cross_checks(config: Config) -> list[str]:
     if (config.generate.backend == "vllm_server") != bool(config.generate.url):
         out.append("generate: backend vllm_server and url go together, as in {backend: vllm_server, "
                    "url: http://localhost:8000}")  # fmt: skip
+    if config.evaluation.k > config.evaluation.samples:
+        out.append(f"evaluation.k: pass@{config.evaluation.k} needs as many samples; evaluation.samples is "
+                   f"{config.evaluation.samples}")  # fmt: skip
+    if config.prompts.procedural and config.prompts.heldout_split:
+        out.append("prompts: procedural rows have no splits; give heldout (a share) or heldout_path")
     out += _quantization_mistakes(config)
     out += block_mistakes("generate.vllm", config.generate.vllm, PASSED_THROUGH["vllm"])
     for name, block in config.blocks.items():

@@ -330,10 +330,9 @@ class TransformersGenerator:
         ids = torch.tensor([[pad] * (width - len(r.ids)) + list(r.ids) for r in requests], device=self.model.device)
         mask = torch.tensor([[0] * (width - len(r.ids)) + [1] * len(r.ids) for r in requests], device=self.model.device)
         limit = max(r.max_tokens for r in requests)
-        noise = SeededSampler(sampling, [r.seed for r in requests])
+        noise = SeededSampler(sampling, [r.seed for r in requests], [r.ids for r in requests])
         self.model.generation_config = GenerationConfig(  # replaced, for unset fields would be filled from the model's
-            do_sample=False, max_new_tokens=limit, eos_token_id=sorted(ends), pad_token_id=pad, use_cache=True,
-            **({"repetition_penalty": sampling.repetition_penalty} if sampling.repetition_penalty != 1.0 else {}),
+            do_sample=False, max_new_tokens=limit, eos_token_id=sorted(ends), pad_token_id=pad, use_cache=True
         )  # fmt: skip
         grown = self.model.generate(
             input_ids=ids, attention_mask=mask, logits_processor=LogitsProcessorList([noise]), use_cache=True

@@ -33,7 +33,7 @@ class Guided(TransformersGenerator):
     def _batch(self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int]) -> list[Sample]:
         where = self.model.device
         step_BL, mask_BL = left_padded([*(r.ids for r in requests), *(self.bare[r.ids] for r in requests)], where)
-        noise = SeededSampler(sampling, [r.seed for r in requests])
+        noise = SeededSampler(sampling, [r.seed for r in requests], [r.ids for r in requests])
         taken: list[list[int]] = [[] for _ in requests]
         open_rows = set(range(len(requests)))
         cache: Any = None

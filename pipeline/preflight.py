@@ -48,6 +48,7 @@ def mistakes(cfg: Config, stages: Sequence[str] | None = None) -> list[str]:
     for number, name in enumerate(names):
         block = cfg.blocks[name]
         lines += reference_mistakes(cfg, name, names[:number], alone=alone)
+        lines += pool_mistakes(cfg, name, names[:number], alone=alone)
         if isinstance(block, Policy) and cfg.generate.backend == "ray":
             lines.append(f"generate.backend: ray starts its engines anew for each batch, and {name} would wait for "
                          "that in every step; give vllm_server")  # fmt: skip
@@ -144,6 +145,19 @@ def reference_mistakes(cfg: Config, name: str, before: Sequence[str], *, alone: 
             lines += [f"{where}: {found}"] if found else []
         elif reference != "model" or cfg.model.path is None:
             lines.append(f"{where}: {reference!r} is neither a stage of this YAML nor a model"
+                         f"{nearest(reference, cfg.blocks)}")  # fmt: skip
+    return lines
+
+
+def pool_mistakes(cfg: Config, name: str, before: Sequence[str], *, alone: bool) -> list[str]:
+    """Every pool of scored samples is a stage that is complete or runs before it, or a file."""
+    lines = []
+    for reference in getattr(cfg.blocks[name], "pool", None) or []:
+        where = f"{name}.pool"
+        if reference in cfg.blocks:
+            lines += [] if reference in before else _parent_fault(cfg, where, reference, alone=alone)
+        elif not Path(reference).is_file():
+            lines.append(f"{where}: {reference!r} is neither a stage of this YAML nor a file of scored samples"
                          f"{nearest(reference, cfg.blocks)}")  # fmt: skip
     return lines
 

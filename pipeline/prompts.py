@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,15 @@ def completion_value(row: Mapping[str, Any], source: Prompts, *, number: int, wh
         return list(row["messages"][-1:])
     column = f"row {number} of {source.path or source.procedural or 'the data'} has no column {source.completion!r}"
     raise ConfigError([f"{where}.completion: {column}{nearest(source.completion, row)}"])
+
+
+def named_heldout(source: Prompts, *, seed: int, where: str = "prompts", dirs: Sequence[str] = ()) -> list[Row]:
+    """Rows of the file or split that the block names to judge on; none where it names none."""
+    if not source.heldout_path and not source.heldout_split:
+        return []
+    named = replace(source, path=source.heldout_path or source.path, rows=None, split=source.heldout_split or
+                    source.split, procedural=None if source.heldout_path else source.procedural)  # fmt: skip
+    return load_rows(named, seed=seed, where=f"{where}.heldout_path", dirs=dirs)
 
 
 def is_heldout(text: str, share: float) -> bool:

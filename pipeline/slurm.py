@@ -53,8 +53,11 @@ exit "$code"
 """
 
 
-def sbatch(config: str, words: Sequence[str]) -> str:
-    """The script. words: keys of DEFAULTS, and any other key=value for the pipeline. Raises ConfigError."""
+def parsed(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """What was asked of the job, by the keys of DEFAULTS, and the other words, which are the pipeline's own.
+
+    Raises ConfigError.
+    """
     asked, overrides = dict(DEFAULTS), []
     for word in words:
         key, equals, value = word.partition("=")
@@ -72,6 +75,12 @@ def sbatch(config: str, words: Sequence[str]) -> str:
         mistakes.append(f"sbatch: warn_s {asked['warn_s']}: a checkpoint may need {LEAST_WARNING_S} s; give more")
     if mistakes:
         raise ConfigError(mistakes)
+    return asked, overrides
+
+
+def sbatch(config: str, words: Sequence[str]) -> str:
+    """The script. words: as `parsed` takes them. Raises ConfigError."""
+    asked, overrides = parsed(words)
     more = "".join(f"\n#SBATCH --{key}={asked[key]}" for key in ("partition", "account") if asked[key])
     inner = " ".join(shlex.quote(word) for word in (asked["stage"], config, *overrides))
     return SCRIPT.format(

@@ -105,6 +105,11 @@ y=2x+3 | 2x-y+3=0
 (-\infty,0)\cup(1,\infty) | (1,\infty)\cup(-\infty,0)
 (-\infty,0)\cup(1,\infty) | x<0\text{ or }x>1
 (-\infty,1)\cup(1,\infty) | \mathbb{R}\setminus\{1\}
+(0,\infty) | [0,\infty)\setminus\{0\}
+[1,2) | [1,2]\setminus\{2\}
+1<x<3 | x>1 \text{ and } x<3
+(1,3) | x<3 \text{ and } x>1
+(-\infty,1)\cup(3,\infty) | x<1 \text{ and } x>3
 (1,2] | 1<x\le 2
 x \ge 3 | [3,\infty)
 x \ge 3 | 3 \leq x
@@ -144,6 +149,10 @@ n! | n (n-1)!
 """
 
 DIFFERENT = r"""
+[0,\infty) | [0,\infty)\setminus\{0\}
+[1,2] | [1,2]\setminus\{2\}
+\mathbb{R} | x>1 \text{ and } x<3
+[1,3) | x>1 \text{ and } x<3
 42 | 41
 42 | 42.0000001
 42 | -42

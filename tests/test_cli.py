@@ -73,6 +73,10 @@ def test_a_command_that_does_not_exist_gets_the_nearest(write, capsys):
             "grpo.steps: input should be a valid integer, got a number with a fractional part, found 2.5",
         ),
         ("sft.trainer.max_steps=many", "sft.trainer.max_steps: expected a whole number, found 'many'"),
+        (
+            "feedme.pool=[sf]",
+            "feedme.pool: 'sf' is neither a stage of this YAML nor a file of scored samples; did you mean 'sft'?",
+        ),
         ("grpo.policy=sf", "grpo.policy: 'sf' is neither a stage of this YAML nor a model; did you mean 'sft'?"),
         ("grpo.minibatches=3", "grpo: 32 prompts x 8 samples = 256 is not divisible by minibatches 3"),
         ("model.tiny.hidden_size=63", "model.tiny: hidden_size 63 is not divisible by 2 heads"),

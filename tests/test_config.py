@@ -30,6 +30,18 @@ def test_a_key_given_twice_is_a_mistake_with_its_line(tmp_path):
         read_yaml(path)
 
 
+def test_keys_may_be_merged_and_a_merged_one_overridden(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("a: &a {x: 1, y: 2}\nb:\n  <<: *a\n  y: 3\n")
+    assert read_yaml(path)["b"] == {"x": 1, "y": 3}
+
+
+def test_what_a_stage_would_trip_over_later_is_told_at_once():
+    (line,) = told("mine={kind: conditioned, policy: sft, online_rounds: 1, online_trainer: {max_stepz: 3}}")
+    assert line.startswith("mine.online_trainer: unknown key 'max_stepz'")
+    assert told("evaluation.k=17") == ["evaluation.k: pass@17 needs as many samples; evaluation.samples is 16"]
+
+
 def test_overrides_go_deep_and_are_read_as_yaml():
     raw = {"grpo": {"kl": {"coef": 1}}, "sft": None}
     apply_overrides(raw, ["grpo.kl.coef=0.5", "sft.trainer.max_steps=3", "stages=[a, b]", "x=", "run=a=b"])

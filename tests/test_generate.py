@@ -10,6 +10,7 @@ from loop_kit import tiny_model
 from pipeline import adapters, generate, models
 from pipeline.draws import filtered_logprobs
 from pipeline.generate import Generator, Request, TransformersGenerator, VllmGenerator, canary_gap
+from pipeline.guidance import Guided
 from pipeline.models import named_weights
 from pipeline.records import Prompt, Rollout
 from pipeline.schema import Generate, Model, Sampling
@@ -119,6 +120,31 @@ def test_a_sample_does_not_depend_on_what_shares_its_batch(sampler):
     alone = [sampler.sample([r], Sampling(), ENDS)[0] for r in asked[::5]]
     assert [t.ids for t in together[::5]] == [a.ids for a in alone]
     assert len({t.ids for t in together}) > len(asked) // 2, "seeds differ, so do samples"
+
+
+@pytest.mark.stages
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_repetition_penalty_falls_on_a_rows_own_tokens_and_not_on_what_pads_it(tmp_path, guided):
+    place = str(tiny_model(tmp_path / "m"))
+    plain = TransformersGenerator(place, Model(), Generate())
+    asked, longer = requests(40, max_tokens=12), Request((3,) * 40, 99, 12)
+    engine = plain
+    if guided:
+        bare = {r.ids: (4, 5) for r in [*asked, longer]}
+        engine = Guided(place, Model(), Generate(), bare=bare, scale=1.5)
+    strong = Sampling(repetition_penalty=5.0)
+    together, alone = engine.sample([*asked, longer], strong, ENDS)[:-1], engine.sample(asked, strong, ENDS)
+    assert [t.ids for t in together] == [a.ids for a in alone]
+    free = plain.sample(asked, Sampling(), ENDS)
+    assert sum(len({*d.ids}) for d in alone) > sum(len({*d.ids}) for d in free)
+    if guided:
+        return
+    request, drawn = asked[0], alone[0]
+    logits = plain.model(torch.tensor([[*request.ids]])).logits[0, -1]
+    known = torch.zeros_like(logits, dtype=torch.bool)
+    known[list(request.ids)] = True
+    by_hand = torch.where(known, torch.where(logits < 0, logits * 5, logits / 5), logits).log_softmax(-1).detach()
+    assert drawn.logprobs[0] == pytest.approx(float(by_hand[drawn.ids[0]]), abs=1e-4)
 
 
 @pytest.mark.stages

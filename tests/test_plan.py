@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,14 @@ def test_trainer_steps_are_the_librarys_own_arithmetic():
     assert estimate.trained_steps({"max_steps": 9, "per_device_train_batch_size": 4}, 1000) == (4, 9)
     # 101 rows, 8 a batch, 2 batches a step: 13 batches are 7 steps an epoch
     assert estimate.trained_steps({"gradient_accumulation_steps": 2, "num_train_epochs": 3}, 101) == (16, 21)
+
+
+def test_rows_of_a_stages_own_data_are_counted_and_not_the_runs():
+    own = replace(DATA, own_rows={"sft": 640, "reward_model": 320})
+    cfg = load(DEMO, ["sft.data={path: x.jsonl}", "sft.trainer={per_device_train_batch_size: 64, num_train_epochs: 2}",
+                      "reward_model={policy: sft, data: {path: y.jsonl}}",
+                      "reward_model.trainer={per_device_train_batch_size: 32, num_train_epochs: 1}"])  # fmt: skip
+    assert [estimate.work_of(cfg, name, own).steps for name in ("sft", "reward_model")] == [20, 10]
 
 
 def test_feedme_samples_every_round_and_judges_its_control_too():

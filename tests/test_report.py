@@ -148,6 +148,23 @@ def test_the_monitor_shows_the_worst_step_and_how_near_its_limit_it_came(tmp_pat
     assert found["canary_max_abs"]["state"] == "good"
 
 
+def test_a_conditioned_stage_without_its_control_is_told_by_what_it_reached() -> None:
+    reached = {"top_bin_accuracy": 0.6, "best_bin": 1}
+    assert summary.controls_of(reached) == {"asked_best": 0.6}
+    found = summary.controls_of(
+        {**reached, "shuffled_curve": [{"accuracy": 0.1}, {"accuracy": 0.3}, {"accuracy": 0.2}]}
+    )
+    assert (found["control"], found["control_accuracy"]) == ("shuffled labels", 0.3)
+
+
+def test_the_canarys_limit_is_the_one_the_run_had(tmp_path: Path) -> None:
+    steps = [{"step": 0, "canary_max_abs": 0.06}]
+    for name, tolerance in (("coarse", 0.25), ("fine", 1e-3)):
+        write_stage(tmp_path, name, kind="grpo", steps=steps, metrics={"canary_tolerance": tolerance})
+    states = {s.name: summary.checks(s)[0]["state"] for s in read_stages(tmp_path)}
+    assert states == {"coarse": "good", "fine": "bad"}
+
+
 def test_the_hacking_monitors_limits_count_only_where_they_can_stop_the_run(tmp_path: Path) -> None:
     steps = [{"step": i, "monitor_gap_rise": g, "monitor_commonest": 0.1, "monitor_strict": 0.5}
              for i, g in enumerate((-0.9, 0.02, 0.1))]  # fmt: skip

@@ -103,6 +103,8 @@ def grade_file(verifier: Verifier, source: str, target: str, *, threads: int, ti
     Raises ValueError for an input that cannot be read.
     """
     progress = Progress(verifier.name, sys.stderr)
+    if target != "-" and Path(target).is_dir():
+        raise ValueError(f"{target}: a directory; name a file")
     partial = Path(f"{target}.{os.getpid()}.partial")
     with contextlib.ExitStack() as stack:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import re
 from collections.abc import Iterator
 from functools import lru_cache
@@ -41,7 +42,14 @@ def read_json(text: str) -> Any:
         deepest = max(deepest, depth)
     if deepest > MAX_DEPTH:
         raise _Unreadable("nested too deeply")
-    return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+    return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
+
+
+def _finite(number: str) -> float:
+    found = float(number)
+    if math.isinf(found):
+        raise _Unreadable(f"{number[:20]} is beyond what a float holds")
+    return found
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -132,6 +140,7 @@ EXAMPLES = (
     Example("wrong", '{"name": "Ada", "age": 36, "x": 1}', _PERSON),
     Example("wrong", "[true, 1, null]", {"schema": {"type": "array"}, "equals": [1, True, None]}),
     Example("malformed", "", _PERSON),
+    Example("malformed", "1e400", {"schema": {"type": "number", "multipleOf": 0.01}}),
     Example("malformed", '{"name": "Ada", "age": 36', _PERSON),
     Example("malformed", '{"name": "Ada", "age": NaN}', _PERSON),
     Example("malformed", 'It is {"name": "Ada", "age": 36}.', _PERSON),

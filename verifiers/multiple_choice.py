@@ -29,10 +29,11 @@ def _chosen(answer: str, choices: list[str]) -> str | None:
     `C`, `(C)`, `C. Paris` where Paris is choice C, or `Paris`.
     """
     words = plain_words(one_spelling(answer))
-    texts = [plain_words(choice) for choice in choices]
-    if words in texts and texts.count(words) == 1:
-        return ascii_uppercase[texts.index(words)]
+    texts = [plain_words(one_spelling(choice)) for choice in choices]
     found = _LETTER.fullmatch(words)
+    bare = re.fullmatch(r"\(?[a-z]\)?[.:]?", words)  # a letter is a letter, also where it is another choice's text
+    if not bare and words in texts and texts.count(words) == 1:
+        return ascii_uppercase[texts.index(words)]
     if found is None:
         return None
     letter = found[1].upper()
@@ -76,12 +77,16 @@ def mutate(example: Example, rng: random.Random) -> Iterator[Example]:
 
 
 _PARIS = {"gold": "C", "choices": ["London", "Rome", "Paris", "Bern"]}
+_SIGNS = {"gold": "B", "choices": ["25°", "$5", "π/2"]}
 EXAMPLES = (
     Example("right", "It is the capital.\nAnswer: C", _PARIS),
     Example("right", r"\boxed{\text{(C)}}", _PARIS),
     Example("right", "The answer is C. Paris.", _PARIS),
     Example("right", "The answer is Paris.", _PARIS),
     Example("right", "C", {"gold": "C"}),
+    Example("right", "Answer: B. $5", _SIGNS),
+    Example("right", "The answer is π/2.", {**_SIGNS, "gold": "C"}),
+    Example("right", "Answer: A", {"gold": "A", "choices": ["B", "A"]}),
     Example("wrong", "Answer: B", _PARIS),
     Example("wrong", r"At first \boxed{C}, but no: \boxed{A}", _PARIS),
     Example("wrong", "The answer is Rome.", _PARIS),

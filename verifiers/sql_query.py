@@ -34,10 +34,17 @@ class _TaskError(ValueError):
     """The task's own script or query does not run."""
 
 
+def _outermost(query: str) -> str:
+    """The query without what stands in brackets, as a subquery's own order or a function's argument."""
+    while (shorter := re.sub(r"\([^()]*\)", " ", query)) != query:
+        query = shorter
+    return query
+
+
 def verify(completion: str, task: Task) -> Verdict:
     schemas = [task["schema"]] if isinstance(task["schema"], str) else list(task["schema"])
     gold_query = task["query"]
-    ordered = task.get("ordered", re.search(r"\border\s+by\b[^)]*$", gold_query, re.IGNORECASE) is not None)
+    ordered = task.get("ordered", re.search(r"\border\s+by\b", _outermost(gold_query), re.IGNORECASE) is not None)
     said = completion.rpartition("</think>")[2]
     fences = _FENCE.findall(said) if "```" in said else []
     query = (fences[-1] if fences else said).strip()
@@ -108,6 +115,7 @@ INSERT INTO pets VALUES (1, 'Ada', 'cat', 3), (2, 'Bob', 'dog', 5), (3, 'Cid', '
 _OTHER = """CREATE TABLE pets (id INTEGER PRIMARY KEY, name TEXT, kind TEXT, age REAL);
 INSERT INTO pets VALUES (1, 'Eve', 'dog', 2), (2, 'Fay', 'cat', 4), (3, 'Gus', 'dog', 6);"""
 _CATS = {"schema": [_SCHEMA, _OTHER], "query": "SELECT name FROM pets WHERE kind = 'cat'"}
+_COMMONEST = {"schema": _SCHEMA, "query": "SELECT kind, COUNT(*) FROM pets GROUP BY kind ORDER BY COUNT(*) DESC"}
 _OLDEST = {"schema": _SCHEMA, "query": "SELECT name, age FROM pets ORDER BY age DESC"}
 EXAMPLES = (
     Example("right", "```sql\nSELECT p.name FROM pets AS p WHERE p.kind LIKE 'cat' ORDER BY age DESC;\n```", _CATS),
@@ -117,6 +125,8 @@ EXAMPLES = (
     Example("wrong", "SELECT name FROM pets", _CATS),
     Example("wrong", "SELECT 'Ada' UNION SELECT 'Cid'", _CATS),
     Example("wrong", "SELECT name, age FROM pets ORDER BY age", _OLDEST),
+    Example("wrong", "SELECT kind, COUNT(*) FROM pets GROUP BY kind ORDER BY COUNT(*)", _COMMONEST),
+    Example("right", "SELECT kind, COUNT(id) AS n FROM pets GROUP BY kind ORDER BY n DESC", _COMMONEST),
     Example("wrong", "SELECT nome FROM pets", _CATS),
     Example("wrong", "SELECT name, kind FROM pets WHERE kind = 'cat'", _CATS),
     Example("malformed", "", _CATS),

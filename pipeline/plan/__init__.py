@@ -21,6 +21,8 @@ from pipeline.config import Config, ConfigError, read
 from pipeline.plan import comparison, one_run
 from pipeline.plan.trial import Trial
 
+TRIAL_S = 600.0  # a model that answers 1,280 times slower than this is not planned for this machine
+
 
 def plan(config: str, words: Sequence[str]) -> int:
     """0 with the plan on the terminal; raises ConfigError with all mistakes."""
@@ -64,9 +66,12 @@ def sound(config: str, overrides: Sequence[str]) -> Config:
 
 def try_out(config: str, overrides: Sequence[str]) -> Trial:
     """Raises ConfigError with the last line of a trial that fails."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline.plan.trial", config, *overrides], capture_output=True, text=True, timeout=600
-    )
+    command = [sys.executable, "-m", "pipeline.plan.trial", config, *overrides]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TRIAL_S)
+    except subprocess.TimeoutExpired:
+        late = f"the model could not be tried out within {TRIAL_S:.0f} s; plan a smaller one here, or on a GPU"
+        raise ConfigError([f"{config}: {late}"]) from None
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise ConfigError([f"{config}: the model could not be tried out: {reason}"])

@@ -34,6 +34,7 @@ class Data:
     completion_tokens: tuple[float, int, int] | None
     dropped: float  # share of prompts over max_prompt_tokens
     cut: float  # share of demonstrations longer than sampling.max_tokens
+    own_rows: Mapping[str, int] = field(default_factory=dict)  # stage -> rows of a `data:` of its own
 
 
 @dataclass(slots=True)
@@ -71,7 +72,7 @@ def work_of(cfg: Config, name: str, data: Data) -> Work:
     if block.kind in ("base", "sft"):
         work.judged = judged
     if block.kind == "sft":
-        work.rows = data.rows if block.data is None else 0
+        work.rows = data.own_rows.get(name, data.rows)
         work.batch, work.steps = trained_steps(block.trainer, work.rows)
     elif block.kind == "feedme":
         work.samples = block.rounds * block.prompts * block.samples
@@ -84,7 +85,7 @@ def work_of(cfg: Config, name: str, data: Data) -> Work:
         work.samples = 0 if block.data else block.prompts * block.samples
         work.judged = min(block.heldout_prompts, data.heldout_prompts) * block.samples
         asked = min(block.prompts, data.train_prompts)  # a prompt that is asked twice makes its pairs once
-        pairs = int(asked * block.pairs_per_prompt * (1 + block.corrupted))
+        pairs = data.own_rows.get(name, int(asked * block.pairs_per_prompt * (1 + block.corrupted)))
         work.batch, work.steps = trained_steps(block.trainer, pairs)
         work.at_most = "max_steps" not in block.trainer
     elif isinstance(block, Policy):

@@ -11,6 +11,7 @@ from pipeline.config import Config
 from pipeline.plan import estimate
 from pipeline.plan.estimate import Data, Memory, Shape, Work
 from pipeline.plan.trial import Trial
+from pipeline.schema import Prompts
 
 MIB = 1 << 20
 # share of the most steps that a stage is likely to take where the data decide
@@ -94,7 +95,9 @@ def tokenizer_of(cfg: Config) -> Any:
 def data_of(cfg: Config, tokenizer: Any) -> tuple[Data, list[tuple[str, bool]]]:
     source = cfg.prompts
     rows = prompts.load_rows(source, seed=cfg.seed, where="prompts", dirs=cfg.verifier_dirs)
-    parts = prompts.split(rows, source)
+    named = prompts.named_heldout(source, seed=cfg.seed, dirs=cfg.verifier_dirs)
+    parts = prompts.split(rows, source, heldout=[prompts.prompt_text(r, source) for r in named])
+    parts = prompts.Split(parts.train, named or parts.heldout)
     train = prompts.distinct_prompts(parts.train, source, tokenizer)
     heldout = prompts.distinct_prompts(parts.heldout, source, tokenizer)
     distinct = len({prompts.prompt_text(r, source) for r in rows})
@@ -115,10 +118,22 @@ def data_of(cfg: Config, tokenizer: Any) -> tuple[Data, list[tuple[str, bool]]]:
         heldout_prompts=min(len(heldout), cfg.evaluation.prompts or len(heldout)),
         prompt_tokens=_spread([len(p.ids) for p in shown]),
         completion_tokens=_spread(lengths) if lengths else None,
+        own_rows={
+            name: own_rows(cfg, name)
+            for name, block in cfg.blocks.items()
+            if isinstance(getattr(block, "data", None), Prompts)
+        },
         dropped=1 - len(shown) / max(distinct, 1),
         cut=sum(n > cfg.sampling.max_tokens for n in lengths) / max(len(lengths), 1),
     )
     return data, example
+
+
+def own_rows(cfg: Config, name: str) -> int:
+    """Rows to train on of a stage's own `data:`."""
+    source, where = cfg.blocks[name].data, f"{name}.data"
+    rows = prompts.load_rows(source, seed=cfg.seed, where=where, dirs=cfg.verifier_dirs)
+    return len(prompts.split(rows, source, where=where).train)
 
 
 def _spread(lengths: Sequence[int]) -> tuple[float, int, int]:

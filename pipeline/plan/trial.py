@@ -21,6 +21,7 @@ from pipeline import process
 from pipeline.config import Config, load
 
 STEPS = 6  # timed, after one that warms up
+MICRO_BATCH = 8192  # tokens, padding among them
 
 
 @dataclass(slots=True)
@@ -83,25 +84,29 @@ def try_out(cfg: Config) -> Trial:
 
 
 def learning_rates(model: Any, rows: Sequence[Sequence[int]]) -> tuple[float, float]:
-    """Tokens a second (forward only, forward and backward with AdamW) of these rows at once."""
+    """Tokens a second (forward only, forward and backward with AdamW) of these rows, as many at once as a stage takes:
+    the logits of all would not fit a machine."""
     import torch
 
-    from pipeline.models import pad_right
+    from pipeline.models import batches_by_tokens, pad_right
 
-    ids = pad_right(rows, 0, dtype=torch.long, where=model.device)
-    mask = pad_right([[1] * len(r) for r in rows], 0, dtype=torch.long, where=model.device)
+    batches = [[rows[i] for i in places] for places in batches_by_tokens([len(r) for r in rows], MICRO_BATCH)]
+    ids = [pad_right(batch, 0, dtype=torch.long, where=model.device) for batch in batches]
+    masks = [pad_right([[1] * len(r) for r in batch], 0, dtype=torch.long, where=model.device) for batch in batches]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9)
 
     def learn() -> None:
-        model(input_ids=ids, attention_mask=mask, labels=ids).loss.backward()
+        for ids_BT, mask_BT in zip(ids, masks, strict=True):
+            model(input_ids=ids_BT, attention_mask=mask_BT, labels=ids_BT).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
     @torch.no_grad()
     def fetch() -> None:
-        model(input_ids=ids, attention_mask=mask)
+        for ids_BT, mask_BT in zip(ids, masks, strict=True):
+            model(input_ids=ids_BT, attention_mask=mask_BT)
 
-    tokens = float(mask.sum())
+    tokens = float(sum(map(len, rows)))
     rates = []
     for act in (fetch, learn):
         act()

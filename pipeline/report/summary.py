@@ -62,9 +62,11 @@ def controls_of(figures: Mapping[str, Any]) -> dict[str, Any]:
     if is_number(figures.get("random_control_accuracy")):
         return {"control": "random filter", "control_accuracy": figures["random_control_accuracy"]}
     if is_number(figures.get("top_bin_accuracy")):
-        shuffled = figures.get("shuffled_curve") or [{}]
-        return {"asked_best": figures["top_bin_accuracy"], "control": "shuffled labels",
-                "control_accuracy": shuffled[figures.get("best_bin", -1)].get("accuracy")}  # fmt: skip
+        reached, shuffled = {"asked_best": figures["top_bin_accuracy"]}, figures.get("shuffled_curve")
+        if not shuffled:
+            return reached
+        accuracy = shuffled[figures.get("best_bin", -1)].get("accuracy")
+        return {**reached, "control": "shuffled labels", "control_accuracy": accuracy}
     return {}
 
 
@@ -148,9 +150,9 @@ def checks(stage: Stage) -> list[dict[str, Any]]:
     alarms, monitor = stage.block.get("alarms") or {}, stage.block.get("monitor") or {}
     stops = monitor.get("alarm") is not False and any("monitor_strict" in row for row in stage.metrics)
     limits = {name: monitor.get(name) if stops or monitor.get("alarm") else None for name in monitor}
-    tolerance = ((stage.manifest or {}).get("config", {}).get("generate") or {}).get("canary_tolerance")
+    tolerance = stage.figures.get("canary_tolerance")
     asked = [
-        ("canary_max_abs", "generator holds the trainer's weights: largest gap after a sync", tolerance or 1e-3, None),
+        ("canary_max_abs", "generator holds the trainer's weights: largest gap after a sync", tolerance, None),
         (
             "mismatch_mean_abs",
             "sampled log-probs against the trainer's, mean gap",

@@ -111,22 +111,13 @@ class Context:
             if path and Path(path).exists():
                 place = Path(path)
                 self.depend_on(*([place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())))
-        heldout = self._named_heldout(source)
+        named = f"{self.cfg.path}: prompts"
+        heldout = prompts.named_heldout(source, seed=self.cfg.seed, where=named, dirs=dirs)
         parts = prompts.split(rows, source, where=where, heldout=[prompts.prompt_text(r, source) for r in heldout])
         out = prompts.Split(parts.train, heldout or parts.heldout)
         if not out.train:
             raise ConfigError([f"{self.cfg.path}: {where}: no row left to train on; all {len(rows)} are held out"])
         return out
-
-    def _named_heldout(self, source: Any) -> list[prompts.Row]:
-        if not source.heldout_path and not source.heldout_split:
-            return []
-        from dataclasses import replace
-
-        named = replace(source, path=source.heldout_path or source.path, rows=None, split=source.heldout_split or
-                        source.split, procedural=None if source.heldout_path else source.procedural)  # fmt: skip
-        where = f"{self.cfg.path}: prompts.heldout_path"
-        return prompts.load_rows(named, seed=self.cfg.seed, where=where, dirs=self.cfg.verifier_dirs)
 
     @cached_property
     def train_prompts(self) -> list[Prompt]:

@@ -72,6 +72,7 @@ def run(ctx: Context) -> dict[str, Any]:
         "steps": state.step,
         "mismatch_mean_abs": state.mismatch,
         "canary_max_abs": state.canary_max,
+        "canary_tolerance": parts.canary_tolerance,
         "generator": generator.name,
     }
 

@@ -39,6 +39,11 @@ def run(ctx: Context) -> dict[str, Any]:
     worst, best = worst_solvable(axis, bins), axis.best
     generator = TransformersGenerator(ctx.policy_path, ctx.cfg.model, ctx.cfg.generate)
     layers = decoder_layers(generator.model)
+    beyond = [i for i in block.layers or [] if not 0 <= i < len(layers)]
+    if beyond:
+        raise ConfigError(
+            [f"{ctx.cfg.path}: {ctx.name}.layers: no layer {beyond[0]}; the model has 0 to {len(layers) - 1}"]
+        )
     fit = activations(ctx, generator.model, layers, axis, bins, ctx.train_prompts[: block.prompts])
     held = activations(ctx, generator.model, layers, axis, bins, ctx.heldout_prompts[: block.prompts])
     direction_LH = fit[bins.index(best)].mean(0) - fit[bins.index(worst)].mean(0)

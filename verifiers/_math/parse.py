@@ -40,18 +40,22 @@ class _Reader(Cursor):
     # -- statements
 
     def answer(self) -> Node:
-        items, _ = self.items()
-        return items[0] if len(items) == 1 else self.make("list", *items)
+        items, joins = self.items()
+        if len(items) == 1:
+            return items[0]
+        both = joins == ["and"] and all(item.op == "rel" for item in items)
+        return self.make("list", *items, value="and" if both else None)
 
-    def items(self) -> tuple[list[Node], bool]:
-        """Items up to a closing sign; whether any separator stood between them."""
-        items = [self.item()]
+    def items(self) -> tuple[list[Node], list[str]]:
+        """Items up to a closing sign, and the last word or sign between each and the next."""
+        items, joins = [self.item()], []
         while self.sign(",", ";") or self.command("and", "or"):
-            self.take()
+            join = self.take().text
             if self.command("and", "or"):  # `1, 2, and 3`
-                self.take()
+                join = self.take().text
+            joins.append(join.removeprefix("\\"))
             items.append(self.item())
-        return items, len(items) > 1
+        return items, joins
 
     def item(self) -> Node:
         parts, operators = [self.deeper(self.set_expression)], []

@@ -48,6 +48,8 @@ def same_region(left: list[Piece], right: list[Piece]) -> bool:
 
 
 def _pieces(node: Node) -> list[Piece]:
+    if node.op == "list" and node.value == "and" and (both := _both(*map(_pieces, node.args))):
+        return both  # where nothing is in both, `x < 1 and x > 3` is how people write a union
     if node.op in ("union", "list"):
         pieces = [piece for arg in node.args for piece in _pieces(arg)]
         if len(pieces) > MAX_PIECES:
@@ -66,6 +68,25 @@ def _pieces(node: Node) -> list[Piece]:
     if node.op == "rel":
         return [_inequality(node)]
     raise Unsupported(f"a {node.op} is no region")
+
+
+def _both(one: list[Piece], two: list[Piece]) -> list[Piece]:
+    """What lies in both."""
+    out = []
+    for a_low, a_high in one:
+        for b_low, b_high in two:
+            low = _inner(a_low, b_low, _compare(a_low, b_low) > 0)
+            high = _inner(a_high, b_high, _compare(a_high, b_high) < 0)
+            order = _compare(low, high)
+            if order < 0 or (order == 0 and low.closed and high.closed):
+                out.append((low, high))
+    return out
+
+
+def _inner(a: Bound, b: Bound, a_is_further_in: bool) -> Bound:
+    if _compare(a, b) == 0:
+        return a if not a.closed else b
+    return a if a_is_further_in else b
 
 
 def _ordered(low: Bound, high: Bound) -> Piece:
@@ -118,9 +139,12 @@ def _without_points(pieces: list[Piece], taken: Node) -> list[Piece]:
     for arg in taken.args:
         point, left = _bound(arg, False), []
         for low, high in pieces:
-            if _compare(low, point) < 0 < _compare(high, point):
+            below, above = _compare(low, point), _compare(high, point)
+            if below < 0 < above:
                 left += [(low, point), (point, high)]
-            else:
+            elif below < above:  # at most one end is the point
+                left.append((point if below == 0 else low, point if above == 0 else high))
+            elif below != 0:  # else the piece is the point
                 left.append((low, high))
         pieces = left
     return pieces

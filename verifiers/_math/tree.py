@@ -15,7 +15,8 @@ class Node:
     num value=Fraction · mixed value=Fraction (1 1/2) · var value=name · const value=pi, e, i or infty
     add, mul args · neg, factorial, percent, degree args[0] · div, pow args[0], args[1] · pm args (first ± second)
     call value=function name, args · unit value=unit, args[0] · base value=(digits, base) · text value=words
-    list args (no brackets: a, b or c) · group value="(]", args · set args · matrix value=columns, args row by row
+    list args (no brackets: a, b or c), value="and" of two relations so joined
+    group value="(]", args · set args · matrix value=columns, args row by row
     rel value=operators, args one more · union, inter, minus args · abs args[0] · interval is a group of two
     """
 
