@@ -73,7 +73,7 @@ def accuracies(request, tmp_path_factory) -> dict[str, float]:
     seed = request.param
     root = tmp_path_factory.mktemp(f"seed{seed}")
     common = [DEMO, f"runs_dir={root}", "run=t", f"seed={seed}", "generate.backend=transformers",
-              "evaluation.prompts=20", "evaluation.samples=2"]  # fmt: skip
+              "evaluation.prompts=20", "evaluation.samples=2", "evaluation.k=2"]  # fmt: skip
     assert main(["run", *common, "stages=[base, sft]"]) == 0
     cfg = load(DEMO, common[1:])
     ctx = Context(cfg, "sft", StageDir(root / "looks", "sft"))
