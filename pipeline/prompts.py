@@ -133,6 +133,13 @@ def prompt_text(row: Mapping[str, Any], source: Prompts, *, number: int = 0, whe
     return "\n".join(f"{turn.get('role', '?')}: {turn.get('content', '')}" for turn in value)
 
 
+def own_text(row: Row, source: Prompts) -> str:
+    """What the row itself says in its prompt: the words that a template gives to every row are no sign of a copy."""
+    if source.template is None:
+        return prompt_text(row, source)
+    return "\n".join(str(value) for column, value in row.items() if "{" + column + "}" in source.template)
+
+
 def _prompt_value(row: Mapping[str, Any], source: Prompts, number: int, where: str) -> str | list[dict[str, str]]:
     if source.template is not None:
         out = source.template
@@ -171,21 +178,21 @@ def is_heldout(text: str, share: float) -> bool:
     return zlib.crc32(text.encode("utf-8", "surrogatepass")) % 10_000 < share * 10_000
 
 
-def split(rows: Iterable[Row], source: Prompts, *, where: str = "prompts", heldout: Iterable[str] = ()) -> Split:
-    """Rows to train on and rows to judge on; `heldout` names prompts that are held out whatever their hash."""
-    out, barred = Split([], []), set(heldout)
+def split(rows: Iterable[Row], source: Prompts, *, where: str = "prompts", heldout: Sequence[Row] = ()) -> Split:
+    """Rows to train on and rows to judge on; prompts of the rows `heldout` are held out whatever their hash."""
+    out, barred = Split([], []), {prompt_text(row, source) for row in heldout}
     for number, row in enumerate(rows, 1):
         text = prompt_text(row, source, number=number, where=where)
         (out.heldout if text in barred or is_heldout(text, source.heldout) else out.train).append(row)
     if source.decontaminate and (out.heldout or barred):
-        return _decontaminated(out, source, where, sorted(barred))
+        return _decontaminated(out, source, where, heldout)
     return out
 
 
-def _decontaminated(parts: Split, source: Prompts, where: str, named: Sequence[str]) -> Split:
-    train, heldout = ([prompt_text(row, source) for row in side] for side in (parts.train, parts.heldout))
+def _decontaminated(parts: Split, source: Prompts, where: str, named: Sequence[Row]) -> Split:
+    train, heldout = ([own_text(row, source) for row in side] for side in (parts.train, [*parts.heldout, *named]))
     words = source.decontaminate or 0
-    shared = set(formats.contaminated(train, [*heldout, *named], words))
+    shared = set(formats.contaminated(train, heldout, words))
     if shared:
         print(f"{where}: dropped {len(shared)} of {len(train)} training rows that share {words} words in a row with a "
               "held-out prompt")  # fmt: skip

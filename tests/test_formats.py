@@ -138,15 +138,26 @@ def test_a_format_is_read_from_a_file_and_an_unknown_one_is_told(tmp_path):
 def test_rows_that_share_a_run_of_words_with_a_held_out_prompt_are_dropped_and_no_others():
     rows = [{"prompt": text} for text in ("a b c d", "x, B c! y", "b d c a", "other words here")]
     source = Prompts(decontaminate=2, heldout=0.0)
-    split = prompts.split(rows, source, heldout=["a b c d"])
+    held = [{"prompt": "a b c d"}]
+    split = prompts.split(rows, source, heldout=held)
     assert [r["prompt"] for r in split.train] == ["b d c a", "other words here"]
     # the held-out prompts of another file are no rows of this one
-    assert [r["prompt"] for r in prompts.split(rows[1:], source, heldout=["a b c d"]).train] == [
+    assert [r["prompt"] for r in prompts.split(rows[1:], source, heldout=held).train] == [
         "b d c a",
         "other words here",
     ]
     brute = [i for i, t in enumerate(["q b c", "c b"]) if any(g in t.split() and "b c" in t for g in ("b",))]
     assert formats.contaminated(["q b c", "c b"], ["a b c d"], 2) == brute == [0]
+
+
+def test_the_words_of_a_template_are_no_sign_of_a_copy():
+    """Nor is the end of a question together with them: the GSM8K recipes' template alone is eleven words."""
+    template = "{question}\nReason step by step and put the final number in \\boxed{}."
+    source = Prompts(decontaminate=13, heldout=0.0, template=template)
+    copied = "Ann has three red apples and gives two of them to Bob today how many has she"
+    rows = [{"question": "How many marbles does Carl have in total?"}, {"question": "So " + copied}]
+    held = [{"question": "How many coins does Dora have in total?"}, {"question": copied}]
+    assert prompts.split(rows, source, heldout=held).train == rows[:1]
 
 
 def test_a_text_shorter_than_the_run_matches_only_itself():

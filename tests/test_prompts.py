@@ -86,7 +86,7 @@ def test_the_split_is_a_hash_of_the_text_and_no_prompt_is_on_both_sides():
 
 def test_a_named_held_out_prompt_is_held_out_whatever_its_hash():
     source = Prompts(heldout=0.0)
-    split = prompts.split(ROWS, source, heldout=["q7"])
+    split = prompts.split(ROWS, source, heldout=[{"prompt": "q7"}])
     assert [r["prompt"] for r in split.heldout] == ["q7"]
 
 

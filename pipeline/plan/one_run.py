@@ -96,7 +96,7 @@ def data_of(cfg: Config, tokenizer: Any) -> tuple[Data, list[tuple[str, bool]]]:
     source = cfg.prompts
     rows = prompts.load_rows(source, seed=cfg.seed, where="prompts", dirs=cfg.verifier_dirs)
     named = prompts.named_heldout(source, seed=cfg.seed, dirs=cfg.verifier_dirs)
-    parts = prompts.split(rows, source, heldout=[prompts.prompt_text(r, source) for r in named])
+    parts = prompts.split(rows, source, heldout=named)
     parts = prompts.Split(parts.train, named or parts.heldout)
     train = prompts.distinct_prompts(parts.train, source, tokenizer)
     heldout = prompts.distinct_prompts(parts.heldout, source, tokenizer)
