@@ -21,7 +21,7 @@ from pipeline.config import Config, ConfigError, read
 from pipeline.plan import comparison, one_run
 from pipeline.plan.trial import Trial
 
-TRIAL_S = 600.0  # a model that answers 1,280 times slower than this is not planned for this machine
+TRIAL_S = 600.0  # for imports, the generator, 1,280 completions and some updates: a longer trial is no plan
 
 
 def plan(config: str, words: Sequence[str]) -> int:
