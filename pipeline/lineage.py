@@ -117,8 +117,7 @@ def changed_since(record: Mapping[str, Any], cfg: Config, name: str, module: str
         more = f" (and {len(changes) - 1} more)" if len(changes) > 1 else ""
         return f"its config changed: {changes[0]}{more}"
     now = code_of(module)
-    then = record["code"] if isinstance(record.get("code"), Mapping) else {}
-    files = sorted(path for path in {*now, *then} if now.get(path) != then.get(path))
+    files = changed_files(sources(record), now)
     if files:
         more = f" and {len(files) - 1} more" if len(files) > 1 else ""
         return f"the code changed: {files[0]}{more}"
@@ -130,6 +129,16 @@ def changed_since(record: Mapping[str, Any], cfg: Config, name: str, module: str
         if not Path(path).is_file() or sha256_file(Path(path)) != sha:
             return f"its input {path} changed"
     return None
+
+
+def sources(record: Mapping[str, Any]) -> Mapping[str, str]:
+    """{path: sha256} of the code in a manifest; {} of an early one, which names no files."""
+    code = record.get("code")
+    return code if isinstance(code, Mapping) else {}
+
+
+def changed_files(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    return sorted(path for path in {*before, *after} if before.get(path) != after.get(path))
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -271,7 +280,7 @@ def _stage_diff(a: Mapping[str, Any], b: Mapping[str, Any], place_a: Path, place
         shown = changes if part != "parents" else [change.split(" ")[0] + " made otherwise" for change in changes]
         out += [f"{part}: {change}" for change in shown[:12]]
         out += [f"{part}: and {len(changes) - 12} more"] if len(changes) > 12 else []
-    code = [f for f in sorted({*a["code"], *b["code"]}) if a["code"].get(f) != b["code"].get(f)]
+    code = changed_files(sources(a), sources(b))
     if code:
         out.append(f"code: {', '.join(code[:5])}" + (f" and {len(code) - 5} more" if len(code) > 5 else ""))
     made = [f for f in sorted({*a["outputs"], *b["outputs"]}) if a["outputs"].get(f) != b["outputs"].get(f)]

@@ -173,6 +173,14 @@ def test_diff_tells_config_metrics_outputs_and_where_the_logs_part(tmp_path):
     assert "base:" in told and "outputs" not in told.split("sft:")[0]
 
 
+def test_a_manifest_that_names_no_files_of_code_is_compared_too(tmp_path):
+    cfg = config(tmp_path)
+    place = make(cfg, "base").place / "manifest.json"
+    record = json.loads(place.read_text())
+    place.write_text(json.dumps({**record, "code": "3f2a"}))
+    assert lineage.diff(cfg.run_dir, [str(cfg.run_dir)])[0].endswith("base: the same")
+
+
 def test_a_run_is_the_same_as_itself_and_diff_wants_two(tmp_path):
     cfg = config(tmp_path)
     make(cfg, "base")
