@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -207,22 +207,16 @@ def data_mistakes(
 ) -> list[str]:
     """The rows can be read, have the columns that are asked for, and leave something to train and to judge on."""
     rows: list[prompts.Row] = []
-    lines = _told(where, lambda: rows.extend(_rows(cfg, source, where)))
-    if lines:
-        return lines
-    faults: list[str] = []
-    if source.template is None and source.task is None and not completions and not columns and not required:
-        checked: Iterable[tuple[int, prompts.Row]] = [(1, rows[0])]
-    else:
-        checked = enumerate(rows, 1)
-    for number, row in checked:
-        faults += _row_faults(row, number, source, where, required, completions=completions, columns=columns)
-        if len(faults) > 50:
-            break
-    lines += faults[:TOLD] + ([f"{where}: more rows have such faults"] if len(faults) > TOLD else [])
-    if not faults:
-        lines += _told(where, lambda: _split_faults(rows, source, where))
-    return lines
+    named: list[prompts.Row] = []
+    dirs = cfg.verifier_dirs
+    lines = _told(where, lambda: rows.extend(_rows(cfg, source, where))) or _told(
+        where, lambda: named.extend(prompts.named_heldout(source, seed=cfg.seed, where=where, dirs=dirs))
+    )
+    if not lines:
+        lines = _faults(rows, source, where, required, completions=completions, columns=columns)
+    if not lines and named:
+        lines = _faults(named, prompts.named_source(source), f"{where}.heldout_path", required)
+    return lines or _told(where, lambda: _split_faults(rows, named, source, where))
 
 
 def _rows(cfg: Config, source: Prompts, where: str) -> list[prompts.Row]:
@@ -242,6 +236,20 @@ def _cached_data(path: str) -> bool:
     return (home / "datasets" / path.replace("/", "___")).exists() or (
         home / "hub" / f"datasets--{path.replace('/', '--')}"
     ).exists()
+
+
+def _faults(
+    rows: Sequence[prompts.Row], source: Prompts, where: str, required: Mapping[str, frozenset[str]], *,
+    completions: bool = False, columns: Sequence[str] = (),
+) -> list[str]:  # fmt: skip
+    """What rows lack, the first few of it. One row stands for all where no column is asked for but the prompt's."""
+    simple = source.template is None and source.task is None and not completions and not columns and not required
+    faults: list[str] = []
+    for number, row in enumerate(rows[:1] if simple else rows, 1):
+        faults += _row_faults(row, number, source, where, required, completions=completions, columns=columns)
+        if len(faults) > 50:
+            break
+    return faults[:TOLD] + ([f"{where}: more rows have such faults"] if len(faults) > TOLD else [])
 
 
 def _row_faults(
@@ -266,11 +274,11 @@ def _row_faults(
     return lines
 
 
-def _split_faults(rows: Sequence[prompts.Row], source: Prompts, where: str) -> None:
-    parts = prompts.split(rows, source, where=where)
+def _split_faults(rows: Sequence[prompts.Row], named: Sequence[prompts.Row], source: Prompts, where: str) -> None:
+    parts = prompts.split(rows, source, where=where, heldout=named)
     if not parts.train:
         raise ConfigError([f"{where}.heldout: no row left to train on; all {len(rows)} are held out"])
-    if where == "prompts" and not parts.heldout and not source.heldout_path and not source.heldout_split:
+    if where == "prompts" and not parts.heldout:
         raise ConfigError([f"{where}.heldout: none of the {len(rows)} rows is held out, so nothing can be judged; "
                            "raise the share, or give heldout_path"])  # fmt: skip
 

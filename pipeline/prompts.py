@@ -168,9 +168,13 @@ def named_heldout(source: Prompts, *, seed: int, where: str = "prompts", dirs: S
     """Rows of the file or split that the block names to judge on; none where it names none."""
     if not source.heldout_path and not source.heldout_split:
         return []
-    named = replace(source, path=source.heldout_path or source.path, rows=None, split=source.heldout_split or
-                    source.split, procedural=None if source.heldout_path else source.procedural)  # fmt: skip
-    return load_rows(named, seed=seed, where=f"{where}.heldout_path", dirs=dirs)
+    return load_rows(named_source(source), seed=seed, where=f"{where}.heldout_path", dirs=dirs)
+
+
+def named_source(source: Prompts) -> Prompts:
+    """Where the rows to judge on come from: another file, or another split of the same data."""
+    return replace(source, path=source.heldout_path or source.path, rows=None, split=source.heldout_split or
+                   source.split, procedural=None if source.heldout_path else source.procedural)  # fmt: skip
 
 
 def is_heldout(text: str, share: float) -> bool:
@@ -179,14 +183,17 @@ def is_heldout(text: str, share: float) -> bool:
 
 
 def split(rows: Iterable[Row], source: Prompts, *, where: str = "prompts", heldout: Sequence[Row] = ()) -> Split:
-    """Rows to train on and rows to judge on; prompts of the rows `heldout` are held out whatever their hash."""
+    """Rows to train on and rows to judge on. The rows `heldout` are judged on instead of those that the hash holds out.
+
+    Neither are trained on: a prompt that is held out once stays so, whichever block names other rows to judge on.
+    """
     out, barred = Split([], []), {prompt_text(row, source) for row in heldout}
     for number, row in enumerate(rows, 1):
         text = prompt_text(row, source, number=number, where=where)
         (out.heldout if text in barred or is_heldout(text, source.heldout) else out.train).append(row)
     if source.decontaminate and (out.heldout or barred):
-        return _decontaminated(out, source, where, heldout)
-    return out
+        out = _decontaminated(out, source, where, heldout)
+    return Split(out.train, list(heldout) or out.heldout)
 
 
 def _decontaminated(parts: Split, source: Prompts, where: str, named: Sequence[Row]) -> Split:

@@ -122,6 +122,17 @@ def test_a_row_without_the_verifiers_field_is_named(write, capsys):
     assert "row 5 of rows.jsonl has no field 'gold', which verifier 'math_answer' needs" in line
 
 
+def test_held_out_rows_of_a_file_of_their_own_are_read_and_checked_too(write, capsys):
+    write_rows([{"prompt": f"{i}+1=", "completion": "2", "gold": "2"} for i in range(8)])
+    changes: dict = {"prompts__procedural": None, "prompts__rows": None, "prompts__path": "rows.jsonl",
+                     "prompts__heldout_path": "held.jsonl", "rewards": {"math_answer": {}}}  # fmt: skip
+    (line,) = told(capsys, "run", write(**changes))
+    assert "held.jsonl does not exist" in line
+    Path("held.jsonl").write_text('{"prompt": "1+1=", "glod": "2"}\n')
+    (line,) = told(capsys, "run", write(**changes))
+    assert "prompts.heldout_path: row 1 of held.jsonl has no field 'gold'" in line and "'glod'" in line
+
+
 def test_a_row_without_the_prompt_column_gets_the_nearest(write, capsys):
     write_rows([{"promt": "a", "completion": "R"}] * 3)
     lines = told(capsys, "run", write(prompts__path="rows.jsonl", prompts__procedural=None))

@@ -20,7 +20,7 @@ class Task(TypedDict):
     choices: NotRequired[list[str]]  # their texts, A first: then the text of a choice names it too
 
 
-_LETTER = re.compile(r"\(?([a-z])\)?[.:]?(?: .*)?", re.DOTALL)
+_LETTER = re.compile(r"\(?([a-z])\)?[.:]?(?: (.*))?", re.DOTALL)  # a letter, and what is said after it
 
 
 def _chosen(answer: str, choices: list[str]) -> str | None:
@@ -31,13 +31,11 @@ def _chosen(answer: str, choices: list[str]) -> str | None:
     words = plain_words(one_spelling(answer))
     texts = [plain_words(one_spelling(choice)) for choice in choices]
     found = _LETTER.fullmatch(words)
-    bare = re.fullmatch(r"\(?[a-z]\)?[.:]?", words)  # a letter is a letter, also where it is another choice's text
-    if not bare and words in texts and texts.count(words) == 1:
+    letter, rest = (found[1].upper(), found[2]) if found else ("", words)
+    if rest and texts.count(words) == 1:  # a bare letter is a letter, also where it is another choice's text
         return ascii_uppercase[texts.index(words)]
-    if found is None:
+    if not letter:
         return None
-    letter = found[1].upper()
-    rest = re.sub(r"^\(?[a-z]\)?[.:]? ?", "", words)
     i = ascii_uppercase.index(letter)
     if choices and i >= len(choices):
         return None

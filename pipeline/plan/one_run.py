@@ -97,10 +97,9 @@ def data_of(cfg: Config, tokenizer: Any) -> tuple[Data, list[tuple[str, bool]]]:
     rows = prompts.load_rows(source, seed=cfg.seed, where="prompts", dirs=cfg.verifier_dirs)
     named = prompts.named_heldout(source, seed=cfg.seed, dirs=cfg.verifier_dirs)
     parts = prompts.split(rows, source, heldout=named)
-    parts = prompts.Split(parts.train, named or parts.heldout)
     train = prompts.distinct_prompts(parts.train, source, tokenizer)
     heldout = prompts.distinct_prompts(parts.heldout, source, tokenizer)
-    distinct = len({prompts.prompt_text(r, source) for r in rows})
+    distinct = len({prompts.prompt_text(r, source) for r in [*rows, *named]})
     ends = frozenset({tokenizer.eos_token_id})
     completions: list[list[int]] = []
     example: list[tuple[str, bool]] = [(tokenizer.decode([i]), False) for i in train[0].ids] if train else []
@@ -133,7 +132,8 @@ def own_rows(cfg: Config, name: str) -> int:
     """Rows to train on of a stage's own `data:`."""
     source, where = cfg.blocks[name].data, f"{name}.data"
     rows = prompts.load_rows(source, seed=cfg.seed, where=where, dirs=cfg.verifier_dirs)
-    return len(prompts.split(rows, source, where=where).train)
+    named = prompts.named_heldout(source, seed=cfg.seed, where=where, dirs=cfg.verifier_dirs)
+    return len(prompts.split(rows, source, where=where, heldout=named).train)
 
 
 def _spread(lengths: Sequence[int]) -> tuple[float, int, int]:

@@ -113,8 +113,7 @@ class Context:
                 self.depend_on(*([place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())))
         named = f"{self.cfg.path}: prompts"
         heldout = prompts.named_heldout(source, seed=self.cfg.seed, where=named, dirs=dirs)
-        parts = prompts.split(rows, source, where=where, heldout=heldout)
-        out = prompts.Split(parts.train, heldout or parts.heldout)
+        out = prompts.split(rows, source, where=where, heldout=heldout)
         if not out.train:
             raise ConfigError([f"{self.cfg.path}: {where}: no row left to train on; all {len(rows)} are held out"])
         return out

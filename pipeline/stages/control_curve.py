@@ -93,7 +93,7 @@ def obtained_of(axis: Axis, answers: Sequence[Judged]) -> list[dict[int, float]]
               for g in groups(judged.scored)} for judged in answers]  # fmt: skip
     if not axis.per_prompt:
         return found
-    usual = {index: mean([values[index] for values in found if index in values]) for index in found[0]}
+    usual = {index: mean([values[index] for values in found]) for index in found[0]}
     return [{index: value - usual[index] for index, value in values.items()} for values in found]
 
 
