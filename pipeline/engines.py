@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import gc
 import importlib.util
-import json
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import torch
 
@@ -99,9 +97,14 @@ def choose_backend(generate: Generate) -> str:
 
 
 def model_len(model_dir: str, needed: int) -> int:
-    """The engine's context: the model's own where it is small, else what is needed, in steps of 256."""
-    path = Path(model_dir) / "config.json"
-    limit = json.loads(path.read_text()).get("max_position_embeddings", 4096) if path.is_file() else 4096
+    """The engine's context: the model's own where it is small, else what is needed, in steps of 256.
+
+    Raises ConfigError where what is needed is more than the model has.
+    """
+    from transformers import PreTrainedConfig
+
+    said, _ = PreTrainedConfig.get_config_dict(model_dir)  # of a directory or of the Hub
+    limit = said.get("text_config", said).get("max_position_embeddings") or 4096
     if needed > limit:
         raise ConfigError([f"sampling.max_tokens: prompts and completions need {needed} tokens; the model has {limit}"])
     return limit if limit <= 2048 else min(limit, -(-needed // 256) * 256)

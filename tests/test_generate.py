@@ -1,13 +1,15 @@
 """Generators against the trainer's own log-probs; what is sampled against exact distributions."""
 
 import importlib.util
+import json
 import math
 
 import pytest
 import torch
 from loop_kit import tiny_model
 
-from pipeline import adapters, generate, models
+from pipeline import adapters, engines, generate, models
+from pipeline.config import ConfigError
 from pipeline.draws import filtered_logprobs
 from pipeline.generate import Generator, Request, TransformersGenerator, VllmGenerator, canary_gap
 from pipeline.guidance import Guided
@@ -301,3 +303,23 @@ def test_an_engine_that_sleeps_between_samplings_wakes_for_whatever_is_asked_of_
     engine.sample(requests(), Sampling(), ENDS)
     assert [s.ids for s in engine.sample(requests(), Sampling(), ENDS)] != expected
     assert told == ["sleep", "wake_up", "sleep", "wake_up", "sleep"]
+
+
+@pytest.mark.parametrize(
+    ("said", "needed", "expected"),
+    [
+        ({"max_position_embeddings": 512}, 30, 512),
+        ({"max_position_embeddings": 32768}, 300, 512),
+        ({"model_type": "gemma3", "text_config": {"max_position_embeddings": 1024}}, 30, 1024),
+        ({}, 300, 512),
+    ],
+)
+def test_the_context_of_an_engine_is_the_models_or_what_is_needed(tmp_path, said, needed, expected):
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    assert engines.model_len(str(tmp_path), needed) == expected
+
+
+def test_a_completion_beyond_the_models_context_is_told(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": {"max_position_embeddings": 64}}))
+    with pytest.raises(ConfigError, match="need 65 tokens; the model has 64"):
+        engines.model_len(str(tmp_path), 65)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from pipeline import adapters, config, models
 from pipeline.config import ConfigError
-from pipeline.plan import estimate
+from pipeline.plan import estimate, trial
 from pipeline.schema import Model
 
 pytest.importorskip("bitsandbytes")
@@ -72,6 +72,18 @@ def test_bytes_of_a_base_in_four_bits():
     """By hand: 1,000 parameters, of them 2 x 10 x 20 in embedding and head at 2 bytes; 600 at 4.127 bits."""
     shape = estimate.Shape(parameters=1000, hidden=20, layers=1, kv_width=1, vocabulary=10, bytes_each=2)
     assert estimate.in_4_bits(shape) == 400 * 2 + round(600 * 4.127 / 8)
+
+
+def test_a_plans_trial_counts_four_bits_whole_and_learns_the_adapter_alone(adapted):
+    place, policy = adapted
+    full = models.load_policy(str(place), Model())
+    packed = models.load_policy(str(place), Model(quantization="nf4"), adapted=True)
+    assert trial.shape_of(packed) == trial.shape_of(full)
+    assert trial.bytes_here(packed) < trial.bytes_here(full) == sum(4 * p.numel() for p in full.parameters())
+    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    assert all(rate > 0 for rate in trial.learning_rates(policy, [[1, 2, 3, 4]] * 3))
+    moved = {name for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
+    assert moved and all("lora_" in name for name in moved)
 
 
 STAGES = {

@@ -19,6 +19,7 @@ from typing import Any
 
 from pipeline import process
 from pipeline.config import Config, load
+from pipeline.schema import trains_adapter
 
 STEPS = 6  # timed, after one that warms up
 MICRO_BATCH = 8192  # tokens, padding among them
@@ -29,7 +30,7 @@ class Trial:
     imports_s: float = 0.0
     engine_s: float = 0.0
     libraries_bytes: int = 0  # resident before a model is there
-    generator_bytes: int = 0  # what opening the generator and filling one batch added, its cache apart
+    generator_bytes: int = 0  # what a model, a generator and one batch added, weights and cache apart
     cache_bytes: int = 0
     generator: str = ""
     sampled_per_s: float = 0.0  # tokens
@@ -46,7 +47,7 @@ def try_out(cfg: Config) -> Trial:
     started = time.monotonic()
     import trl.trainer.sft_trainer  # noqa: F401
 
-    from pipeline import engines, generate, models
+    from pipeline import adapters, engines, generate, models
     from pipeline.runs import StageDir
     from pipeline.stages.context import Context
 
@@ -56,9 +57,10 @@ def try_out(cfg: Config) -> Trial:
         if cfg.model.path is None:
             assert cfg.model.tiny is not None
             models.make_tiny(cfg.model.tiny, Path(place), seed=cfg.seed)
-        model = models.load_policy(model_dir, cfg.model)
-        out.shape = shape_of(model)
         out.libraries_bytes = resident()
+        block = next((b for b in cfg.blocks.values() if trains_adapter(b) and b.kind != "reward_model"), None)
+        model = models.load_policy(model_dir, cfg.model, adapted=block is not None)
+        out.shape, weights = shape_of(model), bytes_here(model)
         ctx = Context(cfg, next(iter([*cfg.stages, *cfg.blocks])), StageDir(Path(place), "trial"))
         ctx.policy_path = model_dir
         asked = ctx.train_prompts[:256]
@@ -74,11 +76,13 @@ def try_out(cfg: Config) -> Trial:
                 ends=ctx.ends,
             )  # fmt: skip
             out.sampled_per_s = sum(len(r.ids) for r in drawn) / (time.monotonic() - started)
-        added = resident() - out.libraries_bytes
+        added = resident() - out.libraries_bytes - weights
         space = int(os.environ.get("VLLM_CPU_KVCACHE_SPACE", "0")) << 30 if engine.name == "vllm" else 0
         out.cache_bytes = min(space, added)  # of vLLM on a CPU, which takes all it is given at once
         out.generator_bytes = added - out.cache_bytes
         rows = [[*r.prompt.ids, *r.ids] for r in drawn[:256]]
+        if block is not None:  # what the stages learn, where some of them learn an adapter
+            model = adapters.add_lora(model, block.peft, where=f"{cfg.path}: {block.kind}")
         out.fetched_per_s, out.learned_per_s = learning_rates(model, rows)
     return out
 
@@ -93,7 +97,7 @@ def learning_rates(model: Any, rows: Sequence[Sequence[int]]) -> tuple[float, fl
     batches = [[rows[i] for i in places] for places in batches_by_tokens([len(r) for r in rows], MICRO_BATCH)]
     ids = [pad_right(batch, 0, dtype=torch.long, where=model.device) for batch in batches]
     masks = [pad_right([[1] * len(r) for r in batch], 0, dtype=torch.long, where=model.device) for batch in batches]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-9)
 
     def learn() -> None:
         for ids_BT, mask_BT in zip(ids, masks, strict=True):
@@ -117,13 +121,20 @@ def learning_rates(model: Any, rows: Sequence[Sequence[int]]) -> tuple[float, fl
     return rates[0], rates[1]
 
 
+def bytes_here(model: Any) -> int:
+    """What the weights take of the memory that `resident` tells of: nothing where they lie on a GPU."""
+    return sum(p.numel() * p.element_size() for p in model.parameters() if p.device.type == "cpu")
+
+
 def shape_of(model: Any) -> dict[str, int]:
     """The fields of `pipeline.plan.estimate.Shape`, tied weights counted once."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return {
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(
+            p.quant_state.shape.numel() if hasattr(p, "quant_state") else p.numel() for p in model.parameters()
+        ),
         "hidden": config.hidden_size,
         "layers": config.num_hidden_layers,
         "kv_width": heads * size,
