@@ -79,6 +79,12 @@ def malformed(detail: str = "", score: float = 0.0) -> Verdict:
     return Verdict("malformed", score, detail)
 
 
+def after_thinking(completion: str) -> str:
+    """What is said once the thinking has ended; empty where it was cut off in the midst of it."""
+    said = completion.rpartition("</think>")[2]
+    return "" if "<think>" in said else said
+
+
 def broken(detail: str) -> Verdict:
     """The checker itself failed on this row. What an exception says may hold a key: it is hidden."""
     return Verdict("error", None, hidden(detail))

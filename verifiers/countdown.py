@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, NotRequired, TypedDict
 
-from verifiers import Example, Verdict, failed, malformed, passed
+from verifiers import Example, Verdict, after_thinking, failed, malformed, passed
 from verifiers._math.text import final_answer
 
 MAX_CHARS = 400
@@ -112,9 +112,8 @@ def verify(completion: str, task: Task) -> Verdict:
 
 
 def _last_line(completion: str) -> str | None:
-    said = completion.rpartition("</think>")[2]
-    lines = said.strip().splitlines()
-    return lines[-1] if lines and "<think>" not in said else None
+    lines = after_thinking(completion).strip().splitlines()
+    return lines[-1] if lines else None
 
 
 def generate(n: int, seed: int) -> Iterator[dict[str, Any]]:

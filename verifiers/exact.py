@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NotRequired, TypedDict
 
-from verifiers import Example, Verdict, failed, malformed, passed
+from verifiers import Example, Verdict, after_thinking, failed, malformed, passed
 from verifiers._math.text import final_answer
 
 
@@ -22,10 +22,8 @@ def verify(completion: str, task: Task) -> Verdict:
     golds = [task["gold"]] if isinstance(task["gold"], str) else list(task["gold"])
     if not golds or not all(isinstance(gold, str) and gold.strip() for gold in golds):
         raise ValueError("gold must be a text or several, none of them empty")
-    if "<think>" in completion.rpartition("</think>")[2]:
-        return malformed("still thinking")
-    said = completion.rpartition("</think>")[2]
-    text = final_answer(completion, box_needed=False) if task.get("final", False) else said
+    final = task.get("final", False)
+    text = final_answer(completion, box_needed=False) if final else after_thinking(completion)
     if not text or not text.strip():
         return malformed("nothing is said")
     wanted = {_spaced(gold) for gold in golds}

@@ -27,7 +27,7 @@ import unicodedata
 from collections.abc import Callable
 from typing import Any, NotRequired, TypedDict
 
-from verifiers import Example, Verdict, failed, malformed, passed
+from verifiers import Example, Verdict, after_thinking, failed, malformed, passed
 
 MAX_CHARS = 100_000
 
@@ -179,7 +179,7 @@ def follows(text: str, rule: dict[str, Any]) -> bool:
 def verify(completion: str, task: Task) -> Verdict:
     if not task["instructions"]:
         raise ValueError("the task has no instructions")
-    said = completion.rpartition("</think>")[2].strip()
+    said = after_thinking(completion).strip()
     kept = [follows(said[:MAX_CHARS] or "-", rule) for rule in task["instructions"]]  # a wrong task is told on any text
     if not words(said):
         return malformed("no words")

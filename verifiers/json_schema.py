@@ -10,17 +10,16 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import re
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NotRequired, TypedDict
 
-from verifiers import Example, Verdict, failed, malformed, passed
+from verifiers import Example, Verdict, after_thinking, failed, malformed, passed
+from verifiers.sandbox import extract
 
 MAX_CHARS = 50_000
 MAX_DEPTH = 60
 PATTERN_TIMEOUT_S = 0.2
-_FENCE = re.compile(r"```(?:json)?[ \t]*\n(.*?)\n[ \t]*```", re.DOTALL)
 
 
 class Task(TypedDict):
@@ -42,7 +41,12 @@ def read_json(text: str) -> Any:
         deepest = max(deepest, depth)
     if deepest > MAX_DEPTH:
         raise _Unreadable("nested too deeply")
-    return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
+    return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite, parse_int=_whole)
+
+
+def _whole(number: str) -> int:
+    _finite(number)  # `multipleOf` divides, and what a float does not hold raises there
+    return int(number)
 
 
 def _finite(number: str) -> float:
@@ -106,10 +110,9 @@ def _validator(schema_text: str) -> Any:
 
 def verify(completion: str, task: Task) -> Verdict:
     validator = _validator(json.dumps(task["schema"], sort_keys=True))
-    said = completion.rpartition("</think>")[2].strip()
-    fences = _FENCE.findall(said) if "```" in said else []
+    said = extract.last_block(after_thinking(completion), ("json",)) or ""
     try:
-        value = read_json(fences[-1] if fences else said)
+        value = read_json(said.strip())
     except (ValueError, RecursionError) as exc:
         return malformed(f"no JSON: {str(exc)[:100]}")
     error = next(iter(validator.iter_errors(value)), None)
@@ -142,6 +145,9 @@ EXAMPLES = (
     Example("malformed", "", _PERSON),
     Example("malformed", "1e400", {"schema": {"type": "number", "multipleOf": 0.01}}),
     Example("malformed", '{"name": "Ada", "age": 36', _PERSON),
+    Example("right", 'By\n```python\nf()\n```\nit is\n```json\n{"name": "Ada", "age": 36}\n```', _PERSON),
+    Example("malformed", '<think>perhaps\n```json\n{"name": "Ada", "age": 36}\n```', _PERSON),
+    Example("malformed", "9" * 400, {"schema": {"type": "number", "multipleOf": 0.5}}),
     Example("malformed", '{"name": "Ada", "age": NaN}', _PERSON),
     Example("malformed", 'It is {"name": "Ada", "age": 36}.', _PERSON),
     Example("hostile", '{"name": "Ada", "age": 36, "age": 37}', _PERSON),

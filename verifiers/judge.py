@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NotRequired, TypedDict
 
-from verifiers import Example, Verdict, broken, failed, malformed, passed
+from verifiers import Example, Verdict, after_thinking, broken, failed, malformed, passed
 
 MAX_CHARS = 20_000
 MAX_REPLY = 2_000_000
@@ -65,7 +65,7 @@ def unavailable(task: Mapping[str, Any] = MappingProxyType({})) -> str | None:
 def verify(completion: str, task: Task) -> Verdict:
     if not task["rubric"].strip():
         raise ValueError("the rubric is empty")
-    answer = _visible(completion.rpartition("</think>")[2]).strip()
+    answer = _visible(after_thinking(completion)).strip()
     if not answer:
         return malformed("nothing is said")
     if len(answer) > MAX_CHARS:
@@ -88,7 +88,7 @@ def _visible(text: str) -> str:
 
 def read_grade(reply: str, code: str) -> int:
     """The grade of the one line that bears the code. Raises _JudgeFailed."""
-    said = reply.rpartition("</think>")[2]
+    said = after_thinking(reply)
     grades = re.findall(rf"^[ \t*`]*GRADE[ \t]+<?{code}>?[ \t:]+(\d{{1,3}})(?:/10)?[ \t*`.]*$", said, re.MULTILINE)
     if len(grades) != 1 or int(grades[0]) > MOST:
         raise _JudgeFailed(f"{len(grades)} grades in its reply" if len(grades) != 1 else f"a grade of {grades[0]}")

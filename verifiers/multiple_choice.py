@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from string import ascii_uppercase
 from typing import NotRequired, TypedDict
 
-from verifiers import Example, Verdict, failed, malformed, passed
+from verifiers import Example, Verdict, after_thinking, failed, malformed, passed
 from verifiers._math.text import final_answer, one_spelling, plain_words, unreadable
 
 
@@ -57,7 +57,7 @@ def verify(completion: str, task: Task) -> Verdict:
 
 def _last_line(completion: str) -> str | None:
     """The last line where it is a bare letter: `C` or `(C)`."""
-    lines = completion.rpartition("</think>")[2].strip().splitlines()
+    lines = after_thinking(completion).strip().splitlines()
     return lines[-1] if lines and re.fullmatch(r"\s*\(?[A-Za-z]\)?\.?\s*", lines[-1]) else None
 
 

@@ -14,7 +14,7 @@ import random
 from collections.abc import Iterator
 from typing import Any, TypedDict
 
-from verifiers import Example, Verdict, broken, failed, malformed, passed
+from verifiers import Example, Verdict, after_thinking, broken, failed, malformed, passed
 from verifiers._killable import Killable, Killed, Stalled
 from verifiers._reasoning_gym_allowed import ALLOWED
 
@@ -42,7 +42,7 @@ def verify(completion: str, task: Task) -> Verdict:
 
 def verify_any(completion: str, task: Task) -> Verdict:
     """Without the allow-list; for the survey that makes it."""
-    _, opened, tail = completion.rpartition("<answer>")
+    _, opened, tail = after_thinking(completion).rpartition("<answer>")
     answer, closed, _ = tail.partition("</answer>")
     answer = answer.strip()
     if not (opened and closed and answer) or len(answer) > MAX_CHARS:
@@ -98,6 +98,7 @@ EXAMPLES = (
     Example("wrong", "<answer>214</answer> no, <answer>4</answer>", _LEGS),
     Example("malformed", "214", _LEGS),
     Example("malformed", "<answer></answer>", _LEGS),
+    Example("malformed", "<think>Is it <answer>214</answer>?", _LEGS),
     Example("hostile", "<answer>213 214</answer>", _LEGS),
     Example("hostile", "<answer>214 or 215</answer>", _LEGS),
     Example("hostile", "<answer>__import__('os').getpid()</answer>", _LEGS),

@@ -10,7 +10,7 @@ import importlib
 from functools import lru_cache
 from typing import Any, NotRequired, TypedDict
 
-from verifiers import Example, Verdict, failed, malformed, passed
+from verifiers import Example, Verdict, after_thinking, failed, malformed, passed
 
 TIMEOUT_S = 0.3
 MAX_CHARS = 200_000
@@ -36,7 +36,7 @@ def _compiled(pattern: str, ignore_case: bool, dot_all: bool) -> Any:
 
 def verify(completion: str, task: Task) -> Verdict:
     compiled = _compiled(task["pattern"], task.get("ignore_case", False), task.get("dot_all", False))
-    said = completion.rpartition("</think>")[2].strip()
+    said = after_thinking(completion).strip()
     if not said:
         return malformed("nothing is said")
     if len(said) > MAX_CHARS:
@@ -60,6 +60,7 @@ EXAMPLES = (
     Example("wrong", "2024-2-29", _DATE),
     Example("malformed", "", _DATE),
     Example("malformed", "<think>x</think>", _DATE),
+    Example("malformed", "<think>perhaps 2024-02-29", _DATE | {"search": True}),
     Example("hostile", "2024-02-29\n2024-02-30", _DATE),
     Example("hostile", "2024-02-29\x00", _DATE),
     Example("hostile", "a" * 60, _EVIL),

@@ -13,15 +13,16 @@ from collections import Counter
 from functools import lru_cache
 from typing import Any, NotRequired, TypedDict
 
-from verifiers import Example, Verdict, broken, failed, malformed, passed
+from verifiers import Example, Verdict, after_thinking, broken, failed, malformed, passed
 from verifiers._killable import Killable, Killed, Stalled
+from verifiers.sandbox import extract
 
 MAX_CHARS = 20_000
 FLOAT_TOLERANCE = 1e-9  # relative: sums in another order differ in the last digits
 WORKER = Killable("verifiers._sql_worker:rows_of", cpu_s=1.0, memory_mb=400)
 DEADLINE_S = 2.0
-_FENCE = re.compile(r"```(?:sql|sqlite)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
-_STARTS = re.compile(r"\s*(?:--[^\n]*\n\s*|/\*.*?\*/\s*)*(?:select|with|values)\b", re.IGNORECASE | re.DOTALL)
+# possessive: what a comment has taken is not taken again in another way, or many of them would be tried for ever
+_STARTS = re.compile(r"\s*+(?>--[^\n]*+\n\s*+|/\*.*?\*/\s*+)*+(?:select|with|values)\b", re.IGNORECASE | re.DOTALL)
 
 
 class Task(TypedDict):
@@ -45,9 +46,8 @@ def verify(completion: str, task: Task) -> Verdict:
     schemas = [task["schema"]] if isinstance(task["schema"], str) else list(task["schema"])
     gold_query = task["query"]
     ordered = task.get("ordered", re.search(r"\border\s+by\b", _outermost(gold_query), re.IGNORECASE) is not None)
-    said = completion.rpartition("</think>")[2]
-    fences = _FENCE.findall(said) if "```" in said else []
-    query = (fences[-1] if fences else said).strip()
+    block = extract.last_block(after_thinking(completion), ("sql", "sqlite")) or ""
+    query = block.strip().removesuffix("```").strip()
     if not query or len(query) > MAX_CHARS or not _STARTS.match(query):
         return malformed("no SELECT")
     if any(0xD800 <= ord(char) <= 0xDFFF or char == "\x00" for char in query):
@@ -131,6 +131,9 @@ EXAMPLES = (
     Example("wrong", "SELECT name, kind FROM pets WHERE kind = 'cat'", _CATS),
     Example("malformed", "", _CATS),
     Example("malformed", "The cats are Ada and Cid.", _CATS),
+    Example("right", f"```text\npets(id)\n```\nSo:\n```sql\n{_CATS['query']}\n```\nIt reads `kind`.", _CATS),
+    Example("malformed", f"<think>perhaps\n```sql\n{_CATS['query']}\n```\nbut wait", _CATS),
+    Example("hostile", "/**/" * 4000 + "x", _CATS),
     Example("hostile", "SELECT name FROM pets WHERE kind = 'cat'; DROP TABLE pets", _CATS),
     Example("hostile", "DELETE FROM pets", _CATS),
     Example("hostile", "WITH d AS (SELECT 1) DELETE FROM pets", _CATS),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from verifiers import after_thinking
+
 MAX_CHARS = 2000  # of an answer; no honest final answer is longer
 
 SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n", strict=True))
@@ -31,9 +33,7 @@ def final_answer(completion: str, *, box_needed: bool = True) -> str | None:
     The last box only: an earlier one is a step, and taking any would reward guessing many. Without box_needed, a
     completion that has none may also end in a line `The answer is ...`, `#### ...` or in <answer>...</answer>.
     """
-    said = completion.rpartition("</think>")[2]
-    if "<think>" in said:
-        return None  # still thinking when it was cut off
+    said = after_thinking(completion)
     has_box, inside = _last_box(said)
     if has_box or box_needed:
         return inside

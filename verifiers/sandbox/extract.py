@@ -8,6 +8,7 @@ words may stand before an opening fence with a language. A completion without an
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 MAX_CHARS = 1 << 20
@@ -68,8 +69,13 @@ def python_blocks(completion: str) -> list[str]:
 
 def shell_script(completion: str) -> str | None:
     """The last block that says it is a shell's, else the last that says nothing. None where there is neither."""
-    found = blocks(answer(completion))
-    named = [b.text for b in found if b.language in ("bash", "sh", "shell", "zsh", "console")]
+    return last_block(answer(completion), ("bash", "sh", "shell", "zsh", "console"))
+
+
+def last_block(text: str, languages: Collection[str]) -> str | None:
+    """The last block in one of the languages, else the last that names none. None where there is neither."""
+    found = blocks(text)
+    named = [b.text for b in found if b.language in languages]
     chosen = named or [b.text for b in found if not b.language]
     return chosen[-1] if chosen and chosen[-1].strip() else None
 
