@@ -372,6 +372,9 @@ def _policy_checks(name: str, block: Policy, config: Config) -> list[str]:
         ".critic: gae credit needs a critic; add `critic: {}`, or choose another credit.kind": (
             credit.kind == "gae" and block.critic is None
         ),
+        f".credit.gamma: {credit.kind} credit does not discount; leave it at 1, or choose gae or monte_carlo": (
+            credit.gamma != 1 and credit.kind not in ("gae", "monte_carlo")
+        ),
         f".critic: {credit.kind} credit asks no critic; give critic: null, or credit.kind gae": (
             credit.kind != "gae" and block.critic is not None
         ),

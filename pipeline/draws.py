@@ -49,8 +49,14 @@ class SeededSampler:
 
 
 def filtered_logprobs(logits_BV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """(B, V) log-probs of the distribution that is sampled from: temperature, then top-k, top-p, min-p; float32."""
+    """(B, V) log-probs of the distribution that is sampled from: temperature, then min-p, top-k, top-p; float32.
+
+    In vLLM's order: what min-p takes away counts in the shares that top-p sums.
+    """
     logits = logits_BV.float() / sampling.temperature
+    if sampling.min_p > 0:
+        probs = logits.softmax(-1)
+        logits = logits.masked_fill(probs < sampling.min_p * probs.max(-1, keepdim=True).values, -torch.inf)
     if sampling.top_k:
         kth = logits.topk(min(sampling.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
@@ -59,9 +65,6 @@ def filtered_logprobs(logits_BV: torch.Tensor, sampling: Sampling) -> torch.Tens
         before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
         cut = before >= sampling.top_p  # the token that crosses top_p stays
         logits = logits.masked_fill(torch.zeros_like(cut).scatter(-1, order, cut), -torch.inf)
-    if sampling.min_p > 0:
-        probs = logits.softmax(-1)
-        logits = logits.masked_fill(probs < sampling.min_p * probs.max(-1, keepdim=True).values, -torch.inf)
     return logits.log_softmax(-1)
 
 

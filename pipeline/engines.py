@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from pipeline import ranks
 from pipeline.config import ConfigError
 from pipeline.generate import Generator, TransformersGenerator, VllmGenerator, preload_vllm
 from pipeline.models import architecture_key, load_policy, named_weights
@@ -56,7 +57,7 @@ def open_generator(
         try:
             made: Generator = VllmGenerator(model_dir, model, generate, max_model_len=max_model_len)
         except Exception as exc:
-            if generate.backend == "vllm":
+            if generate.backend == "vllm" or ranks.world() > 1:  # ranks with different engines would not agree
                 raise
             reason = (str(exc).strip().splitlines() or [type(exc).__name__])[-1][:120]
             print(f"generator: vLLM could not start ({reason}); using transformers")

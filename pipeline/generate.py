@@ -11,12 +11,14 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
+from pipeline import ranks
+from pipeline.config import ConfigError
 from pipeline.draws import SeededSampler
 from pipeline.models import batches_by_tokens, load_policy, pad_right
 from pipeline.records import Prompt, Rollout
@@ -146,6 +148,20 @@ def engine_options(model: Model, *, max_model_len: int) -> dict[str, Any]:
     }
 
 
+def an_engine_a_rank(options: Mapping[str, Any]) -> dict[str, Any]:
+    """More of EngineArgs where a launcher made several ranks: left alone, every engine would take the first GPU.
+
+    Raises ConfigError where an engine is to span several GPUs as well.
+    """
+    if ranks.world() == 1:
+        return {}
+    for name in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"):
+        if options.get(name, 1) != 1:
+            raise ConfigError([f"generate.vllm.{name}: of several ranks each has an engine on its own GPU; leave it "
+                               "at 1, or serve the model apart (generate.backend: vllm_server)"])  # fmt: skip
+    return {"distributed_executor_backend": "external_launcher"}  # which asks the launcher's RANK and LOCAL_RANK
+
+
 def sampling_fields(request: Request, sampling: Sampling, ends: frozenset[int]) -> dict[str, Any]:
     """Fields of vLLM's SamplingParams for one request; all are given, so that no default decides."""
     return {
@@ -180,6 +196,7 @@ class VllmGenerator:
         from vllm import LLM
 
         options = {"disable_log_stats": True, **engine_options(model, max_model_len=max_model_len), **generate.vllm}
+        options |= an_engine_a_rank(options)
         with _classes_kept():
             self.llm = LLM(model_dir, **options)
         self.modules = self.llm.apply_model(_module_names)[0]

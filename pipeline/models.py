@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -197,16 +197,21 @@ def named_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     if adapters.is_adapted(model):
         yield from with_tied_names(model.get_base_model(), adapters.merged_weights(model))
         return
-    whole = {name: spread.whole(parameter) for name, parameter in model.named_parameters(remove_duplicate=True)}
-    yield from with_tied_names(model, whole)
+    named = dict(model.named_parameters(remove_duplicate=True))
+    for name, source in {**{name: name for name in named}, **second_names(model, named)}.items():
+        yield name, spread.whole(named[source])  # one at a time: where weights are cut, no rank has room for all
 
 
 def with_tied_names(model: Any, weights: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
     yield from weights.items()
+    for target, source in second_names(model, weights).items():
+        yield target, weights[source]
+
+
+def second_names(model: Any, first: Container[str]) -> dict[str, str]:
+    """Names of tied weights that are not among the first names -> the first name of the same tensor."""
     tied = getattr(model, "all_tied_weights_keys", None) or {}
-    for target, source in tied.items():
-        if target not in weights and source in weights:
-            yield target, weights[source]
+    return {target: source for target, source in tied.items() if target not in first and source in first}
 
 
 def pad_right(rows: Sequence[Sequence[float]], fill: float, *, dtype: torch.dtype, where: torch.device) -> torch.Tensor:

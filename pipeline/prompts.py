@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -194,6 +194,11 @@ def split(rows: Iterable[Row], source: Prompts, *, where: str = "prompts", heldo
     if source.decontaminate and (out.heldout or barred):
         out = _decontaminated(out, source, where, heldout)
     return Split(out.train, list(heldout) or out.heldout)
+
+
+def without(parts: Split, barred: Collection[str], source: Prompts) -> Split:
+    """No row to train on whose prompt is among the barred texts."""
+    return Split([row for row in parts.train if prompt_text(row, source) not in barred], parts.heldout)
 
 
 def _decontaminated(parts: Split, source: Prompts, where: str, named: Sequence[Row]) -> Split:

@@ -58,7 +58,8 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A rollout and what it earned. reward is NaN when the checker broke: masked, never zero.
+    """A rollout and what it earned. reward is NaN when the checker broke: masked, never zero. Where only a checker of
+    weight 0 broke there is a reward, and status `error` says that nobody knows whether it is right.
 
     step_rewards: (place in ids, reward) of what was earned along the way; not in `reward`, which came at the end.
     """
@@ -73,6 +74,11 @@ class Scored:
     @property
     def scorable(self) -> bool:
         return not math.isnan(self.reward)
+
+    @property
+    def earned(self) -> float:
+        """At its end and along the way."""
+        return self.reward + math.fsum(reward for _, reward in self.step_rewards)
 
 
 def as_json(scored: Scored, **extra: Any) -> dict[str, Any]:
@@ -160,7 +166,9 @@ def whole(episode: Sequence[Scored]) -> Scored:
         finished=all(r.finished for r in rollouts),
         sampled=None if all(r.sampled is None for r in rollouts) else tuple(m for r in rollouts for m in r.mask),
     )
-    return replace(last, rollout=joined, reward=math.fsum(s.reward for s in episode))
+    # what was earned along the way keeps its sum; places within one turn's row mean nothing in the whole
+    along = tuple((0, reward) for s in episode for _, reward in s.step_rewards)
+    return replace(last, rollout=joined, reward=math.fsum(s.reward for s in episode), step_rewards=along)
 
 
 __all__ = ["Prompt", "Rollout", "Scored", "as_json", "episodes", "from_json", "groups", "read_scored", "whole"]

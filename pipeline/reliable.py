@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 class Reliable:
     """A generator opened on first use, and opened again once for a call in which it dies: same requests, same samples.
+    Of several ranks none opens its own again: the run ends, and goes on from its checkpoint.
 
     weights: what a policy in training sends with each sync, for an engine that starts anew in the midst of it; without
     it the model at model_dir is what the engine holds. on_open is told which generator it is.
@@ -67,6 +68,8 @@ class Reliable:
         try:
             return call(engine)
         except Exception as exc:  # engines die in many ways; a fault that is not theirs comes again the second time
+            if ranks.world() > 1:  # to send it the weights takes all ranks, and the others are elsewhere
+                raise
             reason = hidden((str(exc).strip().splitlines() or [""])[0])[:120]
             print(f"generator: died ({type(exc).__name__}: {reason}); starting it once more", flush=True)
         del engine

@@ -269,7 +269,7 @@ class Policy:
     __pydantic_config__: ClassVar = STRICT
     kind: str = "grpo"
     policy: str = "sft"
-    reward: dict[str, dict[str, Any]] | None = None  # None: the run's rewards; PPO: the learned reward
+    reward: dict[str, dict[str, Any]] | None = None  # parts as in `rewards`, such as a learned one; None: the run's
     steps: Positive = 100
     token_budget: Positive | None = None  # no further step once so many completion tokens are sampled
     overlap: bool = False  # draw the next step's samples while this one's update runs; needs loss.importance

@@ -77,5 +77,5 @@ def tally(scored: Sequence[Scored]) -> Tally:
     values = [s.reward for s in scored if s.scorable]
     mean = math.fsum(values) / len(values) if values else math.nan
     variance = math.fsum((v - mean) ** 2 for v in values) / len(values) if values else math.nan
-    share = {status: sum(s.status == status for s in scored) / n for status in ("pass", "malformed", "error")}
-    return Tally(mean, math.sqrt(variance), share["pass"], share["malformed"], share["error"])
+    passed, malformed = (sum(s.status == status for s in scored) / n for status in ("pass", "malformed"))
+    return Tally(mean, math.sqrt(variance), passed, malformed, sum(not s.scorable for s in scored) / n)

@@ -57,7 +57,10 @@ class Checkpoints:
 
 def gather_for(main: Callable[[dict[str, torch.Tensor]], object], weights: Iterable[tuple[str, torch.Tensor]]) -> None:
     """Give copies of the weights to `main` on the first rank. All ranks call it, for each may hold a part, and wait."""
-    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights}
+    whole = {}
+    for name, tensor in weights:  # which the others help to gather, one after the other
+        if ranks.is_main():
+            whole[name] = tensor.detach().cpu().contiguous().clone()
     if ranks.is_main():
         main(whole)
     ranks.barrier()

@@ -46,8 +46,8 @@ def ranks(values: Sequence[float]) -> np.ndarray:
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
-    """Rank correlation; NaN where one side does not vary or fewer than two points are given."""
-    if len(x) < 2 or len(set(x)) < 2 or len(set(y)) < 2:
+    """Rank correlation; NaN where one side does not vary, a value is NaN or fewer than two points are given."""
+    if len(set(x)) < 2 or len(set(y)) < 2 or any(math.isnan(value) for value in (*x, *y)):
         return math.nan
     return float(np.corrcoef(ranks(x), ranks(y))[0, 1])
 
@@ -72,11 +72,11 @@ def best_answer_mass(group: Sequence[Any]) -> float:
 def describe_groups(groups: Sequence[Sequence[Any]], *, k: int) -> dict[str, Any]:
     """A policy's figures from scored samples, grouped by prompt (`pipeline.records.Scored`).
 
-    A sample is right when its status is `pass`; rows the checker broke on count nowhere. pass@k over prompts with at
+    A sample is right when its status is `pass`; rows that a checker broke on count nowhere. pass@k over prompts with at
     least k usable samples. distinct_answers: distinct completions a prompt. entropy: nats a token, the mean of
     -log-prob of what was sampled.
     """
-    usable = [[s for s in group if s.scorable] for group in groups]
+    usable = [[s for s in group if s.scorable and s.status != "error"] for group in groups]
     usable = [group for group in usable if group]
     right = [[s.status == "pass" for s in group] for group in usable]
     accuracy = [mean(r) for r in right]

@@ -347,10 +347,12 @@ def _nearest(word: str, known: Sequence[str]) -> str:
 
 
 def _score(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Score:
-    """One row's outcomes, weighted. A part of weight 0 is watched, and cannot spoil the sum."""
+    """One row's outcomes, weighted. A part of weight 0 is watched, and cannot spoil the sum; whether the row is right
+    it says where no weighted part does. The status is `error` with a reward where that part alone judges and broke."""
     weighted = [(part, out) for part, out in zip(parts, outcomes, strict=True) if part.weight != 0.0]
     broken = [(part, out) for part, out in weighted if out.value is None]
-    first = next((out for out in outcomes if out.status is not None), None)
+    judges = [out for _, out in weighted] + [out for out in outcomes if out.value is not None] + list(outcomes)
+    first = next((out for out in judges if out.status is not None), None)
     values = {part.name: out.value for part, out in zip(parts, outcomes, strict=True)}
     values |= {name: value for out in outcomes for name, value in out.also.items()}
     if broken:

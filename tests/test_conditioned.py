@@ -23,7 +23,7 @@ from pipeline.records import Prompt, Rollout, Scored
 from pipeline.schema import Generate, Model, Prompts, Sampling, Tiny
 from pipeline.stages import conditioned
 from pipeline.stages.context import Judged
-from pipeline.stages.control_curve import is_monotone, measure, obtained_of, solvable
+from pipeline.stages.control_curve import is_monotone, measure, obtained_of, rank_correlation, solvable
 from pipeline.stages.imitation import Example, as_dataset, completion_logprobs, imitation_loss, pad
 from pipeline.stages.new_tokens import check_trained, extend
 from pipeline.stages.probe import probe_accuracy
@@ -305,6 +305,25 @@ def test_an_axis_less_the_prompts_mean_obtains_distances_from_it():
     absolute = replace(axis, per_prompt=False)
     assert obtained_of(absolute, [judged([2, 10])]) == [{0: 2.0, 1: 10.0}]
     assert Conditions.from_json(Conditions((axis,)).as_json()).main.per_prompt
+
+
+def test_a_prompt_that_nothing_could_score_is_left_out_of_the_curve_and_does_not_make_it_perfect():
+    axis = Axis("reward", (0.3, 0.6), "({bin})")
+
+    def judged(rewards):
+        rollouts = [Rollout(Prompt(i, "", (1,), {}), 0, (1,), (0.0,), "", True) for i in range(len(rewards))]
+        told = {"heldout_accuracy": 1.0, "mean_completion_tokens": 1.0}
+        scored = [
+            Scored(r, x, "error" if math.isnan(x) else "pass", {}) for r, x in zip(rollouts, rewards, strict=True)
+        ]
+        return Judged(told, scored)
+
+    answers = [judged([0.9, math.nan]), judged([0.5, math.nan]), judged([0.1, 0.2])]
+    assert obtained_of(axis, answers) == [{0: 0.9}, {0: 0.5}, {0: 0.1, 1: 0.2}]
+    apart = obtained_of(replace(axis, per_prompt=True), answers)
+    assert apart[0] == {0: pytest.approx(0.4)} and apart[2] == {0: pytest.approx(-0.4), 1: 0.0}
+    lost = [{"asked": i, "obtained": math.nan} for i in range(3)]
+    assert math.isnan(rank_correlation(lost)) and not is_monotone(lost)
 
 
 @pytest.mark.stages

@@ -210,6 +210,13 @@ def test_filters_keep_the_likeliest_tokens_and_renormalise(sampling, kept):
     torch.testing.assert_close(got.double(), expected, atol=1e-6, rtol=0)
 
 
+def test_min_p_is_taken_before_top_p_as_vllm_does():
+    """By hand: of .5 .2 .1 and twenty of .01, min-p keeps three (of .8 in all), and .5 + .2 is .875 of these."""
+    logits = torch.tensor([[0.5, 0.2, 0.1, *[0.01] * 20]]).log()
+    kept = filtered_logprobs(logits, Sampling(top_p=0.85, min_p=0.1))[0].exp()
+    torch.testing.assert_close(kept[:3], torch.tensor([5 / 7, 2 / 7, 0.0]))
+
+
 class Scripted:
     """A generator that answers each request with the number of tokens it may still say."""
 

@@ -11,14 +11,14 @@ import torch
 from accelerate import Accelerator
 from loop_kit import tiny_model
 
-from pipeline import models
+from pipeline import alarms, models
 from pipeline.config import ConfigError
 from pipeline.credit.shaping import KLController
 from pipeline.records import Prompt, Rollout, Scored
 from pipeline.runs import StageDir
 from pipeline.schema import Credit, Critic, Groups, Kl, Loss, Model, Policy
 from pipeline.update import learner as learning
-from pipeline.update import stepwise
+from pipeline.update import loop, stepwise
 from pipeline.update.critic import SharedCritic, from_model
 from pipeline.update.experience import describe, make_experience, step_rewards
 from pipeline.update.forward import CompletionLogprobs, Row
@@ -89,10 +89,20 @@ def lists(tensors: Sequence[torch.Tensor] | None) -> list[list[float]]:
         (Policy(samples=2, minibatches=2), {"logprobs": 1}),
         (Policy(samples=2, epochs=2, kl=Kl(coef=0.1)), {"logprobs": 1}),
         (Policy(samples=2, kl=Kl(coef=0.1, where="reward", kind="k1")), {"logprobs": 1}),
-        (Policy(samples=2, credit=Credit(kind="gae"), critic=Critic()), {"values": 1}),
+        (Policy(samples=2, credit=Credit(kind="gae"), critic=Critic(warmup_steps=0)), {"values": 1}),
+        (Policy(samples=2, credit=Credit(kind="gae"), critic=Critic()), {"logprobs": 1, "values": 1}),
         (Policy(samples=2, credit=Credit(kind="gae"), critic=Critic(shared=True), epochs=2), {"both": 1}),
     ],
-    ids=["one update", "KL in the loss", "minibatches", "epochs", "KL in the reward", "critic", "shared critic"],
+    ids=[
+        "one update",
+        "KL in the loss",
+        "minibatches",
+        "epochs",
+        "KL in the reward",
+        "critic",
+        "critic's warm-up",
+        "shared critic",
+    ],
 )
 def test_no_forward_is_run_that_nothing_asks_for(place, tmp_path, monkeypatch, block, looks):
     """With one update a batch the log-probs before it are those of the update's own forward."""
@@ -287,6 +297,18 @@ def test_dynamic_sampling_replaces_groups_that_teach_nothing(place, tmp_path, ca
     assert capsys.readouterr().out == ""
 
 
+def test_dynamic_sampling_counts_what_was_earned_along_the_way(place, tmp_path):
+    """Groups of one final reward whose episodes earned on the way teach, and nothing is sampled in their place."""
+
+    def sample(prompts, step, attempt):
+        assert attempt == 0, "sampled again for nothing"
+        return [scored(0.0, prompt=p, steps=((1, float(k)),)) for p in prompts for k in range(2)]
+
+    block = Policy(prompts=2, samples=2, groups=Groups(dynamic=True, refill_cap=3))
+    rows, batches = gather_groups(make_parts(place, tmp_path, block, sample), State())
+    assert batches == 1 and [r.earned for r in rows] == [0.0, 1.0, 0.0, 1.0]
+
+
 def test_dynamic_sampling_says_when_its_cap_was_not_enough(place, tmp_path, capsys):
     block = Policy(prompts=2, samples=2, groups=Groups(dynamic=True, refill_cap=2))
     parts = make_parts(place, tmp_path, block, script([[[1, 1], [0, 1]], [[0, 0], [1, 1]]]))
@@ -326,3 +348,45 @@ def test_detail_20_the_controller_is_steered_by_the_measured_kl_in_the_reward(pl
     _, metrics = make_experience(parts, state, [scored(0.0), scored(1.0)])
     assert metrics["kl_sequence"] == pytest.approx(0.0, abs=1e-5) and metrics["kl_coef"] == 0.1
     assert state.controller.coefficient == pytest.approx(0.1 * (1 - 0.2 * 2 / 100)), "far below its target: down, held"
+
+
+def test_masked_rows_dilute_no_kl(place, tmp_path):
+    block = Policy(samples=2, kl=Kl(coef=0.1, where="reward", kind="k1"), groups=Groups(overlong="mask"))
+    rows = [scored(1.0), scored(0.0), scored(1.0, finished=False), scored(0.0, finished=False)]
+    told = []
+    for some in (rows[:2], rows):
+        parts = make_parts(place, tmp_path / str(len(some)), block)
+        with torch.no_grad():
+            for weight in parts.reference.forward.model.parameters():
+                weight.mul_(1.01)
+        _, metrics = make_experience(parts, State(step=1, controller=KLController(0.1)), some)
+        told.append(metrics["kl_sequence"])
+    assert told[0] == pytest.approx(told[1]) and told[0] != 0.0
+
+
+def test_a_minibatch_that_is_masked_as_a_whole_is_no_step(place, tmp_path):
+    block = Policy(samples=2, groups=Groups(overlong="mask"))
+    parts = make_parts(place, tmp_path, block)
+    seen, _ = make_experience(parts, State(), [scored(1.0), scored(0.0), *[scored(1.0, finished=False)] * 2])
+    before = [p.detach().clone() for p in parts.learner.model.parameters()]
+    assert parts.learner.update(seen, [2, 3], kl_coef=0.0, kl_kind="k3") == {}
+    assert all(torch.equal(a, b) for a, b in zip(before, parts.learner.model.parameters(), strict=True))
+    assert math.isfinite(parts.learner.update(seen, [0, 1], kl_coef=0.0, kl_kind="k3")["policy_loss"])
+    monkeyed = replace(parts, block=replace(block, minibatches=2))
+    for step in range(6):  # in some of these orders both masked rows make a minibatch
+        merged = loop._updates(monkeyed, State(step=step), seen)
+        assert math.isfinite(merged["policy_loss"]) and math.isfinite(merged["mismatch_mean_abs"])
+
+
+def test_while_the_critic_warms_up_generator_and_reference_are_still_compared_with_the_policy(place, tmp_path):
+    block = Policy(samples=2, credit=Credit(kind="gae"), critic=Critic(warmup_steps=2), kl=Kl(coef=0.1))
+    parts = make_parts(place, tmp_path, block)
+    _, metrics = make_experience(parts, State(), [scored(1.0), scored(0.0)])
+    assert metrics["mismatch_mean_abs"] > 0.1, "the scripted log-probs are not the policy's"
+    _, later = make_experience(parts, State(step=2), [scored(1.0), scored(0.0)])
+    assert "mismatch_mean_abs" not in later, "the update's own forward tells"
+    with torch.no_grad():
+        for weight in parts.reference.forward.model.parameters():
+            weight.mul_(1.5)
+    with pytest.raises(alarms.Alarm, match="the reference is another model than the start"):
+        make_experience(parts, State(), [scored(1.0), scored(0.0)])

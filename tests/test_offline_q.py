@@ -207,8 +207,8 @@ def test_an_episode_with_a_broken_or_held_out_turn_is_left_out_whole(place):
 
 
 @pytest.mark.stages
-@pytest.mark.parametrize("extract", ["awr", "shift"])
-def test_the_stage_learns_from_a_file_alone_which_answer_was_worth_giving(tmp_path, place, extract):
+@pytest.mark.parametrize(("extract", "dtype"), [("awr", "auto"), ("shift", "auto"), ("awr", "bfloat16")])
+def test_the_stage_learns_from_a_file_alone_which_answer_was_worth_giving(tmp_path, place, extract, dtype):
     """Half the logged answers to every prompt are R for 1, half are U for 0: the policy comes to say R."""
     tokenizer = models.load_tokenizer(str(place), Model())
     cells = [c + r for c in "abcde" for r in "12345"]
@@ -222,7 +222,7 @@ def test_the_stage_learns_from_a_file_alone_which_answer_was_worth_giving(tmp_pa
     config = write_config(tmp_path, place)
     block = {"policy": str(place), "pool": [str(pool)], "extract": extract, "value_steps": 80, "policy_steps": 60,
              "batch": 32, "optimizer": {"learning_rate": 3e-3}}  # fmt: skip
-    more = [f"runs_dir={tmp_path}", f"offline_q={json.dumps(block)}", "evaluation.samples=4"]
+    more = [f"runs_dir={tmp_path}", f"offline_q={json.dumps(block)}", "evaluation.samples=4", f"model.dtype={dtype}"]
     assert main(["offline_q", str(config), *more]) == 0
     made = manifest(tmp_path, "offline_q")
     assert str(pool) in made["inputs"] and made["tokens"]["completion"] == 0, "it sampled nothing"

@@ -107,6 +107,16 @@ def test_memory_by_part_is_the_parameters_times_what_is_kept_of_each():
     assert "weights" not in estimate.memory_of(cfg, "evaluate", shape, DATA, trial).parts
 
 
+def test_what_learns_is_kept_in_float32_whatever_the_models_precision():
+    """By hand, 1000 parameters in bfloat16: weights and gradients 4 bytes each, moments 8, a critic 16, others 2."""
+    parts = estimate.memory_of(load(DEMO, []), "ppo", Shape(1000, 8, 2, 8, 50, 2), DATA, Trial()).parts
+    assert (parts["weights"], parts["gradients"], parts["optimizer"]) == (4000, 4000, 8000)
+    assert (parts["reference"], parts["critic"], parts["reward model"]) == (2000, 16000, 2000)
+    lora = load(DEMO, ["ppo.peft={r: 4, target_modules: all-linear}"])
+    parts = estimate.memory_of(lora, "ppo", Shape(1000, 8, 2, 8, 50, 2), DATA, Trial()).parts
+    assert (parts["weights"], parts["gradients"], parts["optimizer"]) == (2000, 80, 160)
+
+
 def test_a_token_budget_ends_sampling_with_the_step_that_reaches_it():
     cfg = load(DEMO, ["grpo.token_budget=10000", "grpo.steps=1000", "expected_tokens={grpo: 5.0}"])
     grpo = estimate.work_of(cfg, "grpo", DATA)

@@ -167,3 +167,18 @@ def test_rows_of_a_file_are_held_out_of_procedural_ones_too(tmp_path):
     ctx = Context(load(config), "base", StageDir(tmp_path, "base"))
     assert [row["prompt"] for row in ctx.split.heldout] == ["a1>b1:"]
     assert "a1>b1:" not in {row["prompt"] for row in ctx.split.train}
+
+
+def test_what_the_run_holds_out_is_held_out_of_a_stages_own_rows_too(tmp_path):
+    rows = [{"prompt": f"{a}>b1:", "completion": "R", "task": {}} for a in ("a1", "a2", "a3")]
+    (tmp_path / "held.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        "run: t\nstages: [base, sft]\nrewards: {gridworld: {}}\nmodel: {tiny: {}}\n"
+        f"prompts: {{procedural: gridworld, rows: 40, heldout: 0.0, heldout_path: {tmp_path / 'held.jsonl'}}}\n"
+        f"sft: {{data: {{path: {tmp_path / 'own.jsonl'}, heldout: 0.0}}}}\n"
+    )
+    cfg = load(config)
+    ctx = Context(cfg, "sft", StageDir(tmp_path, "sft"))
+    assert [row["prompt"] for row in ctx.rows_of(cfg.blocks["sft"].data, "sft.data").train] == ["a2>b1:", "a3>b1:"]

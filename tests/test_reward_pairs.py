@@ -53,6 +53,11 @@ def test_what_could_not_be_scored_is_in_no_pair():
     assert preference_pairs(scored, per_prompt=10, rng=random.Random(0)) == []
 
 
+def test_what_was_cut_off_is_in_no_pair():
+    scored = [sample("RR", 1.0, finished=False), sample("U", 0.0), sample("D", 0.0, finished=False)]
+    assert preference_pairs(scored, per_prompt=10, rng=random.Random(0)) == []
+
+
 def test_equal_completions_are_compared_once():
     scored = [sample("RR", 1.0), sample("RR", 1.0), sample("U", 0.0), sample("U", 0.0)]
     assert len(preference_pairs(scored, per_prompt=10, rng=random.Random(0))) == 1

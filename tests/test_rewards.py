@@ -167,6 +167,20 @@ def test_the_reward_is_the_weighted_sum_and_a_part_of_weight_zero_only_watches(o
     assert score.reward == 2.0 + 486.5 and score.status == "pass"
 
 
+def test_a_watched_judge_that_broke_makes_no_row_wrong() -> None:
+    """Its row keeps its reward, counts in no accuracy, and is not called unscorable."""
+    block = {"f": {"kind": "function", "path": f"{__name__}:per_letter"}, "exact": {"weight": 0}}
+    tasks = [{"want": "a", "gold": "a"}, {"want": "a", "gold": ""}]  # an empty gold is a fault of the task
+    whole, broken = build(block).score(batch_of(["a", "a"], tasks))
+    assert (whole.reward, whole.status, broken.reward, broken.status) == (1.0, "pass", 1.0, "error")
+    weighted = build({**block, "exact": {"weight": 0.5}}).score(batch_of(["a", "a"], tasks))[1]
+    assert math.isnan(weighted.reward) and weighted.status == "error"
+    judged = build({"exact": {"weight": 0}, "countdown": {}}).score(
+        batch_of(["1+1", "1+1"], [{"gold": gold, "numbers": [1, 1], "target": 2} for gold in ("1+1", "")])
+    )
+    assert [s.status for s in judged] == ["pass", "pass"], "the weighted judge's word comes first"
+
+
 def undecided(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **columns: object) -> list:
     return [None] * len(completions)
 

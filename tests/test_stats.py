@@ -180,6 +180,11 @@ def test_spearman_agrees_with_scipy_with_ties() -> None:
         assert spearman(x, y) == pytest.approx(scipy.stats.spearmanr(x, y).statistic)
 
 
+def test_no_rank_correlation_is_told_of_what_is_not_known() -> None:
+    lost = float("nan")
+    assert all(math.isnan(spearman([0, 1, 2], values)) for values in ([lost] * 3, [0.0, lost, 1.0], [1.0] * 3, []))
+
+
 def sample(ids: tuple[int, ...], reward: float, status: str = "pass") -> SimpleNamespace:
     return SimpleNamespace(rollout=SimpleNamespace(ids=ids), reward=reward, status=status)
 

@@ -227,14 +227,15 @@ def memory_of(cfg: Config, name: str, shape: Shape, data: Data, trial: Trial) ->
     length = data.prompt_tokens[2] + cfg.sampling.max_tokens
     adapted = trains_adapter(block)
     if block.kind in ("sft", "feedme", "reward_model", "conditioned") or isinstance(block, Policy):
-        learning = round(weights * (0.02 if adapted else 1.0))  # an adapter's share of the parameters, about
-        held = in_4_bits(shape) if adapted and cfg.model.quantization is not None else weights
+        # what learns is float32 whatever the model's precision; an adapter's share of the parameters is about 2%
+        learning = round(shape.parameters * 4 * (0.02 if adapted else 1.0))
+        held = learning if not adapted else weights if cfg.model.quantization is None else in_4_bits(shape)
         parts |= {"weights": held, "gradients": learning, "optimizer": 2 * learning}
     if isinstance(block, Policy):
         if (block.kl.coef or block.kl.target) and not adapted:
-            parts["reference"] = weights
+            parts["reference"] = shape.parameters * 4 if block.kl.reference == "ema" else weights
         if block.critic is not None and not block.critic.shared:
-            parts["critic"] = 4 * weights
+            parts["critic"] = 4 * shape.parameters * 4
         if block.reward and any(part == "reward_model" for part in block.reward):
             parts["reward model"] = weights
         rows = min(block.tokens_per_microbatch, block.prompts * block.samples * length)

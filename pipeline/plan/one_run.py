@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,6 +110,7 @@ def data_of(cfg: Config, tokenizer: Any) -> tuple[Data, list[tuple[str, bool]]]:
             if number == 1:
                 example = [(tokenizer.decode([i]), n >= len(ids)) for n, i in enumerate([*ids, *completions[0]])]
     lengths = [len(c) for c in completions]
+    barred = {prompts.prompt_text(row, source) for row in parts.heldout}
     shown = [*train, *heldout]
     data = Data(
         rows=len(parts.train),
@@ -118,7 +119,7 @@ def data_of(cfg: Config, tokenizer: Any) -> tuple[Data, list[tuple[str, bool]]]:
         prompt_tokens=_spread([len(p.ids) for p in shown]),
         completion_tokens=_spread(lengths) if lengths else None,
         own_rows={
-            name: own_rows(cfg, name)
+            name: own_rows(cfg, name, barred)
             for name, block in cfg.blocks.items()
             if isinstance(getattr(block, "data", None), Prompts)
         },
@@ -128,12 +129,12 @@ def data_of(cfg: Config, tokenizer: Any) -> tuple[Data, list[tuple[str, bool]]]:
     return data, example
 
 
-def own_rows(cfg: Config, name: str) -> int:
-    """Rows to train on of a stage's own `data:`."""
+def own_rows(cfg: Config, name: str, barred: Collection[str]) -> int:
+    """Rows to train on of a stage's own `data:`, those with a prompt that the run holds out left out."""
     source, where = cfg.blocks[name].data, f"{name}.data"
     rows = prompts.load_rows(source, seed=cfg.seed, where=where, dirs=cfg.verifier_dirs)
     named = prompts.named_heldout(source, seed=cfg.seed, where=where, dirs=cfg.verifier_dirs)
-    return len(prompts.split(rows, source, where=where, heldout=named).train)
+    return len(prompts.without(prompts.split(rows, source, where=where, heldout=named), barred, source).train)
 
 
 def _spread(lengths: Sequence[int]) -> tuple[float, int, int]:

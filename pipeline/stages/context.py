@@ -82,6 +82,12 @@ class Context:
     def policy_path(self) -> str:
         return self.model_path(self.block.policy, f"{self.name}.policy")
 
+    def turn_to(self, policy_path: str) -> None:
+        """Another model from here on, with its own tokenizer, and with prompts and ends in its ids."""
+        self.policy_path = policy_path
+        for name in ("tokenizer", "ends", "train_prompts", "heldout_prompts"):
+            self.__dict__.pop(name, None)
+
     @cached_property
     def tokenizer(self) -> Any:
         return models.load_tokenizer(self.policy_path, self.cfg.model)
@@ -101,10 +107,20 @@ class Context:
 
     @cached_property
     def split(self) -> prompts.Split:
-        return self.rows_of(self.cfg.prompts, "prompts")
+        return self._split_of(self.cfg.prompts, "prompts")
+
+    @cached_property
+    def barred(self) -> frozenset[str]:
+        """Texts of the run's own held-out prompts: nothing is trained on them, whatever file holds them too."""
+        source = self.cfg.prompts
+        named = source.path or source.procedural
+        return frozenset(prompts.prompt_text(row, source) for row in self.split.heldout) if named else frozenset()
 
     def rows_of(self, source: Any, where: str) -> prompts.Split:
-        """Rows of a source, split; the run's own held-out prompts are held out of every source."""
+        """Rows of a source of the stage's own, split, without what the run holds out. Raises ConfigError."""
+        return self._some_left(prompts.without(self._split_of(source, where), self.barred, source), where)
+
+    def _split_of(self, source: Any, where: str) -> prompts.Split:
         dirs = self.cfg.verifier_dirs
         rows = prompts.load_rows(source, seed=self.cfg.seed, where=f"{self.cfg.path}: {where}", dirs=dirs)
         for path in (source.path, source.heldout_path):
@@ -113,10 +129,12 @@ class Context:
                 self.depend_on(*([place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())))
         named = f"{self.cfg.path}: prompts"
         heldout = prompts.named_heldout(source, seed=self.cfg.seed, where=named, dirs=dirs)
-        out = prompts.split(rows, source, where=where, heldout=heldout)
-        if not out.train:
-            raise ConfigError([f"{self.cfg.path}: {where}: no row left to train on; all {len(rows)} are held out"])
-        return out
+        return self._some_left(prompts.split(rows, source, where=where, heldout=heldout), where)
+
+    def _some_left(self, parts: prompts.Split, where: str) -> prompts.Split:
+        if not parts.train:
+            raise ConfigError([f"{self.cfg.path}: {where}: no row left to train on; all are held out"])
+        return parts
 
     @cached_property
     def train_prompts(self) -> list[Prompt]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -88,12 +89,13 @@ def curve_of(axis: Axis, answers: Sequence[Judged]) -> list[dict[str, Any]]:
 
 def obtained_of(axis: Axis, answers: Sequence[Judged]) -> list[dict[int, float]]:
     """Per answer, prompt -> mean of what the axis speaks of; of a `per_prompt` axis, less the prompt's mean over all
-    bins asked, for its edges and promises are such distances."""
-    found = [{g[0].rollout.prompt.index: mean([measure(axis.of, s) for s in g if s.scorable])
-              for g in groups(judged.scored)} for judged in answers]  # fmt: skip
+    bins asked, for its edges and promises are such distances. A prompt is left out where the checker broke on all of
+    its samples."""
+    usable = [[[s for s in group if s.scorable] for group in groups(judged.scored)] for judged in answers]
+    found = [{g[0].rollout.prompt.index: mean([measure(axis.of, s) for s in g]) for g in some if g} for some in usable]
     if not axis.per_prompt:
         return found
-    usual = {index: mean([values[index] for values in found]) for index in found[0]}
+    usual = {i: mean([values[i] for values in found if i in values]) for values in found for i in values}
     return [{index: value - usual[index] for index, value in values.items()} for values in found]
 
 
@@ -130,7 +132,7 @@ def rank_correlation(curve: Sequence[Mapping[str, Any]]) -> float:
 
 def is_monotone(curve: Sequence[Mapping[str, Any]]) -> bool:
     means = [c["obtained"] for c in curve]
-    return means == sorted(means)
+    return all(low <= high for low, high in itertools.pairwise(means))  # of a NaN neither is said
 
 
 def extrapolation(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline import console, models
+from pipeline import console
 from pipeline.config import ConfigError
 from pipeline.lineage import policies_before
 from pipeline.runs import read_manifest
@@ -19,8 +19,7 @@ def run(ctx: Context) -> dict[str, Any]:
         raise ConfigError([f"{ctx.cfg.path}: {ctx.name}.policies: no policy stage comes before this one; name some"])
     rows = []
     for name in names:
-        ctx.policy_path = ctx.model_path(name, f"{ctx.name}.policies")
-        ctx.tokenizer = models.load_tokenizer(ctx.policy_path, ctx.cfg.model)
+        ctx.turn_to(ctx.model_path(name, f"{ctx.name}.policies"))
         judged = ctx.evaluate(ctx.generator(), piece=name)
         ctx.record(judged.scored, policy=name)
         rows.append({"policy": name, **judged.figures, **training_cost(ctx, name)})

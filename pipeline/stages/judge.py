@@ -46,8 +46,7 @@ def run(ctx: Context) -> dict[str, Any]:
     starts: list[Scored] = []
     for candidate in [parse(name) for name in [block.start, *block.methods]]:
         place = model_of(ctx, candidate)
-        ctx.policy_path = str(place)
-        ctx.tokenizer = models.load_tokenizer(ctx.policy_path, ctx.cfg.model)
+        ctx.turn_to(str(place))
         asked = prompts_for(ctx, candidate)
         judged = ctx.evaluate(ctx.generator(), asked=asked, piece=candidate.name.replace("/", "-"))
         scored = judged.scored if proxy is None else with_part(judged.scored, "proxy", score(proxy, [

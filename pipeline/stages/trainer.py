@@ -69,11 +69,16 @@ def _train(
 ) -> dict[str, Any]:
     """Train from the newest checkpoint that is whole, and save the model in `place`."""
     work = ctx.dir.checkpoints / "-".join(map(str, ("training", *key)))
+    settings = {"bf16": torch.cuda.is_available() and ctx.cfg.model.dtype == "bfloat16", **settings}
     args = build_arguments(config_class, settings, work, seed=ctx.seed(*key), where=ctx.name)
     if ranks.world() > 1:
         spread.allow_on_cpu(args.distributed_state)  # the library has made its own anew
     torch.manual_seed(ctx.seed(*key))
     model = load_model()
+    precision = None
+    if not trains_adapter(ctx.block) and not spread.is_zero():
+        # a step of 1e-5 on a bfloat16 weight would be rounded away; DeepSpeed keeps a float32 copy of its own
+        precision, model = model.dtype, model.float()
     fit_head_buffer(model.config.get_text_config().vocab_size)
     trainer = trainer_class(
         model=model, args=args, processing_class=ctx.tokenizer, callbacks=[], **arguments, **_peft(ctx.block, model)
@@ -90,7 +95,7 @@ def _train(
     with stopping.finish_first():
         trainer.train(resume_from_checkpoint=saver.newest())
     stopping.check()
-    models.save(trainer.model, ctx.tokenizer, place)
+    models.save(trainer.model, ctx.tokenizer, place, dtype=precision)
     spread.forget_zero()
     ranks.from_main(lambda: shutil.rmtree(work, ignore_errors=True))
     return {

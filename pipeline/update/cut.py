@@ -104,11 +104,11 @@ class Zero(Whole):
         from deepspeed.utils import safe_get_full_optimizer_state as moment
 
         named = {name: p for name, p in self.bare.named_parameters() if p.requires_grad}
-        weights = {name: master(p).detach().cpu() for name, p in named.items()}
+        weights = {name: _on_cpu(master(p).detach()) for name, p in named.items()}
         taken = [one["step"] for one in self.optimizer.state.values()]
         moments: dict[int, dict[str, Any]] = {}
         for place, parameter in enumerate(self.learned if taken else []):
-            moments[place] = {name: moment(parameter, name).detach().cpu() for name in MOMENTS}
+            moments[place] = {name: _on_cpu(moment(parameter, name).detach()) for name in MOMENTS}
             moments[place]["step"] = taken[0].clone()
         return {"weights": weights, "optimizer": {"state": moments, "param_groups": self._groups()}}
 
@@ -201,8 +201,10 @@ def cut_like(value: Any, parameter: Any) -> Any:
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:
-    """The whole tensor, moved out of a device's memory, which need not have room for all of them."""
-    return cast(Tensor, spread.whole(tensor).cpu())
+    """The whole tensor, moved out of a device's memory, which need not have room for all of them; rank 0 writes it, and
+    the others, which help to gather it, keep an empty one."""
+    whole: Tensor = spread.whole(tensor)
+    return whole.cpu() if ranks.is_main() else whole.new_empty(0, device="cpu")
 
 
 def _map_tensors(value: Any, change: Callable[[Any], Any]) -> Any:

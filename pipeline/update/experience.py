@@ -22,7 +22,7 @@ from pipeline.schema import Groups
 from pipeline.score import tally
 from pipeline.update import losses, stepwise, turns
 from pipeline.update.forward import Row, stack
-from pipeline.update.learner import Experience
+from pipeline.update.learner import Averages, Experience, measure_mismatch
 from pipeline.update.parts import Parts, State
 from rewards import MALFORMED, MONITOR
 
@@ -64,19 +64,38 @@ def make_experience(parts: Parts, state: State, scored: Sequence[Scored]) -> tup
     rows = [as_row(s, masked=block.groups.overlong == "mask" and not s.rollout.finished) for s in scored]
     kl_in_reward = block.kl.where == "reward" and parts.reference is not None
     old = values = None
+    warming = block.critic is not None and state.step < block.critic.warmup_steps  # no update looks at the policy yet
     if learner.shared:
         old, values = learner.logprobs_and_values(rows)
-    elif block.epochs * block.minibatches > 1 or kl_in_reward:
+    elif block.epochs * block.minibatches > 1 or kl_in_reward or warming:
         old = learner.logprobs(rows)
     if learner.critic is not None:
         values = learner.values(rows)
     reference = parts.reference.logprobs(rows) if parts.reference is not None else None
     generator = [torch.tensor(s.rollout.logprobs) for s in scored]
     seen = Experience(rows, [], generator, old, reference)
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, Any] = mismatch(seen) if warming else {}
+    if state.step == 0 and old is not None and reference is not None:
+        alarms.check_reference(kl_to_reference(seen), parts.reference_tolerance)
     earned = earnings(parts, state, scored, seen, metrics, kl_in_reward=kl_in_reward)
     assign_credit(parts, state, seen, earned, values, metrics)
     return seen, metrics
+
+
+def mismatch(seen: Experience) -> dict[str, float]:
+    """How far the generator's log-probs are from the policy's own."""
+    assert seen.old_logprobs is not None
+    figures, mask_BT = Averages(), stack([r.mask for r in seen.rows]).bool()
+    measure_mismatch(figures, stack(seen.old_logprobs), stack(seen.generator_logprobs), mask_BT)
+    return figures.read()
+
+
+def kl_to_reference(seen: Experience) -> float:
+    """Nats a token, k3."""
+    assert seen.old_logprobs is not None and seen.reference_logprobs is not None
+    pairs = zip(seen.old_logprobs, seen.reference_logprobs, strict=True)
+    k3_BT = stack([losses.kl_estimate(old, reference, kind="k3") for old, reference in pairs])
+    return credit.masked_mean(k3_BT, stack([r.mask for r in seen.rows]).bool())
 
 
 def token_figures(seen: Experience) -> list[dict[str, Any]]:
@@ -112,15 +131,12 @@ def earnings(
     assert seen.old_logprobs is not None and seen.reference_logprobs is not None
     pairs = list(zip(seen.old_logprobs, seen.reference_logprobs, strict=True))
     kl = [losses.kl_estimate(old, reference, kind="k1") for old, reference in pairs]
-    if state.step == 0:
-        k3_BT = stack([losses.kl_estimate(old, reference, kind="k3") for old, reference in pairs])
-        mask_BT = stack([r.mask for r in seen.rows]).bool()
-        alarms.check_reference(credit.masked_mean(k3_BT, mask_BT), parts.reference_tolerance)
     earned = Earned(scored, seen.rows, scores_B, steps, kl, state.controller.coefficient)
-    metrics["kl_sequence"] = float(earned.kl_B.mean())
+    learnt_from = sum(any(r.mask) for r in seen.rows)  # a masked row has no KL, and is no sequence of it
+    metrics["kl_sequence"] = float(earned.kl_B.sum()) / max(learnt_from, 1)
     metrics["kl_coef"] = earned.kl_coef
     alarms.check_finite("the KL to the reference", metrics["kl_sequence"], state.step)
-    state.controller = state.controller.update(metrics["kl_sequence"], len(seen.rows))
+    state.controller = state.controller.update(metrics["kl_sequence"], learnt_from)
     return earned
 
 

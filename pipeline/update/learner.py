@@ -212,13 +212,16 @@ class Learner:
         policy_learns: bool = True,
         demonstrations: Sequence[Row] = (),
     ) -> dict[str, float]:
-        """One optimiser step on the rows at `places`. Returns figures of this step, means over tokens.
+        """One optimiser step on the rows at `places`. Returns figures of this step, means over tokens; none, and takes
+        no step, where every token of these rows is masked.
 
         kl_coef: of the KL in the loss; 0 where it is in the reward. policy_learns False: only the critic does.
         demonstrations: rows to imitate in the same step, weighted by the loss's ptx_coef.
         """
         figures = Averages()
         mini = self._minibatch(seen.rows, places)
+        if not mini.tokens:
+            return {}
         if policy_learns or self.shared:
             imitated = demonstrations if policy_learns else ()
             self._update_policy(seen, mini, figures, KlInLoss(kl_coef, kl_kind), policy_learns, imitated)

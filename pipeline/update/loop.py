@@ -158,7 +158,7 @@ def gather_groups(parts: Parts, state: State) -> tuple[list[Scored], int]:
         groups = grouped(scored, block.samples)
         parts.directory.log_difficulty([{"step": state.step, "attempt": attempt, **difficulty(g)} for g in groups])
         for group in groups:
-            teaches = len({s.reward for s in wholes(group) if s.scorable}) > 1
+            teaches = len({s.earned for s in wholes(group) if s.scorable}) > 1 or any(s.step_rewards for s in group)
             (kept if teaches or not block.groups.dynamic else spare).append(group)
         if len(kept) >= block.prompts:
             break
@@ -199,7 +199,7 @@ def _check_scores(parts: Parts, state: State, scored: Sequence[Scored], metrics:
     block = parts.block
     detail = next((s.detail for s in scored if not s.scorable), "")
     alarms.check_checkers(metrics["checker_broken"], block.alarms.checker_broken_share, state.step, detail)
-    rewards_PG = torch.tensor([s.reward for s in wholes(scored)]).view(-1, block.samples)
+    rewards_PG = torch.tensor([s.earned for s in wholes(scored)]).view(-1, block.samples)
     signal = credit.groups_with_signal(rewards_PG).float().mean().item() if block.samples > 1 else 1.0
     metrics["groups_with_signal"] = signal
     along = any(s.step_rewards for s in scored)
@@ -230,6 +230,7 @@ def _updates(parts: Parts, state: State, seen: Experience) -> dict[str, Any]:
                     demonstrations=demonstrations(parts, state.step, len(out)),
                 )
             )
+    out = [figures for figures in out if figures]  # of minibatches that were not masked as a whole
     merged: dict[str, Any] = {}
     for name in sorted({n for figures in out for n in figures}):
         values = [figures[name] for figures in out if name in figures]
@@ -241,10 +242,11 @@ def _updates(parts: Parts, state: State, seen: Experience) -> dict[str, Any]:
         if state.step == 0:
             alarms.check_reference(out[0]["kl_k3"], parts.reference_tolerance)
         tokens = sum(sum(r.mask) for r in seen.rows)
-        merged["kl_sequence"] = merged["kl_k1"] * tokens / len(seen.rows)
+        learnt_from = sum(any(r.mask) for r in seen.rows)
+        merged["kl_sequence"] = merged["kl_k1"] * tokens / learnt_from
         merged["kl_coef"] = state.controller.coefficient
         alarms.check_finite("the KL to the reference", merged["kl_sequence"], state.step)
-        state.controller = state.controller.update(merged["kl_sequence"], len(seen.rows))
+        state.controller = state.controller.update(merged["kl_sequence"], learnt_from)
     return merged
 
 

@@ -25,6 +25,7 @@ from pipeline.models import backbone
 from pipeline.schema import Credit, OfflineQ, Optimizer
 from pipeline.seeds import cycle_indices
 from pipeline.update.forward import Padded, Row, micro_batches, pad_rows, stack
+from pipeline.update.learner import make_schedule
 from pipeline.update.turns import Layout, gae_by_episode
 
 
@@ -121,12 +122,14 @@ def fit(
     Returns the figures of the last step.
     """
     optimizer = make_optimizer(heads, settings.optimizer)
+    schedule = make_schedule(optimizer, settings.optimizer, updates=settings.value_steps)
     slow = copy.deepcopy(heads).requires_grad_(False)
     size = min(settings.batch, len(logged.layout))
     figures: dict[str, float] = {}
     for step in range(settings.value_steps):
         chosen = cycle_indices(len(logged.layout), step * size, size, *key, "episodes")
         figures = value_step(heads, slow, optimizer, logged.part(chosen), settings)
+        schedule.step()
         if log is not None and (step % 10 == 9 or step == settings.value_steps - 1):
             log(step + 1, figures)
     return figures
