@@ -13,6 +13,8 @@ import pytest
 from sandboxes import greedy_python, namespaces, needs_sandbox, run, says
 
 from verifiers import python_tests, sandbox
+from verifiers.sandbox import pool
+from verifiers.sandbox.runs import ScriptRun, run_shell
 
 pytestmark = needs_sandbox
 
@@ -357,3 +359,12 @@ def test_a_batch_is_as_its_rows():
     codes = [f"def f(): return {i % 2}" for i in range(12)]
     verdicts = python_tests.verify_batch(codes, tasks)  # type: ignore[arg-type]
     assert [v.status == "pass" for v in verdicts] == [i % 2 == i % 3 for i in range(12)]
+
+
+def test_the_memory_of_a_scripts_processes_together_is_bounded_while_it_never_stops_writing() -> None:
+    script = "yes &\nfor i in 1 2 3 4 5 6 7 8; do (x=$(head -c 40M /dev/zero | tr '\\0' x); sleep 5) & done\nwait"
+    if (problem := sandbox.unavailable()) or pool.isolation().kind != "bwrap":
+        pytest.skip(problem or "scripts want bubblewrap")
+    limits = sandbox.Limits(memory_mb=200, wall_s=8.0)
+    found = run_shell(f"```bash\n{script}\n```", {}, [], stdout_bytes=1000, limits=limits)
+    assert isinstance(found, ScriptRun) and found.exit_code == 128 + 9, "killed by its pid 1, long before its deadline"

@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import stat
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -110,6 +111,7 @@ def _wait(pid: int, output: int, limits: Limits, stdout_bytes: int) -> tuple[int
     poll.register(output, select.POLLIN)
     poll.register(ended, select.POLLIN)
     open_output = True
+    look_at = time.monotonic()
     while True:
         ready = [fd for fd, _ in poll.poll(_TICK_MS)]
         if output in ready:
@@ -118,8 +120,10 @@ def _wait(pid: int, output: int, limits: Limits, stdout_bytes: int) -> tuple[int
                 poll.unregister(output)
         if ended in ready:
             break
-        if not ready and _resident_bytes() > limits.memory_mb * MIB:
-            break
+        if time.monotonic() >= look_at:  # by the clock: a script that never stops writing is looked at too
+            if _resident_bytes() > limits.memory_mb * MIB:
+                break
+            look_at = time.monotonic() + _TICK_MS / 1000
     status = _kill_all(pid)
     while open_output:
         open_output = _read_some(output, kept, stdout_bytes)
