@@ -1,8 +1,8 @@
 """`make gpu-check`: every stage for a few steps on a mid-size random model, and a table of what was seen.
 
 It answers, in minutes and without a model hub, whether this machine's GPU runs the pipeline as it should: bfloat16 with
-float32 log-probs, the generator that is installed (vLLM or transformers), canary and mismatch, peak memory against what
-`plan` would say of the weights, and tokens a second by phase. On a machine without a GPU it says so and stops.
+float32 log-probs, the generator that is installed (vLLM or transformers), canary and mismatch, peak memory beside what
+`plan` says, and tokens a second by phase. On a machine without a GPU it says so and stops.
 """
 
 from __future__ import annotations
@@ -73,16 +73,31 @@ def check(place: Path, *, size: str = "mid", dtype: str = "bfloat16") -> list[di
     path = place / "gpu-check.yaml"
     atomic_write(path, yaml.safe_dump(recipe(place, size=size, dtype=dtype), sort_keys=False))
     cfg = configs.load(path)
-    seen = []
+    seen: list[dict[str, Any]] = []
+    planned: dict[str, float] = {}
     for name in cfg.stages:
         _reset_peak()
         stages.run_stage(cfg, name)
-        seen.append(row_of(StageDir(cfg.run_dir, name), peak_gib()))
+        planned = planned or planned_gib(cfg)  # of the model that the first stage has made
+        seen.append(row_of(StageDir(cfg.run_dir, name), peak_gib(), planned[name]))
     return seen
 
 
-def row_of(stage: StageDir, peak: float | None) -> dict[str, Any]:
-    """What one stage showed: seconds, peak memory, sync health, and seconds a step by phase."""
+def planned_gib(cfg: configs.Config) -> dict[str, float]:
+    """Stage -> what `plan` says a GPU will hold at most: what is learnt, looked at and sampled from, caches apart."""
+    from pipeline import models
+    from pipeline.plan import estimate, one_run, trial
+
+    place = str(StageDir(cfg.run_dir, "base").model_dir)
+    shape = estimate.Shape(**trial.shape_of(models.load_policy(place, cfg.model)))
+    data, _ = one_run.data_of(cfg, models.load_tokenizer(place, cfg.model))
+    sampler = trial.Trial(generator_bytes=shape.parameters * shape.bytes_each)
+    parts = {name: estimate.memory_of(cfg, name, shape, data, sampler).parts for name in cfg.stages}
+    return {name: round((sum(p.values()) - p["requests"]) / 2**30, 2) for name, p in parts.items()}
+
+
+def row_of(stage: StageDir, peak: float | None, planned: float) -> dict[str, Any]:
+    """What one stage showed: seconds, peak memory beside the planned one, sync health, and seconds a step by phase."""
     manifest = read_manifest(stage.manifest_path)
     assert manifest is not None, "a stage that returned has its manifest"
     metrics = manifest["metrics"]
@@ -93,6 +108,7 @@ def row_of(stage: StageDir, peak: float | None) -> dict[str, Any]:
         "stage": stage.name,
         "seconds": round(manifest["wall_s"], 1),
         "peak_gib": peak,
+        "planned_gib": planned,
         "generator": metrics.get("generator", ""),
         "canary": metrics.get("canary_max_abs", ""),
         "mismatch": metrics.get("mismatch_mean_abs", ""),

@@ -28,5 +28,6 @@ def test_the_check_runs_every_stage_and_reports_sync_and_phases(tmp_path, capsys
     assert main(["gpu-check", f"to={tmp_path}", "size=small", "dtype=float32"]) == 0
     rows = {row["stage"]: row for row in json.loads((tmp_path / "gpu-check.json").read_text())["stages"]}
     assert tuple(rows) == gpucheck.STAGES
+    assert rows["ppo"]["planned_gib"] >= rows["grpo"]["planned_gib"] > 0, "a critic and a reward model more"
     for stage in ("ppo", "grpo"):
         assert rows[stage]["canary"] < 1e-3 and rows[stage]["update_s"] > 0 and rows[stage]["tokens_per_s"] > 0
