@@ -165,11 +165,14 @@ def save(model: Any, tokenizer: Any, place: Path, *, dtype: torch.dtype | None =
 
 
 def in_full(model: Any) -> Any:
-    """The same architecture without its 4 bits, and without weights."""
+    """The same architecture without its 4 bits, and without weights; it ends where the model does."""
     config = copy.deepcopy(model.config)
     del config.quantization_config
     with torch.device("meta"):
-        return type(model)(config)
+        made = type(model)(config)
+    if getattr(model, "generation_config", None) is not None:
+        made.generation_config = copy.deepcopy(model.generation_config)
+    return made
 
 
 def untied(model: Any, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -50,7 +50,9 @@ def test_what_is_saved_is_whole_and_needs_nothing_to_be_loaded(adapted, tmp_path
     place, policy = adapted
     ids = torch.arange(12).reshape(2, 6) % 20
     expected = policy(ids).logits
+    policy.get_base_model().generation_config.eos_token_id = [2, 5]
     models.save(policy, models.load_tokenizer(str(place), Model()), tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "generation_config.json").read_text())["eos_token_id"] == [2, 5]
     assert "quantization_config" not in json.loads((tmp_path / "saved" / "config.json").read_text())
     assert torch.allclose(models.load_policy(str(tmp_path / "saved"), Model())(ids).logits, expected, atol=1e-5)
 
