@@ -350,15 +350,20 @@ def test_detail_20_the_controller_is_steered_by_the_measured_kl_in_the_reward(pl
     assert state.controller.coefficient == pytest.approx(0.1 * (1 - 0.2 * 2 / 100)), "far below its target: down, held"
 
 
+def move_reference(parts: Parts, by: float) -> None:
+    assert isinstance(parts.reference, Copy)
+    with torch.no_grad():
+        for weight in parts.reference.forward.model.parameters():
+            weight.mul_(by)
+
+
 def test_masked_rows_dilute_no_kl(place, tmp_path):
     block = Policy(samples=2, kl=Kl(coef=0.1, where="reward", kind="k1"), groups=Groups(overlong="mask"))
     rows = [scored(1.0), scored(0.0), scored(1.0, finished=False), scored(0.0, finished=False)]
     told = []
     for some in (rows[:2], rows):
         parts = make_parts(place, tmp_path / str(len(some)), block)
-        with torch.no_grad():
-            for weight in parts.reference.forward.model.parameters():
-                weight.mul_(1.01)
+        move_reference(parts, 1.01)
         _, metrics = make_experience(parts, State(step=1, controller=KLController(0.1)), some)
         told.append(metrics["kl_sequence"])
     assert told[0] == pytest.approx(told[1]) and told[0] != 0.0
@@ -385,8 +390,6 @@ def test_while_the_critic_warms_up_generator_and_reference_are_still_compared_wi
     assert metrics["mismatch_mean_abs"] > 0.1, "the scripted log-probs are not the policy's"
     _, later = make_experience(parts, State(step=2), [scored(1.0), scored(0.0)])
     assert "mismatch_mean_abs" not in later, "the update's own forward tells"
-    with torch.no_grad():
-        for weight in parts.reference.forward.model.parameters():
-            weight.mul_(1.5)
+    move_reference(parts, 1.5)
     with pytest.raises(alarms.Alarm, match="the reference is another model than the start"):
         make_experience(parts, State(), [scored(1.0), scored(0.0)])

@@ -355,7 +355,7 @@ def test_policies_of_two_families_are_judged_each_on_prompts_in_its_own_ids(tmp_
     models.make_tiny(replace(TINY, characters=TINY.characters[::-1]), other, seed=1)
     assert run_stage(tmp_path, model, "evaluate", f"evaluate.policies=[{model},{other}]", "stages=[evaluate]") == 0
     rows = [json.loads(line) for line in (tmp_path / "t/evaluate/rollouts.jsonl").read_text().splitlines()]
-    spelled = {}
+    spelled: dict[str, set[tuple[str, str]]] = {}
     for row in rows:
         tokenizer = models.load_tokenizer(row["policy"], Model())
         spelled.setdefault(row["policy"], set()).add((row["prompt"], tokenizer.decode(row["prompt_ids"])))

@@ -169,7 +169,7 @@ def test_the_reward_is_the_weighted_sum_and_a_part_of_weight_zero_only_watches(o
 
 def test_a_watched_judge_that_broke_makes_no_row_wrong() -> None:
     """Its row keeps its reward, counts in no accuracy, and is not called unscorable."""
-    block = {"f": {"kind": "function", "path": f"{__name__}:per_letter"}, "exact": {"weight": 0}}
+    block: dict = {"f": {"kind": "function", "path": f"{__name__}:per_letter"}, "exact": {"weight": 0}}
     tasks = [{"want": "a", "gold": "a"}, {"want": "a", "gold": ""}]  # an empty gold is a fault of the task
     whole, broken = build(block).score(batch_of(["a", "a"], tasks))
     assert (whole.reward, whole.status, broken.reward, broken.status) == (1.0, "pass", 1.0, "error")
