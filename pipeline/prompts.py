@@ -7,6 +7,7 @@ and every data set of a run: SFT rows, preference pairs and rollouts all pass `s
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from pipeline.schema import Prompts
 from pipeline.seeds import derive
 
 Row = dict[str, Any]
-
+MARK = re.compile(r"\{([^{}]+)\}")  # of a column, in a template
 
 @dataclass(frozen=True, slots=True)
 class Split:
@@ -141,11 +142,8 @@ def own_text(row: Row, source: Prompts) -> str:
 
 
 def _prompt_value(row: Mapping[str, Any], source: Prompts, number: int, where: str) -> str | list[dict[str, str]]:
-    if source.template is not None:
-        out = source.template
-        for column, value in row.items():
-            out = out.replace("{" + column + "}", str(value))
-        return out
+    if source.template is not None:  # only its own marks are filled: a value may hold {answer} as its words
+        return MARK.sub(lambda mark: str(row[mark[1]]) if mark[1] in row else mark[0], source.template)
     if source.prompt in row:
         return row[source.prompt]
     if "messages" in row:  # TRL's conversational language-modelling format: the last turn is the completion

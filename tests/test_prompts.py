@@ -76,6 +76,13 @@ def test_a_row_without_its_column_is_named_with_the_nearest_one():
         prompts.prompt_text({"promt": "x"}, Prompts(path="x.jsonl"), number=3)
 
 
+def test_a_template_is_filled_once_and_a_value_that_looks_like_a_mark_stays_as_it_is():
+    row = {"question": "What does f'{answer}' print?", "answer": "42", "other": "{question}"}
+    source = Prompts(template="Q: {question} {other} {{question}} \\boxed{} {unknown}")
+    asked = "What does f'{answer}' print?"
+    assert prompts.prompt_text(row, source) == f"Q: {asked} {{question}} {{{asked}}} \\boxed{{}} {{unknown}}"
+
+
 def test_the_split_is_a_hash_of_the_text_and_no_prompt_is_on_both_sides():
     doubled = [*ROWS, *({**r, "completion": "another"} for r in ROWS)]
     split = prompts.split(doubled, Prompts(heldout=0.25))
