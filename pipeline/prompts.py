@@ -233,7 +233,7 @@ def render_ids(
         if label and turn["role"] == "user":
             turn["content"] = label + turn["content"]
             break
-    return _chat_ids(tokenizer, messages, source, add_generation_prompt=True)
+    return _chat_ids(tokenizer, messages, source, number, add_generation_prompt=True)
 
 
 def in_chat(row: Mapping[str, Any], source: Prompts, number: int = 0) -> bool:
@@ -251,12 +251,18 @@ def _messages(row: Mapping[str, Any], source: Prompts, number: int) -> list[dict
     return messages
 
 
-def _chat_ids(tokenizer: Any, messages: list[dict[str, str]], source: Prompts, **how: Any) -> list[int]:
+def _chat_ids(tokenizer: Any, messages: list[dict[str, str]], source: Prompts, number: int, **how: Any) -> list[int]:
+    from jinja2 import TemplateError
+
     if tokenizer.chat_template is None:
         mend = "set model.chat_template, or give prompts as text"
         raise ConfigError([f"prompts: the rows are messages and the tokenizer has no chat template; {mend}"])
     how = {**source.chat_kwargs, **how, "tokenize": True, "return_dict": False}
-    return list(tokenizer.apply_chat_template(messages, **how))
+    try:
+        return list(tokenizer.apply_chat_template(messages, **how))
+    except TemplateError as exc:
+        row = f"row {number}: " if number else ""
+        raise ConfigError([f"prompts: {row}the chat template refuses it: {' '.join(str(exc).split())[:200]}"]) from exc
 
 
 def completion_ids(
@@ -278,7 +284,7 @@ def completion_ids(
         ids = list(tokenizer(text, add_special_tokens=False).input_ids)
         return ids if ids and ids[-1] in ends else [*ids, tokenizer.eos_token_id]
     answer = [{"role": "assistant", "content": value}] if isinstance(value, str) else list(value)
-    whole = _chat_ids(tokenizer, [*_messages(row, source, number), *answer], source)
+    whole = _chat_ids(tokenizer, [*_messages(row, source, number), *answer], source, number)
     if whole[: len(prompt_ids)] != list(prompt_ids):
         mend = "give prompt and completion as text, or a template that only appends"
         raise ConfigError([f"prompts: row {number}: the chat template changes the prompt once it is answered; {mend}"])
