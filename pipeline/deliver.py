@@ -162,6 +162,7 @@ def card(chain: Sequence[Mapping[str, Any]]) -> str:
         "",
         f"- Data: {data}; held out: {_heldout(prompts)}. Its licence is its publishers'.",
         f"- Judged by: {', '.join(f'`{name}`' for name in config['rewards'])} on prompts that no stage trained on.",
+        *_template_arguments(prompts),
         f"- Sampled tokens spent on training: {sum(m['tokens']['completion'] for m in chain):,}.",
         f"- Wall time: {sum(m['wall_s'] for m in chain):,.0f} s. Seed: {last['seed']} (one run: no spread over seeds).",
         "",
@@ -184,6 +185,11 @@ def card(chain: Sequence[Mapping[str, Any]]) -> str:
 def _heldout(prompts: Mapping[str, Any]) -> str:
     named = prompts.get("heldout_path") or prompts.get("heldout_split")
     return f"`{named}`" if named else f"{prompts['heldout']:.0%} of the distinct prompts, by a hash of their text"
+
+
+def _template_arguments(prompts: Mapping[str, Any]) -> list[str]:
+    given = prompts.get("chat_kwargs")
+    return [f"- The chat template was given `{dump_json(given)}`; ask the model likewise."] if given else []
 
 
 def _table(chain: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -11,6 +11,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pipeline.seeds import derive
 
 Row = dict[str, Any]
 MARK = re.compile(r"\{([^{}]+)\}")  # of a column, in a template
+TODAY = date(2024, 7, 26)  # to templates that tell the day (Llama 3.2): the day that theirs give where no clock is
 
 @dataclass(frozen=True, slots=True)
 class Split:
@@ -258,6 +260,8 @@ def _chat_ids(tokenizer: Any, messages: list[dict[str, str]], source: Prompts, n
         mend = "set model.chat_template, or give prompts as text"
         raise ConfigError([f"prompts: the rows are messages and the tokenizer has no chat template; {mend}"])
     how = {**source.chat_kwargs, **how, "tokenize": True, "return_dict": False}
+    if "strftime_now" in str(tokenizer.chat_template):  # a run that goes on another day has the same prompts
+        how.setdefault("strftime_now", TODAY.strftime)
     try:
         return list(tokenizer.apply_chat_template(messages, **how))
     except TemplateError as exc:

@@ -50,6 +50,13 @@ def test_an_export_loads_in_plain_transformers_and_its_card_says_what_happened(r
     assert [m["stage"] for m in json.loads((place / "lineage.json").read_text())] == ["base", "sft"]
 
 
+def test_the_card_tells_what_the_chat_template_was_given(run):
+    chain = deliver.lineage(run, "sft")
+    assert "chat template" not in deliver.card(chain)
+    chain[-1]["config"]["prompts"]["chat_kwargs"] = {"enable_thinking": False}
+    assert '- The chat template was given `{"enable_thinking": false}`' in deliver.card(chain)
+
+
 def test_a_stage_that_was_altered_or_whose_parent_was_remade_is_not_exported(run):
     manifest = run / "base" / "manifest.json"
     whole = manifest.read_text()

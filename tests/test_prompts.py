@@ -135,6 +135,20 @@ def test_a_row_that_the_chat_template_refuses_is_named_with_the_templates_words(
         prompts.completion_ids(row, source, chat, [], ends=ends(chat), number=7)
 
 
+@pytest.mark.parametrize(
+    "day", ["{{ strftime_now('%d %b %Y') }}", "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}"]
+)
+def test_a_template_that_tells_the_day_gives_the_same_prompt_on_every_day(chat, day):
+    chat.chat_template = day + TEMPLATE
+    row = {"prompt": "hi", "completion": "yo"}
+    ids = prompts.render_ids(row, Prompts(chat=True), chat)
+    assert ids == chat("26 Jul 2024<user>hi<assistant>").input_ids
+    assert chat.decode(prompts.completion_ids(row, Prompts(chat=True), chat, ids, ends=ends(chat))) == "yo<eos>"
+    if "date_string" in day:
+        asked = prompts.render_ids(row, Prompts(chat=True, chat_kwargs={"date_string": "1 May 2025"}), chat)
+        assert asked == chat("1 May 2025<user>hi<assistant>").input_ids
+
+
 def test_tasks_map_columns_and_a_missing_field_names_row_verifier_and_mend(tokenizer):
     found = prompts.distinct_prompts(ROWS, Prompts(task={"answer": "gold"}), tokenizer)
     assert found[3].task == {"answer": "3"}
