@@ -29,12 +29,13 @@ ROLES = {"Human": "user", "Assistant": "assistant"}
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """columns: what a row must have. hub: where such rows are published."""
+    """columns: what a row must have. hub: where such rows are published. wording: what the format writes around a row."""
 
     convert: Convert
     columns: tuple[str, ...]
     hub: str
     licence: str
+    wording: str | None = None
 
 
 def gsm8k(row: Mapping[str, Any]) -> Row:
@@ -173,8 +174,8 @@ FORMATS: dict[str, Format] = {
         ultrafeedback, ("prompt", "chosen", "rejected"), "HuggingFaceH4/ultrafeedback_binarized", "MIT"
     ),
     "tldr": Format(tldr, ("prompt",), "trl-lib/tldr, trl-lib/tldr-preference", "modified MIT; Reddit posts"),
-    "mbpp": Format(mbpp, ("code", "test_list"), "google-research-datasets/mbpp", "CC BY 4.0"),
-    "countdown": Format(countdown, ("nums", "target"), "Jiayi-Pan/Countdown-Tasks-3to4", "not stated"),
+    "mbpp": Format(mbpp, ("code", "test_list"), "google-research-datasets/mbpp", "CC BY 4.0", MBPP),
+    "countdown": Format(countdown, ("nums", "target"), "Jiayi-Pan/Countdown-Tasks-3to4", "not stated", COUNTDOWN),
     "tulu_rlvr": Format(
         tulu_rlvr, ("messages", "ground_truth", "dataset"), "allenai/RLVR-GSM-MATH-IF-Mixed-Constraints", "ODC-BY"
     ),
@@ -195,6 +196,15 @@ def convert(row: Mapping[str, Any], name: str, *, number: int, where: str) -> Ro
     except (ValueError, TypeError, KeyError, SyntaxError, AttributeError, IndexError) as exc:
         reason = f"{type(exc).__name__}: {exc}" if not isinstance(exc, ValueError) else str(exc)
         raise ValueError(f"{where}: row {number} is not of format {name!r}: {reason}") from exc
+
+
+def own_text(prompt: str, name: str | None) -> str:
+    """The prompt without the words that its format gives to every row."""
+    wording = FORMATS[name].wording if name else None
+    if wording is None:
+        return prompt
+    filled = re.fullmatch("(.*)".join(map(re.escape, re.split(r"\{\w+\}", wording))), prompt, re.DOTALL)
+    return "\n".join(filled.groups()) if filled else prompt
 
 
 def ngrams(text: str, n: int) -> set[tuple[str, ...]]:

@@ -137,9 +137,9 @@ def prompt_text(row: Mapping[str, Any], source: Prompts, *, number: int = 0, whe
 
 
 def own_text(row: Row, source: Prompts) -> str:
-    """What the row itself says in its prompt: the words that a template gives to every row are no sign of a copy."""
+    """What the row itself says in its prompt: what a template or a format gives to every row is no sign of a copy."""
     if source.template is None:
-        return prompt_text(row, source)
+        return formats.own_text(prompt_text(row, source), source.format)
     return "\n".join(str(value) for column, value in row.items() if "{" + column + "}" in source.template)
 
 

@@ -160,5 +160,15 @@ def test_the_words_of_a_template_are_no_sign_of_a_copy():
     assert prompts.split(rows, source, heldout=held).train == rows[:1]
 
 
+def test_the_words_of_a_format_are_no_sign_of_a_copy():
+    rows = [converted("countdown", {"target": target, "nums": [4, 6, 1]}) for target in (24, 23)]
+    assert formats.own_text(rows[0]["prompt"], "countdown") == "[4, 6, 1]\n24"
+    source = Prompts(format="countdown", decontaminate=13, heldout=0.0)
+    assert prompts.split(rows, source, heldout=rows[:1]).train == rows[1:]
+    own = formats.own_text(converted("mbpp", MBPP)["prompt"], "mbpp")
+    assert own.splitlines() == [MBPP["text"], *MBPP["test_list"]]
+    assert formats.own_text("of a column of its own", "countdown") == "of a column of its own"
+
+
 def test_a_text_shorter_than_the_run_matches_only_itself():
     assert formats.contaminated(["hi there", "hi"], ["Hi, there!"], 13) == [0]
