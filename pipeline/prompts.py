@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -25,6 +26,7 @@ from pipeline.seeds import derive
 Row = dict[str, Any]
 MARK = re.compile(r"\{([^{}]+)\}")  # of a column, in a template
 TODAY = date(2024, 7, 26)  # to templates that tell the day (Llama 3.2): the day that theirs give where no clock is
+
 
 @dataclass(frozen=True, slots=True)
 class Split:
@@ -52,10 +54,21 @@ def _converted(rows: list[Row], source: Prompts, where: str) -> list[Row]:
     name = source.format or ""
     if name not in formats.FORMATS:
         raise ConfigError([f"{where}.format: no format {name!r}{nearest(name, formats.FORMATS)}"])
-    try:
-        return [formats.convert(row, name, number=number, where=where) for number, row in enumerate(rows, 1)]
-    except ValueError as exc:
-        raise ConfigError([str(exc)]) from exc
+    out, left_out = list[Row](), Counter[str]()
+    for number, row in enumerate(rows, 1):
+        try:
+            out.append(formats.convert(row, name, number=number, where=where))
+        except formats.Unsupported as exc:
+            left_out[str(exc)] += 1
+        except ValueError as exc:
+            raise ConfigError([str(exc)]) from exc
+    if left_out:
+        asked = ", ".join(f"{what} ({count})" for what, count in left_out.most_common(8))
+        told = f"{where}: left out {left_out.total()} of {len(rows)} rows, which no verifier can judge: {asked}"
+        if not out:
+            raise ConfigError([told])
+        print(told)
+    return out
 
 
 def _procedural(source: Prompts, seed: int, where: str, dirs: Sequence[str]) -> list[Row]:
