@@ -35,7 +35,7 @@ class Unsupported(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """columns: what a row must have. hub: where such rows are published. wording: what the format writes around a row."""
+    """columns: what a row must have. hub: where such rows are published. wording: what is written around every row."""
 
     convert: Convert
     columns: tuple[str, ...]

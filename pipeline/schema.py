@@ -67,7 +67,7 @@ class Prompts:
     task: dict[str, str] | None = None  # the verifier's field -> the column; None: the column `task`, or all columns
     system: str | None = None
     chat: bool = False  # put a plain-text prompt into the chat template as the user's turn
-    chat_kwargs: dict[str, Any] = field(default_factory=dict)  # to the template, as {enable_thinking: false, date_string: 1 May 2025}
+    chat_kwargs: dict[str, Any] = field(default_factory=dict)  # to the template, as {enable_thinking: false}
     max_prompt_tokens: Positive | None = None
 
 

@@ -137,7 +137,7 @@ def test_a_row_that_the_chat_template_refuses_is_named_with_the_templates_words(
 
 @pytest.mark.parametrize(
     "day",
-    ["{{ strftime_now('%d %b %Y') }}", "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}"],
+    ["{{ strftime_now('%d %b %Y') }}", "{{ date_string if date_string else strftime_now('%d %b %Y') }}"],
 )
 def test_a_template_that_tells_the_day_gives_the_same_prompt_on_every_day(chat, day):
     chat.chat_template = day + TEMPLATE
