@@ -226,10 +226,16 @@ def _last(chain: Sequence[Mapping[str, Any]], name: str) -> str:
     return _first(list(reversed(chain)), name)
 
 
-def exported(run: Path) -> Path:
+def exported(run: Path) -> Path | None:
+    """The run's export, if there is one. Raises ConfigError where its stage was trained again since."""
     place = run / "export"
     if not (place / "config.json").is_file():
-        raise ConfigError([f"{place}: not exported yet; make export RUN={run}"])
+        return None
+    if (place / "lineage.json").is_file():
+        made = json.loads((place / "lineage.json").read_text())[-1]
+        present = read_manifest(run / made["stage"] / "manifest.json")
+        if present is not None and manifest_sha(present) != manifest_sha(made):
+            raise ConfigError([f"{place}: of a {made['stage']!r} that was trained again since; make export RUN={run}"])
     return place
 
 
@@ -239,6 +245,8 @@ def push(run: Path, words: Sequence[str]) -> str:
     if "/" not in asked.get("repo", ""):
         raise ConfigError(["push: name the repository, as repo=me/my-model"])
     place = exported(run)
+    if place is None:
+        raise ConfigError([f"{run / 'export'}: not exported yet; make export RUN={run}"])
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
@@ -253,7 +261,7 @@ def push(run: Path, words: Sequence[str]) -> str:
 
 def newest(run: Path) -> Path:
     """What a run hands out: its export where there is one, else the stage `policy_stage` chooses."""
-    return run / "export" if (run / "export" / "config.json").is_file() else run / policy_stage(run) / "model"
+    return exported(run) or run / policy_stage(run) / "model"
 
 
 # log-probs of the sampling distribution, and no sampling setting of the model's own: pipeline/generate.py says why

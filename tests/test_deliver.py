@@ -107,6 +107,23 @@ def test_the_server_gets_the_export_where_there_is_one(run):
     assert str(run / "export") in deliver.serve_command(run, [])
 
 
+def test_an_export_of_what_was_trained_again_since_is_not_handed_out(run):
+    deliver.export(run, [])
+    path = run / "sft" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "wall_s": 7.0}))
+    assert deliver.newest(run) == run / "export", "made slower, but the same"
+    path.write_text(json.dumps({**manifest, "outputs": {**manifest["outputs"], "model/model.safetensors": "0"}}))
+    for hand_out in (
+        lambda: deliver.serve_command(run, []),
+        lambda: deliver.harness_command(run, ["tasks=gsm8k"]),
+        lambda: deliver.push(run, ["repo=me/x"]),
+    ):
+        with pytest.raises(ConfigError, match=f"of a 'sft' that was trained again since; make export RUN={run}"):
+            hand_out()
+    assert deliver.serve_command(run, ["stage=sft"]), "a stage that is named needs no export"
+
+
 def test_the_harness_is_asked_for_the_tasks_on_what_the_run_hands_out(run):
     command = deliver.harness_command(run, ["tasks=gsm8k", "num_fewshot=5", "apply_chat_template="])
     assert command[command.index("--model_args") + 1] == f"pretrained={run / 'sft' / 'model'}"
