@@ -27,6 +27,8 @@ FIGURES = (
     "distinct_answers",
     "entropy",
 )
+# keys of generation_config.json that say nothing of sampling
+OF_THE_MODEL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version")
 CONTROLS = {
     "random_control_accuracy": "the same chain keeping as many samples a prompt, chosen blindly",
     "shuffled_spearman": "rank correlation of the control trained on shuffled labels",
@@ -108,14 +110,17 @@ def _merge(place: Path) -> None:
 
 
 def _generation_config(place: Path, sampling: Mapping[str, Any]) -> None:
-    """The sampling the model was judged at, so that a plain `generate` gives what the card says."""
+    """The sampling the model was judged at, so that a plain `generate` gives what the card says. Of the base's own
+    nothing stays that would change it: Qwen2.5 ships a repetition penalty."""
     path = place / "generation_config.json"
-    config = json.loads(path.read_text()) if path.is_file() else {}
-    config |= {
+    base = json.loads(path.read_text()) if path.is_file() else {}
+    config = {key: base[key] for key in OF_THE_MODEL if key in base} | {
         "do_sample": True,
         "temperature": sampling["temperature"],
         "top_p": sampling["top_p"],
         "top_k": sampling["top_k"],
+        "min_p": sampling["min_p"],
+        "repetition_penalty": sampling["repetition_penalty"],
         "max_new_tokens": sampling["max_tokens"],
     }
     atomic_write(path, dump_json(config, indent=2) + "\n")

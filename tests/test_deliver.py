@@ -50,6 +50,19 @@ def test_an_export_loads_in_plain_transformers_and_its_card_says_what_happened(r
     assert [m["stage"] for m in json.loads((place / "lineage.json").read_text())] == ["base", "sft"]
 
 
+def test_an_export_samples_as_the_run_did_and_as_nothing_of_the_base_says(run, tmp_path):
+    from transformers import GenerationConfig
+
+    place = tmp_path / "model"
+    place.mkdir()
+    base = {"eos_token_id": [5, 2], "repetition_penalty": 1.1, "no_repeat_ngram_size": 3, "typical_p": 0.9, "top_k": 20}
+    (place / "generation_config.json").write_text(json.dumps(base))
+    deliver._generation_config(place, deliver.lineage(run, "sft")[-1]["config"]["sampling"])
+    config = GenerationConfig.from_pretrained(place)
+    assert config.eos_token_id == [5, 2] and (config.repetition_penalty, config.min_p, config.top_k) == (1.0, 0.0, 0)
+    assert not config.no_repeat_ngram_size and config.typical_p in (None, 1.0)
+
+
 def test_the_card_tells_what_the_chat_template_was_given(run):
     chain = deliver.lineage(run, "sft")
     assert "chat template" not in deliver.card(chain)
