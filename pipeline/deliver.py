@@ -253,12 +253,14 @@ def push(run: Path, words: Sequence[str]) -> str:
     if place is None:
         raise ConfigError([f"{run / 'export'}: not exported yet; make export RUN={run}"])
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     hub = HfApi()
     try:
         hub.create_repo(asked["repo"], private=asked.get("private", "true") != "false", exist_ok=True)
         return str(hub.upload_folder(folder_path=str(place), repo_id=asked["repo"]))
+    except HFValidationError as exc:
+        raise ConfigError([f"push: repo={asked['repo']}: {' '.join(str(exc).split())[:200]}"]) from exc
     except (LocalTokenNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as exc:
         reason = " ".join(str(exc).split())[:200]
         raise ConfigError([f"push: the Hub refused or is away: {reason}; log in with `hf auth login`"]) from exc

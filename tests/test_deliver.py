@@ -113,6 +113,14 @@ def test_pushing_needs_an_export_and_a_repository(run):
         deliver.push(run, ["repo=me/x"])
 
 
+@pytest.mark.parametrize("repo", ["me/a b", "a/b/c"])
+def test_a_name_that_the_hub_would_not_take_is_told_in_one_line(run, repo):
+    deliver.export(run, [])
+    with pytest.raises(ConfigError, match=f"^push: repo={repo}: .*Repo id") as error:
+        deliver.push(run, [f"repo={repo}"])
+    assert "\n" not in str(error.value)
+
+
 def test_the_server_gets_the_export_where_there_is_one(run):
     before = deliver.serve_command(run, ["port=8001", "max_model_len=64"])
     assert str(run / "sft" / "model") in before and before[-4:] == ["--port", "8001", "--max-model-len", "64"]
