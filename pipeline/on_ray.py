@@ -28,6 +28,7 @@ from pipeline.generate import (
     prepare_vllm_environment,
     sampling_fields,
 )
+from pipeline.model_dir import is_local
 from pipeline.schema import Generate, Model, Sampling
 from pipeline.served import Checkpoints, gather_for
 
@@ -41,7 +42,7 @@ class RayGenerator:
     name = "ray"
 
     def __init__(self, model_dir: str, model: Model, generate: Generate, *, max_model_len: int) -> None:
-        self.model_source = str(Path(model_dir).resolve())
+        self.model_source = str(Path(model_dir).resolve()) if is_local(model_dir) else model_dir
         self.checkpoints = Checkpoints(model_dir, generate.weights_dir)
         self.options = {**engine_options(model, max_model_len=max_model_len), **generate.vllm}
         self.fields: dict[str, Any] = {"batch_size": 64, "concurrency": 1, "log_engine_metrics": False, **generate.ray}
@@ -72,8 +73,8 @@ class RayGenerator:
         ]
 
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        gather_for(self.checkpoints.write, once_where_tied(weights, ()))  # a fresh engine makes the second name itself
-        self.model_source = str(self.checkpoints.newest)
+        once = once_where_tied(weights, ())  # a fresh engine makes the second name itself
+        self.model_source = str(gather_for(self.checkpoints.write, once))
 
     def _asked(self, asked: Sequence[tuple[list[int], dict[str, Any]]]) -> list[dict[str, Any]]:
         """vLLM's answers in the order of (token ids, fields of SamplingParams)."""

@@ -7,9 +7,12 @@ and every data set of a run: SFT rows, preference pairs and rollouts all pass `s
 from __future__ import annotations
 
 import json
+import re
 import zlib
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,8 @@ from pipeline.schema import Prompts
 from pipeline.seeds import derive
 
 Row = dict[str, Any]
+MARK = re.compile(r"\{([^{}]+)\}")  # of a column, in a template
+TODAY = date(2024, 7, 26)  # to templates that tell the day (Llama 3.2): the day that theirs give where no clock is
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +54,21 @@ def _converted(rows: list[Row], source: Prompts, where: str) -> list[Row]:
     name = source.format or ""
     if name not in formats.FORMATS:
         raise ConfigError([f"{where}.format: no format {name!r}{nearest(name, formats.FORMATS)}"])
-    try:
-        return [formats.convert(row, name, number=number, where=where) for number, row in enumerate(rows, 1)]
-    except ValueError as exc:
-        raise ConfigError([str(exc)]) from exc
+    out, left_out = list[Row](), Counter[str]()
+    for number, row in enumerate(rows, 1):
+        try:
+            out.append(formats.convert(row, name, number=number, where=where))
+        except formats.Unsupported as exc:
+            left_out[str(exc)] += 1
+        except ValueError as exc:
+            raise ConfigError([str(exc)]) from exc
+    if left_out:
+        asked = ", ".join(f"{what} ({count})" for what, count in left_out.most_common(8))
+        told = f"{where}: left out {left_out.total()} of {len(rows)} rows, which no verifier can judge: {asked}"
+        if not out:
+            raise ConfigError([told])
+        print(told)
+    return out
 
 
 def _procedural(source: Prompts, seed: int, where: str, dirs: Sequence[str]) -> list[Row]:
@@ -134,18 +150,15 @@ def prompt_text(row: Mapping[str, Any], source: Prompts, *, number: int = 0, whe
 
 
 def own_text(row: Row, source: Prompts) -> str:
-    """What the row itself says in its prompt: the words that a template gives to every row are no sign of a copy."""
+    """What the row itself says in its prompt: what a template or a format gives to every row is no sign of a copy."""
     if source.template is None:
-        return prompt_text(row, source)
+        return formats.own_text(prompt_text(row, source), source.format)
     return "\n".join(str(value) for column, value in row.items() if "{" + column + "}" in source.template)
 
 
 def _prompt_value(row: Mapping[str, Any], source: Prompts, number: int, where: str) -> str | list[dict[str, str]]:
-    if source.template is not None:
-        out = source.template
-        for column, value in row.items():
-            out = out.replace("{" + column + "}", str(value))
-        return out
+    if source.template is not None:  # only its own marks are filled: a value may hold {answer} as its words
+        return MARK.sub(lambda mark: str(row[mark[1]]) if mark[1] in row else mark[0], source.template)
     if source.prompt in row:
         return row[source.prompt]
     if "messages" in row:  # TRL's conversational language-modelling format: the last turn is the completion
@@ -240,7 +253,7 @@ def render_ids(
         if label and turn["role"] == "user":
             turn["content"] = label + turn["content"]
             break
-    return _chat_ids(tokenizer, messages, source, add_generation_prompt=True)
+    return _chat_ids(tokenizer, messages, source, number, add_generation_prompt=True)
 
 
 def in_chat(row: Mapping[str, Any], source: Prompts, number: int = 0) -> bool:
@@ -258,12 +271,20 @@ def _messages(row: Mapping[str, Any], source: Prompts, number: int) -> list[dict
     return messages
 
 
-def _chat_ids(tokenizer: Any, messages: list[dict[str, str]], source: Prompts, **how: Any) -> list[int]:
+def _chat_ids(tokenizer: Any, messages: list[dict[str, str]], source: Prompts, number: int, **how: Any) -> list[int]:
+    from jinja2 import TemplateError
+
     if tokenizer.chat_template is None:
         mend = "set model.chat_template, or give prompts as text"
         raise ConfigError([f"prompts: the rows are messages and the tokenizer has no chat template; {mend}"])
     how = {**source.chat_kwargs, **how, "tokenize": True, "return_dict": False}
-    return list(tokenizer.apply_chat_template(messages, **how))
+    if "strftime_now" in str(tokenizer.chat_template):  # a run that goes on another day has the same prompts
+        how.setdefault("strftime_now", TODAY.strftime)
+    try:
+        return list(tokenizer.apply_chat_template(messages, **how))
+    except TemplateError as exc:
+        row = f"row {number}: " if number else ""
+        raise ConfigError([f"prompts: {row}the chat template refuses it: {' '.join(str(exc).split())[:200]}"]) from exc
 
 
 def completion_ids(
@@ -285,7 +306,7 @@ def completion_ids(
         ids = list(tokenizer(text, add_special_tokens=False).input_ids)
         return ids if ids and ids[-1] in ends else [*ids, tokenizer.eos_token_id]
     answer = [{"role": "assistant", "content": value}] if isinstance(value, str) else list(value)
-    whole = _chat_ids(tokenizer, [*_messages(row, source, number), *answer], source)
+    whole = _chat_ids(tokenizer, [*_messages(row, source, number), *answer], source, number)
     if whole[: len(prompt_ids)] != list(prompt_ids):
         mend = "give prompt and completion as text, or a template that only appends"
         raise ConfigError([f"prompts: row {number}: the chat template changes the prompt once it is answered; {mend}"])

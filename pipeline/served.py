@@ -1,7 +1,7 @@
 """A vLLM server as the generator: rollouts over HTTP, token ids in and out; weights through a directory both sides see.
 
 The server runs on other GPUs or another machine: `python -m pipeline serve RUN stage=sft rollouts=true port=8000`.
-After each update rank 0 writes a checkpoint into `generate.weights_dir` and has every server reload it, the tied head
+After each update rank 0 writes a checkpoint under `generate.weights_dir` and has every server reload it, the tied head
 by its own name too; the canary then compares both sides as it does in process. TRL calls this mode `server`.
 The batch a request shares depends on when it arrives, so here a run resumed is not the same to the last bit.
 """
@@ -9,15 +9,18 @@ The batch a request shares depends on when it arrives, so here a run resumed is 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
 import time
 import urllib.error
 import urllib.request
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -26,44 +29,54 @@ from pipeline.config import ConfigError
 from pipeline.generate import OnDone, Request, Sample, once_where_tied
 from pipeline.schema import Generate, Sampling
 
+T = TypeVar("T")
 AT_ONCE = 256  # requests in flight: the server batches what is there
 TIMEOUT_S = 1800.0
 UNKNOWN_NAME = "no module or parameter named"  # vLLM's words
 
 
 class Checkpoints:
-    """A directory that trainer and samplers see, and the weights that pass through it: each under a new name, so that
-    who still reads the last ones is not disturbed; those are kept, older ones go."""
+    """Weights on their way, in a directory of this writer's own under one that trainer and samplers see: each under a
+    new name, so that who still reads the last ones is not disturbed; those are kept, older ones go, and all at the end.
+
+    model_dir: whose config they get, a directory or a Hub id.
+    """
 
     def __init__(self, model_dir: str, weights_dir: str) -> None:
-        self.model_dir, self.weights_dir = Path(model_dir), Path(weights_dir)
-
-    @property
-    def newest(self) -> Path:
-        return max(self.weights_dir.glob("[0-9]" * 6)).resolve()
+        self.model_dir = model_dir
+        own = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"  # two runs may share weights_dir
+        self.place = Path(weights_dir).resolve() / own
+        self.written = 0
+        weakref.finalize(self, _removed, self.place, os.getpid())
 
     def write(self, weights: dict[str, torch.Tensor]) -> Path:
         from safetensors.torch import save_file
+        from transformers import PreTrainedConfig
 
-        known = sorted(self.weights_dir.glob("[0-9]" * 6))
-        place = (self.weights_dir / f"{int(known[-1].name) + 1 if known else 1:06d}").resolve()
+        self.written += 1
+        place = self.place / f"{self.written:06d}"
         place.mkdir(parents=True)
-        shutil.copy(self.model_dir / "config.json", place)
+        config, _ = PreTrainedConfig.get_config_dict(self.model_dir)
+        (place / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
-        for old in known[:-1]:
+        for old in sorted(self.place.iterdir())[:-2]:
             shutil.rmtree(old, ignore_errors=True)
         return place
 
 
-def gather_for(main: Callable[[dict[str, torch.Tensor]], object], weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Give copies of the weights to `main` on the first rank. All ranks call it, for each may hold a part, and wait."""
+def _removed(place: Path, writer: int) -> None:
+    if os.getpid() == writer:  # not by a process forked from it, which may end before
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def gather_for(main: Callable[[dict[str, torch.Tensor]], T], weights: Iterable[tuple[str, torch.Tensor]]) -> T:
+    """Give copies of the weights to `main` on the first rank; what it returns, on all. All ranks call it, for each may
+    hold a part, and wait."""
     whole = {}
     for name, tensor in weights:  # which the others help to gather, one after the other
         if ranks.is_main():
             whole[name] = tensor.detach().cpu().contiguous().clone()
-    if ranks.is_main():
-        main(whole)
-    ranks.barrier()
+    return ranks.from_main(lambda: main(whole))
 
 
 class ServedGenerator:

@@ -39,7 +39,9 @@ export HF_HUB_OFFLINE=${{HF_HUB_OFFLINE:-1}}
 asked_to_stop=0
 trap 'asked_to_stop=1; kill -TERM "$step"' TERM  # srun passes it on to every launcher, and that to its ranks
 
-srun --kill-on-bad-exit=1 bash -c '{python} -m accelerate.commands.launch --config_file {launch_file} \\
+# since Slurm 22.05 a step no longer takes the job's own cpus-per-task, and all would share one core
+srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \\
+  bash -c '{python} -m accelerate.commands.launch --config_file {launch_file} \\
   --num_machines "$SLURM_NNODES" --num_processes "$((SLURM_NNODES * {gpus}))" --machine_rank "$SLURM_NODEID" \\
   --main_process_ip "$0" --main_process_port {port} -m pipeline {words}' "$head" &
 step=$!

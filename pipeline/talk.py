@@ -36,12 +36,11 @@ class Voice:
     """A run's model and how it is asked."""
 
     place: Path
-    model: Model
     source: Prompts
     sampling: Sampling
     tokenizer: Any
     label: str
-    guidance: float
+    generator: TransformersGenerator
     seed: int
 
     def ids(self, value: str | list[dict[str, str]], label: str) -> tuple[int, ...]:
@@ -50,16 +49,12 @@ class Voice:
     def answer(self, values: Sequence[str | list[dict[str, str]]], samples: int) -> list[list[str]]:
         """`samples` answers to each prompt (text, or the turns so far)."""
         asked = [self.ids(value, self.label) for value in values]
-        settings = Generate(backend="transformers")
-        if self.guidance == 1.0 or not self.label:
-            generator = TransformersGenerator(str(self.place), self.model, settings)
-        else:
-            bare = {ids: self.ids(value, "") for ids, value in zip(asked, values, strict=True)}
-            generator = Guided(str(self.place), self.model, settings, bare=bare, scale=self.guidance)
-        ends = models.end_ids(self.tokenizer, generator.model)
+        if isinstance(self.generator, Guided):
+            self.generator.bare = {ids: self.ids(value, "") for ids, value in zip(asked, values, strict=True)}
+        ends = models.end_ids(self.tokenizer, self.generator.model)
         requests = [Request(ids, derive(self.seed, "talk", place, sample), self.sampling.max_tokens)
                     for place, ids in enumerate(asked) for sample in range(samples)]  # fmt: skip
-        texts = [self.text(drawn, ends) for drawn in generator.sample(requests, self.sampling, ends)]
+        texts = [self.text(drawn, ends) for drawn in self.generator.sample(requests, self.sampling, ends)]
         return [texts[start : start + samples] for start in range(0, len(texts), samples)]
 
     def text(self, drawn: Sample, ends: frozenset[int]) -> str:
@@ -80,10 +75,34 @@ def open_voice(run: Path, asked: Mapping[str, str]) -> Voice:
     temperature = max(number(asked, "temperature", sampling.temperature, low=0.0), GREEDY)
     sampling = replace(sampling, temperature=temperature,
                        max_tokens=int(number(asked, "max_tokens", sampling.max_tokens, low=1)))  # fmt: skip
-    source = replace(TypeAdapter(Prompts).validate_python(config["prompts"]), template=None, prompt="prompt")
-    model = TypeAdapter(Model).validate_python(config["model"])
-    return Voice(place, model, source, sampling, models.load_tokenizer(str(place), model), label,
-                 number(asked, "guidance", 1.0, low=0.0), int(number(asked, "seed", 0, low=0)))  # fmt: skip
+    model, settings = TypeAdapter(Model).validate_python(config["model"]), Generate(backend="transformers")
+    tokenizer = models.load_tokenizer(str(place), model)
+    source = TypeAdapter(Prompts).validate_python(config["prompts"])
+    chat = in_chat(source, tokenizer, config.get("verifier_dirs", ()))
+    source = replace(source, template=None, prompt="prompt", chat=chat)
+    guidance, seed = number(asked, "guidance", 1.0, low=0.0), int(number(asked, "seed", 0, low=0))
+    if guidance == 1.0 or not label:
+        generator = TransformersGenerator(str(place), model, settings)
+    else:
+        generator = Guided(str(place), model, settings, bare={}, scale=guidance)
+    return Voice(place, source, sampling, tokenizer, label, generator, seed)
+
+
+def in_chat(source: Prompts, tokenizer: Any, dirs: Sequence[str]) -> bool:
+    """Did the run's prompts go through the chat template: its config says so, or its rows are messages.
+
+    Warns where the rows cannot be read any more.
+    """
+    if source.chat or source.system is not None:
+        return True
+    if tokenizer.chat_template is None:
+        return False
+    few = replace(source, rows=min(source.rows or 100, 100))
+    try:
+        return prompts.in_chat(prompts.load_rows(few, seed=0, dirs=dirs)[0], source, 1)
+    except ConfigError as exc:
+        print(f"warning: {exc}; asked as plain text, not through the chat template", file=sys.stderr, flush=True)
+        return False
 
 
 def number(asked: Mapping[str, str], key: str, default: float, *, low: float) -> float:
@@ -102,9 +121,10 @@ def generate(run: Path, words: Sequence[str]) -> None:
     asked = options(words, (*WORDS, "prompt", "prompts", "samples", "to"))
     if ("prompt" in asked) == ("prompts" in asked):
         raise ConfigError(["generate: give prompt=TEXT, or prompts=FILE.jsonl with a column prompt"])
-    voice = open_voice(run, asked)
     values = [asked["prompt"]] if "prompt" in asked else list(prompt_column(Path(asked["prompts"])))
-    answers = voice.answer(values, int(number(asked, "samples", 1, low=1)))
+    samples = int(number(asked, "samples", 1, low=1))
+    voice = open_voice(run, asked)
+    answers = voice.answer(values, samples)
     lines = [json.dumps({"prompt": value, "completion": text, "label": voice.label}, ensure_ascii=False)
              for value, texts in zip(values, answers, strict=True) for text in texts]  # fmt: skip
     if "to" in asked:
@@ -127,7 +147,7 @@ def chat(run: Path, words: Sequence[str]) -> None:
     """Line by line until the input ends. A model of the chat template hears all turns, another the last line alone."""
     voice = open_voice(run, options(words, WORDS))
     turns: list[dict[str, str]] = []
-    remembers = voice.source.chat or voice.source.system is not None
+    remembers = voice.source.chat
     shown = f", asked for {voice.label.strip()!r}" if voice.label else ""
     print(f"{voice.place}{shown}; an empty line or Ctrl-D ends", flush=True)
     while True:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import measure, scale, step
+from benchmarks import learn, measure, scale, score, step
 from benchmarks.workload import Workload, lay_out
 from pipeline import models
 from pipeline.schema import Model
@@ -34,6 +37,39 @@ def test_a_side_that_samples_twice_the_tokens_in_twice_the_time_is_no_slower() -
     }
     assert step.ratio(steps, "theirs") == pytest.approx(1)
     assert step.summary(steps)["ours"]["tokens_per_cpu_s"] == pytest.approx(75)  # the median of 100 and 50
+
+
+def test_a_side_that_never_reached_the_target_makes_the_ratio_a_bound() -> None:
+    def side(cpu: float, reached: bool = True) -> dict[str, Any]:
+        return {"cpu": cpu, "reached": reached}
+
+    assert learn.better({"ours": side(10), "trl_hf": side(30), "trl_vllm": side(40)}, "cpu") == 3
+    missed = {"ours": side(10), "trl_hf": side(30, False), "trl_vllm": side(40)}
+    assert learn.better(missed, "cpu") == 3 and not learn.cheapest(missed, ours=False)["reached"]
+    assert learn.better({"ours": side(10, False), "trl_hf": side(30)}, "cpu") == 0
+    assert learn.better({"ours": side(1, False), "ours_transformers": side(10), "trl_hf": side(30)}, "cpu") == 3
+
+
+def _meets_another(program: str) -> bool:
+    """Whether a second answer is looked at while this one is."""
+    place = Path(os.environ["MEETING"])
+    (place / str(os.getpid())).touch()
+    until = time.monotonic() + 20
+    while len(list(place.iterdir())) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    return len(list(place.iterdir())) == 2
+
+
+def test_human_evals_way_grades_as_many_at_once_as_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEETING", str(tmp_path))
+    monkeypatch.setattr(score.sandbox, "size", lambda: 2)
+    monkeypatch.setattr(score, "_check_correctness", _meets_another)
+    score.graders.cache_clear()
+    try:
+        score.by_human_eval(2)
+    finally:
+        score.graders().shutdown()
+        score.graders.cache_clear()
 
 
 def test_what_one_benchmark_found_stays_when_another_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,26 @@ def test_an_export_loads_in_plain_transformers_and_its_card_says_what_happened(r
     assert [m["stage"] for m in json.loads((place / "lineage.json").read_text())] == ["base", "sft"]
 
 
+def test_an_export_samples_as_the_run_did_and_as_nothing_of_the_base_says(run, tmp_path):
+    from transformers import GenerationConfig
+
+    place = tmp_path / "model"
+    place.mkdir()
+    base = {"eos_token_id": [5, 2], "repetition_penalty": 1.1, "no_repeat_ngram_size": 3, "typical_p": 0.9, "top_k": 20}
+    (place / "generation_config.json").write_text(json.dumps(base))
+    deliver._generation_config(place, deliver.lineage(run, "sft")[-1]["config"]["sampling"])
+    config = GenerationConfig.from_pretrained(place)
+    assert config.eos_token_id == [5, 2] and (config.repetition_penalty, config.min_p, config.top_k) == (1.0, 0.0, 0)
+    assert not config.no_repeat_ngram_size and config.typical_p in (None, 1.0)
+
+
+def test_the_card_tells_what_the_chat_template_was_given(run):
+    chain = deliver.lineage(run, "sft")
+    assert "chat template" not in deliver.card(chain)
+    chain[-1]["config"]["prompts"]["chat_kwargs"] = {"enable_thinking": False}
+    assert '- The chat template was given `{"enable_thinking": false}`' in deliver.card(chain)
+
+
 def test_a_stage_that_was_altered_or_whose_parent_was_remade_is_not_exported(run):
     manifest = run / "base" / "manifest.json"
     whole = manifest.read_text()
@@ -93,11 +113,36 @@ def test_pushing_needs_an_export_and_a_repository(run):
         deliver.push(run, ["repo=me/x"])
 
 
+@pytest.mark.parametrize("repo", ["me/a b", "a/b/c"])
+def test_a_name_that_the_hub_would_not_take_is_told_in_one_line(run, repo):
+    deliver.export(run, [])
+    with pytest.raises(ConfigError, match=f"^push: repo={repo}: .*Repo id") as error:
+        deliver.push(run, [f"repo={repo}"])
+    assert "\n" not in str(error.value)
+
+
 def test_the_server_gets_the_export_where_there_is_one(run):
     before = deliver.serve_command(run, ["port=8001", "max_model_len=64"])
     assert str(run / "sft" / "model") in before and before[-4:] == ["--port", "8001", "--max-model-len", "64"]
     deliver.export(run, [])
     assert str(run / "export") in deliver.serve_command(run, [])
+
+
+def test_an_export_of_what_was_trained_again_since_is_not_handed_out(run):
+    deliver.export(run, [])
+    path = run / "sft" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "wall_s": 7.0}))
+    assert deliver.newest(run) == run / "export", "made slower, but the same"
+    path.write_text(json.dumps({**manifest, "outputs": {**manifest["outputs"], "model/model.safetensors": "0"}}))
+    for hand_out in (
+        lambda: deliver.serve_command(run, []),
+        lambda: deliver.harness_command(run, ["tasks=gsm8k"]),
+        lambda: deliver.push(run, ["repo=me/x"]),
+    ):
+        with pytest.raises(ConfigError, match=f"of a 'sft' that was trained again since; make export RUN={run}"):
+            hand_out()
+    assert deliver.serve_command(run, ["stage=sft"]), "a stage that is named needs no export"
 
 
 def test_the_harness_is_asked_for_the_tasks_on_what_the_run_hands_out(run):

@@ -48,11 +48,15 @@ SANITIZED = {
 }
 COUNTDOWN = {"target": 24, "nums": [4, 6, 1]}
 TULU = {"messages": [USER], "ground_truth": "72", "dataset": "gsm8k", "constraint": None}
-IFEVAL = {
-    "messages": [USER],
-    "ground_truth": json.dumps({"func_name": "validate_lowercase", "N": None}),
-    "dataset": "ifeval",
-}
+ARGUMENTS = (
+    "N quantifier end_phrase keyword_list word forbidden_words letter i first_word postscript_marker options "
+    "section_splitter original_prompt"
+).split()
+
+
+def ifeval(name, **given):
+    truth = {"func_name": name, **dict.fromkeys(ARGUMENTS), **given}
+    return {"messages": [USER], "ground_truth": json.dumps(truth), "dataset": "ifeval"}
 
 
 def converted(name, row):
@@ -117,7 +121,52 @@ def test_countdown_and_tulu_give_what_their_verifiers_need():
     task = converted("tulu_rlvr", TULU)["task"]
     assert task["verifier"] == "math_answer" and task["gold"] == "72"
     assert verifiers.load("math_answer").grade(["The answer is 72."], [task])[0].status == "pass"
-    assert converted("tulu_rlvr", IFEVAL)["task"]["func_name"] == "validate_lowercase"
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "right", "wrong"),
+    [
+        ("verify_keywords", {"keyword_list": ["tea", "cup"]}, "A cup of tea.", "A cup of milk."),
+        ("validate_forbidden_words", {"forbidden_words": ["tea"]}, "A cup of milk.", "Tea."),
+        ("verify_letter_frequency", {"letter": "z", "N": 2}, "a zigzag", "zig zag zoo"),
+        ("validate_word_constraint", {"N": 3, "quantifier": "at least"}, "one two three", "one two"),
+        ("validate_word_constraint", {"N": 20, "quantifier": "around"}, "word " * 22, "word " * 23),
+        ("verify_sentence_constraint", {"N": 1, "quantifier": "at most"}, "One here.", "One here. Two here."),
+        ("verify_sentence_constraint", {"N": 3, "quantifier": "around"}, "One here. Two here.", "One here."),
+        ("verify_postscript", {"postscript_marker": "P.P.S."}, "Hi.\n\nP.P.S. Bring Bob.", "Hi.\n\nP.S. Bring Bob."),
+        ("validate_placeholders", {"N": 2}, "[name] at [address]", "[name] at home"),
+        ("verify_bullet_points", {"N": 2}, "* one\n* two", "* one\n* two\n* three"),
+        ("validate_title", {}, "<<poem>>\nRoses", "poem\nRoses"),
+        ("validate_highlighted_sections", {"N": 2}, "*one* and *two*", "*one* and two"),
+        ("validate_sections", {"N": 2, "section_splitter": "Part"}, "Part 1\na\nPart 2\nb", "Part 1\na"),
+        ("validate_json_format", {}, '{"a": "b"}', "a: b"),
+        ("validate_repeat_prompt", {"original_prompt": "Name a colour"}, "Name a colour\nBlue", "Blue"),
+        ("validate_uppercase", {}, "BLUE", "Blue"),
+        ("validate_lowercase", {}, "blue", "Blue"),
+        ("validate_end", {"end_phrase": "The end"}, "Blue. The end", "The end of blue"),
+        ("validate_quotation", {}, '"Blue."', '"Blue".'),
+        ("validate_no_commas", {}, "Blue and red.", "Blue, red."),
+    ],
+)
+def test_a_constraint_of_tulu_is_graded_by_the_verifier_that_means_the_same(name, given, right, wrong):
+    task = converted("tulu_rlvr", ifeval(name, **given))["task"]
+    for verifier in ("instructions", task["verifier"]):
+        verdicts = verifiers.load(verifier).grade([right, wrong], [task, task])
+        assert [v.status for v in verdicts] == ["pass", "fail"]
+
+
+def test_rows_of_tulu_that_no_verifier_can_judge_are_left_out_and_told(tmp_path, capsys):
+    unknown = ifeval("validate_two_responses")
+    rows = [TULU, unknown, ifeval("verify_postscript", postscript_marker="Before I forget:"), unknown]
+    path = tmp_path / "tulu.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in [*rows, ifeval("verify_bullet_points")]))
+    read = prompts.load_rows(Prompts(path=str(path), format="tulu_rlvr"), seed=1)
+    assert [row["task"]["verifier"] for row in read] == ["math_answer"]
+    told = "left out 4 of 5 rows, which no verifier can judge: validate_two_responses (2), verify_postscript (1)"
+    assert told in capsys.readouterr().out
+    path.write_text(json.dumps(unknown))
+    with pytest.raises(ConfigError, match=r"left out 1 of 1 rows, .*: validate_two_responses \(1\)"):
+        prompts.load_rows(Prompts(path=str(path), format="tulu_rlvr"), seed=1)
 
 
 @pytest.mark.parametrize("name", formats.FORMATS)
@@ -158,6 +207,16 @@ def test_the_words_of_a_template_are_no_sign_of_a_copy():
     rows = [{"question": "How many marbles does Carl have in total?"}, {"question": "So " + copied}]
     held = [{"question": "How many coins does Dora have in total?"}, {"question": copied}]
     assert prompts.split(rows, source, heldout=held).train == rows[:1]
+
+
+def test_the_words_of_a_format_are_no_sign_of_a_copy():
+    rows = [converted("countdown", {"target": target, "nums": [4, 6, 1]}) for target in (24, 23)]
+    assert formats.own_text(rows[0]["prompt"], "countdown") == "[4, 6, 1]\n24"
+    source = Prompts(format="countdown", decontaminate=13, heldout=0.0)
+    assert prompts.split(rows, source, heldout=rows[:1]).train == rows[1:]
+    own = formats.own_text(converted("mbpp", MBPP)["prompt"], "mbpp")
+    assert own.splitlines() == [MBPP["text"], *MBPP["test_list"]]
+    assert formats.own_text("of a column of its own", "countdown") == "of a column of its own"
 
 
 def test_a_text_shorter_than_the_run_matches_only_itself():

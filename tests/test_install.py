@@ -123,11 +123,13 @@ def test_an_environment_is_installed_again_when_a_lock_changes(tmp_path: Path, m
     assert install.fingerprint("cpu") != before
 
 
-def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     # the tests themselves may run under `make test ARGS=...`, whose variables would reach this make
     clean = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
     command = ["make", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, env=clean | environment, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 def test_help_lists_every_target() -> None:
@@ -154,3 +156,13 @@ def test_a_target_without_what_it_needs_says_so_in_one_line_and_exits_2(target: 
 def test_a_stage_goes_through_the_command_line_with_its_settings() -> None:
     done = make("--dry-run", "grpo", "CONFIG=a.yaml", "SET=grpo.steps=3 seed=2", "VENV=.venv")
     assert done.stdout.splitlines()[-1] == ".venv/bin/python -m pipeline grpo a.yaml grpo.steps=3 seed=2"
+
+
+def test_a_name_in_the_environment_is_not_taken_for_the_command_lines() -> None:
+    host = {"NAME": "DESKTOP-X", "DIR": "/somewhere", "OTHER": "runs/other", "UPGRADE": "1"}
+    for target in ("bench", "check-verifiers", "lock"):
+        told = make("--dry-run", target, "VENV=.venv", **host).stdout.splitlines()[-1]
+        assert not [word for word in ("DESKTOP-X", "--dir", "--upgrade") if word in told]
+    assert "needs NAME=" in make("verifier", **host).stderr and "needs OTHER=" in make("diff", "RUN=a", **host).stderr
+    told = make("--dry-run", "bench", "NAME=step", "VENV=.venv", **host).stdout
+    assert told.splitlines()[-1].split() == [".venv/bin/python", "-m", "benchmarks", "step"]

@@ -76,6 +76,13 @@ def test_a_row_without_its_column_is_named_with_the_nearest_one():
         prompts.prompt_text({"promt": "x"}, Prompts(path="x.jsonl"), number=3)
 
 
+def test_a_template_is_filled_once_and_a_value_that_looks_like_a_mark_stays_as_it_is():
+    row = {"question": "What does f'{answer}' print?", "answer": "42", "other": "{question}"}
+    source = Prompts(template="Q: {question} {other} {{question}} \\boxed{} {unknown}")
+    asked = "What does f'{answer}' print?"
+    assert prompts.prompt_text(row, source) == f"Q: {asked} {{question}} {{{asked}}} \\boxed{{}} {{unknown}}"
+
+
 def test_the_split_is_a_hash_of_the_text_and_no_prompt_is_on_both_sides():
     doubled = [*ROWS, *({**r, "completion": "another"} for r in ROWS)]
     split = prompts.split(doubled, Prompts(heldout=0.25))
@@ -117,6 +124,30 @@ def test_messages_without_a_template_are_refused_with_the_mend(tokenizer):
     row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}
     with pytest.raises(ConfigError, match=r"model\.chat_template"):
         prompts.render_ids(row, Prompts(), tokenizer)
+
+
+def test_a_row_that_the_chat_template_refuses_is_named_with_the_templates_words(chat):
+    chat.chat_template = "{{ raise_exception('System role not supported') if messages[0].role == 'system' }}" + TEMPLATE
+    row, source = {"prompt": "hi", "completion": "yo"}, Prompts(system="be good")
+    with pytest.raises(ConfigError, match=r"^prompts: row 7: the chat template refuses it: System role not supported$"):
+        prompts.render_ids(row, source, chat, number=7)
+    with pytest.raises(ConfigError, match=r"row 7: the chat template refuses it"):
+        prompts.completion_ids(row, source, chat, [], ends=ends(chat), number=7)
+
+
+@pytest.mark.parametrize(
+    "day",
+    ["{{ strftime_now('%d %b %Y') }}", "{{ date_string if date_string else strftime_now('%d %b %Y') }}"],
+)
+def test_a_template_that_tells_the_day_gives_the_same_prompt_on_every_day(chat, day):
+    chat.chat_template = day + TEMPLATE
+    row = {"prompt": "hi", "completion": "yo"}
+    ids = prompts.render_ids(row, Prompts(chat=True), chat)
+    assert ids == chat("26 Jul 2024<user>hi<assistant>").input_ids
+    assert chat.decode(prompts.completion_ids(row, Prompts(chat=True), chat, ids, ends=ends(chat))) == "yo<eos>"
+    if "date_string" in day:
+        asked = prompts.render_ids(row, Prompts(chat=True, chat_kwargs={"date_string": "1 May 2025"}), chat)
+        assert asked == chat("1 May 2025<user>hi<assistant>").input_ids
 
 
 def test_tasks_map_columns_and_a_missing_field_names_row_verifier_and_mend(tokenizer):

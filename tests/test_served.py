@@ -8,10 +8,14 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ranks_kit
+import torch
 from loop_kit import manifest, metrics, run_stage, tiny_model
+from safetensors.torch import load_file
+from transformers import AutoConfig
 
 from pipeline import deliver, engines, served
 from tests.families import FAMILIES, save
@@ -66,11 +70,47 @@ def test_a_server_samples_with_the_weights_of_the_step(server, model, tmp_path, 
     assert [m["step"] for m in steps] == [1, 2, 3]
     assert max(m["canary_max_abs"] for m in steps) < 1e-4 and max(m["mismatch_mean_abs"] for m in steps) < 1e-4
     assert manifest(tmp_path, "grpo")["metrics"]["generator"] == "vllm_server"
-    kept = sorted(p.name for p in (tmp_path / "weights").iterdir())
+    kept = list((tmp_path / "weights").glob("*/*"))
     assert len(kept) == 2, "the last two checkpoints stay, older ones go"
     monkeypatch.setattr(served, "_reload", lambda url, place: None)
     engines.close_generators()
+    assert not list((tmp_path / "weights").iterdir()), "of a run that has ended nothing stays"
     assert run_stage(tmp_path / "stale", model, "grpo", *asked(server, tmp_path / "stale")) == 3
+
+
+def settings(place: Path) -> dict[str, Any]:
+    return {**AutoConfig.from_pretrained(place).to_dict(), "_name_or_path": ""}
+
+
+def test_two_writers_of_one_directory_keep_out_of_each_others_checkpoints_and_leave_nothing(tmp_path):
+    model = tiny_model(tmp_path / "model")
+    one, other = (served.Checkpoints(str(model), str(tmp_path / "weights")) for _ in range(2))
+    first = other.write({"w": torch.tensor([7.0])})
+    places = [one.write({"w": torch.tensor([float(i)])}) for i in range(4)]
+    assert [p.is_dir() for p in places] == [False, False, True, True] and first.is_dir()
+    assert load_file(places[-1] / "model.safetensors")["w"].item() == 3.0
+    assert settings(places[-1]) == settings(model)
+    if not (child := os.fork()):
+        del one, other
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert places[-1].is_dir(), "who was forked removes nothing"
+    del one, other
+    assert not list((tmp_path / "weights").iterdir())
+
+
+def test_weights_of_a_model_named_by_its_hub_id_are_written_beside_its_config(tmp_path, monkeypatch):
+    snapshot = tmp_path / "hub" / "models--me--tiny" / "snapshots" / "abc"
+    tiny_model(snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    writer = served.Checkpoints("me/tiny", "weights")
+    place = writer.write({"w": torch.zeros(1)})
+    assert settings(place) == settings(snapshot)
+    assert place.is_absolute()
 
 
 def test_without_a_server_the_mistake_is_told_with_the_command_that_starts_one(tmp_path, capsys):

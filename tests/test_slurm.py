@@ -35,7 +35,8 @@ def stand_ins(place: Path, body: str) -> dict[str, str]:
     }.items():
         (place / name).write_text(text)
         (place / name).chmod(0o755)
-    return {**os.environ, "PATH": f"{place}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]"}
+    return {**os.environ, "PATH": f"{place}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]",
+            "SLURM_CPUS_PER_TASK": "64"}  # fmt: skip
 
 
 def test_told_to_stop_it_waits_for_the_checkpoint_and_requeues(tmp_path):
@@ -56,10 +57,12 @@ def test_a_run_that_ends_by_itself_is_not_requeued_and_its_code_is_the_jobs(tmp_
 
 def test_ranks_meet_at_the_first_node(tmp_path):
     """What srun is asked to start, with one node's variables filled in."""
-    env = stand_ins(tmp_path / "bin", f'shift; "$@" > {tmp_path}/started')
+    env = stand_ins(tmp_path / "bin", f'echo "$@" > {tmp_path}/asked; while [[ "$1" = -* ]]; do shift; done; '
+                                      f'"$@" > {tmp_path}/started')  # fmt: skip
     script = sbatch(CONFIG, ["nodes=2", "gpus=4", "note='quoted' words"]).replace(".venv/bin/python", "printf '%s\\n'")
     script = script.replace("bash -c 'printf '%s\\n'", "bash -c 'echo")
     subprocess.run(["bash", "-c", script], env={**env, "SLURM_NNODES": "2", "SLURM_NODEID": "1"}, check=True)
+    assert "--cpus-per-task=64" in (tmp_path / "asked").read_text().split("bash")[0]
     words = (tmp_path / "started").read_text().split()
     given = {words[i]: words[i + 1] for i in range(len(words) - 1) if words[i].startswith("--")}
     assert given["--num_machines"] == "2" and given["--num_processes"] == "8" and given["--machine_rank"] == "1"
