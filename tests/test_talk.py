@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,7 +58,8 @@ def test_where_the_rows_are_gone_the_doubt_is_told(tmp_path, capsys):
 
 
 def test_a_conversation_is_remembered_and_loads_its_model_once(tmp_path, capsys, monkeypatch):
-    loaded, asked = [], []
+    loaded: list[tuple[Any, ...]] = []
+    asked: list[int] = []
 
     class Counted(talk.TransformersGenerator):
         def __init__(self, *given):
