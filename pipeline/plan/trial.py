@@ -40,6 +40,12 @@ class Trial:
 
 
 def resident() -> int:
+    """Bytes: of the GPU's memory what is in use, where there is one; else the most of the machine's that we have held."""
+    import torch
+
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return total - free
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -122,8 +128,8 @@ def learning_rates(model: Any, rows: Sequence[Sequence[int]]) -> tuple[float, fl
 
 
 def bytes_here(model: Any) -> int:
-    """What the weights take of the memory that `resident` tells of: nothing where they lie on a GPU."""
-    return sum(p.numel() * p.element_size() for p in model.parameters() if p.device.type == "cpu")
+    """What the weights take of the memory that `resident` tells of."""
+    return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 def shape_of(model: Any) -> dict[str, int]:
