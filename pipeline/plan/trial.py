@@ -40,7 +40,7 @@ class Trial:
 
 
 def resident() -> int:
-    """Bytes: of the GPU's memory what is in use, where there is one; else the most of the machine's that we have held."""
+    """Bytes: of the GPU's memory what is in use, where there is one; else the most that we held of the machine's."""
     import torch
 
     if torch.cuda.is_available():
