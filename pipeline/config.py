@@ -90,6 +90,13 @@ class Config:
 class Loader(yaml.SafeLoader):
     """YAML 1.1, but `1e-6` is a number: PyYAML alone reads it as text. A key given twice is a mistake."""
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError) as exc:  # PyYAML's own, of a date or number that is none
+            reason = f"{node.value!r} is not readable ({exc}); put text in quotes"
+            raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark) from exc
+
 
 Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -142,7 +149,8 @@ def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> None:
         try:
             parsed = yaml.load(value, Loader)
         except yaml.YAMLError as exc:
-            raise ConfigError([f"{text!r} on the command line: the value is not YAML"]) from exc
+            reason = exc.problem if isinstance(exc, yaml.constructor.ConstructorError) else "the value is not YAML"
+            raise ConfigError([f"{text!r} on the command line: {reason}"]) from exc
         *parents, last = key.split(".")
         place = raw
         for parent in parents:
