@@ -15,7 +15,8 @@ from typing import Any
 
 import rewards
 import verifiers
-from pipeline import prompts
+from pipeline import chains, prompts
+from pipeline.chains import references, strict_of
 from pipeline.config import Config, ConfigError
 from pipeline.credit import selection
 from pipeline.library import nearest
@@ -35,8 +36,27 @@ def check(cfg: Config, stages: Sequence[str] | None = None) -> None:
 
 
 def mistakes(cfg: Config, stages: Sequence[str] | None = None) -> list[str]:
-    alone = stages is not None
+    """Of these stages; of a comparison, of all that it would run."""
     names = list(stages if stages is not None else cfg.stages)
+    compared = [name for name in names if cfg.blocks[name].kind == "compare"]
+    lines = [line for name in compared for line in comparison_mistakes(cfg, name)]
+    if not compared or len(compared) < len(names):
+        lines += chain_mistakes(cfg, names, alone=stages is not None)
+    return list(dict.fromkeys(lines))
+
+
+def comparison_mistakes(cfg: Config, name: str) -> list[str]:
+    """Of all its parts, as one chain in the order in which they may run."""
+    try:
+        chains.check(cfg, name)
+    except ConfigError as exc:
+        return list(exc.mistakes)
+    start, first = chains.start_config(cfg, name), chains.seed_config(cfg, name, 0)
+    return chain_mistakes(cfg, [*start.stages, *(n for n in first.stages if n != chains.JUDGE)], alone=False)
+
+
+def chain_mistakes(cfg: Config, names: Sequence[str], *, alone: bool) -> list[str]:
+    """Of stages that run one after another. alone: one runs by itself, so its parents must be complete."""
     lines = [] if names else ["stages: name at least one stage to run"]
     lines += place_mistakes(cfg)
     lines += model_mistakes(cfg, names)
@@ -160,25 +180,6 @@ def pool_mistakes(cfg: Config, name: str, before: Sequence[str], *, alone: bool)
             lines.append(f"{where}: {reference!r} is neither a stage of this YAML nor a file of scored samples"
                          f"{nearest(reference, cfg.blocks)}")  # fmt: skip
     return lines
-
-
-def references(cfg: Config, name: str) -> list[tuple[str, str]]:
-    """(key, what it names) for the policy, start, judged policies and learned rewards of a stage."""
-    block = cfg.blocks[name]
-    if block.kind in ("base", "compare"):
-        return []
-    out = [(key, getattr(block, key)) for key in ("policy", "init") if isinstance(getattr(block, key, None), str)]
-    out += [("policies", policy) for policy in getattr(block, "policies", None) or []]
-    for where, parts in (("reward", getattr(block, "reward", None) or {}), ("monitor.strict", strict_of(block))):
-        for part, fields in parts.items():
-            if part == "reward_model" or (fields or {}).get("kind") == "learned":
-                out.append((f"{where}.{part}", str((fields or {}).get("model", part))))
-    return out
-
-
-def strict_of(block: Any) -> Mapping[str, Any]:
-    """What a stage's monitor scores by, where the YAML says so."""
-    return getattr(getattr(block, "monitor", None), "strict", None) or {}
 
 
 def _parent_fault(cfg: Config, where: str, stage: str, *, alone: bool) -> list[str]:

@@ -170,6 +170,26 @@ def test_a_chain_in_the_wrong_order_says_what_to_put_before(write, capsys):
     assert "put sft before it in stages" in line
 
 
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("grpo.policy=sfd", "grpo.policy: 'sfd' is neither a stage of this YAML nor a model; did you mean 'sft'?"),
+        ("feedme.filters=[{thresold: 1}]", "feedme.filters: "),
+        ("grpo_random.reward={randm: {}}", "grpo_random.reward.randm: not a known reward; did you mean 'random'?"),
+        ("conditioned.pool=[no.jsonl]", "conditioned.pool: 'no.jsonl' is neither a stage"),
+        ("sft_gold.data={path: no.jsonl}", "sft_gold.data.path: no.jsonl does not exist"),
+        ("compare.controls={sft: sft_more}", "compare.controls: 'sft' is not among the methods"),
+    ],
+)
+def test_a_mistake_in_a_method_is_told_before_a_comparison_trains(tmp_path, capsys, monkeypatch, word, line):
+    monkeypatch.setattr(cli, "train", lambda cfg, command: pytest.fail("it would train"))
+    words = [str(DEMO.with_name("compare.yaml")), "prompts.rows=200", f"runs_dir={tmp_path}", word]
+    for command in (["compare", *words], ["run", *words, "stages=[compare]"]):
+        (said,) = told(capsys, *command)
+        assert said.removeprefix(f"{words[0]}: ").startswith(line)
+    assert not list(tmp_path.iterdir())
+
+
 def test_all_mistakes_are_listed_and_not_the_first(write, capsys):
     words = ["grpo.stepz=3", "sft.trainer.max_steps=many", "prompts.rows=-1", "grpo.minibatches=3", "ppo.policy=sftt",
              "feedme.filters=[{thresold: 1}]", "rewards.gridworl={}"]  # fmt: skip
@@ -244,7 +264,13 @@ def test_our_own_faults_keep_their_traceback(write, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["run", str(DEMO), "grpo.stepz=1"], ["run", str(DEMO), "model.path=./no"]]
+    "words",
+    [
+        ["--help"],
+        ["run", str(DEMO), "grpo.stepz=1"],
+        ["run", str(DEMO), "model.path=./no"],
+        ["compare", str(DEMO.with_name("compare.yaml")), "grpo.policy=sfd", "prompts.rows=200"],
+    ],
 )
 def test_help_and_mistakes_come_without_torch(words):
     code = (
