@@ -24,6 +24,7 @@ from pipeline.schema import (
     PPO_DEFAULTS,
     STAGE_KINDS,
     STRICT,
+    Attribute,
     Conditioned,
     Evaluation,
     Generate,
@@ -43,6 +44,7 @@ class ConfigError(ValueError):
         super().__init__("\n".join(self.mistakes))
 
 
+MEASURES = ("reward", "correct", "format", "length")  # what an attribute may speak of beside parts of the rewards
 MOST_TINY = 1e9  # of parameters: beyond it a slip of the keyboard takes the machine's memory
 TRAINERS = {  # the class whose fields a `trainer:` block may name
     "sft": "trl.trainer.sft_config:SFTConfig",
@@ -350,8 +352,23 @@ def _cross_checks(config: Config) -> list[str]:
     for name, block in config.blocks.items():
         if isinstance(block, Policy):
             out += _policy_checks(name, block, config)
-        if isinstance(block, Conditioned) and block.bins == "edges" and block.edges != sorted(set(block.edges)):
-            out.append(f"{name}.edges: must rise, found {block.edges}")
+        if isinstance(block, Conditioned):
+            out += _label_checks(name, block, config)
+    return out
+
+
+def _label_checks(name: str, block: Conditioned, config: Config) -> list[str]:
+    """Of what a label speaks of: the attributes, or the reward alone."""
+    out: list[str] = []
+    known = [*MEASURES, *config.rewards]
+    parts: dict[str, Conditioned | Attribute] = {f"{name}.attributes.{key}": a for key, a in block.attributes.items()}
+    for where, part in (parts or {name: block}).items():
+        if part.bins == "edges" and part.edges != sorted(set(part.edges)):
+            out.append(f"{where}.edges: must rise, found {part.edges}")
+        if "{bin}" not in part.label:
+            out.append(f"{where}.label: {part.label!r} must hold {{bin}}, where the bin's number goes")
+        if isinstance(part, Attribute) and part.of not in known:
+            out.append(f"{where}.of: nothing called {part.of!r} is measured{nearest(part.of, known)}")
     return out
 
 

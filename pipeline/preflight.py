@@ -25,7 +25,6 @@ from pipeline.runs import LineageError, StageDir, verify_outputs
 from pipeline.schema import Policy, Prompts
 
 TOLD = 3  # rows told of one fault before the rest is counted
-NEEDS_COMPLETIONS = ("sft",)
 
 
 def check(cfg: Config, stages: Sequence[str] | None = None) -> None:
@@ -78,6 +77,8 @@ def chain_mistakes(cfg: Config, names: Sequence[str], *, alone: bool) -> list[st
             lines += _reward_mistakes(f"{name}.monitor.strict", strict_of(block), cfg)
         if getattr(block, "filters", None):
             lines += _told(f"{name}.filters", partial(selection.parse, block.filters))
+        if isinstance(getattr(block, "ptx_data", None), Prompts):
+            lines += data_mistakes(cfg, block.ptx_data, f"{name}.ptx_data", {}, completions=True)
         if isinstance(getattr(block, "data", None), Prompts):
             preference = ("chosen", "rejected") if block.kind == "reward_model" else ()
             lines += data_mistakes(cfg, block.data, f"{name}.data", {}, completions=not preference, columns=preference)
@@ -154,9 +155,15 @@ def reference_mistakes(cfg: Config, name: str, before: Sequence[str], *, alone: 
     lines = []
     for key, reference in references(cfg, name):
         stage = reference.partition("/")[0]
-        where = f"{name}.{key}"
+        of_the_run = key.startswith("rewards.")
+        where = key if of_the_run else f"{name}.{key}"
         if stage in cfg.blocks:
-            if stage == name:
+            if of_the_run and stage not in before and _parent_fault(cfg, where, stage, alone=alone):
+                lines.append(f"{where}: stage {stage!r} is not complete in {cfg.run_dir}, and {name} is scored by it; "
+                             f"name a saved model, or give {stage} in the `reward` of the stages after it")  # fmt: skip
+            elif of_the_run:
+                continue
+            elif stage == name:
                 lines.append(f"{where}: {name} cannot start from itself")
             elif stage not in before:
                 lines += _parent_fault(cfg, where, stage, alone=alone)
@@ -286,8 +293,15 @@ def _split_faults(rows: Sequence[prompts.Row], named: Sequence[prompts.Row], sou
 
 def _imitates_prompts(cfg: Config, names: Sequence[str]) -> bool:
     """Whether a stage imitates the completions of the run's own prompts."""
-    blocks = [cfg.blocks[name] for name in names]
-    return any(b.kind in NEEDS_COMPLETIONS and b.data is None for b in blocks)
+    return any(_imitates(cfg.blocks[name]) for name in names)
+
+
+def _imitates(block: Any) -> bool:
+    if isinstance(block, Policy):
+        return block.loss.ptx_coef > 0 and block.ptx_data is None
+    if block.kind == "sft":
+        return block.data is None
+    return getattr(block, "demonstrations", 0) > 0 or getattr(block, "sft_share", 0) > 0
 
 
 # --- rewards -------------------------------------------------------------------------------------------------------
