@@ -153,6 +153,12 @@ def seed_config(cfg: Config, name: str, number: int) -> Config:
     return replace(cfg, run=f"{cfg.run}/seed-{seed}", seed=seed, stages=[*stages, JUDGE], blocks=blocks)
 
 
+def stages_of(cfg: Config, name: str) -> list[str]:
+    """All stages of a comparison, parents first, as one chain; the first seed runs every one of them."""
+    start, first = start_config(cfg, name), seed_config(cfg, name, 0)
+    return [*start.stages, *(stage for stage in first.stages if stage != JUDGE)]
+
+
 def budgeted(block: Any, budget: int) -> Any:
     open_budget = getattr(block, "token_budget", 0) is None
     return replace(block, token_budget=budget) if open_budget else block

@@ -50,8 +50,7 @@ def comparison_mistakes(cfg: Config, name: str) -> list[str]:
         chains.check(cfg, name)
     except ConfigError as exc:
         return list(exc.mistakes)
-    start, first = chains.start_config(cfg, name), chains.seed_config(cfg, name, 0)
-    return chain_mistakes(cfg, [*start.stages, *(n for n in first.stages if n != chains.JUDGE)], alone=False)
+    return chain_mistakes(cfg, chains.stages_of(cfg, name), alone=False)
 
 
 def chain_mistakes(cfg: Config, names: Sequence[str], *, alone: bool) -> list[str]:

@@ -208,7 +208,7 @@ def test_a_stage_that_imitates_the_runs_own_prompts_needs_their_completions(writ
 
 
 def test_reward_models_among_the_runs_own_rewards_are_looked_for(write, capsys, monkeypatch):
-    own = {"gridworld": {"weight": 1.0}, "rm": {"kind": "learned", "model": "typo/model"}}
+    own: dict[str, dict] = {"gridworld": {"weight": 1.0}, "rm": {"kind": "learned", "model": "typo/model"}}
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (line,) = told(capsys, "run", write(rewards=own))
     assert line.startswith("config.yaml: rewards.rm: 'typo/model' is not in the local cache")

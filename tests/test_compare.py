@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipeline import chains
 from pipeline.config import ConfigError, load
 from pipeline.recipes import RECIPES, recipe_path
 from pipeline.records import Prompt, Rollout, Scored
+from pipeline.runs import StageDir
 from pipeline.schema import Generate
 from pipeline.stages import compare, findings
 from pipeline.stages.judge import best_of_curves, by_prompt, learned_tokens, parse
@@ -124,6 +126,16 @@ def test_another_start_than_before_sets_stages_aside_and_drops_links(
     assert not (seed / "feedme").is_symlink() and (seed / "sft").is_symlink(), "feedme is this run's own again"
 
 
+def test_a_comparison_depends_on_all_files_that_its_parts_read(cfg: Any, tmp_path: Path) -> None:
+    cfg.runs_dir = str(tmp_path)
+    runs = [replace(cfg, run=f"c/{name}", stages=["grpo"]) for name in ("start", "seed-1")]
+    for number, run in enumerate(runs):
+        place = StageDir(run.run_dir, "grpo")
+        place.open()
+        place.complete(config={}, seed=1, parents={}, inputs={f"{number}.py": "sha"}, metrics={}, code={})
+    assert compare.inputs_of(runs) == {"0.py": "sha", "1.py": "sha"}
+
+
 def test_seeds_share_the_start_and_only_the_first_follows_the_weak_reward(cfg: Any) -> None:
     first, second = (chains.seed_config(cfg, "compare", i) for i in (0, 1))
     assert (first.run, first.seed, second.run, second.seed) == ("compare/seed-1", 1, "compare/seed-2", 2)
@@ -143,8 +155,6 @@ def test_every_method_gets_the_budget_but_one_that_has_its_own(cfg: Any) -> None
 
 def test_every_part_waits_for_its_parents_and_the_judge_for_all(cfg: Any, tmp_path: Path) -> None:
     cfg.runs_dir = str(tmp_path)
-    from dataclasses import replace
-
     start = replace(cfg, run="compare/start", stages=["base", "sft"])
     parts = compare.parts_of(start, [chains.seed_config(cfg, "compare", i) for i in range(3)])
     done: set[tuple[str, str]] = set()

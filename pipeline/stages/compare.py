@@ -33,6 +33,7 @@ def run(ctx: Context) -> dict[str, Any]:
     run_parts(parts_of(start, seeds), workers=workers, logs=ctx.dir.place / "logs")
     manifests = [verify_outputs(StageDir(c.run_dir, JUDGE)) for c in seeds]
     ctx.depend_on(*(StageDir(c.run_dir, JUDGE).manifest_path for c in seeds))
+    ctx.inputs |= inputs_of([start, *seeds])
     figures = conclude(block, [m["metrics"] for m in manifests], seeds)
     columns = ["method", "role", "accuracy", "kl_from_start", "sampled_tokens", "wall_s"]
     console.show_table(figures["table"], columns)
@@ -77,6 +78,12 @@ def link_start(start: Config, cfg: Config) -> None:
             console.say(f"{Path(cfg.run).name}/{name}: what it had made is now in "
                         f"{StageDir(cfg.run_dir, name).set_aside()}")  # fmt: skip
         link.symlink_to(above / name, target_is_directory=True)
+
+
+def inputs_of(runs: Sequence[Config]) -> dict[str, str]:
+    """Path -> sha256 of all that the parts read, so that the comparison is stale when one of them is."""
+    made = [StageDir(cfg.run_dir, name).manifest() or {} for cfg in runs for name in cfg.stages]
+    return {path: sha for manifest in made for path, sha in manifest.get("inputs", {}).items()}
 
 
 # --- what it amounts to -----------------------------------------------------------------------------------------
