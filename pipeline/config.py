@@ -24,6 +24,7 @@ from pipeline.schema import (
     PPO_DEFAULTS,
     STAGE_KINDS,
     STRICT,
+    Attribute,
     Conditioned,
     Evaluation,
     Generate,
@@ -43,6 +44,7 @@ class ConfigError(ValueError):
         super().__init__("\n".join(self.mistakes))
 
 
+MEASURES = ("reward", "correct", "format", "length")  # what an attribute may speak of beside parts of the rewards
 MOST_TINY = 1e9  # of parameters: beyond it a slip of the keyboard takes the machine's memory
 TRAINERS = {  # the class whose fields a `trainer:` block may name
     "sft": "trl.trainer.sft_config:SFTConfig",
@@ -89,6 +91,13 @@ class Config:
 
 class Loader(yaml.SafeLoader):
     """YAML 1.1, but `1e-6` is a number: PyYAML alone reads it as text. A key given twice is a mistake."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError) as exc:  # PyYAML's own, of a date or number that is none
+            reason = f"{node.value!r} is not readable ({exc}); put text in quotes"
+            raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark) from exc
 
 
 Loader.add_implicit_resolver(
@@ -142,7 +151,8 @@ def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> None:
         try:
             parsed = yaml.load(value, Loader)
         except yaml.YAMLError as exc:
-            raise ConfigError([f"{text!r} on the command line: the value is not YAML"]) from exc
+            reason = exc.problem if isinstance(exc, yaml.constructor.ConstructorError) else "the value is not YAML"
+            raise ConfigError([f"{text!r} on the command line: {reason}"]) from exc
         *parents, last = key.split(".")
         place = raw
         for parent in parents:
@@ -342,8 +352,23 @@ def _cross_checks(config: Config) -> list[str]:
     for name, block in config.blocks.items():
         if isinstance(block, Policy):
             out += _policy_checks(name, block, config)
-        if isinstance(block, Conditioned) and block.bins == "edges" and block.edges != sorted(set(block.edges)):
-            out.append(f"{name}.edges: must rise, found {block.edges}")
+        if isinstance(block, Conditioned):
+            out += _label_checks(name, block, config)
+    return out
+
+
+def _label_checks(name: str, block: Conditioned, config: Config) -> list[str]:
+    """Of what a label speaks of: the attributes, or the reward alone."""
+    out: list[str] = []
+    known = [*MEASURES, *config.rewards]
+    parts: dict[str, Conditioned | Attribute] = {f"{name}.attributes.{key}": a for key, a in block.attributes.items()}
+    for where, part in (parts or {name: block}).items():
+        if part.bins == "edges" and part.edges != sorted(set(part.edges)):
+            out.append(f"{where}.edges: must rise, found {part.edges}")
+        if "{bin}" not in part.label:
+            out.append(f"{where}.label: {part.label!r} must hold {{bin}}, where the bin's number goes")
+        if isinstance(part, Attribute) and part.of not in known:
+            out.append(f"{where}.of: nothing called {part.of!r} is measured{nearest(part.of, known)}")
     return out
 
 

@@ -7,19 +7,23 @@ manifest by value or hash, so that a change is told by name.
 from __future__ import annotations
 
 import ast
+import contextlib
+import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline import runs
+import verifiers
+from pipeline import chains, model_dir, runs
 from pipeline.config import Config, ConfigError
 from pipeline.files import dump_json, read_jsonl, sha256_file
 from pipeline.runs import StageDir, manifest_sha, read_manifest
+from pipeline.schema import Prompts
 from verifiers._secrets import REDACTED, SECRET_NAME, hidden
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 OURS = ("pipeline", "rewards", "verifiers")
 SHARED = ("model", "prompts", "rewards", "generate", "sampling", "evaluation", "verifier_dirs", "threads")
 POLICIES = ("base", "sft", "feedme", "ppo", "grpo", "conditioned", "offline_q")
@@ -43,6 +47,8 @@ def stage_config(cfg: Config, name: str) -> dict[str, Any]:
     """All of the config that this stage's result depends on, plain and without secrets."""
     block = cfg.block(name)
     own = {"seed": cfg.seed, "stage": block, **{key: getattr(cfg, key) for key in SHARED}}
+    if block.kind == "compare":
+        own["blocks"] = {each: cfg.blocks[each] for each in chains.stages_of(cfg, name)}
     plain = json.loads(dump_json(own))
     if block.kind == "evaluate" and block.policies is None:
         plain["stage"]["policies"] = policies_before(cfg, name)
@@ -70,6 +76,38 @@ def code_of(module: str) -> dict[str, str]:
         waiting += _imports(path)
     paths = {*found.values(), *(p for package in ("rewards", "verifiers") for p in (ROOT / package).rglob("*.py"))}
     return {str(p.relative_to(ROOT)): sha256_file(p) for p in sorted(paths) if p.name != "__main__.py"}
+
+
+def own_files(cfg: Config, name: str) -> list[Path]:
+    """Files of the user's own that decide what a stage makes and that no code of ours imports: verifiers, modules of
+    reward functions, a chat template."""
+    block = cfg.block(name)
+    scored_by: list[Mapping[str, Any]] = [cfg.rewards] if chains.scores_by_the_run(block) else []
+    scored_by += [getattr(block, "reward", None) or {}, chains.strict_of(block)]
+    sources = [cfg.prompts, getattr(block, "data", None), getattr(block, "ptx_data", None)]
+    known = verifiers.available(cfg.verifier_dirs)
+    asked = {str(source.procedural) for source in sources if isinstance(source, Prompts)}
+    asked.add(str(getattr(getattr(block, "episodes", None), "environment", "")))
+    found = [model_dir.template_file(cfg.model.chat_template)]
+    for part, fields in (pair for parts in scored_by for pair in parts.items()):
+        given = fields or {}
+        asked |= set(known) if given.get("verifier") == "by_task" else {str(given.get("verifier") or part)}
+        if given.get("kind", part) in ("function", "potential"):
+            found.append(_module_file(str(given.get("path", "")).partition(":")[0]))
+    found += [known[verifier] for verifier in asked if verifier in known]
+    return sorted({path for path in found if path is not None and not _is_ours(path)})
+
+
+def _module_file(name: str) -> Path | None:
+    with contextlib.suppress(ImportError, ValueError):  # that it cannot be imported is told where it is asked for
+        spec = importlib.util.find_spec(name)
+        return Path(spec.origin) if spec is not None and spec.origin and Path(spec.origin).is_file() else None
+    return None
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether `code_of` holds it."""
+    return any(path.resolve().is_relative_to(ROOT / package) for package in OURS)
 
 
 def _source(name: str) -> Path | None:

@@ -29,3 +29,11 @@ def fault(path: str) -> str | None:
     if not any(next(place.glob(pattern), None) for pattern in WEIGHTS):
         return f"{path} has no weights (*.safetensors); it is not a saved model"
     return None
+
+
+def template_file(chat_template: str | None) -> Path | None:
+    """The file that `model.chat_template` names; None where it is the template itself, or none is given."""
+    try:
+        return Path(chat_template) if chat_template and Path(chat_template).is_file() else None
+    except OSError:  # a template in one line is longer than a file's name may be
+        return None

@@ -71,8 +71,8 @@ def load_tokenizer(path: str, model: Model) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # safe: our masks come from lengths, never from ids
     if model.chat_template is not None:
-        template = Path(model.chat_template)
-        tokenizer.chat_template = template.read_text() if template.is_file() else model.chat_template
+        template = model_dir.template_file(model.chat_template)
+        tokenizer.chat_template = template.read_text() if template else model.chat_template
     return tokenizer
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import rewards
 import verifiers
-from pipeline import prompts
+from pipeline import chains, prompts
+from pipeline.chains import references, strict_of
 from pipeline.config import Config, ConfigError
 from pipeline.credit import selection
 from pipeline.library import nearest
@@ -24,7 +25,6 @@ from pipeline.runs import LineageError, StageDir, verify_outputs
 from pipeline.schema import Policy, Prompts
 
 TOLD = 3  # rows told of one fault before the rest is counted
-NEEDS_COMPLETIONS = ("sft",)
 
 
 def check(cfg: Config, stages: Sequence[str] | None = None) -> None:
@@ -35,8 +35,26 @@ def check(cfg: Config, stages: Sequence[str] | None = None) -> None:
 
 
 def mistakes(cfg: Config, stages: Sequence[str] | None = None) -> list[str]:
-    alone = stages is not None
+    """Of these stages; of a comparison, of all that it would run."""
     names = list(stages if stages is not None else cfg.stages)
+    compared = [name for name in names if cfg.blocks[name].kind == "compare"]
+    lines = [line for name in compared for line in comparison_mistakes(cfg, name)]
+    if not compared or len(compared) < len(names):
+        lines += chain_mistakes(cfg, names, alone=stages is not None)
+    return list(dict.fromkeys(lines))
+
+
+def comparison_mistakes(cfg: Config, name: str) -> list[str]:
+    """Of all its parts, as one chain in the order in which they may run."""
+    try:
+        chains.check(cfg, name)
+    except ConfigError as exc:
+        return list(exc.mistakes)
+    return chain_mistakes(cfg, chains.stages_of(cfg, name), alone=False)
+
+
+def chain_mistakes(cfg: Config, names: Sequence[str], *, alone: bool) -> list[str]:
+    """Of stages that run one after another. alone: one runs by itself, so its parents must be complete."""
     lines = [] if names else ["stages: name at least one stage to run"]
     lines += place_mistakes(cfg)
     lines += model_mistakes(cfg, names)
@@ -58,6 +76,8 @@ def mistakes(cfg: Config, stages: Sequence[str] | None = None) -> list[str]:
             lines += _reward_mistakes(f"{name}.monitor.strict", strict_of(block), cfg)
         if getattr(block, "filters", None):
             lines += _told(f"{name}.filters", partial(selection.parse, block.filters))
+        if isinstance(getattr(block, "ptx_data", None), Prompts):
+            lines += data_mistakes(cfg, block.ptx_data, f"{name}.ptx_data", {}, completions=True)
         if isinstance(getattr(block, "data", None), Prompts):
             preference = ("chosen", "rejected") if block.kind == "reward_model" else ()
             lines += data_mistakes(cfg, block.data, f"{name}.data", {}, completions=not preference, columns=preference)
@@ -134,9 +154,15 @@ def reference_mistakes(cfg: Config, name: str, before: Sequence[str], *, alone: 
     lines = []
     for key, reference in references(cfg, name):
         stage = reference.partition("/")[0]
-        where = f"{name}.{key}"
+        of_the_run = key.startswith("rewards.")
+        where = key if of_the_run else f"{name}.{key}"
         if stage in cfg.blocks:
-            if stage == name:
+            if of_the_run and stage not in before and _parent_fault(cfg, where, stage, alone=alone):
+                lines.append(f"{where}: stage {stage!r} is not complete in {cfg.run_dir}, and {name} is scored by it; "
+                             f"name a saved model, or give {stage} in the `reward` of the stages after it")  # fmt: skip
+            elif of_the_run:
+                continue
+            elif stage == name:
                 lines.append(f"{where}: {name} cannot start from itself")
             elif stage not in before:
                 lines += _parent_fault(cfg, where, stage, alone=alone)
@@ -160,25 +186,6 @@ def pool_mistakes(cfg: Config, name: str, before: Sequence[str], *, alone: bool)
             lines.append(f"{where}: {reference!r} is neither a stage of this YAML nor a file of scored samples"
                          f"{nearest(reference, cfg.blocks)}")  # fmt: skip
     return lines
-
-
-def references(cfg: Config, name: str) -> list[tuple[str, str]]:
-    """(key, what it names) for the policy, start, judged policies and learned rewards of a stage."""
-    block = cfg.blocks[name]
-    if block.kind in ("base", "compare"):
-        return []
-    out = [(key, getattr(block, key)) for key in ("policy", "init") if isinstance(getattr(block, key, None), str)]
-    out += [("policies", policy) for policy in getattr(block, "policies", None) or []]
-    for where, parts in (("reward", getattr(block, "reward", None) or {}), ("monitor.strict", strict_of(block))):
-        for part, fields in parts.items():
-            if part == "reward_model" or (fields or {}).get("kind") == "learned":
-                out.append((f"{where}.{part}", str((fields or {}).get("model", part))))
-    return out
-
-
-def strict_of(block: Any) -> Mapping[str, Any]:
-    """What a stage's monitor scores by, where the YAML says so."""
-    return getattr(getattr(block, "monitor", None), "strict", None) or {}
 
 
 def _parent_fault(cfg: Config, where: str, stage: str, *, alone: bool) -> list[str]:
@@ -285,8 +292,15 @@ def _split_faults(rows: Sequence[prompts.Row], named: Sequence[prompts.Row], sou
 
 def _imitates_prompts(cfg: Config, names: Sequence[str]) -> bool:
     """Whether a stage imitates the completions of the run's own prompts."""
-    blocks = [cfg.blocks[name] for name in names]
-    return any(b.kind in NEEDS_COMPLETIONS and b.data is None for b in blocks)
+    return any(_imitates(cfg.blocks[name]) for name in names)
+
+
+def _imitates(block: Any) -> bool:
+    if isinstance(block, Policy):
+        return block.loss.ptx_coef > 0 and block.ptx_data is None
+    if block.kind == "sft":
+        return block.data is None
+    return getattr(block, "demonstrations", 0) > 0 or getattr(block, "sft_share", 0) > 0
 
 
 # --- rewards -------------------------------------------------------------------------------------------------------

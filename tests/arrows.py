@@ -20,6 +20,7 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             "schema",
+            "chains",
             "config",
             "onlooker",
             "ranks",

@@ -79,6 +79,19 @@ def test_a_command_that_does_not_exist_gets_the_nearest(write, capsys):
         ),
         ("grpo.policy=sf", "grpo.policy: 'sf' is neither a stage of this YAML nor a model; did you mean 'sft'?"),
         ("grpo.minibatches=3", "grpo: 32 prompts x 8 samples = 256 is not divisible by minibatches 3"),
+        (
+            "conditioned.attributes={x: {edges: [1.0, -1.0]}}",
+            "conditioned.attributes.x.edges: must rise, found [1.0, -1.0]",
+        ),
+        (
+            "conditioned.attributes={x: {of: lenght}}",
+            "conditioned.attributes.x.of: nothing called 'lenght' is measured; did you mean 'length'?",
+        ),
+        ("conditioned.label=high", "conditioned.label: 'high' must hold {bin}, where the bin's number goes"),
+        (
+            "conditioned.attributes={x: {of: gridworld, label: '<x>'}}",
+            "conditioned.attributes.x.label: '<x>' must hold {bin}, where the bin's number goes",
+        ),
         ("model.tiny.hidden_size=63", "model.tiny: hidden_size 63 is not divisible by 2 heads"),
     ],
 )
@@ -170,6 +183,67 @@ def test_a_chain_in_the_wrong_order_says_what_to_put_before(write, capsys):
     assert "put sft before it in stages" in line
 
 
+def test_rows_that_an_update_imitates_are_read_and_need_completions(write, capsys):
+    config = write(grpo__loss={"ptx_coef": 0.2}, grpo__ptx_data={"path": "typo.jsonl"})
+    (line,) = told(capsys, "run", config)
+    assert line.startswith("config.yaml: grpo.ptx_data.path: typo.jsonl does not exist")
+    write_rows([{"prompt": f"a{i}"} for i in range(20)], "typo.jsonl")
+    assert "grpo.ptx_data.completion: row 1 of typo.jsonl has no column 'completion'" in told(capsys, "run", config)[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"grpo__loss": {"ptx_coef": 0.2}}, {"conditioned__demonstrations": 5}, {"feedme__sft_share": 0.5}],
+)
+def test_a_stage_that_imitates_the_runs_own_prompts_needs_their_completions(write, capsys, change):
+    rows = [{"prompt": f"a{i}>b{i}:", "start": f"a{i % 5 + 1}", "goal": f"b{i % 5 + 1}"} for i in range(40)]
+    (stage,) = [key.partition("__")[0] for key in change]
+    source = {"path": "rows.jsonl", "heldout": 0.25}
+    write_rows(rows)
+    none = {"grpo__loss": {}, "conditioned__demonstrations": 0, "feedme__sft_share": 0.0}
+    reference = dict.fromkeys([f"{stage}__policy"], "base")
+    config = write(stages=["base", stage], prompts=source, **{**none, **reference, **change})
+    assert "prompts.completion: row 1 of rows.jsonl has no column 'completion'" in told(capsys, "run", config)[0]
+    preflight.check(load(write(stages=["base", stage], prompts=source, **{**none, **reference})))
+
+
+def test_reward_models_among_the_runs_own_rewards_are_looked_for(write, capsys, monkeypatch):
+    own: dict[str, dict] = {"gridworld": {"weight": 1.0}, "rm": {"kind": "learned", "model": "typo/model"}}
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (line,) = told(capsys, "run", write(rewards=own))
+    assert line.startswith("config.yaml: rewards.rm: 'typo/model' is not in the local cache")
+    own["rm"]["model"] = "./gone"
+    assert told(capsys, "run", write(rewards=own)) == ["config.yaml: rewards.rm: ./gone does not exist"]
+    own["rm"]["model"] = "reward_model"
+    lines = told(capsys, "run", write(rewards=own, stages=["base", "sft", "reward_model", "grpo"]))
+    assert [line.partition(" is scored by it")[0].rpartition(" ")[2] for line in lines] == [
+        "base",
+        "sft",
+        "reward_model",
+    ]
+    assert all("rewards.rm: stage 'reward_model' is not complete" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("grpo.policy=sfd", "grpo.policy: 'sfd' is neither a stage of this YAML nor a model; did you mean 'sft'?"),
+        ("feedme.filters=[{thresold: 1}]", "feedme.filters: "),
+        ("grpo_random.reward={randm: {}}", "grpo_random.reward.randm: not a known reward; did you mean 'random'?"),
+        ("conditioned.pool=[no.jsonl]", "conditioned.pool: 'no.jsonl' is neither a stage"),
+        ("sft_gold.data={path: no.jsonl}", "sft_gold.data.path: no.jsonl does not exist"),
+        ("compare.controls={sft: sft_more}", "compare.controls: 'sft' is not among the methods"),
+    ],
+)
+def test_a_mistake_in_a_method_is_told_before_a_comparison_trains(tmp_path, capsys, monkeypatch, word, line):
+    monkeypatch.setattr(cli, "train", lambda cfg, command: pytest.fail("it would train"))
+    words = [str(DEMO.with_name("compare.yaml")), "prompts.rows=200", f"runs_dir={tmp_path}", word]
+    for command in (["compare", *words], ["run", *words, "stages=[compare]"]):
+        (said,) = told(capsys, *command)
+        assert said.removeprefix(f"{words[0]}: ").startswith(line)
+    assert not list(tmp_path.iterdir())
+
+
 def test_all_mistakes_are_listed_and_not_the_first(write, capsys):
     words = ["grpo.stepz=3", "sft.trainer.max_steps=many", "prompts.rows=-1", "grpo.minibatches=3", "ppo.policy=sftt",
              "feedme.filters=[{thresold: 1}]", "rewards.gridworl={}"]  # fmt: skip
@@ -244,7 +318,13 @@ def test_our_own_faults_keep_their_traceback(write, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["run", str(DEMO), "grpo.stepz=1"], ["run", str(DEMO), "model.path=./no"]]
+    "words",
+    [
+        ["--help"],
+        ["run", str(DEMO), "grpo.stepz=1"],
+        ["run", str(DEMO), "model.path=./no"],
+        ["compare", str(DEMO.with_name("compare.yaml")), "grpo.policy=sfd", "prompts.rows=200"],
+    ],
 )
 def test_help_and_mistakes_come_without_torch(words):
     code = (

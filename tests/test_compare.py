@@ -11,14 +11,18 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline import chains
 from pipeline.config import ConfigError, load
 from pipeline.recipes import RECIPES, recipe_path
 from pipeline.records import Prompt, Rollout, Scored
+from pipeline.runs import StageDir
+from pipeline.schema import Generate
 from pipeline.stages import compare, findings
 from pipeline.stages.judge import best_of_curves, by_prompt, learned_tokens, parse
 from pipeline.stages.workers import Ended, Part, ended, report
@@ -60,12 +64,80 @@ def test_a_worker_ends_with_its_parent_however_that_ends(tmp_path: Path) -> None
 
 
 def test_a_stage_comes_after_all_it_learns_from(cfg: Any) -> None:
-    assert compare.ancestors(cfg, "ppo_weak") == ["base", "sft", "weak_reward_model"]
-    assert compare.ancestors(cfg, "base") == []
+    assert chains.ancestors(cfg, "ppo_weak") == ["base", "sft", "weak_reward_model"]
+    assert chains.ancestors(cfg, "base") == []
+
+
+def test_a_pool_and_what_a_monitor_scores_by_come_before_what_reads_them(cfg: Any) -> None:
+    cfg.blocks["conditioned"].pool = ["feedme", "rated.jsonl"]
+    cfg.blocks["rloo"].monitor.strict = {"weak_reward_model": {"kind": "learned"}}
+    assert chains.ancestors(cfg, "conditioned") == ["base", "sft", "feedme"]
+    assert chains.ancestors(cfg, "rloo") == ["base", "sft", "weak_reward_model"]
+    cfg.block("compare").methods = ["conditioned"]  # and not feedme itself
+    cfg.block("compare").controls, cfg.block("compare").drawn_once = {}, {}
+    seed = chains.seed_config(cfg, "compare", 1)
+    assert seed.stages == ["feedme", "conditioned", "judge"] and "feedme" in seed.blocks
+
+
+def test_rewards_of_the_whole_run_are_needed_by_what_scores_with_them(cfg: Any) -> None:
+    cfg.rewards = {"rm": {"kind": "learned", "model": "weak_reward_model"}}
+    assert "weak_reward_model" in chains.ancestors(cfg, "grpo")
+    assert chains.learned_parts("rewards", {"reward_model": None, "length": {}}) == [
+        ("rewards.reward_model", "reward_model")
+    ]
+
+
+def test_stages_that_wait_for_each_other_end_the_search(cfg: Any) -> None:
+    cfg.blocks["feedme"].pool, cfg.blocks["conditioned"].pool = ["conditioned"], ["feedme"]
+    assert set(chains.ancestors(cfg, "feedme")) == {"base", "sft", "conditioned"}
+
+
+@pytest.mark.parametrize(("backend", "fields"), [("vllm_server", {"url": "http://sampler:8000"}), ("ray", {})])
+def test_where_weights_pass_through_one_place_one_part_runs_at_a_time(
+    cfg: Any, backend: str, fields: dict[str, str]
+) -> None:
+    cfg.block("compare").workers = 3
+    assert chains.at_once(cfg, "compare") == 3
+    cfg.generate = Generate(backend=backend, **fields)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=rf"compare\.workers: 3 .*{backend}; leave workers out"):
+        chains.check(cfg, "compare")
+    cfg.block("compare").workers = None
+    chains.check(cfg, "compare")
+    assert chains.at_once(cfg, "compare") == 1
+
+
+def test_another_start_than_before_sets_stages_aside_and_drops_links(
+    cfg: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg.runs_dir, cfg.run = str(tmp_path), "c"
+    compare.parts_of(chains.start_config(cfg, "compare"), [chains.seed_config(cfg, "compare", 0)])
+    seed = tmp_path / "c" / "seed-1"
+    (seed / "feedme").mkdir()
+    (seed / "feedme" / "manifest.json").write_text("{}")
+    cfg.block("compare").start = "feedme"
+    cfg.block("compare").methods = ["grpo"]
+    for _ in range(2):  # the second finds all in place
+        compare.parts_of(chains.start_config(cfg, "compare"), [chains.seed_config(cfg, "compare", 0)])
+    assert (seed / "feedme").readlink() == Path("../start/feedme")
+    assert (seed / ".replaced" / "feedme" / "manifest.json").read_text() == "{}"
+    assert capsys.readouterr().out.count("seed-1/feedme: what it had made is now in ") == 1
+    cfg.block("compare").start, cfg.block("compare").methods = "sft", ["feedme"]
+    compare.parts_of(chains.start_config(cfg, "compare"), [chains.seed_config(cfg, "compare", 0)])
+    assert not (seed / "feedme").is_symlink() and (seed / "sft").is_symlink(), "feedme is this run's own again"
+
+
+def test_a_comparison_depends_on_all_files_that_its_parts_read(cfg: Any, tmp_path: Path) -> None:
+    cfg.runs_dir = str(tmp_path)
+    runs = [replace(cfg, run=f"c/{name}", stages=["grpo"]) for name in ("start", "seed-1")]
+    for number, run in enumerate(runs):
+        place = StageDir(run.run_dir, "grpo")
+        place.open()
+        place.complete(config={}, seed=1, parents={}, inputs={f"{number}.py": "sha"}, metrics={}, code={})
+    assert compare.inputs_of(runs) == {"0.py": "sha", "1.py": "sha"}
 
 
 def test_seeds_share_the_start_and_only_the_first_follows_the_weak_reward(cfg: Any) -> None:
-    first, second = (compare.seed_config(cfg, "compare", i) for i in (0, 1))
+    first, second = (chains.seed_config(cfg, "compare", i) for i in (0, 1))
     assert (first.run, first.seed, second.run, second.seed) == ("compare/seed-1", 1, "compare/seed-2", 2)
     assert not {"base", "sft"} & {*first.stages, *second.stages}
     assert set(first.stages) - set(second.stages) == {"weak_reward_model", "feedme_weak", "ppo_weak"}
@@ -74,7 +146,7 @@ def test_seeds_share_the_start_and_only_the_first_follows_the_weak_reward(cfg: A
 
 def test_every_method_gets_the_budget_but_one_that_has_its_own(cfg: Any) -> None:
     cfg.blocks["rloo"].token_budget = 777
-    blocks = compare.seed_config(cfg, "compare", 0).blocks
+    blocks = chains.seed_config(cfg, "compare", 0).blocks
     budgets = {n: getattr(b, "token_budget", None) for n, b in blocks.items()}
     assert budgets["grpo"] == budgets["feedme"] == budgets["conditioned"] == cfg.block("compare").budget
     assert budgets["rloo"] == 777
@@ -83,10 +155,8 @@ def test_every_method_gets_the_budget_but_one_that_has_its_own(cfg: Any) -> None
 
 def test_every_part_waits_for_its_parents_and_the_judge_for_all(cfg: Any, tmp_path: Path) -> None:
     cfg.runs_dir = str(tmp_path)
-    from dataclasses import replace
-
     start = replace(cfg, run="compare/start", stages=["base", "sft"])
-    parts = compare.parts_of(start, [compare.seed_config(cfg, "compare", i) for i in range(3)])
+    parts = compare.parts_of(start, [chains.seed_config(cfg, "compare", i) for i in range(3)])
     done: set[tuple[str, str]] = set()
     for part in parts:  # in this order one worker could run them all
         assert set(part.after) <= done, part.label
@@ -105,13 +175,15 @@ def test_every_part_waits_for_its_parents_and_the_judge_for_all(cfg: Any, tmp_pa
         ({"drawn_once": {"grpo": "grpo_twice"}}, "no block for 'grpo_twice'"),
         ({"proxy": None}, "name the reward model that feedme_weak learns from"),
         ({"seeds": [1, 1]}, "names a seed twice"),
+        ({"seeds": []}, "compare.seeds: name at least one"),
+        ({"start": "feedme/control"}, "'feedme/control' lies inside a stage"),
     ],
 )
 def test_a_mistake_in_the_block_is_told_before_anything_runs(cfg: Any, change: dict[str, Any], said: str) -> None:
     for name, value in change.items():
         setattr(cfg.block("compare"), name, value)
     with pytest.raises(ConfigError, match=said):
-        compare.check(cfg, "compare")
+        chains.check(cfg, "compare")
 
 
 def test_a_control_inside_a_stage_is_named_by_its_directory() -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from pipeline.guidance import Guided, guided_logits
 from pipeline.models import load_policy, load_tokenizer, make_tiny
 from pipeline.prompts import render_ids
 from pipeline.records import Prompt, Rollout, Scored
-from pipeline.schema import Generate, Model, Prompts, Sampling, Tiny
+from pipeline.schema import Attribute, Generate, Model, Prompts, Sampling, Tiny
 from pipeline.stages import conditioned
 from pipeline.stages.context import Judged
 from pipeline.stages.control_curve import is_monotone, measure, obtained_of, rank_correlation, solvable
@@ -292,6 +293,20 @@ def test_what_was_sampled_under_a_label_lies_in_the_pool_without_it(runs, monkey
         assert "<" not in tokenizer.decode(list(example.prompt_ids))
     for example in [*first, *online]:
         assert "<" not in tokenizer.decode(list(example.bare_ids))
+
+
+def test_best_bins_without_a_sample_in_common_leave_the_filtered_control_out(capsys, monkeypatch):
+    monkeypatch.setattr(conditioned, "train", lambda *given, **how: pytest.fail("nothing to imitate"))
+    prompt = Prompt(0, "p", (1,), {})
+    right = Scored(Rollout(prompt, 0, (1,) * 9, (0.0,) * 9, "", True), 1.0, "pass", {})
+    short = Scored(Rollout(prompt, 1, (1,) * 2, (0.0,) * 2, "", True), 0.0, "fail", {})
+    attributes = {"reward": Attribute(edges=[0.5]), "length": Attribute(of="length", edges=[4.0], prefer="low")}
+    axes = (Axis("reward", (0.5,), "<{bin}>").fitted([1.0, 0.0]),
+            Axis("length", (4.0,), "({bin})", of="length", prefer="low").fitted([9.0, 2.0]))  # fmt: skip
+    ctx: Any = SimpleNamespace(name="conditioned")
+    assert conditioned.filtered_sft(ctx, [right, short], Conditions(axes), attributes, 10) == {}
+    said = capsys.readouterr().out
+    assert said == "conditioned: no filtered_control: not one sample lies in the best bin of every attribute\n"
 
 
 def test_an_axis_less_the_prompts_mean_obtains_distances_from_it():

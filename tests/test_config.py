@@ -30,6 +30,16 @@ def test_a_key_given_twice_is_a_mistake_with_its_line(tmp_path):
         read_yaml(path)
 
 
+@pytest.mark.parametrize("value", ["2026-02-30", "2026-01-01 25:00:00", "0x_", "!!int three", "!!timestamp noon"])
+def test_a_date_or_number_that_is_none_is_told_with_its_line(tmp_path, value):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"seed: 1\nrun: {value}\n")
+    with pytest.raises(ConfigError, match=r"c\.yaml:2: '.*' is not readable \(.*\); put text in quotes"):
+        read_yaml(path)
+    with pytest.raises(ConfigError, match=r"^'run=.*' on the command line: '.*' is not readable"):
+        apply_overrides({}, [f"run={value}"])
+
+
 def test_keys_may_be_merged_and_a_merged_one_overridden(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("a: &a {x: 1, y: 2}\nb:\n  <<: *a\n  y: 3\n")

@@ -97,6 +97,75 @@ def test_the_code_of_a_stage_is_what_it_imports_and_what_is_loaded_by_name():
     assert not any(path.startswith(("pipeline/report", "tests")) for path in {*sft, *grpo})
 
 
+OWN = ["verifier_dirs=[mine]", "rewards={price: {}, brief: {kind: function, path: 'own_brevity:brief'}}",
+       "model.chat_template=chat.jinja"]  # fmt: skip
+
+
+@pytest.fixture
+def own_files(tmp_path, monkeypatch):
+    """A verifier, a reward function and a template of the user's own, beside the run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path("mine").mkdir()
+    for name in ("price", "other"):
+        Path(f"mine/{name}.py").write_text("Task = dict\nEXAMPLES = ()\n\ndef verify(completion, task):\n    ...\n")
+    Path("own_brevity.py").write_text("def brief(prompts, completions, **columns): ...\n")
+    Path("chat.jinja").write_text("{{ messages }}")
+    return [Path("chat.jinja"), Path("mine/price.py"), tmp_path / "own_brevity.py"]
+
+
+def test_files_of_the_users_own_are_those_that_the_stage_is_scored_by(tmp_path, own_files):
+    cfg = config(tmp_path, *OWN)
+    assert set(lineage.own_files(cfg, "grpo")) == set(own_files)
+    second = config(tmp_path, "verifier_dirs=[mine]", "grpo.monitor={strict: {other: {}}}")
+    assert lineage.own_files(second, "grpo") == [Path("mine/other.py")] and lineage.own_files(second, "sft") == []
+    by_task = config(tmp_path, "verifier_dirs=[mine]", "rewards={any: {kind: verifier, verifier: by_task}}")
+    assert lineage.own_files(by_task, "sft") == [Path("mine/other.py"), Path("mine/price.py")]
+    made = config(tmp_path, "verifier_dirs=[mine]", "prompts.procedural=other")
+    assert lineage.own_files(made, "base") == [Path("mine/other.py")]
+
+
+def test_the_demo_depends_on_no_file_beside_its_code(tmp_path):
+    cfg = config(tmp_path)
+    assert not any(lineage.own_files(cfg, name) for name in cfg.stages)
+    long = config(tmp_path, f"model.chat_template='{{% set x = 1 %}}{'a' * 300}'")  # no file has such a name
+    assert lineage.own_files(long, "base") == []
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_a_changed_file_of_the_users_own_makes_a_stage_stale_whole_or_interrupted(
+    tmp_path, own_files, monkeypatch, place
+):
+    from pipeline import stages
+    from pipeline.stages import base
+
+    def interrupted(ctx):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(base, "run", interrupted)
+    cfg = config(tmp_path, *OWN, "trackers=[]")
+    with pytest.raises(KeyboardInterrupt):
+        stages.run_stage(cfg, "base")
+    assert why(cfg, "base") == "interrupted"
+    with own_files[place].open("a") as file:
+        file.write("\n# edited")
+    assert why(cfg, "base") == f"interrupted, and its input {own_files[place]} changed since: begins anew"
+    monkeypatch.setattr(base, "run", lambda ctx: {})
+    stages.bring_up_to_date(cfg, "base")
+    assert why(cfg, "base") is None and manifest_of(cfg, "base")["inputs"].keys() == set(map(str, own_files))
+    with own_files[place].open("a") as file:
+        file.write("\n# and again")
+    assert why(cfg, "base") == f"its input {own_files[place]} changed"
+
+
+def test_a_comparison_is_stale_when_a_block_of_its_methods_changes(tmp_path):
+    path = str(DEMO.with_name("compare.yaml"))
+    one, two = (lineage.stage_config(load(path, [f"grpo.steps={n}"]), "compare") for n in (3, 4))
+    assert lineage.differences(one, two) == ["blocks.grpo.steps 3 → 4"]
+    other = lineage.stage_config(load(path, ["grpo.steps=3", "mine={kind: grpo, policy: sft}"]), "compare")
+    assert lineage.differences(one, other) == [], "a block that is no part of it"
+
+
 def test_an_unfinished_stage_goes_on_unless_it_was_edited(tmp_path):
     cfg = config(tmp_path)
     stage = StageDir(cfg.run_dir, "base")

@@ -33,6 +33,13 @@ def test_the_tiny_tokenizer_gives_back_every_text_of_its_characters(place):
     assert tokenizer.decode(ids) == text and len(ids) == len(text)
 
 
+def test_a_chat_template_comes_from_its_file_or_stands_in_the_yaml_however_long(place, tmp_path):
+    (tmp_path / "chat.jinja").write_text("of a file")
+    given = {"of a file": str(tmp_path / "chat.jinja"), "x" * 300: "x" * 300}
+    for template, value in given.items():
+        assert models.load_tokenizer(str(place), Model(chat_template=value)).chat_template == template
+
+
 def test_a_directory_without_a_tokenizer_or_model_is_refused_by_name(place, tmp_path):
     with pytest.raises(ConfigError, match=r"model\.path: .*empty has no config\.json"):
         (tmp_path / "empty").mkdir()

@@ -57,7 +57,7 @@ def sound(config: str, overrides: Sequence[str]) -> Config:
     cfg, mistakes = read(config, overrides)
     if cfg is not None:
         compared = comparison.comparison_of(cfg)
-        found = comparison.mistakes(cfg, compared) if compared else preflight.mistakes(cfg)
+        found = preflight.mistakes(cfg, [compared] if compared else None)
         mistakes += [line for line in found if line not in mistakes]
     if mistakes or cfg is None:
         raise ConfigError(mistakes)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from pipeline import console, preflight
-from pipeline.config import Config, ConfigError
+from pipeline import chains, console
+from pipeline.config import Config
 from pipeline.plan import one_run
 from pipeline.plan.trial import Trial
 
@@ -21,22 +20,9 @@ def comparison_of(cfg: Config) -> str | None:
 
 
 def runs_of(cfg: Config, name: str) -> list[Config]:
-    """The ordinary runs it is made of: the start, then one a seed. Raises ConfigError for what the YAML lacks."""
-    from pipeline.stages import compare
-
-    compare.check(cfg, name)
-    block = cfg.block(name)
-    start = replace(cfg, run=f"{cfg.run}/start", stages=[*compare.ancestors(cfg, block.start), block.start])
-    return [start, *(compare.seed_config(cfg, name, number) for number in range(len(block.seeds)))]
-
-
-def mistakes(cfg: Config, name: str) -> list[str]:
-    """Of all its parts, as one chain in the order in which they may run."""
-    try:
-        start, first, *_ = runs_of(cfg, name)
-    except ConfigError as exc:
-        return list(exc.mistakes)
-    return preflight.mistakes(replace(cfg, stages=[*start.stages, *(n for n in first.stages if n in cfg.blocks)]))
+    """The ordinary runs it is made of: the start, then one a seed."""
+    seeds = range(len(cfg.block(name).seeds))
+    return [chains.start_config(cfg, name), *(chains.seed_config(cfg, name, number) for number in seeds)]
 
 
 def make(cfg: Config, name: str, measured: Trial | None) -> dict[str, one_run.Plan]:
@@ -49,8 +35,6 @@ def as_json(made: Mapping[str, one_run.Plan]) -> dict[str, Any]:
 
 
 def show(cfg: Config, name: str, made: Mapping[str, one_run.Plan], trial: Trial | None) -> None:
-    from pipeline.stages.workers import at_once
-
     block = cfg.block(name)
     console.say(f"{cfg.path}: comparison {cfg.run}, seeds {', '.join(map(str, block.seeds))}, in {cfg.run_dir}")
     rows = [{"part": f"{run.rpartition('/')[2]}/{row['stage']}", **{k: v for k, v in row.items() if k != "stage"}}
@@ -64,10 +48,10 @@ def show(cfg: Config, name: str, made: Mapping[str, one_run.Plan], trial: Trial 
         return
     peak = max((m.total for one in made.values() for m in one.memory.values()), default=0)
     seconds = [(s, one.stale[stage] is not None) for one in made.values() for stage, s in one.seconds.items()]
-    workers = at_once(block.workers)
+    workers = chains.at_once(cfg, name)
     console.say(f"memory: {peak / MIB:,.0f} MiB a process, {workers} at once")
     console.say(f"time: {console.clock(sum(s for s, todo in seconds if todo) / workers)} for what is stale, "
                 f"{console.clock(sum(s for s, _ in seconds) / workers)} in all, {workers} at once")  # fmt: skip
 
 
-__all__ = ["as_json", "comparison_of", "make", "mistakes", "runs_of", "show"]
+__all__ = ["as_json", "comparison_of", "make", "runs_of", "show"]

@@ -36,6 +36,7 @@ def run_stage(cfg: Config, name: str) -> dict[str, Any]:
     console.say(f"── {name} ({cfg.run}, seed {cfg.seed}{several})")
     identity = {"config": lineage.stage_config(cfg, name), "code": lineage.code_of(module)}
     ctx.dir.open(identity)
+    ctx.depend_on(*lineage.own_files(cfg, name))
     ranks.barrier()
     with trackers.tracking(cfg, name) as told:
         ctx.dir.listeners += told

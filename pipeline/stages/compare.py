@@ -10,29 +10,30 @@ Every part is an ordinary stage in an ordinary run below this one, so what is co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipeline import console
-from pipeline.config import Config, ConfigError, nearest
+from pipeline.chains import JUDGE, ONE_PLACE, ancestors, at_once, check, policies_of, seed_config, start_config
+from pipeline.config import Config
 from pipeline.runs import StageDir, atomic_write, read_jsonl, verify_outputs
-from pipeline.schema import Judge
 from pipeline.stages import findings
 from pipeline.stages.context import Context
 from pipeline.stages.workers import Part, run_parts
-
-JUDGE = "judge"
 
 
 def run(ctx: Context) -> dict[str, Any]:
     cfg, block = ctx.cfg, ctx.block
     check(cfg, ctx.name)
-    start = replace(cfg, run=f"{cfg.run}/start", stages=[*ancestors(cfg, block.start), block.start])
+    start = start_config(cfg, ctx.name)
     seeds = [seed_config(cfg, ctx.name, number) for number in range(len(block.seeds))]
-    run_parts(parts_of(start, seeds), workers=block.workers, logs=ctx.dir.place / "logs")
+    workers = at_once(cfg, ctx.name)
+    if cfg.generate.backend in ONE_PLACE:
+        console.say(f"{ctx.name}: one part after another, for {cfg.generate.backend} holds one set of weights")
+    run_parts(parts_of(start, seeds), workers=workers, logs=ctx.dir.place / "logs")
     manifests = [verify_outputs(StageDir(c.run_dir, JUDGE)) for c in seeds]
     ctx.depend_on(*(StageDir(c.run_dir, JUDGE).manifest_path for c in seeds))
+    ctx.inputs |= inputs_of([start, *seeds])
     figures = conclude(block, [m["metrics"] for m in manifests], seeds)
     columns = ["method", "role", "accuracy", "kl_from_start", "sampled_tokens", "wall_s"]
     console.show_table(figures["table"], columns)
@@ -42,82 +43,7 @@ def run(ctx: Context) -> dict[str, Any]:
     return {**figures, "runs": [Path(c.run).name for c in seeds], "seeds": list(block.seeds), "budget": block.budget}
 
 
-def policies_of(block: Any) -> dict[str, str]:
-    """Every policy to judge -> its role; the methods first. A control named twice keeps its first role."""
-    out = {block.start: "start"} | dict.fromkeys(block.methods, "method")
-    for method, control in block.controls.items():
-        out.setdefault(control, f"control of {method}")
-    for method, twin in block.drawn_once.items():
-        out.setdefault(twin, f"{method}, drawn once")
-    return out
-
-
-def check(cfg: Config, name: str) -> None:
-    """Raises ConfigError for what the YAML names and does not define."""
-    block = cfg.block(name)
-    mistakes = []
-    asked = [*policies_of(block), *(block.proxy_methods or []), *([block.proxy] if block.proxy else [])]
-    for policy in asked:
-        stage = policy.partition("/")[0]
-        if stage not in cfg.blocks:
-            mistakes.append(f"{cfg.path}: {name}: no block for {stage!r}{nearest(stage, cfg.blocks)}")
-    for field in ("controls", "drawn_once"):
-        for method in getattr(block, field):
-            if method not in block.methods:
-                mistakes.append(f"{cfg.path}: {name}.{field}: {method!r} is not among the methods"
-                                f"{nearest(method, block.methods)}")  # fmt: skip
-    if block.proxy_methods and not block.proxy:
-        mistakes.append(f"{cfg.path}: {name}.proxy: name the reward model that {block.proxy_methods[0]} learns from")
-    if len(set(block.seeds)) != len(block.seeds):
-        mistakes.append(f"{cfg.path}: {name}.seeds: {block.seeds} names a seed twice")
-    if mistakes:
-        raise ConfigError(mistakes)
-
-
 # --- what runs, and after what ----------------------------------------------------------------------------------
-
-
-def references(block: Any) -> list[str]:
-    """What a stage's block refers to as its policy, reward model or start, stages or not."""
-    out = [getattr(block, name) for name in ("policy", "init", "start_from") if getattr(block, name, None)]
-    for name, part in (getattr(block, "reward", None) or {}).items():
-        out.append((part or {}).get("model", name))
-    return [str(r) for r in out]
-
-
-def ancestors(cfg: Config, name: str) -> list[str]:
-    """The stages a stage needs, parents first, itself left out."""
-    out: list[str] = []
-    for parent in references(cfg.blocks[name]):
-        if parent in cfg.blocks and parent not in out:
-            out += [a for a in ancestors(cfg, parent) if a not in out] + [parent]
-    return out
-
-
-def seed_config(cfg: Config, name: str, number: int) -> Config:
-    """The ordinary run of one seed: the methods and what they need, then their judge.
-
-    The proxy's part runs under the first seed only. Blocks that may spend the budget and set none of their own get it.
-    """
-    block = cfg.block(name)
-    policies = [p for p in policies_of(block) if p != block.start]
-    proxied = list(block.proxy_methods) if number == 0 else []
-    wanted = [p.partition("/")[0] for p in [*policies, *proxied]] + (
-        [block.proxy] if block.proxy and number == 0 else []
-    )
-    before = {*ancestors(cfg, block.start), block.start}
-    stages: list[str] = []
-    for stage in wanted:
-        stages += [s for s in [*ancestors(cfg, stage), stage] if s not in stages and s not in before]
-    blocks = {k: budgeted(v, block.budget) for k, v in cfg.blocks.items() if k in stages or k in before}
-    blocks[JUDGE] = Judge(start=block.start, methods=[*policies, *proxied], proxy=block.proxy if number == 0 else None)
-    seed = block.seeds[number]
-    return replace(cfg, run=f"{cfg.run}/seed-{seed}", seed=seed, stages=[*stages, JUDGE], blocks=blocks)
-
-
-def budgeted(block: Any, budget: int) -> Any:
-    open_budget = getattr(block, "token_budget", 0) is None
-    return replace(block, token_budget=budget) if open_budget else block
 
 
 def parts_of(start: Config, seeds: Sequence[Config]) -> list[Part]:
@@ -134,12 +60,30 @@ def parts_of(start: Config, seeds: Sequence[Config]) -> list[Part]:
 
 
 def link_start(start: Config, cfg: Config) -> None:
-    """The start's stages as stages of this run: one copy on disk, one lineage to follow."""
+    """The start's stages as stages of this run: one copy on disk, one lineage to follow.
+
+    A comparison whose start was another before has links that lead nowhere now, which go, and stages in the place of
+    new links, which are set aside.
+    """
     cfg.run_dir.mkdir(parents=True, exist_ok=True)
+    above = Path("..") / Path(start.run).name
+    for link in cfg.run_dir.iterdir():
+        if link.is_symlink() and link.readlink().parent == above and link.name not in start.stages:
+            link.unlink()
     for name in start.stages:
         link = cfg.run_dir / name
-        if not link.is_symlink():
-            link.symlink_to(Path("..") / Path(start.run).name / name, target_is_directory=True)
+        if link.is_symlink():
+            continue
+        if link.exists():
+            console.say(f"{Path(cfg.run).name}/{name}: what it had made is now in "
+                        f"{StageDir(cfg.run_dir, name).set_aside()}")  # fmt: skip
+        link.symlink_to(above / name, target_is_directory=True)
+
+
+def inputs_of(runs: Sequence[Config]) -> dict[str, str]:
+    """Path -> sha256 of all that the parts read, so that the comparison is stale when one of them is."""
+    made = [StageDir(cfg.run_dir, name).manifest() or {} for cfg in runs for name in cfg.stages]
+    return {path: sha for manifest in made for path, sha in manifest.get("inputs", {}).items()}
 
 
 # --- what it amounts to -----------------------------------------------------------------------------------------

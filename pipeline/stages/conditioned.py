@@ -58,7 +58,7 @@ def run(ctx: Context) -> dict[str, Any]:
     if block.shuffled_control:
         metrics |= shuffled(ctx, start, pool, conditions, attributes)
     if block.filtered_control:
-        metrics |= {"filtered_sft_accuracy": filtered_sft(ctx, pool, conditions, attributes, steps)}
+        metrics |= filtered_sft(ctx, pool, conditions, attributes, steps)
     ctx.tokens = spent  # controls are evidence, not budget
     ranks.from_main(lambda: control_curve.plot(metrics, ctx.dir.place / "control_curve.svg"))
     return metrics
@@ -231,14 +231,20 @@ def shuffled(
 
 def filtered_sft(
     ctx: Context, pool: Sequence[Scored], conditions: Conditions, attributes: dict[str, Attribute], steps: int
-) -> float:
-    """The best bin's samples alone, without labels, for as many steps: FeedME's way on the same pool."""
+) -> dict[str, float]:
+    """The best bin's samples alone, without labels, for as many steps: FeedME's way on the same pool.
+
+    Of several attributes the best bins may have no sample in common: then there is no such control, and a line says so.
+    """
     best = tuple(conditions.best.values())
     cells = cells_of(pool, conditions, attributes)
     kept = [s for s, cell in zip(pool, cells, strict=True) if cell == best]
+    if not kept:
+        console.say(f"{ctx.name}: no filtered_control: not one sample lies in the best bin of every attribute")
+        return {}
     place = ctx.dir.place / "filtered"
     train(ctx, ctx.policy_path, [Example(s.rollout.prompt.ids, s.rollout.ids) for s in kept], place,
           {**ctx.block.trainer, "max_steps": steps}, key=("filtered",))  # fmt: skip
     judged = ctx.evaluate(ctx.generator(str(place)), "filtered")
     ranks.from_main(lambda: shutil.rmtree(place))
-    return float(judged.figures["heldout_accuracy"])
+    return {"filtered_sft_accuracy": float(judged.figures["heldout_accuracy"])}

@@ -54,23 +54,18 @@ class Ended:
     words: str = ""
 
 
-def at_once(workers: int | None) -> int:
-    """How many parts of a comparison run beside each other."""
-    return workers or min(os.cpu_count() or 1, 4)
-
-
-def run_parts(parts: Sequence[Part], *, workers: int | None, logs: Path) -> None:
-    """Bring every part up to date, as many at once as there are workers (None: a core each, at most 4).
+def run_parts(parts: Sequence[Part], *, workers: int, logs: Path) -> None:
+    """Bring every part up to date, as many at once as there are workers.
 
     Raises what the first failing part raised; parts that are complete by then stay complete.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    count, known = at_once(workers), {p.key for p in parts}
+    known = {p.key for p in parts}
     waiting, done, running = list(parts), set[tuple[str, str]](), dict[Future[Ended], Part]()
     begun = time.monotonic()
-    with processes(min(count, len(parts))) as pool:
+    with processes(min(workers, len(parts))) as pool:
         while waiting or running:
-            ready = [p for p in waiting if all(a in done for a in p.after if a in known)][: count - len(running)]
+            ready = [p for p in waiting if all(a in done for a in p.after if a in known)][: workers - len(running)]
             if not ready and not running:
                 raise ValueError(f"parts wait for one another: {', '.join(p.label for p in waiting)}")
             for part in ready:
