@@ -114,7 +114,7 @@ class Reward(Ours):
             return models.load_reward_model(ctx.policy_path, ctx.cfg.model).train()
 
         reward_model.distinct_pad(ctx.tokenizer)
-        train_with(ctx, RewardTrainer, RewardConfig, load, {"train_dataset": Dataset.from_dict(columns)},
+        train_with(ctx, RewardTrainer, RewardConfig, ctx.policy_path, load, {"train_dataset": Dataset.from_dict(columns)},
                    ctx.block.trainer, place=ctx.dir.model_dir, key=("reward",))  # fmt: skip
 
 

@@ -283,12 +283,12 @@ def once_where_tied(
     weights: Iterable[tuple[str, torch.Tensor]], modules: Collection[str]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Without the second name of a tied tensor where it belongs to none of the modules: some heads are the embedding
-    itself, and an engine refuses a name that it does not know."""
-    seen: dict[int, torch.Tensor] = {}  # held, for an id is taken again once its tensor is gone
+    itself, and an engine refuses a name that it does not know. A tensor's names follow one another."""
+    last = None
     for name, tensor in weights:
-        if id(tensor) not in seen or name.rpartition(".")[0] in modules:
+        if tensor is not last or name.rpartition(".")[0] in modules:
             yield name, tensor
-        seen[id(tensor)] = tensor
+        last = tensor
 
 
 def _sample_of(answer: Any, ends: frozenset[int]) -> Sample:

@@ -78,8 +78,9 @@ def check(place: Path, *, size: str = "mid", dtype: str = "bfloat16") -> list[di
     for name in cfg.stages:
         _reset_peak()
         stages.run_stage(cfg, name)
+        peak = peak_gib()
         planned = planned or planned_gib(cfg)  # of the model that the first stage has made
-        seen.append(row_of(StageDir(cfg.run_dir, name), peak_gib(), planned[name]))
+        seen.append(row_of(StageDir(cfg.run_dir, name), peak, planned[name]))
     return seen
 
 

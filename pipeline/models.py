@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,18 @@ def torch_dtype(name: str) -> Any:
     return "auto" if name == "auto" else getattr(torch, name)
 
 
+def precision_of(path: str, model: Model) -> torch.dtype:
+    """What the weights at a path, or of a Hub id, are loaded in."""
+    from transformers import PreTrainedConfig
+
+    if model.dtype != "auto":
+        return getattr(torch, model.dtype)
+    said, _ = PreTrainedConfig.get_config_dict(path)
+    of_text = said.get("text_config", {})
+    names = [config.get(key) for config in (said, of_text) for key in ("dtype", "torch_dtype")]
+    return getattr(torch, next((str(name) for name in names if name), "float32"))
+
+
 def load_policy(path: str, model: Model, *, adapted: bool = False) -> Any:
     """A causal language model in train mode with every dropout off: the log-probs of RL must be a function.
 
@@ -148,7 +160,10 @@ def save(model: Any, tokenizer: Any, place: Path, *, dtype: torch.dtype | None =
     state = {}
     quantized = getattr(adapters.base_of(model), "is_quantized", False)
     if spread.is_cut() or quantized:
-        gathered = {name: tensor.to(dtype or tensor.dtype) for name, tensor in named_weights(model)}
+        gathered = {}
+        for name, tensor in named_weights(model):  # which the others help to gather
+            if ranks.is_main():
+                gathered[name] = tensor.to(dtype or tensor.dtype).cpu()
         model = adapters.base_of(model)
         model = in_full(model) if quantized else model
         state = {"state_dict": untied(model, gathered)}
@@ -191,30 +206,25 @@ def end_ids(tokenizer: Any, model: Any = None) -> frozenset[int]:
 
 
 def named_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of every weight as a saved checkpoint names it, adapters merged, tied heads named too.
+    """(name, tensor) of every weight as a saved checkpoint names it, adapters merged; the names of a tied tensor follow
+    one another.
 
     A generator that is not told of the tied name keeps its old head and says nothing. Tensors are the trainer's own:
-    whoever keeps them past the next step clones.
+    whoever keeps them past the next step clones. Where weights are cut over ranks each is gathered when asked for.
     """
     model = model.module if hasattr(model, "module") else model
     if adapters.is_adapted(model):
-        yield from with_tied_names(model.get_base_model(), adapters.merged_weights(model))
+        yield from with_tied_names(model.get_base_model(), adapters.merged_weights(model).items())
         return
-    named = dict(model.named_parameters(remove_duplicate=True))
-    for name, source in {**{name: name for name in named}, **second_names(model, named)}.items():
-        yield name, spread.whole(named[source])  # one at a time: where weights are cut, no rank has room for all
+    named = model.named_parameters(remove_duplicate=True)
+    yield from with_tied_names(model, ((name, spread.whole(parameter)) for name, parameter in named))
 
 
-def with_tied_names(model: Any, weights: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from weights.items()
-    for target, source in second_names(model, weights).items():
-        yield target, weights[source]
-
-
-def second_names(model: Any, first: Container[str]) -> dict[str, str]:
-    """Names of tied weights that are not among the first names -> the first name of the same tensor."""
+def with_tied_names(model: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
     tied = getattr(model, "all_tied_weights_keys", None) or {}
-    return {target: source for target, source in tied.items() if target not in first and source in first}
+    for name, tensor in weights:
+        yield name, tensor
+        yield from ((second, tensor) for second, first in tied.items() if first == name)
 
 
 def pad_right(rows: Sequence[Sequence[float]], fill: float, *, dtype: torch.dtype, where: torch.device) -> torch.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import verifiers
-from pipeline import formats
+from pipeline import formats, ranks
 from pipeline.config import ConfigError, nearest
 from pipeline.records import Prompt
 from pipeline.schema import Prompts
@@ -67,8 +68,14 @@ def _converted(rows: list[Row], source: Prompts, where: str) -> list[Row]:
         told = f"{where}: left out {left_out.total()} of {len(rows)} rows, which no verifier can judge: {asked}"
         if not out:
             raise ConfigError([told])
-        print(told)
+        _tell(told)
     return out
+
+
+def _tell(line: str) -> None:
+    """Once, and not amid what a program may read from the output."""
+    if ranks.is_main():
+        print(line, file=sys.stderr, flush=True)
 
 
 def _procedural(source: Prompts, seed: int, where: str, dirs: Sequence[str]) -> list[Row]:
@@ -219,7 +226,7 @@ def _decontaminated(parts: Split, source: Prompts, where: str, named: Sequence[R
     words = source.decontaminate or 0
     shared = set(formats.contaminated(train, heldout, words))
     if shared:
-        print(f"{where}: dropped {len(shared)} of {len(train)} training rows that share {words} words in a row with a "
+        _tell(f"{where}: dropped {len(shared)} of {len(train)} training rows that share {words} words in a row with a "
               "held-out prompt")  # fmt: skip
     return Split([row for place, row in enumerate(parts.train) if place not in shared], parts.heldout)
 

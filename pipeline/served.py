@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -26,7 +26,7 @@ import torch
 
 from pipeline import ranks
 from pipeline.config import ConfigError
-from pipeline.generate import OnDone, Request, Sample, once_where_tied
+from pipeline.generate import OnDone, Request, Sample
 from pipeline.schema import Generate, Sampling
 
 T = TypeVar("T")
@@ -128,11 +128,19 @@ class ServedGenerator:
         return self._all(ask, sequences)
 
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        named = list(weights)
-        once = {name for name, _ in once_where_tied(named, ())}
-        gather_for(lambda whole: self._send(whole, once), named)
+        second: set[str] = set()
 
-    def _send(self, whole: dict[str, torch.Tensor], once: set[str]) -> None:
+        def told() -> Iterator[tuple[str, torch.Tensor]]:
+            last = None
+            for name, tensor in weights:
+                if tensor is last:
+                    second.add(name)
+                last = tensor
+                yield name, tensor
+
+        gather_for(lambda whole: self._send(whole, second), told())
+
+    def _send(self, whole: dict[str, torch.Tensor], second: set[str]) -> None:
         """A server whose head is the embedding itself refuses a tied head's name; any other needs it."""
         if self.heads_own_name:
             try:
@@ -142,7 +150,7 @@ class ServedGenerator:
                 if UNKNOWN_NAME not in str(exc):
                     raise
                 self.heads_own_name = False
-        self._push({name: tensor for name, tensor in whole.items() if name in once})
+        self._push({name: tensor for name, tensor in whole.items() if name not in second})
 
     def _push(self, weights: dict[str, torch.Tensor]) -> None:
         place = self.checkpoints.write(weights)

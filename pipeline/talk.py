@@ -97,7 +97,7 @@ def in_chat(source: Prompts, tokenizer: Any, dirs: Sequence[str]) -> bool:
         return True
     if tokenizer.chat_template is None:
         return False
-    few = replace(source, rows=min(source.rows or 100, 100))
+    few = replace(source, rows=min(source.rows or 100, 100), split=f"{source.split.partition('[')[0]}[:100]")
     try:
         return prompts.in_chat(prompts.load_rows(few, seed=0, dirs=dirs)[0], source, 1)
     except ConfigError as exc:

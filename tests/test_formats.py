@@ -163,7 +163,7 @@ def test_rows_of_tulu_that_no_verifier_can_judge_are_left_out_and_told(tmp_path,
     read = prompts.load_rows(Prompts(path=str(path), format="tulu_rlvr"), seed=1)
     assert [row["task"]["verifier"] for row in read] == ["math_answer"]
     told = "left out 4 of 5 rows, which no verifier can judge: validate_two_responses (2), verify_postscript (1)"
-    assert told in capsys.readouterr().out
+    assert told in capsys.readouterr().err
     path.write_text(json.dumps(unknown))
     with pytest.raises(ConfigError, match=r"left out 1 of 1 rows, .*: validate_two_responses \(1\)"):
         prompts.load_rows(Prompts(path=str(path), format="tulu_rlvr"), seed=1)

@@ -304,9 +304,13 @@ def test_dynamic_sampling_counts_what_was_earned_along_the_way(place, tmp_path):
         assert attempt == 0, "sampled again for nothing"
         return [scored(0.0, prompt=p, steps=((1, float(k)),)) for p in prompts for k in range(2)]
 
+    def nothing(prompts, step, attempt):
+        return [scored(0.0, prompt=p, steps=((1, 0.0),)) for p in prompts for _ in range(2)]
+
     block = Policy(prompts=2, samples=2, groups=Groups(dynamic=True, refill_cap=3))
     rows, batches = gather_groups(make_parts(place, tmp_path, block, sample), State())
     assert batches == 1 and [r.earned for r in rows] == [0.0, 1.0, 0.0, 1.0]
+    assert gather_groups(make_parts(place, tmp_path / "nothing", block, nothing), State())[1] == 3
 
 
 def test_dynamic_sampling_says_when_its_cap_was_not_enough(place, tmp_path, capsys):

@@ -6,6 +6,7 @@ from torch import nn
 
 from pipeline import models
 from pipeline.config import ConfigError
+from pipeline.generate import once_where_tied
 from pipeline.runs import sha256_tree
 from pipeline.schema import Model, Tiny
 
@@ -55,6 +56,14 @@ def test_weights_for_a_generator_name_the_tied_head(place):
     weights = dict(models.named_weights(model))
     assert weights["lm_head.weight"] is weights["model.embed_tokens.weight"]
     assert set(weights) == set(model.state_dict())
+
+
+def test_a_tied_head_is_told_by_its_tensor_also_where_each_is_gathered_anew(place, monkeypatch):
+    monkeypatch.setattr(models.spread, "whole", lambda tensor: tensor.detach().clone())
+    model = models.load_policy(str(place), Model())
+    names = [name for name, _ in models.named_weights(model)]
+    assert names.count("lm_head.weight") == 1
+    assert {name for name, _ in once_where_tied(models.named_weights(model), ())} == {*names} - {"lm_head.weight"}
 
 
 def test_adapters_are_merged_for_a_generator_and_left_as_they_were(place):

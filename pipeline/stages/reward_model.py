@@ -34,9 +34,8 @@ def run(ctx: Context) -> dict[str, Any]:
     else:
         train_pairs, heldout_pairs, reference = pairs_from_samples(ctx)
     if not train_pairs:
-        raise ConfigError(
-            [f"{ctx.cfg.path}: {ctx.name}: no preference pair: all samples of each prompt earned the same"]
-        )
+        raise ConfigError([f"{ctx.cfg.path}: {ctx.name}: no preference pair: of each prompt all samples that ended "
+                           "earned the same; if few end, raise sampling.max_tokens"])  # fmt: skip
     console.say(f"{ctx.name}: {len(train_pairs)} training pairs, {len(heldout_pairs)} held out")
     from datasets import Dataset
 
@@ -50,7 +49,7 @@ def run(ctx: Context) -> dict[str, Any]:
         return model
 
     distinct_pad(ctx.tokenizer)
-    figures = train_with(ctx, RewardTrainer, RewardConfig, load, {"train_dataset": data}, block.trainer,
+    figures = train_with(ctx, RewardTrainer, RewardConfig, start, load, {"train_dataset": data}, block.trainer,
                          place=ctx.dir.model_dir, key=("reward",))  # fmt: skip
     model = models.load_reward_model(str(ctx.dir.model_dir), ctx.cfg.model)
     calibrate(model, reference)

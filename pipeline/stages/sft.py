@@ -92,6 +92,7 @@ def train(
         ctx,
         imitator(ctx, kl_coef, anchor or ctx.policy_path),
         SFTConfig,
+        start,
         lambda: models.load_policy(start, ctx.cfg.model, adapted=trains_adapter(ctx.block)),
         {"train_dataset": as_dataset(fitting, reference=kl_coef > 0), "data_collator": pad},
         {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False, **trainer},

@@ -28,6 +28,7 @@ def train_with(
     ctx: Context,
     trainer_class: Any,
     config_class: Any,
+    start: str,
     load_model: Callable[[], Any],
     arguments: dict[str, Any],
     settings: dict[str, Any],
@@ -35,13 +36,19 @@ def train_with(
     place: Path,
     key: tuple[int | str, ...],
 ) -> dict[str, Any]:
-    """Train what `load_model` gives and save it with its tokenizer in `place`. settings: the YAML's `trainer:` block.
+    """Train what `load_model` makes of the model at `start` and save it with its tokenizer in `place`. settings: the
+    YAML's `trainer:` block.
 
     Returns {"train_loss", "train_steps", "train_tokens"}. Raises ConfigError for a value the library refuses.
     Done once: a resumed stage copies the model its earlier try trained. Of several trainings with one place, as the
     rounds of a chain, only the last one's model is kept.
     """
     name = "-".join(map(str, ("trained", *key)))
+
+    precision = models.precision_of(start, ctx.cfg.model)
+    if precision == torch.float16 and not trains_adapter(ctx.block):
+        raise ConfigError([f"{ctx.cfg.path}: model.dtype: float16 gradients overflow in {ctx.name}; use bfloat16"])
+    settings = {"bf16": torch.cuda.is_available() and precision == torch.bfloat16, **settings}
 
     def make(beside: Path) -> None:
         figures = _train(ctx, trainer_class, config_class, load_model, arguments, settings, beside / "model", key)
@@ -69,7 +76,6 @@ def _train(
 ) -> dict[str, Any]:
     """Train from the newest checkpoint that is whole, and save the model in `place`."""
     work = ctx.dir.checkpoints / "-".join(map(str, ("training", *key)))
-    settings = {"bf16": torch.cuda.is_available() and ctx.cfg.model.dtype == "bfloat16", **settings}
     args = build_arguments(config_class, settings, work, seed=ctx.seed(*key), where=ctx.name)
     if ranks.world() > 1:
         spread.allow_on_cpu(args.distributed_state)  # the library has made its own anew

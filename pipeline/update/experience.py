@@ -22,7 +22,7 @@ from pipeline.schema import Groups
 from pipeline.score import tally
 from pipeline.update import losses, stepwise, turns
 from pipeline.update.forward import Row, stack
-from pipeline.update.learner import Averages, Experience, measure_mismatch
+from pipeline.update.learner import Experience
 from pipeline.update.parts import Parts, State
 from rewards import MALFORMED, MONITOR
 
@@ -75,7 +75,7 @@ def make_experience(parts: Parts, state: State, scored: Sequence[Scored]) -> tup
     generator = [torch.tensor(s.rollout.logprobs) for s in scored]
     seen = Experience(rows, [], generator, old, reference)
     metrics: dict[str, Any] = mismatch(seen) if warming else {}
-    if state.step == 0 and old is not None and reference is not None:
+    if state.step == 0 and old is not None and reference is not None and any(any(r.mask) for r in rows):
         alarms.check_reference(kl_to_reference(seen), parts.reference_tolerance)
     earned = earnings(parts, state, scored, seen, metrics, kl_in_reward=kl_in_reward)
     assign_credit(parts, state, seen, earned, values, metrics)
@@ -85,9 +85,10 @@ def make_experience(parts: Parts, state: State, scored: Sequence[Scored]) -> tup
 def mismatch(seen: Experience) -> dict[str, float]:
     """How far the generator's log-probs are from the policy's own."""
     assert seen.old_logprobs is not None
-    figures, mask_BT = Averages(), stack([r.mask for r in seen.rows]).bool()
-    measure_mismatch(figures, stack(seen.old_logprobs), stack(seen.generator_logprobs), mask_BT)
-    return figures.read()
+    gap_BT = (stack(seen.old_logprobs) - stack(seen.generator_logprobs)).abs()
+    mask_BT = stack([r.mask for r in seen.rows]).bool()  # of all rows: every rank has them, and none asks the others
+    return {"mismatch_mean_abs": credit.masked_mean(gap_BT, mask_BT),
+            "mismatch_max": float(gap_BT.masked_fill(~mask_BT, 0.0).max())}  # fmt: skip
 
 
 def kl_to_reference(seen: Experience) -> float:

@@ -158,7 +158,8 @@ def gather_groups(parts: Parts, state: State) -> tuple[list[Scored], int]:
         groups = grouped(scored, block.samples)
         parts.directory.log_difficulty([{"step": state.step, "attempt": attempt, **difficulty(g)} for g in groups])
         for group in groups:
-            teaches = len({s.earned for s in wholes(group) if s.scorable}) > 1 or any(s.step_rewards for s in group)
+            along = any(reward for s in group for _, reward in s.step_rewards)
+            teaches = along or len({s.reward for s in wholes(group) if s.scorable}) > 1
             (kept if teaches or not block.groups.dynamic else spare).append(group)
         if len(kept) >= block.prompts:
             break
