@@ -109,12 +109,13 @@ class Reward(Ours):
         ctx = self.context("reward_model")
         pairs, _, _ = reward_model.pairs_from_rows(ctx)
         columns = {"chosen_ids": [[*p, *c] for p, c, _ in pairs], "rejected_ids": [[*p, *r] for p, _, r in pairs]}
+        data = Dataset.from_dict(columns)
 
         def load() -> Any:
             return models.load_reward_model(ctx.policy_path, ctx.cfg.model).train()
 
         reward_model.distinct_pad(ctx.tokenizer)
-        train_with(ctx, RewardTrainer, RewardConfig, ctx.policy_path, load, {"train_dataset": Dataset.from_dict(columns)},
+        train_with(ctx, RewardTrainer, RewardConfig, ctx.policy_path, load, {"train_dataset": data},
                    ctx.block.trainer, place=ctx.dir.model_dir, key=("reward",))  # fmt: skip
 
 
