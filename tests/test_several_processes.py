@@ -18,7 +18,7 @@ import pytest
 import ranks_kit
 from safetensors.torch import load_file
 
-from pipeline import ranks, spread
+from pipeline import generate, ranks, spread
 from pipeline.__main__ import main
 from pipeline.config import ConfigError, read_yaml
 
@@ -135,6 +135,24 @@ def test_an_adapter_learns_and_merges_the_same(alone_with_lora, tmp_path, mode, 
         with_deepspeed(monkeypatch)
     together = launched(from_parents(alone_with_lora, tmp_path, "base", "sft"), mode, "grpo", LORA)
     assert_same(alone_with_lora, together, "grpo")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mode", ["ddp", "fsdp2"])
+def test_each_rank_samples_with_a_vllm_of_its_own(alone, tmp_path, mode):
+    pytest.importorskip("vllm")
+    one = from_parents(alone, tmp_path / "one", "base", "sft")
+    words = ["generate.backend=vllm"]
+    assert main(["grpo", str(ranks_kit.write_chain(one)), f"runs_dir={one}", *words]) == 0
+    together = launched(from_parents(alone, tmp_path / "two", "base", "sft"), mode, "grpo", *words)
+    assert_same(one / "t", together, "grpo")
+
+
+def test_an_engine_over_several_gpus_is_refused_where_each_rank_has_its_own(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"generate\.vllm\.tensor_parallel_size: of several ranks each has an engine"):
+        generate.an_engine_a_rank({"tensor_parallel_size": 2})
+    assert generate.an_engine_a_rank({}) == {"distributed_executor_backend": "external_launcher"}
 
 
 @pytest.mark.long
