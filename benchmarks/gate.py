@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import time
 from collections.abc import Callable
+
+from pipeline import process
 
 
 class Stopped(BaseException):
@@ -49,4 +50,4 @@ class Gate:
 
 
 def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return process.peak_rss() / 2**20

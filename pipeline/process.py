@@ -1,9 +1,24 @@
-"""Settings of the process that must stand before torch is imported."""
+"""Settings of the process that must stand before torch is imported, and its memory."""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
+import resource
+from pathlib import Path
+
+
+def peak_rss() -> int:
+    """Bytes: the most that this process has held in memory.
+
+    Not `ru_maxrss` where the kernel says better: that is at least what the parent held when it started this process.
+    """
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        found = None
+    return (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
 
 
 def prepare(threads: int | None) -> None:

@@ -21,7 +21,6 @@ import contextlib
 import fcntl
 import json
 import os
-import resource
 import shutil
 import subprocess
 import time
@@ -31,7 +30,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline import ranks
+from pipeline import process, ranks
 from pipeline.files import (
     atomic_write,
     copy_tree,
@@ -329,7 +328,7 @@ class StageDir:
             "versions": versions(),
             "tokens": dict(self.tokens),
             "wall_s": round(self.elapsed_s(), 3),
-            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_rss_bytes": process.peak_rss(),
         }
         atomic_write(self.manifest_path, dump_json(manifest, indent=1) + "\n")
         self.tidy()

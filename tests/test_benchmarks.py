@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import torch
 from benchmarks import __main__ as command
 from benchmarks import learn, measure, scale, score, step
 from benchmarks.workload import Workload, lay_out
-from pipeline import models
+from pipeline import models, process
 from pipeline.schema import Model
 
 
@@ -103,3 +105,13 @@ def test_a_large_vocabulary_is_as_large_as_it_says_and_answers_end_as_often_as_a
     ids = torch.randint(3, 5000, (4, 64), generator=torch.Generator().manual_seed(1))
     ends = model(ids).logits.softmax(-1)[..., tokenizer.eos_token_id]
     assert ends.mean().item() == pytest.approx(1 / 50, rel=0.05) and ends.max() < 2 * ends.min()
+
+
+def test_the_peak_of_a_process_is_its_own_and_not_what_started_it():
+    """A child's ru_maxrss is at least what its parent held; benchmarks start theirs from a process that loaded vLLM."""
+    held = bytearray(b"1") * (300 << 20)
+    told = subprocess.run(
+        [sys.executable, "-c", "from pipeline.process import peak_rss; print(peak_rss())"],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    assert process.peak_rss() > len(held) > 3 * int(told.stdout) > 0

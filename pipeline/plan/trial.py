@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -46,7 +45,7 @@ def resident() -> int:
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         return total - free
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return process.peak_rss()
 
 
 def try_out(cfg: Config) -> Trial:
