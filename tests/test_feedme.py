@@ -184,8 +184,9 @@ def test_a_round_says_what_it_kept_and_the_control_kept_as_many(runs, capsys):
 
 @pytest.mark.stages
 def test_feedme_imitates_what_people_rated_best_and_samples_nothing(runs, tmp_path):
-    rows = [{"prompt": "a1>c1:", "completion": text, "rating": rating}
-            for text, rating in (("RRUD", 7), ("RR", 1), ("URDR", 7))]  # fmt: skip
+    rated = {"a1>d1:": (("RRRUD", 7), ("RRR", 1), ("URRDR", 7)), "a1>c1:": (("RR", 7),)}  # the last one is held out
+    rows = [{"prompt": prompt, "completion": text, "rating": rating}
+            for prompt, ratings in rated.items() for text, rating in ratings]  # fmt: skip
     path = write_rows(tmp_path / "ratings.jsonl", rows)
     offline = ["feedme.rounds=1", f"feedme.pool=['{path}']", "feedme.filters=[{threshold: 7}]"]
     assert command(runs, "feedme", *FEW, *offline, "feedme.random_control=false", "feedme.more_sft_control=false") == 0

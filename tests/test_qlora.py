@@ -93,7 +93,7 @@ STAGES = {
     "ppo": ["ppo.critic.shared=true", "ppo.critic.warmup_steps=0"],
     "sft": ["sft={policy: MODEL, trainer: {max_steps: 2, learning_rate: 1.0e-2}}"],
     "reward_model": [
-        "reward_model={policy: MODEL, prompts: 9, samples: 4, heldout_prompts: 4}",
+        "reward_model={policy: MODEL, prompts: 60, samples: 8, heldout_prompts: 4}",
         "reward_model.trainer={max_steps: 2, learning_rate: 1.0e-2}",
     ],
 }
