@@ -45,7 +45,7 @@ def open_generator(
     Raises ConfigError where the named backend cannot be had.
     """
     backend = choose_backend(generate)
-    key = (backend, architecture_key(model_dir), repr(generate), repr(model), str(max_model_len))
+    key = (backend, architecture_key(model_dir, model), repr(generate), repr(model), str(max_model_len))
     known = _open.get(key)
     if known is not None:
         if owner is None or _owner.get(key) is not owner:

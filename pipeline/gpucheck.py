@@ -76,29 +76,29 @@ def check(place: Path, *, size: str = "mid", dtype: str = "bfloat16") -> list[di
     seen: list[dict[str, Any]] = []
     planned: dict[str, float] = {}
     for name in cfg.stages:
-        _reset_peak()
+        before = _reset_peak()
         stages.run_stage(cfg, name)
         peak = peak_gib()
         planned = planned or planned_gib(cfg)  # of the model that the first stage has made
-        seen.append(row_of(StageDir(cfg.run_dir, name), peak, planned[name]))
+        seen.append(row_of(StageDir(cfg.run_dir, name), before, peak, planned[name]))
     return seen
 
 
 def planned_gib(cfg: configs.Config) -> dict[str, float]:
-    """Stage -> what `plan` says a GPU will hold at most: what is learnt, looked at and sampled from, caches apart."""
+    """Stage -> what `plan` says that it takes beside the generator: what is learnt from, and looked at."""
     from pipeline import models
     from pipeline.plan import estimate, one_run, trial
 
     place = str(StageDir(cfg.run_dir, "base").model_dir)
     shape = estimate.Shape(**trial.shape_of(models.load_policy(place, cfg.model)))
     data, _ = one_run.data_of(cfg, models.load_tokenizer(place, cfg.model))
-    sampler = trial.Trial(generator_bytes=shape.parameters * shape.bytes_each)
-    parts = {name: estimate.memory_of(cfg, name, shape, data, sampler).parts for name in cfg.stages}
+    parts = {name: estimate.memory_of(cfg, name, shape, data, trial.Trial()).parts for name in cfg.stages}
     return {name: round((sum(p.values()) - p["requests"]) / 2**30, 2) for name, p in parts.items()}
 
 
-def row_of(stage: StageDir, peak: float | None, planned: float) -> dict[str, Any]:
-    """What one stage showed: seconds, peak memory beside the planned one, sync health, and seconds a step by phase."""
+def row_of(stage: StageDir, before: float | None, peak: float | None, planned: float) -> dict[str, Any]:
+    """What one stage showed: seconds, peak memory and how much of it came with the stage beside what was planned (the
+    first stage opens the generator, which stays), sync health, and seconds a step by phase."""
     manifest = read_manifest(stage.manifest_path)
     assert manifest is not None, "a stage that returned has its manifest"
     metrics = manifest["metrics"]
@@ -109,6 +109,7 @@ def row_of(stage: StageDir, peak: float | None, planned: float) -> dict[str, Any
         "stage": stage.name,
         "seconds": round(manifest["wall_s"], 1),
         "peak_gib": peak,
+        "added_gib": None if peak is None or before is None else round(peak - before, 2),
         "planned_gib": planned,
         "generator": metrics.get("generator", ""),
         "canary": metrics.get("canary_max_abs", ""),
@@ -124,11 +125,14 @@ def peak_gib() -> float | None:
     return round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else None
 
 
-def _reset_peak() -> None:
+def _reset_peak() -> float | None:
+    """GiB allocated now, from which the peak is counted anew."""
     import torch
 
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    if not torch.cuda.is_available():
+        return None
+    torch.cuda.reset_peak_memory_stats()
+    return round(torch.cuda.memory_allocated() / 2**30, 2)
 
 
 def main(words: Sequence[str]) -> int:

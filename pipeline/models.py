@@ -147,7 +147,7 @@ def without_dropout(model: nn.Module) -> nn.Module:
 
 
 def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def save(model: Any, tokenizer: Any, place: Path, *, dtype: torch.dtype | None = None) -> None:
@@ -272,13 +272,15 @@ def batches_by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return out
 
 
-def architecture_key(place: str) -> str:
-    """What an engine cannot change by loading weights: the config, less its name and what only training set."""
+def architecture_key(place: str, model: Model) -> str:
+    """What an engine cannot change by loading weights: the config, less its name and what only training set; and less
+    the precision it was saved in, where `model` names another to compute in."""
     path = Path(place) / "config.json"
     if not path.is_file():
         return place
     config = json.loads(path.read_text())
-    for name in ("_name_or_path", "use_cache"):
+    saved_in = ("dtype", "torch_dtype") if model.dtype != "auto" else ()
+    for name in ("_name_or_path", "use_cache", *saved_in):
         config.pop(name, None)
     return json.dumps(config, sort_keys=True)
 

@@ -360,3 +360,18 @@ def test_policies_of_two_families_are_judged_each_on_prompts_in_its_own_ids(tmp_
         tokenizer = models.load_tokenizer(row["policy"], Model())
         spelled.setdefault(row["policy"], set()).add((row["prompt"], tokenizer.decode(row["prompt_ids"])))
     assert len(spelled) == 2 and all(said.endswith(text) for pairs in spelled.values() for text, said in pairs)
+
+
+def test_checkpointing_saves_memory_in_policy_and_critic_and_changes_no_weight(tmp_path, model, monkeypatch):
+    from transformers import PreTrainedModel
+
+    made = []
+    enable = PreTrainedModel.gradient_checkpointing_enable
+    monkeypatch.setattr(
+        PreTrainedModel, "gradient_checkpointing_enable", lambda self, **how: (made.append(self), enable(self, **how))
+    )
+    for on in ("false", "true"):
+        assert run_stage(tmp_path / on, model, "ppo", f"ppo.gradient_checkpointing={on}") == 0
+    plain, checkpointed = (weights(tmp_path / on, "ppo") for on in ("false", "true"))
+    assert len(made) == 2, "the policy and its critic"
+    assert all(torch.equal(plain[name], checkpointed[name]) for name in plain)

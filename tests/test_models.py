@@ -58,6 +58,13 @@ def test_weights_for_a_generator_name_the_tied_head(place):
     assert set(weights) == set(model.state_dict())
 
 
+def test_an_engine_serves_a_model_saved_in_another_precision_where_the_yaml_names_its_own(place, tmp_path):
+    config = json.loads((place / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    keys = [[models.architecture_key(str(p), Model(dtype=d)) for p in (place, tmp_path)] for d in ("auto", "bfloat16")]
+    assert keys[0][0] != keys[0][1] and keys[1][0] == keys[1][1]
+
+
 def test_a_tied_head_is_told_by_its_tensor_also_where_each_is_gathered_anew(place, monkeypatch):
     monkeypatch.setattr(models.spread, "whole", lambda tensor: tensor.detach().clone())
     model = models.load_policy(str(place), Model())

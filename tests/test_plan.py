@@ -117,6 +117,15 @@ def test_what_learns_is_kept_in_float32_whatever_the_models_precision():
     assert (parts["weights"], parts["gradients"], parts["optimizer"]) == (2000, 80, 160)
 
 
+def test_checkpointing_keeps_one_layers_activations_and_what_goes_into_the_others():
+    """By hand, width 8, 2 layers, rows of 16,384 tokens: 68 bytes a layer, or 4 a layer and 68 of one."""
+    shape, held = Shape(1000, 8, 2, 8, 50, 4), {}
+    for on in (False, True):
+        cfg = load(DEMO, [f"grpo.gradient_checkpointing={str(on).lower()}", "grpo.prompts=4000"])
+        held[on] = estimate.memory_of(cfg, "grpo", shape, DATA, Trial()).parts["activations"]
+    assert held == {False: 16384 * 8 * 2 * 68, True: 16384 * 8 * (2 * 4 + 68)}
+
+
 def test_a_token_budget_ends_sampling_with_the_step_that_reaches_it():
     cfg = load(DEMO, ["grpo.token_budget=10000", "grpo.steps=1000", "expected_tokens={grpo: 5.0}"])
     grpo = estimate.work_of(cfg, "grpo", DATA)

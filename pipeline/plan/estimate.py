@@ -240,7 +240,9 @@ def memory_of(cfg: Config, name: str, shape: Shape, data: Data, trial: Trial) ->
             parts["reward model"] = weights
         rows = min(block.tokens_per_microbatch, block.prompts * block.samples * length)
         parts["logits"] = 2 * 256 * shape.vocabulary * 4  # the head is applied in chunks
-        parts["activations"] = rows * shape.hidden * shape.layers * 34 * 4 // 2
+        # of a layer, in bytes a token and unit of width; checkpointing keeps what goes into each, and one whole
+        layers = shape.layers * 4 + 34 * 2 if block.gradient_checkpointing else shape.layers * 34 * 2
+        parts["activations"] = rows * shape.hidden * layers
     elif "weights" in parts:
         batch = int({**TRAINER_DEFAULTS, **block.trainer}["per_device_train_batch_size"])
         parts["logits"] = 3 * batch * length * shape.vocabulary * 4

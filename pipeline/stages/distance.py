@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from pipeline import models
+from pipeline import models, ranks
 from pipeline.records import Prompt, Scored
 from pipeline.score import score
 from pipeline.stages.context import Context, Judged
@@ -26,7 +27,7 @@ def kl_from(ctx: Context, scored: Sequence[Scored], start: str, *, bare: Mapping
     model = models.load_policy(start, ctx.cfg.model).eval()
     model.to(models.device())
     forward = CompletionLogprobs(model, temperature=ctx.cfg.sampling.temperature)
-    before = completion_logprobs(forward, rows, budget=BUDGET, where=models.device())
+    before = ranks.mapped(partial(completion_logprobs, forward, budget=BUDGET, where=models.device()), rows)
     gaps = [sum(lp - b for lp, b, m in zip(s.rollout.logprobs, old.tolist(), row.mask, strict=True) if m)
             for s, old, row in zip(scored, before, rows, strict=True)]  # fmt: skip
     return mean(gaps)

@@ -39,7 +39,8 @@ def run(ctx: Context) -> dict[str, Any]:
     console.say(f"{ctx.name}: {len(logged.layout)} episodes of {len(logged.rows)} turns")
     model = models.load_policy(ctx.policy_path, ctx.cfg.model)
     precision = model.dtype
-    heads = QValues(model.float())  # as in `make_policy`: small steps on a bfloat16 weight would be rounded away
+    autocast = precision if precision != torch.float32 else None
+    heads = QValues(model.float(), autocast=autocast)  # as `make_policy`: small steps in bfloat16 are rounded away
     log = progress(ctx, "values", block.value_steps)
     figures = fit(heads, logged, block, key=(ctx.cfg.seed, ctx.name), log=log)
     advantages = token_advantages(heads, logged.rows, budget=block.tokens_per_microbatch)
@@ -48,7 +49,8 @@ def run(ctx: Context) -> dict[str, Any]:
     else:
         start = models.load_policy(ctx.policy_path, ctx.cfg.model).float()
         log = progress(ctx, "policy", block.policy_steps)
-        policy = regress(start, logged, advantages, block, key=(ctx.cfg.seed, ctx.name), log=log)
+        forward = CompletionLogprobs(start, temperature=1.0, autocast=autocast)
+        policy = regress(forward, logged, advantages, block, key=(ctx.cfg.seed, ctx.name), log=log)
     models.save(policy, ctx.tokenizer, ctx.dir.model_dir, dtype=precision)
     judged = ctx.evaluate(ctx.generator(str(ctx.dir.model_dir)))
     console.show_samples(judged.scored)
@@ -109,15 +111,16 @@ def token_rewards(scored: Scored, row: Row) -> Tensor:
 
 
 def regress(
-    model: Any, logged: Logged, advantages: Sequence[Tensor], block: OfflineQ, *, key: tuple[int | str, ...], log: Any
-) -> Any:
-    """`model`, trained to imitate each logged token by exp(beta * (Q - V)); one learner of the policy loop."""
+    forward: CompletionLogprobs, logged: Logged, advantages: Sequence[Tensor], block: OfflineQ, *,
+    key: tuple[int | str, ...], log: Any,
+) -> Any:  # fmt: skip
+    """The model, trained to imitate each logged token by exp(beta * (Q - V)); one learner of the policy loop."""
     weights = [regression_weights(a, beta=block.beta, max_weight=block.max_weight) for a in advantages]
     # with the weight in the place of an advantage, REINFORCE's loss is weighted imitation
     seen = Experience(logged.rows, weights, [torch.zeros(len(r.ids)) for r in logged.rows])
     longest = max(len(r.ids) for r in logged.rows)
     learner = Learner(
-        spread.accelerator(), CompletionLogprobs(model, temperature=1.0), None,
+        spread.accelerator(), forward, None,
         loss=Loss(kind="reinforce"), optimizer=block.optimizer, critic_settings=None, updates=block.policy_steps,
         max_tokens=longest, budget=block.tokens_per_microbatch,
     )  # fmt: skip

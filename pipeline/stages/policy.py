@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -129,6 +130,8 @@ def make_critic(ctx: Context, autocast: torch.dtype | None) -> ValueModel | None
         start = models.load_reward_model(place, ctx.cfg.model)
     else:
         start = models.load_policy(ctx.policy_path, ctx.cfg.model)
+    if ctx.block.gradient_checkpointing:
+        start.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return from_model(start.float(), autocast=autocast).train()
 
 
@@ -259,7 +262,8 @@ def kl_to_start(ctx: Context, parts: Parts, judged: Judged) -> Mapping[str, floa
     elif ctx.block.peft:
         before = AdapterOff(learner).logprobs(rows)
     else:
-        before = completion_logprobs(start_of(ctx, learner), rows, budget=budget, where=learner.where)
+        look = partial(completion_logprobs, start_of(ctx, learner), budget=budget, where=learner.where)
+        before = ranks.mapped(look, rows)
     gaps = [float((a - b)[torch.tensor(r.mask)].sum()) for a, b, r in zip(now, before, rows, strict=True)]
     tokens = sum(sum(r.mask) for r in rows)
     return {"kl_to_reference": sum(gaps) / len(gaps), "kl_to_reference_per_token": sum(gaps) / tokens}

@@ -9,9 +9,10 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from pipeline import console, models, prompts
+from pipeline import console, models, prompts, ranks
 from pipeline.config import ConfigError
 from pipeline.records import Rollout, Scored, groups
 from pipeline.schema import trains_adapter
@@ -182,13 +183,14 @@ def distinct_pad(tokenizer: Any) -> None:
 def calibrate(model: Any, sequences: Sequence[Sequence[int]]) -> None:
     """Offset and scale such that the reference samples have mean 0 and std 1: a constant added to the model's output
     then changes nothing downstream."""
-    raw = models.reward_scores(model, sequences)
+    raw = ranks.mapped(partial(models.reward_scores, model), sequences)
     centre = mean(raw)
     model.config.reward_calibration = {"mean": centre, "std": mean([(x - centre) ** 2 for x in raw]) ** 0.5}
 
 
 def pair_accuracy(model: Any, pairs: Sequence[Pair]) -> float:
     """Share of pairs in which the chosen one scores higher; NaN of none."""
-    chosen = models.reward_scores(model, [[*p, *c] for p, c, _ in pairs])
-    rejected = models.reward_scores(model, [[*p, *r] for p, _, r in pairs])
+    scores = partial(models.reward_scores, model)
+    chosen = ranks.mapped(scores, [[*p, *c] for p, c, _ in pairs])
+    rejected = ranks.mapped(scores, [[*p, *r] for p, _, r in pairs])
     return mean([float(a > b) for a, b in zip(chosen, rejected, strict=True)])

@@ -32,7 +32,7 @@ from pipeline.stages.offline_q import as_logged, regress
 from pipeline.stages.sft import Example, train
 from pipeline.update import turns
 from pipeline.update.experience import make_experience
-from pipeline.update.forward import Row, stack
+from pipeline.update.forward import CompletionLogprobs, Row, stack
 from pipeline.update.learner import Experience
 from pipeline.update.loop import optimise
 from pipeline.update.parts import Parts
@@ -271,7 +271,8 @@ def offline_q(bench: Bench, *, extract: str) -> Outcome:
         model = shifted(bench.heads, beta=settings.beta)
     else:
         key = (bench.seed, bench.memory)
-        model = regress(bench.load(bench.sft), logged, advantages, settings, key=key, log=lambda *_: None)
+        forward = CompletionLogprobs(bench.load(bench.sft), temperature=1.0)
+        model = regress(forward, logged, advantages, settings, key=key, log=lambda *_: None)
     return Outcome(model, per_turn(advantages))
 
 

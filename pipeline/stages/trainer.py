@@ -152,6 +152,8 @@ def build_arguments(config_class: Any, settings: dict[str, Any], work: Path, *, 
         raise ConfigError(lines) from exc
     except (ValueError, TypeError) as exc:
         raise ConfigError([f"{where}.trainer: {' '.join(str(exc).split())}"]) from exc
+    if on_gpu and checked.n_gpu > 1:
+        checked._n_gpu = 1  # a process has one GPU; without a launcher the library would take all that are visible
     return checked
 
 

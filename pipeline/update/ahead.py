@@ -19,6 +19,15 @@ Draw = Callable[[Sequence[Prompt], int], list[Scored]]  # (prompts, step) -> sco
 Keep = Callable[[Sequence[Prompt], list[Scored], int], list[Scored]]  # onto the disk and into the counts
 
 
+def one_thread() -> ThreadPoolExecutor:
+    """On this thread's GPU: by itself a thread begins on the first one, whichever rank it is of."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ThreadPoolExecutor(1)
+    return ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(torch.cuda.current_device(),))
+
+
 @dataclass(slots=True)
 class Ahead:
     """start, wait and keep are called in this order in each step; take at the start of the next.
@@ -29,7 +38,7 @@ class Ahead:
     draw: Draw
     keep_drawn: Keep
     has: Callable[[int], bool]
-    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    _pool: ThreadPoolExecutor = field(default_factory=one_thread)
     _asked: tuple[Sequence[Prompt], int] | None = None
     _pending: Future[list[Scored]] | None = None
     _kept: tuple[int, list[Scored]] | None = None

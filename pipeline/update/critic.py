@@ -91,7 +91,7 @@ def values_of(critic: nn.Module, rows: Sequence[Row], *, budget: int, where: tor
     for places in micro_batches(rows, budget, packs=packs(critic)):
         values_BS = critic(pad_rows([rows[i] for i in places], where))
         for i, values in zip(places, values_BS.cpu(), strict=True):
-            out[i] = values[: len(rows[i].ids) + 1]
+            out[i] = values[: len(rows[i].ids) + 1].clone()
     return out
 
 
@@ -104,5 +104,5 @@ def logprobs_and_values(
     for places in micro_batches(rows, budget, packs=packs(policy)):
         logprobs_BT, _, values_BS = policy(pad_rows([rows[i] for i in places], where))
         for i, logprobs, values in zip(places, logprobs_BT.cpu(), values_BS.cpu(), strict=True):
-            out[i] = logprobs[: len(rows[i].ids)], values[: len(rows[i].ids) + 1]
+            out[i] = logprobs[: len(rows[i].ids)].clone(), values[: len(rows[i].ids) + 1].clone()
     return out

@@ -175,7 +175,7 @@ def completion_logprobs(
     for places in micro_batches(rows, budget, packs=packs(forward)):
         logprobs_BT = forward(pad_rows([rows[i] for i in places], where), temperature)[0]
         for i, values in zip(places, logprobs_BT.cpu(), strict=True):
-            out[i] = values[: len(rows[i].ids)]
+            out[i] = values[: len(rows[i].ids)].clone()  # a view would hold, and send to other ranks, all of the batch
     return out
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from pipeline.models import backbone
 from pipeline.schema import Credit, OfflineQ, Optimizer
 from pipeline.seeds import cycle_indices
-from pipeline.update.forward import Padded, Row, micro_batches, pad_rows, stack
+from pipeline.update.forward import Padded, Row, lowered, micro_batches, pad_rows, stack
 from pipeline.update.learner import make_schedule
 from pipeline.update.turns import Layout, gae_by_episode
 
@@ -60,9 +60,10 @@ class Seen:
 class QValues(nn.Module):
     """A causal model with a V and a Q head on its last hidden state; both start at zero: the shift starts at none."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, autocast: torch.dtype | None = None) -> None:
+        """autocast: of the body's products; the heads are of float32."""
         super().__init__()
-        self.model = model
+        self.model, self.autocast = model, autocast
         hidden = model.config.hidden_size
         self.q_head = nn.Linear(hidden, model.get_output_embeddings().weight.shape[0], bias=False)
         self.v_head = nn.Linear(hidden, 1)
@@ -71,9 +72,11 @@ class QValues(nn.Module):
         self.to(next(model.parameters()).device)
 
     def forward(self, batch: Padded) -> Seen:
-        hidden_BLH = backbone(self.model)(
-            input_ids=batch.ids_BL, attention_mask=batch.attention_BL, use_cache=False
-        ).last_hidden_state.to(self.q_head.weight.dtype)
+        with lowered(batch.where, self.autocast):
+            output = backbone(self.model)(
+                input_ids=batch.ids_BL, attention_mask=batch.attention_BL, use_cache=False
+            )  # fmt: skip
+        hidden_BLH = output.last_hidden_state.to(self.q_head.weight.dtype)
         lengths_B = batch.valid_BT.sum(1)
         places_S = torch.arange(batch.valid_BT.shape[1] + 1, device=lengths_B.device)[None]
         within_BS = places_S <= lengths_B[:, None]
