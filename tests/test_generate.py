@@ -279,7 +279,7 @@ def test_who_asks_is_told_of_each_sample_as_it_ends_and_gets_the_same_samples(tm
 
 def test_the_second_name_of_a_tied_tensor_is_sent_only_to_an_engine_that_has_such_a_module():
     tied, other = torch.ones(2), torch.zeros(2)
-    weights = [("embed.weight", tied), ("q_proj.weight", other), ("lm_head.weight", tied)]
+    weights = [("embed.weight", tied), ("lm_head.weight", tied), ("q_proj.weight", other)]  # its names in a row
     assert [n for n, _ in generate.once_where_tied(weights, {"lm_head", "qkv_proj"})] == [n for n, _ in weights]
     assert [n for n, _ in generate.once_where_tied(weights, {"qkv_proj"})] == ["embed.weight", "q_proj.weight"]
 
