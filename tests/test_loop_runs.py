@@ -367,9 +367,12 @@ def test_checkpointing_saves_memory_in_policy_and_critic_and_changes_no_weight(t
 
     made = []
     enable = PreTrainedModel.gradient_checkpointing_enable
-    monkeypatch.setattr(
-        PreTrainedModel, "gradient_checkpointing_enable", lambda self, **how: (made.append(self), enable(self, **how))
-    )
+
+    def noted(self, **how):
+        made.append(self)
+        enable(self, **how)
+
+    monkeypatch.setattr(PreTrainedModel, "gradient_checkpointing_enable", noted)
     for on in ("false", "true"):
         assert run_stage(tmp_path / on, model, "ppo", f"ppo.gradient_checkpointing={on}") == 0
     plain, checkpointed = (weights(tmp_path / on, "ppo") for on in ("false", "true"))
