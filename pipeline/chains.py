@@ -153,6 +153,12 @@ def seed_config(cfg: Config, name: str, number: int) -> Config:
     return replace(cfg, run=f"{cfg.run}/seed-{seed}", seed=seed, stages=[*stages, JUDGE], blocks=blocks)
 
 
+def runs_of(cfg: Config, name: str) -> list[Config]:
+    """The ordinary runs a comparison is made of: the start, then one a seed."""
+    seeds = range(len(cfg.block(name).seeds))
+    return [start_config(cfg, name), *(seed_config(cfg, name, number) for number in seeds)]
+
+
 def stages_of(cfg: Config, name: str) -> list[str]:
     """All stages of a comparison, parents first, as one chain; the first seed runs every one of them."""
     start, first = start_config(cfg, name), seed_config(cfg, name, 0)

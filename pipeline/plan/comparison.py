@@ -19,15 +19,9 @@ def comparison_of(cfg: Config) -> str | None:
     return named[0] if named and not cfg.stages else None
 
 
-def runs_of(cfg: Config, name: str) -> list[Config]:
-    """The ordinary runs it is made of: the start, then one a seed."""
-    seeds = range(len(cfg.block(name).seeds))
-    return [chains.start_config(cfg, name), *(chains.seed_config(cfg, name, number) for number in seeds)]
-
-
 def make(cfg: Config, name: str, measured: Trial | None) -> dict[str, one_run.Plan]:
     """Run -> its plan."""
-    return {each.run: one_run.make(each, measured) for each in runs_of(cfg, name)}
+    return {each.run: one_run.make(each, measured) for each in chains.runs_of(cfg, name)}
 
 
 def as_json(made: Mapping[str, one_run.Plan]) -> dict[str, Any]:
@@ -54,4 +48,4 @@ def show(cfg: Config, name: str, made: Mapping[str, one_run.Plan], trial: Trial 
                 f"{console.clock(sum(s for s, _ in seconds) / workers)} in all, {workers} at once")  # fmt: skip
 
 
-__all__ = ["as_json", "comparison_of", "make", "runs_of", "show"]
+__all__ = ["as_json", "comparison_of", "make", "show"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import console
-from pipeline.chains import JUDGE, ONE_PLACE, ancestors, at_once, check, policies_of, seed_config, start_config
+from pipeline.chains import JUDGE, ONE_PLACE, ancestors, at_once, check, policies_of, runs_of
 from pipeline.config import Config
 from pipeline.runs import StageDir, atomic_write, read_jsonl, verify_outputs
 from pipeline.stages import findings
@@ -25,8 +25,7 @@ from pipeline.stages.workers import Part, run_parts
 def run(ctx: Context) -> dict[str, Any]:
     cfg, block = ctx.cfg, ctx.block
     check(cfg, ctx.name)
-    start = start_config(cfg, ctx.name)
-    seeds = [seed_config(cfg, ctx.name, number) for number in range(len(block.seeds))]
+    start, *seeds = runs_of(cfg, ctx.name)
     workers = at_once(cfg, ctx.name)
     if cfg.generate.backend in ONE_PLACE:
         console.say(f"{ctx.name}: one part after another, for {cfg.generate.backend} holds one set of weights")

@@ -75,7 +75,7 @@ def make_experience(parts: Parts, state: State, scored: Sequence[Scored]) -> tup
     generator = [torch.tensor(s.rollout.logprobs) for s in scored]
     seen = Experience(rows, [], generator, old, reference)
     metrics: dict[str, Any] = mismatch(seen) if warming else {}
-    if state.step == 0 and old is not None and reference is not None and any(any(r.mask) for r in rows):
+    if state.step == 0 and old is not None and reference is not None and seen.learnt_from:
         alarms.check_reference(kl_to_reference(seen), parts.reference_tolerance)
     earned = earnings(parts, state, scored, seen, metrics, kl_in_reward=kl_in_reward)
     assign_credit(parts, state, seen, earned, values, metrics)
@@ -133,11 +133,10 @@ def earnings(
     pairs = list(zip(seen.old_logprobs, seen.reference_logprobs, strict=True))
     kl = [losses.kl_estimate(old, reference, kind="k1") for old, reference in pairs]
     earned = Earned(scored, seen.rows, scores_B, steps, kl, state.controller.coefficient)
-    learnt_from = sum(any(r.mask) for r in seen.rows)  # a masked row has no KL, and is no sequence of it
-    metrics["kl_sequence"] = float(earned.kl_B.sum()) / max(learnt_from, 1)
+    metrics["kl_sequence"] = float(earned.kl_B.sum()) / max(seen.learnt_from, 1)
     metrics["kl_coef"] = earned.kl_coef
     alarms.check_finite("the KL to the reference", metrics["kl_sequence"], state.step)
-    state.controller = state.controller.update(metrics["kl_sequence"], learnt_from)
+    state.controller = state.controller.update(metrics["kl_sequence"], seen.learnt_from)
     return earned
 
 

@@ -45,6 +45,11 @@ class Experience:
     values: list[Tensor] | None = None
     returns: list[Tensor] | None = None
 
+    @property
+    def learnt_from(self) -> int:
+        """Rows with a token that counts: a masked one has no KL, and is no sequence of it."""
+        return sum(any(r.mask) for r in self.rows)
+
     def padded(self, name: str, places: Sequence[int], where: torch.device) -> Tensor | None:
         column = getattr(self, name)
         return None if column is None else stack([column[i] for i in places]).to(where)

@@ -243,11 +243,10 @@ def _updates(parts: Parts, state: State, seen: Experience) -> dict[str, Any]:
         if state.step == 0:
             alarms.check_reference(out[0]["kl_k3"], parts.reference_tolerance)
         tokens = sum(sum(r.mask) for r in seen.rows)
-        learnt_from = sum(any(r.mask) for r in seen.rows)
-        merged["kl_sequence"] = merged["kl_k1"] * tokens / learnt_from
+        merged["kl_sequence"] = merged["kl_k1"] * tokens / seen.learnt_from
         merged["kl_coef"] = state.controller.coefficient
         alarms.check_finite("the KL to the reference", merged["kl_sequence"], state.step)
-        state.controller = state.controller.update(merged["kl_sequence"], learnt_from)
+        state.controller = state.controller.update(merged["kl_sequence"], seen.learnt_from)
     return merged
 
 
