@@ -137,7 +137,7 @@ install: ## make .venv and install; FLAVOUR=cpu, cuda or core instead of what th
 	@$(PY) requirements/install.py --again $(addprefix --flavour=,$(FLAVOUR))
 
 doctor: $(STAMP) ## what is installed, what is missing, what is off, one line each
-	@$(PY) -m pipeline.doctor
+	@$(PY) -m pipeline.cli.doctor
 
 fmt: $(STAMP) ## format and sort imports
 	$(VENV)/bin/ruff check --fix-only --select I .

@@ -17,8 +17,8 @@ from typing import Any
 from benchmarks.measure import machine, prepare_environment
 
 NAMES = (
-    "step", "long_prompt", "rollout", "score", "overlap", "learn", "learn_short", "sync", "trainers", "start", "memory",
-    "scale",
+    "step", "long_prompt", "rollout", "scoring", "overlapped_scoring", "learn", "learn_short", "sync", "trainers",
+    "start", "memory", "scale",
 )  # fmt: skip
 LATEST = Path(__file__).parent / "results" / "latest.json"
 # figure: (bound, True where more is better); what issue and README promise

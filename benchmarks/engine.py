@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.workload import Workload, lay_out
-from pipeline.generate import VllmGenerator
-from pipeline.models import load_policy, load_tokenizer
+from pipeline.config.schema import Generate, Model
+from pipeline.generation.vllm_engine import VllmGenerator
+from pipeline.models.models import load_policy, load_tokenizer
 from pipeline.records import Prompt
-from pipeline.schema import Generate, Model
 
 
 def open_engine(place: Path, work: Workload) -> tuple[VllmGenerator, Any, Any]:

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 
-from pipeline import process
+from pipeline.run import process
 
 
 class Stopped(BaseException):

@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from benchmarks.worker import Worker
+from benchmarks.bench_worker import Worker
 from benchmarks.workload import CHARACTERS, Workload, lay_out
 
 SEEDS = (1, 2, 3)
@@ -111,6 +111,6 @@ def total(steps: Sequence[dict[str, float]], target: float) -> dict[str, Any]:
 def start_accuracy(place: Path, work: Workload) -> float:
     from transformers import AutoModelForCausalLM
 
-    from benchmarks.judge import judge
+    from benchmarks.judge_path import judge
 
     return judge(place, AutoModelForCausalLM.from_pretrained(place / "model", dtype="float32"), work)

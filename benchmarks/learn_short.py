@@ -41,7 +41,7 @@ def imitated(seed: int) -> Path:
 
 def lay(place: Path, work: Workload, start: Path) -> None:
     import verifiers
-    from pipeline.prompts import is_heldout
+    from pipeline.data.prompts import is_heldout
 
     shutil.copytree(start, place / "model")
     (place / "verifiers").mkdir()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.worker import Worker
+from benchmarks.bench_worker import Worker
 from benchmarks.workload import Workload
 
 LARGE = Workload(

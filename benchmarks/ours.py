@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.gate import Gate
-from benchmarks.judge import judge
+from benchmarks.judge_path import judge
 from benchmarks.workload import Workload
-from pipeline import config
+from pipeline.config import load
 from pipeline.records import Prompt, Scored
 from pipeline.stages import policy, run_stage
 from pipeline.stages.context import Context
@@ -22,7 +22,7 @@ PHASES = ("rollout", "experience", "update", "sync")
 def train(place: Path, work: Workload, gate: Gate, *, backend: str) -> None:
     """Run the stage; the gate opens each step."""
     os.chdir(place)
-    cfg = config.load(place / "ours.yaml", [f"generate.backend={backend}"])
+    cfg = load.load(place / "ours.yaml", [f"generate.backend={backend}"])
     waited: dict[str, float] = {}
     plain, make_learner = policy.make_sampler, policy.make_learner
 

@@ -20,9 +20,9 @@ def run(rounds: int = 7) -> dict[str, Any]:
     from vllm import SamplingParams, TokensPrompt
 
     from benchmarks.engine import open_engine, prompts_of
-    from pipeline.generate import rollouts
-    from pipeline.models import end_ids
-    from pipeline.schema import Sampling
+    from pipeline.config.schema import Sampling
+    from pipeline.generation.generator import rollouts
+    from pipeline.models.models import end_ids
     from pipeline.seeds import derive
 
     with tempfile.TemporaryDirectory() as folder:

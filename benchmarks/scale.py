@@ -65,10 +65,10 @@ def one_of(rank: int, processes: int, port: int, folder: str, rounds: int) -> No
         os.environ |= {name: str(value) for name, value in place.items()}
     import torch
 
-    from pipeline import spread
+    from pipeline.distributed import sharding
 
     torch.set_num_threads(1)
-    spread.accelerator()  # the ranks meet before the first of them writes the model that all read
+    sharding.accelerator()  # the ranks meet before the first of them writes the model that all read
     update = learning(Path(folder) / "work", replace(BASE, prompts=16, tokens_per_microbatch=512))
     spent = []
     for _ in range(rounds + 1):
@@ -91,8 +91,8 @@ def learning(place: Path, work: Workload) -> Callable[[], None]:
     import torch
     from accelerate import Accelerator
 
-    from pipeline.models import load_policy
-    from pipeline.schema import Loss, Model, Optimizer
+    from pipeline.config.schema import Loss, Model, Optimizer
+    from pipeline.models.models import load_policy
     from pipeline.update.forward import CompletionLogprobs, Row
     from pipeline.update.learner import Experience, Learner
 

@@ -14,8 +14,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from benchmarks.bench_worker import Worker, take_turns
 from benchmarks.measure import medians
-from benchmarks.worker import Worker, take_turns
 from benchmarks.workload import Workload, lay_out
 
 WORK = Workload()
@@ -97,7 +97,7 @@ def trl_loss(trainer: Any, rows: Sequence[Any], advantages: Sequence[float]) -> 
     """Through GRPOTrainer.compute_loss, without the KL (its reference is the model itself here)."""
     import torch
 
-    from pipeline.models import pad_right
+    from pipeline.models.models import pad_right
 
     def padded(values: Sequence[Sequence[int]]) -> Any:
         return pad_right(values, 0, dtype=torch.long, where=torch.device("cpu"))
@@ -126,8 +126,8 @@ def our_loss(place: Path, work: Workload, rows: Sequence[Any], advantages: Seque
     """Through the learner's forward, micro-batches and loss, as in a stage."""
     import torch
 
-    from pipeline.models import load_policy
-    from pipeline.schema import Model
+    from pipeline.config.schema import Model
+    from pipeline.models.models import load_policy
     from pipeline.update import losses
     from pipeline.update.forward import CompletionLogprobs, micro_batches, pad_rows, stack
 

@@ -16,8 +16,8 @@ def run(rounds: int = 9) -> dict[str, Any]:
     import torch
 
     from benchmarks.engine import open_engine, prompts_of
-    from pipeline.generate import canary_gap
-    from pipeline.models import named_weights
+    from pipeline.generation.generator import canary_gap
+    from pipeline.models.models import named_weights
     from pipeline.update.loop import canary_sequences
 
     with tempfile.TemporaryDirectory() as folder:

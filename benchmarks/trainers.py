@@ -71,8 +71,8 @@ class Ours:
         self.place, self.turn = place, 0
 
     def context(self, name: str) -> Any:
-        from pipeline import config
-        from pipeline.runs import StageDir
+        from pipeline.config import load
+        from pipeline.run.stage_dir import StageDir
         from pipeline.stages.context import Context
 
         self.turn += 1
@@ -82,7 +82,7 @@ class Ours:
         settings |= {"run": f"{name}-{self.turn}", "stages": [name], name: block}
         path = self.place / f"{name}.yaml"
         path.write_text(json.dumps(settings))
-        cfg = config.load(path)
+        cfg = load.load(path)
         ctx = Context(cfg, name, StageDir(cfg.run_dir, name))
         ctx.dir.open({"config": {}, "code": "benchmark"})
         return ctx
@@ -102,9 +102,9 @@ class Reward(Ours):
         from datasets import Dataset
         from trl import RewardConfig, RewardTrainer
 
-        from pipeline import models
+        from pipeline.models import models
         from pipeline.stages import reward_model
-        from pipeline.stages.trainer import train_with
+        from pipeline.stages.trl_trainer import train_with
 
         ctx = self.context("reward_model")
         pairs, _, _ = reward_model.pairs_from_rows(ctx)

@@ -19,7 +19,7 @@ from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 
 from benchmarks.gate import Gate
-from benchmarks.judge import judge
+from benchmarks.judge_path import judge
 from benchmarks.workload import Workload
 
 

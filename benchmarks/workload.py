@@ -74,8 +74,8 @@ class Workload:
 
 def lay_out(place: Path, work: Workload) -> None:
     """Model, prompts, verifier and our config, under one directory."""
-    from pipeline.models import make_tiny
-    from pipeline.schema import Tiny
+    from pipeline.config.schema import Tiny
+    from pipeline.models.models import make_tiny
 
     place.mkdir(parents=True, exist_ok=True)
     tiny = Tiny(

@@ -1,18 +1,21 @@
-"""Whetstone's pipeline, file by file, in the order data flows.
+"""Whetstone's pipeline, folder by folder. Imports point up this list only; tests/test_arrows.py checks it.
 
-    config.py      YAML -> typed config; every mistake in one line
-    prompts.py     dataset rows -> prompts, and the held-out split
-    generate.py    prompts -> rollouts, by vLLM or transformers; weight sync and canary
-    engines.py     which backend a config means; one engine a process, shared by its stages
-    score.py       rollouts -> scored, through rewards/ and verifiers/
-    credit/        scored -> learning signal: advantages, selection, conditions. Pure
-    update/        learning signal -> new weights: losses (pure), the learner, the one loop
-    stages/        one file a stage, each a few calls of the above
-    runs.py        what a stage leaves on disk: manifest, metrics, rollouts, checkpoints
-    plan/          what a run would do and cost, or every mistake in its config
-    report/        HTML from what a run wrote
-    __main__.py    python -m pipeline COMMAND CONFIG [key=value ...]
-
-Beside them: records.py (what flows), seeds.py (all randomness), models.py (load and save), stats.py, console.py, and
-alarms.py (reasons to stop).
+records        what flows: prompts, rollouts, scored rollouts
+seeds          all randomness, as a pure function of (seed, stage, step, index)
+stats          means, intervals and tests of difference
+config/        YAML -> typed config; every mistake in one line
+distributed/   ranks of a run, and how a model is sharded over them
+score          rollouts -> scored rollouts, through rewards/ and verifiers/
+credit/        scored rollouts -> advantages, selection or condition labels. Pure
+data/          dataset rows -> prompts, the held-out split, pools of scored samples
+models/        load, save and adapt models
+run/           what a run leaves on disk and prints: manifests, lineage, checkpoints, alarms, trackers, console
+generation/    prompts -> rollouts, by vLLM or transformers; weight sync and canary
+update/        credit -> new weights: losses (pure), the learner, the policy loop
+stages/        one file per stage; comparison/ holds methods against each other
+research/      stages and figures that answer a question instead of making a model
+plan/          what a run would do and cost, and every mistake in its config
+report/        HTML from what a run wrote
+cli/           the commands besides `run`: export, chat, doctor, chaos, slurm, ...
+__main__       python -m pipeline COMMAND CONFIG [key=value ...]
 """

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.config import Config
+    from pipeline.config.load import Config
 
 STAGES = (
     "sft", "feedme", "reward_model", "ppo", "grpo", "conditioned", "offline_q", "stitch", "probe", "evaluate", "base",
@@ -63,23 +63,23 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    from pipeline import stopping
+    from pipeline.run import shutdown
 
     try:
         return dispatch(arguments.command, arguments.config, arguments.overrides)
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again to go on from the last checkpoint", file=sys.stderr)
         return 130
-    except stopping.Stopped:
+    except shutdown.Stopped:
         print("stopped as asked; run the same command again to go on", file=sys.stderr)
-        return stopping.EXIT
+        return shutdown.EXIT
     except ValueError as exc:
         if not is_users(exc):
             raise
         tell("\n".join(getattr(exc, "mistakes", [str(exc)])))
         return 2
     except OSError as exc:
-        from pipeline.files import disk_fault
+        from pipeline.run.files import disk_fault
 
         told = disk_fault(exc)
         if told is None:
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tell(told)
         return 2
     except RuntimeError as exc:
-        from pipeline import ranks
+        from pipeline.distributed import ranks
 
         if ranks.lost_another(exc):
             return ranks.give_up(exc)
@@ -118,17 +118,17 @@ def is_users(exc: ValueError) -> bool:
 
 def dispatch(command: str, config: str, words: Sequence[str]) -> int:
     if command == "gpu-check":
-        from pipeline import process
-        from pipeline.gpucheck import main as gpu_check
+        from pipeline.cli.gpu_check import main as gpu_check
+        from pipeline.run import process
 
         process.prepare(None)
         return gpu_check([*([config] if config else []), *words])
     if not config:
-        from pipeline.config import ConfigError
+        from pipeline.config.load import ConfigError
 
         raise ConfigError([f"{command}: name a YAML, as in: python -m pipeline {command} configs/demo/pipeline.yaml"])
     if command == "recipe":
-        from pipeline.recipes import recipe_path
+        from pipeline.cli.recipes import recipe_path
 
         command, config = "run", recipe_path(config)
     if command in OF_A_RUN:
@@ -138,14 +138,14 @@ def dispatch(command: str, config: str, words: Sequence[str]) -> int:
 
         return plan(config, words)
     if command == "sbatch":
-        from pipeline.slurm import parsed, sbatch
+        from pipeline.cli.slurm import parsed, sbatch
 
         asked, overrides = parsed(words)
         checked(asked["stage"], config, overrides)
         print(sbatch(config, words), end="")
         return 0
     if command == "chaos":
-        from pipeline.chaos import chaos
+        from pipeline.cli.chaos import chaos
 
         return chaos(config, words)
     return train(checked(command, config, words), command)
@@ -154,8 +154,8 @@ def dispatch(command: str, config: str, words: Sequence[str]) -> int:
 def checked(command: str, config: str, overrides: Sequence[str]) -> Config:
     """The config, when nothing is wrong with it, its data, its verifiers or its models. Raises ConfigError before
     anything heavy loads."""
-    from pipeline.config import ConfigError, nearest, read
-    from pipeline.schema import STAGE_KINDS
+    from pipeline.config.load import ConfigError, nearest, read
+    from pipeline.config.schema import STAGE_KINDS
 
     cfg, mistakes = read(config, overrides)
     if cfg is not None and command == "probe":
@@ -166,7 +166,7 @@ def checked(command: str, config: str, overrides: Sequence[str]) -> Config:
         mistakes.append(f"{config}: no block for stage {command!r}{nearest(command, cfg.blocks)}")
     if cfg is None or mistakes:
         raise ConfigError(mistakes)
-    from pipeline import preflight
+    from pipeline.plan import preflight
 
     preflight.check(cfg, None if command == "run" else [command])
     return cfg
@@ -174,15 +174,16 @@ def checked(command: str, config: str, overrides: Sequence[str]) -> Config:
 
 def train(cfg: Config, command: str) -> int:
     """Run the YAML's stages, or one of them."""
-    from pipeline import process, stopping
-    from pipeline.runs import locked
+    from pipeline.run import process, shutdown
+    from pipeline.run.stage_dir import locked
 
-    stopping.install()
+    shutdown.install()
     with contextlib.ExitStack() as held:
         if int(os.environ.get("RANK", "0")) == 0:
             held.enter_context(locked(cfg.run_dir))
         process.prepare(cfg.threads)
-        from pipeline import ranks, stages
+        from pipeline import stages
+        from pipeline.distributed import ranks
 
         ranks.start()
         if command == "run":
@@ -199,7 +200,7 @@ def train(cfg: Config, command: str) -> int:
 def of_a_run(command: str, run: Path, words: Sequence[str]) -> int:
     """Commands on what a run left, which read no YAML."""
     if command in ("lineage", "diff"):
-        from pipeline import lineage
+        from pipeline.run import lineage
 
         drawn, sound = lineage.diff(run, words) if command == "diff" else lineage.lineage(run)
         print(drawn)
@@ -210,20 +211,20 @@ def of_a_run(command: str, run: Path, words: Sequence[str]) -> int:
         print(write_report(str(run)))
         return 0
     if command in ("generate", "chat"):
-        from pipeline import process
+        from pipeline.run import process
 
         process.prepare(1)
-        from pipeline import talk
+        from pipeline.cli import chat
 
-        talk.generate(run, words) if command == "generate" else talk.chat(run, words)
+        chat.generate(run, words) if command == "generate" else chat.chat(run, words)
         return 0
-    from pipeline import deliver
+    from pipeline.cli import export
 
     if command == "serve":
-        deliver.serve(run, words)
+        export.serve(run, words)
     if command == "lm-eval":
-        deliver.harness(run, words)
-    print(deliver.export(run, words) if command == "export" else deliver.push(run, words))
+        export.harness(run, words)
+    print(export.export(run, words) if command == "export" else export.push(run, words))
     return 0
 
 

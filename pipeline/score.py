@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import rewards
-from pipeline import ranks
+from pipeline.distributed import ranks
 from pipeline.records import Prompt, Rollout, Scored
 
 OnDrawn = Callable[[int, Rollout], None]

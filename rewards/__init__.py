@@ -17,9 +17,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rewards.batch import Batch, Score
 from rewards.compose import MALFORMED, MONITOR, Composite, Pending, build, fields_needed, verifiers_of
 from rewards.learned import learned
-from rewards.records import Batch, Score
 from rewards.shaping import format, length, missing_eos, random, repetition
 
 __all__ = [

@@ -20,9 +20,9 @@ from typing import Any
 
 import verifiers
 from rewards import shaping
+from rewards.batch import Batch, Outcome, Score
 from rewards.learned import prompt_ids_of
 from rewards.parts import FunctionPart, Grading, LearnedPart, LearnedReward, Part, PotentialPart, VerifierPart
-from rewards.records import Batch, Outcome, Score
 from verifiers.deadline import DeadlinePool
 
 SHAPING: dict[str, Callable[..., shaping.RewardFunction]] = {

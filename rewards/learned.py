@@ -1,6 +1,6 @@
 """A reward model as a reward function for TRL's trainers: token ids in, as it was trained, the end token included.
 
-    model = pipeline.models.LearnedReward("runs/demo/reward_model/model", Model())
+    model = pipeline.models.models.LearnedReward("runs/demo/reward_model/model", Model())
     GRPOTrainer(reward_funcs=[rewards.verifier("math_answer"), rewards.learned(model, tokenizer)], ...)
 
 The model is the caller's, as torch is: any function of (prompt ids, completion ids) that gives a score a row. TRL

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rewards.records import Batch, Outcome
+from rewards.batch import Batch, Outcome
 from rewards.shaping import RewardFunction
 from rewards.steps import potential_differences
 from verifiers import Verdict, Verifier, broken

@@ -44,6 +44,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def no_engine_left_behind() -> Iterator[None]:
     """After the test no generator is open: the next one may run on other weights and other settings."""
     yield
-    from pipeline import engines
+    from pipeline.generation import engines
 
     engines.close_generators()

@@ -1,4 +1,4 @@
-"""A process that forks stages with a fault built in: `python tests/injected.py`, driven by `pipeline.chaos.Server`.
+"""A process that forks stages with a fault built in: `python tests/injected.py`, driven by `pipeline.cli.chaos.Server`.
 
 Nothing of this is in the product: a fault is a function that spoils something in the child before it starts.
 """
@@ -16,7 +16,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from pipeline import chaos, files, generate, models, runs
+from pipeline.cli import chaos
+from pipeline.generation.hf_engine import TransformersGenerator
+from pipeline.models import models
+from pipeline.run import files, stage_dir
 
 
 def after(calls: int, real: Callable[..., Any], fault: Callable[[], None], *, times: int = 1) -> Callable[..., Any]:
@@ -50,23 +53,23 @@ def engine_died() -> None:
 
 
 def generator_dies(calls: int, times: int) -> None:
-    real = generate.TransformersGenerator._batch
-    generate.TransformersGenerator._batch = after(calls, real, engine_died, times=times)  # type: ignore[method-assign]
+    real = TransformersGenerator._batch
+    TransformersGenerator._batch = after(calls, real, engine_died, times=times)  # type: ignore[method-assign]
 
 
 def log_is_full(calls: int) -> None:
-    real = runs.StageDir._append
-    runs.StageDir._append = after(calls, real, no_space, times=99)  # type: ignore[method-assign]
+    real = stage_dir.StageDir._append
+    stage_dir.StageDir._append = after(calls, real, no_space, times=99)  # type: ignore[method-assign]
 
 
 def log_turns_read_only(calls: int) -> None:
-    real = runs.StageDir._append
-    runs.StageDir._append = after(calls, real, read_only, times=99)  # type: ignore[method-assign]
+    real = stage_dir.StageDir._append
+    stage_dir.StageDir._append = after(calls, real, read_only, times=99)  # type: ignore[method-assign]
 
 
 def checkpoint_is_full(calls: int) -> None:
-    real = runs.StageDir.seal
-    runs.StageDir.seal = after(calls, real, no_space, times=99)  # type: ignore[method-assign]
+    real = stage_dir.StageDir.seal
+    stage_dir.StageDir.seal = after(calls, real, no_space, times=99)  # type: ignore[method-assign]
 
 
 def model_is_full(calls: int) -> None:
@@ -81,7 +84,7 @@ def manifest_is_full() -> None:
             no_space()
         real(path, data)
 
-    runs.atomic_write = write
+    stage_dir.atomic_write = write
 
 
 def clock_jumps() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from pipeline import models
 from pipeline.__main__ import main
-from pipeline.schema import Model, Tiny
+from pipeline.config.schema import Model, Tiny
+from pipeline.models import models
 
 CHARACTERS = "abcde12345>:<0RLUD "
 TINY = Tiny(64, 64, 2, 2, 64, CHARACTERS)  # vLLM on CPU wants 32 numbers a head

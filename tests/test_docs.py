@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import load
+from pipeline.config.load import load
 
 ROOT = Path(__file__).parent.parent
 METHODS = [

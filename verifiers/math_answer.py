@@ -17,7 +17,7 @@ from typing import NotRequired, TypedDict
 from verifiers import Example, Verdict, broken, failed, malformed, passed
 from verifiers._killable import Stalled
 from verifiers._math import fallback
-from verifiers._math.compare import same_answer
+from verifiers._math.equivalence import same_answer
 from verifiers._math.lexer import Unsupported
 from verifiers._math.parse import parse
 from verifiers._math.text import final_answer, one_spelling, plain_words, squeezed, unboxed, unreadable

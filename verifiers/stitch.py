@@ -71,7 +71,7 @@ def best_values(start: int, medium: float = PAY[4]) -> dict[int, float]:
 
 
 class Environment:
-    """A walk of several turns: the answer to each prompt is one step; `pipeline.episodes` plays it."""
+    """A walk of several turns: the answer to each prompt is one step; `pipeline.generation.episodes` plays it."""
 
     def __init__(self, medium: float = PAY[4]) -> None:
         self.pay = {**PAY, 4: medium}

@@ -16,10 +16,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from pipeline import preflight, process
-from pipeline.config import Config, ConfigError, read
-from pipeline.plan import comparison, one_run
+from pipeline.config.load import Config, ConfigError, read
+from pipeline.plan import comparison_plan, one_run, preflight
 from pipeline.plan.trial import Trial
+from pipeline.run import process
 
 TRIAL_S = 600.0  # for imports, the generator, 1,280 completions and some updates: a longer trial is no plan
 
@@ -37,12 +37,12 @@ def plan(config: str, words: Sequence[str]) -> int:
     cfg = sound(config, overrides)
     process.prepare(cfg.threads)
     measured = try_out(config, overrides) if asked["trial"] else None
-    if compared := comparison.comparison_of(cfg):
-        parts = comparison.make(cfg, compared, measured)
+    if compared := comparison_plan.comparison_of(cfg):
+        parts = comparison_plan.make(cfg, compared, measured)
         if asked["json"]:
-            print(json.dumps(comparison.as_json(parts), indent=1))
+            print(json.dumps(comparison_plan.as_json(parts), indent=1))
         else:
-            comparison.show(cfg, compared, parts, measured)
+            comparison_plan.show(cfg, compared, parts, measured)
         return 0
     made = one_run.make(cfg, measured)
     if asked["json"]:
@@ -56,7 +56,7 @@ def sound(config: str, overrides: Sequence[str]) -> Config:
     """The config without a mistake in its keys, data, verifiers and models. Raises ConfigError with all of them."""
     cfg, mistakes = read(config, overrides)
     if cfg is not None:
-        compared = comparison.comparison_of(cfg)
+        compared = comparison_plan.comparison_of(cfg)
         found = preflight.mistakes(cfg, [compared] if compared else None)
         mistakes += [line for line in found if line not in mistakes]
     if mistakes or cfg is None:

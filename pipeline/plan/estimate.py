@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config
+from pipeline.config.load import Config
+from pipeline.config.schema import Policy, trains_adapter
 from pipeline.plan.trial import Trial
-from pipeline.runs import LineageError, read_manifest
-from pipeline.schema import Policy, trains_adapter
+from pipeline.run.stage_dir import LineageError, read_manifest
 
 # bytes a sample takes while it is drawn and scored: 16,384 of 6 tokens took 465 MiB, most of it vLLM's objects
 REQUEST_VLLM, REQUEST = 28 << 10, 3 << 10

@@ -6,12 +6,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import console, lineage, prompts
-from pipeline.config import Config
+from pipeline.config.load import Config
+from pipeline.config.schema import Prompts
+from pipeline.data import prompts
 from pipeline.plan import estimate
 from pipeline.plan.estimate import Data, Memory, Shape, Work
 from pipeline.plan.trial import Trial
-from pipeline.schema import Prompts
+from pipeline.run import console, lineage
 
 MIB = 1 << 20
 # share of the most steps that a stage is likely to take where the data decide
@@ -70,16 +71,16 @@ def label_of(block: Any) -> str:
 
 
 def module_of(cfg: Config, name: str) -> str:
-    from pipeline.stages.names import MODULES
+    from pipeline.config.registry import MODULES
 
-    return f"pipeline.stages.{MODULES[cfg.block(name).kind]}"
+    return MODULES[cfg.block(name).kind]
 
 
 def tokenizer_of(cfg: Config) -> Any:
     import tempfile
     from pathlib import Path
 
-    from pipeline import models
+    from pipeline.models import models
 
     if cfg.model.path is not None:
         return models.load_tokenizer(cfg.model.path, cfg.model)

@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import process
-from pipeline.config import Config, load
-from pipeline.schema import trains_adapter
+from pipeline.config.load import Config, load
+from pipeline.config.schema import trains_adapter
+from pipeline.run import process
 
 STEPS = 6  # timed, after one that warms up
 MICRO_BATCH = 8192  # tokens, padding among them
@@ -52,8 +52,9 @@ def try_out(cfg: Config) -> Trial:
     started = time.monotonic()
     import trl.trainer.sft_trainer  # noqa: F401
 
-    from pipeline import adapters, engines, generate, models
-    from pipeline.runs import StageDir
+    from pipeline.generation import engines, generator
+    from pipeline.models import adapters, models
+    from pipeline.run.stage_dir import StageDir
     from pipeline.stages.context import Context
 
     out = Trial(imports_s=time.monotonic() - started)
@@ -76,7 +77,7 @@ def try_out(cfg: Config) -> Trial:
         out.generator, out.engine_s = engine.name, time.monotonic() - started
         for warm in (True, False):
             started = time.monotonic()
-            drawn = generate.rollouts(
+            drawn = generator.rollouts(
                 engine, asked, cfg.sampling, samples=1 if warm else 4, key=("trial",), tokenizer=ctx.tokenizer,
                 ends=ctx.ends,
             )  # fmt: skip
@@ -97,7 +98,7 @@ def learning_rates(model: Any, rows: Sequence[Sequence[int]]) -> tuple[float, fl
     the logits of all would not fit a machine."""
     import torch
 
-    from pipeline.models import batches_by_tokens, pad_right
+    from pipeline.models.models import batches_by_tokens, pad_right
 
     batches = [[rows[i] for i in places] for places in batches_by_tokens([len(r) for r in rows], MICRO_BATCH)]
     ids = [pad_right(batch, 0, dtype=torch.long, where=model.device) for batch in batches]

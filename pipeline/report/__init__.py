@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.report import comparison, page, rollouts, summary
+from pipeline.report import comparison_page, page, rollouts, summary
 from pipeline.report.collect import Stage, read_rows, read_stages
-from pipeline.runs import atomic_write
+from pipeline.run.stage_dir import atomic_write
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -24,7 +24,7 @@ def write_report(run_dir: str | Path) -> Path:
     Raises ConfigError where there is no run, or a file of it cannot be read.
     """
     place = Path(run_dir)
-    compared = comparison.read(place)
+    compared = comparison_page.read(place)
     stages = compared.stages if compared else read_stages(place)
     path = place / "report.html"
     rows, total = rollouts.gather(stages)

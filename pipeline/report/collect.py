@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import ConfigError
-from pipeline.runs import read_manifest
+from pipeline.config.load import ConfigError
+from pipeline.run.stage_dir import read_manifest
 
 ORDER = ("base", "sft", "feedme", "reward_model", "ppo", "grpo", "conditioned", "offline_q", "judge", "evaluate")
 POINTS = 500  # a curve of more points than pixels is thinned

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any
 
-from pipeline.config import merge_defaults
+from pipeline.config.load import merge_defaults
+from pipeline.config.schema import PPO_DEFAULTS, STAGE_KINDS
 from pipeline.report.collect import Stage, curves, is_number
-from pipeline.schema import PPO_DEFAULTS, STAGE_KINDS
 from pipeline.stats import mean, paired_difference
 
 NOT_A_START = ("base", "reward_model", "evaluate", "judge")
@@ -206,7 +206,7 @@ def plain_default(field: Any) -> Any:
 
 
 def plain_default_of(name: str) -> dict[str, Any]:
-    from pipeline import schema
+    from pipeline.config import schema
 
     return asdict(getattr(schema, name)())
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from pipeline import console, lineage, ranks, spread, trackers
-from pipeline.config import Config, ConfigError
-from pipeline.onlooker import Onlooker
-from pipeline.runs import StageDir, verify_outputs
+from pipeline.config.load import Config, ConfigError
+from pipeline.config.registry import MODULES
+from pipeline.distributed import ranks, sharding
+from pipeline.run import console, lineage, trackers
+from pipeline.run.follower_dir import Onlooker
+from pipeline.run.stage_dir import StageDir, verify_outputs
 from pipeline.stages.context import Context
-from pipeline.stages.names import MODULES
 
 # kinds whose work several processes share
 SHARED_OUT = ("base", "sft", "feedme", "reward_model", "ppo", "grpo", "conditioned", "evaluate")
@@ -22,7 +23,7 @@ HEADLINE = ("heldout_accuracy", "pass_at_4", "mean_completion_tokens", "distinct
 
 
 def module_of(cfg: Config, name: str) -> str:
-    return f"pipeline.stages.{MODULES[cfg.block(name).kind]}"
+    return MODULES[cfg.block(name).kind]
 
 
 def run_stage(cfg: Config, name: str) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def run_stage(cfg: Config, name: str) -> dict[str, Any]:
         raise ConfigError([f"{cfg.path}: stage {name} ({kind}) runs on one process; make it first without torchrun, "
                            f"then start the stages that share their work: {', '.join(SHARED_OUT)}"])  # fmt: skip
     ctx = Context(cfg, name, (StageDir if ranks.is_main() else Onlooker)(cfg.run_dir, name))
-    several = f", {spread.asked()} over {ranks.world()} processes" if ranks.world() > 1 else ""
+    several = f", {sharding.asked()} over {ranks.world()} processes" if ranks.world() > 1 else ""
     console.say(f"── {name} ({cfg.run}, seed {cfg.seed}{several})")
     identity = {"config": lineage.stage_config(cfg, name), "code": lineage.code_of(module)}
     ctx.dir.open(identity)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline import models
+from pipeline.models import models
 from pipeline.stages.context import Context
 
 

@@ -14,19 +14,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import asking, console, ranks
-from pipeline.config import ConfigError
+from pipeline.config.load import ConfigError
+from pipeline.config.schema import Attribute
 from pipeline.credit import conditioning
 from pipeline.credit.conditioning import Axis, Conditions
-from pipeline.prompts import prompt_text
+from pipeline.data import condition_prompts
+from pipeline.data.prompts import prompt_text
+from pipeline.distributed import ranks
 from pipeline.records import Prompt, Rollout, Scored
-from pipeline.schema import Attribute
+from pipeline.run import console
 from pipeline.score import score
 from pipeline.seeds import cycle_indices
 from pipeline.stages import control_curve
 from pipeline.stages.context import Context
-from pipeline.stages.new_tokens import with_new_tokens
-from pipeline.stages.samples import draw, from_pool, next_prompts, open_generator, restored
+from pipeline.stages.label_tokens import with_new_tokens
+from pipeline.stages.sampling import draw, from_pool, next_prompts, open_generator, restored
 from pipeline.stages.sft import Example, encode, train
 
 
@@ -40,7 +42,7 @@ def run(ctx: Context) -> dict[str, Any]:
         start = with_new_tokens(ctx, [axis.text(i) for axis in conditions.axes for i in range(axis.count)])
     else:
         texts = [axis.text(i) for axis in conditions.axes for i in range(axis.count)]
-        asking.check_written(texts, ctx.tokenizer, f"{ctx.cfg.path}: {ctx.name}.label")
+        condition_prompts.check_written(texts, ctx.tokenizer, f"{ctx.cfg.path}: {ctx.name}.label")
     tell(ctx, conditions, pool)
     place = ctx.dir.model_dir
     steps = teach(ctx, start, labelled(ctx, pool, conditions, attributes), place, "labels", anchor=start)
@@ -51,7 +53,7 @@ def run(ctx: Context) -> dict[str, Any]:
         examples = labelled(ctx, pool, conditions, attributes, number + 1)
         steps += teach(ctx, str(place), examples, place, "online", number, anchor=start)
         tops.append(control_curve.top_accuracy(ctx, str(place), conditions, "online", number))
-    ranks.from_main(lambda: asking.save(conditions, ctx.tokenizer, place))
+    ranks.from_main(lambda: condition_prompts.save(conditions, ctx.tokenizer, place))
     metrics = control_curve.judge(ctx, str(place), conditions, start=start)
     metrics |= {"top_accuracy_by_round": tops, "pool_size": len(pool)}
     spent = dict(ctx.tokens)
@@ -186,13 +188,13 @@ def labelled(
         asked = conditioning.some_dropped(dict(zip(names, cells[place], strict=True)), block.label_dropout, rng)
         key = (rollout.prompt.index, conditions.text(asked))
         if key not in rendered:
-            rendered[key] = asking.relabel(rollout.prompt, key[1], ctx.cfg.prompts, ctx.tokenizer).ids
+            rendered[key] = condition_prompts.relabel(rollout.prompt, key[1], ctx.cfg.prompts, ctx.tokenizer).ids
         out.append(Example(rendered[key], rollout.ids, bare_ids=rollout.prompt.ids))
     return out
 
 
 def asked_for(ctx: Context, prompts: Sequence[Prompt], label: str) -> list[Prompt]:
-    return [asking.relabel(p, label, ctx.cfg.prompts, ctx.tokenizer) for p in prompts]
+    return [condition_prompts.relabel(p, label, ctx.cfg.prompts, ctx.tokenizer) for p in prompts]
 
 
 def teach(ctx: Context, start: str, examples: Sequence[Example], place: Path, *key: str | int, anchor: str) -> int:

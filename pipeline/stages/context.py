@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import rewards
-from pipeline import engines, generate, models, prompts, reliable, runs
-from pipeline.config import Config, ConfigError
-from pipeline.kept import keep_scored, kept_scored
+from pipeline.config.load import Config, ConfigError
+from pipeline.data import prompts
+from pipeline.data.scored_cache import keep_scored, kept_scored
+from pipeline.generation import engines, restarting
+from pipeline.generation.generator import Generator, rollouts
+from pipeline.models import models
 from pipeline.records import Prompt, Scored, as_json, groups
-from pipeline.runs import StageDir, manifest_sha, verify_outputs
+from pipeline.run import stage_dir
+from pipeline.run.stage_dir import StageDir, manifest_sha, verify_outputs
 from pipeline.score import OnDrawn, score_while
 from pipeline.seeds import derive
 from pipeline.stats import describe_groups
@@ -51,7 +55,7 @@ class Context:
 
     def depend_on(self, *files: Path) -> None:
         """Register inputs by path and hash."""
-        found = {str(path): runs.sha256_file(path) for path in files}
+        found = {str(path): stage_dir.sha256_file(path) for path in files}
         self.inputs |= found
         self.dir.depends("inputs", found)
 
@@ -154,14 +158,14 @@ class Context:
 
     # --- sampling and scoring -----------------------------------------------------------------------------------
 
-    def generator(self, model_dir: str | None = None) -> reliable.Reliable:
+    def generator(self, model_dir: str | None = None) -> restarting.Reliable:
         place = model_dir or self.policy_path
         longest = max(len(p.ids) for p in [*self.train_prompts, *self.heldout_prompts])
         played = getattr(self.block, "episodes", None)
         turns = played.max_turns if played is not None and played.memory == "history" else 1
         needed = (longest + self.cfg.sampling.max_tokens) * turns + 16  # room for a condition label
         length = engines.model_len(place, needed)
-        return reliable.Reliable(
+        return restarting.Reliable(
             place, self.cfg.model, self.cfg.generate, max_model_len=length, on_open=self.dir.drawn_by
         )
 
@@ -182,7 +186,7 @@ class Context:
 
     def sample(
         self,
-        generator: generate.Generator,
+        generator: Generator,
         asked: Sequence[Prompt],
         samples: int,
         *key: int | str,
@@ -191,7 +195,7 @@ class Context:
     ) -> list[Any]:
         """Rollouts, prompt-major, seeded by (seed, stage, key); their tokens are counted. on_done: told of each as soon
         as it is drawn."""
-        drawn = generate.rollouts(
+        drawn = rollouts(
             generator, asked, sampling or self.cfg.sampling, samples=samples, key=(self.cfg.seed, self.name, *key),
             tokenizer=self.tokenizer, ends=self.ends, on_done=on_done,
         )  # fmt: skip
@@ -201,7 +205,7 @@ class Context:
 
     def scored(
         self,
-        generator: generate.Generator,
+        generator: Generator,
         asked: Sequence[Prompt],
         samples: int,
         *key: int | str,
@@ -231,7 +235,7 @@ class Context:
 
     def evaluate(
         self,
-        generator: generate.Generator,
+        generator: Generator,
         *key: int | str,
         asked: Sequence[Prompt] | None = None,
         piece: str = "",

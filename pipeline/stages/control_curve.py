@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import asking, console
 from pipeline.credit.conditioning import Axis, Conditions, calibration_error
+from pipeline.data import condition_prompts
 from pipeline.records import Scored, groups
+from pipeline.run import console
 from pipeline.stages.context import Context, Judged
-from pipeline.stages.distance import kl_from
-from pipeline.stages.samples import open_generator
+from pipeline.stages.kl_to_start import kl_from
+from pipeline.stages.sampling import open_generator
 from pipeline.stats import bootstrap_ci95, mean, spearman
 
 
@@ -58,7 +59,7 @@ def ask(ctx: Context, model_dir: str, conditions: Conditions, asked: Mapping[str
     """Held-out figures under one label; with the stage's guidance, when it has one."""
     bare = ctx.heldout_prompts
     label = conditions.text(asked)
-    prompts = [asking.relabel(p, label, ctx.cfg.prompts, ctx.tokenizer) for p in bare]
+    prompts = [condition_prompts.relabel(p, label, ctx.cfg.prompts, ctx.tokenizer) for p in bare]
     generator = open_generator(ctx, model_dir, prompts, bare, guidance=ctx.block.guidance if label else 1.0)
     name = "-".join(f"{axis}{number}" for axis, number in asked.items()) or "nothing"
     return ctx.evaluate(generator, *key, "asked", asked=prompts, piece=name)
@@ -142,7 +143,7 @@ def extrapolation(
     axis = conditions.main
     beyond = axis.count
     label = axis.text(beyond)
-    if asking.written(label, ctx.tokenizer) != label:
+    if condition_prompts.written(label, ctx.tokenizer) != label:
         return None
     warning = conditions.warnings({axis.name: beyond})[0]
     judged = ask(ctx, model_dir, conditions, {axis.name: beyond})

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline import console
-from pipeline.config import ConfigError
-from pipeline.lineage import policies_before
-from pipeline.runs import read_manifest
+from pipeline.config.load import ConfigError
+from pipeline.run import console
+from pipeline.run.lineage import policies_before
+from pipeline.run.stage_dir import read_manifest
 from pipeline.stages.context import Context
 
 COLUMNS = ("policy", "heldout_accuracy", "pass_at_4", "mean_completion_tokens", "distinct_answers", "entropy")

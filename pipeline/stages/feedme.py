@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import rewards
-from pipeline import console, ranks
-from pipeline.config import ConfigError
+from pipeline.config.load import ConfigError
+from pipeline.config.schema import Stop
 from pipeline.credit import filter_lint, selection
+from pipeline.distributed import ranks
 from pipeline.records import Scored, groups
-from pipeline.schema import Stop
+from pipeline.run import console
 from pipeline.score import score, tally
 from pipeline.seeds import cycle_indices
 from pipeline.stages.context import Context, Judged
-from pipeline.stages.distance import from_start
-from pipeline.stages.samples import best_of, draw, from_pool, next_prompts, reward_when_solved
+from pipeline.stages.kl_to_start import from_start
+from pipeline.stages.sampling import best_of, draw, from_pool, next_prompts, reward_when_solved
 from pipeline.stages.sft import Example, encode, train
 from pipeline.stats import mean
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline import models
+from pipeline.models import models
 from pipeline.stages.context import Context
 
 IGNORED = -100  # the label that transformers leaves out of the loss

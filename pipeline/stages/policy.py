@@ -8,23 +8,26 @@ from typing import Any
 
 import torch
 
-from pipeline import adapters, console, generate, models, ranks, spread, stopping
-from pipeline.config import ConfigError
-from pipeline.episodes import load_environment, play
+from pipeline.config.load import ConfigError
+from pipeline.config.schema import Episodes, Policy, trains_adapter
+from pipeline.distributed import ranks, sharding
+from pipeline.generation.episodes import load_environment, play
+from pipeline.generation.generator import CANARY_TOLERANCE, Generator, continuations, rollouts
+from pipeline.models import adapters, models
 from pipeline.records import Prompt, Scored
-from pipeline.schema import Episodes, Policy, trains_adapter
+from pipeline.run import console, shutdown
 from pipeline.score import score
 from pipeline.stages.context import Context, Judged
-from pipeline.stages.distance import from_start
-from pipeline.stages.playing import judge_episodes
+from pipeline.stages.heldout_episodes import judge_episodes
+from pipeline.stages.kl_to_start import from_start
+from pipeline.stages.monitored_scorer import scorer_and_watch
 from pipeline.stages.sft import encode
-from pipeline.stages.watching import scorer_and_watch
-from pipeline.update.ahead import Ahead
 from pipeline.update.critic import SharedCritic, ValueModel, from_model
 from pipeline.update.forward import CompletionLogprobs, Row, completion_logprobs
 from pipeline.update.learner import Learner
 from pipeline.update.loop import optimise
-from pipeline.update.parts import Cut, Parts, SampleAndScore, count
+from pipeline.update.loop_state import Cut, Parts, SampleAndScore, count
+from pipeline.update.overlap import Ahead
 from pipeline.update.reference import AdapterOff, Copy, Reference
 from rewards import Composite
 
@@ -51,7 +54,7 @@ def run(ctx: Context) -> dict[str, Any]:
         generator=generator,
         reference=make_reference(ctx, learner),
         max_tokens=ctx.cfg.sampling.max_tokens,
-        canary_tolerance=ctx.cfg.generate.canary_tolerance or generate.CANARY_TOLERANCE.get(precision, 0.25),
+        canary_tolerance=ctx.cfg.generate.canary_tolerance or CANARY_TOLERANCE.get(precision, 0.25),
         reference_tolerance=REFERENCE_TOLERANCE.get(precision, COARSE_TOLERANCE),
         directory=ctx.dir,
         record=ctx.record,
@@ -106,7 +109,7 @@ def make_learner(ctx: Context, policy: CompletionLogprobs) -> Learner:
     block: Policy = ctx.block
     warmup = block.critic.warmup_steps if block.critic is not None else 0  # in which the schedule stands still
     return Learner(
-        spread.accelerator(),
+        sharding.accelerator(),
         policy,
         make_critic(ctx, policy.autocast),
         loss=block.loss,
@@ -151,20 +154,20 @@ def start_of(ctx: Context, learner: Learner) -> CompletionLogprobs:
     return CompletionLogprobs(model, temperature=ctx.cfg.sampling.temperature, autocast=learner.bare.autocast)
 
 
-def make_sampler(ctx: Context, generator: generate.Generator, scorer: Composite) -> SampleAndScore:
+def make_sampler(ctx: Context, generator: Generator, scorer: Composite) -> SampleAndScore:
     """Samples and their scores, kept on disk once finished."""
     block: Policy = ctx.block
     if block.episodes is not None:
         return make_player(ctx, generator, block.episodes)
 
     def sample_and_score(prompts: Sequence[Prompt], step: int, attempt: int) -> list[Scored]:
-        with stopping.at_once():
+        with shutdown.at_once():
             return ctx.scored(generator, prompts, block.samples, "step", step, attempt, scorer=scorer)
 
     return sample_and_score
 
 
-def make_ahead(ctx: Context, generator: generate.Generator, scorer: Composite) -> Ahead | None:
+def make_ahead(ctx: Context, generator: Generator, scorer: Composite) -> Ahead | None:
     """The sampler's two halves for `overlap`: drawing, which a thread does, and keeping, which the loop does."""
     block: Policy = ctx.block
     if not block.overlap:
@@ -172,7 +175,7 @@ def make_ahead(ctx: Context, generator: generate.Generator, scorer: Composite) -
     ranks.open_aside()
 
     def draw(prompts: Sequence[Prompt], step: int) -> list[Scored]:
-        drawn = generate.rollouts(
+        drawn = rollouts(
             generator, prompts, ctx.cfg.sampling, samples=block.samples, tokenizer=ctx.tokenizer, ends=ctx.ends,
             key=(ctx.cfg.seed, ctx.name, "step", step, 0),
         )  # fmt: skip
@@ -191,13 +194,13 @@ def make_ahead(ctx: Context, generator: generate.Generator, scorer: Composite) -
     return Ahead(draw, keep, has)
 
 
-def make_player(ctx: Context, generator: generate.Generator, settings: Episodes) -> SampleAndScore:
+def make_player(ctx: Context, generator: Generator, settings: Episodes) -> SampleAndScore:
     """Episodes of several turns; what they earn is the environment's."""
     where = f"{ctx.cfg.path}: {ctx.name}.episodes.environment"
     environment = load_environment(settings.environment, ctx.cfg.verifier_dirs, where=where)
 
     def play_and_score(prompts: Sequence[Prompt], step: int, attempt: int) -> list[Scored]:
-        with stopping.at_once():
+        with shutdown.at_once():
             played = play(
                 generator, environment, prompts, ctx.cfg.sampling, samples=ctx.block.samples, tokenizer=ctx.tokenizer,
                 ends=ctx.ends, max_turns=settings.max_turns, memory=settings.memory,
@@ -218,7 +221,7 @@ def make_continuer(ctx: Context, generator: Any) -> Callable[[Sequence[Cut], int
     count = block.credit.continuations
 
     def continue_and_score(cuts: Sequence[Cut], step: int) -> list[list[Scored]]:
-        drawn = generate.continuations(
+        drawn = continuations(
             generator, [(c.scored.rollout, c.at, c.place) for c in cuts], ctx.cfg.sampling, samples=count,
             key=(ctx.cfg.seed, ctx.name, "continue", step), tokenizer=ctx.tokenizer, ends=ctx.ends,
         )  # fmt: skip

@@ -12,14 +12,17 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from pipeline import console, models, prompts, ranks
-from pipeline.config import ConfigError
+from pipeline.config.load import ConfigError
+from pipeline.config.schema import trains_adapter
+from pipeline.data import prompts
+from pipeline.distributed import ranks
+from pipeline.models import models
 from pipeline.records import Rollout, Scored, groups
-from pipeline.schema import trains_adapter
+from pipeline.run import console
 from pipeline.score import score
 from pipeline.stages.context import Context
-from pipeline.stages.samples import draw, from_pool, next_prompts
-from pipeline.stages.trainer import train_with
+from pipeline.stages.sampling import draw, from_pool, next_prompts
+from pipeline.stages.trl_trainer import train_with
 from pipeline.stats import mean
 
 Ids = tuple[int, ...]

@@ -10,14 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import console, models, prompts
-from pipeline.config import ConfigError
+from pipeline.config.load import ConfigError
+from pipeline.config.schema import trains_adapter
+from pipeline.data import prompts
+from pipeline.models import models
 from pipeline.records import Prompt, Rollout
-from pipeline.schema import trains_adapter
+from pipeline.run import console
 from pipeline.score import score
 from pipeline.stages.context import Context
 from pipeline.stages.imitation import Example, as_dataset, imitator, pad
-from pipeline.stages.trainer import train_with
+from pipeline.stages.trl_trainer import train_with
 
 NO_EFFECT = ("packing", "padding_free", "completion_only_loss", "assistant_only_loss", "dataset_text_field")
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import ConfigError
-from pipeline.models import backbone
+from pipeline.config.load import ConfigError
+from pipeline.models.models import backbone
 from pipeline.update import packing
 from pipeline.update.forward import (
     CompletionLogprobs,

@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline import alarms
+from pipeline.config.schema import Groups
 from pipeline.credit import advantages as credit
-from pipeline.credit import shaping
+from pipeline.credit import token_rewards
 from pipeline.records import Scored, episodes, whole
-from pipeline.schema import Groups
+from pipeline.run import alarms
 from pipeline.score import tally
-from pipeline.update import losses, stepwise, turns
+from pipeline.update import episode_credit, losses, vineppo
 from pipeline.update.forward import Row, stack
 from pipeline.update.learner import Experience
-from pipeline.update.parts import Parts, State
+from pipeline.update.loop_state import Parts, State
 from rewards import MALFORMED, MONITOR
 
 
@@ -54,7 +54,7 @@ class Earned:
         """Per row, (its T,) rewards on tokens; they sum to the row's total. All 0 where nothing is to be trained."""
         mask_BT = stack([r.mask for r in self.rows]).bool()
         kl_BT = torch.zeros(mask_BT.shape) if self.kl is None else stack(self.kl)
-        rewards_BT = shaping.token_rewards(self.scores_B, kl_BT, mask_BT, kl_coef=self.kl_coef)
+        rewards_BT = token_rewards.token_rewards(self.scores_B, kl_BT, mask_BT, kl_coef=self.kl_coef)
         return [x[: len(along)] + along for x, along in zip(rewards_BT, self.steps, strict=True)]
 
 
@@ -145,10 +145,10 @@ def shaped_scores(scored: Sequence[Scored], groups: Groups, max_tokens: int) -> 
     scores_B = torch.tensor([s.reward for s in scored], dtype=torch.float32)
     finished_B = torch.tensor([s.rollout.finished for s in scored])
     if groups.missing_eos_penalty:
-        scores_B = shaping.missing_eos_penalty(scores_B, finished_B, penalty=groups.missing_eos_penalty)
+        scores_B = token_rewards.missing_eos_penalty(scores_B, finished_B, penalty=groups.missing_eos_penalty)
     if groups.overlong_buffer:
         lengths_B = torch.tensor([len(s.rollout.ids) for s in scored])
-        scores_B = scores_B + shaping.soft_overlong_penalty(
+        scores_B = scores_B + token_rewards.soft_overlong_penalty(
             lengths_B, max_length=max_tokens, buffer=groups.overlong_buffer
         )
     return scores_B
@@ -176,27 +176,27 @@ def assign_credit(
 ) -> None:
     """Fill seen.advantages, and values and returns where there is a critic."""
     settings, rows = parts.block.credit, seen.rows
-    layout = turns.layout_of(earned.scored)
+    layout = episode_credit.layout_of(earned.scored)
     mask_BT = stack([r.mask for r in rows]).bool()
     if settings.kind == "gae":
         assert values is not None
         seen.advantages = _gae(parts, seen, earned, layout, values, metrics)
     elif settings.kind == "monte_carlo":
         groups, limit = parts.block.groups, parts.max_tokens
-        advantages_BT = stepwise.advantages(
+        advantages_BT = vineppo.advantages(
             parts, state, earned.scored, earned.totals_B, mask_BT, metrics, lambda some: outcomes(some, groups, limit)
         )
         seen.advantages = [a[: len(r.ids)] for a, r in zip(advantages_BT, rows, strict=True)]
     elif settings.level == "turn" or any(bool(x.any()) for x in earned.steps):
-        masks = turns.join([torch.tensor(r.mask) for r in rows], layout)
+        masks = episode_credit.join([torch.tensor(r.mask) for r in rows], layout)
         advantages_ET = credit.reward_to_go_advantages(
-            stack(turns.join(earned.rewards(), layout)), stack([m.float() for m in masks]).bool(),
+            stack(episode_credit.join(earned.rewards(), layout)), stack([m.float() for m in masks]).bool(),
             group=parts.block.samples, baseline=settings.kind, scale=settings.scale,
         )  # fmt: skip
-        seen.advantages = turns.split(list(advantages_ET), layout, rows)
+        seen.advantages = episode_credit.split(list(advantages_ET), layout, rows)
     else:
-        totals_PG = turns.episode_returns(earned.totals_B, layout).view(-1, parts.block.samples)
-        seen.advantages = turns.to_rows(_by_sequence(totals_PG, settings.kind, settings.scale), layout, rows)
+        totals_PG = episode_credit.episode_returns(earned.totals_B, layout).view(-1, parts.block.samples)
+        seen.advantages = episode_credit.to_rows(_by_sequence(totals_PG, settings.kind, settings.scale), layout, rows)
     if settings.kind in ("gae", "monte_carlo") and settings.whiten:
         whitened_BT = credit.whiten(stack(seen.advantages), mask_BT)
         seen.advantages = [a[: len(r.ids)] for a, r in zip(whitened_BT, rows, strict=True)]
@@ -212,7 +212,7 @@ def _by_sequence(rewards_PG: Tensor, kind: str, scale: bool) -> Tensor:
 
 
 def _gae(
-    parts: Parts, seen: Experience, earned: Earned, layout: turns.Layout, with_last: list[Tensor],
+    parts: Parts, seen: Experience, earned: Earned, layout: episode_credit.Layout, with_last: list[Tensor],
     metrics: dict[str, Any],
 ) -> list[Tensor]:  # fmt: skip
     """with_last: per row its values before each token and after the last. Fills seen.values and seen.returns."""
@@ -222,7 +222,7 @@ def _gae(
     ends = [places[-1] for places in layout]
     cut_E = torch.tensor([not earned.scored[i].rollout.finished for i in ends])
     last_E = torch.where(cut_E, torch.stack([with_last[i][-1] for i in ends]), 0.0) if block.critic.bootstrap else None
-    advantages, seen.returns = turns.gae_by_episode(
+    advantages, seen.returns = episode_credit.gae_by_episode(
         block.credit, seen.rows, layout, earned.rewards(), seen.values, last_E
     )
     values_BT, returns_BT = stack(seen.values), stack(seen.returns)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.adapters import base_of
-from pipeline.models import backbone, batches_by_tokens, pad_right
+from pipeline.models.adapters import base_of
+from pipeline.models.models import backbone, batches_by_tokens, pad_right
 from pipeline.update import packing
 from pipeline.update.logprobs import chunked_token_logprobs, token_logprobs
 

@@ -17,14 +17,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from pipeline import generate, ranks, spread
-from pipeline.config import ConfigError
-from pipeline.schema import Critic, Loss, Optimizer
+from pipeline.config.load import ConfigError
+from pipeline.config.schema import Critic, Loss, Optimizer
+from pipeline.distributed import ranks, sharding
+from pipeline.generation.generator import sequence_logprobs
 from pipeline.update import losses
 from pipeline.update.critic import SharedCritic, logprobs_and_values, values_of
-from pipeline.update.cut import train_on
 from pipeline.update.forward import Padded, Row, completion_logprobs, micro_batches, packs, pad_rows, stack
-from pipeline.update.trained import Whole
+from pipeline.update.replicated import Whole
+from pipeline.update.sharded import train_on
 
 T = TypeVar("T")
 
@@ -143,7 +144,7 @@ class Learner:
         self.accelerator, self.loss, self.critic_settings = accelerator, loss, critic_settings
         self.max_tokens, self.budget = max_tokens, budget
         self.shared = isinstance(policy, SharedCritic)
-        if self.shared and spread.is_cut() and spread.is_zero():  # it would step the frozen body too
+        if self.shared and sharding.is_cut() and sharding.is_zero():  # it would step the frozen body too
             raise ConfigError(["critic.shared under ZeRO: give shared: false, or take configs/accelerate/fsdp2.yaml"])
         rate = critic_settings.learning_rate if critic_settings is not None else 0.0
         self.policy_side = train_on(accelerator, policy, partial(_groups, optimizer.learning_rate, rate), optimizer)
@@ -186,8 +187,8 @@ class Learner:
 
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-prob of every id but the first, at temperature 1, as the canary asks for them."""
-        if not spread.is_cut():
-            return generate.sequence_logprobs(self.model, sequences)
+        if not sharding.is_cut():
+            return sequence_logprobs(self.model, sequences)
         rows = [Row((s[0],), tuple(s[1:]), (True,) * (len(s) - 1)) for s in sequences]
         return [x.tolist() for x in self._look(partial(completion_logprobs, temperature=1.0), self.policy, rows)]
 

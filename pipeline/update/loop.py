@@ -13,17 +13,18 @@ from typing import Any
 
 import torch
 
-from pipeline import alarms, console, ranks, stopping
 from pipeline.credit import advantages as credit
-from pipeline.credit.shaping import KLController
-from pipeline.generate import largest_gap
-from pipeline.models import named_weights
+from pipeline.credit.token_rewards import KLController
+from pipeline.distributed import ranks
+from pipeline.generation.generator import largest_gap
+from pipeline.models.models import named_weights
 from pipeline.records import Prompt, Scored, episodes, whole
+from pipeline.run import alarms, console, shutdown
 from pipeline.seeds import cycle_indices, permutation
 from pipeline.update.experience import describe, make_experience, token_figures
 from pipeline.update.forward import Row
 from pipeline.update.learner import Experience
-from pipeline.update.parts import Parts, State, Stopwatch, load, save
+from pipeline.update.loop_state import Parts, State, Stopwatch, load, save
 from rewards.monitor import Monitor
 
 
@@ -41,17 +42,17 @@ def optimise(parts: Parts) -> State:
     _sync(parts, state, sequences, state.step)
     progress = console.Progress(name, block.steps, done=state.step)
     while state.step < block.steps and not spent(parts):
-        with stopping.finish_first():
+        with shutdown.finish_first():
             metrics, rates = _measured_step(parts, state, sequences)
             if ranks.is_main():
                 shown = {"reward": metrics["reward_mean"], "length": metrics["length_mean"]}
                 shown |= {"entropy": metrics.get("entropy", math.nan), "tok/s": int(rates["tokens_per_s"])}
                 progress.step(state.step, **shown)
-            stop = ranks.from_main(stopping.requested)
+            stop = ranks.from_main(shutdown.requested)
             if stop or (state.step % block.checkpoint_every == 0 and state.step < block.steps):
                 save(parts, state)
         if stop:
-            raise stopping.Stopped
+            raise shutdown.Stopped
     return state
 
 
@@ -120,9 +121,9 @@ def _rollouts(parts: Parts, state: State) -> tuple[list[Scored], int]:
     mark, drawn = parts.directory.mark(), state.prompts_drawn
     try:
         return gather_groups(parts, state)
-    except stopping.Stopped:
+    except shutdown.Stopped:
         # of several processes one alone was in time to be told, and a checkpoint takes all of them
-        if ranks.world() == 1 and not stopping.late() and not parts.directory.has_checkpoint(state.step):
+        if ranks.world() == 1 and not shutdown.late() and not parts.directory.has_checkpoint(state.step):
             parts.directory.go_to(mark)
             state.prompts_drawn = drawn
             save(parts, state)

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pipeline import ranks, spread
-from pipeline.schema import Kl
+from pipeline.config.schema import Kl
+from pipeline.distributed import ranks, sharding
 from pipeline.update.forward import CompletionLogprobs, Row, completion_logprobs
 from pipeline.update.learner import Learner
 
@@ -51,7 +51,7 @@ class Copy:
         keep = self.settings.ema if kind == "ema" else 0.0
         ours = dict(self.forward.model.named_parameters())
         for name, parameter in self.learner.model.named_parameters():
-            theirs = spread.whole(parameter)
+            theirs = sharding.whole(parameter)
             # written so that keep = 0 copies every bit
             ours[name].mul_(keep).add_(theirs.to(ours[name].dtype), alpha=1 - keep)
 

@@ -3,7 +3,7 @@
 How: a pool of warm workers (pool.py). A worker (worker.py) is an interpreter in namespaces of its own made by
 bubblewrap (isolation.py), which forks one process per sample (guest/zygote.py). That process locks itself down
 (guest/lockdown.py, guest/seccomp.py) and only then reads what to run. What it says about itself is a claim, compared
-with what a test expects in the trusted process (plan.py) or by a judge in a second sandbox (guest/judge.py); no
+with what a test expects in the trusted process (plan.py) or by a judge in a second sandbox (guest/judge_process.py); no
 verdict is ever computed where a completion's code runs. Shell scripts get a pid and a mount namespace each
 (guest/shell.py), and what they leave is looked at when everything they started is dead.
 

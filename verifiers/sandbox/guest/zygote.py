@@ -26,7 +26,7 @@ import threading
 import time
 from typing import NoReturn
 
-from . import candidate, judge, lockdown, seccomp, shell, syscalls, wire
+from . import candidate, judge_process, lockdown, seccomp, shell, syscalls, wire
 from .wire import HEADER, KILL, NOT_READY, READY, REPORT, UP
 
 # what completions import most often is imported once, here; a fork gets it for nothing
@@ -70,7 +70,7 @@ def rehearse() -> None:
         other = threading.Thread(target=candidate.serve, args=(served, [code], "f", []))
         other.start()
         with theirs, ours:
-            judge.judge(wire.Channel(ours.fileno()), "f", [test] * 4, [], [])
+            judge_process.judge(wire.Channel(ours.fileno()), "f", [test] * 4, [], [])
             ours.shutdown(socket.SHUT_RDWR)
             other.join()  # no thread is left when the first sample is forked
     sys.stdout = stdout
@@ -210,7 +210,7 @@ class Zygote:
         elif kind == "program":
             return candidate.run_program(channel, *job)
         elif kind == "judge":
-            verdict = judge.judge(wire.Channel(PEER_FD), *job)
+            verdict = judge_process.judge(wire.Channel(PEER_FD), *job)
             channel.send(wire.dumps(list(verdict)))
         return 0
 

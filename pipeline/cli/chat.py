@@ -1,0 +1,166 @@
+"""Ask the model a run left: `generate` for a file or one prompt, `chat` for a conversation. A condition-trained model
+is asked with label=best, label=3 or label="correct=1 length=0"; without it, for nothing.
+
+    python -m pipeline generate RUN_DIR prompt="a1>d4:" label=best samples=4
+    python -m pipeline generate RUN_DIR prompts=tasks.jsonl to=answers.jsonl temperature=0
+    python -m pipeline chat RUN_DIR label=best guidance=1.25
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from pipeline.cli.export import options, policy_stage
+from pipeline.config.load import ConfigError
+from pipeline.config.schema import Generate, Model, Prompts, Sampling
+from pipeline.data import condition_prompts, prompts
+from pipeline.generation.generator import Request, Sample
+from pipeline.generation.guidance import Guided
+from pipeline.generation.hf_engine import TransformersGenerator
+from pipeline.models import models
+from pipeline.run.files import atomic_write
+from pipeline.run.stage_dir import read_manifest
+from pipeline.seeds import derive
+
+WORDS = ("stage", "label", "guidance", "temperature", "max_tokens", "seed")
+GREEDY = 1e-4  # a temperature this low leaves no chance to any token but the likeliest
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """A run's model and how it is asked."""
+
+    place: Path
+    source: Prompts
+    sampling: Sampling
+    tokenizer: Any
+    label: str
+    generator: TransformersGenerator
+    seed: int
+
+    def ids(self, value: str | list[dict[str, str]], label: str) -> tuple[int, ...]:
+        return tuple(prompts.render_ids({"prompt": value}, self.source, self.tokenizer, label=label))
+
+    def answer(self, values: Sequence[str | list[dict[str, str]]], samples: int) -> list[list[str]]:
+        """`samples` answers to each prompt (text, or the turns so far)."""
+        asked = [self.ids(value, self.label) for value in values]
+        if isinstance(self.generator, Guided):
+            self.generator.bare = {ids: self.ids(value, "") for ids, value in zip(asked, values, strict=True)}
+        ends = models.end_ids(self.tokenizer, self.generator.model)
+        requests = [Request(ids, derive(self.seed, "talk", place, sample), self.sampling.max_tokens)
+                    for place, ids in enumerate(asked) for sample in range(samples)]  # fmt: skip
+        texts = [self.text(drawn, ends) for drawn in self.generator.sample(requests, self.sampling, ends)]
+        return [texts[start : start + samples] for start in range(0, len(texts), samples)]
+
+    def text(self, drawn: Sample, ends: frozenset[int]) -> str:
+        ids = [i for i in drawn.ids if i not in ends]
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def open_voice(run: Path, asked: Mapping[str, str]) -> Voice:
+    """The run's best policy, or the stage named, with the sampling it was judged at. Warns of a label never trained."""
+    stage = policy_stage(run, asked.get("stage"))
+    manifest = read_manifest(run / stage / "manifest.json")
+    assert manifest is not None, "policy_stage found it"
+    config, place = manifest["config"], run / stage / "model"
+    label, warnings = condition_prompts.label_of(place, asked.get("label", "none"))
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
+    sampling = TypeAdapter(Sampling).validate_python(config["sampling"])
+    temperature = max(number(asked, "temperature", sampling.temperature, low=0.0), GREEDY)
+    sampling = replace(sampling, temperature=temperature,
+                       max_tokens=int(number(asked, "max_tokens", sampling.max_tokens, low=1)))  # fmt: skip
+    model, settings = TypeAdapter(Model).validate_python(config["model"]), Generate(backend="transformers")
+    tokenizer = models.load_tokenizer(str(place), model)
+    source = TypeAdapter(Prompts).validate_python(config["prompts"])
+    chat = in_chat(source, tokenizer, config.get("verifier_dirs", ()))
+    source = replace(source, template=None, prompt="prompt", chat=chat)
+    guidance, seed = number(asked, "guidance", 1.0, low=0.0), int(number(asked, "seed", 0, low=0))
+    if guidance == 1.0 or not label:
+        generator = TransformersGenerator(str(place), model, settings)
+    else:
+        generator = Guided(str(place), model, settings, bare={}, scale=guidance)
+    return Voice(place, source, sampling, tokenizer, label, generator, seed)
+
+
+def in_chat(source: Prompts, tokenizer: Any, dirs: Sequence[str]) -> bool:
+    """Did the run's prompts go through the chat template: its config says so, or its rows are messages.
+
+    Warns where the rows cannot be read any more.
+    """
+    if source.chat or source.system is not None:
+        return True
+    if tokenizer.chat_template is None:
+        return False
+    few = replace(source, rows=min(source.rows or 100, 100), split=f"{source.split.partition('[')[0]}[:100]")
+    try:
+        return prompts.in_chat(prompts.load_rows(few, seed=0, dirs=dirs)[0], source, 1)
+    except ConfigError as exc:
+        print(f"warning: {exc}; asked as plain text, not through the chat template", file=sys.stderr, flush=True)
+        return False
+
+
+def number(asked: Mapping[str, str], key: str, default: float, *, low: float) -> float:
+    """A word's number. Raises ConfigError for anything else."""
+    try:
+        value = float(asked.get(key, default))
+    except ValueError:
+        value = float("nan")
+    if not value >= low:
+        raise ConfigError([f"{key}={asked[key]}: expected a number of at least {low:g}"])
+    return value
+
+
+def generate(run: Path, words: Sequence[str]) -> None:
+    """Answers as JSON lines, to the terminal or to the file `to`."""
+    asked = options(words, (*WORDS, "prompt", "prompts", "samples", "to"))
+    if ("prompt" in asked) == ("prompts" in asked):
+        raise ConfigError(["generate: give prompt=TEXT, or prompts=FILE.jsonl with a column prompt"])
+    values = [asked["prompt"]] if "prompt" in asked else list(prompt_column(Path(asked["prompts"])))
+    samples = int(number(asked, "samples", 1, low=1))
+    voice = open_voice(run, asked)
+    answers = voice.answer(values, samples)
+    lines = [json.dumps({"prompt": value, "completion": text, "label": voice.label}, ensure_ascii=False)
+             for value, texts in zip(values, answers, strict=True) for text in texts]  # fmt: skip
+    if "to" in asked:
+        atomic_write(Path(asked["to"]), "\n".join(lines) + "\n")
+        print(f"{len(lines)} answers: {asked['to']}")
+    else:
+        print("\n".join(lines))
+
+
+def prompt_column(path: Path) -> Iterator[str | list[dict[str, str]]]:
+    if not path.is_file():
+        raise ConfigError([f"prompts={path}: no such file"])
+    for number, row in prompts.numbered_rows(path):
+        if "prompt" not in row:
+            raise ConfigError([f"{path}:{number}: expected an object with a column prompt"])
+        yield row["prompt"]
+
+
+def chat(run: Path, words: Sequence[str]) -> None:
+    """Line by line until the input ends. A model of the chat template hears all turns, another the last line alone."""
+    voice = open_voice(run, options(words, WORDS))
+    turns: list[dict[str, str]] = []
+    remembers = voice.source.chat
+    shown = f", asked for {voice.label.strip()!r}" if voice.label else ""
+    print(f"{voice.place}{shown}; an empty line or Ctrl-D ends", flush=True)
+    while True:
+        try:
+            line = input("> ")
+        except EOFError:
+            return
+        if not line.strip():
+            return
+        turns.append({"role": "user", "content": line})
+        [[text]] = voice.answer([list(turns) if remembers else line], 1)
+        turns.append({"role": "assistant", "content": text})
+        voice = replace(voice, seed=voice.seed + 1)  # the same question again may be answered otherwise
+        print(text, flush=True)

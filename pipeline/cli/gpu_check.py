@@ -1,0 +1,158 @@
+"""`make gpu-check`: every stage for a few steps on a mid-size random model, and a table of what was seen.
+
+It answers, in minutes and without a model hub, whether this machine's GPU runs the pipeline as it should: bfloat16 with
+float32 log-probs, the generator that is installed (vLLM or transformers), canary and mismatch, peak memory beside what
+`plan` says, and tokens a second by phase. On a machine without a GPU it says so and stops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import verifiers
+from pipeline.config import load as configs
+from pipeline.run import console
+from pipeline.run.stage_dir import StageDir, atomic_write, dump_json, read_jsonl, read_manifest, versions
+
+SIZES = {  # hidden, intermediate, layers, heads: about 180M parameters, and one for trying the check itself on a CPU
+    "mid": (1024, 4096, 10, 16),
+    "small": (64, 128, 2, 2),
+}
+TRAINER = {"max_steps": 10, "per_device_train_batch_size": 32, "learning_rate": 1e-3, "max_length": 128}
+STAGES = ("base", "sft", "feedme", "reward_model", "ppo", "grpo", "conditioned", "evaluate")
+PAIRS = "pairs.jsonl"
+PHASES = ("rollout", "score", "experience", "update", "sync")
+
+
+def recipe(place: Path, *, size: str, dtype: str) -> dict[str, Any]:
+    """The YAML of the check. Random models solve nothing, so the filter keeps what ended."""
+    hidden, intermediate, layers, heads = SIZES[size]
+    on_policy = {"policy": "sft", "steps": 6, "prompts": 64, "samples": 8, "optimizer": {"learning_rate": 1e-6}}
+    return {
+        "run": "gpu-check",
+        "runs_dir": str(place),
+        "model": {
+            "dtype": dtype,
+            "tiny": {
+                "hidden_size": hidden,
+                "intermediate_size": intermediate,
+                "num_hidden_layers": layers,
+                "num_attention_heads": heads,
+                "max_position_embeddings": 512,
+            },
+        },
+        "prompts": {"procedural": "gridworld", "rows": 4000, "heldout": 0.25},
+        "rewards": {"gridworld": {}},
+        "sampling": {"max_tokens": 64},
+        "evaluation": {"samples": 4, "prompts": 64},
+        "stages": list(STAGES),
+        "sft": {"policy": "base", "trainer": TRAINER},
+        "feedme": {"rounds": 1, "prompts": 64, "filters": [{"threshold": 0.0}], "trainer": TRAINER},
+        "reward_model": {"data": {"path": str(place / PAIRS), "heldout": 0.1}, "trainer": TRAINER},
+        "ppo": {**on_policy, "reward": {"reward_model": {}}, "critic": {"warmup_steps": 1}},
+        "grpo": on_policy,
+        "conditioned": {"prompts": 64, "demonstrations": 1000, "per_bin": 64, "trainer": TRAINER},
+    }
+
+
+def check(place: Path, *, size: str = "mid", dtype: str = "bfloat16") -> list[dict[str, Any]]:
+    """Run the recipe; one row a stage. Raises what a stage raises: a check that fails has its reason."""
+    from pipeline import stages
+
+    place.mkdir(parents=True, exist_ok=True)
+    rows = verifiers.load("gridworld").generate
+    assert rows is not None, "the demo's verifier makes its own tasks"
+    pairs = [
+        {"prompt": r["prompt"], "chosen": r["completion"], "rejected": r["completion"] + "L"} for r in rows(512, 1)
+    ]
+    atomic_write(place / PAIRS, "".join(dump_json(pair) + "\n" for pair in pairs))
+    path = place / "gpu-check.yaml"
+    atomic_write(path, yaml.safe_dump(recipe(place, size=size, dtype=dtype), sort_keys=False))
+    cfg = configs.load(path)
+    seen: list[dict[str, Any]] = []
+    planned: dict[str, float] = {}
+    for name in cfg.stages:
+        before = _reset_peak()
+        stages.run_stage(cfg, name)
+        peak = peak_gib()
+        planned = planned or planned_gib(cfg)  # of the model that the first stage has made
+        seen.append(row_of(StageDir(cfg.run_dir, name), before, peak, planned[name]))
+    return seen
+
+
+def planned_gib(cfg: configs.Config) -> dict[str, float]:
+    """Stage -> what `plan` says that it takes beside the generator: what is learnt from, and looked at."""
+    from pipeline.models import models
+    from pipeline.plan import estimate, one_run, trial
+
+    place = str(StageDir(cfg.run_dir, "base").model_dir)
+    shape = estimate.Shape(**trial.shape_of(models.load_policy(place, cfg.model)))
+    data, _ = one_run.data_of(cfg, models.load_tokenizer(place, cfg.model))
+    parts = {name: estimate.memory_of(cfg, name, shape, data, trial.Trial()).parts for name in cfg.stages}
+    return {name: round((sum(p.values()) - p["requests"]) / 2**30, 2) for name, p in parts.items()}
+
+
+def row_of(stage: StageDir, before: float | None, peak: float | None, planned: float) -> dict[str, Any]:
+    """What one stage showed: seconds, peak memory and how much of it came with the stage beside what was planned (the
+    first stage opens the generator, which stays), sync health, and seconds a step by phase."""
+    manifest = read_manifest(stage.manifest_path)
+    assert manifest is not None, "a stage that returned has its manifest"
+    metrics = manifest["metrics"]
+    timing = list(read_jsonl(stage.place / "timing.jsonl")) if (stage.place / "timing.jsonl").is_file() else []
+    steady = [row for row in timing if "step" in row][1:]  # the first step compiles and warms up
+    seconds = {p: sum(r[p] for r in steady if p in r) / len(steady) for p in PHASES if any(p in r for r in steady)}
+    return {
+        "stage": stage.name,
+        "seconds": round(manifest["wall_s"], 1),
+        "peak_gib": peak,
+        "added_gib": None if peak is None or before is None else round(peak - before, 2),
+        "planned_gib": planned,
+        "generator": metrics.get("generator", ""),
+        "canary": metrics.get("canary_max_abs", ""),
+        "mismatch": metrics.get("mismatch_mean_abs", ""),
+        "tokens_per_s": round(sum(r["tokens_per_s"] for r in steady) / len(steady)) if steady else "",
+        **{f"{phase}_s": round(value, 4) for phase, value in seconds.items()},
+    }
+
+
+def peak_gib() -> float | None:
+    import torch
+
+    return round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else None
+
+
+def _reset_peak() -> float | None:
+    """GiB allocated now, from which the peak is counted anew."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    torch.cuda.reset_peak_memory_stats()
+    return round(torch.cuda.memory_allocated() / 2**30, 2)
+
+
+def main(words: Sequence[str]) -> int:
+    """`to=DIR` (default runs/gpu-check) and `size=small dtype=float32` to try the check itself without a GPU."""
+    import torch
+
+    from pipeline.cli.export import options
+
+    asked = options(words, ("to", "size", "dtype"))
+    size = asked.get("size", "mid")
+    if size not in SIZES:
+        raise configs.ConfigError([f"size={size}: have: {', '.join(SIZES)}"])
+    if size != "small" and not torch.cuda.is_available():
+        raise configs.ConfigError(["gpu-check: no CUDA device here; size=small dtype=float32 tries the check on a CPU"])
+    place = Path(asked.get("to", "runs/gpu-check"))
+    rows = check(place, size=size, dtype=asked.get("dtype", "bfloat16"))
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    console.show_table(rows, columns)
+    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    result = {"machine": machine, "versions": versions(), "size": size, "stages": rows}
+    atomic_write(place / "gpu-check.json", dump_json(result, indent=1) + "\n")
+    print(place / "gpu-check.json")
+    return 0

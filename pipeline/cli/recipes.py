@@ -1,0 +1,25 @@
+"""Historical lineages as pipelines of the demo's task: python -m pipeline recipe NAME."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.config.load import ConfigError, nearest
+
+PLACE = Path("configs") / "demo"
+ROOT = Path(__file__).parents[2]
+RECIPES = {
+    "davinci-002": "SFT, then FeedME",
+    "davinci-003": "SFT, FeedME, a reward model, PPO",
+}
+
+
+def recipe_path(name: str) -> str:
+    """The YAML of a recipe, as seen from here where it can be. Raises ConfigError for a name there is none of."""
+    if name not in RECIPES:
+        raise ConfigError([f"recipe: no recipe {name!r}{nearest(name, RECIPES)}"])
+    path = PLACE / f"{name}.yaml"
+    found = path if path.is_file() else ROOT / path
+    if not found.is_file():
+        raise ConfigError([f"recipe: {path} is not here; run this in a checkout of the repository"])
+    return str(found)

@@ -1,0 +1,95 @@
+"""A Slurm script for a run: nodes and GPUs, where ranks meet, a signal in time, and back into the queue.
+
+The job is told a while before its time is up (`--signal`), passes SIGTERM on, and every rank finishes its step and
+writes a checkpoint (`pipeline.run.shutdown`); then the job requeues itself, and the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.config.load import ConfigError, nearest
+from pipeline.distributed.sharding import MODES
+
+DEFAULTS = {
+    "nodes": "1", "gpus": "8", "cpus": "64", "hours": "24", "mode": "ddp", "stage": "run", "partition": "",
+    "account": "", "warn_s": "180", "port": "29500", "venv": ".venv",
+}  # fmt: skip
+WHOLE_NUMBERS = ("nodes", "gpus", "cpus", "hours", "warn_s", "port")
+LEAST_WARNING_S = 60  # a step in flight has 20 s to end, and a checkpoint must reach the disk
+
+SCRIPT = """#!/bin/bash
+#SBATCH --job-name={name}
+#SBATCH --nodes={nodes}
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node={gpus}
+#SBATCH --cpus-per-task={cpus}
+#SBATCH --time={hours}:00:00
+#SBATCH --signal=B:TERM@{warn_s}
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output={name}-%j.log{more}
+# The run directory must lie where all nodes see it. Submit from the repository: sbatch THIS_FILE
+set -u
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export HF_HUB_OFFLINE=${{HF_HUB_OFFLINE:-1}}
+
+asked_to_stop=0
+trap 'asked_to_stop=1; kill -TERM "$step"' TERM  # srun passes it on to every launcher, and that to its ranks
+
+# since Slurm 22.05 a step no longer takes the job's own cpus-per-task, and all would share one core
+srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \\
+  bash -c '{python} -m accelerate.commands.launch --config_file {launch_file} \\
+  --num_machines "$SLURM_NNODES" --num_processes "$((SLURM_NNODES * {gpus}))" --machine_rank "$SLURM_NODEID" \\
+  --main_process_ip "$0" --main_process_port {port} -m pipeline {words}' "$head" &
+step=$!
+wait "$step"
+code=$?
+if [ "$asked_to_stop" = 1 ]; then
+  wait "$step"  # the first wait ended with the signal
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"
+"""
+
+
+def parsed(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """What was asked of the job, by the keys of DEFAULTS, and the other words, which are the pipeline's own.
+
+    Raises ConfigError.
+    """
+    asked, overrides = dict(DEFAULTS), []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ConfigError([f"{word!r} on the command line: expected key=value, as nodes=2"])
+        if key in DEFAULTS:
+            asked[key] = value
+        else:
+            overrides.append(word)
+    mistakes = [f"sbatch: {key} must be a whole number above 0, found {asked[key]!r}"
+                for key in WHOLE_NUMBERS if not asked[key].isdigit() or not int(asked[key])]  # fmt: skip
+    if asked["mode"] not in MODES:
+        mistakes.append(f"sbatch: no mode {asked['mode']!r}{nearest(asked['mode'], MODES)}")
+    if not mistakes and int(asked["warn_s"]) < LEAST_WARNING_S:
+        mistakes.append(f"sbatch: warn_s {asked['warn_s']}: a checkpoint may need {LEAST_WARNING_S} s; give more")
+    if mistakes:
+        raise ConfigError(mistakes)
+    return asked, overrides
+
+
+def sbatch(config: str, words: Sequence[str]) -> str:
+    """The script. words: as `parsed` takes them. Raises ConfigError."""
+    asked, overrides = parsed(words)
+    more = "".join(f"\n#SBATCH --{key}={asked[key]}" for key in ("partition", "account") if asked[key])
+    inner = " ".join(shlex.quote(word) for word in (asked["stage"], config, *overrides))
+    return SCRIPT.format(
+        **{key: asked[key] for key in WHOLE_NUMBERS}, more=more, name=f"whetstone-{Path(config).stem}",
+        python=f"{asked['venv']}/bin/python", launch_file=f"configs/accelerate/{asked['mode']}.yaml",
+        words=inner.replace("'", "'\\''"),
+    )  # fmt: skip
+
+
+__all__ = ["sbatch"]

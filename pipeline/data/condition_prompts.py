@@ -1,0 +1,104 @@
+"""Asking a condition-trained model: from our commands, and from plain transformers or vLLM through its chat template.
+
+A trained model's directory holds `conditions.json` (what can be asked) and a chat template that places the label, so
+    tokenizer.apply_chat_template(messages, add_generation_prompt=True, ask="best")
+or `chat_template_kwargs: {"ask": "best"}` sent to a vLLM server asks without a line of our code. `ask` is `best`, a bin
+of the first attribute as text ("4"), or a mapping as {"correct": 1, "length": 0}; without it nothing is asked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.load import ConfigError
+from pipeline.config.schema import Prompts
+from pipeline.credit.conditioning import Conditions
+from pipeline.data.prompts import render_ids
+from pipeline.records import Prompt
+
+FILE = "conditions.json"
+PLAIN = "{%- for turn in messages -%}{{ turn['content'] }}{%- endfor -%}"  # of a model trained on bare text
+MARK = "{#- condition label -#}"
+
+
+def save(conditions: Conditions, tokenizer: Any, place: Path) -> None:
+    """Leave what can be asked beside the model, and a template that asks it."""
+    (place / FILE).write_text(json.dumps(conditions.as_json(), indent=1, sort_keys=True) + "\n")
+    before = tokenizer.chat_template
+    tokenizer.chat_template = labelled_template(before or plain_template(tokenizer), conditions)
+    tokenizer.save_pretrained(place)
+    tokenizer.chat_template = before
+
+
+def load(place: str | Path) -> Conditions | None:
+    """What the model in this directory can be asked; None of one that was not trained on labels."""
+    path = Path(place) / FILE
+    return Conditions.from_json(json.loads(path.read_text())) if path.is_file() else None
+
+
+def label_of(place: str | Path, ask: str) -> tuple[str, list[str]]:
+    """The label's text and what to warn of. Raises ConfigError where the model knows no labels or not this one."""
+    conditions = load(place)
+    if conditions is None:
+        if ask in ("", "none"):
+            return "", []
+        raise ConfigError([f"{place}: has no {FILE}: it was not trained on condition labels, so none can be asked"])
+    try:
+        asked = conditions.parse(ask)
+    except ValueError as exc:
+        raise ConfigError([f"label: {exc}"]) from exc
+    return conditions.text(asked), conditions.warnings(asked)
+
+
+def plain_template(tokenizer: Any) -> str:
+    opens = list(tokenizer("").input_ids)
+    return ("{{- bos_token -}}" if opens and opens[0] == tokenizer.bos_token_id else "") + PLAIN
+
+
+def labelled_template(template: str, conditions: Conditions) -> str:
+    """A Jinja chat template that puts the label asked for in front of the first user turn, then does as before."""
+    table = {axis.name: {str(i): axis.text(i) for i in range(axis.count)} for axis in conditions.axes}
+    choices = f"best, {', '.join(table[conditions.main.name])}, or a mapping of {', '.join(table)}"
+    return (
+        MARK
+        + "{%- set labels = " + json.dumps(table) + " -%}"
+        + "{%- set asked = namespace(label='', placed=false, turns=[]) -%}"
+        + "{%- if ask is defined and ask is not none and ask != 'none' -%}"
+        + "{%- set wanted = " + json.dumps(conditions.best) + " if ask == 'best' else ask if ask is mapping else "
+        + "{" + json.dumps(conditions.main.name) + ": ask} -%}"
+        + "{%- for name, parts in labels.items() -%}{%- if name in wanted -%}"
+        + "{%- if wanted[name] | string not in parts -%}"
+        + "{{- raise_exception('ask: ' ~ wanted[name] ~ ' cannot be asked; give " + choices + "') -}}"
+        + "{%- endif -%}{%- set asked.label = asked.label ~ parts[wanted[name] | string] -%}"
+        + "{%- endif -%}{%- endfor -%}{%- endif -%}"
+        + "{%- for turn in messages -%}"
+        + "{%- if turn['role'] == 'user' and not asked.placed -%}{%- set asked.placed = true -%}"
+        + "{%- set asked.turns = asked.turns + [dict(turn, content=asked.label ~ turn['content'])] -%}"
+        + "{%- else -%}{%- set asked.turns = asked.turns + [turn] -%}{%- endif -%}"
+        + "{%- endfor -%}{%- set messages = asked.turns -%}"
+        + template
+    )  # fmt: skip
+
+
+def relabel(prompt: Prompt, label: str, source: Prompts, tokenizer: Any) -> Prompt:
+    """The same prompt with a label in front; index, text and task stay, so it is judged as before."""
+    row = prompt.row or {source.prompt: prompt.text}
+    return replace(prompt, ids=tuple(render_ids(row, source, tokenizer, label=label)))
+
+
+def check_written(labels: Sequence[str], tokenizer: Any, where: str) -> None:
+    """Every label comes back from the tokenizer as it went in. Raises ConfigError naming what the vocabulary lacks."""
+    for label in labels:
+        back = written(label, tokenizer)
+        if back != label:
+            raise ConfigError([f"{where}: {label!r} cannot be written in this model's vocabulary (it comes back as "
+                               f"{back!r}); choose other characters, or vocabulary: special"])  # fmt: skip
+
+
+def written(label: str, tokenizer: Any) -> str:
+    """The label after a way through the tokenizer and back."""
+    return str(tokenizer.decode(tokenizer(label, add_special_tokens=False).input_ids))

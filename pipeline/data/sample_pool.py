@@ -1,0 +1,118 @@
+"""One pool of scored samples: what any stage sampled and scored, any other may learn from.
+
+A row is a prompt, the sampled ids, what they earned part by part, and where they came from: stage, round, label asked.
+FeedME, reward-model pairs, conditions and offline_q read the same rows: the `rollouts.jsonl` of a stage, a file of
+the same shape, or a file of human ratings: {"prompt": ..., "completion": ..., "rating": 7}, which is what FeedME was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.load import ConfigError
+from pipeline.config.schema import Prompts
+from pipeline.data import prompts
+from pipeline.records import Prompt, Rollout, Scored, Status, as_json, from_json
+
+SCORES = ("rating", "score", "reward")  # what a file of other people's samples may call its score
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A scored sample and its origin. asked: the label it was sampled under; "" = none."""
+
+    scored: Scored
+    stage: str = ""
+    round: int = 0
+    asked: str = ""
+
+
+def as_row(entry: Entry) -> dict[str, Any]:
+    return as_json(entry.scored, stage=entry.stage, round=entry.round, asked=entry.asked)
+
+
+def read(path: Path, source: Prompts, tokenizer: Any, ends: frozenset[int]) -> list[Entry]:
+    """All rows of a file, ours or other people's. Raises ConfigError naming the line and what it lacks.
+
+    source, tokenizer, ends: how a row without token ids becomes them, as prompts.py does for demonstrations.
+    """
+    if not path.is_file():
+        raise ConfigError([f"{path}: no such file of scored samples; a stage leaves one as rollouts.jsonl"])
+    out, foreign = [], []
+    for number, row in prompts.numbered_rows(path):
+        if "ids" in row and "prompt_ids" in row:
+            out.append(_ours(row, path, number))
+        else:
+            foreign.append(_foreign(row, path, number, source, tokenizer, ends))
+    return out + averaged(foreign)
+
+
+def _ours(row: Mapping[str, Any], path: Path, number: int) -> Entry:
+    try:
+        scored = from_json(row)
+    except (KeyError, TypeError, AssertionError) as exc:
+        raise ConfigError([f"{path}:{number}: not a scored rollout ({type(exc).__name__}: {exc})"]) from exc
+    return Entry(scored, str(row.get("stage", "")), int(row.get("round", 0)), str(row.get("asked", "")))
+
+
+def _foreign(
+    row: Mapping[str, Any], path: Path, number: int, source: Prompts, tokenizer: Any, ends: frozenset[int]
+) -> Entry:
+    column = next((name for name in SCORES if name in row), None)
+    if column is None:
+        raise ConfigError([f"{path}:{number}: no score; give a column {', '.join(SCORES[:-1])} or {SCORES[-1]}"])
+    value = row[column]
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        raise ConfigError([f"{path}:{number}: {column} must be a number or null, found {value!r}"])
+    ids = prompts.render_ids(row, source, tokenizer, number=number)
+    completion = prompts.completion_ids(row, source, tokenizer, ids, ends=ends, number=number)
+    task = row.get("task")
+    prompt = Prompt(-1, prompts.prompt_text(row, source, number=number), tuple(ids),
+                    task if isinstance(task, Mapping) else {}, row)  # fmt: skip
+    text = tokenizer.decode(completion, skip_special_tokens=True)
+    rollout = Rollout(prompt, 0, tuple(completion), (0.0,) * len(completion), text, finished=True)
+    reward = math.nan if value is None else float(value)
+    status: Status = "error" if value is None else "pass"  # people rate; whether it is right they do not say
+    return Entry(Scored(rollout, reward, status, {column: value}), "file")
+
+
+def averaged(entries: Sequence[Entry]) -> list[Entry]:
+    """One entry a (prompt, completion), with the mean of its ratings: raters differ. Unrated rows stay out of it."""
+    found: dict[tuple[str, tuple[int, ...]], list[Entry]] = {}
+    for entry in entries:
+        found.setdefault((entry.scored.rollout.prompt.text, entry.scored.rollout.ids), []).append(entry)
+    out = []
+    for same in found.values():
+        rated = [e.scored.reward for e in same if e.scored.scorable]
+        first = next((e for e in same if e.scored.scorable), same[0])
+        mean = math.fsum(rated) / len(rated) if rated else math.nan
+        out.append(replace(first, scored=replace(first.scored, reward=mean, detail=f"{len(rated)} ratings")))
+    return out
+
+
+def placed(entries: Sequence[Entry], known: Sequence[Prompt], *, barred: Iterable[str]) -> list[Entry]:
+    """The entries as prompts of this run, without those of barred (held-out) prompts.
+
+    A prompt of the run is the run's own, task, ids and all; another gets a place after them, one a distinct text, so
+    that files that count their prompts differently still group by prompt.
+    """
+    own = {prompt.text: prompt for prompt in known}
+    out, beyond = [], set(barred)
+    for entry in entries:
+        rollout = entry.scored.rollout
+        text = rollout.prompt.text
+        if text in beyond:
+            continue
+        if text not in own:
+            own[text] = replace(rollout.prompt, index=len(own))
+        out.append(replace(entry, scored=replace(entry.scored, rollout=replace(rollout, prompt=own[text]))))
+    return out
+
+
+def usable(entries: Sequence[Entry]) -> list[Scored]:
+    """What may be learnt from: scorable and with an end of its own."""
+    return [e.scored for e in entries if e.scored.scorable and e.scored.rollout.finished]

@@ -1,0 +1,253 @@
+"""Which process of a run this is, and what all of them know. With one process everything here is the identity.
+
+torchrun and accelerate start one process a device and tell each its place in the environment. Sampling, scoring and
+forward passes are shared out; what comes of them is gathered, so that every rank holds the whole batch and reaches the
+same decision, alarm or minibatch as one process alone would. Only rank 0 writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pipeline.config.load import ConfigError, read_yaml
+from pipeline.distributed import sharding
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
+
+# what says how many processes a launcher made: torchrun and accelerate, Open MPI, other MPIs, srun
+WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+
+
+LEAVE_S = 10.0
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def world() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def start() -> None:
+    """Join the other processes, before anything is written. Raises ConfigError where they are not what was launched."""
+    asked, mode = asked_processes(os.environ, _parent_command()), sharding.asked()
+    if asked > 1 and "RANK" in os.environ:
+        import torch
+        from accelerate import PartialState
+
+        sharding.allow_on_cpu(PartialState(cpu=not torch.cuda.is_available()))
+    check(asked, _joined())
+    if mode in sharding.CUT and asked == 1:
+        raise ConfigError([f"launched for {mode} with one process, which leaves nothing to cut; raise num_processes, "
+                           "or start python -m pipeline without a launcher"])  # fmt: skip
+
+
+def asked_processes(environ: Mapping[str, str], parent: Sequence[str]) -> int:
+    """How many processes the launcher was asked for: by its environment, or by accelerate's own command line.
+
+    `accelerate launch --cpu --num_processes 2` starts one process and tells it nothing, so its words are read.
+    """
+    told = [int(environ[name]) for name in WORLD_SIZES if environ.get(name, "").isdigit()]
+    return max([1, *told, _accelerate_processes(parent) if "ACCELERATE_MIXED_PRECISION" in environ else 1])
+
+
+def _accelerate_processes(words: Sequence[str]) -> int:
+    """The number of processes in an `accelerate launch` command, from its option or the config file it names."""
+    options = {"num_processes": "1", "config_file": ""}
+    flat = [part for word in words for part in word.split("=", 1)]
+    for word, value in itertools.pairwise(flat):
+        name = word.lstrip("-").replace("-", "_")
+        if word.startswith("--") and name in options:
+            options[name] = value
+    if options["num_processes"] == "1" and Path(options["config_file"]).is_file():
+        options["num_processes"] = str(read_yaml(options["config_file"]).get("num_processes", 1))
+    return int(options["num_processes"]) if re.fullmatch(r"\d+", options["num_processes"]) else 1
+
+
+def _parent_command() -> list[str]:
+    """The command line of the process that started this one; empty where the system does not tell."""
+    try:
+        raw = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
+    except OSError:
+        return []
+    return raw.decode(errors="replace").split("\0")
+
+
+def check(asked: int, actual: int) -> None:
+    """Raises ConfigError where a launch for several processes silently became another number."""
+    if asked != actual:
+        raise ConfigError(
+            [f"launched for {asked} processes, and this one sees {actual}: each would train alone on its own copy; "
+             f"use torchrun --nproc_per_node {asked} -m pipeline ... (accelerate's CPU launch starts only one)"]
+        )  # fmt: skip
+
+
+def _joined() -> int:
+    import torch.distributed
+
+    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if ready else 1
+
+
+def lost_another(exc: RuntimeError) -> bool:
+    """True where a collective call failed because another rank is gone, or no longer answers."""
+    told = f"{type(exc).__name__} {exc}".lower()
+    return world() > 1 and any(
+        word in told for word in ("gloo", "nccl", "distbackenderror", "connection closed by peer")
+    )
+
+
+def give_up(exc: RuntimeError) -> int:
+    """Say what happened, and be gone soon: the tear-down of a broken group may wait for the rank that is no more."""
+    reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0][:160]
+    print(f"rank {rank()}: another rank has died or hangs ({reason}). Its own last words, or its launcher's, name the "
+          "cause (killed by signal 9: often memory). Run the same command again to go on from the last checkpoint",
+          file=sys.stderr, flush=True)  # fmt: skip
+    timer = threading.Timer(LEAVE_S, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
+    return 1
+
+
+def barrier() -> None:
+    if world() > 1:
+        import torch.distributed
+
+        torch.distributed.barrier()
+
+
+_here = threading.local()  # the group of a thread that talks beside the main one
+_second: list[Any] = []
+
+
+def open_aside() -> None:
+    """Make the second group, by all ranks at the same place: two threads must not mix their calls in one."""
+    if world() > 1 and not _second:
+        import torch.distributed
+
+        _second.append(torch.distributed.new_group(backend="gloo"))
+
+
+@contextlib.contextmanager
+def aside() -> Iterator[None]:
+    """What this thread says to the same thread of other ranks stays apart from what the main thread says."""
+    _here.group = _second[0] if _second else None
+    try:
+        yield
+    finally:
+        _here.group = None
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """What rank 0 makes, on every rank; what it raises is raised on every rank too, so that none is left waiting."""
+    if world() == 1:
+        return make()
+    import torch.distributed
+
+    box: list[Any] = [None, None]
+    group = getattr(_here, "group", None)
+    if is_main():
+        try:
+            box[0] = make()
+        except Exception as exc:  # sent on and raised below, on this rank as on the others
+            box[1] = exc
+    torch.distributed.broadcast_object_list(box, group=group)
+    if box[1] is not None:
+        raise box[1]
+    return box[0]
+
+
+def gather(items: Sequence[T]) -> list[T]:
+    """The items of rank 0, then of rank 1, and so on, on every rank."""
+    if world() == 1:
+        return list(items)
+    import torch.distributed
+
+    parts: list[Any] = [None] * world()
+    torch.distributed.all_gather_object(parts, list(items), group=getattr(_here, "group", None))
+    return [item for part in parts for item in part]
+
+
+def share(n: int) -> range:
+    """This rank's unbroken part of n places; `gather` of the parts is in order again."""
+    return range(n * rank() // world(), n * (rank() + 1) // world())
+
+
+def mapped(function: Callable[[Sequence[Any]], list[T]], items: Sequence[Any]) -> list[T]:
+    """function(items), each rank doing its share of them. One result an item, in order."""
+    mine = share(len(items))
+    return gather(function(items[mine.start : mine.stop]))
+
+
+def dealt(batches: Sequence[list[int]]) -> list[list[int]]:
+    """This rank's micro-batches. Every rank gets equally many, for each runs as many forwards as the others.
+
+    Batches come sorted by length, so dealing them in turn gives ranks like work. Too few are cut in halves, largest
+    first; a rank that still goes empty gets [], to be padded with rows that weigh nothing.
+    """
+    deck = [list(batch) for batch in batches]
+    while len(deck) % world():
+        largest = max(range(len(deck)), key=lambda i: len(deck[i]))
+        whole = deck[largest]
+        if len(whole) < 2:
+            deck.append([])
+            continue
+        half = len(whole) // 2
+        deck[largest : largest + 1] = [whole[:half], whole[half:]]
+    return deck[rank() :: world()]
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sum over ranks."""
+    return _reduced(values, "SUM")
+
+
+def largest(values: Tensor) -> Tensor:
+    return _reduced(values, "MAX")
+
+
+def _reduced(values: Tensor, how: str) -> Tensor:
+    if world() > 1:
+        import torch.distributed
+
+        values = values.clone()
+        torch.distributed.all_reduce(values, op=getattr(torch.distributed.ReduceOp, how))
+    return values
+
+
+__all__ = [
+    "aside",
+    "asked_processes",
+    "barrier",
+    "check",
+    "dealt",
+    "from_main",
+    "gather",
+    "give_up",
+    "is_main",
+    "largest",
+    "lost_another",
+    "mapped",
+    "open_aside",
+    "rank",
+    "share",
+    "start",
+    "summed",
+    "world",
+]

@@ -1,0 +1,119 @@
+"""The engines of this process: which backend a config means, one engine each, opened once and shared by the stages."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import time
+from collections.abc import Callable, Iterable
+
+import torch
+
+from pipeline.config.load import ConfigError
+from pipeline.config.schema import Generate, Model
+from pipeline.distributed import ranks
+from pipeline.generation.generator import Generator
+from pipeline.generation.hf_engine import TransformersGenerator
+from pipeline.generation.ray_data import RayGenerator
+from pipeline.generation.vllm_engine import VllmGenerator, preload_vllm
+from pipeline.generation.vllm_server import ServedGenerator
+from pipeline.models.models import architecture_key, load_policy, named_weights
+
+_open: dict[tuple[str, ...], Generator] = {}
+_owner: dict[tuple[str, ...], object] = {}  # whose weights each open engine has
+
+
+def close_generators() -> None:
+    """Let go of all engines, with the memory they hold."""
+    _open.clear()
+    _owner.clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def open_generator(
+    model_dir: str,
+    model: Model,
+    generate: Generate,
+    *,
+    max_model_len: int,
+    owner: object | None = None,
+    weights: Callable[[], Iterable[tuple[str, torch.Tensor]]] | None = None,
+) -> Generator:
+    """A generator holding the weights at model_dir. One engine a process and architecture: stages share it by syncing.
+
+    owner: who asks; an engine that was last given to the same one is left as it is. weights: those to hold instead.
+    Raises ConfigError where the named backend cannot be had.
+    """
+    backend = choose_backend(generate)
+    key = (backend, architecture_key(model_dir, model), repr(generate), repr(model), str(max_model_len))
+    known = _open.get(key)
+    if known is not None:
+        if owner is None or _owner.get(key) is not owner:
+            known.sync(weights() if weights else checkpoint_weights(model_dir, model))
+            _owner[key] = owner
+        return known
+    if backend == "vllm":
+        started = time.monotonic()
+        try:
+            made: Generator = VllmGenerator(model_dir, model, generate, max_model_len=max_model_len)
+        except Exception as exc:
+            if generate.backend == "vllm" or ranks.world() > 1:  # ranks with different engines would not agree
+                raise
+            reason = (str(exc).strip().splitlines() or [type(exc).__name__])[-1][:120]
+            print(f"generator: vLLM could not start ({reason}); using transformers")
+            made = TransformersGenerator(model_dir, model, generate)
+        else:
+            print(f"generator: vLLM ready in {time.monotonic() - started:.1f} s")
+    elif backend == "vllm_server":
+        made, weights = ServedGenerator(model_dir, generate), weights or (lambda: checkpoint_weights(model_dir, model))
+    elif backend == "ray":
+        made = RayGenerator(model_dir, model, generate, max_model_len=max_model_len)
+    else:
+        made = TransformersGenerator(model_dir, model, generate)
+    if weights:
+        made.sync(weights())
+    _open[key], _owner[key] = made, owner
+    return made
+
+
+def checkpoint_weights(model_dir: str, model: Model) -> Iterable[tuple[str, torch.Tensor]]:
+    return list(named_weights(load_policy(model_dir, model)))
+
+
+_told: set[str] = set()
+
+
+def choose_backend(generate: Generate) -> str:
+    """The engine to open: the one named; `auto` is vLLM where installed. Raises ConfigError where it is missing."""
+    if generate.backend in ("transformers", "vllm_server", "ray"):
+        return generate.backend
+    if importlib.util.find_spec("vllm") is not None:
+        return "vllm"
+    if generate.backend == "vllm":
+        raise ConfigError(["generate.backend: vllm is not installed; `make doctor` says why, or choose transformers"])
+    if "no vllm" not in _told:
+        _told.add("no vllm")
+        print("generator: vLLM is not installed; using transformers, which is slower on long completions")
+    return "transformers"
+
+
+def model_len(model_dir: str, needed: int) -> int:
+    """The engine's context: the model's own where it is small, else what is needed, in steps of 256.
+
+    Raises ConfigError where what is needed is more than the model has.
+    """
+    from transformers import PreTrainedConfig
+
+    said, _ = PreTrainedConfig.get_config_dict(model_dir)  # of a directory or of the Hub
+    limit = said.get("text_config", said).get("max_position_embeddings") or 4096
+    if needed > limit:
+        raise ConfigError([f"sampling.max_tokens: prompts and completions need {needed} tokens; the model has {limit}"])
+    return limit if limit <= 2048 else min(limit, -(-needed // 256) * 256)
+
+
+def preload() -> None:
+    """Import what the generator of this machine will need, for a process that is forked to answer."""
+    if choose_backend(Generate()) == "vllm":
+        preload_vllm()

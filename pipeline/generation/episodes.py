@@ -1,0 +1,185 @@
+"""Tasks of several turns: the policy answers, the environment says what comes of it, the policy reads that and answers.
+
+Two ways of remembering, which are two ways of writing an episode down:
+
+    state     each turn's prompt is the last observation alone. A Rollout a turn, numbered by `turn`; what is learned
+              at a state serves every episode that passes it.
+    history   each turn's prompt is all that went before. One Rollout an episode, its `sampled` False on what the
+              environment said: no loss, no reward, no step of GAE falls there.
+
+An environment is a class in a verifier's file (`verifiers/gridworld.py`). What it raises ends that episode as broken:
+no score, and no other row is touched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
+
+import verifiers
+from pipeline.config.load import ConfigError
+from pipeline.config.schema import Sampling
+from pipeline.generation.generator import Generator, Request, Sample
+from pipeline.records import Prompt, Rollout, Scored, Status
+from pipeline.seeds import derive
+
+Memory = Literal["state", "history"]
+
+
+class Environment(Protocol):
+    """One episode. A new instance is made for each."""
+
+    def reset(self, task: Any) -> str:
+        """What the policy reads first."""
+        ...
+
+    def step(self, action: str) -> tuple[str, float, bool]:
+        """(observation, reward, done) of an answer, given as text without its end token."""
+        ...
+
+
+def load_environment(name: str, dirs: Sequence[str] = (), *, where: str = "environment") -> Callable[[], Environment]:
+    """The `Environment` of the verifier `name`. Raises ConfigError where there is none."""
+    try:
+        module = verifiers.load(name, dirs).module
+    except ValueError as exc:
+        raise ConfigError([f"{where}: {exc}"]) from exc
+    if not hasattr(module, "Environment"):
+        raise ConfigError([f"{where}: verifier {name!r} has no Environment, so it has no turns; leave the key out"])
+    return module.Environment
+
+
+@dataclass(slots=True)
+class _Turn:
+    prompt_ids: tuple[int, ...]
+    prompt_text: str
+    sample: Sample
+    text: str
+    reward: float
+
+
+@dataclass(slots=True)
+class _Play:
+    """One episode under way."""
+
+    environment: Environment
+    start: Prompt
+    sample: int
+    prompt_ids: tuple[int, ...]
+    prompt_text: str
+    turns: list[_Turn] = field(default_factory=list)
+    done: bool = False
+    fault: str = ""
+
+
+def play(
+    generator: Generator,
+    environment: Callable[[], Environment],
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    *,
+    samples: int,
+    max_turns: int,
+    memory: Memory,
+    key: tuple[int | str, ...],
+    tokenizer: Any,
+    ends: frozenset[int],
+    read: Callable[[str], Sequence[int]] | None = None,
+    first: int = 0,
+) -> list[Scored]:
+    """`samples` episodes of each prompt, prompt-major, the rows of an episode one after the other.
+
+    prompts: the starts; `task` goes to the environment, and the ids are what the policy reads first. A turn's row
+    holds its own prompt under the start's index, and what the turn earned. The seed of each turn is a function of
+    (key, place, sample, turn), whatever else is played beside it. All episodes take a turn at once.
+    read: an observation's ids; None tokenizes it as plain text, with a BOS only where it is a prompt of its own.
+    An answer that hits the length limit ends its episode: what it would have said is not known.
+    first: the place of the first prompt, where these are a rank's share of more.
+    """
+    read = read or (lambda text: tokenizer(text, add_special_tokens=memory == "state").input_ids)
+    plays = [_begin(environment(), prompt, sample) for prompt in prompts for sample in range(samples)]
+    for turn in range(max_turns):
+        live = [(place, one) for place, one in enumerate(plays) if not one.done]
+        if not live:
+            break
+        requests = [
+            Request(one.prompt_ids, derive(*key, first + place // samples, one.sample, turn), sampling.max_tokens)
+            for place, one in live
+        ]
+        drawn = generator.sample(requests, sampling, ends)
+        texts = tokenizer.batch_decode([list(d.ids) for d in drawn], skip_special_tokens=True)
+        for (_, one), sample, text in zip(live, drawn, texts, strict=True):
+            _advance(one, sample, text, memory, read)
+    write = _rows if memory == "state" else _sequence
+    return [row for one in plays for row in write(one)]
+
+
+def _begin(environment: Environment, prompt: Prompt, sample: int) -> _Play:
+    one = _Play(environment, prompt, sample, prompt.ids, prompt.text)
+    try:
+        environment.reset(prompt.task)
+    except Exception as exc:  # the untrusted border: an environment's exception never becomes a reward
+        one.fault = f"reset raised {type(exc).__name__}: {exc}"
+    return one
+
+
+def _advance(one: _Play, sample: Sample, text: str, memory: Memory, read: Callable[[str], Sequence[int]]) -> None:
+    """Hand the answer to the environment and make the next prompt of what it says."""
+    observation, reward, one.done = "", 0.0, True
+    if sample.finished and not one.fault:
+        try:
+            observation, reward, one.done = one.environment.step(text)
+        except Exception as exc:  # the untrusted border, as above
+            one.fault = f"step {len(one.turns) + 1} raised {type(exc).__name__}: {exc}"
+    one.turns.append(_Turn(one.prompt_ids, one.prompt_text, sample, text, float(reward)))
+    if one.done:
+        return
+    seen = tuple(read(observation))
+    if not seen:
+        one.fault, one.done = f"step {len(one.turns)} gave an empty observation: there is nothing to answer", True
+    if memory == "state":
+        one.prompt_ids, one.prompt_text = seen, observation
+    else:
+        one.prompt_ids = (*one.prompt_ids, *sample.ids, *seen)  # token in, token out: ids never go through text
+        one.prompt_text = f"{one.prompt_text}{text}{observation}"
+
+
+def _status(one: _Play) -> Status:
+    if one.fault:
+        return "error"
+    return "pass" if sum(t.reward for t in one.turns) > 0 else "fail"
+
+
+def _rows(one: _Play) -> list[Scored]:
+    """A row a turn."""
+    out = []
+    for number, turn in enumerate(one.turns):
+        prompt = replace(one.start, ids=turn.prompt_ids, text=turn.prompt_text)
+        rollout = Rollout(
+            prompt, one.sample, turn.sample.ids, turn.sample.logprobs, turn.text, turn.sample.finished, turn=number
+        )
+        out.append(Scored(rollout, math.nan if one.fault else turn.reward, _status(one), {}, one.fault))
+    return out
+
+
+def _sequence(one: _Play) -> list[Scored]:
+    """One row, with what the environment said between the turns masked."""
+    ids: list[int] = []
+    logprobs: list[float] = []
+    sampled: list[bool] = []
+    ends: list[int] = []
+    prefix = len(one.start.ids)
+    for turn in one.turns:
+        said = turn.prompt_ids[prefix + len(ids) :]
+        ids += [*said, *turn.sample.ids]
+        logprobs += [*(0.0 for _ in said), *turn.sample.logprobs]
+        sampled += [*(False for _ in said), *(True for _ in turn.sample.ids)]
+        ends.append(len(ids) - 1)
+    last = one.turns[-1]
+    text = last.prompt_text.removeprefix(one.start.text) + last.text
+    finished = all(turn.sample.finished for turn in one.turns)
+    rollout = Rollout(one.start, one.sample, tuple(ids), tuple(logprobs), text, finished, tuple(sampled))
+    along = tuple((at, t.reward) for at, t in zip(ends[:-1], one.turns, strict=False) if t.reward)
+    return [Scored(rollout, math.nan if one.fault else last.reward, _status(one), {}, one.fault, along)]

@@ -1,0 +1,151 @@
+"""Generators: token ids in, sampled token ids and their log-probs out. vLLM (vllm_engine) or transformers (hf_engine).
+
+Both draw from the same distribution: every sampling field is sent, log-probs are those of the distribution sampled
+from, and each request carries its own seed, so a sample does not depend on what shares its batch or was sampled before
+it. Weights are pushed after every update and a canary compares both sides (`canary_gap`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from pipeline.config.schema import Sampling
+from pipeline.models.models import batches_by_tokens, pad_right
+from pipeline.records import Prompt, Rollout
+from pipeline.seeds import derive
+
+CANARY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    ids: tuple[int, ...]
+    seed: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """ids: sampled ids with the end token where one came. logprobs: nats, one per id."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finished: bool
+
+
+OnDone = Callable[[int, Sample], None]
+
+
+class Generator(Protocol):
+    @property
+    def name(self) -> str:
+        """`vllm` or `transformers`."""
+        ...
+
+    def sample(
+        self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int], on_done: OnDone | None = None
+    ) -> list[Sample]:
+        """One sample a request, in order. on_done is told (place, sample) of each as soon as it is drawn; a generator
+        that dies and is opened again tells some twice."""
+        ...
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-prob of every id but the first, at temperature 1, as this generator computes it."""
+        ...
+
+    def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Take these weights. Names are a checkpoint's, the tied head's included."""
+        ...
+
+
+def rollouts(
+    generator: Generator,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    *,
+    samples: int,
+    key: tuple[int | str, ...],
+    tokenizer: Any,
+    ends: frozenset[int],
+    first: int = 0,
+    on_done: Callable[[int, Rollout], None] | None = None,
+) -> list[Rollout]:
+    """`samples` rollouts of each prompt, prompt-major. The seed of each is a function of (key, place, sample).
+
+    first: the place of the first prompt, where these are a rank's share of more. on_done: told (number, rollout) of
+    each as soon as it is drawn, in any order and of some twice.
+    """
+    requests = [
+        Request(prompt.ids, derive(*key, place, sample), sampling.max_tokens)
+        for place, prompt in enumerate(prompts, first)
+        for sample in range(samples)
+    ]
+
+    def rollout(i: int, d: Sample, text: str) -> Rollout:
+        return Rollout(prompts[i // samples], i % samples, d.ids, d.logprobs, text, d.finished)
+
+    def tell(i: int, d: Sample) -> None:
+        assert on_done is not None
+        on_done(i, rollout(i, d, tokenizer.decode(list(d.ids), skip_special_tokens=True)))
+
+    drawn = generator.sample(requests, sampling, ends, *([] if on_done is None else [tell]))
+    texts = tokenizer.batch_decode([list(d.ids) for d in drawn], skip_special_tokens=True)
+    return [rollout(i, d, text) for i, (d, text) in enumerate(zip(drawn, texts, strict=True))]
+
+
+def continuations(
+    generator: Generator,
+    cuts: Sequence[tuple[Rollout, int, int]],
+    sampling: Sampling,
+    *,
+    samples: int,
+    key: tuple[int | str, ...],
+    tokenizer: Any,
+    ends: frozenset[int],
+) -> list[Rollout]:
+    """For each cut (rollout, at, place): `samples` rollouts that keep its first `at` tokens and are sampled on from
+    there, each up to the same limit. Seeds are a function of (key, place, sample)."""
+    requests = [
+        Request((*r.prompt.ids, *r.ids[:at]), derive(*key, place, sample), sampling.max_tokens - at)
+        for r, at, place in cuts
+        for sample in range(samples)
+    ]
+    drawn = generator.sample(requests, sampling, ends)
+    kept = [(r, at, sample) for r, at, _ in cuts for sample in range(samples)]
+    ids = [(*r.ids[:at], *d.ids) for (r, at, _), d in zip(kept, drawn, strict=True)]
+    texts = tokenizer.batch_decode([list(i) for i in ids], skip_special_tokens=True)
+    return [
+        Rollout(r.prompt, sample, whole, (*r.logprobs[:at], *d.logprobs), text, d.finished)
+        for (r, at, sample), d, whole, text in zip(kept, drawn, ids, texts, strict=True)
+    ]
+
+
+@torch.no_grad()
+def sequence_logprobs(model: Any, sequences: Sequence[Sequence[int]], *, tokens: int = 16_384) -> list[list[float]]:
+    """Log-prob of every id but the first of each sequence, at temperature 1, in float32."""
+    out: list[list[float]] = [[] for _ in sequences]
+    for batch in batches_by_tokens([len(s) for s in sequences], tokens):
+        rows = [sequences[i] for i in batch]
+        ids = pad_right(rows, 0, dtype=torch.long, where=model.device)
+        mask = pad_right([[1] * len(r) for r in rows], 0, dtype=torch.long, where=model.device)
+        logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
+        picked = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0].tolist()
+        for i, values in zip(batch, picked, strict=True):
+            out[i] = values[: len(sequences[i]) - 1]
+    return out
+
+
+def canary_gap(generator: Generator, model: Any, sequences: Sequence[Sequence[int]]) -> float:
+    """Largest |log-prob difference| between generator and trainer on fixed tokens: 0 when they hold equal weights."""
+    return largest_gap(sequence_logprobs(model, sequences), generator.logprobs(sequences))
+
+
+def largest_gap(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> float:
+    """Largest |difference|; NaN where either side holds one."""
+    gaps = [abs(a - b) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True)]
+    return math.nan if any(map(math.isnan, gaps)) else max(gaps)  # Python's max would pass over a NaN

@@ -1,0 +1,123 @@
+"""Ray Data as the generator: a round's sampling spread over a Ray cluster, an engine of vLLM's on each share.
+
+For stages that draw much at once (FeedME, conditions, evaluate). Ray starts its engines for each call and stops them
+after it, so the loops of PPO and GRPO take `vllm_server` instead. Ray Data deals rows out, feeds engines as they get
+free, and draws the share of a node that died again; here is only what it is asked and what it answers. What shares a
+batch depends on arrival, so a round drawn again is not the same to the last bit.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.config.load import ConfigError
+from pipeline.config.schema import Generate, Model, Sampling
+from pipeline.generation.generator import OnDone, Request, Sample
+from pipeline.generation.vllm_engine import engine_options, once_where_tied, prepare_vllm_environment, sampling_fields
+from pipeline.generation.vllm_server import Checkpoints, gather_for
+from pipeline.models.model_dir import is_local
+
+SENT = ("VLLM_", "HF_", "TORCH", "OMP_")  # variables of these kinds hold for the engines too
+
+
+class RayGenerator:
+    """`generate.ray` are fields of ray.data.llm's vLLMEngineProcessorConfig (concurrency, batch_size, accelerator_type,
+    placement_group_config, ...), `generate.vllm` its engine_kwargs; RAY_ADDRESS names a cluster that runs already."""
+
+    name = "ray"
+
+    def __init__(self, model_dir: str, model: Model, generate: Generate, *, max_model_len: int) -> None:
+        self.model_source = str(Path(model_dir).resolve()) if is_local(model_dir) else model_dir
+        self.checkpoints = Checkpoints(model_dir, generate.weights_dir)
+        self.options = {**engine_options(model, max_model_len=max_model_len), **generate.vllm}
+        self.fields: dict[str, Any] = {"batch_size": 64, "concurrency": 1, "log_engine_metrics": False, **generate.ray}
+        if not torch.cuda.is_available():
+            self.fields.setdefault("placement_group_config", {"bundles": [{"CPU": 1}]})
+        prepare_vllm_environment()
+        _join_cluster()
+
+    def sample(
+        self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int], on_done: OnDone | None = None
+    ) -> list[Sample]:
+        asked = [(list(r.ids), {**sampling_fields(r, sampling, ends), "seed": r.seed % 2**63}) for r in requests]
+        out = []
+        for place, row in enumerate(self._asked(asked)):
+            ids = tuple(int(i) for i in row["generated_tokens"])
+            logprobs = tuple(float(at[i]["logprob"]) for at, i in zip(row["logprobs"], ids, strict=True))
+            out.append(Sample(ids, logprobs, finished=bool(ids) and ids[-1] in ends))
+            if on_done is not None:
+                on_done(place, out[-1])
+        return out
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        fields = {"max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0, "detokenize": False}
+        rows = self._asked([(list(ids), fields) for ids in sequences])
+        return [
+            [float(at[token]["logprob"]) for at, token in zip(row["prompt_logprobs"][1:], ids[1:], strict=True)]
+            for row, ids in zip(rows, sequences, strict=True)
+        ]
+
+    def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        once = once_where_tied(weights, ())  # a fresh engine makes the second name itself
+        self.model_source = str(gather_for(self.checkpoints.write, once))
+
+    def _asked(self, asked: Sequence[tuple[list[int], dict[str, Any]]]) -> list[dict[str, Any]]:
+        """vLLM's answers in the order of (token ids, fields of SamplingParams)."""
+        import ray
+        from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+        try:
+            config = vLLMEngineProcessorConfig(
+                model_source=self.model_source, engine_kwargs=self.options, chat_template_stage=False,
+                tokenize_stage=False, detokenize_stage=False, **self.fields,
+            )  # fmt: skip
+        except (ValueError, TypeError) as exc:
+            raise ConfigError([f"generate.ray: {' '.join(str(exc).split())[:300]}"]) from exc
+        processor = build_processor(config, preprocess=_request, postprocess=_answer)
+        rows = ray.data.from_items([{"place": i, "ids": ids, "fields": f} for i, (ids, f) in enumerate(asked)])
+        found = {row["place"]: row for row in processor(rows).take_all()}
+        if len(found) != len(asked):
+            raise RuntimeError(f"Ray Data answered {len(found)} of {len(asked)} requests")
+        return [found[i] for i in range(len(asked))]
+
+
+def _request(row: dict[str, Any]) -> dict[str, Any]:
+    return {"tokenized_prompt": row["ids"], "sampling_params": row["fields"], "place": row["place"]}
+
+
+def _answer(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row.get(name) for name in ("place", "generated_tokens", "logprobs", "prompt_logprobs")}
+
+
+def _join_cluster() -> None:
+    """The cluster at RAY_ADDRESS, or one of this machine alone. Raises ConfigError where Ray is missing or away."""
+    try:
+        import ray
+    except ImportError as exc:
+        raise ConfigError(["generate.backend: ray is not installed; pip install 'ray[data]'"]) from exc
+    if ray.is_initialized():
+        return
+    sent = {name: value for name, value in os.environ.items() if name.startswith(SENT)}
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(
+            address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, logging_level=logging.ERROR,
+            runtime_env={"env_vars": sent},
+        )  # fmt: skip
+    except (ConnectionError, RuntimeError) as exc:
+        where = os.environ.get("RAY_ADDRESS", "this machine")
+        raise ConfigError([f"generate.backend: no Ray cluster at {where}: {' '.join(str(exc).split())[:200]}"]) from exc
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)  # Ray takes it for itself; a stage saves before it ends
+    ray.data.DataContext.get_current().enable_progress_bars = False
+
+
+__all__ = ["RayGenerator"]

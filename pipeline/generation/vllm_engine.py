@@ -1,0 +1,200 @@
+"""vLLM in the process of the trainer. Only the modules of this folder import it, inside functions."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from pipeline.config.load import ConfigError
+from pipeline.config.schema import Generate, Model, Sampling
+from pipeline.distributed import ranks
+from pipeline.generation.generator import OnDone, Request, Sample
+
+
+def engine_options(model: Model, *, max_model_len: int) -> dict[str, Any]:
+    """Fields of vLLM's EngineArgs that samples and their log-probs depend on."""
+    return {
+        "dtype": model.dtype,
+        "max_model_len": max_model_len,
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",  # the model's own would change the sampling distribution
+        "logprobs_mode": "processed_logprobs",
+        "enforce_eager": not torch.cuda.is_available(),
+        # a prompt cut in two makes the engine turn back the seeded generator of its request, which on a CPU raises
+        "enable_chunked_prefill": torch.cuda.is_available(),
+        "trust_remote_code": model.trust_remote_code,
+        "seed": 0,
+        **({"gpu_memory_utilization": 0.4} if torch.cuda.is_available() else {}),
+    }
+
+
+def an_engine_a_rank(options: Mapping[str, Any]) -> dict[str, Any]:
+    """More of EngineArgs where a launcher made several ranks: left alone, every engine would take the first GPU.
+
+    Raises ConfigError where an engine is to span several GPUs as well.
+    """
+    if ranks.world() == 1:
+        return {}
+    for name in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"):
+        if options.get(name, 1) != 1:
+            raise ConfigError([f"generate.vllm.{name}: of several ranks each has an engine on its own GPU; leave it "
+                               "at 1, or serve the model apart (generate.backend: vllm_server)"])  # fmt: skip
+    return {"distributed_executor_backend": "external_launcher"}  # which asks the launcher's RANK and LOCAL_RANK
+
+
+def sampling_fields(request: Request, sampling: Sampling, ends: frozenset[int]) -> dict[str, Any]:
+    """Fields of vLLM's SamplingParams for one request; all are given, so that no default decides."""
+    return {
+        "n": 1,
+        "seed": request.seed,
+        "max_tokens": request.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "stop_token_ids": sorted(ends),
+        "logprobs": 0,
+        "detokenize": False,
+        "skip_special_tokens": False,
+    }
+
+
+class VllmGenerator:
+    """vLLM's engine inside this process; weights go in through `reload_weights`, no copy on disk.
+
+    With `vllm: {enable_sleep_mode: true}` it sleeps whenever it has sampled, its weights in the machine's memory and
+    its cache given up, until it is next called: an update has the GPU to itself.
+    """
+
+    name = "vllm"
+
+    def __init__(self, model_dir: str, model: Model, generate: Generate, *, max_model_len: int) -> None:
+        prepare_vllm_environment()
+        from vllm import LLM
+
+        options = {"disable_log_stats": True, **engine_options(model, max_model_len=max_model_len), **generate.vllm}
+        options |= an_engine_a_rank(options)
+        with _classes_kept():
+            self.llm = LLM(model_dir, **options)
+        self.modules = self.llm.apply_model(_module_names)[0]
+        self.sleeps, self.asleep = bool(options.get("enable_sleep_mode")), False
+
+    def sample(
+        self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int], on_done: OnDone | None = None
+    ) -> list[Sample]:
+        from vllm import SamplingParams, TokensPrompt
+
+        parameters = [SamplingParams(**sampling_fields(r, sampling, ends)) for r in requests]
+        prompts = [TokensPrompt(prompt_token_ids=list(r.ids)) for r in requests]
+        self._wake()
+        self.llm.reset_prefix_cache()  # what shares a batch's arithmetic is then the batch alone, also after a resume
+        if on_done is None:
+            out = [_sample_of(answer, ends) for answer in self.llm.generate(prompts, parameters, use_tqdm=False)]
+        else:
+            out = self._as_they_end(prompts, parameters, ends, on_done)
+        if self.sleeps:
+            self.llm.sleep(level=1)
+            self.asleep = True
+        return out
+
+    def _wake(self) -> None:
+        if self.asleep:
+            self.llm.wake_up()
+            self.asleep = False
+
+    def _as_they_end(
+        self, prompts: Sequence[Any], parameters: Sequence[Any], ends: frozenset[int], on_done: OnDone
+    ) -> list[Sample]:
+        """What `LLM.generate` does, telling of each sample when it ends: same requests in the same batches."""
+        engine, out = self.llm.llm_engine, {}
+        for place, (prompt, asked) in enumerate(zip(prompts, parameters, strict=True)):
+            engine.add_request(str(place), prompt, asked)
+        while engine.has_unfinished_requests():
+            for answer in engine.step():
+                if answer.finished:
+                    place = int(answer.request_id.partition("-")[0])  # newer engines add a tail of their own
+                    out[place] = _sample_of(answer, ends)
+                    on_done(place, out[place])
+        return [out[place] for place in range(len(prompts))]
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        from vllm import SamplingParams, TokensPrompt
+
+        parameters = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
+        prompts = [TokensPrompt(prompt_token_ids=list(s)) for s in sequences]
+        self._wake()
+        self.llm.reset_prefix_cache()
+        answers: Any = self.llm.generate(prompts, parameters, use_tqdm=False)
+        return [
+            [place[token].logprob for place, token in zip(a.prompt_logprobs[1:], s[1:], strict=True)]
+            for a, s in zip(answers, sequences, strict=True)
+        ]
+
+    def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        self._wake()
+        # a list, not a lazy iterator: the engine may hold a tensor back until its layer is whole
+        whole = [(name, tensor.detach()) for name, tensor in once_where_tied(weights, self.modules)]
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(whole)})
+        self.llm.reset_prefix_cache()  # cached keys and values belong to the old weights
+
+
+def _module_names(model: torch.nn.Module) -> frozenset[str]:
+    return frozenset(name for name, _ in model.named_modules())
+
+
+@contextlib.contextmanager
+def _classes_kept() -> Iterator[None]:
+    """What vLLM has no code for it runs by transformers' own class, which it wraps in place for its compiler: models of
+    that class could not be made outside of the engine any more."""
+    from vllm.model_executor.models.transformers import base
+
+    library: Any = base
+    wrap, library.support_torch_compile = library.support_torch_compile, lambda **_: lambda cls: cls
+    try:
+        yield
+    finally:
+        library.support_torch_compile = wrap
+
+
+def once_where_tied(
+    weights: Iterable[tuple[str, torch.Tensor]], modules: Collection[str]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Without the second name of a tied tensor where it belongs to none of the modules: some heads are the embedding
+    itself, and an engine refuses a name that it does not know. A tensor's names follow one another."""
+    last = None
+    for name, tensor in weights:
+        if tensor is not last or name.rpartition(".")[0] in modules:
+            yield name, tensor
+        last = tensor
+
+
+def _sample_of(answer: Any, ends: frozenset[int]) -> Sample:
+    """answer: vLLM's; Any, for its type allows for log-probs that nobody asked for."""
+    one = answer.outputs[0]
+    ids = tuple(one.token_ids)
+    logprobs = tuple(place[token].logprob for place, token in zip(one.logprobs, ids, strict=True))
+    return Sample(ids, logprobs, finished=bool(ids) and ids[-1] in ends)
+
+
+def preload_vllm() -> None:
+    """Import it, for a process that is forked to answer."""
+    prepare_vllm_environment()
+    import vllm  # noqa: F401
+
+
+def prepare_vllm_environment() -> None:
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        # vLLM compiles the ranks of its log-probs: 8 s on first use, and an error where there is no C++ compiler
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")

@@ -1,0 +1,214 @@
+"""A vLLM server as the generator: rollouts over HTTP, token ids in and out; weights through a directory both sides see.
+
+The server runs on other GPUs or another machine: `python -m pipeline serve RUN stage=sft rollouts=true port=8000`.
+After each update rank 0 writes a checkpoint under `generate.weights_dir` and has every server reload it, the tied head
+by its own name too; the canary then compares both sides as it does in process. TRL calls this mode `server`.
+The batch a request shares depends on when it arrives, so here a run resumed is not the same to the last bit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import time
+import urllib.error
+import urllib.request
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+from typing import Any, TypeVar
+
+import torch
+
+from pipeline.config.load import ConfigError
+from pipeline.config.schema import Generate, Sampling
+from pipeline.distributed import ranks
+from pipeline.generation.generator import OnDone, Request, Sample
+
+T = TypeVar("T")
+AT_ONCE = 256  # requests in flight: the server batches what is there
+TIMEOUT_S = 1800.0
+UNKNOWN_NAME = "no module or parameter named"  # vLLM's words
+
+
+class Checkpoints:
+    """Weights on their way, in a directory of this writer's own under one that trainer and samplers see: each under a
+    new name, so that who still reads the last ones is not disturbed; those are kept, older ones go, and all at the end.
+
+    model_dir: whose config they get, a directory or a Hub id.
+    """
+
+    def __init__(self, model_dir: str, weights_dir: str) -> None:
+        self.model_dir = model_dir
+        own = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"  # two runs may share weights_dir
+        self.place = Path(weights_dir).resolve() / own
+        self.written = 0
+        weakref.finalize(self, _removed, self.place, os.getpid())
+
+    def write(self, weights: dict[str, torch.Tensor]) -> Path:
+        from safetensors.torch import save_file
+        from transformers import PreTrainedConfig
+
+        self.written += 1
+        place = self.place / f"{self.written:06d}"
+        place.mkdir(parents=True)
+        config, _ = PreTrainedConfig.get_config_dict(self.model_dir)
+        (place / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
+        for old in sorted(self.place.iterdir())[:-2]:
+            shutil.rmtree(old, ignore_errors=True)
+        return place
+
+
+def _removed(place: Path, writer: int) -> None:
+    if os.getpid() == writer:  # not by a process forked from it, which may end before
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def gather_for(main: Callable[[dict[str, torch.Tensor]], T], weights: Iterable[tuple[str, torch.Tensor]]) -> T:
+    """Give copies of the weights to `main` on the first rank; what it returns, on all. All ranks call it, for each may
+    hold a part, and wait."""
+    whole = {}
+    for name, tensor in weights:  # which the others help to gather, one after the other
+        if ranks.is_main():
+            whole[name] = tensor.detach().cpu().contiguous().clone()
+    return ranks.from_main(lambda: main(whole))
+
+
+class ServedGenerator:
+    """Asks `generate.url`; of several servers each rank samples from one, and all get the weights."""
+
+    name = "vllm_server"
+
+    def __init__(self, model_dir: str, generate: Generate) -> None:
+        assert generate.url is not None, "config sees to it"
+        self.urls = [url.rstrip("/") for url in ([generate.url] if isinstance(generate.url, str) else generate.url)]
+        self.url = self.urls[ranks.rank() % len(self.urls)]
+        self.checkpoints = Checkpoints(model_dir, generate.weights_dir)
+        self.heads_own_name = True
+        self.served = str(_get(self.url, "/v1/models")["data"][0]["id"])
+
+    def sample(
+        self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int], on_done: OnDone | None = None
+    ) -> list[Sample]:
+        _post(self.url, "/reset_prefix_cache", {})
+        fields = {
+            "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k or -1,
+            "min_p": sampling.min_p, "repetition_penalty": sampling.repetition_penalty, "presence_penalty": 0.0,
+            "frequency_penalty": 0.0, "stop_token_ids": sorted(ends), "logprobs": 0, "return_token_ids": True,
+            "skip_special_tokens": False,
+        }  # fmt: skip
+
+        def ask(numbered: tuple[int, Request]) -> Sample:
+            place, request = numbered
+            own = {"prompt": list(request.ids), "seed": request.seed % 2**63, "max_tokens": request.max_tokens}
+            choice = self._complete({**fields, **own})
+            ids = tuple(choice["token_ids"])
+            out = Sample(ids, tuple(choice["logprobs"]["token_logprobs"]), finished=bool(ids) and ids[-1] in ends)
+            if on_done is not None:
+                with telling:
+                    on_done(place, out)
+            return out
+
+        telling = Lock()  # who listens need not know of threads
+        return self._all(ask, list(enumerate(requests)))
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        _post(self.url, "/reset_prefix_cache", {})
+
+        def ask(ids: Sequence[int]) -> list[float]:
+            choice = self._complete({"prompt": list(ids), "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0})
+            places = choice["prompt_logprobs"][1:]
+            return [place[str(token)]["logprob"] for place, token in zip(places, ids[1:], strict=True)]
+
+        return self._all(ask, sequences)
+
+    def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        second: set[str] = set()
+
+        def told() -> Iterator[tuple[str, torch.Tensor]]:
+            last = None
+            for name, tensor in weights:
+                if tensor is last:
+                    second.add(name)
+                last = tensor
+                yield name, tensor
+
+        gather_for(lambda whole: self._send(whole, second), told())
+
+    def _send(self, whole: dict[str, torch.Tensor], second: set[str]) -> None:
+        """A server whose head is the embedding itself refuses a tied head's name; any other needs it."""
+        if self.heads_own_name:
+            try:
+                self._push(whole)
+                return
+            except RuntimeError as exc:
+                if UNKNOWN_NAME not in str(exc):
+                    raise
+                self.heads_own_name = False
+        self._push({name: tensor for name, tensor in whole.items() if name not in second})
+
+    def _push(self, weights: dict[str, torch.Tensor]) -> None:
+        place = self.checkpoints.write(weights)
+        self._all(lambda url: _reload(url, place), self.urls)
+
+    def _complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        answer = _post(self.url, "/v1/completions", {"model": self.served, **body})
+        choice: dict[str, Any] = answer["choices"][0]
+        return choice
+
+    @staticmethod
+    def _all(ask: Callable[[Any], Any], asked: Sequence[Any]) -> list[Any]:
+        with ThreadPoolExecutor(min(AT_ONCE, max(len(asked), 1))) as pool:
+            return list(pool.map(ask, asked))
+
+
+def _reload(url: str, place: Path) -> None:
+    _post(url, "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(place)}})
+    _post(url, "/reset_prefix_cache", {})  # cached keys and values belong to the old weights
+
+
+def _get(url: str, path: str) -> dict[str, Any]:
+    return _answer(url, urllib.request.Request(url + path))
+
+
+def _post(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    data = json.dumps(body).encode()
+    return _answer(url, urllib.request.Request(url + path, data, {"Content-Type": "application/json"}))
+
+
+def _answer(url: str, request: urllib.request.Request) -> dict[str, Any]:
+    """The server's JSON. Raises ConfigError where none listens or it is not set up for rollouts, else RuntimeError."""
+    how = "python -m pipeline serve RUN stage=NAME rollouts=true port=8000"
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+            text = answer.read()
+    except urllib.error.HTTPError as exc:
+        if exc.code == 404:
+            raise ConfigError([f"generate.url: {url} cannot take new weights (no {request.selector}); start it with "
+                               f"`{how}`"]) from exc  # fmt: skip
+        raise RuntimeError(f"{url}{request.selector}: {exc.code}: {exc.read().decode(errors='replace')[:300]}") from exc
+    except urllib.error.URLError as exc:
+        raise ConfigError([f"generate.url: no server answers at {url} ({exc.reason}); start one with `{how}`"]) from exc
+    out: dict[str, Any] = json.loads(text) if text else {}
+    return out
+
+
+def wait_until_ready(url: str, *, seconds: float) -> None:
+    """Until the server answers. Raises ConfigError when it does not in time."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            _get(url, "/v1/models")
+            return
+        except (ConfigError, ConnectionError):
+            if time.monotonic() > until:
+                raise
+            time.sleep(1.0)
+
+
+__all__ = ["ServedGenerator", "wait_until_ready"]

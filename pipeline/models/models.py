@@ -1,0 +1,304 @@
+"""Policies, tokenizers, reward models: load, save, make the tiny demo model, and name weights for a generator."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.config.load import ConfigError
+from pipeline.config.schema import Model, Tiny
+from pipeline.distributed import ranks, sharding
+from pipeline.models import adapters, model_dir
+from pipeline.seeds import seed_everything
+
+SPECIAL = ("<pad>", "<bos>", "<eos>")
+
+
+def make_tiny(tiny: Tiny, place: Path, *, seed: int) -> None:
+    """A random Qwen2 model and a character tokenizer, saved as any Hub model would be. Deterministic in seed."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    # Qwen2's own kind of tokenizer, byte-level pairs, without one merge: a token a byte of these characters
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokens = dict.fromkeys("".join(piece for piece, _ in byte_level.pre_tokenize_str(tiny.characters)))
+    vocab = {token: i for i, token in enumerate([*SPECIAL, *tokens])}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer, backend.decoder = byte_level, decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", padding_side="left"
+    )
+    config = Qwen2Config(
+        vocab_size=len(vocab),
+        hidden_size=tiny.hidden_size,
+        intermediate_size=tiny.intermediate_size,
+        num_hidden_layers=tiny.num_hidden_layers,
+        num_attention_heads=tiny.num_attention_heads,
+        num_key_value_heads=tiny.num_attention_heads,
+        max_position_embeddings=tiny.max_position_embeddings,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    seed_everything(seed, "tiny model")
+    save(Qwen2ForCausalLM(config), tokenizer, place)
+
+
+def check_model_dir(path: str, key: str) -> None:
+    """A local path holds a model and a tokenizer; a Hub id is left to the Hub. Raises ConfigError."""
+    found = model_dir.fault(path)
+    if found:
+        raise ConfigError([f"{key}: {found}"])
+
+
+def load_tokenizer(path: str, model: Model) -> Any:
+    """Tokenizer with a pad token. Raises ConfigError where there is none or it cannot end a sequence."""
+    from transformers import AutoTokenizer
+
+    check_model_dir(path, "model.path")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=model.trust_remote_code)
+    except (OSError, ValueError) as exc:
+        raise ConfigError([f"model.path: no tokenizer at {path!r}: {' '.join(str(exc).split())[:200]}"]) from exc
+    if tokenizer.eos_token_id is None:
+        raise ConfigError([f"model.path: the tokenizer at {path!r} has no end-of-sequence token"])
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # safe: our masks come from lengths, never from ids
+    if model.chat_template is not None:
+        template = model_dir.template_file(model.chat_template)
+        tokenizer.chat_template = template.read_text() if template else model.chat_template
+    return tokenizer
+
+
+def torch_dtype(name: str) -> Any:
+    return "auto" if name == "auto" else getattr(torch, name)
+
+
+def precision_of(path: str, model: Model) -> torch.dtype:
+    """What the weights at a path, or of a Hub id, are loaded in."""
+    from transformers import PreTrainedConfig
+
+    if model.dtype != "auto":
+        return getattr(torch, model.dtype)
+    said, _ = PreTrainedConfig.get_config_dict(path)
+    of_text = said.get("text_config", {})
+    names = [config.get(key) for config in (said, of_text) for key in ("dtype", "torch_dtype")]
+    return getattr(torch, next((str(name) for name in names if name), "float32"))
+
+
+def load_policy(path: str, model: Model, *, adapted: bool = False) -> Any:
+    """A causal language model in train mode with every dropout off: the log-probs of RL must be a function.
+
+    adapted: an adapter will be put on it, and `model.quantization` holds.
+    """
+    from transformers import AutoModelForCausalLM
+
+    return without_dropout(_load(AutoModelForCausalLM, path, model, adapted=adapted))
+
+
+def load_reward_model(path: str, model: Model, *, adapted: bool = False) -> Any:
+    """A sequence classifier with one output, in evaluation mode."""
+    from transformers import AutoModelForSequenceClassification
+
+    return without_dropout(_load(AutoModelForSequenceClassification, path, model, adapted=adapted, num_labels=1)).eval()
+
+
+def _load(kind: Any, path: str, model: Model, *, adapted: bool, **more: Any) -> Any:
+    if adapted and model.quantization is not None:
+        if sharding.is_cut():
+            raise ConfigError(["model.quantization: 4 bits are not cut over ranks; take configs/accelerate/ddp.yaml"])
+        more |= {"quantization_config": in_4_bits(model), "device_map": {"": device()}}
+    loaded = kind.from_pretrained(
+        path, dtype=torch_dtype(model.dtype), attn_implementation=model.attn, trust_remote_code=model.trust_remote_code,
+        **more,
+    )  # fmt: skip
+    for module in loaded.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # it would pack the 4 bits anew, rounded, and not read them back
+    return loaded if "device_map" in more else loaded.to(device())
+
+
+def in_4_bits(model: Model) -> Any:
+    """How the base under an adapter is kept, heads apart: QLoRA, arXiv:2305.14314 section 3."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type=model.quantization, bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if model.dtype == "auto" else torch_dtype(model.dtype),
+        llm_int8_skip_modules=["lm_head", "embed_out", "score"],
+    )  # fmt: skip
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    """Every dropout off, whatever the mode: modules, and the rates that attention keeps as plain numbers."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+    return model
+
+
+def device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def save(model: Any, tokenizer: Any, place: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Weights (adapters merged), config and tokenizer, as any Hub model is saved; the config says where EOS is.
+
+    Every rank calls it: weights that are cut are gathered, rank 0 writes, and all go on when it has.
+    dtype: what to save in; None: as they are.
+    """
+    model = model.module if hasattr(model, "module") else model
+    state = {}
+    quantized = getattr(adapters.base_of(model), "is_quantized", False)
+    if sharding.is_cut() or quantized:
+        gathered = {}
+        for name, tensor in named_weights(model):  # which the others help to gather
+            if ranks.is_main():
+                gathered[name] = tensor.to(dtype or tensor.dtype).cpu()
+        model = adapters.base_of(model)
+        model = in_full(model) if quantized else model
+        state = {"state_dict": untied(model, gathered)}
+        model.config.dtype = dtype or model.config.dtype
+    else:
+        model = model.to(dtype) if dtype is not None else model
+        model = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    if ranks.is_main():
+        place.mkdir(parents=True, exist_ok=True)
+        model.config.use_cache = True  # trainers switch it off, and who samples from the saved model pays
+        model.save_pretrained(place, **state)
+        tokenizer.save_pretrained(place)
+    ranks.barrier()
+
+
+def in_full(model: Any) -> Any:
+    """The same architecture without its 4 bits, and without weights; it ends where the model does."""
+    config = copy.deepcopy(model.config)
+    del config.quantization_config
+    with torch.device("meta"):
+        made = type(model)(config)
+    if getattr(model, "generation_config", None) is not None:
+        made.generation_config = copy.deepcopy(model.generation_config)
+    return made
+
+
+def untied(model: Any, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`weights` with a tied tensor under its one name, as a checkpoint holds it."""
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    return {name: tensor for name, tensor in weights.items() if name not in tied}
+
+
+def end_ids(tokenizer: Any, model: Any = None) -> frozenset[int]:
+    """Every id that ends a completion: the tokenizer's EOS and all of the generation config's."""
+    ends = {tokenizer.eos_token_id}
+    config = getattr(model, "generation_config", None)
+    given = getattr(config, "eos_token_id", None)
+    ends |= set(given) if isinstance(given, (list, tuple)) else {given}
+    return frozenset(e for e in ends if e is not None)
+
+
+def named_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of every weight as a saved checkpoint names it, adapters merged; the names of a tied tensor follow
+    one another.
+
+    A generator that is not told of the tied name keeps its old head and says nothing. Tensors are the trainer's own:
+    whoever keeps them past the next step clones. Where weights are cut over ranks each is gathered when asked for.
+    """
+    model = model.module if hasattr(model, "module") else model
+    if adapters.is_adapted(model):
+        yield from with_tied_names(model.get_base_model(), adapters.merged_weights(model).items())
+        return
+    named = model.named_parameters(remove_duplicate=True)
+    yield from with_tied_names(model, ((name, sharding.whole(parameter)) for name, parameter in named))
+
+
+def with_tied_names(model: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    for name, tensor in weights:
+        yield name, tensor
+        yield from ((second, tensor) for second, first in tied.items() if first == name)
+
+
+def pad_right(rows: Sequence[Sequence[float]], fill: float, *, dtype: torch.dtype, where: torch.device) -> torch.Tensor:
+    """(B, longest) from rows of different lengths."""
+    width = max((len(row) for row in rows), default=0)
+    return torch.tensor([[*row, *([fill] * (width - len(row)))] for row in rows], dtype=dtype, device=where)
+
+
+@torch.no_grad()
+def reward_scores(model: Any, sequences: Sequence[Sequence[int]], *, tokens_per_batch: int = 16_384) -> list[float]:
+    """The reward model's score of whole sequences of ids, read at each one's last token, found by length.
+
+    By length and not by id: where pad == eos, the library's own pooling would read the token before the end.
+    """
+    scores = [0.0] * len(sequences)
+    head = model.score
+    for batch in batches_by_tokens([len(s) for s in sequences], tokens_per_batch):
+        rows = [sequences[i] for i in batch]
+        ids = pad_right(rows, 0, dtype=torch.long, where=model.device)
+        mask = pad_right([[1] * len(r) for r in rows], 0, dtype=torch.long, where=model.device)
+        hidden = backbone(model)(input_ids=ids, attention_mask=mask).last_hidden_state
+        last = torch.tensor([len(r) - 1 for r in rows], device=model.device)
+        values = head(hidden[torch.arange(len(rows), device=model.device), last]).float().squeeze(-1)
+        for i, value in zip(batch, values.tolist(), strict=True):
+            scores[i] = value
+    return scores
+
+
+def backbone(model: Any) -> Any:
+    """The transformer under a head."""
+    return getattr(model, model.base_model_prefix)
+
+
+def batches_by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices sorted by length and cut so that rows x longest row <= budget (one row may exceed it alone).
+
+    Sorting makes each batch's padding small; the budget bounds memory by tokens, which is what fills it.
+    """
+    out: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if out and (len(out[-1]) + 1) * lengths[i] <= budget:
+            out[-1].append(i)
+        else:
+            out.append([i])
+    return out
+
+
+def architecture_key(place: str, model: Model) -> str:
+    """What an engine cannot change by loading weights: the config, less its name and what only training set; and less
+    the precision it was saved in, where `model` names another to compute in."""
+    path = Path(place) / "config.json"
+    if not path.is_file():
+        return place
+    config = json.loads(path.read_text())
+    saved_in = ("dtype", "torch_dtype") if model.dtype != "auto" else ()
+    for name in ("_name_or_path", "use_cache", *saved_in):
+        config.pop(name, None)
+    return json.dumps(config, sort_keys=True)
+
+
+class LearnedReward:
+    """A reward model as a reward: standardised on its own reference samples, loaded when first asked.
+
+    mean and std are those of the samples it was calibrated on, kept in its config; without them the raw score is used.
+    """
+
+    def __init__(self, place: str, model: Model) -> None:
+        self.place, self.model = place, model
+        self._loaded: Any = None
+
+    def __call__(self, prompt_ids: list[list[int]], completion_ids: list[list[int]]) -> list[float]:
+        if self._loaded is None:
+            self._loaded = load_reward_model(self.place, self.model)
+        calibration = getattr(self._loaded.config, "reward_calibration", None) or {"mean": 0.0, "std": 1.0}
+        raw = reward_scores(self._loaded, [[*p, *c] for p, c in zip(prompt_ids, completion_ids, strict=True)])
+        return [(score - calibration["mean"]) / max(calibration["std"], 1e-8) for score in raw]

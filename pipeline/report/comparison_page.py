@@ -1,0 +1,54 @@
+"""What a comparison adds to a report: its table and the data of its plots. Rollouts are those of its first seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.report.collect import Stage, read_stages
+from pipeline.report.summary import facts
+from pipeline.run.stage_dir import read_manifest
+
+
+def stitching(names: Mapping[str, str], place: Path) -> dict[str, Any]:
+    """The stitching benchmark's figures under the methods' names, for prompts that show the state alone."""
+    found = read_manifest(place / "manifest.json") if names else None
+    if found is None:
+        return {
+            "methods": {},
+            "words": f"Stitching was not run: {place} holds no table; see configs/stitch/pipeline.yaml.",
+        }
+    rows = {r["method"]: r for r in found["metrics"].get("table", []) if r.get("prompts") == "state"}
+    figures = {method: rows[name]["stitched"] for method, name in names.items() if name in rows}
+    words = (
+        "Stitching: the probability of the one best walk, of which the logs hold only halves; the same logs for every "
+        "method, so sampling afresh cannot help. Its own table is in docs/stitch.md."
+    )
+    return {"methods": figures, "words": words}
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """stages: those of the first seed; data: what `pipeline.stages.comparison.compare` concluded."""
+
+    stages: list[Stage]
+    facts: list[list[str]]
+    data: dict[str, Any]
+
+
+def read(place: Path) -> Compared | None:
+    """The comparison at `place`, or None where it is a run of another kind, or has not come to its conclusion."""
+    manifest = read_manifest(place / "compare" / "manifest.json")
+    if manifest is None or not manifest["metrics"].get("runs"):
+        return None
+    data = dict(manifest["metrics"])
+    seen: dict[Path, Stage] = {}  # the start's stages lie in each seed's run by a link: count them once
+    for run in data["runs"]:
+        for stage in read_stages(place / str(run)):
+            seen.setdefault(stage.place.resolve(), stage)
+    settings = manifest.get("config", {}).get("stage", {})
+    data["stitching"] = stitching(settings.get("stitching") or {}, Path(str(settings.get("stitching_run") or "")))
+    budget = [["budget", f"{data.get('budget', 0):,} tokens a method"]]
+    return Compared(read_stages(place / str(data["runs"][0])), facts(list(seen.values())) + budget, data)

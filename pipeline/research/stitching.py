@@ -1,0 +1,131 @@
+"""stitch: which method joins two halves of a best walk that nobody walked, from the same logs (`verifiers/stitch.py`).
+
+The figure of a method is P(1→2→3), exact from its policy's log-probs, and its credit accuracy: the share of logged
+pairs of steps from one place that its credit ranks as the best play from there does. Every method runs the code of its
+own stage (`pipeline.research.stitching_methods`), for each seed and for each way of remembering: prompts that show the
+state alone, and prompts that hold the history.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from pipeline.config.load import ConfigError, nearest
+from pipeline.models import models
+from pipeline.research.stitching_methods import ASKS_THE_ENVIRONMENT, METHODS, Bench, Outcome
+from pipeline.run import console
+from pipeline.run.stage_dir import atomic_write, dump_json
+from pipeline.stages.context import Context
+from pipeline.stats import mean
+from pipeline.update.forward import CompletionLogprobs, Row, completion_logprobs
+from verifiers import stitch
+
+TIE = 0.02
+COLUMNS = ("method", "prompts", "stitched", "low", "high", "credit_accuracy", "environment")
+
+
+def run(ctx: Context) -> dict[str, Any]:
+    block = ctx.block
+    names = check_methods(ctx)
+    ctx.dir.resume()  # it keeps no checkpoints: a try that was killed is cut from the logs
+    runs: list[dict[str, Any]] = []
+    for seed in block.seeds:
+        base = base_model(ctx, seed)
+        tokenizer = models.load_tokenizer(base, ctx.cfg.model)
+        for memory in block.memories:
+            bench = Bench(ctx, seed, memory, base, tokenizer)
+            for name in names:
+                started = time.process_time()
+                outcome = METHODS[name](bench)
+                figures = {"method": name, "prompts": memory, "seed": seed, "stitched": stitched(bench, outcome),
+                           "credit_accuracy": credit_accuracy(outcome.credit, block.medium)}  # fmt: skip
+                runs.append(figures)
+                ctx.dir.log(figures)
+                ctx.dir.log_timing({"method": name, "prompts": memory, "seed": seed,
+                                    "cpu_s": round(time.process_time() - started, 2)})  # fmt: skip
+                console.say(f"{ctx.name}: seed {seed}, {memory} prompts, {name}: P(1→2→3) "
+                            f"{console.number(figures['stitched'])}")  # fmt: skip
+    table = summary(runs)
+    console.show_table(table, COLUMNS)
+    atomic_write(ctx.dir.place / "table.json", dump_json(table, indent=1) + "\n")
+    return {"table": table, "runs": runs, "medium": block.medium}
+
+
+def check_methods(ctx: Context) -> list[str]:
+    names = ctx.block.methods or list(METHODS)
+    unknown = [n for n in names if n not in METHODS]
+    if unknown:
+        raise ConfigError(
+            [f"{ctx.cfg.path}: {ctx.name}.methods: no method {n!r}{nearest(n, METHODS)}" for n in unknown]
+        )
+    return names
+
+
+def base_model(ctx: Context, seed: int) -> str:
+    """A tiny model of this seed, or the model the YAML names."""
+    if ctx.cfg.model.tiny is None:
+        return ctx.model_path("model", "model.path")
+    place = ctx.dir.place / f"base-{seed}"
+    models.make_tiny(ctx.cfg.model.tiny, place, seed=seed)
+    return str(place)
+
+
+def stitched(bench: Bench, outcome: Outcome) -> float:
+    """P(1→2→3) from place 1, the mean over gadgets; each step with its end token, at temperature 1."""
+    tokenizer, rows = bench.tokenizer, []
+    label = tuple(tokenizer(outcome.label, add_special_tokens=False).input_ids)
+    for gadget in range(stitch.GADGETS):
+        history: tuple[int, ...] = ()
+        for here, to in zip(stitch.BEST[:-1], stitch.BEST[1:], strict=True):
+            seen = (*history, *tokenizer(stitch.prompt(gadget, here)).input_ids)
+            ids = (*tokenizer(stitch.symbol(gadget, to), add_special_tokens=False).input_ids, tokenizer.eos_token_id)
+            rows.append(Row((*label, *seen), ids, (True,) * len(ids)))
+            history = (*seen, *ids) if bench.memory == "history" else ()
+    forward = CompletionLogprobs(outcome.model, temperature=1.0)
+    logprobs = completion_logprobs(forward, rows, budget=16_384, where=next(outcome.model.parameters()).device)
+    steps_GK = torch.stack([x.sum() for x in logprobs]).view(stitch.GADGETS, -1)
+    return float(steps_GK.sum(1).exp().mean())
+
+
+def credit_accuracy(credit: Sequence[float], medium: float) -> float:
+    """Share of pairs of steps from one place whose mean credit is ordered as Q* orders them; a tie counts half.
+
+    Credit that was learnt is never quite equal: a gap below 2% of all credit's spread is a tie.
+    """
+    given: dict[tuple[int, int, int], list[float]] = defaultdict(list)
+    turns = [turn for walk in stitch.logs(medium) for turn in walk]
+    for turn, value in zip(turns, credit, strict=True):
+        given[turn.gadget, turn.place, turn.to].append(value)
+    spread, right = max(credit) - min(credit), []
+    for gadget in range(stitch.GADGETS):
+        for place, (a, b) in stitch.STEPS.items():
+            best = stitch.best_values(place, medium)
+            better, worse = (a, b) if best[a] > best[b] else (b, a)
+            gap = mean(given[gadget, place, better]) - mean(given[gadget, place, worse])
+            right.append(0.5 if abs(gap) <= TIE * spread else float(gap > 0))
+    return mean(right)
+
+
+def summary(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One line a method and way of remembering: means over seeds, and the lowest and highest seed."""
+    lines: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
+    for one in runs:
+        lines[one["prompts"], one["method"]].append(one)
+    return [
+        {
+            "method": method,
+            "prompts": memory,
+            "stitched": mean([r["stitched"] for r in found]),
+            "low": min(r["stitched"] for r in found),
+            "high": max(r["stitched"] for r in found),
+            "credit_accuracy": mean([r["credit_accuracy"] for r in found]),
+            "environment": "asked" if method in ASKS_THE_ENVIRONMENT else "not asked",
+            "seeds": [r["seed"] for r in found],
+        }
+        for (memory, method), found in lines.items()
+    ]

@@ -1,0 +1,131 @@
+"""compare: the methods a YAML names, from one model, at one budget of sampled tokens, over seeds, with controls.
+
+Every part is an ordinary stage in an ordinary run below this one, so what is complete is never run twice:
+
+    runs/NAME/start/      up to the model all methods start from; made once
+    runs/NAME/seed-1/     the methods under seed 1, and `judge`, which holds them all against the same prompts
+    runs/NAME/compare/    manifest.json: the table, the traits and the sentences (`pipeline.stages.comparison.findings`)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.load import Config
+from pipeline.config.stage_graph import JUDGE, ONE_PLACE, ancestors, at_once, check, policies_of, runs_of
+from pipeline.run import console
+from pipeline.run.stage_dir import StageDir, atomic_write, read_jsonl, verify_outputs
+from pipeline.stages.comparison import findings
+from pipeline.stages.comparison.stage_pool import Part, run_parts
+from pipeline.stages.context import Context
+
+
+def run(ctx: Context) -> dict[str, Any]:
+    cfg, block = ctx.cfg, ctx.block
+    check(cfg, ctx.name)
+    start, *seeds = runs_of(cfg, ctx.name)
+    workers = at_once(cfg, ctx.name)
+    if cfg.generate.backend in ONE_PLACE:
+        console.say(f"{ctx.name}: one part after another, for {cfg.generate.backend} holds one set of weights")
+    run_parts(parts_of(start, seeds), workers=workers, logs=ctx.dir.place / "logs")
+    manifests = [verify_outputs(StageDir(c.run_dir, JUDGE)) for c in seeds]
+    ctx.depend_on(*(StageDir(c.run_dir, JUDGE).manifest_path for c in seeds))
+    ctx.inputs |= inputs_of([start, *seeds])
+    figures = conclude(block, [m["metrics"] for m in manifests], seeds)
+    columns = ["method", "role", "accuracy", "kl_from_start", "sampled_tokens", "wall_s"]
+    console.show_table(figures["table"], columns)
+    atomic_write(ctx.dir.place / "table.md", findings.markdown(figures["table"], block.start))
+    for line in figures["sentences"]:
+        console.say(f"  {line}")
+    return {**figures, "runs": [Path(c.run).name for c in seeds], "seeds": list(block.seeds), "budget": block.budget}
+
+
+# --- what runs, and after what ----------------------------------------------------------------------------------
+
+
+def parts_of(start: Config, seeds: Sequence[Config]) -> list[Part]:
+    """Every stage to run, with the parts it waits for. The start's stages appear in each seed's run by a link."""
+    first = [Part(start, name, after=[(start.run, n) for n in start.stages[:i]]) for i, name in enumerate(start.stages)]
+    out = list(first)
+    for cfg in seeds:
+        link_start(start, cfg)
+        for name in cfg.stages:
+            needed = [n for n in cfg.stages if n != JUDGE] if name == JUDGE else ancestors(cfg, name)
+            made_before = [(start.run, n) for n in start.stages]
+            out.append(Part(cfg, name, after=[*made_before, *((cfg.run, n) for n in needed if n in cfg.stages)]))
+    return out
+
+
+def link_start(start: Config, cfg: Config) -> None:
+    """The start's stages as stages of this run: one copy on disk, one lineage to follow.
+
+    A comparison whose start was another before has links that lead nowhere now, which go, and stages in the place of
+    new links, which are set aside.
+    """
+    cfg.run_dir.mkdir(parents=True, exist_ok=True)
+    above = Path("..") / Path(start.run).name
+    for link in cfg.run_dir.iterdir():
+        if link.is_symlink() and link.readlink().parent == above and link.name not in start.stages:
+            link.unlink()
+    for name in start.stages:
+        link = cfg.run_dir / name
+        if link.is_symlink():
+            continue
+        if link.exists():
+            console.say(f"{Path(cfg.run).name}/{name}: what it had made is now in "
+                        f"{StageDir(cfg.run_dir, name).set_aside()}")  # fmt: skip
+        link.symlink_to(above / name, target_is_directory=True)
+
+
+def inputs_of(runs: Sequence[Config]) -> dict[str, str]:
+    """Path -> sha256 of all that the parts read, so that the comparison is stale when one of them is."""
+    made = [StageDir(cfg.run_dir, name).manifest() or {} for cfg in runs for name in cfg.stages]
+    return {path: sha for manifest in made for path, sha in manifest.get("inputs", {}).items()}
+
+
+# --- what it amounts to -----------------------------------------------------------------------------------------
+
+
+def conclude(block: Any, judged: Sequence[Mapping[str, Any]], seeds: Sequence[Config]) -> dict[str, Any]:
+    """The table, the traits, the sentences and the paths of all plots, from what the judges found."""
+    roles = policies_of(block)
+    rows = findings.table(judged, roles, block.start, block.budget)
+    among = findings.pairs(judged, block.methods)
+    controls = findings.against(judged, block.controls)
+    once = findings.against(judged, block.drawn_once)
+    said = [findings.sentence(r, among, controls, once, start=block.start, seeds=len(judged))
+            for r in rows if r["role"] == "method"]  # fmt: skip
+    paths = {name: [path_of(cfg, name) for cfg in seeds] for name, role in roles.items() if role != "start"}
+    out = {"table": rows + findings.best_of_rows(judged, block.best_of, block.start), "pairs": among,
+           "controls": controls, "online": once, "sentences": said, "paths": paths, "start": block.start,
+           "start_pass_at": rows[0]["pass_at"], "best_of": judged[0]["best_of"]["gold"]}  # fmt: skip
+    return out | ({"proxy": proxy_part(block, judged[0], seeds[0])} if block.proxy else {})
+
+
+def path_of(cfg: Config, policy: str) -> list[dict[str, float]]:
+    """The looks along the way of one policy under one seed; of a control inside a stage, its rounds."""
+    stage, _, inside = policy.partition("/")
+    place = StageDir(cfg.run_dir, stage)
+    metrics = (place.manifest() or {}).get("metrics", {})
+    log = place.place / "metrics.jsonl"
+    rounds = metrics.get("random_control_rounds" if inside else "rounds") or []
+    return findings.trajectory([] if inside or not log.is_file() else list(read_jsonl(log)), rounds)
+
+
+def proxy_part(block: Any, judged: Mapping[str, Any], cfg: Config) -> dict[str, Any]:
+    """The learned reward against the true one along the KL, for best-of-n and the methods that learned from it."""
+    sampled = next(r for r in judged["policies"] if r["policy"] == block.start)
+    origin = {"kl": 0.0, "proxy": sampled["proxy"], "reward": sampled["heldout_reward"], "tokens": 0.0}
+    picked = [
+        {"kl": b["kl"], "proxy": b["judged"], "reward": b["reward"], "n": b["n"]} for b in judged["best_of"]["proxy"]
+    ]
+    paths = {f"best of n, from {block.start}": picked}
+    ends = {r["policy"]: {"kl": r["kl_from_start"], "proxy": r["proxy"], "reward": r["heldout_reward"]}
+            for r in judged["policies"]}  # fmt: skip
+    paths |= {name: [origin, *path_of(cfg, name), ends[name]] for name in block.proxy_methods}
+    pair = (StageDir(cfg.run_dir, block.proxy).manifest() or {}).get("metrics", {})
+    return {"model": block.proxy, "pair_accuracy": pair.get("heldout_pair_accuracy"), "pairs": pair.get("pairs"),
+            "paths": paths, "findings": [findings.overoptimised(n, p) for n, p in paths.items()],
+            "seed": block.seeds[0]}  # fmt: skip

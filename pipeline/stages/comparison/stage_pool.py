@@ -1,0 +1,143 @@
+"""Run stages that wait for one another in a few processes at once: one a core, each with one thread.
+
+A process stays for several stages, for importing the libraries costs as long as a small stage does. What a stage prints
+goes into a file of its own; here appears one line a stage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.config.load import Config, ConfigError
+from pipeline.run import console
+from pipeline.run.alarms import Alarm
+from pipeline.run.stage_dir import LineageError
+from verifiers._killable import PR_SET_PDEATHSIG
+
+STAGES_A_PROCESS = 8  # a generator's memory does not all come back: a process that lives on grows by the stage
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One stage of one run. after: (run, stage) of the parts it waits for."""
+
+    cfg: Config
+    name: str
+    after: Sequence[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.cfg.run, self.name
+
+    @property
+    def label(self) -> str:
+        return f"{Path(self.cfg.run).name}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a part ended. error: what kind of exception of ours, and its words; None where it went well."""
+
+    seconds: float
+    error: str | None = None
+    words: str = ""
+
+
+def run_parts(parts: Sequence[Part], *, workers: int, logs: Path) -> None:
+    """Bring every part up to date, as many at once as there are workers.
+
+    Raises what the first failing part raised; parts that are complete by then stay complete.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    known = {p.key for p in parts}
+    waiting, done, running = list(parts), set[tuple[str, str]](), dict[Future[Ended], Part]()
+    begun = time.monotonic()
+    with processes(min(workers, len(parts))) as pool:
+        while waiting or running:
+            ready = [p for p in waiting if all(a in done for a in p.after if a in known)][: workers - len(running)]
+            if not ready and not running:
+                raise ValueError(f"parts wait for one another: {', '.join(p.label for p in waiting)}")
+            for part in ready:
+                waiting.remove(part)
+                running[pool.submit(bring_up, part, str(logs / f"{part.label.replace('/', '-')}.log"))] = part
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                part = running.pop(future)
+                report(part, ended(future, part), len(done) + 1, len(parts), time.monotonic() - begun, logs)
+                done.add(part.key)
+
+
+def processes(count: int) -> ProcessPoolExecutor:
+    """Workers that end with us."""
+    context = multiprocessing.get_context("spawn")  # a forked torch can hang
+    return ProcessPoolExecutor(count, context, die_with, (os.getpid(),), max_tasks_per_child=STAGES_A_PROCESS)
+
+
+def die_with(parent: int) -> None:
+    """In a worker: the kernel ends it when the parent dies, however it does. The parent's lock on the run is gone then,
+    and the same command, given again, must not find a second writer."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before it could be watched
+        os._exit(1)
+
+
+def ended(future: Future[Ended], part: Part) -> Ended:
+    """The part's end. Raises ConfigError where its process was killed, which the kernel does when memory runs out."""
+    try:
+        return future.result()
+    except BrokenProcessPool as exc:
+        words = f"a process was killed while {part.label} or a part beside it ran, most likely for want of memory"
+        raise ConfigError([f"{words}; the same command goes on, with compare.workers=1 in less memory"]) from exc
+
+
+def report(part: Part, ended: Ended, number: int, total: int, spent: float, logs: Path) -> None:
+    """One line; where the part failed, its own exception again."""
+    if ended.error is None:
+        console.say(f"  {number}/{total} {part.label} {ended.seconds:.0f} s  ({console.clock(spent)} so far)")
+        return
+    words = f"{part.label}: {ended.words} (its output: {logs / part.label.replace('/', '-')}.log)"
+    raise {"Alarm": Alarm(words), "LineageError": LineageError(words)}.get(ended.error, ConfigError([words]))
+
+
+def bring_up(part: Part, log: str) -> Ended:
+    """In a worker: the stage, unless it is up to date. Our own exceptions come back as words: they do not pickle."""
+    from pipeline.stages import bring_up_to_date
+
+    begun = time.monotonic()
+    with printing_to(log):
+        try:
+            bring_up_to_date(part.cfg, part.name)
+        except (ConfigError, LineageError, Alarm) as exc:
+            return Ended(time.monotonic() - begun, type(exc).__name__, str(exc))
+    return Ended(time.monotonic() - begun)
+
+
+@contextlib.contextmanager
+def printing_to(path: str) -> Iterator[None]:
+    """Everything written to standard output and error, by C++ too, into a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with Path(path).open("ab") as out:
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(kept[0], 1)
+            os.dup2(kept[1], 2)
+            os.close(kept[0])
+            os.close(kept[1])

@@ -1,0 +1,44 @@
+"""Held-out episodes of a policy that was trained on several turns: single answers would not show what it learnt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.config.schema import Episodes
+from pipeline.generation.episodes import load_environment, play
+from pipeline.generation.generator import Generator
+from pipeline.records import episodes, whole
+from pipeline.stages.context import Context
+from pipeline.stats import bootstrap_ci95, mean
+
+
+def judge_episodes(ctx: Context, generator: Generator, settings: Episodes | None) -> dict[str, Any]:
+    """Figures of episodes from every held-out start, and of their first turns alone; none without `settings`."""
+    if settings is None:
+        return {}
+    where = f"{ctx.cfg.path}: {ctx.name}.episodes.environment"
+    played = play(
+        generator, load_environment(settings.environment, ctx.cfg.verifier_dirs, where=where), ctx.heldout_prompts,
+        ctx.cfg.sampling, samples=ctx.cfg.evaluation.samples, max_turns=settings.max_turns, memory=settings.memory,
+        key=(ctx.cfg.seed, ctx.name, "heldout episodes"), tokenizer=ctx.tokenizer, ends=ctx.ends,
+    )  # fmt: skip
+    found = [(whole(e), turns_in(e)) for e in episodes(played)]
+    size = ctx.cfg.evaluation.samples
+    starts = [[one for one in found[i : i + size] if one[0].scorable] for i in range(0, len(found), size)]
+    starts = [start for start in starts if start]
+    passed = [mean([float(one.status == "pass") for one, _ in start]) for start in starts]
+    at_once = [mean([float(one.status == "pass" and turns == 1) for one, turns in start]) for start in starts]
+    return {
+        "heldout_episode_accuracy": mean(passed),
+        "heldout_episode_accuracy_ci95": list(bootstrap_ci95(passed)),
+        "heldout_episode_reward": mean([mean([one.reward for one, _ in start]) for start in starts]),
+        "heldout_first_turn_accuracy": mean(at_once),
+        "heldout_turns_mean": mean([turns for start in starts for _, turns in start]),
+    }
+
+
+def turns_in(episode: list[Any]) -> int:
+    """Rows, or runs of sampled tokens in the one row of an episode."""
+    mask = episode[0].rollout.mask
+    runs = sum(now and not before for before, now in zip((False, *mask), mask, strict=False))
+    return max(len(episode), runs)

@@ -1,0 +1,57 @@
+"""Condition labels as new tokens of their own, for those who want them: one id a label, at the price of new embeddings.
+
+A new row must be trained and must travel with the model: full fine-tuning does both. An adapter leaves embeddings alone
+unless told otherwise, and a server refuses adapters that bring their own; our adapters are merged when saved, so it is
+enough that they train the embeddings. Both are checked here, before anything is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from pipeline.config.load import ConfigError
+from pipeline.models import models
+from pipeline.stages.context import Context
+
+
+def with_new_tokens(ctx: Context, labels: Sequence[str]) -> str:
+    """A copy of the policy whose vocabulary holds every label as one token; the stage's tokenizer becomes its own.
+
+    Raises ConfigError where the adapter would leave the new rows as they were drawn.
+    """
+    check_trained(ctx.block.peft, f"{ctx.cfg.path}: {ctx.name}.peft")
+    place = ctx.dir.place / "with_tokens"
+    tokenizer = models.load_tokenizer(ctx.policy_path, ctx.cfg.model)
+    tokenizer.add_tokens([label.strip() for label in labels], special_tokens=True)
+    model = models.load_policy(ctx.policy_path, ctx.cfg.model)
+    extend(model, len(tokenizer), seed=ctx.seed("new tokens"))
+    models.save(model, tokenizer, place)
+    ctx.tokenizer = tokenizer
+    return str(place)
+
+
+def check_trained(peft: Mapping[str, Any] | None, where: str) -> None:
+    saved = {*((peft or {}).get("modules_to_save") or ()), *((peft or {}).get("target_modules") or ())}
+    if peft and not saved & {"embed_tokens", "wte", "embed_in"}:
+        raise ConfigError([f"{where}: vocabulary: special adds embeddings that this adapter does not train; add "
+                           "modules_to_save: [embed_tokens, lm_head], drop peft, or use vocabulary: text"])  # fmt: skip
+
+
+@torch.no_grad()
+def extend(model: Any, size: int, *, seed: int) -> None:
+    """Grow the embeddings to `size` rows, the new ones drawn from the mean and spread of the old (Quark)."""
+    tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+    before = tables[0].shape[0]
+    if size <= before:
+        return  # padded vocabularies have room
+    old = [table.detach().clone() for table in tables]
+    model.resize_token_embeddings(size, mean_resizing=False)
+    generator = torch.Generator().manual_seed(seed)
+    new = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+    for table, rows in zip(new, old, strict=True):
+        if table is new[0] or table.data_ptr() != new[0].data_ptr():  # a tied head is the same rows
+            noise = torch.randn(size - before, rows.shape[1], generator=generator).to(rows)
+            table[before:] = rows.mean(0) + rows.std(0) * noise

@@ -1,0 +1,64 @@
+"""What an RL stage's rollouts are scored by: its own reward, and beside it the monitor's second look."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import rewards
+from pipeline.config.alarm_config import Monitor
+from pipeline.config.load import Config
+from pipeline.config.schema import Policy
+from pipeline.distributed import ranks
+from pipeline.stages.context import Context
+from pipeline.update.reward_monitor import Watch
+from rewards import MONITOR, Composite
+from rewards.monitor import Limits
+
+
+def scorer_and_watch(ctx: Context) -> tuple[Composite, Watch | None]:
+    """The watch is None where the YAML says `monitor: null`."""
+    block: Policy = ctx.block
+    scorer = ctx.scorer_of(block.reward) if block.reward else ctx.scorer
+    settings = block.monitor
+    if settings is None:
+        return scorer, None
+    weights = scorer.verifier_weights
+    train = {name: weight for name, weight in weights.items() if weight > 0}
+    strict = [] if block.episodes is not None else [name for name, weight in weights.items() if weight == 0]
+    second = second_rewards(ctx.cfg, block)
+    if second is not None:
+        strict = [MONITOR]
+        scorer = scorer.watched_by(ctx.scorer_of(second), max(settings.samples // ranks.world(), 1))
+    alarm = bool(strict) if settings.alarm is None else settings.alarm
+    return scorer, Watch(limits_of(settings, same_scale=bool(train)), train, strict, alarm)
+
+
+def second_rewards(cfg: Config, block: Policy) -> Mapping[str, Any] | None:
+    """What else to score a sample by: `monitor.strict`; else the run's own verifiers, where the stage's reward is
+    another and watches none itself (a part of weight 0). None where there is nothing to score twice."""
+    settings = block.monitor
+    if settings is None or block.episodes is not None:
+        return None
+    if settings.strict is not None:
+        return settings.strict or None
+    if block.reward is None or any(float((part or {}).get("weight", 1.0)) == 0 for part in block.reward.values()):
+        return None
+    gold = verifier_parts(cfg.rewards, cfg.verifier_dirs)
+    return {n: p for n, p in gold.items() if n not in verifier_parts(block.reward, cfg.verifier_dirs)} or None
+
+
+def verifier_parts(block: Mapping[str, Any], dirs: Sequence[str]) -> dict[str, Any]:
+    """The parts of a rewards block that are verifiers and count."""
+    found = rewards.verifiers_of(block, dirs)
+    return {name: part for name, _, part in found if float(part.get("weight", 1.0)) > 0}
+
+
+def limits_of(settings: Monitor, *, same_scale: bool) -> Limits:
+    """The YAML's limits; on unlike scales a gap means nothing."""
+    given = {each.name: getattr(settings, each.name) for each in fields(Limits) if hasattr(settings, each.name)}
+    return Limits(**given | ({} if same_scale else {"gap": None}))
+
+
+__all__ = ["scorer_and_watch", "second_rewards"]

@@ -1,0 +1,108 @@
+"""Scored samples for a stage: drawn now, with scoring beside sampling, or out of the pool of what was drawn before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import rewards
+from pipeline.config.load import ConfigError
+from pipeline.data import sample_pool
+from pipeline.generation.generator import Generator
+from pipeline.records import Prompt, Scored, groups
+from pipeline.run.stage_dir import StageDir
+from pipeline.score import submit
+from pipeline.seeds import cycle_indices
+from pipeline.stages.context import Context
+from pipeline.stages.token_budget import sample_within
+from pipeline.stats import mean
+
+CHUNK = 2048  # samples that are scored while the next ones are drawn
+
+
+def draw(
+    ctx: Context,
+    generator: Generator,
+    asked: Sequence[Prompt],
+    samples: int,
+    *key: int | str,
+    scorer: rewards.Composite | None = None,
+    budget: int | None = None,
+) -> list[Scored]:
+    """`samples` scored samples of each prompt, prompt-major, a function of (seed, stage, key); kept on disk at once.
+
+    Scoring of one chunk overlaps with sampling of the next. budget: completion tokens after which no more is sampled.
+    """
+    chosen_by = scorer or ctx.scorer
+
+    def make() -> list[Scored]:
+        if budget is not None:
+            return submit(chosen_by, sample_within(ctx, generator, asked, samples, *key, budget=budget))()
+        step = max(CHUNK // samples, 1)
+        pending = [
+            submit(chosen_by, ctx.sample(generator, asked[start : start + step], samples, *key, "chunk", start))
+            for start in range(0, len(asked), step)
+        ]
+        return [scored for finish in pending for scored in finish()]
+
+    return ctx.kept(asked, make, *key)
+
+
+def restored(scored: Sequence[Scored], prompts: Sequence[Prompt]) -> list[Scored]:
+    """The same samples under the prompts as they are without a label."""
+    by_index = {p.index: p for p in prompts}
+    return [replace(s, rollout=replace(s.rollout, prompt=by_index[s.rollout.prompt.index])) for s in scored]
+
+
+def open_generator(
+    ctx: Context, model_dir: str, asked: Sequence[Prompt], bare: Sequence[Prompt], *, guidance: float = 1.0
+) -> Generator:
+    """The run's generator, or one that guides labelled prompts (`asked`) away from the same without (`bare`)."""
+    if guidance == 1.0:
+        return ctx.generator(model_dir)
+    from pipeline.generation.guidance import Guided
+
+    pairs = {a.ids: b.ids for a, b in zip(asked, bare, strict=True)}
+    return Guided(model_dir, ctx.cfg.model, ctx.cfg.generate, bare=pairs, scale=guidance)
+
+
+def next_prompts(ctx: Context, prompts: Sequence[Prompt], count: int, *, number: int = 0) -> list[Prompt]:
+    """The prompts of round `number`: an endless walk over all of them, `count` a round."""
+    places = cycle_indices(len(prompts), number * count, count, ctx.cfg.seed, ctx.name, "order")
+    return [prompts[i] for i in places]
+
+
+def from_pool(ctx: Context, references: Sequence[str], key: str) -> list[Scored]:
+    """Usable samples of stages of this run or of files, its held-out prompts left out. Registers what is read.
+
+    Raises ConfigError where nothing usable is left.
+    """
+    entries = []
+    for reference in references:
+        path = Path(reference)
+        if reference in ctx.cfg.blocks:
+            ctx.model_path(reference, key)  # registers the parent and checks its files
+            path = StageDir(ctx.cfg.run_dir, reference).place / "rollouts.jsonl"
+        elif path.is_file():
+            ctx.depend_on(path)
+        entries += sample_pool.read(path, ctx.cfg.prompts, ctx.tokenizer, ctx.ends)
+    found = sample_pool.usable(sample_pool.placed(entries, ctx.train_prompts, barred=ctx.barred))
+    if not found:
+        raise ConfigError([f"{ctx.cfg.path}: {key}: of {len(entries)} samples in {', '.join(references)} none is "
+                           "scorable, finished and of a prompt that is not held out"])  # fmt: skip
+    return found
+
+
+def reward_when_solved(scored: Sequence[Scored]) -> float:
+    """Mean reward of the samples that passed: how good a success is, apart from how frequent. NaN of none."""
+    return mean([s.reward for s in scored if s.status == "pass" and s.scorable])
+
+
+def best_of(scored: Sequence[Scored], n: int) -> list[Scored]:
+    """The best of each n samples of a prompt, in order; what is left over of a group is not used."""
+    out = []
+    for group in groups([s for s in scored if s.scorable]):
+        for start in range(0, len(group) - n + 1, n):
+            out.append(max(group[start : start + n], key=lambda s: s.reward))
+    return out

@@ -1,0 +1,153 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import export
+from pipeline.config.load import ConfigError, load
+from pipeline.models.models import make_tiny
+from pipeline.run.stage_dir import LineageError, StageDir, manifest_sha
+
+CONFIG = Path(__file__).parents[2] / "configs" / "demo" / "pipeline.yaml"
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """Two finished stages, sft on base, with real weights and made-up figures."""
+    cfg = load(CONFIG, [f"runs_dir={tmp_path}", "run=mine"])
+    parents: dict[str, str] = {}
+    for seed, (name, accuracy) in enumerate({"base": 0.0, "sft": 0.5}.items()):
+        stage = StageDir(cfg.run_dir, name)
+        stage.open()
+        stage.tokens["completion"] = 1000
+        assert cfg.model.tiny is not None
+        make_tiny(cfg.model.tiny, stage.model_dir, seed=seed)
+        shared = {key: getattr(cfg, key) for key in ("model", "prompts", "rewards", "sampling")}
+        made = stage.complete(
+            config={"stage": cfg.blocks.get(name) or {"kind": name}, **shared},
+            seed=1,
+            parents=dict(parents),
+            inputs={},
+            metrics={
+                "heldout_accuracy": accuracy,
+                "heldout_accuracy_ci95": [accuracy - 0.1, accuracy + 0.1],
+                "distinct_answers": 4.0 - seed,
+            },
+            code={},
+        )
+        parents = {name: manifest_sha(made)}
+    return cfg.run_dir
+
+
+def test_an_export_loads_in_plain_transformers_and_its_card_says_what_happened(run):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    place = export.export(run, [])
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(place), AutoTokenizer.from_pretrained(place)
+    assert model.generation_config.max_new_tokens == 16 and tokenizer.decode(tokenizer("a1>b2:").input_ids) == "a1>b2:"
+    card = (place / "README.md").read_text()
+    assert "base → sft" in card and "0.500 (0.400 to 0.600)" in card and "2,000" in card and "4.00 to 3.00" in card
+    assert [m["stage"] for m in json.loads((place / "lineage.json").read_text())] == ["base", "sft"]
+
+
+def test_an_export_samples_as_the_run_did_and_as_nothing_of_the_base_says(run, tmp_path):
+    from transformers import GenerationConfig
+
+    place = tmp_path / "model"
+    place.mkdir()
+    base = {"eos_token_id": [5, 2], "repetition_penalty": 1.1, "no_repeat_ngram_size": 3, "typical_p": 0.9, "top_k": 20}
+    (place / "generation_config.json").write_text(json.dumps(base))
+    export._generation_config(place, export.lineage(run, "sft")[-1]["config"]["sampling"])
+    config = GenerationConfig.from_pretrained(place)
+    assert config.eos_token_id == [5, 2] and (config.repetition_penalty, config.min_p, config.top_k) == (1.0, 0.0, 0)
+    assert not config.no_repeat_ngram_size and config.typical_p in (None, 1.0)
+
+
+def test_the_card_tells_what_the_chat_template_was_given(run):
+    chain = export.lineage(run, "sft")
+    assert "chat template" not in export.card(chain)
+    chain[-1]["config"]["prompts"]["chat_kwargs"] = {"enable_thinking": False}
+    assert '- The chat template was given `{"enable_thinking": false}`' in export.card(chain)
+
+
+def test_a_stage_that_was_altered_or_whose_parent_was_remade_is_not_exported(run):
+    manifest = run / "base" / "manifest.json"
+    whole = manifest.read_text()
+    manifest.write_text(whole.replace('"outputs": {', '"outputs": {"x": "0",', 1))
+    with pytest.raises(ConfigError, match="base: remade or removed since 'sft' was built on it"):
+        export.export(run, ["stage=sft"])
+    manifest.write_text(whole)
+    (run / "sft" / "model" / "config.json").write_text("{}")
+    with pytest.raises(LineageError, match=r"config\.json: changed since the stage wrote it"):
+        export.export(run, ["stage=sft"])
+    assert not (run / "export").exists()
+
+
+def test_an_export_replaces_an_earlier_one_and_nothing_else(run, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    export.export(run, [f"to={own}"])
+    export.export(run, [f"to={own}"])
+    kept = tmp_path / "models" / "precious.txt"
+    kept.parent.mkdir()
+    kept.write_text("years of work")
+    for place in (kept.parent, kept):
+        with pytest.raises(ConfigError, match="holds something else than an export"):
+            export.export(run, [f"to={place}"])
+    assert kept.read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [(["stage=sftt"], "did you mean 'sft'"), (["stag=sft"], "did you mean 'stage'"), (["sft"], "expected key=value")],
+)
+def test_a_mistyped_option_is_told(run, words, told):
+    with pytest.raises(ConfigError, match=told):
+        export.export(run, words)
+
+
+def test_pushing_needs_an_export_and_a_repository(run):
+    with pytest.raises(ConfigError, match="repo=me/my-model"):
+        export.push(run, [])
+    with pytest.raises(ConfigError, match="not exported yet"):
+        export.push(run, ["repo=me/x"])
+
+
+@pytest.mark.parametrize("repo", ["me/a b", "a/b/c"])
+def test_a_name_that_the_hub_would_not_take_is_told_in_one_line(run, repo):
+    export.export(run, [])
+    with pytest.raises(ConfigError, match=f"^push: repo={repo}: .*Repo id") as error:
+        export.push(run, [f"repo={repo}"])
+    assert "\n" not in str(error.value)
+
+
+def test_the_server_gets_the_export_where_there_is_one(run):
+    before = export.serve_command(run, ["port=8001", "max_model_len=64"])
+    assert str(run / "sft" / "model") in before and before[-4:] == ["--port", "8001", "--max-model-len", "64"]
+    export.export(run, [])
+    assert str(run / "export") in export.serve_command(run, [])
+
+
+def test_an_export_of_what_was_trained_again_since_is_not_handed_out(run):
+    export.export(run, [])
+    path = run / "sft" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "wall_s": 7.0}))
+    assert export.newest(run) == run / "export", "made slower, but the same"
+    path.write_text(json.dumps({**manifest, "outputs": {**manifest["outputs"], "model/model.safetensors": "0"}}))
+    for hand_out in (
+        lambda: export.serve_command(run, []),
+        lambda: export.harness_command(run, ["tasks=gsm8k"]),
+        lambda: export.push(run, ["repo=me/x"]),
+    ):
+        with pytest.raises(ConfigError, match=f"of a 'sft' that was trained again since; make export RUN={run}"):
+            hand_out()
+    assert export.serve_command(run, ["stage=sft"]), "a stage that is named needs no export"
+
+
+def test_the_harness_is_asked_for_the_tasks_on_what_the_run_hands_out(run):
+    command = export.harness_command(run, ["tasks=gsm8k", "num_fewshot=5", "apply_chat_template="])
+    assert command[command.index("--model_args") + 1] == f"pretrained={run / 'sft' / 'model'}"
+    assert command[-5:] == ["--tasks", "gsm8k", "--num_fewshot", "5", "--apply_chat_template"]
+    with pytest.raises(ConfigError, match="name the tasks"):
+        export.harness_command(run, [])

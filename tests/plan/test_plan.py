@@ -1,0 +1,224 @@
+"""A plan's counts against hand arithmetic, its example against the tokens, and its trial against a real run."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from loop_kit import manifest, run_stage
+
+from pipeline import plan
+from pipeline.config.load import ConfigError, load
+from pipeline.plan import estimate, one_run
+from pipeline.plan.estimate import Data, Shape
+from pipeline.plan.trial import Trial
+from pipeline.records import read_scored
+from pipeline.run.stage_dir import StageDir, verify_outputs
+
+ROOT = Path(__file__).parents[2]
+DEMO, CHAOS, COMPARE = (str(ROOT / f"configs/demo/{name}.yaml") for name in ("pipeline", "chaos", "compare"))
+DATA = Data(1000, 300, 120, (6.0, 6, 6), (8.0, 11, 12), 0.0, 0.0)
+
+
+def work(*words: str, stage: str):
+    return estimate.work_of(load(DEMO, list(words)), stage, DATA)
+
+
+def test_policy_stages_sample_steps_times_prompts_times_samples():
+    made = work("grpo.steps=7", "grpo.prompts=5", "grpo.samples=3", stage="grpo")
+    assert (made.steps, made.batch, made.samples) == (7, 15, 105)
+    assert not made.at_most
+    refilled = work("grpo.steps=7", "grpo.groups.dynamic=true", "grpo.groups.refill_cap=2", stage="grpo")
+    assert refilled.samples == 7 * 32 * 8 * 2 and refilled.at_most
+
+
+def test_trainer_steps_are_the_librarys_own_arithmetic():
+    assert estimate.trained_steps({"max_steps": 9, "per_device_train_batch_size": 4}, 1000) == (4, 9)
+    # 101 rows, 8 a batch, 2 batches a step: 13 batches are 7 steps an epoch
+    assert estimate.trained_steps({"gradient_accumulation_steps": 2, "num_train_epochs": 3}, 101) == (16, 21)
+
+
+def test_rows_of_a_stages_own_data_are_counted_and_not_the_runs():
+    own = replace(DATA, own_rows={"sft": 640, "reward_model": 320})
+    cfg = load(DEMO, ["sft.data={path: x.jsonl}", "sft.trainer={per_device_train_batch_size: 64, num_train_epochs: 2}",
+                      "reward_model={policy: sft, data: {path: y.jsonl}}",
+                      "reward_model.trainer={per_device_train_batch_size: 32, num_train_epochs: 1}"])  # fmt: skip
+    assert [estimate.work_of(cfg, name, own).steps for name in ("sft", "reward_model")] == [20, 10]
+
+
+def test_feedme_samples_every_round_and_judges_its_control_too():
+    made = work("feedme.rounds=3", "feedme.prompts=10", "feedme.samples=4", stage="feedme")
+    # three rounds of two chains and the control that only trains on, all judged; the blind chain samples as much again
+    assert made.samples == 120 and made.judged == 120 * 16 * (3 * 2 + 1) + 120
+    assert made.steps == 120 * 3 * 3
+
+
+def test_lengths_come_from_the_yaml_before_the_demonstrations():
+    cfg = load(DEMO, ["expected_tokens={grpo: 5.5}"])
+    works = [estimate.work_of(cfg, name, DATA) for name in ("grpo", "ppo")]
+    estimate.expect_lengths(cfg, works, DATA, {})
+    assert [(w.mean_tokens, w.source) for w in works] == [(5.5, "expected_tokens"), (8.0, "demonstrations")]
+    assert works[0].tokens == round(5.5 * works[0].samples)
+
+
+def test_lengths_of_a_run_on_disk_come_before_all_else():
+    cfg = load(DEMO, ["expected_tokens={grpo: 5.5}"])
+    works = [estimate.work_of(cfg, "grpo", DATA)]
+    done = {"tokens": {"completion": works[0].samples * 4}, "metrics": {}}
+    estimate.expect_lengths(cfg, works, DATA, {"grpo": done})
+    assert works[0].tokens == works[0].samples * 4 and works[0].source == "a run on disk"
+
+
+def test_what_is_sampled_on_from_the_midst_of_answers_is_counted(model, tmp_path):
+    words = ["grpo.credit={kind: monte_carlo, points: 2, continuations: 3}", "grpo.steps=6"]
+    assert run_stage(tmp_path, model, "grpo", *words) == 0
+    own = [len(s.rollout.ids) for s in read_scored(tmp_path / "t" / "grpo" / "rollouts.jsonl")]
+    cfg = load(str(tmp_path / "config.yaml"), [*words, f"expected_tokens={{grpo: {sum(own) / len(own)}}}"])
+    made = estimate.work_of(cfg, "grpo", DATA)
+    estimate.expect_lengths(cfg, [made], DATA, {})
+    done = manifest(tmp_path, "grpo")
+    assert made.tokens == pytest.approx(4 * sum(own))
+    assert made.tokens == pytest.approx(done["tokens"]["completion"], rel=0.1)
+    again = estimate.work_of(cfg, "grpo", DATA)
+    estimate.expect_lengths(cfg, [again], DATA, {"grpo": done})
+    assert again.tokens == done["tokens"]["completion"] and again.source == "a run on disk"
+
+
+def test_looks_on_the_way_are_judged_too():
+    for every, looks in (("null", 1), ("4", 3)):
+        cfg = load(DEMO, ["grpo.steps=10", f"grpo.evaluate_every={every}"])
+        made = estimate.work_of(cfg, "grpo", DATA)
+        estimate.expect_lengths(cfg, [made], DATA, {})
+        assert made.judged == looks * 120 * 16
+
+
+def test_memory_by_part_is_the_parameters_times_what_is_kept_of_each():
+    shape = Shape(1000, 8, 2, 8, 50, 4)
+    trial = Trial(libraries_bytes=7, generator_bytes=11, cache_bytes=13)
+    cfg = load(DEMO, [])
+    parts = estimate.memory_of(cfg, "ppo", shape, DATA, trial).parts
+    assert (parts["libraries"], parts["generator"], parts["kv cache"]) == (7, 11, 13)
+    assert (parts["weights"], parts["gradients"], parts["optimizer"]) == (4000, 4000, 8000)
+    assert parts["requests"] == 1920 * 3 * 1024  # 120 held-out prompts x 16, more than a step's 256
+    assert (parts["reference"], parts["critic"], parts["reward model"]) == (4000, 16000, 4000)
+    assert "reference" not in estimate.memory_of(cfg, "grpo", shape, DATA, trial).parts  # no KL is asked for
+    assert "weights" not in estimate.memory_of(cfg, "evaluate", shape, DATA, trial).parts
+
+
+def test_what_learns_is_kept_in_float32_whatever_the_models_precision():
+    """By hand, 1000 parameters in bfloat16: weights and gradients 4 bytes each, moments 8, a critic 16, others 2."""
+    parts = estimate.memory_of(load(DEMO, []), "ppo", Shape(1000, 8, 2, 8, 50, 2), DATA, Trial()).parts
+    assert (parts["weights"], parts["gradients"], parts["optimizer"]) == (4000, 4000, 8000)
+    assert (parts["reference"], parts["critic"], parts["reward model"]) == (2000, 16000, 2000)
+    lora = load(DEMO, ["ppo.peft={r: 4, target_modules: all-linear}"])
+    parts = estimate.memory_of(lora, "ppo", Shape(1000, 8, 2, 8, 50, 2), DATA, Trial()).parts
+    assert (parts["weights"], parts["gradients"], parts["optimizer"]) == (2000, 80, 160)
+
+
+def test_checkpointing_keeps_one_layers_activations_and_what_goes_into_the_others():
+    """By hand, width 8, 2 layers, rows of 16,384 tokens: 68 bytes a layer, or 4 a layer and 68 of one."""
+    shape, held = Shape(1000, 8, 2, 8, 50, 4), {}
+    for on in (False, True):
+        cfg = load(DEMO, [f"grpo.gradient_checkpointing={str(on).lower()}", "grpo.prompts=4000"])
+        held[on] = estimate.memory_of(cfg, "grpo", shape, DATA, Trial()).parts["activations"]
+    assert held == {False: 16384 * 8 * 2 * 68, True: 16384 * 8 * (2 * 4 + 68)}
+
+
+def test_a_token_budget_ends_sampling_with_the_step_that_reaches_it():
+    cfg = load(DEMO, ["grpo.token_budget=10000", "grpo.steps=1000", "expected_tokens={grpo: 5.0}"])
+    grpo = estimate.work_of(cfg, "grpo", DATA)
+    estimate.expect_lengths(cfg, [grpo], DATA, {})
+    assert (grpo.steps, grpo.samples, grpo.tokens) == (8, 2048, 10_240)  # 7 steps of 256 x 5 are 8,960
+    roomy = load(DEMO, ["grpo.token_budget=1000000", "grpo.steps=7", "expected_tokens={grpo: 5.0}"])
+    grpo = estimate.work_of(roomy, "grpo", DATA)
+    estimate.expect_lengths(roomy, [grpo], DATA, {})
+    assert grpo.steps == 7
+
+
+def test_a_comparison_is_planned_part_by_part(tmp_path, capsys):
+    words = [f"runs_dir={tmp_path}", "trial=false", "prompts.rows=2000", "compare.seeds=[4, 7]",
+             "compare.methods=[feedme, grpo]", "compare.controls={grpo: grpo_random}", "compare.drawn_once={}",
+             "compare.proxy=null", "compare.proxy_methods=[]", "compare.budget=50000"]  # fmt: skip
+    assert plan.plan(COMPARE, [*words, "json=true"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert list(made) == ["compare/start", "compare/seed-4", "compare/seed-7"]
+    assert list(made["compare/start"]) == ["base", "sft"]
+    assert list(made["compare/seed-7"]) == ["feedme", "grpo", "grpo_random", "judge"]
+    for name in ("feedme", "grpo", "grpo_random"):
+        assert 50_000 <= made["compare/seed-4"][name]["sampled_tokens"] < 50_000 + 256 * 17
+    assert plan.plan(COMPARE, words) == 0
+    said = capsys.readouterr().out
+    assert "seed-7/grpo_random" in said and "2 methods, 1 controls and twins, 2 seeds" in said
+    assert not list(tmp_path.iterdir()), "a plan leaves nothing"
+
+
+def test_what_a_comparison_lacks_is_told_part_by_part(tmp_path):
+    words = [f"runs_dir={tmp_path}", "trial=false", "prompts.rows=200"]
+    with pytest.raises(ConfigError, match="no block for 'grop'"):
+        plan.plan(COMPARE, [*words, "compare.methods=[grop]", "compare.controls={}", "compare.drawn_once={}"])
+    with pytest.raises(ConfigError, match=r"grpo\.policy: 'sfd'"):
+        plan.plan(COMPARE, [*words, "grpo.policy=sfd"])
+
+
+def test_the_example_is_trained_on_from_the_completion_to_its_end_token(tmp_path):
+    cfg = load(CHAOS, [f"runs_dir={tmp_path}"])
+    made = one_run.make(cfg, None)
+    shown = "".join(text for text, _ in made.example)
+    prompt = "".join(text for text, trained in made.example if not trained)
+    assert prompt.endswith(":") and shown.startswith(prompt)
+    assert made.example[-1] == ("<eos>", True)
+    assert not list(tmp_path.iterdir())  # a plan leaves nothing
+
+
+# CPU seconds of the whole demo's stages, one thread; the trial's rates by the same clock, beside the same neighbours
+DEMO_CPU_S = {"base": 9.9, "sft": 36.4, "feedme": 109.3, "reward_model": 20.5, "ppo": 35.9, "grpo": 38.2,
+              "conditioned": 164.2, "evaluate": 11.2}  # fmt: skip
+DEMO_TRIAL = Trial(imports_s=2.9, engine_s=6.7, generator="vllm", sampled_per_s=12_758.0, fetched_per_s=89_518.0,
+                   learned_per_s=46_328.0, shape={"parameters": 108_608, "hidden": 64, "layers": 2, "kv_width": 64,
+                                                  "vocabulary": 22, "bytes_each": 4})  # fmt: skip
+
+
+def test_the_demos_time_is_told_to_30_percent_from_a_trials_rates(tmp_path):
+    made = one_run.make(load(DEMO, [f"runs_dir={tmp_path}"]), DEMO_TRIAL)
+    told = {name: made.seconds[name] for name in DEMO_CPU_S}
+    assert told == {name: pytest.approx(seconds, rel=0.3) for name, seconds in DEMO_CPU_S.items()}
+    assert sum(told.values()) == pytest.approx(sum(DEMO_CPU_S.values()), rel=0.15)
+
+
+def test_labels_in_front_of_prompts_cost_time(tmp_path):
+    words = [f"runs_dir={tmp_path}", "stages=[base,conditioned]", "conditioned.policy=base"]
+    long = one_run.make(load(DEMO, [*words, "conditioned.label='<1234{bin}> '"]), DEMO_TRIAL)
+    short = one_run.make(load(DEMO, [*words, "conditioned.label='{bin}'"]), DEMO_TRIAL)
+    more = 7 * 2400 * 128 / DEMO_TRIAL.learned_per_s  # tokens, steps, rows
+    assert long.seconds["conditioned"] - short.seconds["conditioned"] == pytest.approx(more, rel=1e-6)
+
+
+@pytest.mark.stages
+@pytest.mark.timeout(600)
+def test_a_plan_tells_the_tokens_and_the_memory_that_the_run_then_takes(tmp_path):
+    """Sampled tokens within 2%, peak memory within 15%: the first run's lengths serve the second seed's plan."""
+    words = [f"runs_dir={tmp_path}", "stages=[base,sft,grpo]", "grpo.groups.dynamic=false", "sft.trainer.max_steps=150",
+             "prompts.rows=3000", "grpo.prompts=32"]  # fmt: skip
+
+    def pipeline(command: str, *more: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline", command, CHAOS, *words, *more], capture_output=True, text=True, cwd=ROOT
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    before = json.loads(pipeline("plan", "json=true"))
+    pipeline("run")
+    took = {name: verify_outputs(StageDir(tmp_path / "chaos", name))["wall_s"] for name in ("base", "sft", "grpo")}
+    expected = sum(stage["seconds"] for stage in before.values())
+    assert 1 / 3 < sum(took.values()) / expected < 3, "the machine may be given away between trial and run"
+    told = json.loads(pipeline("plan", "run=second", "seed=2", "json=true"))
+    pipeline("run", "run=second", "seed=2")
+    made = {name: verify_outputs(StageDir(tmp_path / "second", name)) for name in ("base", "sft", "grpo")}
+    assert told["grpo"]["sampled_tokens"] == pytest.approx(made["grpo"]["tokens"]["completion"], rel=0.1)
+    again = json.loads(pipeline("plan", "run=second", "seed=2", "json=true"))
+    assert again["grpo"]["sampled_tokens"] == pytest.approx(made["grpo"]["tokens"]["completion"], rel=0.02)
+    peak = max(stage["memory_bytes"] for stage in told.values())
+    assert peak == pytest.approx(max(m["peak_rss_bytes"] for m in made.values()), rel=0.15)

@@ -1,0 +1,163 @@
+"""Each alarm with its fault put in on purpose, through the command line: exit code 3 and the cause in words."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from loop_kit import manifest, metrics, run_stage, tiny_model
+
+from pipeline.config.schema import Model
+from pipeline.generation.generator import canary_gap
+from pipeline.generation.hf_engine import TransformersGenerator
+from pipeline.models import models
+from pipeline.run import alarms
+from pipeline.stages import policy
+from pipeline.update import learner, loop
+
+pytestmark = [pytest.mark.stages, pytest.mark.usefixtures("no_engine_left_behind")]
+
+
+def stopped(tmp_path, model, capsys, *overrides: str, stage: str = "grpo") -> str:
+    """What an alarm said."""
+    code = run_stage(tmp_path, model, stage, *overrides)
+    said = capsys.readouterr().err
+    assert code == 3, said
+    assert said.startswith("stopped by an alarm: ") and said.count("\n") == 1, said
+    assert not (tmp_path / "t" / stage / "manifest.json").exists()
+    return said
+
+
+def test_without_a_fault_no_alarm_is_raised(tmp_path, model):
+    assert run_stage(tmp_path, model, "grpo", "grpo.kl.coef=0.1") == 0
+    assert run_stage(tmp_path, model, "ppo", "grpo.kl.coef=0.1") == 0
+    assert manifest(tmp_path, "grpo")["metrics"]["canary_max_abs"] < 1e-4
+
+
+@pytest.mark.parametrize(
+    "left_out", ["model.layers.1.mlp.down_proj.weight", "model.embed_tokens.weight+lm_head.weight"]
+)
+def test_detail_7_a_tensor_left_out_of_the_sync_stops_the_run(tmp_path, model, capsys, monkeypatch, left_out):
+    whole = loop.named_weights
+    monkeypatch.setattr(loop, "named_weights", lambda m: [(n, t) for n, t in whole(m) if n not in left_out])
+    said = stopped(tmp_path, model, capsys)
+    assert "step 0" in said and "the generator is stale or misses a tensor" in said
+
+
+def test_detail_7_a_stale_generator_stops_the_run(tmp_path, model, capsys, monkeypatch):
+    monkeypatch.setattr(TransformersGenerator, "sync", lambda self, weights: None)
+    assert "the generator is stale" in stopped(tmp_path, model, capsys)
+
+
+def test_detail_8_a_leaked_top_p_stops_the_run(tmp_path, model, capsys, monkeypatch):
+    plain = TransformersGenerator.sample
+    monkeypatch.setattr(
+        TransformersGenerator,
+        "sample",
+        lambda self, requests, sampling, ends: plain(self, requests, replace(sampling, top_p=0.5), ends),
+    )
+    said = stopped(tmp_path, model, capsys)
+    assert "log-probs of the sampled tokens differ" in said and "top_p" in said
+
+
+@pytest.mark.parametrize("key", ["top_p=0.9", "top_k=5", "min_p=0.1", "repetition_penalty=1.2"])
+def test_detail_8_a_cut_sampling_distribution_is_refused_before_anything_loads(tmp_path, model, capsys, key):
+    assert run_stage(tmp_path, model, "grpo", f"sampling.{key}") == 2
+    said = capsys.readouterr().err
+    assert f"sampling.{key.split('=')[0]} would change what is sampled and not what is trained on" in said
+
+
+def test_nan_in_the_loss_stops_the_run(tmp_path, model, capsys, monkeypatch):
+    plain = learner.surrogate
+    monkeypatch.setattr(learner, "surrogate", lambda *given: plain(*given) * math.nan)
+    assert "step 0: the policy loss is nan" in stopped(tmp_path, model, capsys)
+
+
+def test_nan_in_the_weights_stops_the_run_at_the_canary(tmp_path, model, capsys, monkeypatch):
+    def poisoned(*given):
+        with torch.no_grad():
+            next(given[0].learner.model.parameters())[3, 5] = math.nan
+        return updates(*given)
+
+    updates = loop._updates
+    monkeypatch.setattr(loop, "_updates", poisoned)
+    said = stopped(tmp_path, model, capsys)
+    assert "nan" in said
+
+
+def test_one_nan_among_the_canaries_log_probs_is_not_passed_over(model):
+    class Silent:
+        def logprobs(self, sequences):
+            return [[0.0, math.nan, 0.0] for _ in sequences]
+
+    causal = models.load_policy(str(model), Model())
+    assert math.isnan(canary_gap(Silent(), causal, [[3, 4, 5, 6]]))  # type: ignore[arg-type]
+    with pytest.raises(alarms.Alarm):
+        alarms.check_canary(math.nan, 1e-3, 0)
+
+
+def test_an_exploding_loss_stops_the_run(tmp_path, model, capsys):
+    assert "training has exploded" in stopped(tmp_path, model, capsys, "grpo.alarms.loss_abs=1e-12")
+
+
+def test_a_batch_with_every_row_masked_stops_the_run(tmp_path, model, capsys):
+    # the length limit cuts all but the rows whose first token is the end
+    said = stopped(
+        tmp_path, model, capsys, "grpo.groups.overlong=mask", "sampling.max_tokens=1", "grpo.samples=2",
+        "grpo.prompts=2",
+    )  # fmt: skip
+    assert "not one token is left to train on" in said and "truncated" in said
+
+
+def test_a_broken_checker_stops_the_run_past_its_share_and_names_the_fault(tmp_path, model, capsys):
+    said = stopped(tmp_path, model, capsys, "rewards.letters.path=loop_kit:broken")
+    assert "100% of the samples could not be scored (limit 20%)" in said and "disk is full" in said
+
+
+def test_equal_rewards_for_too_many_steps_stop_the_run(tmp_path, model, capsys):
+    said = stopped(
+        tmp_path, model, capsys, "rewards.letters.path=loop_kit:constant", "grpo.alarms.no_signal_steps=2"
+    )  # fmt: skip
+    assert "step 1: no prompt taught anything for 2 steps (all rewards are 0.25)" in said
+
+
+@pytest.mark.parametrize(
+    ("stage", "overrides"),
+    [("grpo", ["grpo.kl.coef=0.1"]), ("ppo", ["ppo.kl.coef=0.1"])],
+    ids=["in the loss", "in the reward"],
+)
+def test_a_reference_that_is_another_model_stops_the_run(
+    tmp_path, model, capsys, monkeypatch, tmp_path_factory, stage, overrides
+):
+    other = tiny_model(tmp_path_factory.mktemp("other"), seed=2)
+    load = policy.models.load_policy
+
+    def start_of(ctx, trainer):
+        return policy.CompletionLogprobs(load(str(other), ctx.cfg.model), temperature=1.0)
+
+    monkeypatch.setattr(policy, "start_of", start_of)
+    said = stopped(tmp_path, model, capsys, *overrides, stage=stage)
+    assert "KL of policy to reference" in said and "the reference is another model than the start" in said
+
+
+def test_detail_4_before_the_first_update_the_ratio_is_1_and_the_kl_to_the_reference_0(tmp_path, model):
+    assert run_stage(tmp_path, model, "grpo", "grpo.kl.coef=0.1", "grpo.steps=1") == 0
+    first = metrics(tmp_path, "grpo")[0]
+    assert first["ratio_max"] == 1.0 and first["clipped_low"] == first["clipped_high"] == 0.0
+    assert abs(first["kl_k1"]) < 1e-6 and 0 <= first["kl_k3"] < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("check", "fine", "bad"),
+    [
+        (lambda x: alarms.check_canary(x, 1e-3, 1), 1e-3, 1.1e-3),
+        (lambda x: alarms.check_mismatch(x, 0.1, 1), 0.1, 0.11),
+        (lambda x: alarms.check_reference(x, 1e-5), -1e-5, -1.1e-5),
+        (lambda x: alarms.check_finite("loss", x, 1, 10.0), -10.0, -10.1),
+    ],
+)
+def test_a_limit_may_be_reached_and_not_passed_and_nan_is_past_every_limit(check, fine, bad):
+    check(fine)
+    for value in (bad, math.nan):
+        with pytest.raises(alarms.Alarm):
+            check(value)

@@ -1,0 +1,120 @@
+"""Every stage, killed with SIGKILL at random instants and started again, ends in the bytes of an undisturbed run."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli.chaos import Settings, chaos
+from pipeline.config.load import ConfigError
+from pipeline.data.scored_cache import keep_scored, kept_scored
+from pipeline.records import Prompt, Rollout, Scored
+from pipeline.run import shutdown
+
+CONFIG = str(Path(__file__).parents[2] / "configs/demo/chaos.yaml")
+QUICK = ["generate.backend=transformers", "prompts.rows=300", "evaluation.prompts=8"]
+
+
+@pytest.mark.stages
+@pytest.mark.timeout(900)
+def test_sft_and_grpo_killed_at_three_instants_end_in_the_same_bytes(tmp_path, capsys):
+    words = [f"runs_dir={tmp_path}", "stages=[base,sft,grpo]", "kills=3", *QUICK]
+    assert chaos(CONFIG, words) == 0, capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "3 of 3 stages end in the reference's bytes" in out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_stage_killed_at_three_instants_ends_in_the_same_bytes(tmp_path, capsys):
+    assert chaos(CONFIG, [f"runs_dir={tmp_path}", "kills=3"]) == 0, capsys.readouterr().out
+
+
+@pytest.mark.stages
+@pytest.mark.timeout(900)
+def test_a_stage_that_differs_is_found_out(tmp_path, capsys, monkeypatch):
+    """The check itself is checked: the bytes that are compared with are altered after the reference is made."""
+    import pipeline.cli.chaos as module
+
+    real = module.verify_outputs
+
+    def altered(stage):
+        manifest = real(stage)
+        if stage.root.name == "reference":
+            manifest["outputs"]["model/model.safetensors"] = "of another model"
+        return manifest
+
+    monkeypatch.setattr(module, "verify_outputs", altered)
+    words = [f"runs_dir={tmp_path}", "stages=[base]", "kills=0", *QUICK]
+    assert chaos(CONFIG, words) == 1
+    assert "chaos: base: differs in model/model.safetensors" in capsys.readouterr().out
+
+
+def test_words_of_chaos_are_told_apart_from_the_configs():
+    settings, rest = Settings.taken_from(["kills=7", "seed=2", "ending=term", "instants_seed=5"])
+    assert (settings.kills, settings.ending, settings.instants_seed, rest) == (7, "term", 5, ["seed=2"])
+    for word in ("kills=many", "ending=gently"):
+        with pytest.raises(ConfigError):
+            Settings.taken_from([word])
+
+
+# --- what is kept between two tries ----------------------------------------------------------------------------------
+
+
+def test_scored_samples_come_back_as_the_same_bits(tmp_path):
+    asked = [Prompt(3, "a", (1, 2), {"gold": "x"}, {"column": 1}), Prompt(5, "b", (7,))]
+    other = Prompt(9, "a later turn", (1, 2, 3), {"state": [1, 2]})
+    logprobs = (-0.1, -1 / 3, -(2.0**-40))
+    scored = [
+        Scored(
+            Rollout(asked[1], 0, (4, 5, 6), logprobs, "t\u2028ext\ud800", True), 0.1 + 0.2, "pass", {"a": None}, "why"
+        ),
+        Scored(Rollout(asked[0], 1, (4,), (-0.5,), "", False, (True,)), float("nan"), "error", {"a": 1e-300}),
+        Scored(Rollout(other, 0, (8,), (-0.25,), "x", True, None, 1), 1.0, "fail", {}, "", ((2, 0.25), (0, 0.75))),
+    ]
+    path = tmp_path / "scored.jsonl"
+    keep_scored(path, scored, asked)
+    back = kept_scored(path, asked)
+    assert [repr(one) for one in back] == [repr(one) for one in scored]  # repr: NaN is not equal to itself
+    assert back[0].rollout.prompt is asked[1]
+
+
+# --- asked to stop ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    monkeypatch.setattr(shutdown, "_state", shutdown._State())
+    monkeypatch.setattr(shutdown, "_after", lambda seconds, then: None)
+    return lambda: shutdown._on_term(15, None)
+
+
+def test_a_request_to_stop_raises_at_once_where_nothing_is_half_done(asked):
+    with pytest.raises(shutdown.Stopped):
+        asked()
+
+
+def test_a_request_to_stop_waits_for_the_end_of_a_step_and_not_of_its_sampling(asked):
+    with shutdown.finish_first():
+        asked()
+        assert shutdown.requested()
+        with pytest.raises(shutdown.Stopped), shutdown.at_once():
+            raise AssertionError("sampling began though the process was asked to stop")
+    with pytest.raises(shutdown.Stopped):
+        shutdown.check()
+
+
+def test_a_request_to_stop_in_the_midst_of_sampling_ends_it(asked):
+    with shutdown.finish_first(), pytest.raises(shutdown.Stopped), shutdown.at_once():
+        asked()
+
+
+def test_a_second_signal_after_the_grace_is_not_put_off(asked):
+    with shutdown.finish_first():
+        asked()
+        shutdown._state.late = True
+        with pytest.raises(shutdown.Stopped):
+            asked()
+
+
+def test_a_border_that_catches_exceptions_does_not_catch_a_request_to_stop():
+    assert not issubclass(shutdown.Stopped, Exception)

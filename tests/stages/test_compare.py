@@ -1,0 +1,429 @@
+"""The comparison: what it runs and after what, what it concludes from judged numbers, and one real tiny one."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cli.recipes import RECIPES, recipe_path
+from pipeline.config import stage_graph
+from pipeline.config.load import ConfigError, load
+from pipeline.config.schema import Generate
+from pipeline.records import Prompt, Rollout, Scored
+from pipeline.run.stage_dir import StageDir
+from pipeline.stages.comparison import compare, findings
+from pipeline.stages.comparison.method_judge import best_of_curves, by_prompt, learned_tokens, parse
+from pipeline.stages.comparison.stage_pool import Ended, Part, ended, report
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "configs" / "demo"
+
+
+@pytest.fixture
+def cfg() -> Any:
+    return load(DEMO / "compare.yaml")
+
+
+PARENT = """
+import os
+from pipeline.stages.comparison.stage_pool import processes
+if __name__ == "__main__":
+    pool = processes(1)
+    print(pool.submit(os.getpid).result(), flush=True)
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_worker_ends_with_its_parent_however_that_ends(tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text(PARENT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(tmp_path / "parent.py")]
+    # a worker that lived on would hold the pipe open, and be waited for
+    parent = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert parent.returncode == -9
+    worker = Path(f"/proc/{int(parent.stdout)}")
+    deadline = time.monotonic() + 30
+    while worker.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not worker.exists()
+
+
+# --- what runs ----------------------------------------------------------------------------------------------------
+
+
+def test_a_stage_comes_after_all_it_learns_from(cfg: Any) -> None:
+    assert stage_graph.ancestors(cfg, "ppo_weak") == ["base", "sft", "weak_reward_model"]
+    assert stage_graph.ancestors(cfg, "base") == []
+
+
+def test_a_pool_and_what_a_monitor_scores_by_come_before_what_reads_them(cfg: Any) -> None:
+    cfg.blocks["conditioned"].pool = ["feedme", "rated.jsonl"]
+    cfg.blocks["rloo"].monitor.strict = {"weak_reward_model": {"kind": "learned"}}
+    assert stage_graph.ancestors(cfg, "conditioned") == ["base", "sft", "feedme"]
+    assert stage_graph.ancestors(cfg, "rloo") == ["base", "sft", "weak_reward_model"]
+    cfg.block("compare").methods = ["conditioned"]  # and not feedme itself
+    cfg.block("compare").controls, cfg.block("compare").drawn_once = {}, {}
+    seed = stage_graph.seed_config(cfg, "compare", 1)
+    assert seed.stages == ["feedme", "conditioned", "judge"] and "feedme" in seed.blocks
+
+
+def test_rewards_of_the_whole_run_are_needed_by_what_scores_with_them(cfg: Any) -> None:
+    cfg.rewards = {"rm": {"kind": "learned", "model": "weak_reward_model"}}
+    assert "weak_reward_model" in stage_graph.ancestors(cfg, "grpo")
+    assert stage_graph.learned_parts("rewards", {"reward_model": None, "length": {}}) == [
+        ("rewards.reward_model", "reward_model")
+    ]
+
+
+def test_stages_that_wait_for_each_other_end_the_search(cfg: Any) -> None:
+    cfg.blocks["feedme"].pool, cfg.blocks["conditioned"].pool = ["conditioned"], ["feedme"]
+    assert set(stage_graph.ancestors(cfg, "feedme")) == {"base", "sft", "conditioned"}
+
+
+@pytest.mark.parametrize(("backend", "fields"), [("vllm_server", {"url": "http://sampler:8000"}), ("ray", {})])
+def test_where_weights_pass_through_one_place_one_part_runs_at_a_time(
+    cfg: Any, backend: str, fields: dict[str, str]
+) -> None:
+    cfg.block("compare").workers = 3
+    assert stage_graph.at_once(cfg, "compare") == 3
+    cfg.generate = Generate(backend=backend, **fields)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=rf"compare\.workers: 3 .*{backend}; leave workers out"):
+        stage_graph.check(cfg, "compare")
+    cfg.block("compare").workers = None
+    stage_graph.check(cfg, "compare")
+    assert stage_graph.at_once(cfg, "compare") == 1
+
+
+def test_another_start_than_before_sets_stages_aside_and_drops_links(
+    cfg: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg.runs_dir, cfg.run = str(tmp_path), "c"
+    compare.parts_of(stage_graph.start_config(cfg, "compare"), [stage_graph.seed_config(cfg, "compare", 0)])
+    seed = tmp_path / "c" / "seed-1"
+    (seed / "feedme").mkdir()
+    (seed / "feedme" / "manifest.json").write_text("{}")
+    cfg.block("compare").start = "feedme"
+    cfg.block("compare").methods = ["grpo"]
+    for _ in range(2):  # the second finds all in place
+        compare.parts_of(stage_graph.start_config(cfg, "compare"), [stage_graph.seed_config(cfg, "compare", 0)])
+    assert (seed / "feedme").readlink() == Path("../start/feedme")
+    assert (seed / ".replaced" / "feedme" / "manifest.json").read_text() == "{}"
+    assert capsys.readouterr().out.count("seed-1/feedme: what it had made is now in ") == 1
+    cfg.block("compare").start, cfg.block("compare").methods = "sft", ["feedme"]
+    compare.parts_of(stage_graph.start_config(cfg, "compare"), [stage_graph.seed_config(cfg, "compare", 0)])
+    assert not (seed / "feedme").is_symlink() and (seed / "sft").is_symlink(), "feedme is this run's own again"
+
+
+def test_a_comparison_depends_on_all_files_that_its_parts_read(cfg: Any, tmp_path: Path) -> None:
+    cfg.runs_dir = str(tmp_path)
+    runs = [replace(cfg, run=f"c/{name}", stages=["grpo"]) for name in ("start", "seed-1")]
+    for number, run in enumerate(runs):
+        place = StageDir(run.run_dir, "grpo")
+        place.open()
+        place.complete(config={}, seed=1, parents={}, inputs={f"{number}.py": "sha"}, metrics={}, code={})
+    assert compare.inputs_of(runs) == {"0.py": "sha", "1.py": "sha"}
+
+
+def test_seeds_share_the_start_and_only_the_first_follows_the_weak_reward(cfg: Any) -> None:
+    first, second = (stage_graph.seed_config(cfg, "compare", i) for i in (0, 1))
+    assert (first.run, first.seed, second.run, second.seed) == ("compare/seed-1", 1, "compare/seed-2", 2)
+    assert not {"base", "sft"} & {*first.stages, *second.stages}
+    assert set(first.stages) - set(second.stages) == {"weak_reward_model", "feedme_weak", "ppo_weak"}
+    assert first.stages[-1] == second.stages[-1] == "judge"
+
+
+def test_every_method_gets_the_budget_but_one_that_has_its_own(cfg: Any) -> None:
+    cfg.blocks["rloo"].token_budget = 777
+    blocks = stage_graph.seed_config(cfg, "compare", 0).blocks
+    budgets = {n: getattr(b, "token_budget", None) for n, b in blocks.items()}
+    assert budgets["grpo"] == budgets["feedme"] == budgets["conditioned"] == cfg.block("compare").budget
+    assert budgets["rloo"] == 777
+    assert cfg.block("grpo").token_budget is None, "the YAML's own blocks stay as they were read"
+
+
+def test_every_part_waits_for_its_parents_and_the_judge_for_all(cfg: Any, tmp_path: Path) -> None:
+    cfg.runs_dir = str(tmp_path)
+    start = replace(cfg, run="compare/start", stages=["base", "sft"])
+    parts = compare.parts_of(start, [stage_graph.seed_config(cfg, "compare", i) for i in range(3)])
+    done: set[tuple[str, str]] = set()
+    for part in parts:  # in this order one worker could run them all
+        assert set(part.after) <= done, part.label
+        done.add(part.key)
+    assert len(done) == len(parts), "nothing is run twice"
+    judge = next(p for p in parts if p.name == "judge")
+    assert {name for run, name in judge.after if run.endswith("seed-1")} == set(judge.cfg.stages) - {"judge"}
+    assert (tmp_path / "compare" / "seed-2" / "sft").readlink() == Path("../start/sft")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"methods": ["feedmee"]}, "no block for 'feedmee'; did you mean 'feedme'"),
+        ({"controls": {"sft": "sft_more"}}, "controls: 'sft' is not among the methods"),
+        ({"drawn_once": {"grpo": "grpo_twice"}}, "no block for 'grpo_twice'"),
+        ({"proxy": None}, "name the reward model that feedme_weak learns from"),
+        ({"seeds": [1, 1]}, "names a seed twice"),
+        ({"seeds": []}, "compare.seeds: name at least one"),
+        ({"start": "feedme/control"}, "'feedme/control' lies inside a stage"),
+    ],
+)
+def test_a_mistake_in_the_block_is_told_before_anything_runs(cfg: Any, change: dict[str, Any], said: str) -> None:
+    for name, value in change.items():
+        setattr(cfg.block("compare"), name, value)
+    with pytest.raises(ConfigError, match=said):
+        stage_graph.check(cfg, "compare")
+
+
+def test_a_control_inside_a_stage_is_named_by_its_directory() -> None:
+    assert (parse("feedme/control").stage, parse("feedme/control").inside) == ("feedme", "control")
+    assert parse("feedme").inside == "model"
+
+
+def test_a_part_that_failed_is_raised_with_its_name_and_its_log(cfg: Any, tmp_path: Path) -> None:
+    part = Part(cfg, "grpo")
+    with pytest.raises(ConfigError, match=r"compare/grpo: no such key .*compare-grpo\.log"):
+        report(part, Ended(1.0, "ConfigError", "no such key"), 1, 2, 3.0, tmp_path)
+    with pytest.raises(RuntimeError, match="loss is nan"):
+        report(part, Ended(1.0, "Alarm", "loss is nan"), 1, 2, 3.0, tmp_path)
+
+
+def test_a_killed_process_is_told_with_what_to_do(cfg: Any) -> None:
+    future: Future[Ended] = Future()
+    future.set_exception(BrokenProcessPool("terminated abruptly"))
+    with pytest.raises(ConfigError, match=r"killed while compare/grpo .*compare\.workers=1"):
+        ended(future, Part(cfg, "grpo"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_a_config_that_reads(name: str) -> None:
+    found = load(recipe_path(name))
+    assert found.run == name and found.stages[-1] == "evaluate"
+
+
+def test_both_lineages_may_sample_the_same_in_all() -> None:
+    def budget(name: str) -> int:
+        blocks = load(recipe_path(name)).blocks.values()
+        return sum(getattr(b, "token_budget", None) or 0 for b in blocks)
+
+    assert budget("davinci-002") == budget("davinci-003") == load(DEMO / "davinci.yaml").block("compare").budget
+
+
+def test_an_unknown_recipe_is_told_with_the_nearest_one() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'davinci-002'"):
+        recipe_path("davinci-02")
+
+
+@pytest.mark.parametrize(
+    ("stage", "tokens"),
+    [
+        ({"metrics": {"train_tokens": 70}}, 70),
+        ({"metrics": {"rounds": [{"train_tokens": 30}, {"train_tokens": 50}]}}, 80),
+        ({"metrics": {}, "tokens": {"prompt": 10, "completion": 20}, "config": {"stage": {"epochs": 2}}}, 60),
+    ],
+)
+def test_learned_tokens_count_each_token_as_often_as_it_was_learned_from(
+    cfg: Any, tmp_path: Path, stage: dict[str, Any], tokens: int
+) -> None:
+    cfg.runs_dir = str(tmp_path)
+    assert learned_tokens(cfg, "x", stage) == tokens
+
+
+def test_a_control_inside_a_stage_is_not_part_of_what_its_method_learned_from(cfg: Any, tmp_path: Path) -> None:
+    cfg.runs_dir = str(tmp_path)
+    place = cfg.run_dir / "conditioned"
+    place.mkdir(parents=True)
+    rows = [("labels", 40), ("labels", 90), ("shuffled", 90), ("online/0", 25)]
+    lines = [json.dumps({"part": part, "step": 1, "num_input_tokens_seen": seen}) for part, seen in rows]
+    (place / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert learned_tokens(cfg, "conditioned", {"metrics": {}}) == 90 + 25
+
+
+# --- what it concludes --------------------------------------------------------------------------------------------
+
+
+def judged(levels: dict[str, float], *, seed: int, prompts: int = 40) -> dict[str, Any]:
+    """Prompts of different difficulty, the same for all; a method's level is added to each."""
+    hard = [0.3 * ((p * 7) % 11) / 11 for p in range(prompts)]
+    order = list(range(prompts)) if seed % 2 else list(reversed(range(prompts)))
+    rows = [
+        {
+            "policy": n,
+            "accuracy_by_prompt": [v + hard[p] + 0.004 * seed for p in order],
+            "pass_at": [v, v],
+            "entropy": 0.5,
+            "heldout_reward": v,
+            "kl_from_start": 1.0,
+            "distinct_answers": 3.0,
+            "mean_completion_tokens": 5.0,
+            "malformed_share": 0.0,
+            "best_answer_mass": 0.4,
+            "sampled_tokens": 1000,
+            "learned_tokens": 100,
+            "forward_tokens": 200,
+            "wall_s": 1.0,
+        }
+        for n, v in levels.items()
+    ]
+    return {"policies": rows, "prompts": [f"p{p}" for p in order], "parameters": 10}
+
+
+LEVELS = {"sft": 0.2, "good": 0.5, "same": 0.5, "control": 0.2}
+ROLES = {"sft": "start", "good": "method", "same": "method", "control": "control of good"}
+
+
+@pytest.fixture
+def seeds() -> list[dict[str, Any]]:
+    return [judged(LEVELS, seed=s) for s in (1, 2, 3)]
+
+
+def test_gains_are_paired_by_prompt_whatever_order_a_seed_judged_them_in(seeds: list[dict[str, Any]]) -> None:
+    rows = {r["method"]: r for r in findings.table(seeds, ROLES, "sft", 1000)}
+    assert rows["good"]["gain"]["mean"] == pytest.approx(0.3)
+    # each prompt gained exactly 0.3 under each seed: the interval has no width
+    assert (rows["good"]["gain"]["low"], rows["good"]["gain"]["high"]) == pytest.approx((0.3, 0.3))
+    assert rows["sft"]["gain"]["mean"] == 0.0
+    assert rows["good"]["flops"] == 10 * (2 * 200 + 6 * 100)
+
+
+def test_a_prompt_without_a_scorable_sample_under_one_policy_is_left_out_for_all(seeds: list[dict[str, Any]]) -> None:
+    whole = findings.table(seeds, ROLES, "sft", 1000)
+    gone = seeds[1]["prompts"][0]
+    for row in seeds[1]["policies"][1:2]:
+        row["accuracy_by_prompt"][0] = None  # NaN, as a manifest says it
+    for one in seeds:  # whatever stands there for the others must not count
+        for row in one["policies"]:
+            place = one["prompts"].index(gone)
+            row["accuracy_by_prompt"][place] = row["accuracy_by_prompt"][place] and 77.0
+    rows = {r["method"]: r for r in findings.table(seeds, ROLES, "sft", 1000)}
+    assert rows["good"]["gain"]["mean"] == pytest.approx(whole[1]["gain"]["mean"]) == pytest.approx(0.3)
+    assert all(abs(r["accuracy"]) < 2 for r in rows.values())
+    for row in seeds[0]["policies"]:
+        row["accuracy_by_prompt"] = [None] * len(row["accuracy_by_prompt"])
+    with pytest.raises(ValueError, match="no held-out prompt has a scorable sample of every policy"):
+        findings.table(seeds, ROLES, "sft", 1000)
+
+
+def of_prompt(index: int, passed: Sequence[bool | None]) -> list[Scored]:
+    prompt = Prompt(index, f"p{index}", (1,), {})
+    return [Scored(Rollout(prompt, i, (1,), (0.0,), "", True), math.nan if ok is None else float(ok),
+                   "error" if ok is None else "pass" if ok else "fail", {}) for i, ok in enumerate(passed)]  # fmt: skip
+
+
+def test_a_prompt_whose_samples_all_broke_has_no_value_and_ends_nothing() -> None:
+    scored = [*of_prompt(1, [True, False]), *of_prompt(2, [None, None]), *of_prompt(3, [True, True])]
+    found = by_prompt(scored, ["p1", "p2", "p3"])
+    assert found["pass_at"] == [0.75, 1.0]
+    assert found["accuracy_by_prompt"] == pytest.approx([0.5, math.nan, 1.0], nan_ok=True)
+    [one, two] = best_of_curves(scored, proxy=False)["gold"]
+    assert one["accuracy_by_prompt"] == pytest.approx([0.5, math.nan, 1.0], nan_ok=True)
+    assert two["accuracy_by_prompt"] == pytest.approx([1.0, math.nan, 1.0], nan_ok=True) and two["reward"] == 1.0
+
+
+def test_who_sampled_more_than_the_budget_is_marked(seeds: list[dict[str, Any]]) -> None:
+    assert not any(r["over_budget"] for r in findings.table(seeds, ROLES, "sft", 1000))
+    assert all(r["over_budget"] for r in findings.table(seeds, ROLES, "sft", 900))
+
+
+def test_sentences_claim_what_is_apart_and_say_so_of_what_is_not(seeds: list[dict[str, Any]]) -> None:
+    rows = findings.table(seeds, ROLES, "sft", 1000)
+    pairs = findings.pairs(seeds, ["good", "same"])
+    controls = findings.against(seeds, {"good": "control"})
+    said = findings.sentence(rows[1], pairs, controls, [], start="sft", seeds=3)
+    assert "+30.0 points (+30.0 to +30.0) against sft" in said
+    assert "against its control control" in said
+    assert said.endswith("not told apart from same.")
+    alone = findings.sentence(rows[1], pairs, controls, [], start="sft", seeds=1)
+    assert alone.endswith("One seed: nothing is known about training it again.")
+
+
+def test_the_table_for_a_readme_has_a_line_a_method(seeds: list[dict[str, Any]]) -> None:
+    lines = findings.markdown(findings.table(seeds, ROLES, "sft", 1000), "sft").splitlines()
+    assert len(lines) == 2 + 4 and {line.count("|") for line in lines} == {9}
+    assert "| good | method |" in lines[3] and "+30.0 (+30.0 to +30.0)" in lines[3]
+
+
+def test_an_interval_of_a_share_stays_a_share() -> None:
+    noisy = [judged({"sft": 0.0, "good": 0.02 if s == 1 else 0.6}, seed=s) for s in (1, 2)]
+    row = findings.table(noisy, {"sft": "start", "good": "method"}, "sft", 1000)[1]
+    assert row["ci95"][0] == 0.0 and row["ci95"][1] == 1.0
+    assert row["gain"]["low"] < 0, "a difference may be of either sign"
+
+
+def test_over_optimisation_starts_where_gold_peaks_while_the_proxy_goes_on() -> None:
+    path = [
+        {"kl": k, "reward": g, "proxy": p} for k, g, p in [(0, 0.3, 0.0), (1, 0.5, 0.8), (2, 0.4, 1.2), (4, 0.1, 1.9)]
+    ]
+    found = findings.overoptimised("ppo", path)
+    assert found["onset"] == 1 and "peaks at 0.500" in found["words"] and "+0.80 to +1.90" in found["words"]
+    assert findings.overoptimised("ppo", path[:2])["onset"] is None
+    both_fell = [*path[:2], {"kl": 2, "reward": 0.2, "proxy": 0.5}]
+    assert findings.overoptimised("ppo", both_fell)["onset"] is None, "worse by both rewards is not over-optimisation"
+
+
+def test_looks_on_the_way_come_from_steps_or_else_from_rounds() -> None:
+    steps = [
+        {"step": 1, "reward_mean": 0.1},
+        {"step": 2, "heldout_accuracy": 0.5, "sampled_tokens": 10, "heldout_kl": 0.2},
+    ]
+    assert findings.trajectory(steps, []) == [{"tokens": 10.0, "accuracy": 0.5, "kl": 0.2}]
+    assert findings.trajectory(steps[:1], [{"heldout_accuracy": 0.4}]) == [{"accuracy": 0.4}]
+
+
+# --- and for real -------------------------------------------------------------------------------------------------
+
+TINY = [
+    "run=tiny",
+    "compare.seeds=[1,2]",
+    "compare.methods=[sft_gold,grpo]",
+    "compare.controls={grpo: grpo_random}",
+    "compare.drawn_once={}",
+    "compare.proxy=null",
+    "compare.proxy_methods=[]",
+    "compare.best_of=[2]",
+    "compare.budget=3000",
+    "compare.workers=2",
+    "generate.backend=transformers",
+    "prompts.rows=2000",
+    "evaluation={samples: 2, k: 2, prompts: 20}",
+    "sft.trainer.max_steps=60",
+    "sft_gold.trainer.max_steps=10",
+    "grpo.evaluate_every=1",
+]
+
+
+def comparison(place: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline", "compare", str(DEMO / "compare.yaml"), *TINY, f"runs_dir={place}"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.stages
+def test_a_real_comparison_runs_resumes_and_reports(tmp_path: Path) -> None:
+    first = comparison(tmp_path)
+    assert first.returncode == 0, first.stderr[-3000:]
+    made = json.loads((tmp_path / "tiny" / "compare" / "manifest.json").read_text())["metrics"]
+    assert [r["method"] for r in made["table"]] == ["sft", "sft_gold", "grpo", "grpo_random", "best of 2"]
+    spent = next(r for r in made["table"] if r["method"] == "grpo")["sampled_tokens"]
+    assert 3000 <= spent < 3000 + 32 * 8 * 17, "the step that reaches the budget is the last"
+    assert len(made["sentences"]) == 2 and made["paths"]["grpo"][0][0]["tokens"] > 0
+    assert (tmp_path / "tiny" / "report.html").is_file()
+    trained = [(p, p.stat().st_mtime_ns) for p in sorted(tmp_path.rglob("model.safetensors"))]
+    (tmp_path / "tiny" / "compare" / "manifest.json").unlink()  # killed at its very end
+    second = comparison(tmp_path)
+    assert second.returncode == 0, second.stderr[-3000:]
+    assert [(p, p.stat().st_mtime_ns) for p in sorted(tmp_path.rglob("model.safetensors"))] == trained, (
+        "nothing ran twice"
+    )
+    again = json.loads((tmp_path / "tiny" / "compare" / "manifest.json").read_text())["metrics"]
+    assert again == made

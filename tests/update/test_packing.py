@@ -1,0 +1,156 @@
+"""Packed rows against one forward a row: the transformer itself, on one row alone without padding, is the oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config
+
+from pipeline.models.models import backbone
+from pipeline.update import packing
+from pipeline.update.critic import ValueModel, values_of
+from pipeline.update.forward import CompletionLogprobs, Row, completion_logprobs, micro_batches, pad_rows
+
+HERE = torch.device("cpu")
+VOCABULARY = 50
+LONG, OTHER, SHORT = tuple(range(3, 43)), tuple(range(45, 10, -1)), (5, 7)
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "max_position_embeddings": 128,
+}  # fmt: skip
+
+
+def config(kind: str) -> PreTrainedConfig:
+    if kind == "gpt2":
+        return GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, resid_pdrop=0.0,
+                          embd_pdrop=0.0, attn_pdrop=0.0)  # fmt: skip
+    if kind == "window":
+        return MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=8)
+    return {"qwen2": Qwen2Config, "llama": LlamaConfig}[kind](**SIZES, num_key_value_heads=2 if kind == "llama" else 4)
+
+
+def make(kind: str) -> Any:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config(kind), attn_implementation="sdpa", dtype=torch.float64)
+
+
+def rows() -> list[Row]:
+    """Two prompts of different length that are shared, one that is too short to be, one that stands alone."""
+    generator = torch.Generator().manual_seed(1)
+    shape = [(LONG, 9), (OTHER, 1), (LONG, 30), (SHORT, 6), (OTHER, 17), (LONG, 2), (SHORT, 11), (LONG[1:], 5)]
+    return [
+        Row(prompt, tuple(torch.randint(VOCABULARY, (n,), generator=generator).tolist()), (True,) * n)
+        for prompt, n in shape
+    ]
+
+
+def alone(model: Any, row: Row, temperature: float) -> Tensor:
+    """(its T,) log-probs by the model's own logits of this row only."""
+    logits_LV = model(input_ids=torch.tensor([[*row.prompt_ids, *row.ids]])).logits[0, len(row.prompt_ids) - 1 : -1]
+    return (logits_LV / temperature).log_softmax(-1).gather(1, torch.tensor(row.ids)[:, None])[:, 0]
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama", "gpt2"])
+@pytest.mark.parametrize("call", [1, 2**10, 2**20], ids=["many_buckets", "some", "one_bucket_a_kind"])
+def test_packed_log_probs_and_gradients_are_those_of_each_row_alone(
+    kind: str, call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(packing.CALL_PAIRS, "cpu", call)
+    model, batch = make(kind), rows()
+    weights = [torch.linspace(-1, 2, len(r.ids), dtype=torch.float64) for r in batch]
+    expected = [alone(model, row, 0.7) for row in batch]
+    sum((w * x).sum() for w, x in zip(weights, expected, strict=True)).backward()  # type: ignore[union-attr]
+    wanted = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+
+    forward = CompletionLogprobs(model, temperature=0.7)
+    assert forward.packs
+    logprobs_BT, _ = forward(pad_rows(batch, HERE))
+    torch.testing.assert_close(
+        logprobs_BT, nn.utils.rnn.pad_sequence(expected, batch_first=True), rtol=0, atol=1e-6, check_dtype=False
+    )
+    (nn.utils.rnn.pad_sequence(weights, batch_first=True) * logprobs_BT).sum().backward()
+    for parameter, gradient in zip(model.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_a_shared_prompt_is_computed_once() -> None:
+    batch = rows()
+    packed = packing.pack([r.prompt_ids for r in batch], [r.ids for r in batch], HERE)
+    completions = sum(len(r.ids) for r in batch)
+    assert packed.ids_1N.shape[1] == completions + len(LONG) + len(OTHER) + 2 * len(SHORT) + len(LONG) - 1
+
+
+def test_no_token_sees_a_neighbour_of_its_group() -> None:
+    """Change one completion: no other row of the group moves by a bit."""
+    forward = CompletionLogprobs(make("qwen2"), temperature=1.0)
+    batch = rows()
+    changed = [Row(r.prompt_ids, tuple(i ^ 1 for i in r.ids), r.mask) if place == 2 else r
+               for place, r in enumerate(batch)]  # fmt: skip
+    with torch.no_grad():
+        before_BT, after_BT = forward(pad_rows(batch, HERE))[0], forward(pad_rows(changed, HERE))[0]
+    same = [place for place in range(len(batch)) if torch.equal(before_BT[place], after_BT[place])]
+    assert same == [0, 1, 3, 4, 5, 6, 7]
+
+
+def test_a_critic_reads_the_same_values_packed_as_each_row_alone() -> None:
+    model, batch = make("llama"), rows()
+    critic = ValueModel(backbone(model), 32).double()
+    assert critic.packs
+    nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(2))
+    for row, values in zip(batch, values_of(critic, batch, budget=100, where=HERE), strict=True):
+        hidden_LH = backbone(model)(input_ids=torch.tensor([[*row.prompt_ids, *row.ids]])).last_hidden_state[0]
+        expected = critic.head(hidden_LH)[len(row.prompt_ids) - 1 :, 0].detach()
+        torch.testing.assert_close(values, expected, rtol=0, atol=1e-6, check_dtype=False)
+
+
+def test_the_cut_into_micro_batches_changes_no_log_prob() -> None:
+    forward, batch = CompletionLogprobs(make("qwen2"), temperature=1.0), rows()
+    whole = completion_logprobs(forward, batch, budget=10_000, where=HERE)
+    for budget in (1, 60, 150):
+        for a, b in zip(whole, completion_logprobs(forward, batch, budget=budget, where=HERE), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def test_micro_batches_hold_every_row_once_and_keep_to_the_budget() -> None:
+    batch = rows()
+    cut = micro_batches(batch, 70, packs=True)
+    assert sorted(i for places in cut for i in places) == list(range(len(batch)))
+    for places in cut:
+        tokens = sum(len(batch[i].ids) for i in places) + sum(map(len, {batch[i].prompt_ids for i in places}))
+        assert tokens <= 70 or len(places) == 1
+    assert len(cut) < len(batch)
+
+
+def test_a_sliding_window_is_refused_and_the_padded_path_used() -> None:
+    model = make("window")
+    forward = CompletionLogprobs(model, temperature=1.0)
+    assert not forward.packs
+    assert model.config._attn_implementation == "sdpa"
+    for row, found in zip(rows(), completion_logprobs(forward, rows(), budget=200, where=HERE), strict=True):
+        torch.testing.assert_close(found, alone(model, row, 1.0).detach(), rtol=0, atol=1e-6, check_dtype=False)
+
+
+def test_an_attention_that_drops_the_packing_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that loses the layout on its way to attention would let every row see every other."""
+    honest = packing.packed_attention
+    monkeypatch.setattr(packing, "packed_attention", lambda *args, packed=None, **options: honest(*args, **options))
+    model = make("qwen2")
+    assert not packing.enable(backbone(model))
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_gradient_checkpointing_gives_the_packed_gradients() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = make("qwen2")
+        forward = CompletionLogprobs(model, temperature=1.0).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        forward(pad_rows(rows(), HERE))[0].sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
