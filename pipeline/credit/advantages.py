@@ -4,17 +4,14 @@ Axes: P prompts, G samples a prompt, B flat batch, T completion tokens, K steps 
 M continuations. A mask is True on tokens the policy sampled; it may have holes (tool or environment tokens),
 and every recursion here jumps over a hole as if it were not there.
 
-Whatever takes `reduce` gives on two ranks of N rows what it gives on one of 2N: pass a function that sums a
-tensor over ranks. Sums are taken in float64, so that the order of ranks does not show.
+Every rank holds all rows of a step, so no sum crosses ranks. Sums are taken in float64.
 """
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-Reduce = Callable[[Tensor], Tensor]
 Baseline = Literal["group", "leave_one_out", "global_baseline"]
 
 STD_EPS = 1e-4  # added to a reward std, as GRPO's reference code does
@@ -52,7 +49,7 @@ def leave_one_out(rewards_PG: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def global_baseline(rewards_PG: Tensor, *, subtract_group_mean: bool = False, reduce: Reduce | None = None) -> Tensor:
+def global_baseline(rewards_PG: Tensor, *, subtract_group_mean: bool = False) -> Tensor:
     """Reward minus the mean of the whole batch, over the batch's std; no group is needed (G may be 1).
 
     rewards_PG: (P, G); NaN = not scorable: it gets 0 and does not count. A batch of equal rewards is all zeros.
@@ -64,7 +61,7 @@ def global_baseline(rewards_PG: Tensor, *, subtract_group_mean: bool = False, re
         x_PG, scorable_PG = _centre_groups(rewards_PG)
     else:
         x_PG, scorable_PG = _split_unscorable(rewards_PG)
-    mean, variance = masked_moments(x_PG, scorable_PG, reduce=reduce)
+    mean, variance = masked_moments(x_PG, scorable_PG)
     # equal rewards leave rounding, not signal: below it the deviation is called zero
     deviation_PG = torch.where(scorable_PG, x_PG - mean, 0.0)
     deviation_PG = torch.where(deviation_PG.abs() <= 1e-12 * (1 + mean.abs()), 0.0, deviation_PG)
@@ -252,14 +249,14 @@ def step_values_to_advantages(
 
 
 @torch.no_grad()
-def whiten(x_BT: Tensor, mask_BT: Tensor, *, shift_mean: bool = True, reduce: Reduce | None = None) -> Tensor:
+def whiten(x_BT: Tensor, mask_BT: Tensor, *, shift_mean: bool = True) -> Tensor:
     """Scale to unit variance over the valid tokens; mean to 0 if shift_mean, else the mean stays what it was.
 
     Returns (B, T), 0 outside the mask. An all-masked batch gives zeros.
     Source: lm-human-preferences `utils/core.py` (population variance, eps 1e-8 under the root).
     """
     mask_BT = mask_BT.bool()
-    mean, variance = masked_moments(x_BT, mask_BT, reduce=reduce)
+    mean, variance = masked_moments(x_BT, mask_BT)
     whitened_BT = (x_BT.double() - mean) * torch.rsqrt(variance + VARIANCE_EPS)
     if not shift_mean:
         whitened_BT = whitened_BT + mean
@@ -267,38 +264,28 @@ def whiten(x_BT: Tensor, mask_BT: Tensor, *, shift_mean: bool = True, reduce: Re
 
 
 @torch.no_grad()
-def explained_variance(
-    values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, *, reduce: Reduce | None = None
-) -> float:
+def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -> float:
     """1 - Var(returns - values) / Var(returns) over valid tokens: NaN where returns do not vary."""
-    _, residual = masked_moments(returns_BT.double() - values_BT.double(), mask_BT, reduce=reduce)
-    _, total = masked_moments(returns_BT, mask_BT, reduce=reduce)
+    _, residual = masked_moments(returns_BT.double() - values_BT.double(), mask_BT)
+    _, total = masked_moments(returns_BT, mask_BT)
     return float(1 - residual / total) if float(total) > 0 else float("nan")
 
 
-def masked_moments(x: Tensor, mask: Tensor, *, reduce: Reduce | None = None) -> tuple[Tensor, Tensor]:
+def masked_moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and population variance over the mask, as float64 scalars; both 0 when nothing is valid."""
-    reduce = reduce or (lambda tensor: tensor)
     mask = mask.bool()
     x = x.double().masked_fill(~mask, 0.0)
-    total, count = reduce(torch.stack([x.sum(), mask.sum().double()]))
+    total, count = x.sum(), mask.sum().double()
     mean = total / count.clamp(min=1)
     # second pass over deviations: a difference of squares would cancel for rewards far from 0
-    squares = reduce((x - mean).masked_fill(~mask, 0.0).square().sum().reshape(1))[0]
+    squares = (x - mean).masked_fill(~mask, 0.0).square().sum()
     return mean, squares / count.clamp(min=1)
 
 
-def masked_mean(x: Tensor, mask: Tensor, *, reduce: Reduce | None = None) -> float:
+def masked_mean(x: Tensor, mask: Tensor) -> float:
     """Mean over the mask, for logs; NaN when nothing is valid, so that a curve shows a gap instead of a zero."""
-    reduce = reduce or (lambda tensor: tensor)
     mask = mask.bool()
-    total, count = reduce(torch.stack([x.detach().double().masked_fill(~mask, 0.0).sum(), mask.sum().double()]))
-    return float(total / count)
-
-
-def masked_std(x: Tensor, mask: Tensor, *, reduce: Reduce | None = None) -> float:
-    """Population standard deviation over the mask, for logs."""
-    return float(masked_moments(x.detach(), mask, reduce=reduce)[1].sqrt())
+    return float(x.detach().double().masked_fill(~mask, 0.0).sum() / mask.sum().double())
 
 
 def _centre_groups(rewards_PG: Tensor) -> tuple[Tensor, Tensor]:

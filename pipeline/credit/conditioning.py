@@ -184,12 +184,6 @@ def balanced(cells: Sequence[Cell], *, per_bin: int, seed: int) -> list[int]:
     return out
 
 
-def dropped(n: int, share: float, *, seed: int) -> list[bool]:
-    """True where the label is left off, so that one model also answers unasked."""
-    rng = random.Random(seed)
-    return [rng.random() < share for _ in range(n)]
-
-
 def some_dropped(asked: Mapping[str, int], share: float, rng: random.Random) -> dict[str, int]:
     """What is left of a label of several parts: nothing with probability `share`, else each part unless dropped with
     that probability too, so that any of them can be asked alone."""

@@ -7,7 +7,6 @@ with all rewards of the levels it keeps anything of: where the two means are ali
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,6 @@ from dataclasses import dataclass, replace
 from pipeline.credit.selection import Candidate, Filter, Kept, Turn, select
 
 FLAT = 0.15  # of the way from the bucket's mean to its best level: a chain that lifts less does not climb
-GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +81,3 @@ def levels_of(rewards: Sequence[float], *, most: int = 10) -> list[float]:
 
 def _level(reward: float, levels: Sequence[float]) -> float:
     return max((level for level in levels if level <= reward), default=levels[0])
-
-
-def even_grid(*, prompts: int = 250, samples: int = 8, levels: Sequence[float] = GRID) -> list[Candidate]:
-    """Candidates to lint with before a single sample was drawn: every level equally often, lengths unrelated."""
-    rng = random.Random(0)
-    return [
-        Candidate(prompt, reward := rng.choice(levels), (0,) * rng.randint(1, 12), passed=reward > 0)
-        for prompt in range(prompts)
-        for _ in range(samples)
-    ]

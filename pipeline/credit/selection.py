@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -263,14 +263,6 @@ def select(candidates: Sequence[Candidate], filters: Sequence[Filter], turn: Tur
     for one in filters:
         kept = one(candidates, kept, turn or Turn())
     return kept
-
-
-def matched_random(candidates: Sequence[Candidate], kept: Kept, *, seed: int) -> Kept:
-    """The control: as many of each prompt as `kept` has, chosen blindly among its scorable samples.
-
-    Whatever a filter gains over this it gained by looking at the reward, not by training more.
-    """
-    return blind(candidates, Counter(candidates[i].prompt for i in kept), seed=seed)
 
 
 def blind(candidates: Sequence[Candidate], counts: Mapping[int, int], *, seed: int) -> Kept:

@@ -4,7 +4,7 @@ Axes: B flat batch, T completion tokens, K turns. A mask is True on tokens the p
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -76,21 +76,6 @@ def token_rewards(scores_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, *, kl_coef: 
     return torch.where(last_valid(mask_BT), scores_B1, 0.0) - penalty_BT
 
 
-@torch.no_grad()
-def turn_rewards(scores_BK: Tensor, turns_BT: Tensor) -> Tensor:
-    """(B, T): each turn's score on the last token of that turn, 0 elsewhere.
-
-    scores_BK: (B, K), one score a turn; what stands beyond a row's last turn is not read.
-    turns_BT: (B, T) int as `advantages.turns_of` gives it, -1 on tokens of no turn.
-    """
-    # turn numbers never fall along a row, so the smallest number to the right is the next valid token's
-    beyond = scores_BK.shape[1]
-    ahead_BT = turns_BT.masked_fill(turns_BT < 0, beyond).flip(1).cummin(1).values.flip(1)
-    next_BT = torch.nn.functional.pad(ahead_BT, (0, 1), value=beyond)[:, 1:]
-    last_BT = (turns_BT >= 0) & (turns_BT != next_BT)
-    return torch.where(last_BT, scores_BK.gather(1, turns_BT.clamp(min=0)), 0.0)
-
-
 def last_valid(mask_BT: Tensor) -> Tensor:
     """(B, T) bool: True on each row's last valid token; nowhere in a fully masked row."""
     mask_BT = mask_BT.bool()
@@ -98,26 +83,12 @@ def last_valid(mask_BT: Tensor) -> Tensor:
     return mask_BT & (remaining_BT == 1)
 
 
-def ends_in(ids_BT: Tensor, mask_BT: Tensor, stop_ids: Collection[int]) -> Tensor:
-    """(B,) bool: True where the last valid token is one of stop_ids, that is, the row was not truncated."""
-    stops = torch.tensor(sorted(stop_ids), dtype=ids_BT.dtype, device=ids_BT.device)
-    return (last_valid(mask_BT) & torch.isin(ids_BT, stops)).any(1)
-
-
 def missing_eos_penalty(scores_B: Tensor, ended_B: Tensor, *, penalty: float) -> Tensor:
     """Score minus penalty for the rows that did not end by themselves.
 
-    ended_B: (B,) bool, from the generator's finish reason or `ends_in`, never from a mask.
+    ended_B: (B,) bool, from the generator's finish reason, never from a mask.
     """
     return scores_B - penalty * (~ended_B).to(scores_B.dtype)
-
-
-def without_truncated(mask_BT: Tensor, ended_B: Tensor) -> Tensor:
-    """The mask with every truncated row emptied: a cut-off answer says nothing about its quality.
-
-    Source: overlong filtering, DAPO, arXiv:2503.14476 §3.4.
-    """
-    return mask_BT.bool() & ended_B.bool()[:, None]
 
 
 def soft_overlong_penalty(lengths_B: Tensor, *, max_length: int, buffer: int) -> Tensor:

@@ -8,7 +8,6 @@ micro-batches and ranks: `total = Σ denominator(mask, kind)`, known before the 
 backpropagates `loss_sum(loss, mask, kind) / total`. DDP averages gradients over ranks: multiply by the world size.
 """
 
-from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -19,7 +18,6 @@ KLKind = Literal["k1", "k2", "k3"]
 KLLossKind = Literal["k2", "k3", "unbiased"]
 CorrectionMode = Literal["none", "truncate", "mask"]
 Level = Literal["token", "sequence"]
-Reduce = Callable[[Tensor], Tensor]
 
 # exp(20) is 4.9e8: far past any ratio that carries information, and float32 stays finite
 MAX_LOG_RATIO = 20.0
@@ -55,24 +53,18 @@ def gspo_surrogate(
     *,
     clip_low: float,
     clip_high: float,
-    token_gradient: bool = False,
 ) -> Tensor:
     """The clipped surrogate with one ratio a sequence: exp of the mean log-ratio over its valid tokens.
 
     Same value at each valid token of a row (if A is); made for the aggregation `sequence_mean`. Clip bounds are
     about a hundred times smaller than PPO's (paper: 3e-4 and 4e-4), since a mean moves less than a token.
-    token_gradient: GSPO-token, the same value but each token's gradient weighted by its own advantage.
     Returns (B, T), 0 outside the mask.
-    Source: arXiv:2507.18071 eq. 5 and 7; GSPO-token eq. 13 and 14.
+    Source: arXiv:2507.18071 eq. 5 and 7.
     """
     mask_BT = mask_BT.bool()
     log_ratio_BT = _log_ratio(logprobs_BT, old_logprobs_BT.detach(), mask_BT)
-    mean_B1 = _sequence_mean(log_ratio_BT, mask_BT)
-    if token_gradient:
-        log_ratio_BT = mean_B1.detach() + log_ratio_BT - log_ratio_BT.detach()
-    else:
-        log_ratio_BT = mean_B1.expand_as(log_ratio_BT)
-    return _pessimistic(log_ratio_BT.exp(), advantages_BT, mask_BT, clip_low, clip_high, None)
+    ratio_BT = _sequence_mean(log_ratio_BT, mask_BT).expand_as(log_ratio_BT).exp()
+    return _pessimistic(ratio_BT, advantages_BT, mask_BT, clip_low, clip_high, None)
 
 
 def cispo_surrogate(
@@ -267,33 +259,6 @@ def importance_weights(
     else:
         ratio_BT = torch.where((ratio_BT >= floor) & (ratio_BT <= cap), ratio_BT, 0.0)
     return _only(ratio_BT, mask_BT)
-
-
-@torch.no_grad()
-def mismatch_statistics(
-    trainer_logprobs_BT: Tensor,
-    generator_logprobs_BT: Tensor,
-    mask_BT: Tensor,
-    *,
-    reduce: Reduce | None = None,
-    reduce_max: Reduce | None = None,
-) -> dict[str, float]:
-    """How far the trainer's log-probs lie from those the generator sampled with, over valid tokens.
-
-    mean_abs and max of |Δ|; k1 and k3 estimate KL(generator || trainer), since the generator sampled. All NaN when
-    nothing is valid; NaN in a log-prob stays NaN. reduce sums over ranks, reduce_max takes their largest.
-    """
-    mask_BT = mask_BT.bool()
-    reduce, reduce_max = reduce or (lambda x: x), reduce_max or (lambda x: x)
-    trainer_N, generator_N = _float(trainer_logprobs_BT)[mask_BT], _float(generator_logprobs_BT)[mask_BT]
-    gap_N = (trainer_N - generator_N).abs().double()
-    k1_N = kl_estimate(generator_N, trainer_N, kind="k1").double()
-    k3_N = kl_estimate(generator_N, trainer_N, kind="k3").double()
-    counts = torch.full_like(gap_N, 1.0).sum()
-    sums = reduce(torch.stack([gap_N.sum(), k1_N.sum(), k3_N.sum(), counts]))
-    largest = float(reduce_max(gap_N.max() if gap_N.numel() else gap_N.new_tensor(-torch.inf)))
-    mean_abs, k1, k3 = (sums[:3] / sums[3]).tolist()
-    return {"mean_abs": mean_abs, "k1": k1, "k3": k3, "max": largest if largest >= 0 else float("nan")}
 
 
 def _pessimistic(

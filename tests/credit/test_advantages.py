@@ -4,7 +4,6 @@
 """
 
 import math
-import threading
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -21,7 +20,6 @@ from pipeline.credit.advantages import (
     leave_one_out,
     masked_mean,
     masked_moments,
-    masked_std,
     monte_carlo_values,
     step_values_to_advantages,
     turn_gae,
@@ -50,28 +48,6 @@ def brute_force_gae(
     nexts = [*values, last_value][1:]
     errors = [r + gamma * after - v for r, after, v in zip(rewards, nexts, values, strict=True)]
     return [math.fsum((gamma * lam) ** (i - t) * errors[i] for i in range(t, len(errors))) for t in range(len(errors))]
-
-
-def on_two_ranks(run: Callable[[int, Callable[[Tensor], Tensor]], Tensor]) -> list[Tensor]:
-    """run(rank, reduce) on two threads whose `reduce` really adds up what both hand in."""
-    barrier, offered, results = threading.Barrier(2, timeout=30), [torch.empty(0)] * 2, [torch.empty(0)] * 2
-
-    def rank(index: int) -> None:
-        def reduce(x: Tensor) -> Tensor:
-            offered[index] = x.clone()
-            barrier.wait()
-            total = offered[0] + offered[1]
-            barrier.wait()
-            return total
-
-        results[index] = run(index, reduce)
-
-    threads = [threading.Thread(target=rank, args=(i,)) for i in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
 
 
 # --- groups ----------------------------------------------------------------------------------------------------------
@@ -184,12 +160,6 @@ def test_global_baseline_is_the_z_score_of_the_scorable_batch() -> None:
     std = math.sqrt(((1 - 3) ** 2 + (2 - 3) ** 2 + (6 - 3) ** 2) / 3)
     advantages = global_baseline(rewards_PG).flatten().tolist()
     assert advantages == pytest.approx([-2 / (std + 1e-4), -1 / (std + 1e-4), 0.0, 3 / (std + 1e-4)], rel=1e-6)
-
-
-def test_global_baseline_on_two_ranks_equals_one() -> None:
-    rewards_PG = seeded(6, 4)
-    halves = on_two_ranks(lambda rank, reduce: global_baseline(rewards_PG[rank * 3 : rank * 3 + 3], reduce=reduce))
-    torch.testing.assert_close(torch.cat(halves), global_baseline(rewards_PG))
 
 
 # --- generalised advantage estimation -------------------------------------------------------------------------------
@@ -400,14 +370,6 @@ def test_detail_21_whitening_without_shift_keeps_the_mean_and_with_shift_removes
     assert float(whiten(x_BT, mask_BT)[mask_BT].std(correction=0)) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_detail_31_whitening_two_ranks_of_n_rows_equals_one_rank_of_2n() -> None:
-    x_BT, mask_BT = seeded(6, 12), holed_mask(6, 12)
-    x_BT[3:] += 10  # so that a rank's own moments would be far off
-    halves = on_two_ranks(lambda rank, r: whiten(x_BT[rank * 3 :][:3], mask_BT[rank * 3 :][:3], reduce=r))
-    torch.testing.assert_close(torch.cat(halves), whiten(x_BT, mask_BT), rtol=1e-12, atol=1e-12)
-    assert not torch.allclose(whiten(x_BT[:3], mask_BT[:3]), halves[0], atol=0.1)
-
-
 def test_padding_changes_nothing_in_whitening() -> None:
     x_BT, mask_BT = seeded(6, 12), holed_mask(6, 12)
     wider_BT = whiten(torch.nn.functional.pad(x_BT, (0, 3), value=50.0), torch.nn.functional.pad(mask_BT, (0, 3)))
@@ -428,7 +390,6 @@ def test_variance_far_from_zero_does_not_cancel() -> None:
 def test_detail_36_logged_means_exclude_padding() -> None:
     x_BT, mask_BT = torch.tensor([[1.0, 3.0, 900.0], [NAN, 900.0, 900.0]]), torch.tensor([[1, 1, 0], [0, 0, 0]])
     assert masked_mean(x_BT, mask_BT) == 2.0
-    assert masked_std(x_BT, mask_BT) == 1.0
     assert math.isnan(masked_mean(x_BT, torch.zeros(2, 3)))
 
 

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.credit.filter_lint import even_grid, lint
+from pipeline.credit.filter_lint import lint
 from pipeline.credit.selection import (
     FILTERS,
     Candidate,
     Turn,
     blind,
-    matched_random,
     ngrams,
     parse,
     pass_rates,
@@ -175,12 +174,12 @@ def test_every_filter_keeps_some_of_what_it_was_given_in_order_and_nothing_of_no
 def test_the_control_keeps_as_many_of_each_prompt_and_does_not_look_at_the_reward():
     candidates = rows(*((i // 8, float(i % 8 == 0)) for i in range(800)))
     kept = chosen(candidates, {"threshold": 1.0})
-    control = matched_random(candidates, kept, seed=1)
+    control = blind(candidates, Counter(candidates[i].prompt for i in kept), seed=1)
     assert Counter(candidates[i].prompt for i in control) == Counter(candidates[i].prompt for i in kept)
     share = sum(candidates[i].reward for i in control) / len(control)
     assert abs(share - 1 / 8) < 4 * math.sqrt(1 / 8 * 7 / 8 / len(control))
     flipped = [Candidate(c.prompt, 1 - c.reward, c.key) for c in candidates]
-    assert matched_random(flipped, kept, seed=1) == control
+    assert blind(flipped, Counter(flipped[i].prompt for i in kept), seed=1) == control
 
 
 @pytest.mark.parametrize(
@@ -204,6 +203,16 @@ def test_a_wrong_filter_is_told_by_name_and_mend(spec, words):
 
 
 # --- the lint ------------------------------------------------------------------------------------------------------
+
+
+def even_grid() -> list[Candidate]:
+    """Every level equally often, lengths unrelated."""
+    draw = random.Random(0)
+    return [
+        Candidate(prompt, reward := draw.choice((0.0, 0.25, 0.5, 0.75, 1.0)), (0,) * draw.randint(1, 12), reward > 0)
+        for prompt in range(250)
+        for _ in range(8)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -5,20 +5,15 @@ import json
 import pytest
 import torch
 
-from pipeline.credit.advantages import turns_of
 from pipeline.credit.token_rewards import (
     KLController,
-    ends_in,
     last_valid,
     missing_eos_penalty,
     soft_overlong_penalty,
     token_rewards,
-    turn_rewards,
-    without_truncated,
 )
 
 MASK_BT = torch.tensor([[1, 1, 1, 0], [1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]]).bool()
-EOS, OTHER_STOP = 2, 9
 
 
 def test_detail_15_the_score_lands_on_the_last_valid_token() -> None:
@@ -47,41 +42,13 @@ def test_detail_14_no_reward_falls_on_a_token_the_policy_did_not_sample() -> Non
     assert rewards_BT[MASK_BT].ne(0).all()
 
 
-def test_turn_scores_land_on_the_last_token_of_their_turn() -> None:
-    mask_BT = torch.tensor([[1, 1, 0, 1, 0, 1], [0, 1, 0, 0, 0, 0], [0] * 6])
-    rewards_BT = turn_rewards(torch.tensor([[1.0, 2.0, 3.0], [4.0, 9.0, 9.0], [9.0, 9.0, 9.0]]), turns_of(mask_BT))
-    assert rewards_BT.tolist() == [[0, 1, 0, 2, 0, 3], [0, 4, 0, 0, 0, 0], [0] * 6]
-
-
-def test_turn_scores_land_right_where_turns_touch() -> None:
-    rewards_BT = turn_rewards(torch.tensor([[1.0, 2.0]]), torch.tensor([[0, 0, 1, 1]]))
-    assert rewards_BT.tolist() == [[0, 1, 0, 2]]
-
-
 def test_last_valid_token_of_a_row_with_a_hole_lies_after_the_hole() -> None:
     assert last_valid(MASK_BT).int().tolist() == [[0, 0, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
 
 
-def test_detail_11_padding_with_the_eos_id_does_not_end_a_row() -> None:
-    ids_BT = torch.tensor([[5, 6, EOS, EOS], [5, EOS, 6, EOS], [EOS] * 4, [5, 6, 7, 8]])
-    assert ends_in(ids_BT, MASK_BT, {EOS}).tolist() == [True, False, False, False]
-
-
-def test_detail_12_every_stop_id_ends_a_row() -> None:
-    ids_BT = torch.tensor([[5, 6, EOS, 0], [5, 0, OTHER_STOP, 0], [0] * 4, [5, 6, 7, 8]])
-    assert ends_in(ids_BT, MASK_BT, {EOS, OTHER_STOP}).tolist() == [True, True, False, False]
-    assert ends_in(ids_BT, MASK_BT, [OTHER_STOP]).tolist() == [False, True, False, False]
-
-
 def test_detail_13_the_missing_eos_penalty_falls_on_exactly_the_truncated_rows() -> None:
-    ids_BT = torch.tensor([[5, 6, EOS, 0], [5, 0, OTHER_STOP, 0], [5, 6, 7, 8]])
-    ended_B = ends_in(ids_BT, MASK_BT[[0, 1, 3]], {EOS, OTHER_STOP})
+    ended_B = torch.tensor([True, True, False])
     assert missing_eos_penalty(torch.tensor([1.0, 0.5, 1.0]), ended_B, penalty=0.75).tolist() == [1.0, 0.5, 0.25]
-
-
-def test_overlong_filter_empties_truncated_rows_and_leaves_the_others() -> None:
-    kept_BT = without_truncated(MASK_BT, torch.tensor([True, False, True, True]))
-    assert kept_BT.equal(MASK_BT & torch.tensor([[True], [False], [True], [True]]))
 
 
 def test_soft_overlong_penalty_falls_linearly_over_its_buffer() -> None:

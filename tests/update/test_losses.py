@@ -32,7 +32,6 @@ SURROGATES: dict[str, Surrogate] = {
     "ppo": lambda p, old, a, m: clipped_surrogate(p, old, a, m, clip_low=0.2, clip_high=0.28),
     "dual clip": lambda p, old, a, m: clipped_surrogate(p, old, a, m, clip_low=0.2, clip_high=0.28, ratio_max=3.0),
     "gspo": lambda p, old, a, m: gspo_surrogate(p, old, a, m, clip_low=3e-4, clip_high=4e-4),
-    "gspo token": lambda p, old, a, m: gspo_surrogate(p, old, a, m, clip_low=3e-4, clip_high=4e-4, token_gradient=True),
     "cispo": lambda p, old, a, m: cispo_surrogate(p, old, a, m, clip_low=1.0, clip_high=0.28),
     "reinforce": lambda p, old, a, m: reinforce_surrogate(p, a, m),
 }
@@ -142,18 +141,6 @@ def test_gspo_ratio_is_the_geometric_mean_over_the_rows_valid_tokens() -> None:
         advantage = float(advantages_B1[b])
         expected = -min(ratio * advantage, min(max(ratio, 0.98), 1.03) * advantage)
         assert loss_BT[b, valid].tolist() == pytest.approx([expected] * n)
-
-
-def test_gspo_token_has_the_same_value_but_weighs_each_token_by_its_own_advantage() -> None:
-    logprobs_BT, old_BT, _, mask_BT = batch()
-    advantages_BT = seeded(6, 9, seed=5)
-    arguments = (logprobs_BT, old_BT, advantages_BT, mask_BT)
-    whole_BT = gspo_surrogate(*arguments, clip_low=9.0, clip_high=9.0)
-    token_BT = gspo_surrogate(*arguments, clip_low=9.0, clip_high=9.0, token_gradient=True)
-    torch.testing.assert_close(whole_BT, token_BT)
-    (gradient_BT,) = torch.autograd.grad(token_BT.sum(), logprobs_BT)
-    # unclipped, the derivative of -s·A_t by its own log-prob is its value
-    torch.testing.assert_close(gradient_BT, token_BT.detach())
 
 
 @pytest.mark.parametrize(("ratio", "weight"), [(0.01, 0.01), (1.0, 1.0), (1.2, 1.2), (40.0, 1.28)])

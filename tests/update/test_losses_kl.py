@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.update.learner import Averages, measure_mismatch
 from pipeline.update.losses import (
     CorrectionMode,
     KLLossKind,
@@ -18,7 +19,6 @@ from pipeline.update.losses import (
     importance_weights,
     kl_estimate,
     kl_loss,
-    mismatch_statistics,
     reinforce_surrogate,
 )
 
@@ -165,47 +165,35 @@ def test_importance_weights_make_generator_samples_estimate_the_trainers_gradien
     assert not torch.allclose(expected_gradient(logits_V, generator_V.exp(), loss_V), wanted_V, atol=0.02)
 
 
+def mismatch(trainer_BT: Tensor, generator_BT: Tensor, mask_BT: Tensor) -> dict[str, float]:
+    """The figures that every update logs, without the prefix of their names."""
+    figures = Averages()
+    measure_mismatch(figures, trainer_BT, generator_BT, mask_BT)
+    return {name.removeprefix("mismatch_"): value for name, value in figures.read().items()}
+
+
 def test_identical_policies_have_weight_1_and_mismatch_0() -> None:
     logprobs_BT, mask_BT = -seeded(6, 9).abs(), holed_mask(6, 9)
     for mode in get_args(CorrectionMode):
         for level in get_args(Level):
             weights_BT = importance_weights(logprobs_BT, logprobs_BT, mask_BT, mode=mode, level=level)
             assert weights_BT.equal(mask_BT.double())
-    assert mismatch_statistics(logprobs_BT, logprobs_BT, mask_BT) == {"mean_abs": 0.0, "k1": 0.0, "k3": 0.0, "max": 0.0}
+    assert mismatch(logprobs_BT, logprobs_BT, mask_BT) == {"mean_abs": 0.0, "k1": 0.0, "k3": 0.0, "max": 0.0}
 
 
 def test_detail_36_mismatch_is_measured_over_valid_tokens_only() -> None:
     generator_BT = torch.tensor([[-1.0, -2.0, NAN], [-1.0, 5.0, 5.0]], dtype=torch.float64)
     trainer_BT = torch.tensor([[-1.5, -1.0, NAN], [-1.0, 9.0, 9.0]], dtype=torch.float64)
-    statistics = mismatch_statistics(trainer_BT, generator_BT, torch.tensor([[1, 1, 0], [1, 0, 0]]))
+    statistics = mismatch(trainer_BT, generator_BT, torch.tensor([[1, 1, 0], [1, 0, 0]]).bool())
     assert statistics["mean_abs"] == pytest.approx((0.5 + 1.0 + 0.0) / 3)
     assert statistics["k1"] == pytest.approx((0.5 - 1.0 + 0.0) / 3)
     assert statistics["k3"] == pytest.approx((math.exp(-0.5) - 0.5 + math.exp(1.0) - 2.0) / 3)
     assert statistics["max"] == pytest.approx(1.0)
 
 
-def test_mismatch_over_two_ranks_equals_one() -> None:
-    trainer_BT, generator_BT, mask_BT = seeded(6, 9), seeded(6, 9, seed=1), holed_mask(6, 9)
-    seen: list[Tensor] = []
-
-    def keep(x: Tensor) -> Tensor:
-        seen.append(x)
-        return x
-
-    mismatch_statistics(trainer_BT[:2], generator_BT[:2], mask_BT[:2], reduce=keep, reduce_max=keep)
-    both = mismatch_statistics(
-        trainer_BT[2:],
-        generator_BT[2:],
-        mask_BT[2:],
-        reduce=lambda x: x + seen[0],
-        reduce_max=lambda x: torch.maximum(x, seen[1]),
-    )
-    assert both == pytest.approx(mismatch_statistics(trainer_BT, generator_BT, mask_BT))
-
-
 def test_mismatch_tells_nan_and_nothing_apart_from_agreement() -> None:
-    broken = mismatch_statistics(torch.tensor([[NAN, -1.0]]), torch.tensor([[-1.0, -1.0]]), torch.ones(1, 2))
-    nothing = mismatch_statistics(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 2))
+    broken = mismatch(torch.tensor([[NAN, -1.0]]), torch.tensor([[-1.0, -1.0]]), torch.ones(1, 2).bool())
+    nothing = mismatch(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 2).bool())
     assert all(math.isnan(x) for x in [*broken.values(), *nothing.values()])
 
 
