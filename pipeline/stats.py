@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,8 +53,27 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def mean(values: Sequence[float]) -> float:
-    """NaN of nothing."""
+    """NaN for empty input."""
     return math.fsum(values) / len(values) if values else math.nan
+
+
+def counts(reward: float | None, status: str) -> bool:
+    """Whether a sample counts in a figure of accuracy: every checker worked on it.
+
+    A broken checker leaves no reward, or status `error` where only a checker of weight 0 broke: nobody knows whether
+    such an answer is right, so it counts neither as right nor as wrong.
+    """
+    return reward is not None and not math.isnan(reward) and status != "error"
+
+
+def counted(samples: Iterable[Any]) -> list[Any]:
+    """The samples (`pipeline.records.Scored`) that count in a figure of accuracy."""
+    return [s for s in samples if counts(s.reward, s.status)]
+
+
+def pass_rate(samples: Iterable[Any]) -> float:
+    """Accuracy, the one definition: the share of passes among samples whose checkers all worked; NaN without any."""
+    return mean([float(s.status == "pass") for s in counted(samples)])
 
 
 def best_answer_mass(group: Sequence[Any]) -> float:
@@ -72,14 +91,13 @@ def best_answer_mass(group: Sequence[Any]) -> float:
 def describe_groups(groups: Sequence[Sequence[Any]], *, k: int) -> dict[str, Any]:
     """A policy's figures from scored samples, grouped by prompt (`pipeline.records.Scored`).
 
-    A sample is right when its status is `pass`; rows that a checker broke on count nowhere. pass@k over prompts with at
-    least k usable samples. distinct_answers: distinct completions a prompt. entropy: nats a token, the mean of
-    -log-prob of what was sampled.
+    A sample is right when its status is `pass`; samples on which a checker broke count nowhere. pass@k is over prompts
+    with at least k samples that count. distinct_answers: distinct completions per prompt. entropy: nats per token, the
+    mean of -log-prob of what was sampled.
     """
-    usable = [[s for s in group if s.scorable and s.status != "error"] for group in groups]
-    usable = [group for group in usable if group]
+    usable = [kept for group in groups if (kept := counted(group))]
     right = [[s.status == "pass" for s in group] for group in usable]
-    accuracy = [mean(r) for r in right]
+    accuracy = [pass_rate(group) for group in usable]
     every = [s for group in usable for s in group]
     tokens = [len(s.rollout.ids) for s in every]
     at_k = [pass_at_k(len(r), sum(r), k) for r in right if len(r) >= k]

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.config.load import merge_defaults
 from pipeline.config.schema import PPO_DEFAULTS, STAGE_KINDS
 from pipeline.report.collect import Stage, curves, is_number
-from pipeline.stats import mean, paired_difference
+from pipeline.stats import counts, mean, paired_difference
 
 NOT_A_START = ("base", "reward_model", "evaluate", "judge")
 
@@ -92,10 +92,10 @@ def headline(rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, An
 
 
 def accuracy_by_prompt(judged: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """policy -> prompt -> share of its samples that passed; samples the checker broke on count nowhere."""
+    """policy -> prompt -> share of its samples that passed; samples on which a checker broke count nowhere."""
     seen: dict[str, dict[str, list[float]]] = {}
     for row in judged:
-        if row.get("reward") is not None and "policy" in row:
+        if "policy" in row and counts(row.get("reward"), str(row.get("status"))):
             of_policy = seen.setdefault(str(row["policy"]), {})
             of_policy.setdefault(str(row.get("prompt")), []).append(float(row.get("status") == "pass"))
     return {policy: {prompt: mean(v) for prompt, v in by.items()} for policy, by in seen.items()}

@@ -15,7 +15,7 @@ from pipeline.run import console
 from pipeline.stages.context import Context, Judged
 from pipeline.stages.kl_to_start import kl_from
 from pipeline.stages.sampling import open_generator
-from pipeline.stats import bootstrap_ci95, mean, spearman
+from pipeline.stats import bootstrap_ci95, counted, mean, spearman
 
 
 def judge(ctx: Context, model_dir: str, conditions: Conditions, *, start: str) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def obtained_of(axis: Axis, answers: Sequence[Judged]) -> list[dict[int, float]]
     """Per answer, prompt -> mean of what the axis speaks of; of a `per_prompt` axis, less the prompt's mean over all
     bins asked, for its edges and promises are such distances. A prompt is left out where the checker broke on all of
     its samples."""
-    usable = [[[s for s in group if s.scorable] for group in groups(judged.scored)] for judged in answers]
+    usable = [[counted(group) for group in groups(judged.scored)] for judged in answers]
     found = [{g[0].rollout.prompt.index: mean([measure(axis.of, s) for s in g]) for g in some if g} for some in usable]
     if not axis.per_prompt:
         return found

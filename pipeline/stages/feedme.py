@@ -25,7 +25,7 @@ from pipeline.stages.context import Context, Judged
 from pipeline.stages.kl_to_start import from_start
 from pipeline.stages.sampling import best_of, draw, from_pool, next_prompts, reward_when_solved
 from pipeline.stages.sft import Example, encode, train
-from pipeline.stats import mean
+from pipeline.stats import counted, mean, pass_rate
 
 Counts = list[Mapping[int, int]]  # per round: prompt -> samples kept
 
@@ -237,8 +237,8 @@ def without_training(ctx: Context, start: Judged) -> dict[str, Any]:
     ranked = score(scorer(ctx), [s.rollout for s in start.scored])
     truth = {id(s.rollout): s for s in start.scored}
     chosen = [truth[id(s.rollout)] for s in best_of(ranked, n)]
-    by_prompt = [mean([float(s.status == "pass") for s in group]) for group in groups(chosen)]
-    return {"best_of_n_accuracy": mean(by_prompt), "best_of_n": n, "best_of_n_reward": mean([s.reward for s in chosen])}
+    by_prompt = [pass_rate(kept) for group in groups(chosen) if (kept := counted(group))]
+    return {"best_of_n_accuracy": mean(by_prompt), "best_of_n": n, "best_of_n_reward": mean([s.reward for s in counted(chosen)])}
 
 
 def has_demonstrations(ctx: Context) -> bool:

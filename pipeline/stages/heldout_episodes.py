@@ -9,7 +9,7 @@ from pipeline.generation.episodes import load_environment, play
 from pipeline.generation.generator import Generator
 from pipeline.records import episodes, whole
 from pipeline.stages.context import Context
-from pipeline.stats import bootstrap_ci95, mean
+from pipeline.stats import bootstrap_ci95, counts, mean, pass_rate
 
 
 def judge_episodes(ctx: Context, generator: Generator, settings: Episodes | None) -> dict[str, Any]:
@@ -24,9 +24,10 @@ def judge_episodes(ctx: Context, generator: Generator, settings: Episodes | None
     )  # fmt: skip
     found = [(whole(e), turns_in(e)) for e in episodes(played)]
     size = ctx.cfg.evaluation.samples
-    starts = [[one for one in found[i : i + size] if one[0].scorable] for i in range(0, len(found), size)]
+    starts = [[one for one in found[i : i + size] if counts(one[0].reward, one[0].status)]
+              for i in range(0, len(found), size)]  # fmt: skip
     starts = [start for start in starts if start]
-    passed = [mean([float(one.status == "pass") for one, _ in start]) for start in starts]
+    passed = [pass_rate([one for one, _ in start]) for start in starts]
     at_once = [mean([float(one.status == "pass" and turns == 1) for one, turns in start]) for start in starts]
     return {
         "heldout_episode_accuracy": mean(passed),

@@ -149,7 +149,7 @@ function rolloutSection(data) {
     const column = (side) => {
       const group = sources.find((g) => g.name === state[side]);
       const rows = (group.byPrompt.get(data.coded.prompt[i]) || []).slice().sort((a, b) => (data.reward[b] ?? -Infinity) - (data.reward[a] ?? -Infinity));
-      const usable = rows.filter((r) => data.reward[r] !== null);
+      const usable = rows.filter((r) => data.reward[r] !== null && at("status", r) !== "error"); // as pipeline.stats.counts
       const passed = usable.filter((r) => at("status", r) === "pass").length;
       return h("div", { id: `answers-${side}` }, h("b", {}, state[side]), h("p", { class: "note" }, usable.length ? `${passed} of ${usable.length} pass · mean reward ${figure(usable.reduce((sum, r) => sum + data.reward[r], 0) / usable.length)}` : "no sample of this prompt"),
         h("ul", {}, rows.slice(0, 64).map((r) => h("li", {}, h("span", { class: `status-${at("status", r)}`, title: `${at("status", r)} ${at("detail", r)}` }, `${SIGNS[at("status", r)] || ""} ${figure(data.reward[r], 2)}`), visible(at("completion", r)) || "(empty)"))));

@@ -22,7 +22,7 @@ from pipeline.stages.conditioned import asked_for
 from pipeline.stages.context import Context
 from pipeline.stages.kl_to_start import kl_from
 from pipeline.stages.sampling import restored
-from pipeline.stats import best_of, best_of_kl, mean, pass_at_k
+from pipeline.stats import best_of, best_of_kl, counted, mean, pass_at_k, pass_rate
 
 CURVE = (1, 2, 4, 8, 16, 32, 64)  # k of pass@k, n of best-of-n
 
@@ -92,19 +92,19 @@ def with_part(scored: Sequence[Scored], name: str, judged: Sequence[Scored]) -> 
 
 def by_prompt(scored: Sequence[Scored], prompts: Sequence[str]) -> dict[str, list[float]]:
     """A value a prompt, in the order of `prompts`, for paired statistics; pass@k over k the samples allow."""
-    found = {g[0].rollout.prompt.text: [s for s in g if s.scorable] for g in groups(scored)}
+    found = {g[0].rollout.prompt.text: counted(g) for g in groups(scored)}
     right = [[float(s.status == "pass") for s in found[p]] for p in prompts]
-    seen = [r for r in right if r]  # a prompt without a scorable sample has no value: NaN below
+    seen = [r for r in right if r]  # a prompt without a sample that counts has no value: NaN below
     least = min(map(len, seen), default=0)
     curve = [mean([pass_at_k(len(r), int(sum(r)), k) for r in seen]) for k in CURVE if k <= least]
-    return {"accuracy_by_prompt": [round(mean(r), 6) for r in right],
+    return {"accuracy_by_prompt": [round(pass_rate(found[p]), 6) for p in prompts],
             "reward_by_prompt": [round(mean([s.reward for s in found[p]]), 6) for p in prompts],
             "pass_at": curve}  # fmt: skip
 
 
 def best_of_curves(scored: Sequence[Scored], proxy: bool) -> dict[str, list[dict[str, Any]]]:
     """Best-of-n of the start's samples: chosen by the run's rewards, and by the proxy where there is one."""
-    usable = [[s for s in g if s.scorable] for g in groups(scored)]
+    usable = [counted(g) for g in groups(scored)]
     least = min((len(g) for g in usable if g), default=0)
     sizes = [n for n in CURVE if n <= least]
     judges = {"gold": lambda s: s.reward, **({"proxy": lambda s: s.parts["proxy"] or 0.0} if proxy else {})}
@@ -112,7 +112,7 @@ def best_of_curves(scored: Sequence[Scored], proxy: bool) -> dict[str, list[dict
 
 
 def best_of_row(usable: Sequence[Sequence[Scored]], n: int, judge: Any) -> dict[str, Any]:
-    """accuracy_by_prompt: NaN for a prompt without a scorable sample, which counts in no mean."""
+    """accuracy_by_prompt: NaN for a prompt without a sample that counts, which is in no mean."""
     seen = [g for g in usable if g]
     picked = [[judge(s) for s in g] for g in seen]
     gold = [best_of(p, [s.reward for s in g], n) for p, g in zip(picked, seen, strict=True)]

@@ -1,0 +1,70 @@
+"""Accuracy has one definition: every figure of it leaves out the samples on which a checker broke."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline.records import Prompt, Rollout, Scored, as_json
+from pipeline.report.summary import accuracy_by_prompt
+from pipeline.stages import feedme, heldout_episodes
+from pipeline.stages.comparison.method_judge import best_of_curves, by_prompt
+from pipeline.stages.context import Judged
+from pipeline.stats import describe_groups, pass_rate
+
+
+def sample(number: int, reward: float, status: Any) -> Scored:
+    rollout = Rollout(Prompt(0, "p", (1,)), number, (number + 3, 2), (-0.5, -0.5), str(number), True)
+    return Scored(rollout, reward, status, {"r": reward})
+
+
+# one right, one wrong; one without a reward; one whose reward is known and whose zero-weight checker broke
+GROUP = [
+    sample(0, 1.0, "pass"),
+    sample(1, 0.0, "fail"),
+    sample(2, math.nan, "error"),
+    sample(3, 0.75, "error"),
+]
+
+
+def test_describe_groups_leaves_out_broken_checkers() -> None:
+    figures = describe_groups([GROUP], k=1)
+    assert figures["heldout_accuracy"] == figures["pass_at_1"] == pass_rate(GROUP) == 0.5
+    assert (figures["heldout_samples"], figures["checker_broken"]) == (2, 2)
+
+
+def test_the_comparison_leaves_out_broken_checkers() -> None:
+    assert by_prompt(GROUP, ["p"])["accuracy_by_prompt"] == [0.5]
+    assert best_of_curves(GROUP, proxy=False)["gold"][0]["accuracy_by_prompt"] == [0.5]
+
+
+def test_the_report_leaves_out_broken_checkers() -> None:
+    assert accuracy_by_prompt([as_json(s, policy="x") for s in GROUP]) == {"x": {"p": 0.5}}
+
+
+def test_best_of_n_of_feedme_leaves_out_broken_checkers(monkeypatch: pytest.MonkeyPatch) -> None:
+    ctx: Any = SimpleNamespace(
+        block=SimpleNamespace(samples=1), cfg=SimpleNamespace(evaluation=SimpleNamespace(samples=1))
+    )
+    own = [sample(s.rollout.sample, 0.5, "fail") for s in GROUP]  # the stage's own reward could score all four
+    monkeypatch.setattr(feedme, "scorer", lambda ctx: None)
+    monkeypatch.setattr(
+        feedme, "score", lambda _, rollouts: [Scored(r, 0.5, "fail") for r, _ in zip(rollouts, own, strict=True)]
+    )
+    figures = feedme.without_training(ctx, Judged({}, GROUP))
+    assert figures["best_of_n_accuracy"] == 0.5 and figures["best_of_n_reward"] == 0.5
+
+
+def test_episodes_leave_out_broken_checkers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heldout_episodes, "play", lambda *a, **k: GROUP)
+    monkeypatch.setattr(heldout_episodes, "load_environment", lambda *a, **k: None)
+    ctx: Any = SimpleNamespace(
+        name="grpo", heldout_prompts=[], tokenizer=None, ends=frozenset(),
+        cfg=SimpleNamespace(path="x.yaml", verifier_dirs=(), seed=1, sampling=None,
+                            evaluation=SimpleNamespace(samples=4)),
+    )  # fmt: skip
+    settings: Any = SimpleNamespace(environment="e", max_turns=1, memory="state")
+    assert heldout_episodes.judge_episodes(ctx, None, settings)["heldout_episode_accuracy"] == 0.5  # type: ignore[arg-type]
