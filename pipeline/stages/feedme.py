@@ -238,7 +238,11 @@ def without_training(ctx: Context, start: Judged) -> dict[str, Any]:
     truth = {id(s.rollout): s for s in start.scored}
     chosen = [truth[id(s.rollout)] for s in best_of(ranked, n)]
     by_prompt = [pass_rate(kept) for group in groups(chosen) if (kept := counted(group))]
-    return {"best_of_n_accuracy": mean(by_prompt), "best_of_n": n, "best_of_n_reward": mean([s.reward for s in counted(chosen)])}
+    return {
+        "best_of_n_accuracy": mean(by_prompt),
+        "best_of_n": n,
+        "best_of_n_reward": mean([s.reward for s in counted(chosen)]),
+    }
 
 
 def has_demonstrations(ctx: Context) -> bool:
