@@ -10,8 +10,9 @@ and may define
     verify_batch(completions, tasks) -> list[Verdict]    where one call for many is cheaper
     generate(n, seed) -> Iterator[row]                   where tasks can be made from nothing: prompt, completion, task
     mutate(example, rng) -> Iterator[Example]            right rewordings and near misses of a right example
-    unavailable() -> str | None                          why it cannot run on this machine, with the mend; it may take
-                                                         what is known of the tasks, where that decides it
+    unavailable() -> str | None                          why it cannot run here and how to fix it; it may take what is
+                                                         known of the tasks, where that decides it
+    gold_fault(task) -> str | None                       why no answer can ever pass this task: an unusable gold
     DEADLINE_S = 1.0                                     the longest one verdict may take
     class Environment                                    where an answer takes several turns, with
         reset(task) -> prompt                                the first thing the model reads
@@ -43,6 +44,7 @@ from verifiers._secrets import hidden
 Status = Literal["pass", "fail", "malformed", "error"]
 PACKAGE_DIR = Path(__file__).parent
 ENTRY_POINTS = "whetstone.verifiers"
+QUICK_S = 1.0  # a verifier with a longer deadline runs code or calls a model: never done just to look at a gold
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ class Verifier:
         return float(getattr(self.module, "DEADLINE_S", 1.0))
 
     def unavailable(self, task: Mapping[str, Any] | None = None) -> str | None:
-        """Why this verifier cannot run here, with the mend; None where it can. task: what is known of the tasks."""
+        """Why this verifier cannot run here and how to fix it; None if it can. task: what is known of the tasks."""
         reason = getattr(self.module, "unavailable", None)
         if reason is None:
             return None
@@ -148,6 +150,25 @@ class Verifier:
 
     def missing_fields(self, task: Mapping[str, Any]) -> list[str]:
         return sorted(self.required_fields - task.keys())
+
+    def gold_fault(self, task: Mapping[str, Any]) -> str | None:
+        """Why no completion can ever pass this task; None if one can, as far as can be checked without an answer.
+
+        Uses the module's `gold_fault`; a fast verifier without one is asked to grade an empty completion, which raises
+        for a broken task.
+        """
+        if missing := self.missing_fields(task):
+            return f"the task has no field {missing[0]!r}"
+        check = getattr(self.module, "gold_fault", None)
+        if check is not None:
+            try:
+                return check(task)
+            except Exception as exc:  # the untrusted border: a broken gold is a fault, whatever it raises
+                return hidden(str(exc) if isinstance(exc, ValueError) else f"{type(exc).__name__}: {exc}")
+        if self.deadline_s > QUICK_S or self.unavailable(task):
+            return None
+        verdict = self._grade_one("", task)
+        return verdict.detail.removeprefix(f"{self.name} raised ValueError: ") if verdict.status == "error" else None
 
     def grade(self, completions: Sequence[str], tasks: Sequence[Mapping[str, Any]]) -> list[Verdict]:
         """One verdict per row, in order. A row that makes the verifier raise is `error` and moves no other row."""
@@ -229,6 +250,19 @@ def load(name: str, directories: Sequence[str | Path] = ()) -> Verifier:
         if not hasattr(module, part):
             raise ValueError(f"{path}: a verifier defines {part}; see `make verifier NAME=...`")
     return Verifier(name, module)
+
+
+def gold_faults(
+    name: str, tasks: Sequence[Mapping[str, Any]], directories: Sequence[str | Path] = ()
+) -> list[tuple[int, str]]:
+    """(index into tasks, reason) of every task that no completion can ever pass: null golds, golds outside the grammar.
+
+    Such a row is graded `error` and masked during training, so it is better found before: `plan` calls this on a
+    sample, `python -m verifiers golds FILE` on a whole file. Raises ValueError for an unknown verifier.
+    """
+    verifier = load(name, directories)
+    faults = ((index, verifier.gold_fault(task)) for index, task in enumerate(tasks))
+    return [(index, fault) for index, fault in faults if fault is not None]
 
 
 def _import_file(name: str, path: Path) -> ModuleType:

@@ -1,6 +1,7 @@
-"""python -m verifiers grade | check | new | list: verifiers without any model, on the command line.
+"""python -m verifiers grade | golds | check | new | list: verifiers without any model, on the command line.
 
-Exit codes: 0 done; 2 a mistake in the input, or a verifier that does not pass the kit, told on stderr.
+Exit codes: 0 done; 2 a mistake in the input (one line on stderr), a gold that no answer can meet, or a verifier that
+does not pass the kit.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ def parser() -> argparse.ArgumentParser:
     grade.add_argument("--threads", type=int, default=min(8, 2 * (os.cpu_count() or 1)))
     grade.add_argument("--timeout-s", type=float, default=60.0, help="per row; a late row is an error, not a zero")
 
+    golds = commands.add_parser("golds", parents=[shared], help="list the rows of a JSONL file that no answer can pass")
+    golds.add_argument("file", metavar="FILE", help='rows {"gold": ...} or {"task": {"gold": ...}}; - for stdin')
+    golds.add_argument("name", nargs="?", default="math_answer", metavar="NAME", help="default: math_answer")
+
     check = commands.add_parser("check", parents=[shared], help="hold verifiers against the conformance kit")
     check.add_argument("names", nargs="*", metavar="NAME")
 
@@ -45,6 +50,10 @@ def run(args: argparse.Namespace) -> int:
         verifier = verifiers.load(args.name, args.dir)
         grade_file(verifier, args.input, args.output, threads=args.threads, timeout_s=args.timeout_s)
         return 0
+    if args.command == "golds":
+        from verifiers.golds import check_file
+
+        return 2 if check_file(verifiers.load(args.name, args.dir), args.file) else 0
     if args.command == "check":
         from verifiers.kit import check_all
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from verifiers import Example, Verdict, broken, failed, malformed, passed
 from verifiers._killable import Stalled
@@ -31,13 +32,59 @@ class Task(TypedDict):
     box_needed: NotRequired[bool]  # default True; False also reads `The answer is ...`, `#### ...` and <answer> tags
 
 
-@lru_cache(maxsize=8192)
-def read_gold(gold: str) -> tuple[str, Node | None]:
-    """One spelling of a gold, and its tree; None where it is outside the grammar. Golds repeat: G samples share one."""
+NO_GOLD = frozenset({"nan", "null", "<na>", "nat"})
+
+
+@dataclass(frozen=True, slots=True)
+class Gold:
+    """A gold as it is compared. fault: why only an answer of the same letters can meet it; None if values can."""
+
+    text: str
+    tree: Node | None
+    fault: str | None
+
+
+def read_gold(gold: Any) -> Gold:
+    """Raises ValueError for a gold that is no answer at all: null, NaN, a list, a struct, or empty."""
+    if not isinstance(gold, str | int | float | Fraction) or str(gold).strip().lower() in NO_GOLD:
+        raise ValueError(f"the gold is {_kind(gold)}, not a text or a number")
+    return _read_text(str(gold))
+
+
+def _kind(gold: Any) -> str:
+    names = {dict: "a struct", list: "a list", tuple: "a list", type(None): "null"}
+    return names.get(type(gold), f"{gold!r:.60}")
+
+
+@lru_cache(maxsize=8192)  # golds repeat: the samples of a group share one
+def _read_text(gold: str) -> Gold:
     text = one_spelling(unboxed(gold.strip().rpartition("#### ")[2]))
     if not text:
         raise ValueError("the gold is empty")
-    return text, _tree(text)
+    tree = _tree(text)
+    return Gold(text, tree, _fault(text, tree))
+
+
+def _fault(text: str, tree: Node | None) -> str | None:
+    """Why the gold cannot even be compared with itself."""
+    if _same_words(text, tree, text, tree) and "\\" not in plain_words(text):
+        return None  # compared as words
+    if tree is None:
+        if not fallback.available():
+            return f"the gold {text[:80]!r} is outside the grammar; install math-verify to compare it"
+        try:
+            equal = fallback.equal(text, text)
+        except Stalled:
+            return None  # the machine, not the gold
+        return None if equal else f"the gold {text[:80]!r} is outside the grammar, and math-verify cannot compare it"
+    try:
+        return None if same_answer(tree, tree) else f"the gold {text[:80]!r} is not equal to itself"
+    except Unsupported as exc:
+        return f"the gold {text[:80]!r} cannot be compared: {exc}"
+
+
+def gold_fault(task: Task) -> str | None:
+    return read_gold(task["gold"]).fault
 
 
 def _tree(text: str) -> Node | None:
@@ -48,7 +95,7 @@ def _tree(text: str) -> Node | None:
 
 
 def verify(completion: str, task: Task) -> Verdict:
-    gold_text, gold = read_gold(str(task["gold"]))
+    gold = read_gold(task["gold"])
     answer = final_answer(completion, box_needed=task.get("box_needed", True))
     if not answer:
         return malformed("no final answer in a box that closes")
@@ -57,17 +104,19 @@ def verify(completion: str, task: Task) -> Verdict:
     text = one_spelling(answer)
     if not text:
         return malformed("the box is empty")
-    if squeezed(text) == squeezed(gold_text):
+    if squeezed(text) == squeezed(gold.text):
         return passed("the same text")
+    if gold.fault is not None:
+        return broken(gold.fault)
     tree = _tree(text)
-    if _same_words(gold_text, gold, text, tree):
+    if _same_words(gold.text, gold.tree, text, tree):
         return passed("the same words")
-    if gold is None:
-        return _by_math_verify(gold_text, text)
+    if gold.tree is None:
+        return _by_math_verify(gold.text, text)
     if tree is None:
         return failed("not an expression this verifier reads")
     try:
-        return passed("equal") if same_answer(gold, tree) else failed("not equal")
+        return passed("equal") if same_answer(gold.tree, tree) else failed("not equal")
     except Unsupported as exc:
         return failed(f"cannot be compared: {exc}")
 
@@ -83,8 +132,6 @@ def _same_words(gold_text: str, gold: Node | None, text: str, tree: Node | None)
 
 
 def _by_math_verify(gold: str, answer: str) -> Verdict:
-    if not fallback.available():
-        return failed("the gold is outside the grammar; install math-verify to compare more than its text")
     try:
         return passed("equal, says math-verify") if fallback.equal(gold, answer) else failed("not equal")
     except Stalled as exc:

@@ -47,8 +47,18 @@ def _is_written_out(node: Node) -> bool:
     )
 
 
+def read_gold(gold: object) -> Fraction:
+    """The gold's value. Raises ValueError for null, NaN, a list, a struct, and text that is no number."""
+    if isinstance(gold, bool) or not isinstance(gold, str | int | float | Fraction):
+        raise ValueError(f"the gold {gold!r:.60} is not a number")
+    try:
+        return _number(unboxed(str(gold)))[1]
+    except Unsupported as exc:
+        raise ValueError(f"the gold {str(gold)[:60]!r} is not a number: {exc}") from None
+
+
 def verify(completion: str, task: Task) -> Verdict:
-    _, gold = _number(unboxed(str(task["gold"])))
+    gold = read_gold(task["gold"])
     atol, rtol = Fraction(str(task.get("atol", 0))), Fraction(str(task.get("rtol", 0)))
     if atol < 0 or rtol < 0:
         raise ValueError(f"a tolerance below 0: atol {atol}, rtol {rtol}")
