@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +117,14 @@ def describe_groups(groups: Sequence[Sequence[Any]], *, k: int) -> dict[str, Any
         "truncated_share": mean([not s.rollout.finished for s in every]),
         "checker_broken": sum(len(g) for g in groups) - len(every),
     }
+
+
+def headline_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The main figures that any of the rows holds, in the order of a table; pass@k whatever its k."""
+    present = [name for row in rows for name in row]
+    at_k = sorted({name for name in present if re.fullmatch(r"pass_at_\d+", name)}, key=lambda name: int(name[8:]))
+    names = ["heldout_accuracy", *at_k, "mean_completion_tokens", "distinct_answers", "entropy"]
+    return [name for name in names if name in present]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from pipeline.stats import (
     best_of_kl,
     bootstrap_ci95,
     crossed_difference,
+    headline_names,
     holm,
     paired_difference,
     pass_at_k,
@@ -183,6 +184,11 @@ def test_spearman_agrees_with_scipy_with_ties() -> None:
 def test_no_rank_correlation_is_told_of_what_is_not_known() -> None:
     lost = float("nan")
     assert all(math.isnan(spearman([0, 1, 2], values)) for values in ([lost] * 3, [0.0, lost, 1.0], [1.0] * 3, []))
+
+
+def test_the_headline_shows_pass_at_k_under_the_k_of_the_evaluation() -> None:
+    rows = [{"heldout_accuracy": 0.5, "pass_at_8": 0.9, "entropy": 1.0}, {"pass_at_16": 1.0, "other": 3}]
+    assert headline_names(rows) == ["heldout_accuracy", "pass_at_8", "pass_at_16", "entropy"]
 
 
 def sample(ids: tuple[int, ...], reward: float, status: str = "pass") -> SimpleNamespace:

@@ -19,14 +19,8 @@ from typing import Any
 from pipeline.config.load import ConfigError, nearest
 from pipeline.run.lineage import POLICIES
 from pipeline.run.stage_dir import StageDir, atomic_write, dump_json, manifest_sha, read_manifest, verify_outputs
+from pipeline.stats import headline_names
 
-FIGURES = (
-    "heldout_accuracy",
-    "pass_at_4",
-    "mean_completion_tokens",
-    "distinct_answers",
-    "entropy",
-)
 # keys of generation_config.json that say nothing of sampling
 OF_THE_MODEL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version")
 CONTROLS = {
@@ -199,7 +193,7 @@ def _template_arguments(prompts: Mapping[str, Any]) -> list[str]:
 
 def _table(chain: Sequence[Mapping[str, Any]]) -> list[str]:
     shown = [m for m in chain if "heldout_accuracy" in m["metrics"]]
-    columns = [c for c in FIGURES if any(c in m["metrics"] for m in shown)]
+    columns = headline_names([m["metrics"] for m in shown])
     lines = ["| stage | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 1) + "|"]
     for manifest in shown:
         cells = [_cell(manifest["metrics"], column) for column in columns]

@@ -247,6 +247,7 @@ class Episodes:
     environment: str
     max_turns: Positive = 4
     memory: Literal["state", "history"] = "state"  # a turn's prompt: the last observation, or all that went before
+    max_observation_tokens: Positive = 1024  # room in the engine's context for what the environment says per turn
 
 
 @dataclass(slots=True)

@@ -49,6 +49,11 @@ class Axis:
         bins = [i for i in range(self.count) if not self.seen or self.seen[i]]
         return max(bins) if self.prefer == "high" else min(bins)
 
+    @property
+    def beyond(self) -> int:
+        """One bin past the preferred end of all bins: nothing was trained there."""
+        return self.count if self.prefer == "high" else -1
+
     def bin_of(self, value: float) -> int:
         return bin_of(value, self.edges)
 
@@ -117,7 +122,7 @@ class Conditions:
         out = []
         for name, number in asked.items():
             axis = self.axis(name)
-            if number >= axis.count:
+            if not 0 <= number < axis.count:
                 out.append(f"{name}={number} is beyond the bins trained, 0 to {axis.count - 1}: the answer is a guess")
             elif axis.seen and not axis.seen[number]:
                 out.append(f"{name}={number}: not one training sample fell into this bin; the answer is a guess")

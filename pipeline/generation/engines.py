@@ -99,9 +99,10 @@ def choose_backend(generate: Generate) -> str:
     return "transformers"
 
 
-def model_len(model_dir: str, needed: int) -> int:
-    """The engine's context: the model's own where it is small, else what is needed, in steps of 256.
+def model_len(model_dir: str, needed: int, *, wanted: int = 0) -> int:
+    """The engine's context: the model's own where it is small, else what is needed or wanted, in steps of 256.
 
+    wanted: what may be needed as well, as for observations of unknown length; it is cut to what the model has.
     Raises ConfigError where what is needed is more than the model has.
     """
     from transformers import PreTrainedConfig
@@ -110,7 +111,7 @@ def model_len(model_dir: str, needed: int) -> int:
     limit = said.get("text_config", said).get("max_position_embeddings") or 4096
     if needed > limit:
         raise ConfigError([f"sampling.max_tokens: prompts and completions need {needed} tokens; the model has {limit}"])
-    return limit if limit <= 2048 else min(limit, -(-needed // 256) * 256)
+    return limit if limit <= 2048 else min(limit, -(-max(needed, wanted) // 256) * 256)
 
 
 def preload() -> None:

@@ -88,6 +88,7 @@ def play(
     ends: frozenset[int],
     read: Callable[[str], Sequence[int]] | None = None,
     first: int = 0,
+    context: int | None = None,
 ) -> list[Scored]:
     """`samples` episodes of each prompt, prompt-major, the rows of an episode one after the other.
 
@@ -97,6 +98,8 @@ def play(
     read: an observation's ids; None tokenizes it as plain text, with a BOS only where it is a prompt of its own.
     An answer that hits the length limit ends its episode: what it would have said is not known.
     first: the place of the first prompt, where these are a rank's share of more.
+    context: tokens that the engine is opened for. An observation that leaves no room for an answer ends its episode as
+    broken, and says so.
     """
     read = read or (lambda text: tokenizer(text, add_special_tokens=memory == "state").input_ids)
     plays = [_begin(environment(), prompt, sample) for prompt in prompts for sample in range(samples)]
@@ -112,6 +115,7 @@ def play(
         texts = tokenizer.batch_decode([list(d.ids) for d in drawn], skip_special_tokens=True)
         for (_, one), sample, text in zip(live, drawn, texts, strict=True):
             _advance(one, sample, text, memory, read)
+            _check_room(one, context, sampling.max_tokens)
     write = _rows if memory == "state" else _sequence
     return [row for one in plays for row in write(one)]
 
@@ -144,6 +148,17 @@ def _advance(one: _Play, sample: Sample, text: str, memory: Memory, read: Callab
     else:
         one.prompt_ids = (*one.prompt_ids, *sample.ids, *seen)  # token in, token out: ids never go through text
         one.prompt_text = f"{one.prompt_text}{text}{observation}"
+
+
+def _check_room(one: _Play, context: int | None, max_tokens: int) -> None:
+    """End the episode where its next prompt and an answer would not fit into the engine's context."""
+    needed = len(one.prompt_ids) + max_tokens
+    if not one.done and context is not None and needed > context:
+        one.fault, one.done = (
+            f"after step {len(one.turns)} the next turn needs {needed} tokens and the engine has {context}; raise "
+            "episodes.max_observation_tokens, lower max_turns, or let the environment say less",
+            True,
+        )
 
 
 def _status(one: _Play) -> Status:

@@ -62,7 +62,10 @@ def controls_of(figures: Mapping[str, Any]) -> dict[str, Any]:
     if is_number(figures.get("random_control_accuracy")):
         return {"control": "random filter", "control_accuracy": figures["random_control_accuracy"]}
     if is_number(figures.get("top_bin_accuracy")):
-        reached, shuffled = {"asked_best": figures["top_bin_accuracy"]}, figures.get("shuffled_curve")
+        reached: dict[str, Any] = {"asked_best": figures["top_bin_accuracy"]}
+        if isinstance(figures.get("top_bin_accuracy_ci95"), list):
+            reached["asked_best_ci95"] = figures["top_bin_accuracy_ci95"]
+        shuffled = figures.get("shuffled_curve")
         if not shuffled:
             return reached
         accuracy = shuffled[figures.get("best_bin", -1)].get("accuracy")
@@ -131,6 +134,7 @@ def describe_stage(stage: Stage, by_name: Mapping[str, Stage]) -> dict[str, Any]
         "rounds": round_figures(stage.figures.get("rounds")),
         "control_rounds": round_figures(stage.figures.get("random_control_rounds")),
         "control_curve": stage.figures.get("control_curve"),
+        "failing_bin": stage.figures.get("failing_bin"),  # None: every bin of the curve is ranked
         "shuffled_curve": stage.figures.get("shuffled_curve"),
         "checks": checks(stage),
         "settings": own_settings(stage),

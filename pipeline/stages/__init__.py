@@ -16,10 +16,10 @@ from pipeline.run import console, lineage, trackers
 from pipeline.run.follower_dir import Onlooker
 from pipeline.run.stage_dir import StageDir, verify_outputs
 from pipeline.stages.context import Context
+from pipeline.stats import headline_names
 
 # kinds whose work several processes share
 SHARED_OUT = ("base", "sft", "feedme", "reward_model", "ppo", "grpo", "conditioned", "evaluate")
-HEADLINE = ("heldout_accuracy", "pass_at_4", "mean_completion_tokens", "distinct_answers", "entropy")
 
 
 def module_of(cfg: Config, name: str) -> str:
@@ -44,7 +44,7 @@ def run_stage(cfg: Config, name: str) -> dict[str, Any]:
         metrics = importlib.import_module(module).run(ctx)
     manifest = ctx.dir.complete(seed=cfg.seed, parents=ctx.parents, inputs=ctx.inputs, metrics=metrics, **identity)
     ranks.barrier()
-    summary = {k: metrics[k] for k in HEADLINE if k in metrics}
+    summary = {name: metrics[name] for name in headline_names([metrics])}
     if summary and ranks.is_main():
         console.show_table([summary], list(summary))
     console.say(f"── {name} done in {console.clock(manifest['wall_s'])}: {ctx.dir.place}")

@@ -21,6 +21,7 @@ from pipeline.generation.generator import Generator, rollouts
 from pipeline.models import models
 from pipeline.records import Prompt, Scored, as_json, groups
 from pipeline.run import stage_dir
+from pipeline.run.files import dump_json
 from pipeline.run.stage_dir import StageDir, manifest_sha, verify_outputs
 from pipeline.score import OnDrawn, score_while
 from pipeline.seeds import derive
@@ -35,6 +36,8 @@ class Context:
     parents: dict[str, str] = field(default_factory=dict)  # stage -> sha of what it made
     inputs: dict[str, str] = field(default_factory=dict)  # path -> sha256
     trained: dict[Path, list[str]] = field(default_factory=dict)  # place -> trainings whose model went there
+    scorers: dict[str, rewards.Composite] = field(default_factory=dict)  # rewards block as JSON -> its scorer
+    frozen: dict[str, Any] = field(default_factory=dict)  # model directory -> the model that KLs are measured from
 
     @property
     def block(self) -> Any:
@@ -160,14 +163,19 @@ class Context:
 
     def generator(self, model_dir: str | None = None) -> restarting.Reliable:
         place = model_dir or self.policy_path
-        longest = max(len(p.ids) for p in [*self.train_prompts, *self.heldout_prompts])
-        played = getattr(self.block, "episodes", None)
-        turns = played.max_turns if played is not None and played.memory == "history" else 1
-        needed = (longest + self.cfg.sampling.max_tokens) * turns + 16  # room for a condition label
-        length = engines.model_len(place, needed)
+        length = self.context_tokens(place)
         return restarting.Reliable(
             place, self.cfg.model, self.cfg.generate, max_model_len=length, on_open=self.dir.drawn_by
         )
+
+    def context_tokens(self, model_dir: str | None = None) -> int:
+        """Tokens that the engine is opened for: a prompt, its label and its answer, or an episode of them."""
+        longest = max(len(p.ids) for p in [*self.train_prompts, *self.heldout_prompts])
+        settings = getattr(self.block, "episodes", None)
+        turns = settings.max_turns if settings is not None and settings.memory == "history" else 1
+        needed = (longest + self.cfg.sampling.max_tokens) * turns + 16  # room for a condition label
+        wanted = needed + turns * settings.max_observation_tokens if settings is not None else 0
+        return engines.model_len(model_dir or self.policy_path, needed, wanted=wanted)
 
     @cached_property
     def scorer(self) -> rewards.Composite:
@@ -175,10 +183,14 @@ class Context:
         return self.scorer_of(self.cfg.rewards)
 
     def scorer_of(self, block: Mapping[str, Mapping[str, Any]]) -> rewards.Composite:
-        try:
-            return rewards.build(block, verifier_dirs=self.cfg.verifier_dirs, learned=self._learned)
-        except ValueError as exc:
-            raise ConfigError([f"{self.cfg.path}: {exc}"]) from exc
+        """The scorer of a rewards block, built once: it holds threads and, for learned parts, models."""
+        key = dump_json(block)
+        if key not in self.scorers:
+            try:
+                self.scorers[key] = rewards.build(block, verifier_dirs=self.cfg.verifier_dirs, learned=self._learned)
+            except ValueError as exc:
+                raise ConfigError([f"{self.cfg.path}: {exc}"]) from exc
+        return self.scorers[key]
 
     def _learned(self, reference: str) -> models.LearnedReward:
         place = self.model_path(reference, f"rewards.{reference}.model")

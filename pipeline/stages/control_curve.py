@@ -35,7 +35,7 @@ def judge(ctx: Context, model_dir: str, conditions: Conditions, *, start: str) -
     plain = {p.index: p for p in ctx.heldout_prompts}
     return {
         **best.figures,
-        "heldout_kl": kl_from(ctx, best.scored, start, bare=plain),
+        "heldout_kl": kl_from(ctx, best.scored, start, unlabelled=plain),
         "control_curve": curve,
         "failing_bin": curve[0] if apart is not curve else None,
         "spearman_of_bin_means": rank_correlation(apart),
@@ -43,6 +43,7 @@ def judge(ctx: Context, model_dir: str, conditions: Conditions, *, start: str) -
         "calibration_error": calibration_error([c["obtained"] for c in apart], [c["promised"] for c in apart]),
         "overall_reward": overall(apart),
         "top_bin_accuracy": top.figures["heldout_accuracy"],
+        "top_bin_accuracy_ci95": top.figures["heldout_accuracy_ci95"],
         "unconditioned_accuracy": bare.figures["heldout_accuracy"],
         "unconditioned_reward": bare.figures["heldout_reward"],
         "extrapolation": extrapolation(ctx, model_dir, conditions, answers, curve),
@@ -118,9 +119,9 @@ def promised(axis: Axis, number: int) -> float:
 
 
 def solvable(axis: Axis, curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The curve without the bin of failures, where there are more than two bins: failing on purpose is harder than by
-    accident, so bin 0 is not a reward that can be asked for."""
-    return curve[1:] if axis.of == "reward" and len(curve) > 2 else curve
+    """The curve without the bin of failures, where a high reward is preferred and there are more than two bins: failing
+    on purpose is harder than by accident, so bin 0 is not a reward that can be asked for."""
+    return curve[1:] if axis.of == "reward" and axis.prefer == "high" and len(curve) > 2 else curve
 
 
 def overall(curve: Sequence[Mapping[str, Any]]) -> float:
@@ -139,9 +140,9 @@ def is_monotone(curve: Sequence[Mapping[str, Any]]) -> bool:
 def extrapolation(
     ctx: Context, model_dir: str, conditions: Conditions, answers: Sequence[Judged], curve: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any] | None:
-    """What asking one bin beyond the best gave; None where such a label cannot be written."""
+    """What asking one bin beyond the preferred end gave; None where such a label cannot be written."""
     axis = conditions.main
-    beyond = axis.count
+    beyond = axis.beyond
     label = axis.text(beyond)
     if condition_prompts.written(label, ctx.tokenizer) != label:
         return None

@@ -9,8 +9,7 @@ from pipeline.run import console
 from pipeline.run.lineage import policies_before
 from pipeline.run.stage_dir import read_manifest
 from pipeline.stages.context import Context
-
-COLUMNS = ("policy", "heldout_accuracy", "pass_at_4", "mean_completion_tokens", "distinct_answers", "entropy")
+from pipeline.stats import headline_names
 
 
 def run(ctx: Context) -> dict[str, Any]:
@@ -23,7 +22,7 @@ def run(ctx: Context) -> dict[str, Any]:
         judged = ctx.evaluate(ctx.generator(), piece=name)
         ctx.record(judged.scored, policy=name)
         rows.append({"policy": name, **judged.figures, **training_cost(ctx, name)})
-    console.show_table(rows, COLUMNS)
+    console.show_table(rows, ["policy", *headline_names(rows)])
     best = max(rows, key=lambda row: row["heldout_accuracy"])
     return {**{k: v for k, v in best.items() if k != "policy"}, "best_policy": best["policy"], "policies": rows}
 

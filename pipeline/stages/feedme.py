@@ -28,10 +28,14 @@ from pipeline.stages.sft import Example, encode, train
 from pipeline.stats import counted, mean, pass_rate
 
 Counts = list[Mapping[int, int]]  # per round: prompt -> samples kept
+TOP_UPS = 8  # further draws for prompts of which the blind control lacks usable samples
 
 
 def run(ctx: Context) -> dict[str, Any]:
     block = ctx.block
+    more_sft_control = block.more_sft_control and has_demonstrations(ctx)
+    if block.more_sft_control and not more_sft_control:
+        console.say(f"{ctx.name}: more_sft_control is not available: the rows hold no completions to imitate")
     rounds, judged, counts = chain(ctx, ctx.dir.model_dir)
     lasting = rounds[: len(counts)]  # what the model that is left went through; `stop` may have gone back
     metrics: dict[str, Any] = {**judged.figures, "rounds": rounds}
@@ -42,7 +46,7 @@ def run(ctx: Context) -> dict[str, Any]:
     if block.random_control:
         blind, last, _ = chain(ctx, ctx.dir.place / "control", matched=counts)
         metrics |= {"random_control_accuracy": last.figures["heldout_accuracy"], "random_control_rounds": blind}
-    if block.more_sft_control and has_demonstrations(ctx):
+    if more_sft_control:
         steps = sum(r["train_steps"] for r in lasting)
         metrics |= {"more_sft_accuracy": more_sft(ctx, steps).figures["heldout_accuracy"], "more_sft_steps": steps}
     ctx.tokens = spent  # controls are evidence, not budget
@@ -77,6 +81,7 @@ def chain(ctx: Context, place: Path, *, matched: Counts | None = None) -> tuple[
             scored = blind_samples(ctx, start, number, matched[number])
             candidates = [as_candidate(s) for s in scored]
             kept = selection.blind(candidates, matched[number], seed=ctx.seed("blind", number))
+            report_missing(ctx, number, len(kept), sum(matched[number].values()))
         counts.append(Counter(candidates[i].prompt for i in kept))
         chosen = [Example(scored[i].rollout.prompt.ids, scored[i].rollout.ids) for i in kept]
         pool = chosen if block.data == "replace" else [*pool, *chosen]
@@ -88,7 +93,8 @@ def chain(ctx: Context, place: Path, *, matched: Counts | None = None) -> tuple[
         judgements.append(ctx.evaluate(ctx.generator(start), role, number))
         figures.append({**judgements[-1].figures, **described(scored, kept, judgements[-1]), **trained,
                         "sampled_tokens": ctx.tokens["completion"] - spent_before,
-                        **(from_start(ctx, judgements[-1], block.reward) if matched is None else {})})  # fmt: skip
+                        **(from_start(ctx, judgements[-1], block.reward) if matched is None else
+                           {"kept_missing": sum(matched[number].values()) - len(kept)})})  # fmt: skip
         tell(ctx, role, figures[-1], number)
         why = stop_reason(figures, rule) if rule else None
         if why:
@@ -113,14 +119,32 @@ def samples_of(ctx: Context, policy: str, number: int, *, spent: int) -> list[Sc
 
 
 def blind_samples(ctx: Context, policy: str, number: int, counts: Mapping[int, int]) -> list[Scored]:
-    """What the control chooses from. To choose k of n samples blindly is to draw k, so no more than that is drawn."""
+    """What the control chooses from. To choose k of n samples blindly is to draw k, so hardly more than that is drawn.
+
+    A prompt of which too few answers ended or could be scored is sampled again, TOP_UPS times at most: a control that
+    trains on less than its method proves nothing.
+    """
     block = ctx.block
     if block.pool:
         return from_pool(ctx, block.pool, f"{ctx.name}.pool")
     asked = [p for p in ctx.train_prompts if counts.get(p.index)]
     # two more than are kept at most, for answers that were cut off
     samples = max(counts.values()) + 2
-    return draw(ctx, ctx.generator(policy), asked, samples, "control", number, scorer=scorer(ctx))
+    generator = ctx.generator(policy)
+    scored = draw(ctx, generator, asked, samples, "control", number, scorer=scorer(ctx))
+    for attempt in range(1, TOP_UPS + 1):
+        usable = Counter(c.prompt for c in map(as_candidate, scored) if c.scorable)
+        short = [p for p in asked if usable[p.index] < counts[p.index]]
+        if not short:
+            break
+        scored += draw(ctx, generator, short, samples, "control", number, "more", attempt, scorer=scorer(ctx))
+    return scored
+
+
+def report_missing(ctx: Context, number: int, kept: int, wanted: int) -> None:
+    if kept < wanted:
+        console.say(f"{ctx.name}/control round {number + 1}: kept {kept} samples where the method kept {wanted}: too "
+                    "few answers ended or could be scored; the control trains on less than its method")  # fmt: skip
 
 
 def scorer(ctx: Context) -> rewards.Composite:
@@ -246,9 +270,16 @@ def without_training(ctx: Context, start: Judged) -> dict[str, Any]:
 
 
 def has_demonstrations(ctx: Context) -> bool:
-    """Whether the run's rows hold completions to imitate; rows of verifiable tasks often hold none."""
-    row, source = ctx.split.train[0], ctx.cfg.prompts
-    return source.completion in row or "messages" in row
+    """Whether all rows of the run hold completions to imitate; rows of verifiable tasks often hold prompts alone."""
+    return all(holds_completion(row, ctx.cfg.prompts.completion) for row in ctx.split.train)
+
+
+def holds_completion(row: Mapping[str, Any], column: str) -> bool:
+    """row: a column of completions, or messages whose last turn is the assistant's."""
+    if row.get(column) is not None:
+        return True
+    messages = row.get("messages") or []
+    return bool(messages) and messages[-1].get("role") == "assistant"
 
 
 def more_sft(ctx: Context, steps: int) -> Judged:

@@ -1,8 +1,9 @@
-"""How far a policy has gone from where it started, and what it gained there: looks at the held-out prompts."""
+"""How far a policy is from where it started, measured on its own held-out samples."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,26 +18,58 @@ from pipeline.update.forward import CompletionLogprobs, Row, completion_logprobs
 BUDGET = 16_384  # tokens of one forward pass
 
 
-def kl_from(ctx: Context, scored: Sequence[Scored], start: str, *, bare: Mapping[int, Prompt] | None = None) -> float:
-    """KL(policy || start) in nats a completion: the mean over the policy's own samples of log-prob minus start's.
+@dataclass(frozen=True, slots=True)
+class Kl:
+    """In nats."""
 
-    The policy's log-probs are those its generator gave at the sampling temperature. bare: prompt index -> the prompt
-    the start is asked with, where the policy saw another (a condition in front).
+    per_completion: float
+    per_token: float
+
+
+def mean_kl(
+    rows: Sequence[Row], policy_logprobs: Sequence[Sequence[float]], start_logprobs: Sequence[Sequence[float]]
+) -> Kl:
+    """KL(policy || start) on the policy's own samples: the mean of log-prob minus the start's (k1, unbiased).
+
+    One log-prob per completion token of each row, in the order of `rows`; tokens the policy did not choose (mask False)
+    count nowhere.
     """
-    asked = [(bare or {}).get(s.rollout.prompt.index, s.rollout.prompt) for s in scored]
-    rows = [Row(p.ids, s.rollout.ids, s.rollout.mask) for p, s in zip(asked, scored, strict=True)]
-    model = models.load_policy(start, ctx.cfg.model).eval()
-    model.to(models.device())
+    gaps = [sum(a - b for a, b, sampled in zip(now, before, row.mask, strict=True) if sampled)
+            for row, now, before in zip(rows, policy_logprobs, start_logprobs, strict=True)]  # fmt: skip
+    tokens = sum(sum(row.mask) for row in rows)
+    return Kl(mean(gaps), sum(gaps) / tokens if tokens else float("nan"))
+
+
+def kl_from(
+    ctx: Context, scored: Sequence[Scored], start: str, *, unlabelled: Mapping[int, Prompt] | None = None
+) -> float:
+    """KL(policy || start) in nats per completion, with the log-probs that the policy's generator gave.
+
+    unlabelled: prompt index -> the prompt the start reads, where the policy read a condition label in front of it.
+    """
+    prompts = [(unlabelled or {}).get(s.rollout.prompt.index, s.rollout.prompt) for s in scored]
+    rows = [Row(p.ids, s.rollout.ids, s.rollout.mask) for p, s in zip(prompts, scored, strict=True)]
+    return mean_kl(rows, [s.rollout.logprobs for s in scored], start_logprobs(ctx, start, rows)).per_completion
+
+
+def start_logprobs(ctx: Context, start: str, rows: Sequence[Row]) -> list[list[float]]:
+    """Log-probs under the model at `start`, at the sampling temperature.
+
+    The model is loaded once per stage and waits in host memory between calls: `evaluate_every` measures often.
+    """
+    if start not in ctx.frozen:
+        ctx.frozen.clear()
+        ctx.frozen[start] = models.load_policy(start, ctx.cfg.model).eval()
+    model = ctx.frozen[start].to(models.device())
     forward = CompletionLogprobs(model, temperature=ctx.cfg.sampling.temperature)
-    before = ranks.mapped(partial(completion_logprobs, forward, budget=BUDGET, where=models.device()), rows)
-    gaps = [sum(lp - b for lp, b, m in zip(s.rollout.logprobs, old.tolist(), row.mask, strict=True) if m)
-            for s, old, row in zip(scored, before, rows, strict=True)]  # fmt: skip
-    return mean(gaps)
+    found = ranks.mapped(partial(completion_logprobs, forward, budget=BUDGET, where=models.device()), rows)
+    model.to("cpu")
+    return [logprobs.tolist() for logprobs in found]
 
 
 def from_start(ctx: Context, judged: Judged, reward: Mapping[str, Any] | None) -> dict[str, float]:
-    """KL of judged samples from the stage's start, and the tokens sampled so far; with a reward of the stage's own also
-    what it says of them."""
+    """KL of held-out samples from the stage's start, and the tokens sampled so far; with a reward of the stage's own
+    also its mean over these samples."""
     out = {"heldout_kl": kl_from(ctx, judged.scored, ctx.policy_path), "sampled_tokens": ctx.tokens["completion"]}
     if reward:
         own = score(ctx.scorer_of(reward), [s.rollout for s in judged.scored])

@@ -19,7 +19,7 @@ from pipeline.run import console, shutdown
 from pipeline.score import score
 from pipeline.stages.context import Context, Judged
 from pipeline.stages.heldout_episodes import judge_episodes
-from pipeline.stages.kl_to_start import from_start
+from pipeline.stages.kl_to_start import from_start, mean_kl
 from pipeline.stages.monitored_scorer import scorer_and_watch
 from pipeline.stages.sft import encode
 from pipeline.update.critic import SharedCritic, ValueModel, from_model
@@ -204,7 +204,7 @@ def make_player(ctx: Context, generator: Generator, settings: Episodes) -> Sampl
             played = play(
                 generator, environment, prompts, ctx.cfg.sampling, samples=ctx.block.samples, tokenizer=ctx.tokenizer,
                 ends=ctx.ends, max_turns=settings.max_turns, memory=settings.memory,
-                key=(ctx.cfg.seed, ctx.name, "step", step, attempt),
+                key=(ctx.cfg.seed, ctx.name, "step", step, attempt), context=ctx.context_tokens(),
             )  # fmt: skip
         count(ctx.dir.tokens, played)
         return played
@@ -267,9 +267,8 @@ def kl_to_start(ctx: Context, parts: Parts, judged: Judged) -> Mapping[str, floa
     else:
         look = partial(completion_logprobs, start_of(ctx, learner), budget=budget, where=learner.where)
         before = ranks.mapped(look, rows)
-    gaps = [float((a - b)[torch.tensor(r.mask)].sum()) for a, b, r in zip(now, before, rows, strict=True)]
-    tokens = sum(sum(r.mask) for r in rows)
-    return {"kl_to_reference": sum(gaps) / len(gaps), "kl_to_reference_per_token": sum(gaps) / tokens}
+    kl = mean_kl(rows, [a.tolist() for a in now], [b.tolist() for b in before])
+    return {"kl_to_reference": kl.per_completion, "kl_to_reference_per_token": kl.per_token}
 
 
 def compile_in_place(policy: CompletionLogprobs) -> None:

@@ -7,8 +7,8 @@ teach what sampled pairs never show; without them a policy finds the holes in se
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -40,7 +40,12 @@ def run(ctx: Context) -> dict[str, Any]:
     if not train_pairs:
         raise ConfigError([f"{ctx.cfg.path}: {ctx.name}: no preference pair: of each prompt all samples that ended "
                            "earned the same; if few end, raise sampling.max_tokens"])  # fmt: skip
+    found, longest_allowed = len(train_pairs), max_length(block.trainer, RewardConfig)
+    train_pairs = fitting(train_pairs, longest_allowed, where=f"{ctx.cfg.path}: {ctx.name}")
     console.say(f"{ctx.name}: {len(train_pairs)} training pairs, {len(heldout_pairs)} held out")
+    if len(train_pairs) < found:
+        console.say(f"{ctx.name}: left out {found - len(train_pairs)} of {found} pairs longer than trainer.max_length "
+                    f"{longest_allowed}: the reward model sees short answers only; raise it to keep them")  # fmt: skip
     from datasets import Dataset
 
     data = Dataset.from_dict({"chosen_ids": [[*p, *c] for p, c, _ in train_pairs],
@@ -58,9 +63,26 @@ def run(ctx: Context) -> dict[str, Any]:
     model = models.load_reward_model(str(ctx.dir.model_dir), ctx.cfg.model)
     calibrate(model, reference)
     models.save(model, ctx.tokenizer, ctx.dir.model_dir)
-    return {**figures, "pairs": len(train_pairs), "heldout_pairs": len(heldout_pairs),
+    return {**figures, "pairs": len(train_pairs), "pairs_too_long": found - len(train_pairs),
+            "heldout_pairs": len(heldout_pairs),
             "heldout_pair_accuracy": pair_accuracy(model, heldout_pairs),
             "calibration": model.config.reward_calibration}  # fmt: skip
+
+
+def max_length(trainer: Mapping[str, Any], config_class: Any) -> int | None:
+    """Tokens of prompt and answer beyond which TRL's trainer drops a pair without a word; None: it drops none."""
+    default = next(f.default for f in fields(config_class) if f.name == "max_length")
+    return trainer.get("max_length", default)
+
+
+def fitting(pairs: Sequence[Pair], limit: int | None, *, where: str) -> list[Pair]:
+    """The pairs of which both sides fit. Raises ConfigError where none does."""
+    lengths = [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in pairs]
+    out = [pair for pair, length in zip(pairs, lengths, strict=True) if limit is None or length <= limit]
+    if not out:
+        raise ConfigError([f"{where}.trainer.max_length: all {len(pairs)} preference pairs are longer than {limit} "
+                           f"tokens; the shortest has {min(lengths)}, the longest {max(lengths)}"])  # fmt: skip
+    return out
 
 
 def pairs_from_samples(ctx: Context) -> tuple[list[Pair], list[Pair], list[list[int]]]:
@@ -155,8 +177,6 @@ def corruptions(
 def worse(ctx: Context, broken: Sequence[tuple[Rollout, Ids]]) -> list[Pair]:
     """Pairs of those that the run's rewards score below what they were made from: a change may be another right answer,
     and would teach the opposite."""
-    if not broken:
-        return []
     if not broken:
         return []
     texts = ctx.tokenizer.batch_decode([list(ids) for _, ids in broken], skip_special_tokens=True)

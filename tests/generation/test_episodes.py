@@ -300,3 +300,28 @@ def test_the_policy_loop_trains_on_episodes(tmp_path, place, stage, memory, cred
     assert len(episodes(rows)) == 4 * 4 * 8
     assert any(row.rollout.turn for row in rows) == (memory == "state")
     assert any(row.rollout.sampled and not all(row.rollout.sampled) for row in rows) == (memory == "history")
+
+
+class Talkative(gridworld.Environment):
+    def step(self, action):
+        _, reward, done = super().step(action)
+        return "a" * 60, reward, done
+
+
+@pytest.mark.parametrize("memory", ["state", "history"])
+def test_an_observation_beyond_the_engines_context_ends_its_episode_and_names_the_key(tokenizer, memory):
+    rows, generator = played(tokenizer, ["R", "R", "R"], memory=memory, environment=Talkative, context=40)
+    assert len(generator.requests) == 1, "the second turn is never sampled: its engine would raise"
+    assert [r.status for r in rows] == ["error"] and math.isnan(rows[0].reward)
+    assert "the engine has 40" in rows[0].detail and "episodes.max_observation_tokens" in rows[0].detail
+    rows, generator = played(tokenizer, ["R", "R", "R"], memory=memory, environment=Talkative, context=1000)
+    assert len(generator.requests) == 2 and {r.status for r in rows} <= {"pass", "fail"}
+
+
+def test_the_engine_has_room_for_observations(tmp_path):
+    from pipeline.generation.engines import model_len
+
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 32768}')
+    assert model_len(str(tmp_path), 100) == 256
+    assert model_len(str(tmp_path), 100, wanted=100 + 4 * 1024) == 4352
+    assert model_len(str(tmp_path), 100, wanted=10**6) == 32768

@@ -229,6 +229,14 @@ def test_the_bin_of_failures_is_shown_apart_from_what_can_be_asked():
     reward = Axis("reward", (0.1, 0.4, 0.8), "<{bin}>")
     assert solvable(reward, curve) == curve[1:] and is_monotone(curve[1:]) and not is_monotone(curve)
     assert solvable(SHORT, curve[:2]) == curve[:2]
+    low = Axis("reward", (0.1, 0.4, 0.8), "<{bin}>", prefer="low")
+    assert solvable(low, curve) == curve, "the lowest bin is what is asked for"
+
+
+def test_beyond_the_bins_means_beyond_the_preferred_end():
+    high, low = (Axis("length", (3.0, 5.0), "<{bin}>", of="length", prefer=p, seen=(9, 9, 9)) for p in ("high", "low"))
+    assert (high.best, high.beyond, low.best, low.beyond) == (2, 3, 0, -1)
+    assert "beyond the bins trained" in Conditions((low,)).warnings({"length": low.beyond})[0]
 
 
 def test_a_linear_probe_reads_what_is_there_and_nothing_that_is_not():

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from pipeline.data import sample_pool
 from pipeline.data.sample_pool import Entry
 from pipeline.models.models import load_tokenizer, make_tiny
 from pipeline.records import Prompt, Rollout, Scored
+from pipeline.stages import feedme
 from pipeline.stages.feedme import has_demonstrations, stop_reason, with_share
 from pipeline.stages.imitation import Example
 from pipeline.stages.sampling import best_of, reward_when_solved
@@ -147,7 +149,13 @@ def test_reward_when_solved_leaves_failures_out():
 
 @pytest.mark.parametrize(
     ("row", "has"),
-    [({"prompt": "p", "completion": "c"}, True), ({"messages": []}, True), ({"prompt": "p", "gold": "4"}, False)],
+    [
+        ({"prompt": "p", "completion": "c"}, True),
+        ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}, True),
+        ({"messages": [{"role": "user", "content": "q"}]}, False),
+        ({"messages": []}, False),
+        ({"prompt": "p", "gold": "4"}, False),
+    ],
 )
 def test_more_sft_is_a_control_only_where_there_is_something_to_imitate(row, has):
     ctx: Any = SimpleNamespace(split=SimpleNamespace(train=[row]), cfg=SimpleNamespace(prompts=SOURCE))
@@ -223,6 +231,35 @@ def test_a_setting_that_has_no_effect_on_token_ids_is_refused(tmp_path, capsys):
 def test_a_wrong_filter_is_told_before_anything_is_trained(runs, capsys):
     assert command(runs, "feedme", "feedme.filters=[{threshhold: 1}]") == 2
     assert "no filter 'threshhold'" in capsys.readouterr().err
+
+
+def test_the_blind_control_samples_again_until_it_keeps_as_many_as_the_method(monkeypatch, capsys):
+    """Most answers are cut at the length limit: max(counts) + 2 samples hold too few that ended."""
+    keys = []
+
+    def draw(ctx, generator, prompts, samples, *key, scorer):
+        keys.append(key)
+        ended = 3 if "more" in key else 1
+        return [
+            scored(p.text, 0.0, text=chr(97 + i), finished=i < ended, index=p.index)
+            for p in prompts
+            for i in range(samples)
+        ]
+
+    monkeypatch.setattr(feedme, "draw", draw)
+    prompts = [Prompt(i, f"p{i}", (1,)) for i in range(3)]
+    ctx: Any = SimpleNamespace(
+        name="feedme", block=SimpleNamespace(pool=[], reward=None), scorer=None, train_prompts=prompts,
+        generator=lambda policy: None,
+    )  # fmt: skip
+    counts = {0: 4, 1: 1}  # the third prompt kept nothing
+    found = feedme.blind_samples(ctx, "policy", 0, counts)
+    candidates = [feedme.as_candidate(s) for s in found]
+    kept = feedme.selection.blind(candidates, counts, seed=0)
+    assert Counter(candidates[i].prompt for i in kept) == counts
+    assert keys == [("control", 0), ("control", 0, "more", 1)]  # and only of the prompt that lacked some
+    feedme.report_missing(ctx, 0, 3, 5)
+    assert "kept 3 samples where the method kept 5" in capsys.readouterr().out
 
 
 def test_unscorable_rows_replace_nothing():

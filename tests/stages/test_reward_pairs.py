@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 import rewards
+from pipeline.config.load import ConfigError
 from pipeline.records import Prompt, Rollout, Scored
-from pipeline.stages.reward_model import corruptions, preference_pairs, worse
+from pipeline.stages.reward_model import corruptions, fitting, max_length, preference_pairs, worse
 
 END = 2
 MOVES = {"R": 10, "L": 11, "U": 12, "D": 13}
@@ -81,6 +82,23 @@ def test_a_corruption_that_is_another_right_answer_is_no_negative(ctx):
     shorter = (*(MOVES[m] for m in "RR"), END)  # cut off into the shortest path of all
     missed = (*(MOVES[m] for m in "RRL"), END)
     assert worse(ctx, [(origin, shorter), (origin, missed)]) == [((5, 0), origin.ids, missed)]
+
+
+def test_pairs_beyond_max_length_are_counted_and_none_left_is_a_mistake_of_one_line():
+    short, long = ((5,), (1, 2), (3, 2)), ((5,), (1, 2), (3, 4, 5, 2))
+    assert fitting([short, long], 4, where="x.yaml: reward_model") == [short]
+    assert fitting([short, long], None, where="x.yaml: reward_model") == [short, long]
+    with pytest.raises(
+        ConfigError, match=r"x\.yaml: reward_model\.trainer\.max_length: all 2 .* shortest has 3, the longest 5"
+    ):
+        fitting([short, long], 2, where="x.yaml: reward_model")
+
+
+def test_the_limit_is_trls_own_where_the_yaml_names_none():
+    from trl import RewardConfig
+
+    assert max_length({}, RewardConfig) == RewardConfig(bf16=False, use_cpu=True).max_length == 1024
+    assert max_length({"max_length": None}, RewardConfig) is None
 
 
 def test_without_corruptions_there_are_no_such_pairs(ctx):

@@ -39,7 +39,7 @@ function number(row, when) {
 
 function accuracyPlot(rows) {
   return dotPlot({ title: "Held-out accuracy by policy", wide: true, note: "point and 95% bootstrap interval over prompts", percent: true, xMin: 0, xLabel: "share of held-out samples that pass",
-    rows: rows.map((r) => ({ name: r.policy, value: isNumber(r.asked_best) ? r.asked_best : r.heldout_accuracy, low: isNumber(r.asked_best) ? null : r.ci95?.[0], high: r.ci95?.[1], colour: 1,
+    rows: rows.map((r) => ({ name: r.policy, value: isNumber(r.asked_best) ? r.asked_best : r.heldout_accuracy, low: (isNumber(r.asked_best) ? r.asked_best_ci95 : r.ci95)?.[0], high: (isNumber(r.asked_best) ? r.asked_best_ci95 : r.ci95)?.[1], colour: 1,
       ghost: r.control ? { value: r.control_accuracy, name: r.control } : null })) });
 }
 
@@ -77,9 +77,10 @@ function feedmeChart(stage) {
 function conditionChart(stage) {
   if (!Array.isArray(stage.control_curve)) return null;
   const line = (rows, name, colour, dash) => ({ name, colour, dash, x: rows.map((r) => r.asked), y: rows.map((r) => r.obtained), low: rows.map((r) => r.ci95?.[0]), high: rows.map((r) => r.ci95?.[1]) });
-  const solved = stage.control_curve.slice(1), shuffled = stage.shuffled_curve || [];
-  return lineChart({ title: `${stage.name}: asked and obtained`, note: `mean held-out reward for each label asked; label ${stage.control_curve[0].label.trim()} (failing) earned ${figure(stage.control_curve[0].obtained)} and is not ranked`, xLabel: "label asked", yMin: 0,
-    series: [line(solved, "trained on true labels", 1), ...(shuffled.length ? [line(shuffled.slice(1), "on shuffled labels", 2, true)] : [])] });
+  const failing = stage.failing_bin, ranked = (rows) => (failing ? rows.filter((r) => r.asked !== failing.asked) : rows);
+  const solved = ranked(stage.control_curve), shuffled = ranked(stage.shuffled_curve || []);
+  return lineChart({ title: `${stage.name}: asked and obtained`, note: `held-out mean for each requested label${failing ? `; label ${failing.label.trim()} (failing) earned ${figure(failing.obtained)} and is not ranked` : ""}`, xLabel: "label asked", yMin: 0,
+    series: [line(solved, "trained on true labels", 1), ...(shuffled.length ? [line(shuffled, "on shuffled labels", 2, true)] : [])] });
 }
 
 // What the policy is trained on beside the monitor's second score; where they part, it games its reward.

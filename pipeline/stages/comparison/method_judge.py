@@ -54,7 +54,7 @@ def run(ctx: Context) -> dict[str, Any]:
             s.rollout for s in restored(judged.scored, ctx.heldout_prompts)]))  # fmt: skip
         ctx.record(scored, policy=candidate.name)
         starts = starts or scored
-        kl = 0.0 if candidate.name == block.start else kl_from(ctx, scored, str(start_path), bare=bare)
+        kl = 0.0 if candidate.name == block.start else kl_from(ctx, scored, str(start_path), unlabelled=bare)
         rows.append({"policy": candidate.name, **judged.figures, "kl_from_start": kl, **by_prompt(scored, prompts),
                      **({"proxy": mean([s.parts["proxy"] or 0.0 for s in scored if s.scorable])} if proxy else {}),
                      **cost(ctx.cfg, candidate, block.start)})  # fmt: skip
