@@ -29,8 +29,13 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # packages are installed uncompiled; without a cache every start would compile them again (12 s)
 unexport PYTHONDONTWRITEBYTECODE
 
-STAGES := sft feedme reward_model ppo grpo conditioned offline_q evaluate
-OF_CONFIG := $(STAGES) pipeline plan compare probe
+# "order name summary" of every kind of stage, read from the classes that define them
+KINDS := awk '/^    summary="/ { split($$0, text, "\""); summary = text[2]; order = 75 } \
+  /^    order=/ { order = substr($$1, 7) + 0 } \
+  /^    kind: str = "/ && summary { split($$0, name, "\""); print order, name[2], summary; summary = "" }' \
+  pipeline/config/*_schema.py | sort -n
+STAGES := $(shell $(KINDS) | cut -d " " -f 2)
+OF_CONFIG := $(STAGES) pipeline plan
 OF_RUN := report lineage chat serve export push lm-eval
 
 # $(call needs,NAME,targets,example): one line and exit 2, before anything is installed, when NAME= was not given
@@ -60,10 +65,13 @@ check: $(STAMP) ## format, lint, types and the fast tests
 	HF_HUB_OFFLINE=1 $(PY) -m pytest -q -m "not slow and not stages and not gpu" $(ARGS)
 
 help: ## this list
-	@awk 'BEGIN { FS = ":.*## " } \
+	@$(KINDS) | awk 'BEGIN { FS = ":.*## " } \
+	  NR == FNR { stages[++count] = $$0; next } \
 	  /^##@/ { printf "\n%s\n", substr($$0, 5) } \
+	  /^##@ One stage/ { for (i = 1; i <= count; i++) { split(stages[i], word, " "); \
+	    printf "  make %-16s %s\n", word[2], substr(stages[i], length(word[1] word[2]) + 3) } } \
 	  /^[a-z_-]+( [a-z_-]+)*:.*## / { n = split($$1, names, " "); for (i = 1; i <= n; i++) \
-	    printf "  make %-16s %s\n", names[i], $$2 }' $(firstword $(MAKEFILE_LIST))
+	    printf "  make %-16s %s\n", names[i], $$2 }' - $(firstword $(MAKEFILE_LIST))
 	@printf '\n'; printf '%s\n' \
 	  'CONFIG=file.yaml names the pipeline, SET="a.b=c d=e" changes keys of it, RUN=runs/NAME names what a run left.' \
 	  'Each target prints the error of its command. Exit codes: python -m pipeline ends with 0 done, 2 your mistake,' \
@@ -71,14 +79,6 @@ help: ## this list
 
 ##@ One stage: make sft CONFIG=configs/demo/pipeline.yaml SET="sft.steps=100"
 
-sft: ## supervised fine-tuning on demonstrations
-feedme: ## fine-tune on the best of the model's own samples, round after round
-reward_model: ## train a reward model on preference pairs
-ppo: ## policy optimisation with a critic
-grpo: ## policy optimisation against the group's mean
-conditioned: ## train on every sample under a label of its reward, ask for the best
-offline_q: ## learn values from logged samples
-evaluate: ## score a model on the held-out prompts
 $(STAGES): $(STAMP)
 	$(PY) -m pipeline $@ $(CONFIG) $(SET)
 
@@ -87,10 +87,7 @@ $(STAGES): $(STAMP)
 pipeline: $(STAMP) ## all stages of CONFIG in their order; what is done and unchanged is skipped
 	$(PY) -m pipeline run $(CONFIG) $(SET)
 
-plan: ## what CONFIG would run, what it would cost, and every mistake in it; starts nothing
-compare: ## the methods of CONFIG at one sampling budget, seeds and controls included
-probe: ## what a condition label does inside the model of CONFIG
-plan compare probe: $(STAMP)
+plan: $(STAMP) ## what CONFIG would run, what it would cost, and every mistake in it; starts nothing
 	$(PY) -m pipeline $@ $(CONFIG) $(SET)
 
 recipe: $(STAMP) ## a historical pipeline on the demo task: NAME=davinci-002

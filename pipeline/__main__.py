@@ -15,16 +15,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from pipeline.config.schema import KINDS
+
 if TYPE_CHECKING:
     from pipeline.config.load import Config
 
-STAGES = (
-    "sft", "feedme", "reward_model", "ppo", "grpo", "conditioned", "offline_q", "stitch", "probe", "evaluate", "base",
-)  # fmt: skip
 COMMANDS = {
     "run": "all stages the YAML names; what is complete and unchanged is skipped",
-    **{stage: f"the stage {stage}" for stage in STAGES},
-    "compare": "the methods of a YAML from one model at one budget over seeds, with controls, and their report",
+    **{kind.name: kind.summary for kind in sorted(KINDS.values(), key=lambda kind: kind.order) if kind.summary},
     "recipe": "a historical lineage on the demo task: python -m pipeline recipe davinci-002|davinci-003",
 }
 AROUND = {
@@ -155,14 +153,13 @@ def checked(command: str, config: str, overrides: Sequence[str]) -> Config:
     """The config, when nothing is wrong with it, its data, its verifiers or its models. Raises ConfigError before
     anything heavy loads."""
     from pipeline.config.load import ConfigError, nearest, read
-    from pipeline.config.schema import STAGE_KINDS
 
     cfg, mistakes = read(config, overrides)
     if cfg is not None and command == "probe":
-        cfg.blocks.setdefault("probe", STAGE_KINDS["probe"]())  # looks at what a YAML trained without being part of it
+        cfg.blocks.setdefault("probe", KINDS["probe"].schema())  # looks at what a YAML trained without being part of it
     if cfg is not None and command not in COMMANDS and command not in cfg.blocks:
         mistakes.append(f"no command {command!r}{nearest(command, [*COMMANDS, *AROUND, *OF_A_RUN, *cfg.blocks])}")
-    elif cfg is not None and command in STAGE_KINDS and command not in cfg.blocks:
+    elif cfg is not None and command in KINDS and command not in cfg.blocks:
         mistakes.append(f"{config}: no block for stage {command!r}{nearest(command, cfg.blocks)}")
     if cfg is None or mistakes:
         raise ConfigError(mistakes)

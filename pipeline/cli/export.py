@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.load import ConfigError, nearest
-from pipeline.run.lineage import POLICIES
+from pipeline.config.schema import recorded_kind
 from pipeline.run.stage_dir import StageDir, atomic_write, dump_json, manifest_sha, read_manifest, verify_outputs
 from pipeline.stats import headline_names
 
@@ -49,7 +49,7 @@ def policy_stage(run: Path, named: str | None = None) -> str:
     if not run.is_dir():
         raise ConfigError([f"{run}: no such run directory"])
     manifests = [m for p in run.glob("*/manifest.json") if (m := read_manifest(p)) is not None]
-    found = {m["stage"]: m for m in manifests if kind_of(m) in POLICIES}
+    found = {m["stage"]: m for m in manifests if recorded_kind(kind_of(m)).makes_policy}
     if named is not None:
         if named not in found:
             raise ConfigError([f"{run}: no finished policy stage {named!r}{nearest(named, found)}"])

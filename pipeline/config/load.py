@@ -21,8 +21,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pipeline.config import schema
 from pipeline.config.library_fields import block_mistakes, nearest
 from pipeline.config.schema import (
-    PPO_DEFAULTS,
-    STAGE_KINDS,
+    KINDS,
     STRICT,
     Attribute,
     Conditioned,
@@ -46,13 +45,6 @@ class ConfigError(ValueError):
 
 MEASURES = ("reward", "correct", "format", "length")  # what an attribute may speak of beside parts of the rewards
 MOST_TINY = 1e9  # of parameters: beyond it a slip of the keyboard takes the machine's memory
-TRAINERS = {  # the class whose fields a `trainer:` block may name
-    "sft": "trl.trainer.sft_config:SFTConfig",
-    "feedme": "trl.trainer.sft_config:SFTConfig",
-    "conditioned": "trl.trainer.sft_config:SFTConfig",
-    "stitch": "trl.trainer.sft_config:SFTConfig",
-    "reward_model": "trl.trainer.reward_config:RewardConfig",
-}
 # set by the pipeline
 OURS = frozenset({"output_dir", "seed", "data_seed", "resume_from_checkpoint", "report_to", "run_name"})
 
@@ -293,17 +285,17 @@ def _blocks(raw: Mapping[Any, Any], stage_names: Sequence[str], mistakes: list[s
             continue
         if not isinstance(key, str):
             mistakes.append(f"unknown key {key!r}; keys are text")
-        elif not isinstance(kind, str) or (kind not in STAGE_KINDS and key != kind):
-            mistakes.append(f"{key}.kind: no stage kind {kind!r}{nearest(str(kind), STAGE_KINDS)}")
-        elif kind not in STAGE_KINDS:
-            mistakes.append(f"unknown key {key!r}{nearest(key, TOP | set(STAGE_KINDS) | set(stage_names))}")
+        elif not isinstance(kind, str) or (kind not in KINDS and key != kind):
+            mistakes.append(f"{key}.kind: no stage kind {kind!r}{nearest(str(kind), KINDS)}")
+        elif kind not in KINDS:
+            mistakes.append(f"unknown key {key!r}{nearest(key, TOP | set(KINDS) | set(stage_names))}")
         else:
             blocks[key] = value
     for name in stage_names:
-        if name not in blocks and name in STAGE_KINDS and name not in raw:
+        if name not in blocks and name in KINDS and name not in raw:
             blocks[name] = {}
         elif name not in raw:
-            mistakes.append(f"stages: no block for stage {name!r}{nearest(name, [*blocks, *STAGE_KINDS])}")
+            mistakes.append(f"stages: no block for stage {name!r}{nearest(name, [*blocks, *KINDS])}")
     return blocks
 
 
@@ -313,11 +305,11 @@ def _stage(name: str, raw: Any, mistakes: list[str]) -> Any:
         mistakes.append(f"{name}: expected a block of keys, found {raw!r}")
         return None
     kind = raw.get("kind", name)
-    given = merge_defaults(PPO_DEFAULTS, raw) if kind == "ppo" else raw
-    block = _validate(STAGE_KINDS[kind], {**given, "kind": kind}, name, mistakes)
-    if kind in TRAINERS:
+    given = merge_defaults(KINDS[kind].defaults, raw)
+    block = _validate(KINDS[kind].schema, {**given, "kind": kind}, name, mistakes)
+    if KINDS[kind].trl_config:
         for key in ("trainer", "online_trainer"):
-            mistakes += block_mistakes(f"{name}.{key}", raw.get(key), TRAINERS[kind], ours=OURS)
+            mistakes += block_mistakes(f"{name}.{key}", raw.get(key), KINDS[kind].trl_config, ours=OURS)
     mistakes += block_mistakes(f"{name}.peft", raw.get("peft"), PASSED_THROUGH["peft"])
     return block
 
@@ -347,6 +339,9 @@ def _cross_checks(config: Config) -> list[str]:
                    f"{config.evaluation.samples}")  # fmt: skip
     if config.prompts.procedural and config.prompts.heldout_split:
         out.append("prompts: procedural rows have no splits; give heldout (a share) or heldout_path")
+    samplers = [name for name, block in config.blocks.items() if KINDS[block.kind].samples]
+    out += [f"expected_tokens: {name!r} is no stage that samples{nearest(name, samplers)}"
+            for name in config.expected_tokens if name not in samplers]  # fmt: skip
     out += _quantization_mistakes(config)
     out += block_mistakes("generate.vllm", config.generate.vllm, PASSED_THROUGH["vllm"])
     for name, block in config.blocks.items():

@@ -8,10 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.config.load import Config, ConfigError, nearest
-from pipeline.config.schema import Judge
+from pipeline.config.schema import KINDS, Judge
 
 JUDGE = "judge"
-WITHOUT_RUN_REWARDS = ("compare", "stitch")  # kinds whose stage scores nothing by the run's own rewards
 ONE_PLACE = ("vllm_server", "ray")  # backends whose weights pass through one place: a second writer would mix them
 
 # --- what a stage refers to ---------------------------------------------------------------------------------------
@@ -46,7 +45,7 @@ def learned_parts(where: str, parts: Mapping[str, Any]) -> list[tuple[str, str]]
 def scores_by_the_run(block: Any) -> bool:
     """Whether the stage scores samples by the run's rewards; all that judge on the held-out prompts do."""
     on_pairs_alone = block.kind == "reward_model" and block.data is not None
-    return block.kind not in WITHOUT_RUN_REWARDS and not on_pairs_alone
+    return KINDS[block.kind].scores_by_run_rewards and not on_pairs_alone
 
 
 def strict_of(block: Any) -> Mapping[str, Any]:

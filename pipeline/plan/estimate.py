@@ -14,120 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.load import Config
-from pipeline.config.schema import Policy, trains_adapter
+from pipeline.config.schema import KINDS, Policy, trains_adapter
+from pipeline.config.work import TRAINER_DEFAULTS, Data, Work
 from pipeline.plan.trial import Trial
 from pipeline.run.stage_dir import LineageError, read_manifest
 
 # bytes a sample takes while it is drawn and scored: 16,384 of 6 tokens took 465 MiB, most of it vLLM's objects
 REQUEST_VLLM, REQUEST = 28 << 10, 3 << 10
-TRAINER_DEFAULTS = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "num_train_epochs": 3.0}
-
-
-@dataclass(frozen=True, slots=True)
-class Data:
-    """Of the run's prompts: rows, distinct prompts, and tokens (mean, 95th percentile, longest)."""
-
-    rows: int
-    train_prompts: int
-    heldout_prompts: int
-    prompt_tokens: tuple[float, int, int]
-    completion_tokens: tuple[float, int, int] | None
-    dropped: float  # share of prompts over max_prompt_tokens
-    cut: float  # share of demonstrations longer than sampling.max_tokens
-    own_rows: Mapping[str, int] = field(default_factory=dict)  # stage -> rows of a `data:` of its own
-
-
-@dataclass(slots=True)
-class Work:
-    """One stage's work. samples: of the policy, the method's own; judged: on held-out prompts and for controls."""
-
-    name: str
-    kind: str
-    rows: int = 0
-    steps: int = 0
-    batch: int = 0  # rows a step
-    samples: int = 0
-    judged: int = 0
-    mean_tokens: float = 0.0  # of a sample, an episode's turns together
-    source: str = ""  # where mean_tokens is from
-    at_most: bool = False  # steps or samples may be fewer
-    passes: float = 1.0  # forward and backward passes over each sampled row
-    continued: float = 0.0  # tokens sampled on from the midst of a sample, over its own
-    label_tokens: int = 0  # in front of each prompt
-
-    @property
-    def tokens(self) -> int:
-        return round(self.samples * self.tokens_each)
-
-    @property
-    def tokens_each(self) -> float:
-        return self.mean_tokens * (1 + self.continued)
 
 
 def work_of(cfg: Config, name: str, data: Data) -> Work:
-    """Raises nothing: a kind that is not counted here has no figures."""
+    """The stage's own estimate; a kind without one has no figures. Raises nothing."""
     block = cfg.blocks[name]
-    work = Work(name, block.kind)
-    judged = data.heldout_prompts * cfg.evaluation.samples
-    if block.kind in ("base", "sft"):
-        work.judged = judged
-    if block.kind == "sft":
-        work.rows = data.own_rows.get(name, data.rows)
-        work.batch, work.steps = trained_steps(block.trainer, work.rows)
-    elif block.kind == "feedme":
-        work.samples = block.rounds * block.prompts * block.samples
-        chains = 1 + bool(block.random_control)
-        work.judged = judged * (block.rounds * chains + bool(block.more_sft_control)) + (chains - 1) * work.samples
-        work.batch, each = trained_steps(block.trainer, block.prompts * block.samples)
-        work.steps = each * block.rounds * (chains + bool(block.more_sft_control))
-        work.at_most = "max_steps" not in block.trainer
-    elif block.kind == "reward_model":
-        work.samples = 0 if block.data else block.prompts * block.samples
-        work.judged = min(block.heldout_prompts, data.heldout_prompts) * block.samples
-        asked = min(block.prompts, data.train_prompts)  # a prompt that is asked twice makes its pairs once
-        pairs = data.own_rows.get(name, int(asked * block.pairs_per_prompt * (1 + block.corrupted)))
-        work.batch, work.steps = trained_steps(block.trainer, pairs)
-        work.at_most = "max_steps" not in block.trainer
-    elif isinstance(block, Policy):
-        refills = block.groups.refill_cap if block.groups.dynamic else 1
-        work.steps, work.batch = block.steps, block.prompts * block.samples
-        work.samples, work.judged, work.at_most = work.steps * work.batch * refills, judged, refills > 1
-        work.passes = block.epochs
-        if block.credit.kind == "monte_carlo":  # from points spread evenly half of an answer is left, on the mean
-            starts = 1 if block.samples == 1 else 0
-            work.continued = block.credit.continuations * (block.credit.points / 2 + starts)
-    elif block.kind == "conditioned":
-        work.samples = 0 if block.pool else block.prompts * block.samples * (1 + block.online_rounds)
-        bins = len(block.edges) + 1 if block.bins == "edges" else block.count
-        chains = 1 + block.online_rounds + bool(block.shuffled_control)
-        work.judged = judged * (bins + 1) * (1 + bool(block.shuffled_control))
-        work.batch, each = trained_steps(block.trainer, block.per_bin * bins)
-        work.steps, work.rows = each * chains, block.demonstrations
-    elif block.kind == "offline_q":
-        work.samples, work.judged = 0 if block.pool else block.prompts * block.samples, judged
-        work.batch, work.steps = block.batch, block.value_steps + block.policy_steps * (block.extract == "awr")
-    elif block.kind == "judge":
-        work.judged = judged * (1 + len(block.methods))
-    elif block.kind == "stitch":
-        from verifiers import stitch
-
-        turns = sum(len(walk) for walk in stitch.logs(block.medium))
-        runs = len(block.seeds) * len(block.memories)
-        work.rows, work.steps, work.batch = turns, block.loop.steps * runs, block.loop.prompts * block.loop.samples
-        work.at_most = True
-    elif block.kind == "evaluate":
-        before = [n for n in cfg.stages if cfg.blocks[n].kind not in ("reward_model", "evaluate")]
-        work.judged = judged * len(block.policies or before)
-    return work
-
-
-def trained_steps(trainer: Mapping[str, Any], rows: int) -> tuple[int, int]:
-    """(rows a step, steps) of a `trainer:` block over so many rows."""
-    given = {**TRAINER_DEFAULTS, **trainer}
-    batch = int(given["per_device_train_batch_size"]) * int(given["gradient_accumulation_steps"])
-    if int(given.get("max_steps") or -1) > 0:
-        return batch, int(given["max_steps"])
-    return batch, math.ceil(math.ceil(rows / batch) * float(given["num_train_epochs"]))
+    return block.work(name, cfg, data) if hasattr(block, "work") else Work(name, block.kind)
 
 
 # --- how long answers are -------------------------------------------------------------------------------------------
@@ -150,17 +49,17 @@ def expect_lengths(cfg: Config, works: list[Work], data: Data, known: Mapping[st
         else:
             turns = block.episodes.max_turns if isinstance(block, Policy) and block.episodes else 1
             work.mean_tokens, work.source = turns * float(min(mean, cfg.sampling.max_tokens)), source
-        keep_to_budget(work, getattr(block, "token_budget", None))
+        keep_to_budget(work, getattr(block, "token_budget", None), stops_within=isinstance(block, Policy))
         if every := getattr(block, "evaluate_every", None):
             work.judged *= 1 + work.steps // every
 
 
-def keep_to_budget(work: Work, budget: int | None) -> None:
+def keep_to_budget(work: Work, budget: int | None, *, stops_within: bool) -> None:
     """A stage with a token_budget samples up to it, and a policy stage stops with the step that reaches it."""
     if budget is None or work.tokens <= budget:
         return
     work.samples = math.ceil(budget / work.tokens_each)
-    if work.kind in ("ppo", "grpo"):
+    if stops_within:
         work.steps = math.ceil(work.samples / work.batch)
         work.samples = work.steps * work.batch
 
@@ -226,7 +125,7 @@ def memory_of(cfg: Config, name: str, shape: Shape, data: Data, trial: Trial) ->
     parts |= {"libraries": trial.libraries_bytes, "generator": trial.generator_bytes, "kv cache": trial.cache_bytes}
     length = data.prompt_tokens[2] + cfg.sampling.max_tokens
     adapted = trains_adapter(block)
-    if block.kind in ("sft", "feedme", "reward_model", "conditioned") or isinstance(block, Policy):
+    if KINDS[block.kind].trl_config or isinstance(block, Policy):
         # what learns is float32 whatever the model's precision; an adapter's share of the parameters is about 2%
         learning = round(shape.parameters * 4 * (0.02 if adapted else 1.0))
         held = learning if not adapted else weights if cfg.model.quantization is None else in_4_bits(shape)
@@ -244,7 +143,7 @@ def memory_of(cfg: Config, name: str, shape: Shape, data: Data, trial: Trial) ->
         layers = shape.layers * 4 + 34 * 2 if block.gradient_checkpointing else shape.layers * 34 * 2
         parts["activations"] = rows * shape.hidden * layers
     elif "weights" in parts:
-        batch = int({**TRAINER_DEFAULTS, **block.trainer}["per_device_train_batch_size"])
+        batch = int({**TRAINER_DEFAULTS, **getattr(block, "trainer", {})}["per_device_train_batch_size"])
         parts["logits"] = 3 * batch * length * shape.vocabulary * 4
         parts["activations"] = batch * length * shape.hidden * shape.layers * 34 * 4 // 2
     return Memory(parts)

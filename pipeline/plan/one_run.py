@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config.load import Config
-from pipeline.config.schema import Prompts
+from pipeline.config.registry import kind_of
+from pipeline.config.schema import Policy, Prompts
+from pipeline.config.work import Data, Work
 from pipeline.data import prompts
 from pipeline.plan import estimate
-from pipeline.plan.estimate import Data, Memory, Shape, Work
+from pipeline.plan.estimate import Memory, Shape
 from pipeline.plan.trial import Trial
 from pipeline.run import console, lineage
 
 MIB = 1 << 20
-# share of the most steps that a stage is likely to take where the data decide
-LIKELY = {"feedme": 0.4, "reward_model": 0.95}
 # beside what is counted: a stage's lock, data and manifest; a step of TRL's trainer; a policy step's sync and records
 START_S, TRAINER_STEP_S, POLICY_STEP_S = 1.0, 0.0085, 0.05
 LOAD_S = 0.5  # of each policy that is only judged, into the generator and out again
@@ -51,7 +51,7 @@ def make(cfg: Config, measured: Trial | None) -> Plan:
         work.label_tokens = len(tokenizer(label_of(cfg.blocks[work.name]), add_special_tokens=False)["input_ids"])
     known = {n: m for n in cfg.stages if (m := estimate.like_it(cfg, n, lineage.stage_config(cfg, n))) is not None}
     estimate.expect_lengths(cfg, works, data, known)
-    stale = {name: lineage.why_stale(cfg, name, module_of(cfg, name)) for name in cfg.stages}
+    stale = {name: lineage.why_stale(cfg, name, kind_of(cfg, name).module) for name in cfg.stages}
     memory: dict[str, Memory] = {}
     seconds: dict[str, float] = {}
     if measured is not None:
@@ -68,12 +68,6 @@ def label_of(block: Any) -> str:
     """What stands in front of each prompt of a stage that trains on conditions; empty in any other."""
     labels = [a.label for a in getattr(block, "attributes", {}).values()] or [getattr(block, "label", "")]
     return "".join(labels).replace("{bin}", "0")
-
-
-def module_of(cfg: Config, name: str) -> str:
-    from pipeline.config.registry import MODULES
-
-    return MODULES[cfg.block(name).kind]
 
 
 def tokenizer_of(cfg: Config) -> Any:
@@ -125,7 +119,7 @@ def data_of(cfg: Config, tokenizer: Any) -> tuple[Data, list[tuple[str, bool]]]:
             if isinstance(getattr(block, "data", None), Prompts)
         },
         dropped=1 - len(shown) / max(distinct, 1),
-        cut=sum(n > cfg.sampling.max_tokens for n in lengths) / max(len(lengths), 1),
+        truncated=sum(n > cfg.sampling.max_tokens for n in lengths) / max(len(lengths), 1),
     )
     return data, example
 
@@ -150,19 +144,16 @@ def seconds_of(cfg: Config, work: Work, data: Data, trial: Trial, done: Mapping[
     prompt, answer = data.prompt_tokens[0] + work.label_tokens, work.mean_tokens
     sampled = (work.tokens + work.judged * answer) / trial.sampled_per_s
     per_row = prompt + answer
-    if work.kind in ("ppo", "grpo"):
-        block = cfg.blocks[work.name]
+    block = cfg.blocks[work.name]
+    if isinstance(block, Policy):
         looks = (block.epochs * block.minibatches > 1) + bool(block.kl.coef or block.kl.target) + 2 * bool(block.reward)
         critics = 1 + (block.critic is not None)
         learned = work.samples * per_row * (looks / trial.fetched_per_s + work.passes * critics / trial.learned_per_s)
         learned += work.steps * POLICY_STEP_S
     else:
-        sides = 2 if work.kind == "reward_model" else 1
-        steps = work.steps * (LIKELY.get(work.kind, 1.0) if work.at_most else 1.0)
-        learned = steps * (work.batch * sides * per_row / trial.learned_per_s + TRAINER_STEP_S)
-    if work.kind in ("evaluate", "judge"):
-        learned += LOAD_S * work.judged / max(data.heldout_prompts * cfg.evaluation.samples, 1)
-    return START_S + sampled + learned
+        steps = work.steps * (work.likely if work.at_most else 1.0)
+        learned = steps * (work.batch * work.sequences_per_row * per_row / trial.learned_per_s + TRAINER_STEP_S)
+    return START_S + sampled + learned + LOAD_S * work.loads
 
 
 # --- shown ------------------------------------------------------------------------------------------------------------
@@ -179,7 +170,7 @@ def show(cfg: Config, made: Plan, trial: Trial | None) -> None:
     if data.completion_tokens is not None:
         mean, high, longest = data.completion_tokens
         console.say(f"  demonstrations: mean {mean:.1f} tokens, 95% up to {high}, longest {longest}; "
-                    f"{data.cut:.1%} longer than sampling.max_tokens {cfg.sampling.max_tokens}")  # fmt: skip
+                    f"{data.truncated:.1%} longer than sampling.max_tokens {cfg.sampling.max_tokens}")  # fmt: skip
     console.show_table(rows_of(made),
                        ["stage", "why", "steps", "batch", "samples", "tokens sampled", "memory", "time"])  # fmt: skip
     sources = sorted({f"{w.source} ({w.name})" for w in made.works if w.samples})

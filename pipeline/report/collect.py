@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.load import ConfigError
+from pipeline.config.schema import recorded_kind
 from pipeline.run.stage_dir import read_manifest
 
-ORDER = ("base", "sft", "feedme", "reward_model", "ppo", "grpo", "conditioned", "offline_q", "judge", "evaluate")
 POINTS = 500  # a curve of more points than pixels is thinned
 
 
@@ -92,8 +92,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def parents_first(stages: Sequence[Stage]) -> list[Stage]:
     """Topological order; among stages that could come next, the usual order of a chain. A cycle is left as it lies."""
-    rank = {name: i for i, name in enumerate(ORDER)}
-    left = sorted(stages, key=lambda s: (rank.get(s.kind, len(ORDER) - 3), s.name))
+    left = sorted(stages, key=lambda s: (recorded_kind(s.kind).order, s.name))
     names = {s.name for s in left}
     out: list[Stage] = []
     while left:

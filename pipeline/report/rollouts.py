@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.schema import recorded_kind
 from pipeline.report.collect import Stage, read_rows
 
 LIMIT = 12_000  # rollouts a page
 TOKENS = 600_000  # tokens with their figures a page
 TEXT = 12_000_000  # characters of completions a page
 LONGEST = 20_000  # characters of one completion
-JUDGED = ("evaluate", "judge")
 
 Row = dict[str, Any]
 
@@ -39,10 +39,16 @@ class Table:
 def gather(stages: Sequence[Stage], limit: int = LIMIT) -> tuple[list[Row], int]:
     """(rows to show, how many there are). Half of the room goes to judged samples, which compare policies."""
     kinds = {s.name: s.kind for s in stages}
-    first = sorted(stages, key=lambda s: s.kind not in JUDGED)  # what compares policies is read most
+    first = sorted(
+        stages, key=lambda s: not recorded_kind(s.kind).compares_policies
+    )  # what compares policies is read most
     by_stage = {s.name: [{**row, "stage": s.name} for row in read_rows(s.place / "rollouts.jsonl")] for s in first}
     total = sum(map(len, by_stage.values()))
-    shares = room({n: len(rows) for n, rows in by_stage.items()}, {n for n in by_stage if kinds[n] in JUDGED}, limit)
+    shares = room(
+        {n: len(rows) for n, rows in by_stage.items()},
+        {n for n in by_stage if recorded_kind(kinds[n]).compares_policies},
+        limit,
+    )
     return [row for name, rows in by_stage.items() for row in whole_prompts(rows, shares[name])], total
 
 

@@ -7,11 +7,9 @@ from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any
 
 from pipeline.config.load import merge_defaults
-from pipeline.config.schema import PPO_DEFAULTS, STAGE_KINDS
+from pipeline.config.schema import KINDS, recorded_kind
 from pipeline.report.collect import Stage, curves, is_number
 from pipeline.stats import counts, mean, paired_difference
-
-NOT_A_START = ("base", "reward_model", "evaluate", "judge")
 
 
 def facts(stages: Sequence[Stage]) -> list[list[str]]:
@@ -78,7 +76,7 @@ def headline(rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, An
     samples (stage evaluate's rollouts) allow one."""
     if len(rows) < 2:
         return None
-    start = next((r for r in rows if r["policy"] not in NOT_A_START), rows[0])
+    start = next((r for r in rows if recorded_kind(r["policy"]).may_be_start), rows[0])
     best = max(rows, key=lambda r: r["heldout_accuracy"])
     if best is start:
         start = rows[0]
@@ -193,12 +191,13 @@ def checks(stage: Stage) -> list[dict[str, Any]]:
 
 def own_settings(stage: Stage) -> list[list[str]]:
     """[key, value, default]: what the YAML set otherwise than the code would have."""
-    kind = STAGE_KINDS.get(stage.kind)
+    kind = KINDS.get(stage.kind)
     if kind is None:
         return [[k, show(v), ""] for k, v in flat(stage.block)]
-    defaults = {f.name: plain_default(f) for f in fields(kind)}
-    if stage.kind == "ppo":
-        defaults = merge_defaults({**defaults, "critic": plain_default_of("Critic")}, PPO_DEFAULTS)
+    defaults = {f.name: plain_default(f) for f in fields(kind.schema)}
+    if "critic" in kind.defaults:
+        defaults["critic"] = plain_default_of("Critic")
+    defaults = merge_defaults(defaults, kind.defaults)
     known = dict(flat(defaults))
     return [[k, show(v), show(known[k]) if k in known else ""] for k, v in flat(stage.block)
             if k != "kind" and show(v) != show(known.get(k))]  # fmt: skip

@@ -18,6 +18,7 @@ from typing import Any
 import verifiers
 from pipeline.config import stage_graph
 from pipeline.config.load import Config, ConfigError
+from pipeline.config.registry import policies_before
 from pipeline.config.schema import Prompts
 from pipeline.models import model_dir
 from pipeline.run import stage_dir
@@ -28,7 +29,6 @@ from verifiers._secrets import REDACTED, SECRET_NAME, hidden
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("pipeline", "rewards", "verifiers")
 SHARED = ("model", "prompts", "rewards", "generate", "sampling", "evaluation", "verifier_dirs", "threads")
-POLICIES = ("base", "sft", "feedme", "ppo", "grpo", "conditioned", "offline_q")
 
 
 # --- what a stage depends on ---------------------------------------------------------------------------------------
@@ -55,12 +55,6 @@ def stage_config(cfg: Config, name: str) -> dict[str, Any]:
     if block.kind == "evaluate" and block.policies is None:
         plain["stage"]["policies"] = policies_before(cfg, name)
     return redacted(plain)
-
-
-def policies_before(cfg: Config, name: str) -> list[str]:
-    """Policy stages that the YAML runs before this one."""
-    earlier = cfg.stages[: cfg.stages.index(name)] if name in cfg.stages else cfg.stages
-    return [each for each in earlier if cfg.blocks[each].kind in POLICIES]
 
 
 @cache

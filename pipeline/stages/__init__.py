@@ -10,7 +10,7 @@ import importlib
 from typing import Any
 
 from pipeline.config.load import Config, ConfigError
-from pipeline.config.registry import MODULES
+from pipeline.config.registry import KINDS, kind_of
 from pipeline.distributed import ranks, sharding
 from pipeline.run import console, lineage, trackers
 from pipeline.run.follower_dir import Onlooker
@@ -18,20 +18,14 @@ from pipeline.run.stage_dir import StageDir, verify_outputs
 from pipeline.stages.context import Context
 from pipeline.stats import headline_names
 
-# kinds whose work several processes share
-SHARED_OUT = ("base", "sft", "feedme", "reward_model", "ppo", "grpo", "conditioned", "evaluate")
-
-
-def module_of(cfg: Config, name: str) -> str:
-    return MODULES[cfg.block(name).kind]
-
-
 def run_stage(cfg: Config, name: str) -> dict[str, Any]:
     """Run one stage to its manifest, resuming it where it was killed. Parents must be complete."""
-    module, kind = module_of(cfg, name), cfg.block(name).kind
-    if ranks.world() > 1 and kind not in SHARED_OUT:
-        raise ConfigError([f"{cfg.path}: stage {name} ({kind}) runs on one process; make it first without torchrun, "
-                           f"then start the stages that share their work: {', '.join(SHARED_OUT)}"])  # fmt: skip
+    kind = kind_of(cfg, name)
+    module = kind.module
+    if ranks.world() > 1 and not kind.several_processes:
+        several = ", ".join(each.name for each in KINDS.values() if each.several_processes)
+        raise ConfigError([f"{cfg.path}: stage {name} ({kind.name}) runs on one process; run it first without "
+                           f"torchrun, then the stages that share their work: {several}"])  # fmt: skip
     ctx = Context(cfg, name, (StageDir if ranks.is_main() else Onlooker)(cfg.run_dir, name))
     several = f", {sharding.asked()} over {ranks.world()} processes" if ranks.world() > 1 else ""
     console.say(f"── {name} ({cfg.run}, seed {cfg.seed}{several})")
@@ -53,7 +47,7 @@ def run_stage(cfg: Config, name: str) -> dict[str, Any]:
 
 def bring_up_to_date(cfg: Config, name: str) -> None:
     """Run a stage if it is stale, and say why. Raises LineageError where what it left was altered since."""
-    why = ranks.from_main(lambda: lineage.why_stale(cfg, name, module_of(cfg, name)))
+    why = ranks.from_main(lambda: lineage.why_stale(cfg, name, kind_of(cfg, name).module))
     stage = StageDir(cfg.run_dir, name)
     if why is None:
         verify_outputs(stage)

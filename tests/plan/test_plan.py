@@ -11,8 +11,9 @@ from loop_kit import manifest, run_stage
 
 from pipeline import plan
 from pipeline.config.load import ConfigError, load
+from pipeline.config.work import Data, trained_steps
 from pipeline.plan import estimate, one_run
-from pipeline.plan.estimate import Data, Shape
+from pipeline.plan.estimate import Shape
 from pipeline.plan.trial import Trial
 from pipeline.records import read_scored
 from pipeline.run.stage_dir import StageDir, verify_outputs
@@ -35,9 +36,9 @@ def test_policy_stages_sample_steps_times_prompts_times_samples():
 
 
 def test_trainer_steps_are_the_librarys_own_arithmetic():
-    assert estimate.trained_steps({"max_steps": 9, "per_device_train_batch_size": 4}, 1000) == (4, 9)
+    assert trained_steps({"max_steps": 9, "per_device_train_batch_size": 4}, 1000) == (4, 9)
     # 101 rows, 8 a batch, 2 batches a step: 13 batches are 7 steps an epoch
-    assert estimate.trained_steps({"gradient_accumulation_steps": 2, "num_train_epochs": 3}, 101) == (16, 21)
+    assert trained_steps({"gradient_accumulation_steps": 2, "num_train_epochs": 3}, 101) == (16, 21)
 
 
 def test_rows_of_a_stages_own_data_are_counted_and_not_the_runs():

@@ -1,0 +1,275 @@
+"""Blocks of a policy-optimisation stage: ppo, grpo, and what the two share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from pipeline.config.alarm_config import STRICT, Alarms, Monitor, NonNegative, Positive, Share
+from pipeline.config.registry import stage_kind
+from pipeline.config.run_schema import Prompts
+from pipeline.config.work import Data, Work, evaluation_samples
+
+if TYPE_CHECKING:
+    from pipeline.config.load import Config
+
+
+@dataclass(slots=True)
+class Credit:
+    """Score -> advantage."""
+
+    __pydantic_config__: ClassVar = STRICT
+    kind: Literal["gae", "group", "leave_one_out", "global_baseline", "monte_carlo"] = "group"
+    """Advantage estimator: gae (PPO), group mean (GRPO), leave_one_out (RLOO), batch mean, or monte_carlo (VinePPO)."""
+    scale: bool = True
+    """Whether group credit divides by the group's standard deviation; false is Dr. GRPO."""
+    gamma: Share = 1.0
+    """Discount per token; gae and monte_carlo only."""
+    lam: Share = 0.95
+    """GAE's lambda."""
+    level: Literal["token", "turn"] = "token"
+    """What one step of credit is; with turn, group credit gives a turn only the rewards that follow it."""
+    whiten: bool = True
+    """Whether gae and monte_carlo advantages are whitened over the batch."""
+    points: Positive = 4
+    """Positions in a completion from which monte_carlo samples continuations."""
+    continuations: Positive = 4
+    """Continuations sampled per position by monte_carlo."""
+
+
+@dataclass(slots=True)
+class Loss:
+    """The policy loss."""
+
+    __pydantic_config__: ClassVar = STRICT
+    kind: Literal["clip", "gspo", "cispo", "reinforce"] = "clip"
+    """Surrogate: clipped per-token ratio (PPO), per-sequence ratio (GSPO), clipped weights (CISPO), or no ratio."""
+    clip_low: NonNegative = 0.2
+    """The ratio is clipped below 1 - clip_low."""
+    clip_high: NonNegative = 0.2
+    """The ratio is clipped above 1 + clip_high."""
+    aggregate: Literal["token_mean", "sequence_mean", "constant_length"] = "token_mean"
+    """Mean over all tokens, mean of each sequence's mean, or sum divided by the constant sampling.max_tokens."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    ptx_coef: NonNegative = 0.0
+    """Weight of an SFT loss mixed into each update (InstructGPT's PPO-ptx)."""
+    importance: Literal["none", "truncate", "mask"] = "none"
+    """Correction of the mismatch between generator and trainer by importance weights: truncate or mask large ones."""
+    importance_level: Literal["token", "sequence"] = "token"
+    """Whether importance weights are per token or per sequence."""
+    importance_cap: Annotated[float, Field(gt=0)] = 2.0
+    """Largest importance weight."""
+
+
+@dataclass(slots=True)
+class Kl:
+    """KL to the reference policy: in the reward or in the loss, never both."""
+
+    __pydantic_config__: ClassVar = STRICT
+    coef: NonNegative = 0.0
+    """Weight of the KL; 0 needs no reference model."""
+    where: Literal["reward", "loss"] = "loss"
+    """Whether the KL is subtracted from the reward (PPO) or added to the loss (GRPO)."""
+    kind: Literal["k1", "k2", "k3", "unbiased"] = "k3"
+    """Estimator; k1 in the reward, the others in the loss."""
+    target: Annotated[float, Field(gt=0)] | None = None
+    """KL per sequence, in nats, that an adaptive controller steers coef towards; null keeps coef fixed."""
+    horizon: Positive = 10_000
+    """Samples over which the adaptive controller moves coef."""
+    reference: Literal["frozen", "ema", "periodic"] = "frozen"
+    """Reference policy: the start, a moving average of the policy, or a periodic copy of it."""
+    ema: Share = 0.99
+    """Decay per step of the ema reference."""
+    every: Positive = 100
+    """Steps between resets of the periodic reference."""
+
+
+@dataclass(slots=True)
+class Critic:
+    """The value model of gae credit."""
+
+    __pydantic_config__: ClassVar = STRICT
+    init: Literal["reward_model", "policy"] = "reward_model"
+    """Weights the critic starts from; without a learned reward it starts from the policy."""
+    shared: bool = False
+    """Whether the value head sits on the policy's own backbone."""
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    """Learning rate of the critic."""
+    clip: NonNegative = 0.2
+    """Values are clipped this far around those at sampling time; 0 clips nothing."""
+    coef: NonNegative = 0.5
+    """Weight of the value loss; shared critic only."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 3
+    """First steps in which only the critic is trained."""
+    bootstrap: bool = True
+    """Whether a truncated completion continues with its last value; false treats it as finished."""
+
+
+@dataclass(slots=True)
+class Groups:
+    """The samples of one prompt: which groups and samples are trained on."""
+
+    __pydantic_config__: ClassVar = STRICT
+    dynamic: bool = False
+    """Whether prompts whose samples all have the same reward are replaced by new ones (DAPO's dynamic sampling)."""
+    refill_cap: Positive = 3
+    """Most batches sampled for one step when dynamic."""
+    overlong: Literal["keep", "mask"] = "keep"
+    """Whether truncated completions are trained on or masked."""
+    overlong_buffer: Annotated[int, Field(ge=0)] = 0
+    """Last tokens before the limit over which a length penalty rises from 0 to 1."""
+    missing_eos_penalty: NonNegative = 0.0
+    """Subtracted from the reward of a completion without EOS."""
+
+
+@dataclass(slots=True)
+class Episodes:
+    """Several turns with an environment between them; the environment's class is in a verifier's file."""
+
+    __pydantic_config__: ClassVar = STRICT
+    environment: str
+    """Name of the verifier whose file has the environment."""
+    max_turns: Positive = 4
+    """Most turns of one episode."""
+    memory: Literal["state", "history"] = "state"
+    """Prompt of a turn: the last observation alone, or all earlier turns too."""
+    max_observation_tokens: Positive = 1024
+    """Room in the engine's context for the environment's text of each turn, in tokens."""
+
+
+@dataclass(slots=True)
+class Optimizer:
+    """AdamW and its schedule."""
+
+    __pydantic_config__: ClassVar = STRICT
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-6
+    """Peak learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Learning rate after the warm-up: constant, or decay to 0 over the stage's steps."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the learning rate rises from 0."""
+    weight_decay: NonNegative = 0.0
+    """AdamW's weight decay."""
+    beta1: Share = 0.9
+    """AdamW's decay of the first moment."""
+    beta2: Share = 0.999
+    """AdamW's decay of the second moment."""
+    eps: Annotated[float, Field(gt=0)] = 1e-5
+    """AdamW's epsilon."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradient norm above which gradients are scaled down."""
+
+
+@dataclass(slots=True)
+class Policy:
+    """A policy-optimisation stage: PPO and GRPO are settings of it."""
+
+    __pydantic_config__: ClassVar = STRICT
+    kind: str = "policy"
+    """Kind of the stage; needed only in a block that has another name."""
+    policy: str = "sft"
+    """Stage or model to start from; also the KL's reference."""
+    reward: dict[str, dict[str, Any]] | None = None
+    """Rewards of this stage, parts as in `rewards`; null takes the run's."""
+    steps: Positive = 100
+    """Policy updates: each samples once and trains on it."""
+    token_budget: Positive | None = None
+    """No further step starts once this many completion tokens are sampled."""
+    overlap: bool = False
+    """Whether the next step's samples are drawn while this step's update runs; needs loss.importance."""
+    evaluate_every: Positive | None = None
+    """Evaluate on held-out prompts every N steps; null evaluates at the end only."""
+    prompts: Positive = 32
+    """Prompts per step."""
+    samples: Positive = 8
+    """Completions per prompt, the group size."""
+    epochs: Positive = 1
+    """Passes over each step's samples."""
+    minibatches: Positive = 1
+    """Optimizer steps per pass; divides prompts times samples."""
+    tokens_per_microbatch: Positive = 16_384
+    """Tokens of one forward and backward pass; lower it if memory runs out, results do not change."""
+    credit: Credit = field(default_factory=Credit)
+    """How scores become advantages."""
+    loss: Loss = field(default_factory=Loss)
+    """The policy loss."""
+    kl: Kl = field(default_factory=Kl)
+    """KL to the reference policy."""
+    critic: Critic | None = None
+    """The value model; gae credit needs one."""
+    groups: Groups = field(default_factory=Groups)
+    """Which groups and samples are trained on."""
+    episodes: Episodes | None = None
+    """Several turns with an environment; null samples one completion per prompt."""
+    ptx_data: Prompts | None = None
+    """Demonstrations for loss.ptx_coef; null takes the run's own prompts and completions."""
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    """AdamW and its schedule."""
+    alarms: Alarms = field(default_factory=Alarms)
+    """Limits past which the run stops with exit code 3."""
+    monitor: Monitor | None = field(default_factory=Monitor)
+    """Second, stricter score against reward hacking; null turns it off."""
+    checkpoint_every: Positive = 20
+    """Steps between checkpoints."""
+    gradient_checkpointing: bool = False
+    """Whether activations are recomputed in the backward pass to save memory."""
+    compile: bool = False
+    """Whether the model is compiled with torch.compile."""
+    peft: dict[str, Any] | None = None
+    """Arguments of PEFT's LoraConfig, such as {r: 16, target_modules: all-linear}; null trains all weights."""
+
+    def work(self, name: str, cfg: Config, data: Data) -> Work:
+        refills = self.groups.refill_cap if self.groups.dynamic else 1
+        out = Work(name, self.kind, steps=self.steps, batch=self.prompts * self.samples, passes=self.epochs)
+        out.samples, out.at_most = out.steps * out.batch * refills, refills > 1
+        out.judged = evaluation_samples(cfg, data)
+        if self.credit.kind == "monte_carlo":  # positions are spread evenly: half of a completion follows on average
+            starts = 1 if self.samples == 1 else 0
+            out.continued = self.credit.continuations * (self.credit.points / 2 + starts)
+        return out
+
+
+@stage_kind(
+    "pipeline.stages.ppo",
+    summary="policy optimisation with a critic",
+    order=40,
+    makes_policy=True,
+    samples=True,
+    several_processes=True,
+    may_be_start=True,
+    # InstructGPT's recipe, arXiv:2203.02155; GRPO's settings are the dataclass's own
+    defaults={"credit": {"kind": "gae"}, "kl": {"coef": 0.05, "where": "reward", "kind": "k1"}, "critic": {}},
+)
+@dataclass(slots=True)
+class Ppo(Policy):
+    """PPO: advantages by GAE from a critic, KL in the reward."""
+
+    __pydantic_config__: ClassVar = STRICT
+    kind: str = "ppo"
+    """Kind of the stage; needed only in a block that has another name."""
+
+
+@stage_kind(
+    "pipeline.stages.grpo",
+    summary="policy optimisation against the group's mean",
+    order=50,
+    makes_policy=True,
+    samples=True,
+    several_processes=True,
+    may_be_start=True,
+)
+@dataclass(slots=True)
+class Grpo(Policy):
+    """GRPO: advantages against the mean of a prompt's own samples."""
+
+    __pydantic_config__: ClassVar = STRICT
+    kind: str = "grpo"
+    """Kind of the stage; needed only in a block that has another name."""
+
+
+def trains_adapter(block: Any) -> bool:
+    """Whether this stage trains a LoRA adapter; kinds that cannot have no `peft` key."""
+    return bool(getattr(block, "peft", None))

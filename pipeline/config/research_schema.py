@@ -1,0 +1,132 @@
+"""Blocks of the research stages, each with its estimate of work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from pipeline.config.alarm_config import STRICT, NonNegative, Positive, Share
+from pipeline.config.policy_schema import Grpo, Optimizer
+from pipeline.config.registry import stage_kind
+from pipeline.config.stage_schema import SFT_CONFIG
+from pipeline.config.work import Data, Work, evaluation_samples
+
+if TYPE_CHECKING:
+    from pipeline.config.load import Config
+
+
+@stage_kind(
+    "pipeline.research.offline_q",
+    summary="learn values from logged samples, and a policy from the values",
+    order=70,
+    makes_policy=True,
+    samples=True,
+    may_be_start=True,
+)
+@dataclass(slots=True)
+class OfflineQ:
+    """Values from logged samples, and a policy from the values (IQL, ILQL); with a pool nothing is sampled."""
+
+    __pydantic_config__: ClassVar = STRICT
+    kind: str = "offline_q"
+    """Kind of the stage; needed only in a block that has another name."""
+    policy: str = "sft"
+    """Stage or model to start from."""
+    pool: list[str] | None = None
+    """Stages or files of scored rollouts; null samples new ones."""
+    prompts: Positive = 2048
+    """Prompts to sample."""
+    samples: Positive = 8
+    """Completions per prompt."""
+    extract: Literal["awr", "shift"] = "awr"
+    """Policy from the values: awr regresses on exp(beta * (Q - V)), shift adds beta * (Q - V) to the logits."""
+    expectile: Annotated[float, Field(ge=0.5, lt=1)] = 0.9
+    """Expectile of Q that V fits: 0.5 is the mean of what was logged, near 1 its best."""
+    beta: NonNegative = 10.0
+    """Inverse temperature of the extracted policy."""
+    max_weight: Annotated[float, Field(gt=0)] = 100.0
+    """Largest weight of one token; awr only."""
+    gamma: Share = 1.0
+    """Discount per step."""
+    cql: NonNegative = 0.1
+    """Weight of the term that keeps Q low on tokens that no sample has (CQL)."""
+    target_rate: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """Rate per step at which the target network follows Q."""
+    batch: Positive = 64
+    """Episodes per step."""
+    value_steps: Positive = 400
+    """Steps of value training."""
+    policy_steps: Positive = 200
+    """Steps of policy training; awr only."""
+    tokens_per_microbatch: Positive = 16_384
+    """Tokens of one forward and backward pass."""
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=1e-3))
+    """AdamW and its schedule."""
+
+    def work(self, name: str, cfg: Config, data: Data) -> Work:
+        out = Work(name, self.kind, samples=0 if self.pool else self.prompts * self.samples, batch=self.batch)
+        out.judged = evaluation_samples(cfg, data)
+        out.steps = self.value_steps + self.policy_steps * (self.extract == "awr")
+        return out
+
+
+@stage_kind(
+    "pipeline.research.stitching",
+    summary="the stitching benchmark: every method on the same logs",
+    trl_config=SFT_CONFIG,
+    scores_by_run_rewards=False,
+)
+@dataclass(slots=True)
+class Stitch:
+    """The stitching benchmark: every method on the same logs, none of which holds the whole best path."""
+
+    __pydantic_config__: ClassVar = STRICT
+    kind: str = "stitch"
+    """Kind of the stage; needed only in a block that has another name."""
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    """Seeds, one run of every method each."""
+    memories: list[Literal["state", "history"]] = field(default_factory=lambda: ["state", "history"])
+    """Kinds of prompt: the state alone, or the whole history."""
+    methods: list[str] | None = None
+    """Methods to run; null runs all of them."""
+    medium: Share = 0.6
+    """Reward of the path 1→4, against 1 for the best path; 0.5 is the mean of what follows state 2."""
+    loop: Grpo = field(default_factory=Grpo)
+    """Settings that grpo, reinforce, ppo and monte_carlo share."""
+    offline_q: OfflineQ = field(default_factory=OfflineQ)
+    """Settings of offline_q."""
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """Arguments of TRL's SFTConfig for sft, feedme and conditions."""
+
+    def work(self, name: str, cfg: Config, data: Data) -> Work:
+        from verifiers import stitch
+
+        turns = sum(len(walk) for walk in stitch.logs(self.medium))
+        runs = len(self.seeds) * len(self.memories)
+        batch = self.loop.prompts * self.loop.samples
+        return Work(name, self.kind, rows=turns, steps=self.loop.steps * runs, batch=batch, at_most=True)
+
+
+@stage_kind(
+    "pipeline.research.probe",
+    summary="what a condition label does inside the model",
+)
+@dataclass(slots=True)
+class Probe:
+    """What a condition label does inside the model."""
+
+    __pydantic_config__: ClassVar = STRICT
+    kind: str = "probe"
+    """Kind of the stage; needed only in a block that has another name."""
+    policy: str = "conditioned"
+    """Condition-trained stage to look into."""
+    prompts: Positive = 100
+    """Held-out prompts on which activations are read."""
+    layers: list[int] | None = None
+    """Layers to read; null reads all of them."""
+    scales: list[float] = field(default_factory=lambda: [-1.0, 0.5, 1.0, 2.0])
+    """Scales of the steering vector."""
+    samples: Positive = 4
+    """Completions per prompt."""

@@ -1,0 +1,152 @@
+"""Blocks of the YAML that all stages of a run share: model, prompts, sampling, generation, evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from pipeline.config.alarm_config import STRICT, Positive, Share
+
+
+@dataclass(slots=True)
+class Tiny:
+    """A randomly initialised model for trying things out: Qwen2 architecture and a character tokenizer."""
+
+    __pydantic_config__: ClassVar = STRICT
+    hidden_size: Positive = 64
+    """Width of the residual stream; divisible by num_attention_heads."""
+    intermediate_size: Positive = 192
+    """Width of each MLP."""
+    num_hidden_layers: Positive = 2
+    """Number of transformer layers."""
+    num_attention_heads: Positive = 2
+    """Attention heads per layer."""
+    max_position_embeddings: Positive = 128
+    """Longest sequence in tokens, prompt and completion together."""
+    characters: str = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;<>=+-*/()[]?!'\"\n"
+    """Characters of the vocabulary, one token each."""
+
+    @property
+    def parameters(self) -> int:
+        """Approximate number of weights: attention's four matrices and the MLP's three per layer, and the embedding."""
+        layer = 4 * self.hidden_size**2 + 3 * self.hidden_size * self.intermediate_size
+        return self.num_hidden_layers * layer + len(self.characters) * self.hidden_size
+
+
+@dataclass(slots=True)
+class Model:
+    """The base model: a local path or Hub id, or a tiny one made by the stage `base`."""
+
+    __pydantic_config__: ClassVar = STRICT
+    path: str | None = None
+    """Local directory or Hub id of the base model; give this or tiny."""
+    tiny: Tiny | None = None
+    """A small random model made by the stage base; give this or path."""
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    """Precision the model is loaded and sampled in; trained weights are kept in float32."""
+    attn: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention implementation of transformers."""
+    chat_template: str | None = None
+    """Chat template in place of the tokenizer's: a .jinja, .j2 or .txt file, or the template's text."""
+    trust_remote_code: bool = False
+    """Whether code from the model's repository may run."""
+    quantization: Literal["nf4", "fp4"] | None = None
+    """4-bit quantization (QLoRA) of the frozen base in stages with peft; needs bitsandbytes."""
+
+
+@dataclass(slots=True)
+class Prompts:
+    """Dataset rows: a JSONL or Parquet path or a Hub id (`path`), or a verifier that makes its tasks (`procedural`)."""
+
+    __pydantic_config__: ClassVar = STRICT
+    path: str | None = None
+    """JSONL or Parquet file, directory of such files, or Hub id of a data set."""
+    procedural: str | None = None
+    """Name of a verifier that generates its own tasks; give this or path."""
+    name: str | None = None
+    """Configuration of a Hub data set."""
+    split: str = "train"
+    """Split to train on."""
+    rows: Positive | None = None
+    """Number of rows to generate or to read; null reads all of them."""
+    heldout: Share = 0.1
+    """Share of distinct prompts held out for evaluation, chosen by a hash of their text."""
+    heldout_path: str | None = None
+    """File or data set to evaluate on, in place of a share of the rows."""
+    heldout_split: str | None = None
+    """Split of the same data set to evaluate on, in place of a share of the rows."""
+    format: str | None = None
+    """Well-known data set layout to read the columns by, such as tulu_rlvr; null reads prompt and completion."""
+    decontaminate: Positive | None = None
+    """Drop training rows that share this many consecutive words with a held-out row."""
+    prompt: str = "prompt"
+    """Column with the prompt."""
+    completion: str = "completion"
+    """Column with the demonstration."""
+    template: str | None = None
+    """Text around the prompt, with columns in braces, such as "Question: {question}"."""
+    task: dict[str, str] | None = None
+    """Verifier field -> column; null takes the column `task`, or all columns."""
+    system: str | None = None
+    """System message in front of every prompt."""
+    chat: bool = False
+    """Whether a plain-text prompt goes into the chat template as the user's turn."""
+    chat_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments for the chat template, such as {enable_thinking: false}."""
+    max_prompt_tokens: Positive | None = None
+    """Drop prompts longer than this many tokens."""
+
+
+@dataclass(slots=True)
+class Sampling:
+    """How completions are sampled. Every field is always sent: a model's generation_config.json never decides."""
+
+    __pydantic_config__: ClassVar = STRICT
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Sampling temperature; log-probs of the loss are taken at the same temperature."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus sampling: smallest set of tokens with this probability mass; 1 keeps all."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Number of most likely tokens to sample from; 0 keeps all."""
+    min_p: Share = 0.0
+    """Drop tokens less likely than this share of the most likely token's probability."""
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    """Penalty on tokens that occurred before; 1 is none."""
+    max_tokens: Positive = 256
+    """Most tokens of one completion."""
+
+
+@dataclass(slots=True)
+class Generate:
+    """The generator: which engine samples, and its settings."""
+
+    __pydantic_config__: ClassVar = STRICT
+    backend: Literal["auto", "vllm", "transformers", "vllm_server", "ray"] = "auto"
+    """Engine that samples; auto takes vLLM where it is installed, else transformers."""
+    url: str | list[str] | None = None
+    """Address of a vllm_server, or several, one per rank in turn."""
+    weights_dir: str = "runs/.weights"
+    """Directory through which vllm_server and ray receive new weights; every machine must see it."""
+    batch: Positive = 256
+    """Sequences sampled at once by the transformers engine."""
+    canary_tolerance: Annotated[float, Field(gt=0)] | None = None
+    """Largest log-prob difference to the trainer after a sync; null: 1e-3 in float32, 0.25 in bfloat16."""
+    vllm: dict[str, Any] = field(default_factory=dict)
+    """Arguments passed to vLLM's EngineArgs, such as {gpu_memory_utilization: 0.5}."""
+    ray: dict[str, Any] = field(default_factory=dict)
+    """Fields of Ray Data's vLLM processor, such as {concurrency: 8}."""
+
+
+@dataclass(slots=True)
+class Evaluation:
+    """How every policy is evaluated on the held-out prompts."""
+
+    __pydantic_config__: ClassVar = STRICT
+    samples: Positive = 16
+    """Completions per held-out prompt."""
+    prompts: Positive | None = None
+    """Number of held-out prompts to use; null uses all of them."""
+    k: Positive = 4
+    """k of pass@k; at most samples."""
