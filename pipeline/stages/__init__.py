@@ -18,6 +18,7 @@ from pipeline.run.stage_dir import StageDir, verify_outputs
 from pipeline.stages.context import Context
 from pipeline.stats import headline_names
 
+
 def run_stage(cfg: Config, name: str) -> dict[str, Any]:
     """Run one stage to its manifest, resuming it where it was killed. Parents must be complete."""
     kind = kind_of(cfg, name)
