@@ -78,13 +78,15 @@ class Prompts:
     heldout_split: str | None = None
     """Split of the same data set to evaluate on, in place of a share of the rows."""
     format: str | None = None
-    """Well-known data set layout to read the columns by, such as tulu_rlvr; null reads prompt and completion."""
+    """Whose columns the rows have, such as verl or alpaca; null recognises them; plain takes the columns as they are."""
     decontaminate: Positive | None = None
     """Drop training rows that share this many consecutive words with a held-out row."""
     prompt: str = "prompt"
     """Column with the prompt."""
     completion: str = "completion"
     """Column with the demonstration."""
+    train_on: Literal["all", "last"] = "all"
+    """What SFT imitates of a conversation: every assistant turn, or the last."""
     template: str | None = None
     """Text around the prompt, with columns in braces, such as "Question: {question}"."""
     task: dict[str, str] | None = None

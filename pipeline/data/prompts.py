@@ -6,28 +6,27 @@ and every data set of a run: SFT rows, preference pairs and rollouts all pass `s
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import verifiers
 from pipeline.config.load import ConfigError, nearest
 from pipeline.config.schema import Prompts
-from pipeline.data import formats
-from pipeline.distributed import ranks
+from pipeline.data import chat_template, columns, conversations, data_files, formats
+from pipeline.data.columns import MISSING, DataRow, Message, Row
+from pipeline.data.conversations import IMITATE, Conversation, Demonstration, Renderer
+from pipeline.data.data_files import is_file_name, numbered_rows
+from pipeline.data.decontamination import contaminated
+from pipeline.data.notices import notice
 from pipeline.records import Prompt
 from pipeline.seeds import derive
 
-Row = dict[str, Any]
 MARK = re.compile(r"\{([^{}]+)\}")  # of a column, in a template
-TODAY = date(2024, 7, 26)  # to templates that tell the day (Llama 3.2): the day that theirs give where no clock is
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +35,15 @@ class Split:
     heldout: list[Row]
 
 
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
 def load_rows(source: Prompts, *, seed: int, where: str = "prompts", dirs: Sequence[str] = ()) -> list[Row]:
     """All rows of a source, in order. Raises ConfigError naming the file, line or key."""
     if source.procedural:
         rows = _procedural(source, seed, where, dirs)
     elif source.path:
-        rows = _read(source.path, source.split, source.name, where)
+        rows = data_files.read_rows(source.path, source.split, source.name, where)
     else:
         raise ConfigError(
             [f"{where}: give path (JSONL, Parquet or Hub id) or procedural (a verifier that makes tasks)"]
@@ -49,34 +51,40 @@ def load_rows(source: Prompts, *, seed: int, where: str = "prompts", dirs: Seque
     rows = rows[: source.rows] if source.rows else rows
     if not rows:
         raise ConfigError([f"{where}: {source.path or source.procedural} has no rows"])
-    return _converted(rows, source, where) if source.format else rows
+    name = source.format or _recognised(rows, source, where)
+    return _converted(rows, name, source, where) if name not in (None, formats.PLAIN) else rows
 
 
-def _converted(rows: list[Row], source: Prompts, where: str) -> list[Row]:
-    name = source.format or ""
+def _recognised(rows: Sequence[Row], source: Prompts, where: str) -> str | None:
+    """The format that the rows' columns are of, where the YAML names neither a format nor columns of its own."""
+    own = source.template is not None or source.prompt != "prompt" or source.completion != "completion"
+    name = None if own or source.procedural else formats.recognised(rows)
+    if name:
+        key = f"{where.rpartition(': ')[2]}.format"
+        notice(f"{source.path}: read as format {name!r}, by its columns; {key}: {name} fixes the choice, "
+               f"{key}: {formats.PLAIN} reads the columns as they are")  # fmt: skip
+    return name
+
+
+def _converted(rows: list[Row], name: str | None, source: Prompts, where: str) -> list[Row]:
     if name not in formats.FORMATS:
-        raise ConfigError([f"{where}.format: no format {name!r}{nearest(name, formats.FORMATS)}"])
+        raise ConfigError([f"{where}.format: no format {name!r}{nearest(str(name), formats.FORMATS)}"])
     out, left_out = list[Row](), Counter[str]()
     for number, row in enumerate(rows, 1):
+        origin = columns.origin(row, number, source.path or source.procedural)
         try:
-            out.append(formats.convert(row, name, number=number, where=where))
+            out.append(DataRow(formats.convert(row, name, origin=origin, where=where), origin))
         except formats.Unsupported as exc:
             left_out[str(exc)] += 1
         except ValueError as exc:
             raise ConfigError([str(exc)]) from exc
     if left_out:
-        asked = ", ".join(f"{what} ({count})" for what, count in left_out.most_common(8))
-        told = f"{where}: left out {left_out.total()} of {len(rows)} rows, which no verifier can judge: {asked}"
+        reasons = ", ".join(f"{what} ({count})" for what, count in left_out.most_common(8))
+        line = f"{where}: left out {left_out.total()} of {len(rows)} rows, which no verifier can judge: {reasons}"
         if not out:
-            raise ConfigError([told])
-        _tell(told)
+            raise ConfigError([line])
+        notice(line)
     return out
-
-
-def _tell(line: str) -> None:
-    """Once, and not amid what a program may read from the output."""
-    if ranks.is_main():
-        print(line, file=sys.stderr, flush=True)
 
 
 def _procedural(source: Prompts, seed: int, where: str, dirs: Sequence[str]) -> list[Row]:
@@ -89,72 +97,39 @@ def _procedural(source: Prompts, seed: int, where: str, dirs: Sequence[str]) -> 
     return list(verifier.generate(source.rows or 1000, derive(seed, "rows", verifier.name)))
 
 
-def _read(path: str, split: str, name: str | None, where: str) -> list[Row]:
-    place = Path(path)
-    if place.suffix in (".jsonl", ".json", ".parquet") or place.exists():
-        if not place.exists():
-            raise ConfigError([f"{where}.path: {path} does not exist"])
-        files = sorted(p for p in place.iterdir() if p.suffix in (".jsonl", ".parquet")) if place.is_dir() else [place]
-        if not files:
-            raise ConfigError([f"{where}.path: no .jsonl or .parquet file in {path}"])
-        return [row for file in files for row in _read_file(file)]
-    return _read_hub(path, split, name, where)
+def named_heldout(source: Prompts, *, seed: int, where: str = "prompts", dirs: Sequence[str] = ()) -> list[Row]:
+    """Rows of the file or split that the block names to judge on; none where it names none."""
+    if not source.heldout_path and not source.heldout_split:
+        return []
+    if not source.heldout_path and (source.procedural or Path(source.path or "").is_file()):
+        what = source.procedural or source.path
+        raise ConfigError([f"{where}.heldout_split: {what} has no splits; give the folder that holds them as path, or "
+                           "name a file with heldout_path"])  # fmt: skip
+    key = "heldout_path" if source.heldout_path else "heldout_split"
+    return load_rows(named_source(source), seed=seed, where=f"{where}.{key}", dirs=dirs)
 
 
-def _read_file(path: Path) -> list[Row]:
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        try:
-            return list(pyarrow.parquet.read_table(path).to_pylist())
-        except Exception as exc:  # pyarrow's errors have no common parent
-            raise ConfigError([f"{path}: not readable as Parquet: {' '.join(str(exc).split())}"]) from exc
-    if path.suffix != ".json":
-        return [row for _, row in numbered_rows(path)]
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as exc:  # of the JSON or of its encoding
-        raise ConfigError([f"{path}: not JSON in UTF-8: {exc}"]) from exc
-    if not isinstance(rows, list):
-        raise ConfigError([f"{path}: expected a list of rows; one object a line is .jsonl"])
-    return rows
+def named_source(source: Prompts) -> Prompts:
+    """Where the rows to judge on come from: another file, or another split of the same data."""
+    split = source.heldout_split or source.split
+    if source.heldout_path and not source.heldout_split and Path(source.heldout_path).is_file():
+        split = "train"  # of a file: all of it
+    return replace(source, path=source.heldout_path or source.path, rows=None, split=split, heldout_path=None,
+                   heldout_split=None, procedural=None if source.heldout_path else source.procedural)  # fmt: skip
 
 
-def numbered_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    """(line number, object) of each line of a JSONL that is not empty. Raises ConfigError naming file and line."""
-    with path.open("rb") as lines:  # in bytes, whose only line ends are the file's: text may hold U+2028 or U+0085
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except UnicodeDecodeError as exc:
-                raise ConfigError([f"{path}:{number}: not UTF-8: {exc.reason}"]) from exc
-            except json.JSONDecodeError as exc:
-                raise ConfigError([f"{path}:{number}: not JSON: {exc.msg}"]) from exc
-            if not isinstance(row, dict):
-                raise ConfigError([f"{path}:{number}: expected an object, found {type(row).__name__}"])
-            yield number, row
-
-
-def _read_hub(path: str, split: str, name: str | None, where: str) -> list[Row]:
-    import datasets
-
-    try:
-        return list(datasets.load_dataset(path, name, split=split))
-    except Exception as exc:  # the Hub, the network and data sets' own code fail in many ways
-        reason = " ".join(str(exc).split())[:200]
-        raise ConfigError(
-            [f"{where}.path: {path!r} is no local file and could not be read from the Hub: {reason}"]
-        ) from exc
+# --- columns --------------------------------------------------------------------------------------------------------
 
 
 def prompt_text(row: Mapping[str, Any], source: Prompts, *, number: int = 0, where: str = "prompts") -> str:
     """The row's prompt as people read it, and the key of the held-out split. Raises ConfigError naming the row."""
-    value = _prompt_value(row, source, number, where)
+    value = prompt_value(row, source, number, where)
     if isinstance(value, str):
         return value
-    return "\n".join(f"{turn.get('role', '?')}: {turn.get('content', '')}" for turn in value)
+    try:
+        return chat_template.text_of(value)
+    except ValueError as exc:
+        raise _refused(f"{where}.prompt", row, number, source, exc) from exc
 
 
 def own_text(row: Row, source: Prompts) -> str:
@@ -164,38 +139,101 @@ def own_text(row: Row, source: Prompts) -> str:
     return "\n".join(str(value) for column, value in row.items() if "{" + column + "}" in source.template)
 
 
-def _prompt_value(row: Mapping[str, Any], source: Prompts, number: int, where: str) -> str | list[dict[str, str]]:
+def prompt_value(row: Mapping[str, Any], source: Prompts, number: int, where: str) -> str | list[Message]:
+    """The prompt as text, or as messages. Raises ConfigError naming file, row, column and fix."""
     if source.template is not None:  # only its own marks are filled: a value may hold {answer} as its words
-        return MARK.sub(lambda mark: str(row[mark[1]]) if mark[1] in row else mark[0], source.template)
-    if source.prompt in row:
-        return row[source.prompt]
-    if "messages" in row:  # TRL's conversational language-modelling format: the last turn is the completion
-        return list(row["messages"][:-1])
-    column = f"row {number} of {source.path or source.procedural or 'the data'} has no column {source.prompt!r}"
-    raise ConfigError([f"{where}.prompt: {column}{nearest(source.prompt, row)}"])
+
+        def filled(mark: re.Match[str]) -> str:
+            value = columns.column(row, mark[1])
+            return mark[0] if value is MISSING else str(value)
+
+        return MARK.sub(filled, source.template)
+    value = columns.column(row, source.prompt)
+    try:
+        if value is not MISSING:
+            return columns.text_or_messages(value, source.prompt)
+        if "segments" in row:
+            return segments_prompt(row["segments"])
+        if "messages" in row:  # TRL's conversational language-modelling format: the last turn is the completion
+            turns = columns.text_or_messages(row["messages"], "messages", text=False)
+            assert not isinstance(turns, str)
+            if turns[-1]["role"] != "assistant":
+                return turns
+            if len(turns) == 1:
+                raise ValueError("column 'messages' holds one assistant turn and no prompt before it")
+            return turns[:-1]
+    except ValueError as exc:
+        raise _refused(f"{where}.prompt", row, number, source, exc) from exc
+    raise ConfigError([f"{where}.prompt: {_origin(row, number, source)} has no column {source.prompt!r}"
+                       f"{columns.nearest_column(source.prompt, row)}"])  # fmt: skip
 
 
-def completion_value(row: Mapping[str, Any], source: Prompts, *, number: int, where: str) -> str | list[dict[str, str]]:
+def segments_prompt(segments: Sequence[Mapping[str, Any]]) -> str:
+    """The text before the first segment that is learned from; all of it where that is the first."""
+    texts = []
+    for segment in segments:
+        if segment["label"]:
+            break
+        texts.append(segment["text"])
+    return "".join(texts) or "".join(segment["text"] for segment in segments)
+
+
+def completion_value(row: Mapping[str, Any], source: Prompts, *, number: int, where: str) -> str | list[Message]:
     """The row's completion, text or messages. Raises ConfigError naming the row."""
-    if source.completion in row:
-        return row[source.completion]
-    if "messages" in row:
-        return list(row["messages"][-1:])
-    column = f"row {number} of {source.path or source.procedural or 'the data'} has no column {source.completion!r}"
-    raise ConfigError([f"{where}.completion: {column}{nearest(source.completion, row)}"])
+    value = columns.column(row, source.completion)
+    try:
+        if value is not MISSING:
+            return columns.text_or_messages(value, source.completion)
+        if "segments" in row and any(segment["label"] for segment in row["segments"]):
+            return "".join(segment["text"] for segment in row["segments"] if segment["label"])
+        if "messages" in row:
+            turns = columns.text_or_messages(row["messages"], "messages", text=False)
+            assert not isinstance(turns, str)
+            if turns[-1]["role"] == "assistant":
+                return turns[-1:]
+            raise ValueError(f"its messages end with the {turns[-1]['role']}'s turn, so there is no answer to imitate")
+    except ValueError as exc:
+        raise _refused(f"{where}.completion", row, number, source, exc) from exc
+    raise ConfigError([f"{where}.completion: {_origin(row, number, source)} has no column {source.completion!r}"
+                       f"{columns.nearest_column(source.completion, row)}"])  # fmt: skip
 
 
-def named_heldout(source: Prompts, *, seed: int, where: str = "prompts", dirs: Sequence[str] = ()) -> list[Row]:
-    """Rows of the file or split that the block names to judge on; none where it names none."""
-    if not source.heldout_path and not source.heldout_split:
-        return []
-    return load_rows(named_source(source), seed=seed, where=f"{where}.heldout_path", dirs=dirs)
+def has_completion(row: Mapping[str, Any], source: Prompts) -> bool:
+    """Whether the row holds an answer to imitate: rows of verifiable tasks often hold none."""
+    if row.get(IMITATE) is False:
+        return False
+    if columns.column(row, source.completion) is not MISSING:
+        return True
+    messages = columns.parsed_messages(m) if isinstance(m := row.get("messages"), str) else m
+    if isinstance(messages, Sequence) and messages:
+        return any(isinstance(turn, Mapping) and turn.get("role") == "assistant" for turn in messages)
+    return any(segment["label"] for segment in row.get("segments") or ())
 
 
-def named_source(source: Prompts) -> Prompts:
-    """Where the rows to judge on come from: another file, or another split of the same data."""
-    return replace(source, path=source.heldout_path or source.path, rows=None, split=source.heldout_split or
-                   source.split, procedural=None if source.heldout_path else source.procedural)  # fmt: skip
+def task_of(row: Mapping[str, Any], source: Prompts, *, number: int = 0) -> dict[str, Any]:
+    """The verifier's fields. Raises ConfigError where a mapped column is missing."""
+    if source.task is not None:
+        task = {}
+        for task_field, name in source.task.items():
+            task[task_field] = columns.column(row, name)
+            if task[task_field] is MISSING:
+                raise ConfigError([f"prompts.task.{task_field}: {_origin(row, number, source)} has no column {name!r}"
+                                   f"{columns.nearest_column(name, row)}"])  # fmt: skip
+        return task
+    if isinstance(row.get("task"), Mapping):
+        return dict(row["task"])
+    return {k: v for k, v in row.items() if k not in ("messages", "segments", source.completion)}
+
+
+def _origin(row: Mapping[str, Any], number: int, source: Prompts) -> str:
+    return columns.origin(row, number, source.path or source.procedural)
+
+
+def _refused(where: str, row: Mapping[str, Any], number: int, source: Prompts, reason: Exception) -> ConfigError:
+    return ConfigError([f"{where}: {_origin(row, number, source)}: {reason}"])
+
+
+# --- splitting ------------------------------------------------------------------------------------------------------
 
 
 def is_heldout(text: str, share: float) -> bool:
@@ -225,25 +263,19 @@ def without(parts: Split, barred: Collection[str], source: Prompts) -> Split:
 def _decontaminated(parts: Split, source: Prompts, where: str, named: Sequence[Row]) -> Split:
     train, heldout = ([own_text(row, source) for row in side] for side in (parts.train, [*parts.heldout, *named]))
     words = source.decontaminate or 0
-    shared = set(formats.contaminated(train, heldout, words))
+    shared = set(contaminated(train, heldout, words))
     if shared:
-        _tell(f"{where}: dropped {len(shared)} of {len(train)} training rows that share {words} words in a row with a "
-              "held-out prompt")  # fmt: skip
-    return Split([row for place, row in enumerate(parts.train) if place not in shared], parts.heldout)
+        notice(f"{where}: dropped {len(shared)} of {len(train)} training rows that share {words} words in a row with "
+               "a held-out prompt")  # fmt: skip
+    return Split([row for index, row in enumerate(parts.train) if index not in shared], parts.heldout)
 
 
-def task_of(row: Mapping[str, Any], source: Prompts, *, number: int = 0) -> dict[str, Any]:
-    """The verifier's fields. Raises ConfigError where a mapped column is missing."""
-    if source.task is not None:
-        for task_field, column in source.task.items():
-            if column not in row:
-                raise ConfigError(
-                    [f"prompts.task.{task_field}: row {number} has no column {column!r}{nearest(column, row)}"]
-                )
-        return {task_field: row[column] for task_field, column in source.task.items()}
-    if isinstance(row.get("task"), Mapping):
-        return dict(row["task"])
-    return {k: v for k, v in row.items() if k not in ("messages", source.completion)}
+# --- token ids ------------------------------------------------------------------------------------------------------
+
+
+def in_chat(row: Mapping[str, Any], source: Prompts, number: int = 0) -> bool:
+    """Does this row go through the chat template: it holds messages, or the config puts its text into a turn."""
+    return source.chat or source.system is not None or not isinstance(prompt_value(row, source, number, "prompts"), str)
 
 
 def render_ids(
@@ -253,46 +285,21 @@ def render_ids(
 
     label: plain text put in front of what the user says (condition tokens).
     """
+    value = prompt_value(row, source, number, "prompts")
     if not in_chat(row, source, number):
-        ids = list(tokenizer(label + str(_prompt_value(row, source, number, "prompts"))).input_ids)
+        if "segments" in row and not label and has_completion(row, source):
+            return list(conversations.segment_row(row["segments"], tokenizer).prompt_ids)
+        ids = list(tokenizer(label + str(value)).input_ids)
         return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
-    messages = _messages(row, source, number)
-    for turn in messages:
-        if label and turn["role"] == "user":
-            turn["content"] = label + turn["content"]
-            break
-    return _chat_ids(tokenizer, messages, source, number, add_generation_prompt=True)
-
-
-def in_chat(row: Mapping[str, Any], source: Prompts, number: int = 0) -> bool:
-    """Does this row go through the chat template: it holds messages, or the config puts its text into a turn."""
-    return (
-        source.chat or source.system is not None or not isinstance(_prompt_value(row, source, number, "prompts"), str)
-    )
-
-
-def _messages(row: Mapping[str, Any], source: Prompts, number: int) -> list[dict[str, str]]:
-    value = _prompt_value(row, source, number, "prompts")
-    messages = [{"role": "user", "content": value}] if isinstance(value, str) else [dict(turn) for turn in value]
-    if source.system is not None and messages[0].get("role") != "system":
-        messages.insert(0, {"role": "system", "content": source.system})
-    return messages
-
-
-def _chat_ids(tokenizer: Any, messages: list[dict[str, str]], source: Prompts, number: int, **how: Any) -> list[int]:
-    from jinja2 import TemplateError
-
-    if tokenizer.chat_template is None:
-        mend = "set model.chat_template, or give prompts as text"
-        raise ConfigError([f"prompts: the rows are messages and the tokenizer has no chat template; {mend}"])
-    how = {**source.chat_kwargs, **how, "tokenize": True, "return_dict": False}
-    if "strftime_now" in str(tokenizer.chat_template):  # a run that goes on another day has the same prompts
-        how.setdefault("strftime_now", TODAY.strftime)
     try:
-        return list(tokenizer.apply_chat_template(messages, **how))
-    except TemplateError as exc:
-        row = f"row {number}: " if number else ""
-        raise ConfigError([f"prompts: {row}the chat template refuses it: {' '.join(str(exc).split())[:200]}"]) from exc
+        chat = conversations.conversation(row, source, value, None)
+        for turn in chat.messages:
+            if label and turn["role"] == "user":
+                turn["content"] = label + turn["content"]
+                break
+        return Renderer(tokenizer, source).prompt(chat.messages, chat.tools)
+    except ValueError as exc:
+        raise _refused("prompts", row, number, source, exc) from exc
 
 
 def completion_ids(
@@ -304,8 +311,9 @@ def completion_ids(
     ends: frozenset[int],
     number: int = 0,
 ) -> list[int]:
-    """Completion token ids with exactly one end token, at the end: what the template ends a turn with, else EOS.
+    """Completion token ids after the prompt's, which end with an end token: the template's of a turn, else EOS.
 
+    A completion of several messages holds all of them, tool results too; to imitate one, see `demonstrations_of`.
     Raises ConfigError naming the row.
     """
     value = completion_value(row, source, number=number, where="prompts")
@@ -313,19 +321,84 @@ def completion_ids(
         text = value if isinstance(value, str) else "".join(turn["content"] for turn in value)
         ids = list(tokenizer(text, add_special_tokens=False).input_ids)
         return ids if ids and ids[-1] in ends else [*ids, tokenizer.eos_token_id]
-    answer = [{"role": "assistant", "content": value}] if isinstance(value, str) else list(value)
-    whole = _chat_ids(tokenizer, [*_messages(row, source, number), *answer], source, number)
-    if whole[: len(prompt_ids)] != list(prompt_ids):
-        mend = "give prompt and completion as text, or a template that only appends"
-        raise ConfigError([f"prompts: row {number}: the chat template changes the prompt once it is answered; {mend}"])
-    ids = whole[len(prompt_ids) :]
-    last = max((i for i, token in enumerate(ids) if token in ends), default=None)
-    ids = ids if last is None else ids[: last + 1]  # a template's newline after the end is never sampled
-    return ids if ids and ids[-1] in ends else [*ids, tokenizer.eos_token_id]
+    try:
+        chat = conversations.conversation(row, source, prompt_value(row, source, number, "prompts"), value)
+        renderer = Renderer(tokenizer, source, ends)
+        if isinstance(value, str) or len(value) == 1:
+            return renderer.answer(chat.messages, chat.tools, prompt_ids)
+        full = chat_template.render(tokenizer, chat.messages, kwargs=source.chat_kwargs, tools=chat.tools)
+        if full[: len(prompt_ids)] != list(prompt_ids):
+            raise ValueError("the chat template changes the prompt once it is answered; give prompt and completion "
+                             "as text, or a template that only appends")  # fmt: skip
+        return renderer.ended(full[len(prompt_ids) :])
+    except ValueError as exc:
+        raise _refused("prompts", row, number, source, exc) from exc
+
+
+def demonstrations_of(
+    rows: Sequence[Mapping[str, Any]], source: Prompts, tokenizer: Any, *, ends: frozenset[int], where: str = "prompts",
+    barred: Collection[str] = (),
+) -> tuple[list[Demonstration], str | None]:  # fmt: skip
+    """Rows -> what is imitated of them, and a line that counts what is not; None where everything is.
+
+    barred: texts of held-out prompts, which no earlier turn of a conversation may answer either.
+    Raises ConfigError naming the row that has no completion, or that the chat template refuses.
+    """
+    left_out, out = Counter[str](), list[Demonstration]()
+    renderer = Renderer(tokenizer, source, ends)
+    for number, row in enumerate(rows, 1):
+        if row.get(IMITATE) is False:
+            left_out["rows labelled as bad"] += 1
+            continue
+        before = len(out)
+        out += _of_row(row, number, source, renderer, barred, left_out, where)
+        left_out["rows without an assistant turn to imitate"] += len(out) == before
+    line = conversations.summary(where, len(rows), len(out), +left_out)
+    if rows and not out:
+        raise ConfigError([line or f"{where}: no row to imitate"])
+    return out, line
+
+
+def _of_row(
+    row: Mapping[str, Any], number: int, source: Prompts, renderer: Renderer, barred: Collection[str],
+    left_out: Counter[str], where: str,
+) -> list[Demonstration]:  # fmt: skip
+    if "segments" in row:
+        return [conversations.segment_row(row["segments"], renderer.tokenizer)]
+    if not in_chat(row, source, number):
+        prompt = render_ids(row, source, renderer.tokenizer, number=number)
+        ids = completion_ids(row, source, renderer.tokenizer, prompt, ends=renderer.ends, number=number)
+        if row.get("tools"):
+            left_out["tools of prompts that are plain text (prompts.chat: true renders them)"] += 1
+        return [Demonstration(tuple(prompt), tuple(ids), (True,) * len(ids), "text")]
+    value = prompt_value(row, source, number, where)
+    unanswered = source.completion not in row and "messages" in row and not _answered(row)
+    after = None if unanswered else completion_value(row, source, number=number, where=where)
+    left_out["last questions without an answer"] += unanswered
+    try:
+        chat = conversations.conversation(row, source, value, after)
+        left_out["assistant turns flagged not to train"] += _flagged(chat, row, source)
+        return conversations.imitated_rows(chat, renderer, train_on=source.train_on, barred=barred, left_out=left_out)
+    except ValueError as exc:
+        raise _refused(where, row, number, source, exc) from exc
+
+
+def _answered(row: Mapping[str, Any]) -> bool:
+    turns = columns.text_or_messages(row["messages"], "messages", text=False)
+    return isinstance(turns[-1], Mapping) and turns[-1]["role"] == "assistant"
+
+
+def _flagged(chat: Conversation, row: Mapping[str, Any], source: Prompts) -> int:
+    if "messages" not in row or source.prompt in row:
+        return 0
+    return sum(turn["role"] == "assistant" for turn in chat.messages) - len(chat.turns)
+
+
+# --- prompts of a run -----------------------------------------------------------------------------------------------
 
 
 def distinct_prompts(rows: Sequence[Row], source: Prompts, tokenizer: Any, *, label: str = "") -> list[Prompt]:
-    """One Prompt a distinct text, in order of first appearance; too long ones left out where a limit is set."""
+    """One Prompt per distinct text, in order of first appearance; too long ones left out where a limit is set."""
     seen: set[str] = set()
     out: list[Prompt] = []
     for number, row in enumerate(rows, 1):
@@ -359,3 +432,7 @@ def check_tasks(prompts: Sequence[Prompt], required: Mapping[str, frozenset[str]
                 break
     if mistakes:
         raise ConfigError(mistakes)
+
+
+__all__ = ["Split", "completion_ids", "demonstrations_of", "distinct_prompts", "has_completion", "is_file_name",
+           "load_rows", "named_heldout", "numbered_rows", "prompt_text", "render_ids", "split", "task_of"]  # fmt: skip

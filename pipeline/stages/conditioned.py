@@ -29,7 +29,7 @@ from pipeline.stages import control_curve
 from pipeline.stages.context import Context
 from pipeline.stages.label_tokens import with_new_tokens
 from pipeline.stages.sampling import draw, from_pool, next_prompts, open_generator, restored
-from pipeline.stages.sft import Example, encode, train
+from pipeline.stages.sft import Example, encode_last, train
 
 
 def run(ctx: Context) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def scored_demonstrations(ctx: Context) -> list[Scored]:
     by_text = {p.text: p for p in ctx.train_prompts}
     chosen = [rows[i] for i in cycle_indices(len(rows), 0, min(count, len(rows)), ctx.cfg.seed, ctx.name, "demos")]
     out = []
-    for row, example in zip(chosen, encode(chosen, ctx.cfg.prompts, ctx), strict=True):
+    for row, example in zip(chosen, encode_last(chosen, ctx.cfg.prompts, ctx), strict=True):
         prompt = by_text.get(prompt_text(row, ctx.cfg.prompts))
         if prompt is not None:
             ids = example.completion_ids

@@ -22,14 +22,22 @@ FILL = {"input_ids": 0, "labels": IGNORED, "reference_ids": 0, "reference_labels
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One demonstration: loss on `completion_ids`, which end with an end token.
+    """One demonstration: loss on the trained ids of `completion_ids`.
 
     bare_ids: the prompt as the base reads it where that differs from prompt_ids (without a condition label).
+    trained: per completion id, whether it is imitated; None: all. Later questions and tool results are context.
     """
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
     bare_ids: tuple[int, ...] | None = None
+    trained: tuple[bool, ...] | None = None
+
+    @property
+    def labels(self) -> list[int]:
+        """Of the completion: its ids, IGNORED where nothing is imitated."""
+        flags = self.trained or (True,) * len(self.completion_ids)
+        return [i if flag else IGNORED for i, flag in zip(self.completion_ids, flags, strict=True)]
 
 
 def as_dataset(examples: Sequence[Example], *, reference: bool) -> Any:
@@ -38,7 +46,7 @@ def as_dataset(examples: Sequence[Example], *, reference: bool) -> Any:
     def columns(prompts: Sequence[tuple[int, ...]]) -> tuple[list[list[int]], list[list[int]]]:
         return (
             [[*p, *e.completion_ids] for p, e in zip(prompts, examples, strict=True)],
-            [[IGNORED] * len(p) + list(e.completion_ids) for p, e in zip(prompts, examples, strict=True)],
+            [[IGNORED] * len(p) + e.labels for p, e in zip(prompts, examples, strict=True)],
         )
 
     ids, labels = columns([e.prompt_ids for e in examples])

@@ -239,7 +239,7 @@ def demonstrations(ctx: Context) -> list[Row]:
     source = block.ptx_data or ctx.cfg.prompts
     split = ctx.rows_of(source, f"{ctx.name}.ptx_data") if block.ptx_data else ctx.split
     examples = encode(split.train, source, ctx)
-    return [Row(e.prompt_ids, e.completion_ids, (True,) * len(e.completion_ids)) for e in examples]
+    return [Row(e.prompt_ids, e.completion_ids, e.trained or (True,) * len(e.completion_ids)) for e in examples]
 
 
 def make_judge(ctx: Context, generator: Any) -> Callable[[int], dict[str, Any]] | None:

@@ -37,8 +37,9 @@ def run(ctx: Context) -> dict[str, Any]:
 
 def rewarded(ctx: Context, rows: Sequence[prompts.Row], source: Any, at_least: float) -> list[prompts.Row]:
     """The rows whose completion earns at least so much by the run's rewards. Raises ConfigError where none does."""
+    rows = [row for row in rows if prompts.has_completion(row, source)]
     shown = []
-    for number, (row, example) in enumerate(zip(rows, encode(rows, source, ctx), strict=True), 1):
+    for number, (row, example) in enumerate(zip(rows, encode_last(rows, source, ctx), strict=True), 1):
         task = prompts.task_of(row, source, number=number)
         asked = Prompt(number, prompts.prompt_text(row, source), example.prompt_ids, task)
         text = ctx.tokenizer.decode(list(example.completion_ids), skip_special_tokens=True)
@@ -53,7 +54,20 @@ def rewarded(ctx: Context, rows: Sequence[prompts.Row], source: Any, at_least: f
 
 
 def encode(rows: Sequence[prompts.Row], source: Any, ctx: Context) -> list[Example]:
-    """Rows -> ids. Raises ConfigError naming the row that has no completion."""
+    """Rows -> ids of every turn that is imitated; what is not is counted in one line.
+
+    Raises ConfigError naming the row that has no completion, or that the chat template refuses.
+    """
+    found, left_out = prompts.demonstrations_of(
+        rows, source, ctx.tokenizer, ends=ctx.ends, where=f"{ctx.cfg.path}: {ctx.name}", barred=ctx.barred
+    )
+    if left_out:
+        console.say(left_out)
+    return [Example(d.prompt_ids, d.completion_ids, trained=d.trained) for d in found]
+
+
+def encode_last(rows: Sequence[prompts.Row], source: Any, ctx: Context) -> list[Example]:
+    """One example per row: its prompt and its last answer, as if it had been sampled."""
     out = []
     for number, row in enumerate(rows, 1):
         prompt_ids = prompts.render_ids(row, source, ctx.tokenizer, number=number)
