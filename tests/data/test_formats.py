@@ -8,6 +8,8 @@ import verifiers
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Prompts
 from pipeline.data import formats, prompts
+from pipeline.data.decontamination import contaminated
+from pipeline.data.formats.hendrycks_math import last_boxed
 
 GSM8K = {
     "question": "Natalia sold 48 clips in April and half as many in May. How many altogether?",
@@ -60,7 +62,7 @@ def ifeval(name, **given):
 
 
 def converted(name, row):
-    return formats.convert(row, name, number=1, where="prompts")
+    return formats.convert(row, name, origin="row 1", where="prompts")
 
 
 def test_gsm8k_gives_the_number_after_the_marks_and_a_demonstration_its_verifier_passes():
@@ -81,7 +83,7 @@ def test_gsm8k_gives_the_number_after_the_marks_and_a_demonstration_its_verifier
     ],
 )
 def test_the_last_box_is_read_with_its_braces_balanced(text, held):
-    assert formats.last_boxed(text) == held
+    assert last_boxed(text) == held
 
 
 def test_math_takes_the_solutions_last_box():
@@ -169,10 +171,10 @@ def test_rows_of_tulu_that_no_verifier_can_judge_are_left_out_and_told(tmp_path,
         prompts.load_rows(Prompts(path=str(path), format="tulu_rlvr"), seed=1)
 
 
-@pytest.mark.parametrize("name", formats.FORMATS)
+@pytest.mark.parametrize("name", [name for name, form in formats.FORMATS.items() if form.columns])
 def test_a_row_without_its_columns_is_named(name):
     with pytest.raises(ValueError, match=f"row 7 has no column .* which format '{name}' reads; have: x"):
-        formats.convert({"x": 1}, name, number=7, where="prompts")
+        formats.convert({"x": 1}, name, origin="row 7", where="prompts")
 
 
 def test_a_format_is_read_from_a_file_and_an_unknown_one_is_told(tmp_path):
@@ -196,7 +198,7 @@ def test_rows_that_share_a_run_of_words_with_a_held_out_prompt_are_dropped_and_n
         "other words here",
     ]
     brute = [i for i, t in enumerate(["q b c", "c b"]) if any(g in t.split() and "b c" in t for g in ("b",))]
-    assert formats.contaminated(["q b c", "c b"], ["a b c d"], 2) == brute == [0]
+    assert contaminated(["q b c", "c b"], ["a b c d"], 2) == brute == [0]
 
 
 def test_the_words_of_a_template_are_no_sign_of_a_copy():
@@ -220,4 +222,4 @@ def test_the_words_of_a_format_are_no_sign_of_a_copy():
 
 
 def test_a_text_shorter_than_the_run_matches_only_itself():
-    assert formats.contaminated(["hi there", "hi"], ["Hi, there!"], 13) == [0]
+    assert contaminated(["hi there", "hi"], ["Hi, there!"], 13) == [0]

@@ -130,9 +130,11 @@ def test_messages_without_a_template_are_refused_with_the_mend(tokenizer):
 def test_a_row_that_the_chat_template_refuses_is_named_with_the_templates_words(chat):
     chat.chat_template = "{{ raise_exception('System role not supported') if messages[0].role == 'system' }}" + TEMPLATE
     row, source = {"prompt": "hi", "completion": "yo"}, Prompts(system="be good")
-    with pytest.raises(ConfigError, match=r"^prompts: row 7: the chat template refuses it: System role not supported$"):
+    with pytest.raises(
+        ConfigError, match=r"^prompts: row 7 of the data: the chat template refuses it: System role not supported$"
+    ):
         prompts.render_ids(row, source, chat, number=7)
-    with pytest.raises(ConfigError, match=r"row 7: the chat template refuses it"):
+    with pytest.raises(ConfigError, match=r"row 7 of the data: the chat template refuses it"):
         prompts.completion_ids(row, source, chat, [], ends=ends(chat), number=7)
 
 
