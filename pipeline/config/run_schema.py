@@ -78,7 +78,7 @@ class Prompts:
     heldout_split: str | None = None
     """Split of the same data set to evaluate on, in place of a share of the rows."""
     format: str | None = None
-    """Whose columns the rows have, such as verl or alpaca; null recognises them; plain takes the columns as they are."""
+    """Whose columns the rows have, such as verl or alpaca; null recognises them; plain reads them as they are."""
     decontaminate: Positive | None = None
     """Drop training rows that share this many consecutive words with a held-out row."""
     prompt: str = "prompt"
