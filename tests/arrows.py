@@ -1,6 +1,6 @@
 """Which module may import which, read from the syntax tree: the checker behind test_arrows.py.
 
-Nothing is imported here; sources go in as text, so that a broken arrow can be planted and seen to be found.
+Nothing is imported; sources are passed as text, so that a test can plant a broken arrow and see it found.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 OURS = ("verifiers", "rewards", "pipeline", "benchmarks", "tests")
 
-# Each may import what stands to its left and itself: verifiers <- rewards <- pipeline.
+# Each may import the packages to its left and itself: verifiers <- rewards <- pipeline.
 PACKAGES = ("verifiers", "rewards", "pipeline")
 
 # Inside pipeline, each row may import itself and the rows above it. A folder or module that no row names is an error.
@@ -120,7 +120,7 @@ def row_of(part: str) -> int | None:
 
 
 def row_fault(module: str, name: str, parts: frozenset[str]) -> str | None:
-    """The order inside pipeline; parts: the modules and packages that stand directly in pipeline/."""
+    """The order inside pipeline; parts: the modules and packages directly in pipeline/."""
     here, there = module.split(".")[1:2], name.split(".")[1:2]
     if not within(module, "pipeline") or not within(name, "pipeline") or not here or not there:
         return None
@@ -128,12 +128,12 @@ def row_fault(module: str, name: str, parts: frozenset[str]) -> str | None:
         return None
     mine, other = row_of(here[0]), row_of(there[0])
     if mine is None or other is None:
-        return None  # told once for the file itself, see placeless
-    return f"pipeline.{here[0]} stands before pipeline.{there[0]} and never imports it" if other > mine else None
+        return None  # reported once for the file itself, see placeless
+    return f"pipeline.{here[0]} is below pipeline.{there[0]} and must not import it" if other > mine else None
 
 
 def outside_fault(module: str, found: Import) -> str | None:
-    """What a module may take from other people's packages."""
+    """What a module may import from third-party packages."""
     top = found.name.split(".")[0]
     pure = next((home for home in PURE if within(module, home)), None)
     if pure is not None:
@@ -153,7 +153,7 @@ def placeless(paths: Mapping[str, str]) -> list[str]:
     """Files directly in pipeline/ that no row of ROWS names."""
     seen = {module_name(path).split(".")[1]: path for path in paths if module_name(path).startswith("pipeline.")}
     return [
-        f"{path}: pipeline.{part} has no place among the arrows; name it in ROWS of tests/arrows.py"
+        f"{path}: pipeline.{part} is in no row of ROWS in tests/arrows.py; put the module into a folder or add the folder there"
         for part, path in sorted(seen.items())
         if row_of(part) is None
     ]

@@ -1,4 +1,4 @@
-"""Set before any test module imports torch or a Hub library: no network, no telemetry, one thread."""
+"""Environment of all tests, set before torch or a Hub library is imported: no network, no telemetry, one thread."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # an unreachable Hub costs most of a minute for each look-up
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # an unreachable Hub costs most of a minute per request
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# the tensors of the tests are small: a second thread costs more than it gives, and results stay the same everywhere
+# tensors are small: a second thread would cost time, and one thread gives the same results everywhere
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -25,7 +25,7 @@ def cuda_is_missing() -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none; torch is imported only when such a test was collected."""
+    """Skip tests that need a GPU where there is none; imports torch only if such a test was collected."""
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if on_gpu and cuda_is_missing():
         for item in on_gpu:
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of a few thousand weights, to start a stage from."""
+    """A model of a few thousand parameters to start a stage from."""
     from loop_kit import tiny_model
 
     return tiny_model(tmp_path_factory.mktemp("model"))
@@ -42,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def no_engine_left_behind() -> Iterator[None]:
-    """After the test no generator is open: the next one may run on other weights and other settings."""
+    """Close all generators after the test: the next test may use other weights and settings."""
     yield
     from pipeline.generation import engines
 

@@ -1,6 +1,6 @@
-"""A process that forks stages with a fault built in: `python tests/injected.py`, driven by `pipeline.cli.chaos.Server`.
+"""A process that forks stages with an injected fault: `python tests/injected.py`, driven by `pipeline.cli.chaos.Server`.
 
-Nothing of this is in the product: a fault is a function that spoils something in the child before it starts.
+A fault is a function that patches something in the child before the stage starts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipeline.run import files, stage_dir
 
 
 def after(calls: int, real: Callable[..., Any], fault: Callable[[], None], *, times: int = 1) -> Callable[..., Any]:
-    """`real`, but the calls beyond the first so many end in `fault`."""
+    """`real`, but the `times` calls after the first `calls` run `fault` first."""
     count = 0
 
     def spoiled(*arguments: Any, **options: Any) -> Any:
@@ -88,7 +88,7 @@ def manifest_is_full() -> None:
 
 
 def clock_jumps() -> None:
-    """The wall clock is somewhere else in the last fifty years whenever it is asked."""
+    """Every reading of the wall clock is a random time in the last fifty years."""
     real, jump = time.time, random.Random(0)
     time.time = lambda: real() - jump.uniform(0, 1.5e9)
 

@@ -1,4 +1,4 @@
-"""A base and a hardly trained policy on the demo task, made once a test module, through transformers alone."""
+"""A base and a briefly trained policy on the demo task, created once per test module, with the transformers generator."""
 
 from __future__ import annotations
 

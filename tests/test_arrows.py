@@ -1,4 +1,4 @@
-"""Imports run one way. The real tree is held to it, and the checker is held to planted sources."""
+"""Imports run one way: the real tree is checked, and the checker is checked with planted sources."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_sound_tree_is_found_sound() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "source", "told"),
+    ("path", "source", "reported"),
     [
         ("verifiers/exact.py", "import torch", "verifiers/ never imports torch"),
         ("verifiers/exact.py", "def f():\n    from torch import nn", "verifiers/ never imports torch"),
@@ -67,12 +67,12 @@ def test_a_sound_tree_is_found_sound() -> None:
         ("rewards/learned.py", "from pipeline.models import models", "rewards/ never imports pipeline/"),
         ("rewards/learned.py", "from tests import arrows", "nothing in rewards/ imports tests/"),
         ("pipeline/config/load.py", "from benchmarks import rollout", "nothing in pipeline/ imports benchmarks/"),
-        ("pipeline/config/load.py", "from pipeline.generation import vllm_engine", "stands before pipeline.generation"),
-        ("pipeline/config/load.py", "from .. import generation", "stands before pipeline.generation"),
-        ("pipeline/config/load.py", "def f():\n    import pipeline.stages.grpo", "stands before pipeline.stages"),
-        ("pipeline/update/loop.py", "from ..stages import grpo", "stands before pipeline.stages"),
-        ("pipeline/stages/grpo.py", "from pipeline.report import page", "stands before pipeline.report"),
-        ("pipeline/report/__init__.py", "import pipeline.__main__", "stands before pipeline.__main__"),
+        ("pipeline/config/load.py", "from pipeline.generation import vllm_engine", "is below pipeline.generation"),
+        ("pipeline/config/load.py", "from .. import generation", "is below pipeline.generation"),
+        ("pipeline/config/load.py", "def f():\n    import pipeline.stages.grpo", "is below pipeline.stages"),
+        ("pipeline/update/loop.py", "from ..stages import grpo", "is below pipeline.stages"),
+        ("pipeline/stages/grpo.py", "from pipeline.report import page", "is below pipeline.report"),
+        ("pipeline/report/__init__.py", "import pipeline.__main__", "is below pipeline.__main__"),
         ("pipeline/credit/advantages.py", "from pipeline.config.load import Config", "nothing else"),
         ("pipeline/credit/advantages.py", "from pipeline import score", "nothing else"),
         ("pipeline/credit/advantages.py", "import transformers", "nothing else"),
@@ -83,15 +83,15 @@ def test_a_sound_tree_is_found_sound() -> None:
         ("pipeline/generation/vllm_engine.py", "class A:\n    from vllm import LLM", "inside a function"),
         ("pipeline/stages/grpo.py", "def f():\n    import vllm", "vllm is imported only in pipeline.generation/"),
         ("rewards/learned.py", "def f():\n    from vllm import LLM", "vllm is imported only in pipeline.generation/"),
-        ("pipeline/novel.py", "import math", "pipeline.novel has no place among the arrows"),
-        ("pipeline/novel/part.py", "import math", "pipeline.novel has no place among the arrows"),
+        ("pipeline/novel.py", "import math", "pipeline.novel is in no row of ROWS"),
+        ("pipeline/novel/part.py", "import math", "pipeline.novel is in no row of ROWS"),
     ],
 )
-def test_a_planted_fault_is_found_and_named(path: str, source: str, told: str) -> None:
+def test_a_planted_fault_is_found_and_named(path: str, source: str, reported: str) -> None:
     broken = broken_arrows(SOUND | {path: source})
     assert len(broken) == 1
     assert broken[0].startswith(path)
-    assert told in broken[0]
+    assert reported in broken[0]
 
 
 def test_an_import_for_the_type_checker_counts_as_lazy_and_its_else_does_not() -> None:
