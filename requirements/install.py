@@ -108,7 +108,10 @@ def install_vllm(log: Path, flavour: str) -> bool:
     try:
         pip_install(log, f"{name}=={version}")
     except InstallError:
-        print(f"install: {name} {version} has no wheel for this machine; rollouts will use the transformers generator", flush=True)
+        print(
+            f"install: {name} {version} has no wheel for this machine; rollouts will use the transformers generator",
+            flush=True,
+        )
         return False
     return True
 
