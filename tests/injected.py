@@ -1,4 +1,4 @@
-"""A process that forks stages with an injected fault: `python tests/injected.py`, driven by `pipeline.cli.chaos.Server`.
+"""A process that forks stages with an injected fault: `python tests/injected.py`, driven by pipeline.cli.chaos.Server.
 
 A fault is a function that patches something in the child before the stage starts.
 """

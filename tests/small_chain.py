@@ -1,4 +1,4 @@
-"""A base and a briefly trained policy on the demo task, created once per test module, with the transformers generator."""
+"""A base and a briefly trained policy on the demo task, created once per test module by the transformers engine."""
 
 from __future__ import annotations
 
