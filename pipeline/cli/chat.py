@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 from pipeline.cli.export import options, policy_stage
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Generate, Model, Prompts, Sampling
-from pipeline.data import condition_prompts, prompts
+from pipeline.data import condition_prompts, encoding, prompt_columns, prompts
 from pipeline.generation.generator import Request, Sample
 from pipeline.generation.guidance import Guided
 from pipeline.generation.hf_engine import TransformersGenerator
@@ -46,7 +46,7 @@ class Voice:
     seed: int
 
     def ids(self, value: str | list[dict[str, str]], label: str) -> tuple[int, ...]:
-        return tuple(prompts.render_ids({"prompt": value}, self.source, self.tokenizer, label=label))
+        return tuple(encoding.render_ids({"prompt": value}, self.source, self.tokenizer, label=label))
 
     def answer(self, values: Sequence[str | list[dict[str, str]]], samples: int) -> list[list[str]]:
         """`samples` answers to each prompt (text, or the turns so far)."""
@@ -101,7 +101,7 @@ def in_chat(source: Prompts, tokenizer: Any, dirs: Sequence[str]) -> bool:
         return False
     few = replace(source, rows=min(source.rows or 100, 100), split=f"{source.split.partition('[')[0]}[:100]")
     try:
-        return prompts.in_chat(prompts.load_rows(few, seed=0, dirs=dirs)[0], source, 1)
+        return prompt_columns.in_chat(prompts.load_rows(few, seed=0, dirs=dirs)[0], source, 1)
     except ConfigError as exc:
         print(f"warning: {exc}; asked as plain text, not through the chat template", file=sys.stderr, flush=True)
         return False

@@ -87,11 +87,11 @@ def check(place: Path, *, size: str = "mid", dtype: str = "bfloat16") -> list[di
 def planned_gib(cfg: configs.Config) -> dict[str, float]:
     """Stage -> what `plan` says that it takes beside the generator: what is learnt from, and looked at."""
     from pipeline.models import models
-    from pipeline.plan import estimate, one_run, trial
+    from pipeline.plan import data_plan, estimate, trial
 
     place = str(StageDir(cfg.run_dir, "base").model_dir)
     shape = estimate.Shape(**trial.shape_of(models.load_policy(place, cfg.model)))
-    data, _ = one_run.data_of(cfg, models.load_tokenizer(place, cfg.model))
+    data, _ = data_plan.data_of(cfg, models.load_tokenizer(place, cfg.model))
     parts = {name: estimate.memory_of(cfg, name, shape, data, trial.Trial()).parts for name in cfg.stages}
     return {name: round((sum(p.values()) - p["requests"]) / 2**30, 2) for name, p in parts.items()}
 

@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Prompts
 from pipeline.credit.conditioning import Conditions
-from pipeline.data.prompts import render_ids
+from pipeline.data.encoding import render_ids
 from pipeline.records import Prompt
 
 FILE = "conditions.json"

@@ -6,7 +6,6 @@ and every data set of a run: SFT rows, preference pairs and rollouts all pass `s
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -17,16 +16,15 @@ from typing import Any
 import verifiers
 from pipeline.config.load import ConfigError, nearest
 from pipeline.config.schema import Prompts
-from pipeline.data import chat_template, columns, conversations, data_files, formats
-from pipeline.data.columns import MISSING, DataRow, Message, Row
-from pipeline.data.conversations import IMITATE, Conversation, Demonstration, Renderer
+from pipeline.data import columns, data_files, formats
+from pipeline.data.columns import DataRow, Row
 from pipeline.data.data_files import is_file_name, numbered_rows
 from pipeline.data.decontamination import contaminated
+from pipeline.data.encoding import render_ids
 from pipeline.data.notices import notice
+from pipeline.data.prompt_columns import completion_value, has_completion, prompt_text, task_of
 from pipeline.records import Prompt
 from pipeline.seeds import derive
-
-MARK = re.compile(r"\{([^{}]+)\}")  # of a column, in a template
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,121 +116,6 @@ def named_source(source: Prompts) -> Prompts:
                    heldout_split=None, procedural=None if source.heldout_path else source.procedural)  # fmt: skip
 
 
-# --- columns --------------------------------------------------------------------------------------------------------
-
-
-def prompt_text(row: Mapping[str, Any], source: Prompts, *, number: int = 0, where: str = "prompts") -> str:
-    """The row's prompt as people read it, and the key of the held-out split. Raises ConfigError naming the row."""
-    value = prompt_value(row, source, number, where)
-    if isinstance(value, str):
-        return value
-    try:
-        return chat_template.text_of(value)
-    except ValueError as exc:
-        raise _refused(f"{where}.prompt", row, number, source, exc) from exc
-
-
-def own_text(row: Row, source: Prompts) -> str:
-    """What the row itself says in its prompt: what a template or a format gives to every row is no sign of a copy."""
-    if source.template is None:
-        return formats.own_text(prompt_text(row, source), source.format)
-    return "\n".join(str(value) for column, value in row.items() if "{" + column + "}" in source.template)
-
-
-def prompt_value(row: Mapping[str, Any], source: Prompts, number: int, where: str) -> str | list[Message]:
-    """The prompt as text, or as messages. Raises ConfigError naming file, row, column and fix."""
-    if source.template is not None:  # only its own marks are filled: a value may hold {answer} as its words
-
-        def filled(mark: re.Match[str]) -> str:
-            value = columns.column(row, mark[1])
-            return mark[0] if value is MISSING else str(value)
-
-        return MARK.sub(filled, source.template)
-    value = columns.column(row, source.prompt)
-    try:
-        if value is not MISSING:
-            return columns.text_or_messages(value, source.prompt)
-        if "segments" in row:
-            return segments_prompt(row["segments"])
-        if "messages" in row:  # TRL's conversational language-modelling format: the last turn is the completion
-            turns = columns.text_or_messages(row["messages"], "messages", text=False)
-            assert not isinstance(turns, str)
-            if turns[-1]["role"] != "assistant":
-                return turns
-            if len(turns) == 1:
-                raise ValueError("column 'messages' holds one assistant turn and no prompt before it")
-            return turns[:-1]
-    except ValueError as exc:
-        raise _refused(f"{where}.prompt", row, number, source, exc) from exc
-    raise ConfigError([f"{where}.prompt: {_origin(row, number, source)} has no column {source.prompt!r}"
-                       f"{columns.nearest_column(source.prompt, row)}"])  # fmt: skip
-
-
-def segments_prompt(segments: Sequence[Mapping[str, Any]]) -> str:
-    """The text before the first segment that is learned from; all of it where that is the first."""
-    texts = []
-    for segment in segments:
-        if segment["label"]:
-            break
-        texts.append(segment["text"])
-    return "".join(texts) or "".join(segment["text"] for segment in segments)
-
-
-def completion_value(row: Mapping[str, Any], source: Prompts, *, number: int, where: str) -> str | list[Message]:
-    """The row's completion, text or messages. Raises ConfigError naming the row."""
-    value = columns.column(row, source.completion)
-    try:
-        if value is not MISSING:
-            return columns.text_or_messages(value, source.completion)
-        if "segments" in row and any(segment["label"] for segment in row["segments"]):
-            return "".join(segment["text"] for segment in row["segments"] if segment["label"])
-        if "messages" in row:
-            turns = columns.text_or_messages(row["messages"], "messages", text=False)
-            assert not isinstance(turns, str)
-            if turns[-1]["role"] == "assistant":
-                return turns[-1:]
-            raise ValueError(f"its messages end with the {turns[-1]['role']}'s turn, so there is no answer to imitate")
-    except ValueError as exc:
-        raise _refused(f"{where}.completion", row, number, source, exc) from exc
-    raise ConfigError([f"{where}.completion: {_origin(row, number, source)} has no column {source.completion!r}"
-                       f"{columns.nearest_column(source.completion, row)}"])  # fmt: skip
-
-
-def has_completion(row: Mapping[str, Any], source: Prompts) -> bool:
-    """Whether the row holds an answer to imitate: rows of verifiable tasks often hold none."""
-    if row.get(IMITATE) is False:
-        return False
-    if columns.column(row, source.completion) is not MISSING:
-        return True
-    messages = columns.parsed_messages(m) if isinstance(m := row.get("messages"), str) else m
-    if isinstance(messages, Sequence) and messages:
-        return any(isinstance(turn, Mapping) and turn.get("role") == "assistant" for turn in messages)
-    return any(segment["label"] for segment in row.get("segments") or ())
-
-
-def task_of(row: Mapping[str, Any], source: Prompts, *, number: int = 0) -> dict[str, Any]:
-    """The verifier's fields. Raises ConfigError where a mapped column is missing."""
-    if source.task is not None:
-        task = {}
-        for task_field, name in source.task.items():
-            task[task_field] = columns.column(row, name)
-            if task[task_field] is MISSING:
-                raise ConfigError([f"prompts.task.{task_field}: {_origin(row, number, source)} has no column {name!r}"
-                                   f"{columns.nearest_column(name, row)}"])  # fmt: skip
-        return task
-    if isinstance(row.get("task"), Mapping):
-        return dict(row["task"])
-    return {k: v for k, v in row.items() if k not in ("messages", "segments", source.completion)}
-
-
-def _origin(row: Mapping[str, Any], number: int, source: Prompts) -> str:
-    return columns.origin(row, number, source.path or source.procedural)
-
-
-def _refused(where: str, row: Mapping[str, Any], number: int, source: Prompts, reason: Exception) -> ConfigError:
-    return ConfigError([f"{where}: {_origin(row, number, source)}: {reason}"])
-
-
 # --- splitting ------------------------------------------------------------------------------------------------------
 
 
@@ -260,6 +143,13 @@ def without(parts: Split, barred: Collection[str], source: Prompts) -> Split:
     return Split([row for row in parts.train if prompt_text(row, source) not in barred], parts.heldout)
 
 
+def own_text(row: Row, source: Prompts) -> str:
+    """What the row itself says in its prompt: what a template or a format gives to every row is no sign of a copy."""
+    if source.template is None:
+        return formats.own_text(prompt_text(row, source), source.format)
+    return "\n".join(str(value) for column, value in row.items() if "{" + column + "}" in source.template)
+
+
 def _decontaminated(parts: Split, source: Prompts, where: str, named: Sequence[Row]) -> Split:
     train, heldout = ([own_text(row, source) for row in side] for side in (parts.train, [*parts.heldout, *named]))
     words = source.decontaminate or 0
@@ -268,130 +158,6 @@ def _decontaminated(parts: Split, source: Prompts, where: str, named: Sequence[R
         notice(f"{where}: dropped {len(shared)} of {len(train)} training rows that share {words} words in a row with "
                "a held-out prompt")  # fmt: skip
     return Split([row for index, row in enumerate(parts.train) if index not in shared], parts.heldout)
-
-
-# --- token ids ------------------------------------------------------------------------------------------------------
-
-
-def in_chat(row: Mapping[str, Any], source: Prompts, number: int = 0) -> bool:
-    """Does this row go through the chat template: it holds messages, or the config puts its text into a turn."""
-    return source.chat or source.system is not None or not isinstance(prompt_value(row, source, number, "prompts"), str)
-
-
-def render_ids(
-    row: Mapping[str, Any], source: Prompts, tokenizer: Any, *, label: str = "", number: int = 0
-) -> list[int]:
-    """Prompt token ids: plain text as it is, messages through the chat template. One BOS, no EOS.
-
-    label: plain text put in front of what the user says (condition tokens).
-    """
-    value = prompt_value(row, source, number, "prompts")
-    if not in_chat(row, source, number):
-        if "segments" in row and not label and has_completion(row, source):
-            return list(conversations.segment_row(row["segments"], tokenizer).prompt_ids)
-        ids = list(tokenizer(label + str(value)).input_ids)
-        return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
-    try:
-        chat = conversations.conversation(row, source, value, None)
-        for turn in chat.messages:
-            if label and turn["role"] == "user":
-                turn["content"] = label + turn["content"]
-                break
-        return Renderer(tokenizer, source).prompt(chat.messages, chat.tools)
-    except ValueError as exc:
-        raise _refused("prompts", row, number, source, exc) from exc
-
-
-def completion_ids(
-    row: Mapping[str, Any],
-    source: Prompts,
-    tokenizer: Any,
-    prompt_ids: Sequence[int],
-    *,
-    ends: frozenset[int],
-    number: int = 0,
-) -> list[int]:
-    """Completion token ids after the prompt's, which end with an end token: the template's of a turn, else EOS.
-
-    A completion of several messages holds all of them, tool results too; to imitate one, see `demonstrations_of`.
-    Raises ConfigError naming the row.
-    """
-    value = completion_value(row, source, number=number, where="prompts")
-    if not in_chat(row, source, number):
-        text = value if isinstance(value, str) else "".join(turn["content"] for turn in value)
-        ids = list(tokenizer(text, add_special_tokens=False).input_ids)
-        return ids if ids and ids[-1] in ends else [*ids, tokenizer.eos_token_id]
-    try:
-        chat = conversations.conversation(row, source, prompt_value(row, source, number, "prompts"), value)
-        renderer = Renderer(tokenizer, source, ends)
-        if isinstance(value, str) or len(value) == 1:
-            return renderer.answer(chat.messages, chat.tools, prompt_ids)
-        full = chat_template.render(tokenizer, chat.messages, kwargs=source.chat_kwargs, tools=chat.tools)
-        if full[: len(prompt_ids)] != list(prompt_ids):
-            raise ValueError("the chat template changes the prompt once it is answered; give prompt and completion "
-                             "as text, or a template that only appends")  # fmt: skip
-        return renderer.ended(full[len(prompt_ids) :])
-    except ValueError as exc:
-        raise _refused("prompts", row, number, source, exc) from exc
-
-
-def demonstrations_of(
-    rows: Sequence[Mapping[str, Any]], source: Prompts, tokenizer: Any, *, ends: frozenset[int], where: str = "prompts",
-    barred: Collection[str] = (),
-) -> tuple[list[Demonstration], str | None]:  # fmt: skip
-    """Rows -> what is imitated of them, and a line that counts what is not; None where everything is.
-
-    barred: texts of held-out prompts, which no earlier turn of a conversation may answer either.
-    Raises ConfigError naming the row that has no completion, or that the chat template refuses.
-    """
-    left_out, out = Counter[str](), list[Demonstration]()
-    renderer = Renderer(tokenizer, source, ends)
-    for number, row in enumerate(rows, 1):
-        if row.get(IMITATE) is False:
-            left_out["rows labelled as bad"] += 1
-            continue
-        before = len(out)
-        out += _of_row(row, number, source, renderer, barred, left_out, where)
-        left_out["rows without an assistant turn to imitate"] += len(out) == before
-    line = conversations.summary(where, len(rows), len(out), +left_out)
-    if rows and not out:
-        raise ConfigError([line or f"{where}: no row to imitate"])
-    return out, line
-
-
-def _of_row(
-    row: Mapping[str, Any], number: int, source: Prompts, renderer: Renderer, barred: Collection[str],
-    left_out: Counter[str], where: str,
-) -> list[Demonstration]:  # fmt: skip
-    if "segments" in row:
-        return [conversations.segment_row(row["segments"], renderer.tokenizer)]
-    if not in_chat(row, source, number):
-        prompt = render_ids(row, source, renderer.tokenizer, number=number)
-        ids = completion_ids(row, source, renderer.tokenizer, prompt, ends=renderer.ends, number=number)
-        if row.get("tools"):
-            left_out["tools of prompts that are plain text (prompts.chat: true renders them)"] += 1
-        return [Demonstration(tuple(prompt), tuple(ids), (True,) * len(ids), "text")]
-    value = prompt_value(row, source, number, where)
-    unanswered = source.completion not in row and "messages" in row and not _answered(row)
-    after = None if unanswered else completion_value(row, source, number=number, where=where)
-    left_out["last questions without an answer"] += unanswered
-    try:
-        chat = conversations.conversation(row, source, value, after)
-        left_out["assistant turns flagged not to train"] += _flagged(chat, row, source)
-        return conversations.imitated_rows(chat, renderer, train_on=source.train_on, barred=barred, left_out=left_out)
-    except ValueError as exc:
-        raise _refused(where, row, number, source, exc) from exc
-
-
-def _answered(row: Mapping[str, Any]) -> bool:
-    turns = columns.text_or_messages(row["messages"], "messages", text=False)
-    return isinstance(turns[-1], Mapping) and turns[-1]["role"] == "assistant"
-
-
-def _flagged(chat: Conversation, row: Mapping[str, Any], source: Prompts) -> int:
-    if "messages" not in row or source.prompt in row:
-        return 0
-    return sum(turn["role"] == "assistant" for turn in chat.messages) - len(chat.turns)
 
 
 # --- prompts of a run -----------------------------------------------------------------------------------------------
@@ -434,5 +200,5 @@ def check_tasks(prompts: Sequence[Prompt], required: Mapping[str, frozenset[str]
         raise ConfigError(mistakes)
 
 
-__all__ = ["Split", "completion_ids", "demonstrations_of", "distinct_prompts", "has_completion", "is_file_name",
-           "load_rows", "named_heldout", "numbered_rows", "prompt_text", "render_ids", "split", "task_of"]  # fmt: skip
+__all__ = ["Row", "Split", "completion_value", "distinct_prompts", "has_completion", "is_file_name", "load_rows",
+           "named_heldout", "numbered_rows", "prompt_text", "split", "task_of"]  # fmt: skip

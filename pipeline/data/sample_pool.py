@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Prompts
-from pipeline.data import prompts
+from pipeline.data import encoding, prompts
 from pipeline.records import Prompt, Rollout, Scored, Status, as_json, from_json
 
 SCORES = ("rating", "score", "reward")  # what a file of other people's samples may call its score
@@ -68,8 +68,8 @@ def _foreign(
     value = row[column]
     if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
         raise ConfigError([f"{path}:{number}: {column} must be a number or null, found {value!r}"])
-    ids = prompts.render_ids(row, source, tokenizer, number=number)
-    completion = prompts.completion_ids(row, source, tokenizer, ids, ends=ends, number=number)
+    ids = encoding.render_ids(row, source, tokenizer, number=number)
+    completion = encoding.completion_ids(row, source, tokenizer, ids, ends=ends, number=number)
     task = row.get("task")
     prompt = Prompt(-1, prompts.prompt_text(row, source, number=number), tuple(ids),
                     task if isinstance(task, Mapping) else {}, row)  # fmt: skip

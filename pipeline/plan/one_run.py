@@ -1,17 +1,17 @@
-"""The plan of one run: what each of its stages would do, whether it is stale and why, memory, time, one example."""
+"""The plan of one run: what each of its stages would do, whether it is stale and why, memory, time, examples."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config.load import Config
 from pipeline.config.registry import kind_of
-from pipeline.config.schema import Policy, Prompts
+from pipeline.config.schema import Policy
 from pipeline.config.work import Data, Work
-from pipeline.data import prompts
-from pipeline.plan import estimate
+from pipeline.plan import data_plan, estimate
+from pipeline.plan.data_plan import Marked
 from pipeline.plan.estimate import Memory, Shape
 from pipeline.plan.trial import Trial
 from pipeline.run import console, lineage
@@ -29,7 +29,7 @@ class Plan:
     stale: dict[str, str | None]
     memory: dict[str, Memory]
     seconds: dict[str, float]
-    example: list[tuple[str, bool]]  # (token text, whether it is trained on)
+    examples: dict[str, Marked]  # kind of row -> its tokens, those that are trained on marked
 
     def as_json(self) -> dict[str, Any]:
         """For programs: plan CONFIG json=true."""
@@ -45,7 +45,7 @@ class Plan:
 def make(cfg: Config, measured: Trial | None) -> Plan:
     """The plan of a sound config; without a trial, no memory and no time."""
     tokenizer = tokenizer_of(cfg)
-    data, example = data_of(cfg, tokenizer)
+    data, examples = data_plan.data_of(cfg, tokenizer)
     works = [estimate.work_of(cfg, name, data) for name in cfg.stages]
     for work in works:
         work.label_tokens = len(tokenizer(label_of(cfg.blocks[work.name]), add_special_tokens=False)["input_ids"])
@@ -61,7 +61,7 @@ def make(cfg: Config, measured: Trial | None) -> Plan:
             seconds[work.name] = seconds_of(cfg, work, data, measured, known.get(work.name))
         if works:
             seconds[works[0].name] += measured.imports_s + measured.engine_s
-    return Plan(works, data, stale, memory, seconds, example)
+    return Plan(works, data, stale, memory, seconds, examples)
 
 
 def label_of(block: Any) -> str:
@@ -85,56 +85,6 @@ def tokenizer_of(cfg: Config) -> Any:
     with tempfile.TemporaryDirectory() as place:
         models.make_tiny(cfg.model.tiny, Path(place), seed=cfg.seed)
         return models.load_tokenizer(place, cfg.model)
-
-
-def data_of(cfg: Config, tokenizer: Any) -> tuple[Data, list[tuple[str, bool]]]:
-    source = cfg.prompts
-    rows = prompts.load_rows(source, seed=cfg.seed, where="prompts", dirs=cfg.verifier_dirs)
-    named = prompts.named_heldout(source, seed=cfg.seed, dirs=cfg.verifier_dirs)
-    parts = prompts.split(rows, source, heldout=named)
-    train = prompts.distinct_prompts(parts.train, source, tokenizer)
-    heldout = prompts.distinct_prompts(parts.heldout, source, tokenizer)
-    distinct = len({prompts.prompt_text(r, source) for r in [*rows, *named]})
-    ends = frozenset({tokenizer.eos_token_id})
-    completions: list[list[int]] = []
-    example: list[tuple[str, bool]] = [(tokenizer.decode([i]), False) for i in train[0].ids] if train else []
-    if rows and (source.completion in rows[0] or "messages" in rows[0]):
-        for number, row in enumerate(parts.train[:2000], 1):
-            ids = prompts.render_ids(row, source, tokenizer, number=number)
-            completions.append(prompts.completion_ids(row, source, tokenizer, ids, ends=ends, number=number))
-            if number == 1:
-                example = [(tokenizer.decode([i]), n >= len(ids)) for n, i in enumerate([*ids, *completions[0]])]
-    lengths = [len(c) for c in completions]
-    barred = {prompts.prompt_text(row, source) for row in parts.heldout}
-    shown = [*train, *heldout]
-    data = Data(
-        rows=len(parts.train),
-        train_prompts=len(train),
-        heldout_prompts=min(len(heldout), cfg.evaluation.prompts or len(heldout)),
-        prompt_tokens=_spread([len(p.ids) for p in shown]),
-        completion_tokens=_spread(lengths) if lengths else None,
-        own_rows={
-            name: own_rows(cfg, name, barred)
-            for name, block in cfg.blocks.items()
-            if isinstance(getattr(block, "data", None), Prompts)
-        },
-        dropped=1 - len(shown) / max(distinct, 1),
-        truncated=sum(n > cfg.sampling.max_tokens for n in lengths) / max(len(lengths), 1),
-    )
-    return data, example
-
-
-def own_rows(cfg: Config, name: str, barred: Collection[str]) -> int:
-    """Rows to train on of a stage's own `data:`, those with a prompt that the run holds out left out."""
-    source, where = cfg.blocks[name].data, f"{name}.data"
-    rows = prompts.load_rows(source, seed=cfg.seed, where=where, dirs=cfg.verifier_dirs)
-    named = prompts.named_heldout(source, seed=cfg.seed, where=where, dirs=cfg.verifier_dirs)
-    return len(prompts.without(prompts.split(rows, source, where=where, heldout=named), barred, source).train)
-
-
-def _spread(lengths: Sequence[int]) -> tuple[float, int, int]:
-    ordered = sorted(lengths) or [0]
-    return sum(ordered) / len(ordered), ordered[int(0.95 * (len(ordered) - 1))], ordered[-1]
 
 
 def seconds_of(cfg: Config, work: Work, data: Data, trial: Trial, done: Mapping[str, Any] | None) -> float:
@@ -182,8 +132,7 @@ def show(cfg: Config, made: Plan, trial: Trial | None) -> None:
         console.say(f"time: {todo} for what is stale, {console.clock(sum(made.seconds.values()))} in all, at "
                     f"{trial.sampled_per_s:,.0f} tokens/s sampled by {trial.generator} and "
                     f"{trial.learned_per_s:,.0f} tokens/s learned")  # fmt: skip
-    shown = "".join(f"[{text}]" if trained else text for text, trained in made.example)
-    console.say("example, what is trained on in brackets: " + console.visible(shown, 400))
+    data_plan.show(made.examples)
 
 
 def rows_of(made: Plan) -> list[dict[str, Any]]:

@@ -5,9 +5,8 @@ Every check gives lines and none raises, so that `plan` lists all mistakes and `
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,9 +22,8 @@ from pipeline.config.stage_graph import references, strict_of
 from pipeline.credit import selection
 from pipeline.data import prompts
 from pipeline.models.model_dir import fault, is_local
+from pipeline.plan.data_checks import data_mistakes, faults_of, hub_answers, imitates_prompts, rows_of
 from pipeline.run.stage_dir import LineageError, StageDir, verify_outputs
-
-TOLD = 3  # rows told of one fault before the rest is counted
 
 
 def check(cfg: Config, stages: Sequence[str] | None = None) -> None:
@@ -61,9 +59,9 @@ def chain_mistakes(cfg: Config, names: Sequence[str], *, alone: bool) -> list[st
     lines += model_mistakes(cfg, names)
     lines += _reward_mistakes("rewards", cfg.rewards, cfg)
     lines += away_mistakes(cfg, names)
-    lines += data_mistakes(
-        cfg, cfg.prompts, "prompts", _required(cfg, names), completions=_imitates_prompts(cfg, names)
-    )
+    imitated = any(imitates_prompts(cfg.blocks[name]) for name in names)
+    parts = _parts_of_tasks(cfg, names)
+    lines += data_mistakes(cfg, cfg.prompts, "prompts", _required(cfg, names), completions=imitated, parts=parts)
     for number, name in enumerate(names):
         block = cfg.blocks[name]
         lines += reference_mistakes(cfg, name, names[:number], alone=alone)
@@ -76,7 +74,7 @@ def chain_mistakes(cfg: Config, names: Sequence[str], *, alone: bool) -> list[st
         if strict_of(block):
             lines += _reward_mistakes(f"{name}.monitor.strict", strict_of(block), cfg)
         if getattr(block, "filters", None):
-            lines += _told(f"{name}.filters", partial(selection.parse, block.filters))
+            lines += faults_of(f"{name}.filters", partial(selection.parse, block.filters))
         if isinstance(getattr(block, "ptx_data", None), Prompts):
             lines += data_mistakes(cfg, block.ptx_data, f"{name}.ptx_data", {}, completions=True)
         if isinstance(getattr(block, "data", None), Prompts):
@@ -129,22 +127,6 @@ def _hub_fault(path: str) -> str | None:
     return (
         f"{path!r} is not in the local cache and the Hub does not answer; give a local directory, or mend the network"
     )
-
-
-def hub_answers(timeout_s: float = 3.0) -> bool:
-    """Whether the Hub can be reached at all; where not, the process is told to use its cache and not to wait for it."""
-    import socket
-    from urllib.parse import urlsplit
-
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        return False
-    address = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    try:
-        socket.create_connection((address.hostname or "", address.port or 443), timeout_s).close()
-    except OSError:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # an unreachable Hub costs most of a minute a look-up
-        return False
-    return True
 
 
 def reference_mistakes(cfg: Config, name: str, before: Sequence[str], *, alone: bool) -> list[str]:
@@ -201,109 +183,6 @@ def _parent_fault(cfg: Config, where: str, stage: str, *, alone: bool) -> list[s
     return []
 
 
-# --- data ----------------------------------------------------------------------------------------------------------
-
-
-def data_mistakes(
-    cfg: Config,
-    source: Prompts,
-    where: str,
-    required: Mapping[str, frozenset[str]],
-    *,
-    completions: bool,
-    columns: Sequence[str] = (),
-) -> list[str]:
-    """The rows can be read, have the columns that are asked for, and leave something to train and to judge on."""
-    rows: list[prompts.Row] = []
-    named: list[prompts.Row] = []
-    dirs = cfg.verifier_dirs
-    lines = _told(where, lambda: rows.extend(_rows(cfg, source, where))) or _told(
-        where, lambda: named.extend(prompts.named_heldout(source, seed=cfg.seed, where=where, dirs=dirs))
-    )
-    if not lines:
-        lines = _faults(rows, source, where, required, completions=completions, columns=columns)
-    if not lines and named:
-        lines = _faults(named, prompts.named_source(source), f"{where}.heldout_path", required)
-    return lines or _told(where, lambda: _split_faults(rows, named, source, where))
-
-
-def _rows(cfg: Config, source: Prompts, where: str) -> list[prompts.Row]:
-    if source.path and not source.procedural and not Path(source.path).exists() and not _is_file_name(source.path):
-        found = None if hub_answers() or _cached_data(source.path) else "the Hub does not answer"
-        if found:
-            raise ConfigError([f"{where}.path: {source.path!r} is no local file and {found}"])
-    return prompts.load_rows(source, seed=cfg.seed, where=where, dirs=cfg.verifier_dirs)
-
-
-def _is_file_name(path: str) -> bool:
-    return Path(path).suffix in (".jsonl", ".json", ".parquet")
-
-
-def _cached_data(path: str) -> bool:
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    return (home / "datasets" / path.replace("/", "___")).exists() or (
-        home / "hub" / f"datasets--{path.replace('/', '--')}"
-    ).exists()
-
-
-def _faults(
-    rows: Sequence[prompts.Row], source: Prompts, where: str, required: Mapping[str, frozenset[str]], *,
-    completions: bool = False, columns: Sequence[str] = (),
-) -> list[str]:  # fmt: skip
-    """What rows lack, the first few of it. One row stands for all where no column is asked for but the prompt's."""
-    simple = source.template is None and source.task is None and not completions and not columns and not required
-    faults: list[str] = []
-    for number, row in enumerate(rows[:1] if simple else rows, 1):
-        faults += _row_faults(row, number, source, where, required, completions=completions, columns=columns)
-        if len(faults) > 50:
-            break
-    return faults[:TOLD] + ([f"{where}: more rows have such faults"] if len(faults) > TOLD else [])
-
-
-def _row_faults(
-    row: prompts.Row, number: int, source: Prompts, where: str, required: Mapping[str, frozenset[str]], *,
-    completions: bool, columns: Sequence[str],
-) -> list[str]:  # fmt: skip
-    lines = _told(where, lambda: prompts.prompt_text(row, source, number=number, where=where))
-    if lines:
-        return lines
-    of = source.path or source.procedural
-    lines += [f"{where}: row {number} of {of} has no column {c!r}{nearest(c, row)}" for c in columns if c not in row]
-    if completions:
-        lines += _told(where, lambda: prompts.completion_value(row, source, number=number, where=where))
-    if required:
-        task: dict[str, Any] = {}
-        lines += _told(where, lambda: task.update(prompts.task_of(row, source, number=number)))
-        if not lines:
-            for name, needed in required.items():
-                for missing in sorted(needed - task.keys()):
-                    lines.append(f"{where}: row {number} of {of} has no field {missing!r}, which verifier {name!r} "
-                                 f"needs{nearest(missing, task)}; map it in prompts.task")  # fmt: skip
-    return lines
-
-
-def _split_faults(rows: Sequence[prompts.Row], named: Sequence[prompts.Row], source: Prompts, where: str) -> None:
-    parts = prompts.split(rows, source, where=where, heldout=named)
-    if not parts.train:
-        raise ConfigError([f"{where}.heldout: no row left to train on; all {len(rows)} are held out"])
-    if where == "prompts" and not parts.heldout:
-        raise ConfigError([f"{where}.heldout: none of the {len(rows)} rows is held out, so nothing can be judged; "
-                           "raise the share, or give heldout_path"])  # fmt: skip
-
-
-def _imitates_prompts(cfg: Config, names: Sequence[str]) -> bool:
-    """Whether a stage imitates the completions of the run's own prompts."""
-    return any(_imitates(cfg.blocks[name]) for name in names)
-
-
-def _imitates(block: Any) -> bool:
-    if isinstance(block, Policy):
-        return block.loss.ptx_coef > 0 and block.ptx_data is None
-    if block.kind == "sft":
-        return block.data is None
-    return getattr(block, "demonstrations", 0) > 0 or getattr(block, "sft_share", 0) > 0
-
-
 # --- rewards -------------------------------------------------------------------------------------------------------
 
 
@@ -312,6 +191,17 @@ def _required(cfg: Config, names: Sequence[str]) -> dict[str, frozenset[str]]:
     out: dict[str, frozenset[str]] = {}
     for block in _reward_blocks(cfg, names).values():
         out |= rewards.fields_needed(block, cfg.verifier_dirs)
+    return out
+
+
+def _parts_of_tasks(cfg: Config, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """Verifier, or by_task -> the reward part whose tasks it reads."""
+    out: dict[str, Mapping[str, Any]] = {}
+    for block in _reward_blocks(cfg, names).values():
+        out |= {verifier.name: fields for _, verifier, fields in rewards.verifiers_of(block, cfg.verifier_dirs)}
+        for fields in block.values():
+            if (fields or {}).get("verifier") == "by_task":
+                out["by_task"] = fields
     return out
 
 
@@ -330,7 +220,7 @@ def away_mistakes(cfg: Config, names: Sequence[str]) -> list[str]:
     for where, block in _reward_blocks(cfg, names).items():
         for part, verifier, fields in rewards.verifiers_of(block, cfg.verifier_dirs):
             given = {**(fields.get("fields") or {}), **(fields.get("task") or {})}
-            lines += _told(f"{where}.{part}", partial(_ask_whether_it_runs, verifier, given, cfg))
+            lines += faults_of(f"{where}.{part}", partial(_ask_whether_it_runs, verifier, given, cfg))
     return lines
 
 
@@ -343,14 +233,14 @@ def _ask_whether_it_runs(verifier: verifiers.Verifier, given: Mapping[str, Any],
 def _first_task(cfg: Config) -> dict[str, Any]:
     """The first row's task; what is wrong with the data is told elsewhere."""
     task: dict[str, Any] = {}
-    _told("prompts", lambda: task.update(
-        prompts.task_of(_rows(cfg, replace(cfg.prompts, rows=1), "prompts")[0], cfg.prompts, number=1)
+    faults_of("prompts", lambda: task.update(
+        prompts.task_of(rows_of(cfg, replace(cfg.prompts, rows=1), "prompts")[0], cfg.prompts, number=1)
     ))  # fmt: skip
     return task
 
 
 def _reward_mistakes(where: str, block: Mapping[str, Any], cfg: Config) -> list[str]:
-    lines = _told(
+    lines = faults_of(
         where,
         lambda: rewards.build(block, verifier_dirs=cfg.verifier_dirs, learned=lambda reference: _no_reward).close(),
     )
@@ -359,18 +249,3 @@ def _reward_mistakes(where: str, block: Mapping[str, Any], cfg: Config) -> list[
 
 def _no_reward(prompt_ids: list[list[int]], completion_ids: list[list[int]]) -> list[float]:
     raise AssertionError("a check scores nothing")
-
-
-def _told(where: str, attempt: Callable[[], Any]) -> list[str]:
-    """The lines of what goes wrong, each with its key."""
-    try:
-        attempt()
-    except ConfigError as exc:
-        return list(exc.mistakes)
-    except (UnicodeDecodeError, json.JSONDecodeError) as exc:
-        return [f"{where}: not readable: {' '.join(str(exc).split())}"]
-    except (ValueError, TypeError, OSError, KeyError, AttributeError) as exc:
-        # data sets, verifiers and reward functions are other people's: what they raise is told, not thrown
-        text = " ".join(str(exc).split()) or type(exc).__name__
-        return [text if text.startswith(where) else f"{where}: {text}"]
-    return []

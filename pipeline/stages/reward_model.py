@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import trains_adapter
-from pipeline.data import prompts
+from pipeline.data import encoding
 from pipeline.distributed import ranks
 from pipeline.models import models
 from pipeline.records import Rollout, Scored, groups
@@ -119,18 +119,13 @@ def pairs_from_rows(ctx: Context) -> tuple[list[Pair], list[Pair], list[list[int
     """Pairs of a preference data set in TRL's format: prompt, chosen, rejected."""
     source = ctx.block.data
     split = ctx.rows_of(source, f"{ctx.name}.data")
+    where = f"{ctx.cfg.path}: {ctx.name}.data"
     out = []
     for rows in (split.train, split.heldout):
-        pairs = []
-        for number, row in enumerate(rows, 1):
-            prompt = prompts.render_ids(row, source, ctx.tokenizer, number=number)
-            sides = []
-            for column in ("chosen", "rejected"):
-                if column not in row:
-                    raise ConfigError([f"{ctx.cfg.path}: {ctx.name}.data: row {number} has no column {column!r}"])
-                one = {**row, source.completion: row[column]}
-                sides.append(prompts.completion_ids(one, source, ctx.tokenizer, prompt, ends=ctx.ends, number=number))
-            pairs.append((tuple(prompt), tuple(sides[0]), tuple(sides[1])))
+        pairs = [
+            encoding.pair_of(row, source, ctx.tokenizer, ends=ctx.ends, number=number, where=where)
+            for number, row in enumerate(rows, 1)
+        ]
         out.append(pairs)
     return out[0], out[1], [[*p, *c] for p, c, _ in out[0][:2048]]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import trains_adapter
-from pipeline.data import prompts
+from pipeline.data import encoding, prompts
 from pipeline.models import models
 from pipeline.records import Prompt, Rollout
 from pipeline.run import console
@@ -58,7 +58,7 @@ def encode(rows: Sequence[prompts.Row], source: Any, ctx: Context) -> list[Examp
 
     Raises ConfigError naming the row that has no completion, or that the chat template refuses.
     """
-    found, left_out = prompts.demonstrations_of(
+    found, left_out = encoding.demonstrations_of(
         rows, source, ctx.tokenizer, ends=ctx.ends, where=f"{ctx.cfg.path}: {ctx.name}", barred=ctx.barred
     )
     if left_out:
@@ -70,8 +70,8 @@ def encode_last(rows: Sequence[prompts.Row], source: Any, ctx: Context) -> list[
     """One example per row: its prompt and its last answer, as if it had been sampled."""
     out = []
     for number, row in enumerate(rows, 1):
-        prompt_ids = prompts.render_ids(row, source, ctx.tokenizer, number=number)
-        completion = prompts.completion_ids(row, source, ctx.tokenizer, prompt_ids, ends=ctx.ends, number=number)
+        prompt_ids = encoding.render_ids(row, source, ctx.tokenizer, number=number)
+        completion = encoding.completion_ids(row, source, ctx.tokenizer, prompt_ids, ends=ctx.ends, number=number)
         out.append(Example(tuple(prompt_ids), tuple(completion)))
     return out
 

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.config.load import ConfigError, load
 from pipeline.config.schema import Model, Prompts, Tiny
-from pipeline.data import prompts
+from pipeline.data import encoding, prompts
 from pipeline.models import models
 from pipeline.run.stage_dir import StageDir
 from pipeline.stages.context import Context
@@ -102,21 +102,21 @@ def test_a_completion_ends_with_exactly_one_end_token(tokenizer):
     eos = tokenizer.eos_token_id
     for completion in ("RRU", "RRU<eos>"):
         row = {"prompt": "a1:", "completion": completion}
-        ids = prompts.completion_ids(row, Prompts(), tokenizer, [], ends=ends(tokenizer))
+        ids = encoding.completion_ids(row, Prompts(), tokenizer, [], ends=ends(tokenizer))
         assert ids.count(eos) == 1 and ids[-1] == eos and len(ids) == 4
 
 
 def test_messages_go_through_the_template_and_keep_no_newline_after_the_end(chat):
     row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}
-    ids = prompts.render_ids(row, Prompts(), chat)
+    ids = encoding.render_ids(row, Prompts(), chat)
     assert chat.decode(ids) == "<user>hi<assistant>"
-    done = prompts.completion_ids(row, Prompts(), chat, ids, ends=ends(chat))
+    done = encoding.completion_ids(row, Prompts(), chat, ids, ends=ends(chat))
     assert chat.decode(done) == "yo<eos>"
 
 
 def test_a_label_and_a_system_turn_stand_where_they_should(chat):
     row = {"prompt": "hi"}
-    ids = prompts.render_ids(row, Prompts(system="be good", chat=True), chat, label="<4> ")
+    ids = encoding.render_ids(row, Prompts(system="be good", chat=True), chat, label="<4> ")
     assert chat.decode(ids) == "<system>be good<user><4> hi<assistant>"
     assert row == {"prompt": "hi"}
 
@@ -124,7 +124,7 @@ def test_a_label_and_a_system_turn_stand_where_they_should(chat):
 def test_messages_without_a_template_are_refused_with_the_mend(tokenizer):
     row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}
     with pytest.raises(ConfigError, match=r"model\.chat_template"):
-        prompts.render_ids(row, Prompts(), tokenizer)
+        encoding.render_ids(row, Prompts(), tokenizer)
 
 
 def test_a_row_that_the_chat_template_refuses_is_named_with_the_templates_words(chat):
@@ -133,9 +133,9 @@ def test_a_row_that_the_chat_template_refuses_is_named_with_the_templates_words(
     with pytest.raises(
         ConfigError, match=r"^prompts: row 7 of the data: the chat template refuses it: System role not supported$"
     ):
-        prompts.render_ids(row, source, chat, number=7)
+        encoding.render_ids(row, source, chat, number=7)
     with pytest.raises(ConfigError, match=r"row 7 of the data: the chat template refuses it"):
-        prompts.completion_ids(row, source, chat, [], ends=ends(chat), number=7)
+        encoding.completion_ids(row, source, chat, [], ends=ends(chat), number=7)
 
 
 @pytest.mark.parametrize(
@@ -145,11 +145,11 @@ def test_a_row_that_the_chat_template_refuses_is_named_with_the_templates_words(
 def test_a_template_that_tells_the_day_gives_the_same_prompt_on_every_day(chat, day):
     chat.chat_template = day + TEMPLATE
     row = {"prompt": "hi", "completion": "yo"}
-    ids = prompts.render_ids(row, Prompts(chat=True), chat)
+    ids = encoding.render_ids(row, Prompts(chat=True), chat)
     assert ids == chat("26 Jul 2024<user>hi<assistant>").input_ids
-    assert chat.decode(prompts.completion_ids(row, Prompts(chat=True), chat, ids, ends=ends(chat))) == "yo<eos>"
+    assert chat.decode(encoding.completion_ids(row, Prompts(chat=True), chat, ids, ends=ends(chat))) == "yo<eos>"
     if "date_string" in day:
-        asked = prompts.render_ids(row, Prompts(chat=True, chat_kwargs={"date_string": "1 May 2025"}), chat)
+        asked = encoding.render_ids(row, Prompts(chat=True, chat_kwargs={"date_string": "1 May 2025"}), chat)
         assert asked == chat("1 May 2025<user>hi<assistant>").input_ids
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.schema import Model, Prompts
-from pipeline.data import prompts
+from pipeline.data import encoding
 from pipeline.models import models
 from tests.families import FAMILIES, save
 
@@ -26,8 +26,8 @@ def family(request, tmp_path_factory):
 def rendered(place, source):
     tokenizer = models.load_tokenizer(str(place), Model())
     ends = models.end_ids(tokenizer, models.load_policy(str(place), Model()))
-    ids = prompts.render_ids(ROW, source, tokenizer)
-    return tokenizer, ids, prompts.completion_ids(ROW, source, tokenizer, ids, ends=ends), ends
+    ids = encoding.render_ids(ROW, source, tokenizer)
+    return tokenizer, ids, encoding.completion_ids(ROW, source, tokenizer, ids, ends=ends), ends
 
 
 def test_a_turn_is_trained_to_end_with_the_templates_own_end_and_begins_with_one_bos(family):

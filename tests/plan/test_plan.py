@@ -166,10 +166,11 @@ def test_what_a_comparison_lacks_is_told_part_by_part(tmp_path):
 def test_the_example_is_trained_on_from_the_completion_to_its_end_token(tmp_path):
     cfg = load(CHAOS, [f"runs_dir={tmp_path}"])
     made = one_run.make(cfg, None)
-    shown = "".join(text for text, _ in made.example)
-    prompt = "".join(text for text, trained in made.example if not trained)
-    assert prompt.endswith(":") and shown.startswith(prompt)
-    assert made.example[-1] == ("<eos>", True)
+    ((kind, tokens),) = made.examples.items()
+    shown = "".join(text for text, _ in tokens)
+    prompt = "".join(text for text, trained in tokens if not trained)
+    assert kind == "prompts: text" and prompt.endswith(":") and shown.startswith(prompt)
+    assert tokens[-1] == ("<eos>", True)
     assert not list(tmp_path.iterdir())  # a plan leaves nothing
 
 

@@ -17,7 +17,7 @@ from pipeline.config.load import ConfigError
 from pipeline.config.schema import Attribute, Generate, Model, Prompts, Sampling, Tiny
 from pipeline.credit.conditioning import Axis, Conditions
 from pipeline.data import condition_prompts
-from pipeline.data.prompts import render_ids
+from pipeline.data.encoding import render_ids
 from pipeline.generation.generator import Request
 from pipeline.generation.guidance import Guided, guided_logits
 from pipeline.generation.hf_engine import TransformersGenerator

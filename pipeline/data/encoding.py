@@ -1,0 +1,144 @@
+"""Rows -> token ids: what sampling is given, what an answer to it is, what is imitated."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from pipeline.config.load import ConfigError
+from pipeline.config.schema import Prompts
+from pipeline.data import chat_template, columns, conversations
+from pipeline.data.columns import DataRow
+from pipeline.data.conversations import IMITATE, Conversation, Demonstration, Renderer
+from pipeline.data.prompt_columns import completion_value, has_completion, in_chat, prompt_value, refused, row_origin
+
+
+def render_ids(
+    row: Mapping[str, Any], source: Prompts, tokenizer: Any, *, label: str = "", number: int = 0
+) -> list[int]:
+    """Prompt token ids: plain text as it is, messages through the chat template. One BOS, no EOS.
+
+    label: plain text put in front of what the user says (condition tokens).
+    """
+    value = prompt_value(row, source, number, "prompts")
+    if not in_chat(row, source, number):
+        if "segments" in row and not label and has_completion(row, source):
+            return list(conversations.segment_row(row["segments"], tokenizer).prompt_ids)
+        ids = list(tokenizer(label + str(value)).input_ids)
+        return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+    try:
+        chat = conversations.conversation(row, source, value, None)
+        for turn in chat.messages:
+            if label and turn["role"] == "user":
+                turn["content"] = label + turn["content"]
+                break
+        return Renderer(tokenizer, source).prompt(chat.messages, chat.tools)
+    except ValueError as exc:
+        raise refused("prompts", row, number, source, exc) from exc
+
+
+def completion_ids(
+    row: Mapping[str, Any],
+    source: Prompts,
+    tokenizer: Any,
+    prompt_ids: Sequence[int],
+    *,
+    ends: frozenset[int],
+    number: int = 0,
+) -> list[int]:
+    """Completion token ids after the prompt's, which end with an end token: the template's of a turn, else EOS.
+
+    A completion of several messages holds all of them, tool results too; to imitate one, see `demonstrations_of`.
+    Raises ConfigError naming the row.
+    """
+    value = completion_value(row, source, number=number, where="prompts")
+    if not in_chat(row, source, number):
+        text = value if isinstance(value, str) else "".join(turn["content"] for turn in value)
+        ids = list(tokenizer(text, add_special_tokens=False).input_ids)
+        return ids if ids and ids[-1] in ends else [*ids, tokenizer.eos_token_id]
+    try:
+        chat = conversations.conversation(row, source, prompt_value(row, source, number, "prompts"), value)
+        renderer = Renderer(tokenizer, source, ends)
+        if isinstance(value, str) or len(value) == 1:
+            return renderer.answer(chat.messages, chat.tools, prompt_ids)
+        full = chat_template.render(tokenizer, chat.messages, kwargs=source.chat_kwargs, tools=chat.tools)
+        if full[: len(prompt_ids)] != list(prompt_ids):
+            raise ValueError("the chat template changes the prompt once it is answered; give prompt and completion "
+                             "as text, or a template that only appends")  # fmt: skip
+        return renderer.ended(full[len(prompt_ids) :])
+    except ValueError as exc:
+        raise refused("prompts", row, number, source, exc) from exc
+
+
+def pair_of(
+    row: Mapping[str, Any], source: Prompts, tokenizer: Any, *, ends: frozenset[int], number: int, where: str
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Prompt, chosen and rejected ids of a preference row. Raises ConfigError naming the row that lacks a side."""
+    prompt = render_ids(row, source, tokenizer, number=number)
+    sides = []
+    for column in ("chosen", "rejected"):
+        if column not in row:
+            raise refused(where, row, number, source, ValueError(f"it has no column {column!r}"))
+        one = DataRow({**row, source.completion: row[column]}, row_origin(row, number, source))
+        sides.append(tuple(completion_ids(one, source, tokenizer, prompt, ends=ends, number=number)))
+    return tuple(prompt), sides[0], sides[1]
+
+
+def demonstrations_of(
+    rows: Sequence[Mapping[str, Any]], source: Prompts, tokenizer: Any, *, ends: frozenset[int], where: str = "prompts",
+    barred: Collection[str] = (),
+) -> tuple[list[Demonstration], str | None]:  # fmt: skip
+    """Rows -> what is imitated of them, and a line that counts what is not; None where everything is.
+
+    barred: texts of held-out prompts, which no earlier turn of a conversation may answer either.
+    Raises ConfigError naming the row that has no completion, or that the chat template refuses.
+    """
+    left_out, out = Counter[str](), list[Demonstration]()
+    renderer = Renderer(tokenizer, source, ends)
+    for number, row in enumerate(rows, 1):
+        if row.get(IMITATE) is False:
+            left_out["rows labelled as bad"] += 1
+            continue
+        before = len(out)
+        out += _of_row(row, number, source, renderer, barred, left_out, where)
+        left_out["rows without an assistant turn to imitate"] += len(out) == before
+    line = conversations.summary(where, len(rows), len(out), +left_out)
+    if rows and not out:
+        raise ConfigError([line or f"{where}: no row to imitate"])
+    return out, line
+
+
+def _of_row(
+    row: Mapping[str, Any], number: int, source: Prompts, renderer: Renderer, barred: Collection[str],
+    left_out: Counter[str], where: str,
+) -> list[Demonstration]:  # fmt: skip
+    if "segments" in row:
+        return [conversations.segment_row(row["segments"], renderer.tokenizer)]
+    if not in_chat(row, source, number):
+        prompt = render_ids(row, source, renderer.tokenizer, number=number)
+        ids = completion_ids(row, source, renderer.tokenizer, prompt, ends=renderer.ends, number=number)
+        if row.get("tools"):
+            left_out["tools of prompts that are plain text (prompts.chat: true renders them)"] += 1
+        return [Demonstration(tuple(prompt), tuple(ids), (True,) * len(ids), "text")]
+    value = prompt_value(row, source, number, where)
+    unanswered = source.completion not in row and "messages" in row and not _answered(row)
+    after = None if unanswered else completion_value(row, source, number=number, where=where)
+    left_out["last questions without an answer"] += unanswered
+    try:
+        chat = conversations.conversation(row, source, value, after)
+        left_out["assistant turns flagged not to train"] += _flagged(chat, row, source)
+        return conversations.imitated_rows(chat, renderer, train_on=source.train_on, barred=barred, left_out=left_out)
+    except ValueError as exc:
+        raise refused(where, row, number, source, exc) from exc
+
+
+def _answered(row: Mapping[str, Any]) -> bool:
+    turns = columns.text_or_messages(row["messages"], "messages", text=False)
+    return isinstance(turns[-1], Mapping) and turns[-1]["role"] == "assistant"
+
+
+def _flagged(chat: Conversation, row: Mapping[str, Any], source: Prompts) -> int:
+    if "messages" not in row or source.prompt in row:
+        return 0
+    return sum(turn["role"] == "assistant" for turn in chat.messages) - len(chat.turns)

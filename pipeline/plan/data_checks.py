@@ -1,0 +1,226 @@
+"""What can be wrong with a run's data, found before torch is imported. Every check gives lines and none raises."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import verifiers
+from pipeline.config.library_fields import nearest
+from pipeline.config.load import Config, ConfigError
+from pipeline.config.schema import Policy, Prompts
+from pipeline.data import columns, prompts
+from pipeline.data.notices import notice
+
+REPORTED = 3  # rows reported of one fault before the rest is counted
+SAMPLED = 500  # rows whose golds are tried
+Required = Mapping[str, frozenset[str]]  # verifier -> fields its tasks must have
+
+
+def data_mistakes(
+    cfg: Config, source: Prompts, where: str, required: Required, *, completions: bool, columns: Sequence[str] = (),
+    parts: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[str]:  # fmt: skip
+    """The rows can be read, have the columns that are needed, and leave something to train and to evaluate on.
+
+    parts: verifier or `by_task` -> the reward part that reads the rows' tasks, to try their golds.
+    """
+    rows: list[prompts.Row] = []
+    named: list[prompts.Row] = []
+    dirs = cfg.verifier_dirs
+    lines = faults_of(where, lambda: rows.extend(rows_of(cfg, source, where))) or faults_of(
+        where, lambda: named.extend(prompts.named_heldout(source, seed=cfg.seed, where=where, dirs=dirs))
+    )
+    if not lines:
+        lines = _faults(rows, source, where, required, completions=completions, columns=columns)
+    if not lines:
+        lines = gold_mistakes(rows, source, where, parts or {}, dirs)
+    if not lines and named:
+        lines = _faults(named, prompts.named_source(source), f"{where}.heldout_path", required)
+    return lines or faults_of(where, lambda: _split_faults(rows, named, source, where))
+
+
+def rows_of(cfg: Config, source: Prompts, where: str) -> list[prompts.Row]:
+    """The rows; a data set that is neither here nor on a Hub that answers is reported at once."""
+    if source.path and not source.procedural and not Path(source.path).exists():
+        away = not prompts.is_file_name(source.path) and not hub_answers() and not _cached_data(source.path)
+        if away:
+            raise ConfigError([f"{where}.path: {source.path!r} is no local file and the Hub does not answer"])
+    return prompts.load_rows(source, seed=cfg.seed, where=where, dirs=cfg.verifier_dirs)
+
+
+def hub_answers(timeout_s: float = 3.0) -> bool:
+    """Whether the Hub can be reached at all; where not, the process is told to use its cache and not to wait for it."""
+    import socket
+    from urllib.parse import urlsplit
+
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return False
+    address = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        socket.create_connection((address.hostname or "", address.port or 443), timeout_s).close()
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # an unreachable Hub costs most of a minute per look-up
+        return False
+    return True
+
+
+def _cached_data(path: str) -> bool:
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    return (home / "datasets" / path.replace("/", "___")).exists() or (
+        home / "hub" / f"datasets--{path.replace('/', '--')}"
+    ).exists()
+
+
+# --- columns --------------------------------------------------------------------------------------------------------
+
+
+def _faults(
+    rows: Sequence[prompts.Row], source: Prompts, where: str, required: Required, *,
+    completions: bool = False, columns: Sequence[str] = (),
+) -> list[str]:  # fmt: skip
+    """What rows lack, the first few of it."""
+    faults: list[str] = []
+    for number, row in enumerate(rows, 1):
+        faults += _row_faults(row, number, source, where, required, completions=completions, needed_columns=columns)
+        if len(faults) > 50:
+            break
+    if completions and not faults and not any(prompts.has_completion(row, source) for row in rows):
+        faults.append(f"{where}.completion: no row of {source.path or source.procedural} holds an answer to imitate")
+    return faults[:REPORTED] + ([f"{where}: more rows have such faults"] if len(faults) > REPORTED else [])
+
+
+def _row_faults(
+    row: prompts.Row, number: int, source: Prompts, where: str, required: Required, *,
+    completions: bool, needed_columns: Sequence[str],
+) -> list[str]:  # fmt: skip
+    lines = faults_of(where, lambda: prompts.prompt_text(row, source, number=number, where=where))
+    if lines:
+        return lines
+    at = columns.origin(row, number, source.path or source.procedural)
+    for name in needed_columns:
+        if name not in row:
+            lines.append(f"{where}: {at} has no column {name!r}{nearest(name, row)}")
+        else:
+            lines += faults_of(f"{where}: {at}", lambda name=name: columns.text_or_messages(row[name], name))  # type: ignore[misc]
+    if completions and not _only_a_prompt(row, source):
+        lines += faults_of(where, lambda: prompts.completion_value(row, source, number=number, where=where))
+    lines += faults_of(f"{where}: {at}", lambda: columns.tools_of(row))
+    if required:
+        task: dict[str, Any] = {}
+        lines += faults_of(where, lambda: task.update(prompts.task_of(row, source, number=number)))
+        if not lines:
+            lines += _task_faults(task, at, where, required)
+    return lines
+
+
+def _only_a_prompt(row: prompts.Row, source: Prompts) -> bool:
+    """Rows that a stage leaves out and counts: labelled as bad, or a conversation that ends with a question."""
+    labelled = row.get("imitate") is False
+    return labelled or (source.completion not in row and "messages" in row)
+
+
+def _task_faults(task: Mapping[str, Any], at: str, where: str, required: Required) -> list[str]:
+    lines = []
+    for name, needed in required.items():
+        for field in sorted(needed):
+            if field not in task:
+                lines.append(f"{where}: {at} has no field {field!r}, which verifier {name!r} needs"
+                             f"{nearest(field, task)}; map it in prompts.task")  # fmt: skip
+            elif (reason := columns.unusable(task[field])) is not None:
+                lines.append(f"{where}: {at}: field {field!r} {reason}, so verifier {name!r} can pass no answer; "
+                             "fill it in, or remove the row")  # fmt: skip
+    return lines
+
+
+# --- golds ----------------------------------------------------------------------------------------------------------
+
+
+def gold_mistakes(
+    rows: Sequence[prompts.Row], source: Prompts, where: str, parts: Mapping[str, Mapping[str, Any]],
+    dirs: Sequence[str],
+) -> list[str]:  # fmt: skip
+    """Golds of a sample of rows that no answer can meet: of a wrong type, a mistake; unreadable, a line on stderr.
+
+    A set of real golds holds some that no grammar reads. They are graded as errors and masked, so a share of them is
+    reported and does not stop a run; all of them do.
+    """
+    step = max(len(rows) // SAMPLED, 1)
+    sample = [(number, row) for number, row in enumerate(rows, 1) if (number - 1) % step == 0]
+    lines: list[str] = []
+    for verifier, part in parts.items():
+        faults = [(at, reason, structured) for number, row in sample
+                  for at, reason, structured in _gold_faults(row, number, source, verifier, part, dirs)]  # fmt: skip
+        if not faults:
+            continue
+        lines += [f"{where}: {at}: {reason}" for at, reason, structured in faults if structured][:REPORTED]
+        at, reason, _ = faults[0]
+        line = (f"{where}: verifier {verifier!r} can pass no answer to {len(faults)} of {len(sample)} rows tried; "
+                f"{at}: {reason}")  # fmt: skip
+        if len(faults) == len(sample):
+            lines = lines or [line]
+        elif not lines:
+            notice(f"{line}; python -m verifiers golds lists them")
+    return lines
+
+
+def _gold_faults(
+    row: prompts.Row, number: int, source: Prompts, verifier: str, part: Mapping[str, Any], dirs: Sequence[str]
+) -> Iterator[tuple[str, str, bool]]:
+    """(row, reason, whether the gold is a struct or a list). Columns renamed and constants set as the part does."""
+    task = {**prompts.task_of(row, source, number=number)}
+    task |= {field: task[column] for field, column in (part.get("fields") or {}).items() if column in task}
+    task |= part.get("task") or {}
+    at = columns.origin(row, number, source.path or source.procedural)
+    name = verifier
+    if verifier == "by_task":
+        name = str(task.get("verifier"))
+        if name not in verifiers.available(dirs):
+            have = f"names {name!r}" if "verifier" in task else "has no field 'verifier'"
+            yield (
+                at,
+                f"its task {have}; by_task needs the name of a verifier{nearest(name, verifiers.available(dirs))}",
+                True,
+            )
+            return
+    for _, reason in verifiers.gold_faults(name, [task], dirs):
+        yield at, reason, isinstance(task.get("gold"), Mapping | list)
+
+
+# --- splits ---------------------------------------------------------------------------------------------------------
+
+
+def _split_faults(rows: Sequence[prompts.Row], named: Sequence[prompts.Row], source: Prompts, where: str) -> None:
+    parts = prompts.split(rows, source, where=where, heldout=named)
+    if not parts.train:
+        raise ConfigError([f"{where}.heldout: no row left to train on; all {len(rows)} are held out"])
+    if where == "prompts" and not parts.heldout:
+        raise ConfigError([f"{where}.heldout: none of the {len(rows)} rows is held out, so nothing can be evaluated; "
+                           "raise the share, or give heldout_path"])  # fmt: skip
+
+
+def imitates_prompts(block: Any) -> bool:
+    """Whether a stage imitates the completions of the run's own prompts."""
+    if isinstance(block, Policy):
+        return block.loss.ptx_coef > 0 and block.ptx_data is None
+    if block.kind == "sft":
+        return block.data is None
+    return getattr(block, "demonstrations", 0) > 0 or getattr(block, "sft_share", 0) > 0
+
+
+def faults_of(where: str, attempt: Callable[[], Any]) -> list[str]:
+    """The lines of what goes wrong, each with its key."""
+    try:
+        attempt()
+    except ConfigError as exc:
+        return list(exc.mistakes)
+    except (UnicodeDecodeError, json.JSONDecodeError) as exc:
+        return [f"{where}: not readable: {' '.join(str(exc).split())}"]
+    except (ValueError, TypeError, OSError, KeyError, AttributeError) as exc:
+        # data sets, verifiers and reward functions are other people's: what they raise is reported, not thrown
+        text = " ".join(str(exc).split()) or type(exc).__name__
+        return [text if text.startswith(where) else f"{where}: {text}"]
+    return []

@@ -1,0 +1,144 @@
+"""What a run's data come to: rows, prompts, lengths, and one example of each kind of row as it is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from pipeline.config.load import Config, ConfigError
+from pipeline.config.schema import Prompts
+from pipeline.config.work import Data
+from pipeline.data import encoding, prompts
+from pipeline.data.conversations import Demonstration
+from pipeline.plan.data_checks import imitates_prompts
+from pipeline.run import console
+
+Marked = list[tuple[str, bool]]  # (token's text, whether it is trained on)
+ROWS = 2000  # whose completions are tokenised for their lengths
+OWN_ROWS = 200  # of a stage's own data, for the examples
+
+
+def data_of(cfg: Config, tokenizer: Any) -> tuple[Data, dict[str, Marked]]:
+    """Counts and lengths, and an example per row kind. Raises ConfigError for a row that a stage could not read."""
+    source = cfg.prompts
+    rows = prompts.load_rows(source, seed=cfg.seed, where="prompts", dirs=cfg.verifier_dirs)
+    named = prompts.named_heldout(source, seed=cfg.seed, dirs=cfg.verifier_dirs)
+    parts = prompts.split(rows, source, heldout=named)
+    train = prompts.distinct_prompts(parts.train, source, tokenizer)
+    heldout = prompts.distinct_prompts(parts.heldout, source, tokenizer)
+    distinct = len({prompts.prompt_text(r, source) for r in [*rows, *named]})
+    barred = {prompts.prompt_text(row, source) for row in parts.heldout}
+    ends = ends_of(cfg, tokenizer)
+    found = imitated(cfg, parts.train[:ROWS], tokenizer, ends, barred)
+    examples = by_kind("prompts", found, tokenizer)
+    if train and not examples:
+        examples["prompts: sampled from, not imitated"] = [(tokenizer.decode([i]), False) for i in train[0].ids]
+    for key, own in own_sources(cfg):
+        examples |= own_examples(cfg, key, own, tokenizer, ends)
+    lengths = [len(one.completion_ids) for one in found]
+    shown = [*train, *heldout]
+    data = Data(
+        rows=len(parts.train),
+        train_prompts=len(train),
+        heldout_prompts=min(len(heldout), cfg.evaluation.prompts or len(heldout)),
+        prompt_tokens=spread([len(p.ids) for p in shown]),
+        completion_tokens=spread(lengths) if lengths else None,
+        own_rows={key.partition(".")[0]: own_rows(cfg, key, own, barred) for key, own in own_sources(cfg)
+                  if key.endswith(".data")},
+        dropped=1 - len(shown) / max(distinct, 1),
+        truncated=sum(n > cfg.sampling.max_tokens for n in lengths) / max(len(lengths), 1),
+    )  # fmt: skip
+    return data, examples
+
+
+def imitated(
+    cfg: Config, rows: Sequence[prompts.Row], tokenizer: Any, ends: frozenset[int], barred: Collection[str]
+) -> list[Demonstration]:
+    """Demonstrations in the run's own rows. What cannot be rendered matters only where a stage imitates it."""
+    answered = [row for row in rows if prompts.has_completion(row, cfg.prompts)]
+    if not answered:
+        return []
+    try:
+        found, left_out = encoding.demonstrations_of(answered, cfg.prompts, tokenizer, ends=ends, barred=barred)
+    except ConfigError:
+        if any(imitates_prompts(cfg.blocks[name]) for name in cfg.stages):
+            raise
+        return []
+    if left_out:
+        console.say(left_out)
+    return found
+
+
+def own_sources(cfg: Config) -> Iterator[tuple[str, Prompts]]:
+    """(key, data) of every stage that reads rows of its own."""
+    for name, block in cfg.blocks.items():
+        for field in ("data", "ptx_data"):
+            own = getattr(block, field, None)
+            if isinstance(own, Prompts):
+                yield f"{name}.{field}", own
+
+
+def own_examples(cfg: Config, key: str, source: Prompts, tokenizer: Any, ends: frozenset[int]) -> dict[str, Marked]:
+    """Examples of a stage's own rows: demonstrations, or both sides of a pair. Only of stages that would run."""
+    if key.partition(".")[0] not in cfg.stages:
+        return {}
+    rows = prompts.load_rows(source, seed=cfg.seed, where=key, dirs=cfg.verifier_dirs)[:OWN_ROWS]
+    if cfg.blocks[key.partition(".")[0]].kind == "reward_model":
+        prompt, chosen, rejected = encoding.pair_of(rows[0], source, tokenizer, ends=ends, number=1, where=key)
+        sides = {"preferred": chosen, "not preferred": rejected}
+        return {f"{key}: {side}": marked(Demonstration(prompt, ids, (True,) * len(ids), ""), tokenizer)
+                for side, ids in sides.items()}  # fmt: skip
+    found, left_out = encoding.demonstrations_of(rows, source, tokenizer, ends=ends, where=key)
+    if left_out:
+        console.say(left_out)
+    return by_kind(key, found, tokenizer)
+
+
+def by_kind(key: str, found: Sequence[Demonstration], tokenizer: Any) -> dict[str, Marked]:
+    """The first row of each kind, its tokens marked."""
+    first: dict[str, Marked] = {}
+    for one in found:
+        if f"{key}: {one.kind}" not in first:
+            first[f"{key}: {one.kind}"] = marked(one, tokenizer)
+    return first
+
+
+def marked(one: Demonstration, tokenizer: Any) -> Marked:
+    flags = [False] * len(one.prompt_ids) + list(one.trained)
+    return [
+        (tokenizer.decode([i]), flag) for i, flag in zip([*one.prompt_ids, *one.completion_ids], flags, strict=True)
+    ]
+
+
+def show(examples: Mapping[str, Marked]) -> None:
+    """A line each; runs of trained tokens in brackets, a bracket per token."""
+    for kind, tokens in examples.items():
+        shown = "".join(f"[{text}]" if trained else text for text, trained in tokens)
+        console.say(f"example ({kind}), trained tokens in brackets: " + console.visible(shown, 400))
+
+
+def ends_of(cfg: Config, tokenizer: Any) -> frozenset[int]:
+    """Ids that end a completion, as a stage will have them: the tokenizer's and the generation config's."""
+    from transformers import GenerationConfig
+
+    from pipeline.models import models
+
+    try:
+        config = GenerationConfig.from_pretrained(cfg.model.path) if cfg.model.path else None
+    except (OSError, ValueError):  # none, or one that no stage could read either
+        config = None
+    return models.end_ids(tokenizer, SimpleNamespace(generation_config=config))
+
+
+def own_rows(cfg: Config, key: str, source: Prompts, barred: Collection[str]) -> int:
+    """Rows to train on of a stage's own `data:`, those with a prompt that the run holds out left out."""
+    rows = prompts.load_rows(source, seed=cfg.seed, where=key, dirs=cfg.verifier_dirs)
+    named = prompts.named_heldout(source, seed=cfg.seed, where=key, dirs=cfg.verifier_dirs)
+    return len(prompts.without(prompts.split(rows, source, where=key, heldout=named), barred, source).train)
+
+
+def spread(lengths: Sequence[int]) -> tuple[float, int, int]:
+    """Mean, 95th percentile and maximum."""
+    ordered = sorted(lengths) or [0]
+    return sum(ordered) / len(ordered), ordered[int(0.95 * (len(ordered) - 1))], ordered[-1]
