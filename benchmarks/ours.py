@@ -36,7 +36,7 @@ def train(place: Path, work: Workload, gate: Gate, *, backend: str) -> None:
         sample = plain(ctx, generator, scorer)  # type: ignore[arg-type]
 
         def sample_when_asked(prompts: Sequence[Prompt], step: int, attempt: int) -> list[Scored]:
-            note_phases(ctx.dir.place / "timing.jsonl", gate, waited.pop("s", 0.0))
+            note_phases(ctx.dir.path / "timing.jsonl", gate, waited.pop("s", 0.0))
             asked = time.perf_counter()
             gate.step()
             waited["s"] = time.perf_counter() - asked

@@ -172,7 +172,7 @@ def checked(command: str, config: str, overrides: Sequence[str]) -> Config:
 def train(cfg: Config, command: str) -> int:
     """Run the YAML's stages, or one of them."""
     from pipeline.run import process, shutdown
-    from pipeline.run.stage_dir import locked
+    from pipeline.run.lock import locked
 
     shutdown.install()
     with contextlib.ExitStack() as held:

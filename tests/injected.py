@@ -20,6 +20,8 @@ from pipeline.cli import chaos
 from pipeline.generation.hf_engine import TransformersGenerator
 from pipeline.models import models
 from pipeline.run import files, stage_dir
+from pipeline.run.checkpoints import Checkpoints
+from pipeline.run.stage_logs import StageLogs
 
 
 def after(calls: int, real: Callable[..., Any], fault: Callable[[], None], *, times: int = 1) -> Callable[..., Any]:
@@ -58,18 +60,18 @@ def generator_dies(calls: int, times: int) -> None:
 
 
 def log_is_full(calls: int) -> None:
-    real = stage_dir.StageDir._append
-    stage_dir.StageDir._append = after(calls, real, no_space, times=99)  # type: ignore[method-assign]
+    real = StageLogs.append
+    StageLogs.append = after(calls, real, no_space, times=99)  # type: ignore[method-assign]
 
 
 def log_turns_read_only(calls: int) -> None:
-    real = stage_dir.StageDir._append
-    stage_dir.StageDir._append = after(calls, real, read_only, times=99)  # type: ignore[method-assign]
+    real = StageLogs.append
+    StageLogs.append = after(calls, real, read_only, times=99)  # type: ignore[method-assign]
 
 
 def checkpoint_is_full(calls: int) -> None:
-    real = stage_dir.StageDir.seal
-    stage_dir.StageDir.seal = after(calls, real, no_space, times=99)  # type: ignore[method-assign]
+    real = Checkpoints.seal
+    Checkpoints.seal = after(calls, real, no_space, times=99)  # type: ignore[method-assign]
 
 
 def model_is_full(calls: int) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 
 from pipeline.config.load import Config, ConfigError, load
 from pipeline.run import console, lineage, process
-from pipeline.run.stage_dir import StageDir, verify_outputs
+from pipeline.run.manifest import verified_manifest
 
 SERVERS = 3
 STUCK_S = 1800.0
@@ -155,7 +155,7 @@ def _stage(
     The undisturbed pass says how long the stage takes here: in a process that need not import anything, which may be
     a tenth of what the reference took. Instants of a longer course than that would be spent on finished stages.
     """
-    parents = verify_outputs(StageDir(reference.run_dir, name))["parents"]
+    parents = verified_manifest(reference.run_dir / name)["parents"]
     draw = random.Random(f"{settings.instants_seed} {name}")
     place = root / name
     words = [name, config, *rest, f"run={_run_name(root, cfg)}/{name}"]
@@ -214,7 +214,7 @@ def _link_parents(source: Path, place: Path, parents: Sequence[str]) -> None:
 
 
 def _compare(expected: Path, made: Path) -> str | None:
-    one, two = (verify_outputs(StageDir(p.parent, p.name)) for p in (expected, made))
+    one, two = (verified_manifest(p.parent / p.name) for p in (expected, made))
     names = sorted(f for f in {*one["outputs"], *two["outputs"]} if one["outputs"].get(f) != two["outputs"].get(f))
     counts = lineage.differences({"tokens": one["tokens"]}, {"tokens": two["tokens"]})
     if not names and not counts:

@@ -26,7 +26,7 @@ from pipeline.generation.guidance import Guided
 from pipeline.generation.hf_engine import TransformersGenerator
 from pipeline.models import models
 from pipeline.run.files import atomic_write
-from pipeline.run.stage_dir import read_manifest
+from pipeline.run.manifest import read_manifest
 from pipeline.seeds import derive
 
 WORDS = ("stage", "label", "guidance", "temperature", "max_tokens", "seed")

@@ -18,7 +18,8 @@ from typing import Any
 
 from pipeline.config.load import ConfigError, nearest
 from pipeline.config.schema import recorded_kind
-from pipeline.run.stage_dir import StageDir, atomic_write, dump_json, manifest_sha, read_manifest, verify_outputs
+from pipeline.run.files import atomic_write, dump_json
+from pipeline.run.manifest import manifest_sha, read_manifest, verified_manifest
 from pipeline.stats import headline_names
 
 # keys of generation_config.json that say nothing of sampling
@@ -74,7 +75,7 @@ def export(run: Path, words: Sequence[str]) -> Path:
     """
     asked = options(words, ("stage", "to"))
     stage = policy_stage(run, asked.get("stage"))
-    verify_outputs(StageDir(run, stage))
+    verified_manifest(run / stage)
     place = Path(asked.get("to") or run / "export").resolve()
     if place.exists() and not (place / "lineage.json").is_file() and (place.is_file() or any(place.iterdir())):
         raise ConfigError([f"to={asked.get('to')}: {place} holds something else than an export, and would be replaced; "

@@ -16,7 +16,9 @@ import yaml
 import verifiers
 from pipeline.config import load as configs
 from pipeline.run import console
-from pipeline.run.stage_dir import StageDir, atomic_write, dump_json, read_jsonl, read_manifest, versions
+from pipeline.run.files import atomic_write, dump_json, read_jsonl
+from pipeline.run.manifest import read_manifest, versions
+from pipeline.run.stage_dir import StageDir
 
 SIZES = {  # hidden, intermediate, layers, heads: about 180M parameters, and one for trying the check itself on a CPU
     "mid": (1024, 4096, 10, 16),
@@ -102,7 +104,7 @@ def row_of(stage: StageDir, before: float | None, peak: float | None, planned: f
     manifest = read_manifest(stage.manifest_path)
     assert manifest is not None, "a stage that returned has its manifest"
     metrics = manifest["metrics"]
-    timing = list(read_jsonl(stage.place / "timing.jsonl")) if (stage.place / "timing.jsonl").is_file() else []
+    timing = list(read_jsonl(stage.path / "timing.jsonl")) if (stage.path / "timing.jsonl").is_file() else []
     steady = [row for row in timing if "step" in row][1:]  # the first step compiles and warms up
     seconds = {p: sum(r[p] for r in steady if p in r) / len(steady) for p in PHASES if any(p in r for r in steady)}
     return {

@@ -17,7 +17,8 @@ from pipeline.config.load import Config
 from pipeline.config.schema import KINDS, Policy, trains_adapter
 from pipeline.config.work import TRAINER_DEFAULTS, Data, Work
 from pipeline.plan.trial import Trial
-from pipeline.run.stage_dir import LineageError, read_manifest
+from pipeline.run.errors import LineageError
+from pipeline.run.manifest import read_manifest
 
 # bytes a sample takes while it is drawn and scored: 16,384 of 6 tokens took 465 MiB, most of it vLLM's objects
 REQUEST_VLLM, REQUEST = 28 << 10, 3 << 10

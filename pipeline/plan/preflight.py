@@ -23,8 +23,9 @@ from pipeline.credit import selection
 from pipeline.data import prompts
 from pipeline.models.model_dir import fault, is_local
 from pipeline.plan.data_checks import data_mistakes, faults_of, hub_answers, imitates_prompts, rows_of
-from pipeline.run.stage_dir import LineageError, StageDir, verify_outputs
-
+from pipeline.run.errors import LineageError
+from pipeline.run.manifest import verified_manifest
+from pipeline.run.stage_dir import StageDir
 
 def check(cfg: Config, stages: Sequence[str] | None = None) -> None:
     """Raises ConfigError with every mistake that stands in the way of these stages; None: all the YAML names."""
@@ -174,7 +175,7 @@ def pool_mistakes(cfg: Config, name: str, before: Sequence[str], *, alone: bool)
 def _parent_fault(cfg: Config, where: str, stage: str, *, alone: bool) -> list[str]:
     parent = StageDir(cfg.run_dir, stage)
     try:
-        verify_outputs(parent)
+        verified_manifest(parent.path)
     except LineageError as exc:
         if parent.manifest_path.is_file():
             return [str(exc)]

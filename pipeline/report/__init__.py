@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.report import comparison_page, page, rollouts, summary
 from pipeline.report.collect import Stage, read_rows, read_stages
-from pipeline.run.stage_dir import atomic_write
+from pipeline.run.files import atomic_write
 
 
 def write_report(run_dir: str | Path) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import recorded_kind
-from pipeline.run.stage_dir import read_manifest
+from pipeline.run.manifest import read_manifest
 
 POINTS = 500  # a curve of more points than pixels is thinned
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.report.collect import Stage, read_stages
 from pipeline.report.summary import facts
-from pipeline.run.stage_dir import read_manifest
+from pipeline.run.manifest import read_manifest
 
 
 def stitching(names: Mapping[str, str], place: Path) -> dict[str, Any]:

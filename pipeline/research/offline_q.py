@@ -36,7 +36,7 @@ from pipeline.update.learner import Experience, Learner
 
 def run(ctx: Context) -> dict[str, Any]:
     block: OfflineQ = ctx.block
-    ctx.dir.resume()  # it keeps no checkpoints: a try that was killed is cut from the logs
+    ctx.dir.checkpoints.resume()  # it keeps no checkpoints: a try that was killed is cut from the logs
     scored = logged_samples(ctx)
     logged = as_logged(scored)
     console.say(f"{ctx.name}: {len(logged.layout)} episodes of {len(logged.rows)} turns")
@@ -81,7 +81,7 @@ def read_samples(ctx: Context, reference: str) -> list[Scored]:
     place = Path(reference)
     if reference in ctx.cfg.blocks:
         ctx.model_path(reference, f"{ctx.name}.pool")  # registers the parent and checks its files
-        place = StageDir(ctx.cfg.run_dir, reference).place / "rollouts.jsonl"
+        place = StageDir(ctx.cfg.run_dir, reference).path / "rollouts.jsonl"
     elif place.is_file():
         ctx.depend_on(place)
     return [entry.scored for entry in sample_pool.read(place, ctx.cfg.prompts, ctx.tokenizer, ctx.ends)]
@@ -141,7 +141,7 @@ def progress(ctx: Context, part: str, steps: int) -> Any:
     shown = console.Progress(f"{ctx.name} {part}", steps)
 
     def log(step: int, figures: dict[str, float]) -> None:
-        ctx.dir.log({"part": part, "step": step, **figures})
+        ctx.dir.logs.log({"part": part, "step": step, **figures})
         shown.step(step, **figures)
 
     return log

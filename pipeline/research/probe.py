@@ -56,7 +56,7 @@ def run(ctx: Context) -> dict[str, Any]:
     console.show_table(steering, ["layer", "direction", "scale", "reward"])
     metrics = {"layers": rows, "chance": 1 / len(bins), "bins": bins, "from_bin": worst, "to_bin": best,
                "steering": steering, "unsteered_reward": steering[0]["reward"]}  # fmt: skip
-    plot(metrics, ctx.dir.place / "probe.svg")
+    plot(metrics, ctx.dir.path / "probe.svg")
     return metrics
 
 

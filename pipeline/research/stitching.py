@@ -19,7 +19,7 @@ from pipeline.config.load import ConfigError, nearest
 from pipeline.models import models
 from pipeline.research.stitching_methods import ASKS_THE_ENVIRONMENT, METHODS, Bench, Outcome
 from pipeline.run import console
-from pipeline.run.stage_dir import atomic_write, dump_json
+from pipeline.run.files import atomic_write, dump_json
 from pipeline.stages.context import Context
 from pipeline.stats import mean
 from pipeline.update.forward import CompletionLogprobs, Row, completion_logprobs
@@ -32,7 +32,7 @@ COLUMNS = ("method", "prompts", "stitched", "low", "high", "credit_accuracy", "e
 def run(ctx: Context) -> dict[str, Any]:
     block = ctx.block
     names = check_methods(ctx)
-    ctx.dir.resume()  # it keeps no checkpoints: a try that was killed is cut from the logs
+    ctx.dir.checkpoints.resume()  # it keeps no checkpoints: a try that was killed is cut from the logs
     runs: list[dict[str, Any]] = []
     for seed in block.seeds:
         base = base_model(ctx, seed)
@@ -45,14 +45,14 @@ def run(ctx: Context) -> dict[str, Any]:
                 figures = {"method": name, "prompts": memory, "seed": seed, "stitched": stitched(bench, outcome),
                            "credit_accuracy": credit_accuracy(outcome.credit, block.medium)}  # fmt: skip
                 runs.append(figures)
-                ctx.dir.log(figures)
-                ctx.dir.log_timing({"method": name, "prompts": memory, "seed": seed,
+                ctx.dir.logs.log(figures)
+                ctx.dir.logs.log_timing({"method": name, "prompts": memory, "seed": seed,
                                     "cpu_s": round(time.process_time() - started, 2)})  # fmt: skip
                 console.say(f"{ctx.name}: seed {seed}, {memory} prompts, {name}: P(1→2→3) "
                             f"{console.number(figures['stitched'])}")  # fmt: skip
     table = summary(runs)
     console.show_table(table, COLUMNS)
-    atomic_write(ctx.dir.place / "table.json", dump_json(table, indent=1) + "\n")
+    atomic_write(ctx.dir.path / "table.json", dump_json(table, indent=1) + "\n")
     return {"table": table, "runs": runs, "medium": block.medium}
 
 
@@ -70,7 +70,7 @@ def base_model(ctx: Context, seed: int) -> str:
     """A tiny model of this seed, or the model the YAML names."""
     if ctx.cfg.model.tiny is None:
         return ctx.model_path("model", "model.path")
-    place = ctx.dir.place / f"base-{seed}"
+    place = ctx.dir.path / f"base-{seed}"
     models.make_tiny(ctx.cfg.model.tiny, place, seed=seed)
     return str(place)
 

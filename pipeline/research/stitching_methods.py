@@ -88,9 +88,9 @@ class Bench:
     def context(self, name: str, block: Any, start: str) -> Context:
         """A place of its own in which a stage's functions work as they do in that stage."""
         cfg = replace(self.ctx.cfg, seed=self.seed, blocks={name: block})
-        made = Context(cfg, name, StageDir(self.ctx.dir.place / f"seed-{self.seed}-{self.memory}", name))
+        made = Context(cfg, name, StageDir(self.ctx.dir.path / f"seed-{self.seed}-{self.memory}", name))
         made.policy_path, made.tokenizer = start, self.tokenizer
-        shutil.rmtree(made.dir.place, ignore_errors=True)  # a method takes seconds: a killed one starts anew
+        shutil.rmtree(made.dir.path, ignore_errors=True)  # a method takes seconds: a killed one starts anew
         made.dir.open()
         return made
 
@@ -201,7 +201,7 @@ def replayed(bench: Bench, name: str, given: Credit, loss: Loss, critic: Critic 
         generator=TransformersGenerator(bench.sft, ctx.cfg.model, ctx.cfg.generate), max_tokens=8,
         canary_tolerance=CANARY_TOLERANCE[precision], directory=ctx.dir, record=lambda *_, **__: None,
     )  # fmt: skip
-    with (ctx.dir.place / "console.txt").open("w") as told, redirect_stdout(told):
+    with (ctx.dir.path / "console.txt").open("w") as told, redirect_stdout(told):
         state = optimise(parts)
     seen, _ = make_experience(parts, state, replay(prompts, 0, 0))
     got = {row.prompt_ids + row.ids: value for row, value in zip(seen.rows, per_turn(seen.advantages), strict=True)}

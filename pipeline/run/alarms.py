@@ -6,10 +6,7 @@ import math
 from collections.abc import Sequence
 
 from pipeline.config.alarm_config import Alarms
-
-
-class Alarm(RuntimeError):
-    """A run stopped by one of its own checks. The message names the fault and where to look."""
+from pipeline.run.errors import Alarm
 
 
 def check_canary(gap: float, tolerance: float, step: int) -> None:

@@ -21,9 +21,10 @@ from pipeline.config.load import Config, ConfigError
 from pipeline.config.registry import policies_before
 from pipeline.config.schema import Prompts
 from pipeline.models import model_dir
-from pipeline.run import stage_dir
+from pipeline.run.errors import LineageError
 from pipeline.run.files import dump_json, read_jsonl, sha256_file
-from pipeline.run.stage_dir import StageDir, manifest_sha, read_manifest
+from pipeline.run.manifest import manifest_sha, read_manifest, verified_manifest
+from pipeline.run.stage_dir import StageDir
 from verifiers._secrets import REDACTED, SECRET_NAME, hidden
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,11 +133,11 @@ def why_stale(cfg: Config, name: str, module: str) -> str | None:
     manifest = stage.manifest()
     if manifest is not None:
         return changed_since(manifest, cfg, name, module)
-    begun = read_manifest(stage.place / "begun.json")
+    begun = read_manifest(stage.path / "begun.json")
     if begun is None:
         return "not yet run"
     why = changed_since(begun, cfg, name, module)
-    return f"interrupted, and {why} since: begins anew" if why else "interrupted"
+    return f"interrupted, and {why} since: starts over" if why else "interrupted"
 
 
 def may_go_on(why: str) -> bool:
@@ -208,7 +209,7 @@ def manifests(run: Path) -> dict[str, dict[str, Any]]:
     """Stage -> manifest, in the order they were completed. Raises LineageError where there is none."""
     found = [(p.stat().st_mtime_ns, p.parent.name, read_manifest(p)) for p in run.glob("*/manifest.json")]
     if not found:
-        raise stage_dir.LineageError(f"{run}: no completed stage here; give a run's directory, as runs/demo")
+        raise LineageError(f"{run}: no completed stage here; give a run's directory, as runs/demo")
     return _parents_first({name: manifest for _, name, manifest in sorted(found, key=lambda f: f[:2]) if manifest})
 
 
@@ -276,8 +277,8 @@ def _stage_line(name: str, manifest: Mapping[str, Any], others: Sequence[str]) -
 
 def _fault(run: Path, name: str, stages: Mapping[str, dict[str, Any]]) -> str | None:
     try:
-        stage_dir.verify_outputs(StageDir(run, name))
-    except stage_dir.LineageError as exc:
+        verified_manifest(run / name)
+    except LineageError as exc:
         return str(exc)
     for parent, sha in stages[name]["parents"].items():
         if parent not in stages:

@@ -1,7 +1,8 @@
 """Every line of metrics also to trackio, tensorboard or wandb, through accelerate's trackers: those that `trackers:`
 names, else trackio where it is installed.
 
-What they are told is what metrics.jsonl holds: the file stays the record, a tracker that fails stops no run.
+They get what metrics.jsonl holds: the file stays the record, and a tracker that fails stops no run. Each time a stage
+is begun it gets a curve of its own; a resumed stage continues its curve, without the steps that are replayed.
 """
 
 from __future__ import annotations
@@ -17,19 +18,30 @@ from typing import Any
 
 from pipeline.config.load import Config, ConfigError
 from pipeline.distributed import ranks
+from pipeline.run.stage_dir import StageDir
 from verifiers._secrets import hidden
 
 Listener = Callable[[Mapping[str, Any]], None]
 
 
-_said: set[str] = set()
+_hinted: set[str] = set()
+
+
+def check(cfg: Config) -> None:
+    """Raises ConfigError where a tracker that the YAML names is not installed."""
+    mistakes = [f"{cfg.path}: trackers: {name} is not installed; pip install {name}, or leave it out"
+                for name in cfg.trackers or [] if importlib.util.find_spec(name) is None]  # fmt: skip
+    if mistakes:
+        raise ConfigError(mistakes)
 
 
 @contextmanager
-def tracking(cfg: Config, stage: str) -> Iterator[list[Listener]]:
-    """What to tell each line of metrics of one stage. Raises ConfigError where a tracker that was named is missing."""
-    names = asked(cfg) if ranks.is_main() else []
-    opened = [tracker for name in names if (tracker := _open(name, cfg, stage)) is not None]
+def tracking(cfg: Config, directory: StageDir) -> Iterator[list[Listener]]:
+    """Listeners for each line of metrics of one stage. Raises ConfigError where a tracker that was named is missing."""
+    check(cfg)
+    names = requested(cfg) if ranks.is_main() else []
+    run_name = directory.begun.tracker_run() if names else ""
+    opened = [tracker for name in names if (tracker := _open(name, cfg, directory.name, run_name)) is not None]
     try:
         yield [_listener(tracker) for tracker in opened]
     finally:
@@ -37,45 +49,45 @@ def tracking(cfg: Config, stage: str) -> Iterator[list[Listener]]:
             _quietly(tracker.name, lambda tracker=tracker: _finish(tracker))  # type: ignore[misc]
 
 
-def asked(cfg: Config) -> list[str]:
-    """The trackers of the YAML; where it is silent, trackio, or one line that says how to get it."""
+def requested(cfg: Config) -> list[str]:
+    """The trackers of the YAML; without any, trackio, or one line that says how to get it."""
     if cfg.trackers is not None:
         return list(cfg.trackers)
     if importlib.util.find_spec("trackio") is not None:
         return ["trackio"]
-    if not _said:
-        _said.add("trackio")
-        print("curves: in metrics.jsonl alone; pip install trackio shows them live; trackers: [] asks none", flush=True)
+    if not _hinted:
+        _hinted.add("trackio")
+        print(
+            "curves: in metrics.jsonl only; pip install trackio to see them live; trackers: [] hides this", flush=True
+        )
     return []
 
 
-def _open(name: str, cfg: Config, stage: str) -> Any:
+def _open(name: str, cfg: Config, stage: str, run_name: str) -> Any:
     """The tracker, started; None where it fails: the run's record is metrics.jsonl."""
-    if importlib.util.find_spec(name) is None:
-        raise ConfigError([f"{cfg.path}: trackers: {name} is not installed; pip install {name}, or leave it out"])
     from accelerate import PartialState
 
     PartialState()  # the trackers ask it whether they are on the main process
 
     def start() -> Any:
-        tracker = _make(name, cfg, stage)
+        tracker = _make(name, cfg, stage, run_name)
         tracker.start()
         return tracker
 
     return _quietly(name, start)
 
 
-def _make(name: str, cfg: Config, stage: str) -> Any:
+def _make(name: str, cfg: Config, stage: str, run_name: str) -> Any:
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     project = cfg.run.replace("/", "-")
     make = LOGGER_TYPE_TO_CLASS[name]
     if name == "tensorboard":
-        return make(stage, cfg.run_dir / "tensorboard")
-    if name == "trackio":  # reads its place once a process, so one for all runs of a directory
+        return make(run_name, cfg.run_dir / "tensorboard")
+    if name == "trackio":  # reads its directory once per process, so one for all runs below runs_dir
         os.environ.setdefault("TRACKIO_DIR", str((Path(cfg.runs_dir) / "trackio").resolve()))
-        return make(project, name=stage, resume="allow", auto_log_gpu=False, auto_log_cpu=False)
-    return make(project, name=stage, dir=str(cfg.run_dir))
+        return make(project, name=run_name, group=stage, resume="allow", auto_log_gpu=False, auto_log_cpu=False)
+    return make(project, name=run_name, id=run_name, group=stage, resume="allow", dir=str(cfg.run_dir))
 
 
 def _finish(tracker: Any) -> None:
@@ -87,7 +99,7 @@ def _finish(tracker: Any) -> None:
 
 
 def _quietly(name: str, act: Callable[[], Any]) -> Any:
-    """act() without the greetings that it prints. What it raises is somebody else's server or disk: it is told."""
+    """act() without what it prints. What it raises is somebody else's server or disk: one line reports it."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return act()
@@ -99,7 +111,7 @@ def _quietly(name: str, act: Callable[[], Any]) -> Any:
 def _listener(tracker: Any) -> Listener:
     warned: list[str] = []
 
-    def tell(metrics: Mapping[str, Any]) -> None:
+    def report(metrics: Mapping[str, Any]) -> None:
         numbers = {k: v for k, v in metrics.items() if isinstance(v, (int, float)) and k != "step"}
         try:
             tracker.log(numbers, step=metrics.get("step"))
@@ -109,7 +121,7 @@ def _listener(tracker: Any) -> Listener:
                 print(f"{why}; the curves go on in metrics.jsonl alone", flush=True)
                 warned.append(tracker.name)
 
-    return tell
+    return report
 
 
-__all__ = ["tracking"]
+__all__ = ["check", "tracking"]

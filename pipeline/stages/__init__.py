@@ -13,52 +13,64 @@ from pipeline.config.load import Config, ConfigError
 from pipeline.config.registry import KINDS, kind_of
 from pipeline.distributed import ranks, sharding
 from pipeline.run import console, lineage, trackers
-from pipeline.run.follower_dir import Onlooker
-from pipeline.run.stage_dir import StageDir, verify_outputs
+from pipeline.run.follower_dir import FollowerDir
+from pipeline.run.manifest import verified_manifest
+from pipeline.run.stage_dir import StageDir
 from pipeline.stages.context import Context
 from pipeline.stats import headline_names
 
 
-def run_stage(cfg: Config, name: str) -> dict[str, Any]:
-    """Run one stage to its manifest, resuming it where it was killed. Parents must be complete."""
+def check_can_run(cfg: Config, name: str) -> None:
+    """Everything that can be known to stop the stage, before what it left earlier is moved. Raises ConfigError."""
     kind = kind_of(cfg, name)
-    module = kind.module
     if ranks.world() > 1 and not kind.several_processes:
         several = ", ".join(each.name for each in KINDS.values() if each.several_processes)
         raise ConfigError([f"{cfg.path}: stage {name} ({kind.name}) runs on one process; run it first without "
                            f"torchrun, then the stages that share their work: {several}"])  # fmt: skip
-    ctx = Context(cfg, name, (StageDir if ranks.is_main() else Onlooker)(cfg.run_dir, name))
+    trackers.check(cfg)
+
+
+def run_stage(cfg: Config, name: str) -> dict[str, Any]:
+    """Run one stage to its manifest, resuming it where it was killed. Parents must be complete."""
+    check_can_run(cfg, name)
+    module = kind_of(cfg, name).module
+    ctx = Context(cfg, name, (StageDir if ranks.is_main() else FollowerDir)(cfg.run_dir, name))
     several = f", {sharding.asked()} over {ranks.world()} processes" if ranks.world() > 1 else ""
     console.say(f"── {name} ({cfg.run}, seed {cfg.seed}{several})")
     identity = {"config": lineage.stage_config(cfg, name), "code": lineage.code_of(module)}
     ctx.dir.open(identity)
     ctx.depend_on(*lineage.own_files(cfg, name))
     ranks.barrier()
-    with trackers.tracking(cfg, name) as told:
-        ctx.dir.listeners += told
+    with trackers.tracking(cfg, ctx.dir) as listeners:
+        ctx.dir.logs.listeners += listeners
         metrics = importlib.import_module(module).run(ctx)
     manifest = ctx.dir.complete(seed=cfg.seed, parents=ctx.parents, inputs=ctx.inputs, metrics=metrics, **identity)
     ranks.barrier()
     summary = {name: metrics[name] for name in headline_names([metrics])}
     if summary and ranks.is_main():
         console.show_table([summary], list(summary))
-    console.say(f"── {name} done in {console.clock(manifest['wall_s'])}: {ctx.dir.place}")
+    console.say(f"── {name} done in {console.clock(manifest['wall_s'])}: {ctx.dir.path}")
     return manifest
 
 
 def bring_up_to_date(cfg: Config, name: str) -> None:
-    """Run a stage if it is stale, and say why. Raises LineageError where what it left was altered since."""
+    """Run a stage if it is stale, and say why. Raises LineageError where its outputs were altered since.
+
+    What stops it for sure is found before a finished result is moved; that goes to .replaced/, and is never replaced
+    there by an unfinished one.
+    """
     why = ranks.from_main(lambda: lineage.why_stale(cfg, name, kind_of(cfg, name).module))
     stage = StageDir(cfg.run_dir, name)
     if why is None:
-        verify_outputs(stage)
+        verified_manifest(stage.path)
         if ranks.is_main():
             stage.tidy()  # killed between its manifest and here
-        console.say(f"── {name}: up to date; to make it anew, remove {stage.place}")
+        console.say(f"── {name}: up to date; delete {stage.path} to rerun")
         return
     console.say(f"── {name}: {why}")
+    check_can_run(cfg, name)
     if not lineage.may_go_on(why) and ranks.is_main():
-        console.say(f"── {name}: what it had made is now in {stage.set_aside()}")
+        console.say(f"── {name}: previous output moved to {stage.set_aside()}")
     run_stage(cfg, name)
 
 

@@ -62,7 +62,7 @@ def run(ctx: Context) -> dict[str, Any]:
     if block.filtered_control:
         metrics |= filtered_sft(ctx, pool, conditions, attributes, steps)
     ctx.tokens = spent  # controls are evidence, not budget
-    ranks.from_main(lambda: control_curve.plot(metrics, ctx.dir.place / "control_curve.svg"))
+    ranks.from_main(lambda: control_curve.plot(metrics, ctx.dir.path / "control_curve.svg"))
     return metrics
 
 
@@ -221,7 +221,7 @@ def shuffled(
     ctx: Context, start: str, pool: Sequence[Scored], conditions: Conditions, attributes: dict[str, Attribute]
 ) -> dict[str, Any]:
     """The same training with labels that say nothing: what control is left was never control."""
-    place = ctx.dir.place / "control"
+    place = ctx.dir.path / "control"
     teach(ctx, start, labelled(ctx, pool, conditions, attributes, shuffle=True), place, "shuffled", anchor=start)
     answers = control_curve.ask_all(ctx, str(place), conditions, conditions.main, "shuffled")
     curve = control_curve.curve_of(conditions.main, answers)
@@ -244,7 +244,7 @@ def filtered_sft(
     if not kept:
         console.say(f"{ctx.name}: no filtered_control: not one sample lies in the best bin of every attribute")
         return {}
-    place = ctx.dir.place / "filtered"
+    place = ctx.dir.path / "filtered"
     train(ctx, ctx.policy_path, [Example(s.rollout.prompt.ids, s.rollout.ids) for s in kept], place,
           {**ctx.block.trainer, "max_steps": steps}, key=("filtered",))  # fmt: skip
     judged = ctx.evaluate(ctx.generator(str(place)), "filtered")

@@ -20,9 +20,9 @@ from pipeline.generation import engines, restarting
 from pipeline.generation.generator import Generator, rollouts
 from pipeline.models import models
 from pipeline.records import Prompt, Scored, as_json, groups
-from pipeline.run import stage_dir
-from pipeline.run.files import dump_json
-from pipeline.run.stage_dir import StageDir, manifest_sha, verify_outputs
+from pipeline.run.files import dump_json, sha256_file
+from pipeline.run.manifest import manifest_sha, verified_manifest
+from pipeline.run.stage_dir import StageDir
 from pipeline.score import OnDrawn, score_while
 from pipeline.seeds import derive
 from pipeline.stats import describe_groups
@@ -50,17 +50,17 @@ class Context:
     @property
     def tokens(self) -> dict[str, int]:
         """Sampled so far; they go with everything saved, so that a resumed stage counts on."""
-        return self.dir.tokens
+        return self.dir.logs.tokens
 
     @tokens.setter
     def tokens(self, value: dict[str, int]) -> None:
-        self.dir.tokens = dict(value)
+        self.dir.logs.tokens = dict(value)
 
     def depend_on(self, *files: Path) -> None:
         """Register inputs by path and hash."""
-        found = {str(path): stage_dir.sha256_file(path) for path in files}
+        found = {str(path): sha256_file(path) for path in files}
         self.inputs |= found
-        self.dir.depends("inputs", found)
+        self.dir.begun.depends("inputs", found)
 
     # --- parents ------------------------------------------------------------------------------------------------
 
@@ -73,8 +73,8 @@ class Context:
             reference = self.cfg.model.path
         if reference in self.cfg.blocks:
             parent = StageDir(self.cfg.run_dir, reference)
-            self.parents[reference] = manifest_sha(verify_outputs(parent))
-            self.dir.depends("parents", {reference: self.parents[reference]})
+            self.parents[reference] = manifest_sha(verified_manifest(parent.path))
+            self.dir.begun.depends("parents", {reference: self.parents[reference]})
             return str(parent.model_dir)
         models.check_model_dir(reference, f"{self.cfg.path}: {key}")
         place = Path(reference)
@@ -165,7 +165,7 @@ class Context:
         place = model_dir or self.policy_path
         length = self.context_tokens(place)
         return restarting.Reliable(
-            place, self.cfg.model, self.cfg.generate, max_model_len=length, on_open=self.dir.drawn_by
+            place, self.cfg.model, self.cfg.generate, max_model_len=length, on_open=self.dir.begun.drawn_by
         )
 
     def context_tokens(self, model_dir: str | None = None) -> int:
@@ -243,7 +243,7 @@ class Context:
         def make(place: Path) -> None:
             keep_scored(place / "scored.jsonl", draw(), asked)
 
-        return kept_scored(self.dir.once("-".join(map(str, name)), make) / "scored.jsonl", asked)
+        return kept_scored(self.dir.checkpoints.once("-".join(map(str, name)), make) / "scored.jsonl", asked)
 
     def evaluate(
         self,
@@ -263,7 +263,7 @@ class Context:
         """Into rollouts.jsonl. each: per row, what else is to stand there, as its advantage."""
         own = each or [{}] * len(scored)
         rows = [as_json(s, stage=self.name, **where, **more) for s, more in zip(scored, own, strict=True)]
-        self.dir.write_rollouts(rows)
+        self.dir.logs.append("rollouts.jsonl", rows)
 
 
 @dataclass(frozen=True, slots=True)

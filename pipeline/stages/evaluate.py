@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.config.load import ConfigError
 from pipeline.config.registry import policies_before
 from pipeline.run import console
-from pipeline.run.stage_dir import read_manifest
+from pipeline.run.manifest import read_manifest
 from pipeline.stages.context import Context
 from pipeline.stats import headline_names
 

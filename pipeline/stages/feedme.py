@@ -44,7 +44,7 @@ def run(ctx: Context) -> dict[str, Any]:
     start = ctx.evaluate(ctx.generator())
     metrics |= {"start_accuracy": start.figures["heldout_accuracy"]} | without_training(ctx, start)
     if block.random_control:
-        blind, last, _ = chain(ctx, ctx.dir.place / "control", matched=counts)
+        blind, last, _ = chain(ctx, ctx.dir.path / "control", matched=counts)
         metrics |= {"random_control_accuracy": last.figures["heldout_accuracy"], "random_control_rounds": blind}
     if more_sft_control:
         steps = sum(r["train_steps"] for r in lasting)
@@ -285,7 +285,7 @@ def holds_completion(row: Mapping[str, Any], column: str) -> bool:
 def more_sft(ctx: Context, steps: int) -> Judged:
     """As many more steps on the demonstrations: what training longer gives by itself."""
     examples = encode(ctx.split.train, ctx.cfg.prompts, ctx)
-    place = ctx.dir.place / "more_sft"
+    place = ctx.dir.path / "more_sft"
     train(ctx, ctx.policy_path, examples, place, {**ctx.block.trainer, "max_steps": steps}, key=("more sft",))
     judged = ctx.evaluate(ctx.generator(str(place)), "more sft")
     ranks.from_main(lambda: shutil.rmtree(place))

@@ -23,7 +23,7 @@ def with_new_tokens(ctx: Context, labels: Sequence[str]) -> str:
     Raises ConfigError where the adapter would leave the new rows as they were drawn.
     """
     check_trained(ctx.block.peft, f"{ctx.cfg.path}: {ctx.name}.peft")
-    place = ctx.dir.place / "with_tokens"
+    place = ctx.dir.path / "with_tokens"
     tokenizer = models.load_tokenizer(ctx.policy_path, ctx.cfg.model)
     tokenizer.add_tokens([label.strip() for label in labels], special_tokens=True)
     model = models.load_policy(ctx.policy_path, ctx.cfg.model)

@@ -189,7 +189,7 @@ def make_ahead(ctx: Context, generator: Generator, scorer: Composite) -> Ahead |
         return ctx.kept(prompts, counted, "step", step, 0)
 
     def has(step: int) -> bool:
-        return ctx.dir.whole(ctx.dir.checkpoints / f"done-step-{step}-0") is not None
+        return ctx.dir.checkpoints.index_of(ctx.dir.checkpoints.path / f"done-step-{step}-0") is not None
 
     return Ahead(draw, keep, has)
 
@@ -206,7 +206,7 @@ def make_player(ctx: Context, generator: Generator, settings: Episodes) -> Sampl
                 ends=ctx.ends, max_turns=settings.max_turns, memory=settings.memory,
                 key=(ctx.cfg.seed, ctx.name, "step", step, attempt), context=ctx.context_tokens(),
             )  # fmt: skip
-        count(ctx.dir.tokens, played)
+        count(ctx.dir.logs.tokens, played)
         return played
 
     return play_and_score

@@ -83,7 +83,7 @@ def from_pool(ctx: Context, references: Sequence[str], key: str) -> list[Scored]
         path = Path(reference)
         if reference in ctx.cfg.blocks:
             ctx.model_path(reference, key)  # registers the parent and checks its files
-            path = StageDir(ctx.cfg.run_dir, reference).place / "rollouts.jsonl"
+            path = StageDir(ctx.cfg.run_dir, reference).path / "rollouts.jsonl"
         elif path.is_file():
             ctx.depend_on(path)
         entries += sample_pool.read(path, ctx.cfg.prompts, ctx.tokenizer, ctx.ends)

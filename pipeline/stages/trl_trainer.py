@@ -16,8 +16,9 @@ from pipeline.config.schema import trains_adapter
 from pipeline.distributed import ranks, sharding
 from pipeline.models import models
 from pipeline.run import console, shutdown
+from pipeline.run.checkpoints import KEPT_CHECKPOINTS
 from pipeline.run.files import copy_tree, dump_json
-from pipeline.run.stage_dir import KEPT_CHECKPOINTS, StageDir
+from pipeline.run.stage_dir import StageDir
 from pipeline.stages.context import Context
 from pipeline.stats import mean
 
@@ -56,12 +57,12 @@ def train_with(
         figures = _train(ctx, trainer_class, config_class, load_model, arguments, settings, beside / "model", key)
         (beside / FIGURES).write_text(dump_json(figures))
 
-    done = ctx.dir.once(name, make)
+    done = ctx.dir.checkpoints.once(name, make)
     if (done / "model").is_dir():  # else a later training has left its model in `place`
         ranks.from_main(lambda: copy_tree(done / "model", place))
     for earlier in ctx.trained.get(place, []):
-        ranks.from_main(lambda: ctx.dir.flush(done, place))  # before what they came from goes
-        ctx.dir.forget(earlier, keep=FIGURES)
+        ranks.from_main(lambda: ctx.dir.checkpoints.flush(done, place))  # before what they came from goes
+        ctx.dir.checkpoints.forget(earlier, keep=FIGURES)
     ctx.trained[place] = [name]
     return json.loads((done / FIGURES).read_text())
 
@@ -77,7 +78,7 @@ def _train(
     key: tuple[int | str, ...],
 ) -> dict[str, Any]:
     """Train from the newest checkpoint that is whole, and save the model in `place`."""
-    work = ctx.dir.checkpoints / "-".join(map(str, ("training", *key)))
+    work = ctx.dir.checkpoints.path / "-".join(map(str, ("training", *key)))
     args = build_arguments(config_class, settings, work, seed=ctx.seed(*key), where=ctx.name)
     if ranks.world() > 1:
         sharding.allow_on_cpu(args.distributed_state)  # the library has made its own anew
@@ -193,12 +194,12 @@ class Saver(TrainerCallback):
     def _newest(self) -> tuple[str | None, dict[str, Any] | None]:
         chosen, sums = None, None
         for place in reversed(self._saved()):
-            index = self.directory.whole(place) if chosen is None else None
+            index = self.directory.checkpoints.index_of(place) if chosen is None else None
             if index is None:
                 shutil.rmtree(place)
                 continue
             chosen, sums = str(place), index["sums"]
-            self.directory.go_to(index["mark"])
+            self.directory.logs.go_to(index["mark"])
         return chosen, sums
 
     def _saved(self) -> list[Path]:
@@ -235,8 +236,8 @@ class Saver(TrainerCallback):
 
     def _seal(self, sums: dict[str, Any]) -> None:
         *old, newest = self._saved()
-        self.directory.seal(newest, sums=sums)
-        self.directory.flush(newest)
+        self.directory.checkpoints.seal(newest, sums=sums)
+        self.directory.checkpoints.flush(newest)
         for place in old[: 1 - KEPT_CHECKPOINTS]:
             shutil.rmtree(place, ignore_errors=True)
 
@@ -257,6 +258,6 @@ class Log(TrainerCallback):
         if "train_loss" in (logs or {}):
             return  # the library's summary: it does not know what came before a resume
         figures = {k: v for k, v in (logs or {}).items() if not any(clock in k for clock in CLOCKS)}
-        self.directory.log({"part": self.label, "step": state.global_step, **figures})
+        self.directory.logs.log({"part": self.label, "step": state.global_step, **figures})
         if ranks.is_main() and self.progress is not None and "loss" in figures:
             self.progress.step(state.global_step, loss=float(figures["loss"]))

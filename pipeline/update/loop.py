@@ -34,9 +34,9 @@ def optimise(parts: Parts) -> State:
     state = State(controller=KLController(block.kl.coef, block.kl.target, block.kl.horizon))
     if parts.watch is not None:
         state.monitor = Monitor(parts.watch.limits)
-    found = parts.directory.resume()
+    found = parts.directory.checkpoints.resume()
     if found is not None:
-        state = load(found.place, parts)
+        state = load(found.path, parts)
         console.say(f"{name}: resuming at step {state.step} of {block.steps}")
     sequences = canary_sequences(parts.prompts)
     _sync(parts, state, sequences, state.step)
@@ -65,9 +65,9 @@ def _measured_step(
     state.step += 1
     if parts.judge is not None and every and state.step % every == 0:
         metrics |= parts.judge(state.step)
-    parts.directory.log({"step": state.step, **metrics})
+    parts.directory.logs.log({"step": state.step, **metrics})
     rates = watch.rates(metrics["tokens"])
-    parts.directory.log_timing({"step": state.step, **rates})
+    parts.directory.logs.log_timing({"step": state.step, **rates})
     if parts.ahead is not None:
         parts.ahead.keep()
     return metrics, rates
@@ -76,7 +76,7 @@ def _measured_step(
 def spent(parts: Parts) -> bool:
     """True once the budget of completion tokens is used up; rank 0 has counted them all, earlier tries' too."""
     budget = parts.block.token_budget
-    return budget is not None and ranks.from_main(lambda: parts.directory.tokens["completion"] >= budget)
+    return budget is not None and ranks.from_main(lambda: parts.directory.logs.tokens["completion"] >= budget)
 
 
 def _step(parts: Parts, state: State, sequences: Sequence[Sequence[int]], watch: Stopwatch) -> dict[str, Any]:
@@ -118,13 +118,13 @@ def _step(parts: Parts, state: State, sequences: Sequence[Sequence[int]], watch:
 
 def _rollouts(parts: Parts, state: State) -> tuple[list[Scored], int]:
     """gather_groups; asked to stop in the midst of it, the state that the step began with is saved first."""
-    mark, drawn = parts.directory.mark(), state.prompts_drawn
+    mark, drawn = parts.directory.logs.mark(), state.prompts_drawn
     try:
         return gather_groups(parts, state)
     except shutdown.Stopped:
         # of several processes one alone was in time to be told, and a checkpoint takes all of them
-        if ranks.world() == 1 and not shutdown.late() and not parts.directory.has_checkpoint(state.step):
-            parts.directory.go_to(mark)
+        if ranks.world() == 1 and not shutdown.late() and not parts.directory.checkpoints.has(state.step):
+            parts.directory.logs.go_to(mark)
             state.prompts_drawn = drawn
             save(parts, state)
         raise
@@ -157,7 +157,9 @@ def gather_groups(parts: Parts, state: State) -> tuple[list[Scored], int]:
         if scored is None:
             scored = parts.sample_and_score([parts.prompts[place] for place in places], state.step, attempt)
         groups = grouped(scored, block.samples)
-        parts.directory.log_difficulty([{"step": state.step, "attempt": attempt, **difficulty(g)} for g in groups])
+        parts.directory.logs.append(
+            "difficulty.jsonl", [{"step": state.step, "attempt": attempt, **difficulty(g)} for g in groups]
+        )
         for group in groups:
             along = any(reward for s in group for _, reward in s.step_rewards)
             teaches = along or len({s.reward for s in wholes(group) if s.scorable}) > 1

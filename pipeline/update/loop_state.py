@@ -95,7 +95,7 @@ def save(parts: Parts, state: State) -> None:
     reference = parts.reference.state() if parts.reference is not None else {}
     saved = {"learner": parts.learner.state(), "reference": reference, "loop": loop}
     if ranks.is_main():
-        parts.directory.save_checkpoint(state.step, lambda place: torch.save(saved, place / "state.pt"))
+        parts.directory.checkpoints.save(state.step, lambda place: torch.save(saved, place / "state.pt"))
     ranks.barrier()
 
 

@@ -58,7 +58,7 @@ def advantages(
         values_BK[row, step] = credit.monte_carlo_values(outcome(answer).view(1, 1, -1))[0, 0]
     drawn = [a for answer in answers for a in answer]
     new = sum(len(a.rollout.ids) for a in drawn) - sum(c.at * len(a) for c, a in zip(todo, answers, strict=True))
-    parts.directory.tokens["completion"] += new
+    parts.directory.logs.tokens["completion"] += new
     metrics |= {"continuations": len(drawn), "continuation_tokens": new}
     return credit.step_values_to_advantages(values_BK, totals_B, steps_of(cuts, mask_BT), mask_BT, gamma=settings.gamma)
 

@@ -254,7 +254,7 @@ def test_all_mistakes_are_listed_and_not_the_first(write, capsys):
 
 
 def test_a_run_in_use_is_refused_by_a_second(write, capsys, monkeypatch):
-    from pipeline.run.stage_dir import locked
+    from pipeline.run.lock import locked
 
     config = write()
     with locked(Path("runs/demo")):

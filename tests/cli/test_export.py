@@ -6,7 +6,9 @@ import pytest
 from pipeline.cli import export
 from pipeline.config.load import ConfigError, load
 from pipeline.models.models import make_tiny
-from pipeline.run.stage_dir import LineageError, StageDir, manifest_sha
+from pipeline.run.errors import LineageError
+from pipeline.run.manifest import manifest_sha
+from pipeline.run.stage_dir import StageDir
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo" / "pipeline.yaml"
 
@@ -19,7 +21,7 @@ def run(tmp_path) -> Path:
     for seed, (name, accuracy) in enumerate({"base": 0.0, "sft": 0.5}.items()):
         stage = StageDir(cfg.run_dir, name)
         stage.open()
-        stage.tokens["completion"] = 1000
+        stage.logs.tokens["completion"] = 1000
         assert cfg.model.tiny is not None
         make_tiny(cfg.model.tiny, stage.model_dir, seed=seed)
         shared = {key: getattr(cfg, key) for key in ("model", "prompts", "rewards", "sampling")}

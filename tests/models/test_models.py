@@ -8,7 +8,7 @@ from pipeline.config.load import ConfigError
 from pipeline.config.schema import Model, Tiny
 from pipeline.generation.vllm_engine import once_where_tied
 from pipeline.models import models
-from pipeline.run.stage_dir import sha256_tree
+from pipeline.run.files import sha256_tree
 
 
 @pytest.fixture(scope="module")

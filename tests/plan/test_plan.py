@@ -16,7 +16,7 @@ from pipeline.plan import estimate, one_run
 from pipeline.plan.estimate import Shape
 from pipeline.plan.trial import Trial
 from pipeline.records import read_scored
-from pipeline.run.stage_dir import StageDir, verify_outputs
+from pipeline.run.manifest import verified_manifest
 
 ROOT = Path(__file__).parents[2]
 DEMO, CHAOS, COMPARE = (str(ROOT / f"configs/demo/{name}.yaml") for name in ("pipeline", "chaos", "compare"))
@@ -213,12 +213,12 @@ def test_a_plan_tells_the_tokens_and_the_memory_that_the_run_then_takes(tmp_path
 
     before = json.loads(pipeline("plan", "json=true"))
     pipeline("run")
-    took = {name: verify_outputs(StageDir(tmp_path / "chaos", name))["wall_s"] for name in ("base", "sft", "grpo")}
+    took = {name: verified_manifest(tmp_path / "chaos" / name)["wall_s"] for name in ("base", "sft", "grpo")}
     expected = sum(stage["seconds"] for stage in before.values())
     assert 1 / 3 < sum(took.values()) / expected < 3, "the machine may be given away between trial and run"
     told = json.loads(pipeline("plan", "run=second", "seed=2", "json=true"))
     pipeline("run", "run=second", "seed=2")
-    made = {name: verify_outputs(StageDir(tmp_path / "second", name)) for name in ("base", "sft", "grpo")}
+    made = {name: verified_manifest(tmp_path / "second" / name) for name in ("base", "sft", "grpo")}
     assert told["grpo"]["sampled_tokens"] == pytest.approx(made["grpo"]["tokens"]["completion"], rel=0.1)
     again = json.loads(pipeline("plan", "run=second", "seed=2", "json=true"))
     assert again["grpo"]["sampled_tokens"] == pytest.approx(made["grpo"]["tokens"]["completion"], rel=0.02)

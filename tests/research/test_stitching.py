@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.__main__ import main
 from pipeline.research.stitching import credit_accuracy, summary
-from pipeline.run.stage_dir import read_manifest
+from pipeline.run.manifest import read_manifest
 from verifiers import stitch
 
 CONFIG = Path(__file__).parents[2] / "configs" / "stitch" / "pipeline.yaml"

@@ -7,7 +7,9 @@ import pytest
 
 from pipeline.config.load import ConfigError, load
 from pipeline.run import lineage
-from pipeline.run.stage_dir import LineageError, StageDir, manifest_sha
+from pipeline.run.errors import LineageError
+from pipeline.run.manifest import manifest_sha
+from pipeline.run.stage_dir import StageDir
 
 DEMO = Path(__file__).parents[2] / "configs/demo/pipeline.yaml"
 MODULE = {"base": "pipeline.stages.base", "sft": "pipeline.stages.sft", "grpo": "pipeline.stages.grpo"}
@@ -30,7 +32,7 @@ def make(cfg, name: str, text: str = "weights", inputs: dict | None = None, metr
     stage.open(identity)
     stage.model_dir.mkdir(exist_ok=True)
     (stage.model_dir / "model.txt").write_text(text)
-    stage.log({"step": 1, "loss": len(text)})
+    stage.logs.log({"step": 1, "loss": len(text)})
     parents = {}
     if name != "base":
         parent = "base" if name == "sft" else "sft"
@@ -149,7 +151,7 @@ def test_a_changed_file_of_the_users_own_makes_a_stage_stale_whole_or_interrupte
     assert why(cfg, "base") == "interrupted"
     with own_files[place].open("a") as file:
         file.write("\n# edited")
-    assert why(cfg, "base") == f"interrupted, and its input {own_files[place]} changed since: begins anew"
+    assert why(cfg, "base") == f"interrupted, and its input {own_files[place]} changed since: starts over"
     monkeypatch.setattr(base, "run", lambda ctx: {})
     stages.bring_up_to_date(cfg, "base")
     assert why(cfg, "base") is None and manifest_of(cfg, "base")["inputs"].keys() == set(map(str, own_files))
@@ -172,7 +174,7 @@ def test_an_unfinished_stage_goes_on_unless_it_was_edited(tmp_path):
     stage.open({"config": lineage.stage_config(cfg, "base"), "code": lineage.code_of(MODULE["base"])})
     assert why(cfg, "base") == "interrupted" and lineage.may_go_on("interrupted")
     found = why(config(tmp_path, "sampling.max_tokens=9"), "base")
-    assert found == "interrupted, and its config changed: sampling.max_tokens 16 → 9 since: begins anew"
+    assert found == "interrupted, and its config changed: sampling.max_tokens 16 → 9 since: starts over"
     assert not lineage.may_go_on(found)
 
 
@@ -182,7 +184,7 @@ def test_an_unfinished_stage_whose_parent_changed_meanwhile_begins_anew(tmp_path
         make(cfg, name)
     stage = StageDir(cfg.run_dir, "grpo")
     stage.open({"config": lineage.stage_config(cfg, "grpo"), "code": lineage.code_of(MODULE["grpo"])})
-    stage.depends("parents", {"sft": manifest_sha(manifest_of(cfg, "sft"))})
+    stage.begun.depends("parents", {"sft": manifest_sha(manifest_of(cfg, "sft"))})
     assert why(cfg, "grpo") == "interrupted"
     # killed while it starts, before it asks for its parents again
     stage.open({"config": lineage.stage_config(cfg, "grpo"), "code": lineage.code_of(MODULE["grpo"])})
@@ -244,7 +246,7 @@ def test_diff_tells_config_metrics_outputs_and_where_the_logs_part(tmp_path):
 
 def test_a_manifest_that_names_no_files_of_code_is_compared_too(tmp_path):
     cfg = config(tmp_path)
-    place = make(cfg, "base").place / "manifest.json"
+    place = make(cfg, "base").path / "manifest.json"
     record = json.loads(place.read_text())
     place.write_text(json.dumps({**record, "code": "3f2a"}))
     assert lineage.diff(cfg.run_dir, [str(cfg.run_dir)])[0].endswith("base: the same")

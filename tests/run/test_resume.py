@@ -35,15 +35,15 @@ def test_a_stage_that_differs_is_found_out(tmp_path, capsys, monkeypatch):
     """The check itself is checked: the bytes that are compared with are altered after the reference is made."""
     import pipeline.cli.chaos as module
 
-    real = module.verify_outputs
+    real = module.verified_manifest
 
-    def altered(stage):
-        manifest = real(stage)
-        if stage.root.name == "reference":
+    def altered(directory):
+        manifest = real(directory)
+        if directory.parent.name == "reference":
             manifest["outputs"]["model/model.safetensors"] = "of another model"
         return manifest
 
-    monkeypatch.setattr(module, "verify_outputs", altered)
+    monkeypatch.setattr(module, "verified_manifest", altered)
     words = [f"runs_dir={tmp_path}", "stages=[base]", "kills=0", *QUICK]
     assert chaos(CONFIG, words) == 1
     assert "chaos: base: differs in model/model.safetensors" in capsys.readouterr().out

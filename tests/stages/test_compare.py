@@ -120,7 +120,7 @@ def test_another_start_than_before_sets_stages_aside_and_drops_links(
         compare.parts_of(stage_graph.start_config(cfg, "compare"), [stage_graph.seed_config(cfg, "compare", 0)])
     assert (seed / "feedme").readlink() == Path("../start/feedme")
     assert (seed / ".replaced" / "feedme" / "manifest.json").read_text() == "{}"
-    assert capsys.readouterr().out.count("seed-1/feedme: what it had made is now in ") == 1
+    assert capsys.readouterr().out.count("seed-1/feedme: previous output moved to ") == 1
     cfg.block("compare").start, cfg.block("compare").methods = "sft", ["feedme"]
     compare.parts_of(stage_graph.start_config(cfg, "compare"), [stage_graph.seed_config(cfg, "compare", 0)])
     assert not (seed / "feedme").is_symlink() and (seed / "sft").is_symlink(), "feedme is this run's own again"

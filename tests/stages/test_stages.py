@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.records import read_scored
-from pipeline.run.stage_dir import sha256_file
+from pipeline.run.files import sha256_file
 
 pytestmark = pytest.mark.stages
 ROOT = Path(__file__).parents[2]

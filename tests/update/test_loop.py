@@ -255,7 +255,7 @@ def test_monte_carlo_credit_is_what_each_part_added_to_the_expected_score(place,
     assert lists(seen.advantages) == [[-0.25, -0.25, 0.5, 0.5, 0.25, 0.25], [-0.5]]
     assert asked == [(0, (5, 5, 6, 6, 7, 7), 2), (1, (5, 5, 6, 6, 7, 7), 4)]
     assert metrics["continuations"] == 4 and metrics["continuation_tokens"] == 8
-    assert parts.directory.tokens["completion"] == 8, "they count as sampled"
+    assert parts.directory.logs.tokens["completion"] == 8, "they count as sampled"
 
 
 def test_monte_carlo_credit_with_one_sample_a_prompt_asks_for_the_start_too(place, tmp_path):

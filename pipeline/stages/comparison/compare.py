@@ -16,7 +16,9 @@ from typing import Any
 from pipeline.config.load import Config
 from pipeline.config.stage_graph import JUDGE, ONE_PLACE, ancestors, at_once, check, policies_of, runs_of
 from pipeline.run import console
-from pipeline.run.stage_dir import StageDir, atomic_write, read_jsonl, verify_outputs
+from pipeline.run.files import atomic_write, read_jsonl
+from pipeline.run.manifest import verified_manifest
+from pipeline.run.stage_dir import StageDir
 from pipeline.stages.comparison import findings
 from pipeline.stages.comparison.stage_pool import Part, run_parts
 from pipeline.stages.context import Context
@@ -29,14 +31,14 @@ def run(ctx: Context) -> dict[str, Any]:
     workers = at_once(cfg, ctx.name)
     if cfg.generate.backend in ONE_PLACE:
         console.say(f"{ctx.name}: one part after another, for {cfg.generate.backend} holds one set of weights")
-    run_parts(parts_of(start, seeds), workers=workers, logs=ctx.dir.place / "logs")
-    manifests = [verify_outputs(StageDir(c.run_dir, JUDGE)) for c in seeds]
+    run_parts(parts_of(start, seeds), workers=workers, logs=ctx.dir.path / "logs")
+    manifests = [verified_manifest(c.run_dir / JUDGE) for c in seeds]
     ctx.depend_on(*(StageDir(c.run_dir, JUDGE).manifest_path for c in seeds))
     ctx.inputs |= inputs_of([start, *seeds])
     figures = conclude(block, [m["metrics"] for m in manifests], seeds)
     columns = ["method", "role", "accuracy", "kl_from_start", "sampled_tokens", "wall_s"]
     console.show_table(figures["table"], columns)
-    atomic_write(ctx.dir.place / "table.md", findings.markdown(figures["table"], block.start))
+    atomic_write(ctx.dir.path / "table.md", findings.markdown(figures["table"], block.start))
     for line in figures["sentences"]:
         console.say(f"  {line}")
     return {**figures, "runs": [Path(c.run).name for c in seeds], "seeds": list(block.seeds), "budget": block.budget}
@@ -74,7 +76,7 @@ def link_start(start: Config, cfg: Config) -> None:
         if link.is_symlink():
             continue
         if link.exists():
-            console.say(f"{Path(cfg.run).name}/{name}: what it had made is now in "
+            console.say(f"{Path(cfg.run).name}/{name}: previous output moved to "
                         f"{StageDir(cfg.run_dir, name).set_aside()}")  # fmt: skip
         link.symlink_to(above / name, target_is_directory=True)
 
@@ -107,9 +109,9 @@ def conclude(block: Any, judged: Sequence[Mapping[str, Any]], seeds: Sequence[Co
 def path_of(cfg: Config, policy: str) -> list[dict[str, float]]:
     """The looks along the way of one policy under one seed; of a control inside a stage, its rounds."""
     stage, _, inside = policy.partition("/")
-    place = StageDir(cfg.run_dir, stage)
-    metrics = (place.manifest() or {}).get("metrics", {})
-    log = place.place / "metrics.jsonl"
+    directory = StageDir(cfg.run_dir, stage)
+    metrics = (directory.manifest() or {}).get("metrics", {})
+    log = directory.path / "metrics.jsonl"
     rounds = metrics.get("random_control_rounds" if inside else "rounds") or []
     return findings.trajectory([] if inside or not log.is_file() else list(read_jsonl(log)), rounds)
 

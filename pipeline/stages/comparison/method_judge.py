@@ -16,7 +16,9 @@ from pipeline.config.load import Config, ConfigError
 from pipeline.models import models
 from pipeline.records import Prompt, Scored, groups
 from pipeline.run import console
-from pipeline.run.stage_dir import StageDir, read_jsonl, read_manifest
+from pipeline.run.files import read_jsonl
+from pipeline.run.manifest import read_manifest
+from pipeline.run.stage_dir import StageDir
 from pipeline.score import score
 from pipeline.stages.conditioned import asked_for
 from pipeline.stages.context import Context
@@ -161,7 +163,7 @@ def learned_tokens(cfg: Config, name: str, manifest: Mapping[str, Any]) -> int:
     noted = [r.get("train_tokens", 0) for r in figures.get("rounds") or [figures]]
     if sum(noted):
         return int(sum(noted))
-    log = StageDir(cfg.run_dir, name).place / "metrics.jsonl"
+    log = StageDir(cfg.run_dir, name).path / "metrics.jsonl"
     seen: dict[str, int] = {}
     for row in read_jsonl(log) if log.is_file() else []:
         part = str(row.get("part", ""))

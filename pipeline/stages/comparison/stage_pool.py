@@ -22,7 +22,7 @@ from pathlib import Path
 from pipeline.config.load import Config, ConfigError
 from pipeline.run import console
 from pipeline.run.alarms import Alarm
-from pipeline.run.stage_dir import LineageError
+from pipeline.run.errors import LineageError
 from verifiers._killable import PR_SET_PDEATHSIG
 
 STAGES_A_PROCESS = 8  # a generator's memory does not all come back: a process that lives on grows by the stage

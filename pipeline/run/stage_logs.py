@@ -1,0 +1,95 @@
+"""The append-only logs of a stage, written so that a killed and resumed run ends in the same bytes.
+
+A resumed stage goes through the same steps again. What was saved is read instead of made, which moves the position of
+the next row to its mark; rows that an earlier try left beyond that position are kept where the same bytes come again,
+and cut off where they do not.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.run.files import drop_torn_line, dump_json, fsync, read_jsonl
+
+APPENDED = ("metrics.jsonl", "rollouts.jsonl", "difficulty.jsonl")
+
+
+@dataclass(slots=True)
+class StageLogs:
+    """metrics.jsonl, rollouts.jsonl, difficulty.jsonl and timing.jsonl of one stage, by one writer."""
+
+    path: Path
+    tokens: dict[str, int] = field(default_factory=lambda: {"prompt": 0, "completion": 0})  # sampled so far
+    listeners: list[Callable[[Mapping[str, Any]], None]] = field(default_factory=list)  # get each new line of metrics
+    positions: dict[str, int] = field(default_factory=dict)  # file -> byte at which its next row goes
+    reported: int = 0  # bytes of metrics.jsonl that an earlier try gave to the listeners
+    started: float = field(default_factory=time.monotonic)
+    seconds_before: float = 0.0  # spent by earlier tries that were killed
+
+    def open(self) -> None:
+        """Take over the time that earlier tries spent."""
+        timing = self.path / "timing.jsonl"
+        if timing.is_file():
+            drop_torn_line(timing)
+            self.seconds_before = max((row.get("elapsed_s", 0.0) for row in read_jsonl(timing)), default=0.0)
+
+    def elapsed_s(self) -> float:
+        return self.seconds_before + time.monotonic() - self.started
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        self.append("metrics.jsonl", [metrics])
+        if self.positions.get("metrics.jsonl", 0) <= self.reported:
+            return  # a replayed row: trackers have it
+        for listener in self.listeners:
+            listener(metrics)
+
+    def log_timing(self, timing: Mapping[str, Any]) -> None:
+        with (self.path / "timing.jsonl").open("a", encoding="utf-8") as out:
+            out.write(dump_json({**timing, "elapsed_s": round(self.elapsed_s(), 3)}) + "\n")
+
+    def append(self, name: str, rows: list[Any]) -> None:
+        """Rows at the position of the file; what is there already is kept if it is the same."""
+        data = "".join(dump_json(row) + "\n" for row in rows).encode()
+        path, position = self.path / name, self.positions.get(name, 0)
+        path.touch()
+        with path.open("r+b") as out:
+            out.seek(position)
+            before = out.read(len(data))
+            if before != data:
+                out.seek(position)
+                out.truncate()
+                out.write(data)
+        if name == "metrics.jsonl" and not data.startswith(before):
+            self.reported = min(self.reported, position)
+        self.positions[name] = position + len(data)
+
+    def truncate(self) -> None:
+        """Cut off rows beyond the positions: they belong to a step that will be done again."""
+        for name in APPENDED:
+            path, position = self.path / name, self.positions.get(name, 0)
+            if path.is_file() and path.stat().st_size > position:
+                os.truncate(path, position)
+
+    def size(self, name: str) -> int:
+        path = self.path / name
+        return path.stat().st_size if path.is_file() else 0
+
+    def mark(self) -> dict[str, Any]:
+        """What is saved with every checkpoint: log lengths and token counts."""
+        return {"lengths": dict(self.positions), "tokens": dict(self.tokens)}
+
+    def go_to(self, mark: Mapping[str, Any]) -> None:
+        self.positions, self.tokens = dict(mark["lengths"]), dict(mark["tokens"])
+
+    def holds(self, mark: Mapping[str, Any]) -> bool:
+        """Whether the files are as long as they were at the mark."""
+        return all(self.size(name) >= length for name, length in mark["lengths"].items())
+
+    def fsync(self) -> None:
+        for name in self.positions:
+            fsync(self.path / name)
