@@ -27,6 +27,7 @@ from pipeline.run.errors import LineageError
 from pipeline.run.manifest import verified_manifest
 from pipeline.run.stage_dir import StageDir
 
+
 def check(cfg: Config, stages: Sequence[str] | None = None) -> None:
     """Raises ConfigError with every mistake that stands in the way of these stages; None: all the YAML names."""
     found = mistakes(cfg, stages)
