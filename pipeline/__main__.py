@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if ranks.lost_another(exc):
             return ranks.give_up(exc)
-        if type(exc).__name__ != "Alarm":
+        if type(exc).__name__ not in ("Alarm", "SavedModelDiffers"):
             raise
         tell(f"stopped by an alarm: {exc}")
         return 3

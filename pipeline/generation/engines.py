@@ -79,7 +79,7 @@ def open_generator(
 
 
 def checkpoint_weights(model_dir: str, model: Model) -> Iterable[tuple[str, torch.Tensor]]:
-    return list(named_weights(load_policy(model_dir, model)))
+    return named_weights(load_policy(model_dir, model))
 
 
 _told: set[str] = set()

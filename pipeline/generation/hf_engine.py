@@ -10,6 +10,7 @@ from pipeline.config.schema import Generate, Model, Sampling
 from pipeline.generation.generator import OnDone, Request, Sample, sequence_logprobs
 from pipeline.generation.seeded_sampler import SeededSampler
 from pipeline.models.models import load_policy
+from pipeline.models.weights import copy_into
 
 
 class TransformersGenerator:
@@ -65,6 +66,4 @@ class TransformersGenerator:
 
     @torch.no_grad()
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        own = dict(self.model.named_parameters(remove_duplicate=False))
-        for name, tensor in weights:
-            own[name].copy_(tensor)
+        copy_into(self.model, weights)

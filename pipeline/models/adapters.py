@@ -1,12 +1,12 @@
-"""LoRA on a policy: put on, read as merged weights, switched off to be the reference. The base is never written to.
+"""LoRA on a policy: add it, read merged weights, switch it off to get the reference. The base is never written to.
 
-The base may be kept in 4 bits (QLoRA, arXiv:2305.14314 section 3). Whoever reads merged weights, a generator or a
-checkpoint, gets what the trainer multiplies with: the 4 bits read back, the adapter's share added.
+The base may be kept in 4 bits (QLoRA, arXiv:2305.14314 section 3). A generator or a checkpoint gets what the trainer
+multiplies with: the dequantized base plus the adapter's delta.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,31 +14,81 @@ import torch
 from pipeline.config.load import ConfigError
 from pipeline.distributed import sharding
 
+EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings", "embeddings")
 
-def add_lora(model: Any, settings: Mapping[str, Any], *, where: str) -> Any:
-    """The model under a fresh adapter that changes nothing yet. settings: fields of peft's LoraConfig.
 
-    Raises ConfigError for what peft refuses, and for an adapter that a generator could not be given as plain weights.
+def lora_mistakes(settings: Mapping[str, Any]) -> list[str]:
+    """`key: what is wrong and the fix` of each field of LoraConfig that is refused whatever the model is."""
+    lines = []
+    if settings.get("bias", "none") != "none":
+        lines.append(f"bias: {settings['bias']} trains biases of the base, which stay changed when the adapter is "
+                     "switched off, so the KL reference would not be the base; use bias: none")  # fmt: skip
+    if settings.get("lora_bias"):
+        lines.append("lora_bias: such a bias cannot be merged into layers without one; remove it")
+    if settings.get("trainable_token_indices"):
+        lines.append("trainable_token_indices: not supported; train whole embeddings with "
+                     "modules_to_save: [embed_tokens, lm_head]")  # fmt: skip
+    if settings.get("use_dora"):
+        lines.append("use_dora: its weights are not base plus adapter, as a generator needs them; remove it")
+    return lines
+
+
+def lora_config(model: Any, settings: Mapping[str, Any], *, task: str = "CAUSAL_LM", key: str) -> Any:
+    """peft's LoraConfig for this model; every stage that trains an adapter gets it from here.
+
+    Where embedding and head are tied and `modules_to_save` names one, both stay one tensor (`ensure_weight_tying`),
+    unless the YAML says otherwise. Raises ConfigError for what peft or `lora_mistakes` refuses.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
+    lines = lora_mistakes(settings)
+    if lines:
+        raise ConfigError([f"{key}.peft.{line}" for line in lines])
+    fields = {"task_type": task, **settings}
+    if is_tied(model) and set(settings.get("modules_to_save") or ()) & set(EMBEDDINGS):
+        fields.setdefault("ensure_weight_tying", True)
     try:
-        config = LoraConfig(**{"task_type": "CAUSAL_LM", **settings})
-        wrapped = get_peft_model(model, config)
+        return LoraConfig(**fields)
     except (ValueError, TypeError) as exc:
-        raise ConfigError([f"{where}.peft: {' '.join(str(exc).split())}"]) from exc
-    if getattr(config, "use_dora", False):
-        raise ConfigError([f"{where}.peft.use_dora: its weights cannot be pushed as base plus adapter; leave it out"])
-    if getattr(model.config, "tie_word_embeddings", False):
-        touched = {name.split(".")[-1] for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
-        touched |= set(config.modules_to_save or [])
-        tied = sorted(touched & {"embed_tokens", "lm_head", "wte", "embed_in", "embed_out"})
-        if tied:
+        raise ConfigError([f"{key}.peft: {' '.join(str(exc).split())}"]) from exc
+
+
+def add_lora(model: Any, settings: Mapping[str, Any], *, key: str, task: str = "CAUSAL_LM") -> Any:
+    """The model under a new adapter that changes nothing yet. settings: fields of peft's LoraConfig.
+
+    Raises ConfigError for what peft refuses, and for an adapter that cannot be merged into the model.
+    """
+    from peft import get_peft_model
+
+    config = lora_config(model, settings, task=task, key=key)
+    try:
+        adapted = get_peft_model(model, config)
+    except (ValueError, TypeError) as exc:
+        raise ConfigError([f"{key}.peft: {' '.join(str(exc).split())}"]) from exc
+    check_tied(adapted, key=key)
+    return adapted
+
+
+def check_tied(adapted: Any, *, key: str) -> None:
+    """Raises ConfigError where LoRA lies on a tensor that embedding and head share: the merged tensor could not be the
+    embedding with one delta and the head with another."""
+    base = base_of(adapted)
+    if not is_tied(base):
+        return
+    both = {id(base.get_input_embeddings()), id(base.get_output_embeddings())}
+    for name, module in base.named_modules():
+        if id(module) in both and hasattr(module, "get_delta_weight"):
             raise ConfigError(
-                [f"{where}.peft: {tied[0]} is tied (embedding and head are one tensor), and an adapter on it would "
-                 "untie them; leave it out of target_modules and modules_to_save"]
+                [f"{key}.peft: {name.split('.')[-1]} is tied (embedding and head are one tensor), and LoRA on it would "
+                 "save another model than it trained; remove it from target_modules, or train it in full with "
+                 "modules_to_save: [embed_tokens, lm_head]"]
             )  # fmt: skip
-    return wrapped
+
+
+def is_tied(model: Any) -> bool:
+    """Whether embedding and head are one tensor."""
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    return bool(getattr(config, "tie_word_embeddings", False)) and not hasattr(model, "score")
 
 
 def is_adapted(model: Any) -> bool:
@@ -50,36 +100,62 @@ def base_of(model: Any) -> Any:
     return model.get_base_model() if is_adapted(model) else model
 
 
-@torch.no_grad()
-def merged_weights(model: Any) -> dict[str, torch.Tensor]:
-    """Every weight of the base by its own name, whole, the adapter's share added.
+def trained_module(module: Any) -> Any:
+    """The copy that the adapter trains where `modules_to_save` made one; else the module itself."""
+    copies = getattr(module, "modules_to_save", None)
+    return copies[module.active_adapters[0]] if copies else module
 
-    Summed aside: merging in place and unmerging again would wear the base down by rounding, step after step.
+
+@torch.no_grad()
+def merged_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name in the base, tensor) of every parameter and persistent buffer, gathered, the adapter's delta added.
+
+    Added into new tensors: merging in place and unmerging again would change the base by rounding at every step.
     """
     base, adapter = model.get_base_model(), model.active_adapter
-    weights = {
-        name.replace(".base_layer.", ".").replace(f".modules_to_save.{adapter}.", "."): plain(parameter)
-        for name, parameter in base.named_parameters()
-        if "lora_" not in name and ".original_module." not in name
-    }
+    deltas: dict[str, list[Any]] = {}
     for name, module in base.named_modules():
         if hasattr(module, "get_delta_weight") and adapter in getattr(module, "scaling", {}):
-            with sharding.gathered(module.parameters()):
-                delta = sharding.whole(module.get_delta_weight(adapter))
-            weight = weights[f"{name}.weight"]
-            weights[f"{name}.weight"] = (weight.float() + delta.float()).to(weight.dtype)
-    return weights
+            target = getattr(module, "parameter_name", "weight")  # fused experts are adapted by parameter
+            deltas.setdefault(name_in_base(f"{name}.{target}", adapter), []).append(module)
+    seen: set[int] = set()
+    buffers = ((f"{m}.{n}" if m else n, b) for m, module in base.named_modules() for n, b in module._buffers.items()
+               if b is not None and n not in module._non_persistent_buffers_set)  # fmt: skip
+    for named in (base.named_parameters(remove_duplicate=False), buffers):
+        for name, tensor in named:
+            if ".lora_" in name or ".original_module." in name or id(tensor) in seen:
+                continue
+            seen.add(id(tensor))
+            in_base = name_in_base(name, adapter)
+            yield in_base, _plus(plain(tensor), deltas.get(in_base, ()), adapter)
+
+
+def name_in_base(name: str, adapter: str) -> str:
+    """A parameter's name without what peft put around its module; adapters of several parameters lie in each other."""
+    parts = name.replace(f".modules_to_save.{adapter}.", ".").split(".")
+    return ".".join(part for part in parts if part != "base_layer")
+
+
+def _plus(weight: torch.Tensor, modules: Any, adapter: str) -> torch.Tensor:
+    for module in modules:
+        with sharding.gathered(module.parameters()):
+            delta = sharding.whole(module.get_delta_weight(adapter))
+        weight = (weight.float() + delta.float()).to(weight.dtype)
+    return weight
 
 
 def plain(parameter: Any) -> torch.Tensor:
-    """A weight as numbers, whole: read back from 4 bits, gathered where it is cut."""
+    """A weight as numbers, in full: dequantized from 4 bits, gathered where it is sharded."""
     if type(parameter).__name__ == "Params4bit":
         from bitsandbytes.functional import dequantize_4bit
 
-        read_back: torch.Tensor = dequantize_4bit(parameter.data, parameter.quant_state)
-        return read_back
-    whole: torch.Tensor = sharding.whole(parameter)
-    return whole.detach()
+        dequantized: torch.Tensor = dequantize_4bit(parameter.data, parameter.quant_state)
+        return dequantized
+    full: torch.Tensor = sharding.whole(parameter)
+    return full.detach()
 
 
-__all__ = ["add_lora", "base_of", "is_adapted", "merged_weights", "plain"]
+__all__ = [
+    "add_lora", "base_of", "check_tied", "is_adapted", "is_tied", "lora_config", "lora_mistakes", "merged_weights",
+    "plain", "trained_module",
+]  # fmt: skip

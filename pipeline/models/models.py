@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch import nn
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Model, Tiny
 from pipeline.distributed import ranks, sharding
-from pipeline.models import adapters, model_dir
+from pipeline.models import adapters, model_dir, saved_check, weights
+from pipeline.models.weights import named_weights as named_weights
 from pipeline.seeds import seed_everything
 
 SPECIAL = ("<pad>", "<bos>", "<eos>")
@@ -151,50 +152,63 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def save(model: Any, tokenizer: Any, place: Path, *, dtype: torch.dtype | None = None) -> None:
-    """Weights (adapters merged), config and tokenizer, as any Hub model is saved; the config says where EOS is.
+def save(model: Any, tokenizer: Any, path: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Weights (adapters merged), config and tokenizer, as any Hub model is saved; the config names the EOS token.
 
-    Every rank calls it: weights that are cut are gathered, rank 0 writes, and all go on when it has.
-    dtype: what to save in; None: as they are.
+    Every rank calls it: sharded weights are gathered, rank 0 writes, and all go on when it has. dtype: what to save in;
+    None: as they are. Raises SavedModelDiffers where the directory, loaded again, is not the model that was trained.
     """
-    model = model.module if hasattr(model, "module") else model
-    state = {}
-    quantized = getattr(adapters.base_of(model), "is_quantized", False)
-    if sharding.is_cut() or quantized:
-        gathered = {}
-        for name, tensor in named_weights(model):  # which the others help to gather
-            if ranks.is_main():
-                gathered[name] = tensor.to(dtype or tensor.dtype).cpu()
-        model = adapters.base_of(model)
-        model = in_full(model) if quantized else model
-        state = {"state_dict": untied(model, gathered)}
-        model.config.dtype = dtype or model.config.dtype
+    model = weights.unwrapped(model)
+    base = adapters.base_of(model)
+    state: dict[str, torch.Tensor] | None = None
+    if sharding.is_cut() or adapters.is_adapted(model) or getattr(base, "is_quantized", False):
+        expected = saved_check.outputs(model)
+        tied, state = weights.tied_names(base), {}
+        for name, tensor in weights.named_weights(model).in_memory():  # every rank helps to gather
+            if ranks.is_main() and name not in tied:
+                state[name] = tensor.to(dtype or tensor.dtype).cpu() if tensor.is_floating_point() else tensor.cpu()
+        written = unadapted(base, tied=bool(tied)).to(dtype or base.dtype)
     else:
-        model = model.to(dtype) if dtype is not None else model
-        model = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-    if ranks.is_main():
-        place.mkdir(parents=True, exist_ok=True)
-        model.config.use_cache = True  # trainers switch it off, and who samples from the saved model pays
-        model.save_pretrained(place, **state)
-        tokenizer.save_pretrained(place)
-    ranks.barrier()
+        written = model.to(dtype) if dtype is not None else model
+        expected = saved_check.outputs(written)
+    ranks.from_main(lambda: _write(written, tokenizer, path, state, expected, base))
 
 
-def in_full(model: Any) -> Any:
-    """The same architecture without its 4 bits, and without weights; it ends where the model does."""
-    config = copy.deepcopy(model.config)
-    del config.quantization_config
+def _write(
+    model: Any, tokenizer: Any, path: Path, state: dict[str, torch.Tensor] | None, expected: torch.Tensor, base: Any
+) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    model.config.use_cache = True  # trainers switch it off, and every later generation from the saved model is slower
+    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+        if getattr(config, "output_router_logits", False):
+            config.output_router_logits = False  # TRL switches it on, and batched generation then fails
+    model.save_pretrained(path, **({} if state is None else {"state_dict": state}))
+    tokenizer.save_pretrained(path)
+    sharding.forget_zero()
+    attn = base.config._attn_implementation
+    saved_check.check_saved(
+        expected, path, classifier=hasattr(base, "score"), attn=attn if attn in ("eager", "sdpa") else None,
+        remote_code=hasattr(base.config, "auto_map"),
+    )  # fmt: skip
+
+
+def unadapted(base: Any, *, tied: bool) -> Any:
+    """The same architecture without weights, adapters and 4 bits, and with the generation config of `base`.
+
+    tied: whether embedding and head are still one tensor.
+    """
+    config = copy.deepcopy(base.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    if not tied and getattr(config, "tie_word_embeddings", False):
+        config.tie_word_embeddings = False
     with torch.device("meta"):
-        made = type(model)(config)
-    if getattr(model, "generation_config", None) is not None:
-        made.generation_config = copy.deepcopy(model.generation_config)
-    return made
-
-
-def untied(model: Any, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`weights` with a tied tensor under its one name, as a checkpoint holds it."""
-    tied = getattr(model, "all_tied_weights_keys", None) or {}
-    return {name: tensor for name, tensor in weights.items() if name not in tied}
+        empty = type(base)(config)
+    if hasattr(base, "_weight_conversions"):  # how it was loaded decides the names it is written under
+        empty._weight_conversions = base._weight_conversions
+    if getattr(base, "generation_config", None) is not None:
+        empty.generation_config = copy.deepcopy(base.generation_config)
+    return empty
 
 
 def end_ids(tokenizer: Any, model: Any = None) -> frozenset[int]:
@@ -204,28 +218,6 @@ def end_ids(tokenizer: Any, model: Any = None) -> frozenset[int]:
     given = getattr(config, "eos_token_id", None)
     ends |= set(given) if isinstance(given, (list, tuple)) else {given}
     return frozenset(e for e in ends if e is not None)
-
-
-def named_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of every weight as a saved checkpoint names it, adapters merged; the names of a tied tensor follow
-    one another.
-
-    A generator that is not told of the tied name keeps its old head and says nothing. Tensors are the trainer's own:
-    whoever keeps them past the next step clones. Where weights are cut over ranks each is gathered when asked for.
-    """
-    model = model.module if hasattr(model, "module") else model
-    if adapters.is_adapted(model):
-        yield from with_tied_names(model.get_base_model(), adapters.merged_weights(model).items())
-        return
-    named = model.named_parameters(remove_duplicate=True)
-    yield from with_tied_names(model, ((name, sharding.whole(parameter)) for name, parameter in named))
-
-
-def with_tied_names(model: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-    tied = getattr(model, "all_tied_weights_keys", None) or {}
-    for name, tensor in weights:
-        yield name, tensor
-        yield from ((second, tensor) for second, first in tied.items() if first == name)
 
 
 def pad_right(rows: Sequence[Sequence[float]], fill: float, *, dtype: torch.dtype, where: torch.device) -> torch.Tensor:

@@ -88,7 +88,7 @@ def try_out(cfg: Config) -> Trial:
         out.generator_bytes = added - out.cache_bytes
         rows = [[*r.prompt.ids, *r.ids] for r in drawn[:256]]
         if block is not None:  # what the stages learn, where some of them learn an adapter
-            model = adapters.add_lora(model, block.peft, where=f"{cfg.path}: {block.kind}")
+            model = adapters.add_lora(model, block.peft, key=f"{cfg.path}: {block.kind}")
         out.fetched_per_s, out.learned_per_s = learning_rates(model, rows)
     return out
 

@@ -94,7 +94,7 @@ def make_policy(ctx: Context) -> tuple[CompletionLogprobs, torch.dtype]:
         raise ConfigError([f"{ctx.cfg.path}: model.dtype: float16 gradients overflow in {ctx.name}; use bfloat16"])
     if block.peft:
         torch.manual_seed(ctx.seed("adapter"))
-        model = models.without_dropout(adapters.add_lora(model, block.peft, where=f"{ctx.cfg.path}: {ctx.name}"))
+        model = models.without_dropout(adapters.add_lora(model, block.peft, key=f"{ctx.cfg.path}: {ctx.name}"))
     elif precision != torch.float32:
         model = model.float()
     model.train()  # of modes only dropout, which is off, and gradient checkpointing, which asks for it, take notice

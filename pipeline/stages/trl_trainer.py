@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import trains_adapter
 from pipeline.distributed import ranks, sharding
-from pipeline.models import models
+from pipeline.models import adapters, models
 from pipeline.run import console, shutdown
 from pipeline.run.checkpoints import KEPT_CHECKPOINTS
 from pipeline.run.files import copy_tree, dump_json
@@ -89,9 +89,18 @@ def _train(
         # a step of 1e-5 on a bfloat16 weight would be rounded away; DeepSpeed keeps a float32 copy of its own
         precision, model = model.dtype, model.float()
     fit_head_buffer(model.config.get_text_config().vocab_size)
-    trainer = trainer_class(
-        model=model, args=args, processing_class=ctx.tokenizer, callbacks=[], **arguments, **_peft(ctx.block, model)
-    )
+    where = f"{ctx.cfg.path}: {ctx.name}"
+    peft = _peft(ctx.block, model, where)
+    try:
+        trainer = trainer_class(
+            model=model, args=args, processing_class=ctx.tokenizer, callbacks=[], **arguments, **peft
+        )
+    except ValueError as exc:
+        if not peft:
+            raise
+        raise ConfigError([f"{where}.peft: {' '.join(str(exc).split())}"]) from exc
+    if peft:
+        adapters.check_tied(trainer.model, key=where)
     for parameter in trainer.model.parameters():
         if parameter.requires_grad and parameter.dtype == torch.bfloat16 and ctx.cfg.model.quantization is not None:
             parameter.data = parameter.data.float()  # the library has lowered the adapter, and steps would be lost
@@ -160,13 +169,11 @@ def build_arguments(config_class: Any, settings: dict[str, Any], work: Path, *, 
     return checked
 
 
-def _peft(block: Any, model: Any) -> dict[str, Any]:
+def _peft(block: Any, model: Any, key: str) -> dict[str, Any]:
     if not trains_adapter(block):
         return {}
-    from peft import LoraConfig
-
-    task = "SEQ_CLS" if hasattr(model, "score") else "CAUSAL_LM"  # the first trains a fresh head beside the adapter
-    return {"peft_config": LoraConfig(**{"task_type": task, **block.peft})}
+    task = "SEQ_CLS" if hasattr(model, "score") else "CAUSAL_LM"  # the first trains a new head beside the adapter
+    return {"peft_config": adapters.lora_config(model, block.peft, task=task, key=key)}
 
 
 def _printer() -> Any:

@@ -45,7 +45,7 @@ def trained(place: str, *, lora: bool = False):
     model = models.load_policy(place, Model())
     if lora:
         settings = {"r": 4, "target_modules": ["q_proj", "v_proj", "down_proj"], "lora_alpha": 16}
-        model = adapters.add_lora(model, settings, where="test")
+        model = adapters.add_lora(model, settings, key="test")
     torch.manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -115,7 +115,7 @@ def test_the_adapter_is_pushed_merged_and_the_base_is_never_written_to(place):
 def test_lora_on_a_tied_tensor_is_refused(tmp_path):
     model = models.load_policy(str(tiny_model(tmp_path / "m")), Model())
     with pytest.raises(ValueError, match=r"grpo\.peft: embed_tokens is tied"):
-        adapters.add_lora(model, {"r": 2, "target_modules": ["embed_tokens", "q_proj"]}, where="grpo")
+        adapters.add_lora(model, {"r": 2, "target_modules": ["embed_tokens", "q_proj"]}, key="grpo")
 
 
 @pytest.mark.stages

@@ -28,7 +28,7 @@ def adapted(tmp_path):
     """A policy of 4 bits under an adapter that is not zero."""
     place = tiny_model(tmp_path / "m")
     policy = models.load_policy(str(place), Model(quantization="nf4"), adapted=True)
-    policy = adapters.add_lora(policy, LORA, where="test")
+    policy = adapters.add_lora(policy, LORA, key="test")
     torch.manual_seed(0)
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:

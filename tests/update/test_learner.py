@@ -58,7 +58,7 @@ def make_learner(place: str, *, loss: Loss | None = None, budget: int = 10_000, 
     model = models.load_policy(place, Model()).train()
     if lora:
         torch.manual_seed(4)
-        model = adapters.add_lora(model, {"r": 2, "target_modules": ["q_proj", "v_proj"]}, where="test")
+        model = adapters.add_lora(model, {"r": 2, "target_modules": ["q_proj", "v_proj"]}, key="test")
     kind = SharedCritic if critic is not None and critic.shared else CompletionLogprobs
     own = from_model(models.load_policy(place, Model())) if critic is not None and not critic.shared else None
     return Learner(
