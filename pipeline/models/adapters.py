@@ -13,24 +13,7 @@ import torch
 
 from pipeline.config.load import ConfigError
 from pipeline.distributed import sharding
-
-EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings", "embeddings")
-
-
-def lora_mistakes(settings: Mapping[str, Any]) -> list[str]:
-    """`key: what is wrong and the fix` of each field of LoraConfig that is refused whatever the model is."""
-    lines = []
-    if settings.get("bias", "none") != "none":
-        lines.append(f"bias: {settings['bias']} trains biases of the base, which stay changed when the adapter is "
-                     "switched off, so the KL reference would not be the base; use bias: none")  # fmt: skip
-    if settings.get("lora_bias"):
-        lines.append("lora_bias: such a bias cannot be merged into layers without one; remove it")
-    if settings.get("trainable_token_indices"):
-        lines.append("trainable_token_indices: not supported; train whole embeddings with "
-                     "modules_to_save: [embed_tokens, lm_head]")  # fmt: skip
-    if settings.get("use_dora"):
-        lines.append("use_dora: its weights are not base plus adapter, as a generator needs them; remove it")
-    return lines
+from pipeline.models.families import EMBEDDINGS, lora_mistakes
 
 
 def lora_config(model: Any, settings: Mapping[str, Any], *, task: str = "CAUSAL_LM", key: str) -> Any:
@@ -156,6 +139,6 @@ def plain(parameter: Any) -> torch.Tensor:
 
 
 __all__ = [
-    "add_lora", "base_of", "check_tied", "is_adapted", "is_tied", "lora_config", "lora_mistakes", "merged_weights",
+    "add_lora", "base_of", "check_tied", "is_adapted", "is_tied", "lora_config", "merged_weights",
     "plain", "trained_module",
 ]  # fmt: skip

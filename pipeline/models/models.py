@@ -14,7 +14,7 @@ from torch import nn
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Model, Tiny
 from pipeline.distributed import ranks, sharding
-from pipeline.models import adapters, model_dir, saved_check, weights
+from pipeline.models import adapters, families, model_dir, saved_check, weights
 from pipeline.models.weights import named_weights as named_weights
 from pipeline.seeds import seed_everything
 
@@ -99,9 +99,35 @@ def load_policy(path: str, model: Model, *, adapted: bool = False) -> Any:
 
     adapted: an adapter will be put on it, and `model.quantization` holds.
     """
-    from transformers import AutoModelForCausalLM
+    kind = language_model_class(path, model)
+    return without_dropout(text_part_trains(_load(kind, path, model, adapted=adapted)))
 
-    return without_dropout(_load(AutoModelForCausalLM, path, model, adapted=adapted))
+
+def language_model_class(path: str, model: Model) -> Any:
+    """The auto class that loads the checkpoint at `path`: for text, else for images and text, of which the text part is
+    used alone. Raises ConfigError where transformers has neither."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code)
+    except (OSError, ValueError) as exc:
+        raise ConfigError([f"model.path: {path}: {' '.join(str(exc).split())[:200]}"]) from exc
+    for kind in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        if type(config) in kind._model_mapping or kind.__name__ in getattr(config, "auto_map", {}):
+            return kind
+    raise ConfigError([f"model.path: {path} is a {config.model_type}, which transformers cannot load as a language "
+                       "model; take the text model of its family"])  # fmt: skip
+
+
+def text_part_trains(model: Any) -> Any:
+    """Everything outside the decoder and the head is frozen: text alone never reaches a vision tower."""
+    decoder = model.get_decoder() if hasattr(model.config, "vision_config") else None
+    if decoder is not None:
+        text = {id(p) for part in (decoder, model.get_output_embeddings()) for p in part.parameters()}
+        for parameter in model.parameters():
+            if parameter.is_floating_point():  # 4 bits are frozen by themselves
+                parameter.requires_grad_(id(parameter) in text)
+    return model
 
 
 def load_reward_model(path: str, model: Model, *, adapted: bool = False) -> Any:
@@ -116,9 +142,10 @@ def _load(kind: Any, path: str, model: Model, *, adapted: bool, **more: Any) -> 
         if sharding.is_cut():
             raise ConfigError(["model.quantization: 4 bits are not cut over ranks; take configs/accelerate/ddp.yaml"])
         more |= {"quantization_config": in_4_bits(model), "device_map": {"": device()}}
+    attn = families.attention(families.read_config(path), model.attn)
     loaded = kind.from_pretrained(
-        path, dtype=torch_dtype(model.dtype), attn_implementation=model.attn, trust_remote_code=model.trust_remote_code,
-        **more,
+        path, dtype=torch_dtype(model.dtype), attn_implementation=attn,
+        trust_remote_code=model.trust_remote_code, **more,
     )  # fmt: skip
     for module in loaded.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -187,9 +214,18 @@ def _write(
     sharding.forget_zero()
     attn = base.config._attn_implementation
     saved_check.check_saved(
-        expected, path, classifier=hasattr(base, "score"), attn=attn if attn in ("eager", "sdpa") else None,
+        expected, path, kind=_kind_of(base, path), attn=attn if attn in ("eager", "sdpa") else None,
         remote_code=hasattr(base.config, "auto_map"),
     )  # fmt: skip
+
+
+def _kind_of(base: Any, path: Path) -> Any:
+    from transformers import AutoModelForSequenceClassification
+
+    remote_code = hasattr(base.config, "auto_map")
+    if hasattr(base, "score"):
+        return AutoModelForSequenceClassification
+    return language_model_class(str(path), Model(trust_remote_code=remote_code))
 
 
 def unadapted(base: Any, *, tied: bool) -> Any:

@@ -45,18 +45,16 @@ def outputs(model: Any) -> Tensor:
     return logits.cpu() if logits.dim() == 2 else logits.flatten(0, 1).softmax(-1).cpu()
 
 
-def check_saved(expected: Tensor, path: Path, *, classifier: bool, attn: str | None, remote_code: bool) -> float:
+def check_saved(expected: Tensor, path: Path, *, kind: Any, attn: str | None, remote_code: bool) -> float:
     """The gap between `expected`, outputs of the trained model, and those of the model saved at `path`.
 
-    Total variation of probabilities, relative difference of scores. Raises SavedModelDiffers past the limit.
+    kind: the auto class to load it with. The gap is the total variation of probabilities, or the relative difference of
+    a classifier's scores. Raises SavedModelDiffers past the limit.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    kind = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
     saved = kind.from_pretrained(path, dtype="auto", attn_implementation=attn, trust_remote_code=remote_code)
     saved = saved.to("cuda" if torch.cuda.is_available() else "cpu")
     found = outputs(saved)
-    if classifier:
+    if expected.shape[1] == 1:
         gaps = (found - expected).abs() / (1 + expected.abs())
     else:
         gaps = (found - expected).abs().sum(-1) / 2 if found.shape == expected.shape else torch.ones(1)
