@@ -9,6 +9,7 @@ answers (`3 \text{ or } 4`), a chain (`1=2=3`), a decimal near an exact gold, ch
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,7 +22,7 @@ from verifiers._math import fallback
 from verifiers._math.equivalence import same_answer
 from verifiers._math.lexer import Unsupported
 from verifiers._math.parse import parse
-from verifiers._math.text import final_answer, one_spelling, plain_words, squeezed, unboxed, unreadable
+from verifiers._math.text import boxed_content, final_answer, one_spelling, plain_words, squeezed, unreadable
 from verifiers._math.tree import Node
 
 DEADLINE_S = 1.0
@@ -32,6 +33,7 @@ class Task(TypedDict):
     box_needed: NotRequired[bool]  # default True; False also reads `The answer is ...`, `#### ...` and <answer> tags
 
 
+_WORD = re.compile(r"(?=\w*[aeiouAEIOU])[A-Za-z][a-z]{2,}")
 NO_GOLD = frozenset({"nan", "null", "<na>", "nat"})
 
 
@@ -58,7 +60,7 @@ def _kind(gold: Any) -> str:
 
 @lru_cache(maxsize=8192)  # golds repeat: the samples of a group share one
 def _read_text(gold: str) -> Gold:
-    text = one_spelling(unboxed(gold.strip().rpartition("#### ")[2]))
+    text = one_spelling(boxed_content(gold.strip().rpartition("#### ")[2]))
     if not text:
         raise ValueError("the gold is empty")
     tree = _tree(text)
@@ -122,7 +124,9 @@ def verify(completion: str, task: Task) -> Verdict:
 
 
 def _same_words(gold_text: str, gold: Node | None, text: str, tree: Node | None) -> bool:
-    """Words are compared where one side is words; `x` and `X` are no words."""
+    """Words are compared where one side is words; `x` and `X` are no words, nor are `abc` and `ABC`."""
+    if _WORD.fullmatch(gold_text) and _WORD.fullmatch(text) and gold_text[1:] == text[1:]:
+        return gold_text[0].lower() == text[0].lower()  # odd, Odd
     if not any(side is None or side.op == "text" for side in (gold, tree)):
         return False
     if gold is not None and gold.op not in ("text", "var", "const", "mul"):

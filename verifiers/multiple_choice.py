@@ -1,6 +1,7 @@
 """One letter of a multiple-choice question; the last statement of the answer counts, and it must name exactly one.
 
-The answer is the last box, or else a last line that says it: `Answer: C`, `The answer is (C).`, or `C` alone.
+The answer is the last box, or the last statement (`Answer: C`, `**The correct option is (C).**`, `<answer>C</answer>`),
+or a last line that is a choice and nothing else.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from string import ascii_uppercase
 from typing import NotRequired, TypedDict
 
 from verifiers import Example, Verdict, after_thinking, failed, malformed, passed
+from verifiers._math.statement import without_markdown
 from verifiers._math.text import final_answer, one_spelling, plain_words, unreadable
 
 
@@ -20,13 +22,19 @@ class Task(TypedDict):
     choices: NotRequired[list[str]]  # their texts, A first: then the text of a choice names it too
 
 
-_LETTER = re.compile(r"\(?([a-z])\)?[.:]?(?: (.*))?", re.DOTALL)  # a letter, and what is said after it
+_LETTER = re.compile(
+    r"(?:(?:option|choice|answer) +)?\(?([a-z])\)?(?:[.:]| [-\u2013\u2014])?(?: (.*))?", re.DOTALL
+)  # and the rest
+_SENTENCE = re.compile(r"(?:\w+\W+){2}\w+.*", re.DOTALL)  # three words or more
+_OTHERS = re.compile(r"(?:^|\W)(?:or|and|not|nor|either|both|but|maybe|perhaps)\W|\?")
+_REMARKS = ("this ", "it ", "because ", "since ", "as ")
+_BARE_LINE = re.compile(r"\s*\(?[A-Za-z]\)?\.?\s*")
 
 
 def _chosen(answer: str, choices: list[str]) -> str | None:
     """The letter an answer names, None where it names none or more than one.
 
-    `C`, `(C)`, `C. Paris` where Paris is choice C, or `Paris`.
+    `C`, `(C)`, `Option C`, `C. Paris` where Paris is choice C, `Paris`, or `C` and a remark that names no other choice.
     """
     words = plain_words(one_spelling(answer))
     texts = [plain_words(one_spelling(choice)) for choice in choices]
@@ -39,14 +47,27 @@ def _chosen(answer: str, choices: list[str]) -> str | None:
     i = ascii_uppercase.index(letter)
     if choices and i >= len(choices):
         return None
-    return letter if not rest or (i < len(texts) and rest == texts[i]) else None
+    if not rest or (i < len(texts) and rest == texts[i]):
+        return letter
+    return letter if _is_remark(rest, texts, i) else None
+
+
+def _is_remark(rest: str, texts: list[str], chosen: int) -> bool:
+    """Whether what follows a letter is a sentence about it, and not another choice: `C. This is the capital.`"""
+    others = [text for i, text in enumerate(texts) if i != chosen and text]
+    if _OTHERS.search(rest) or re.search(r"(?:^|\W)[b-h](?:\W|$)", rest) or any(text in rest for text in others):
+        return False
+    if _SENTENCE.fullmatch(rest) is None:
+        return False
+    own = texts[chosen] if chosen < len(texts) else ""
+    return not texts or bool(own and rest.startswith(own)) or rest.startswith(_REMARKS)
 
 
 def verify(completion: str, task: Task) -> Verdict:
     gold, choices = str(task["gold"]).strip().strip("()").upper(), list(task.get("choices", ()))
     if len(gold) != 1 or gold not in ascii_uppercase[: len(choices) or 26]:
         raise ValueError(f"the gold {task['gold']!r} is not the letter of a choice")
-    answer = final_answer(completion, box_needed=False) or _last_line(completion)
+    answer = final_answer(completion, box_needed=False) or _last_line(completion, choices)
     if not answer or unreadable(answer):
         return malformed("no final answer")
     letter = _chosen(answer, choices)
@@ -55,10 +76,14 @@ def verify(completion: str, task: Task) -> Verdict:
     return passed() if letter == gold else failed(f"{letter}, not {gold}")
 
 
-def _last_line(completion: str) -> str | None:
-    """The last line where it is a bare letter: `C` or `(C)`."""
+def _last_line(completion: str, choices: list[str]) -> str | None:
+    """The last line where it is a choice and nothing else: `C`, `**(C)**`, `C) Paris`."""
     lines = after_thinking(completion).strip().splitlines()
-    return lines[-1] if lines and re.fullmatch(r"\s*\(?[A-Za-z]\)?\.?\s*", lines[-1]) else None
+    line = without_markdown(lines[-1]) if lines else ""
+    labelled = [
+        f"{letter}{mark} {text}" for letter, text in zip(ascii_uppercase, choices, strict=False) for mark in ".):"
+    ]
+    return line if _BARE_LINE.fullmatch(line) or line.strip("() ").lower() in map(str.lower, labelled) else None
 
 
 def mutate(example: Example, rng: random.Random) -> Iterator[Example]:
@@ -85,6 +110,9 @@ EXAMPLES = (
     Example("right", "Answer: B. $5", _SIGNS),
     Example("right", "The answer is π/2.", {**_SIGNS, "gold": "C"}),
     Example("right", "Answer: A", {"gold": "A", "choices": ["B", "A"]}),
+    Example("right", "**Answer:** C\n\nParis has been the capital since 987.", _PARIS),
+    Example("right", "The correct option is **(C)**.", _PARIS),
+    Example("right", "<answer>**C**</answer>", _PARIS),
     Example("wrong", "Answer: B", _PARIS),
     Example("wrong", r"At first \boxed{C}, but no: \boxed{A}", _PARIS),
     Example("wrong", "The answer is Rome.", _PARIS),
@@ -95,4 +123,6 @@ EXAMPLES = (
     Example("hostile", r"\boxed{C or D}", _PARIS),
     Example("hostile", "Answer: any of A to D", _PARIS),
     Example("hostile", "ABCD", _PARIS),
+    Example("hostile", "Answer: B\n\nOr is it C?", _PARIS | {"gold": "B"}),
+    Example("hostile", "Answer: C. This is not D, B or A.", _PARIS),
 )

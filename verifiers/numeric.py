@@ -6,17 +6,21 @@ The answer is the last box, or else a last line `The answer is ...` or `#### ...
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import NotRequired, TypedDict
 
 from verifiers import Example, Verdict, failed, malformed, passed
 from verifiers._math.lexer import Unsupported
+from verifiers._math.naming import value_of
 from verifiers._math.number import constant, is_real
 from verifiers._math.parse import parse
-from verifiers._math.text import final_answer, one_spelling, unboxed, unreadable
+from verifiers._math.text import boxed_content, final_answer, one_spelling, unreadable
 from verifiers._math.tree import Node
 from verifiers._math.units import unit_name
+
+_APPROXIMATELY = re.compile(r"^(?:\\approx|\\sim(?:eq)?|~|about|approximately|approx\.?)\s*")
 
 
 class Task(TypedDict):
@@ -28,10 +32,12 @@ class Task(TypedDict):
 
 def _number(text: str) -> tuple[Node, Fraction]:
     """The tree and the value, as close to a rational as 50 digits go. Raises Unsupported."""
-    tree = parse(one_spelling(text))
-    if tree.op == "rel" and tree.value == ("=",) and tree.args[0].op == "var":
-        tree = tree.args[1]
-    inner = tree.args[0] if tree.op in ("unit", "degree") else tree
+    tree = parse(text)
+    if tree.op == "rel" and tree.value == ("=",) and (named := value_of(tree)):
+        tree = named[1]
+    inner = tree.args[0] if tree.op in ("unit", "degree", "percent") else tree
+    if inner.has("apply"):
+        raise Unsupported("a value of an unknown function")
     if inner.has("add", "mul", "pm", "list", "factorial") and not _is_written_out(inner):
         raise Unsupported("an expression, not a number")
     value, walk = constant(inner)
@@ -47,40 +53,69 @@ def _is_written_out(node: Node) -> bool:
     )
 
 
-def read_gold(gold: object) -> Fraction:
-    """The gold's value. Raises ValueError for null, NaN, a list, a struct, and text that is no number."""
+def read_gold(gold: object) -> tuple[Node, Fraction]:
+    """The gold's tree and value. Raises ValueError for null, NaN, a list, a struct, and text that is no number."""
     if isinstance(gold, bool) or not isinstance(gold, str | int | float | Fraction):
         raise ValueError(f"the gold {gold!r:.60} is not a number")
     try:
-        return _number(unboxed(str(gold)))[1]
+        return _number(one_spelling(boxed_content(str(gold))))
     except Unsupported as exc:
         raise ValueError(f"the gold {str(gold)[:60]!r} is not a number: {exc}") from None
 
 
+def _task_unit(task: Task) -> str | None:
+    """The one name of the task's unit. Raises ValueError for words that are no unit."""
+    unit = task.get("unit")
+    return None if unit is None else unit.strip() if unit.strip() in ("%", "percent") else unit_name(one_spelling(unit))
+
+
 def verify(completion: str, task: Task) -> Verdict:
-    gold = read_gold(task["gold"])
+    gold_tree, gold = read_gold(task["gold"])
     atol, rtol = Fraction(str(task.get("atol", 0))), Fraction(str(task.get("rtol", 0)))
     if atol < 0 or rtol < 0:
         raise ValueError(f"a tolerance below 0: atol {atol}, rtol {rtol}")
+    unit = _task_unit(task)
     answer = final_answer(completion, box_needed=False)
     if not answer:
         return malformed("no final answer")
     if reason := unreadable(answer):
         return malformed(f"the answer: {reason}")
+    text = one_spelling(answer)
+    if atol or rtol:
+        text = _APPROXIMATELY.sub("", text)
     try:
-        tree, value = _number(answer)
-        unit = tree.value if tree.op == "unit" else "degree" if tree.op == "degree" else None
-        if unit is not None and "unit" in task and unit != unit_name(task["unit"]):
-            return failed(f"in {unit}, not in {task['unit']}")
+        tree, value = _number(text)
     except Unsupported as exc:
         return malformed(f"no number: {exc}")
-    return passed() if abs(value - gold) <= max(atol, rtol * abs(gold)) else failed("outside the tolerance")
+    if not _unit_agrees(tree, unit):
+        return failed(f"not in {task['unit']}")
+    golds, answers = [gold], [value]
+    if (gold_tree.op == "percent") != (tree.op == "percent"):
+        golds, answers = _shares(gold_tree, gold), _shares(tree, value)
+    near = any(abs(a - g) <= max(atol, rtol * abs(g)) for a in answers for g in golds)
+    return passed() if near else failed("outside the tolerance")
+
+
+def _shares(tree: Node, value: Fraction) -> list[Fraction]:
+    """25% is 0.25, and 25 too, as that can be no share (it is more than 1); math_answer reads it the same way."""
+    if tree.op != "percent":
+        return [value]
+    return [value / 100, value] if abs(value) > 1 else [value / 100]
+
+
+def _unit_agrees(tree: Node, unit: str | None) -> bool:
+    """Whether the unit of an answer is the task's; an answer may leave it out, and a task may ask for none."""
+    if unit is None or tree.op not in ("unit", "degree", "percent"):
+        return True
+    if tree.op == "degree":
+        return unit in ("degree", "celsius", "fahrenheit")
+    return unit in ("%", "percent") if tree.op == "percent" else tree.value == unit
 
 
 def mutate(example: Example, rng: random.Random) -> Iterator[Example]:
     """Answers just within and just beyond the tolerance."""
     task = example.task
-    _, gold = _number(str(task["gold"]))
+    _, gold = read_gold(task["gold"])
     slack = max(Fraction(str(task.get("atol", 0))), Fraction(str(task.get("rtol", 0))) * abs(gold))
     for sign in (-1, 1):
         inside, outside = gold + sign * slack, gold + sign * (slack + Fraction(1, 10 ** rng.randint(1, 9)))

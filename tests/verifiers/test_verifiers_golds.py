@@ -49,9 +49,8 @@ def test_gold_faults_names_the_rows_and_the_reason() -> None:
     assert verifiers.gold_faults("exact", [{"gold": "a"}, {"gold": []}])[0][0] == 1
 
 
-def test_gold_faults_never_calls_a_model_or_a_sandbox() -> None:
+def test_gold_faults_never_calls_a_model() -> None:
     assert verifiers.gold_faults("judge", [{"rubric": "Is it polite?"}]) == []
-    assert verifiers.gold_faults("python_tests", [{"tests": "assert f(1) == 2", "entry_point": "f"}]) == []
 
 
 def test_golds_on_the_command_line_lists_file_line_and_reason_and_exits_2(tmp_path: Path) -> None:

@@ -13,23 +13,27 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 from verifiers._math.lexer import Unsupported
+from verifiers._math.naming import value_of, without_names
 from verifiers._math.number import constant, equal_everywhere, proportional
-from verifiers._math.region import FLIPPED, looks_like_region, region, same_region
+from verifiers._math.quantities import QUANTITIES
+from verifiers._math.region import FLIPPED, looks_like_region, region, region_variables, same_region
 from verifiers._math.tree import Node, number, variables
+from verifiers._math.vectors import scaled_matrix
 
 MAX_ITEMS = 60
+MAX_PLUS_MINUS = 8
+TEMPERATURES = frozenset({"celsius", "fahrenheit"})
 FAMILIES = {name: "trigonometric" for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")}
 FAMILIES |= {name: "inverse trigonometric" for name in ("arcsin", "arccos", "arctan")}
 FAMILIES |= {name: "logarithm" for name in ("log", "ln", "lg")}
-FAMILIES |= {"binom": "combinatorial", "exp": "exponential"}
-FUNCTION_NAMES = frozenset("fghFGHPQ")
+FAMILIES |= {"binom": "combinatorial"}
 NUMBER_OPS = frozenset({"num", "mixed", "neg", "div", "pow", "percent", "call", "base"})
 
 
 def same_answer(gold: Node, answer: Node) -> bool:
     """Raises Unsupported where one of them is outside what can be compared."""
-    gold, answer = _plus_minus(gold), _plus_minus(answer)
-    gold, answer = _without_name(gold, answer)
+    gold, answer = _prepared(gold), _prepared(answer)
+    gold, answer = without_names(gold, answer)
     if gold.op == "unit" or answer.op in ("unit", "percent", "degree") or gold.op in ("percent", "degree"):
         return _same_quantity(gold, answer)
     if "text" in (gold.op, answer.op) or "base" in (gold.op, answer.op):
@@ -52,13 +56,35 @@ def _same_digits(gold: Node, answer: Node) -> bool:
     return gold.op == "base" and plain and gold.value[0] == str(answer.value)
 
 
+def _prepared(node: Node) -> Node:
+    """Each plus-minus as both its values, and a scalar times a matrix as the matrix."""
+    return scaled_matrix(_outward(_plus_minus(node)))
+
+
 def _plus_minus(node: Node) -> Node:
-    """a ± b as the list of both."""
+    """a ± b as the list of both, also within a list or a set."""
     if not node.has("pm"):
         return node
-    if sum(part.op == "pm" for part in node.walk()) > 4 or node.op == "list":
-        raise Unsupported("plus-minus within a list")
-    return Node("list", (_signed(node, "pm"), _signed(node, "mp")))
+    if sum(part.op == "pm" for part in node.walk()) > MAX_PLUS_MINUS:
+        raise Unsupported("too many plus-minus signs")
+    if node.op in ("list", "set"):
+        items = [item for arg in node.args for item in _both_values(arg)]
+        return Node(node.op, tuple(items), node.value)
+    return Node("list", tuple(_both_values(node)))
+
+
+def _both_values(node: Node) -> list[Node]:
+    return [_signed(node, "pm"), _signed(node, "mp")] if node.has("pm") else [node]
+
+
+def _outward(node: Node) -> Node:
+    """A sign within a quantity: minus (30 degrees) is (minus 30) degrees."""
+    if node.op in ("list", "set", "group"):
+        return Node(node.op, tuple(_outward(arg) for arg in node.args), node.value)
+    if node.op == "neg" and node.args[0].op in QUANTITIES:
+        inner = node.args[0]
+        return Node(inner.op, (Node("neg", inner.args),), inner.value)
+    return node
 
 
 def _signed(node: Node, plus: str) -> Node:
@@ -69,45 +95,7 @@ def _signed(node: Node, plus: str) -> Node:
     return right if args[0] == number(0) else Node("add", (args[0], right))
 
 
-# -- names, units
-
-
-def _is_name(node: Node) -> bool:
-    """x, or f(x)."""
-    if node.op == "var":
-        return True
-    if node.op != "mul" or len(node.args) != 2 or any(arg.op != "var" for arg in node.args):
-        return False
-    return node.args[0].value in FUNCTION_NAMES and node.args[0] != node.args[1]
-
-
-def _value_of(node: Node) -> tuple[Node, Node] | None:
-    """(name, value) of `x = 3`, `3 = x` or `x \\in S`."""
-    if node.op != "rel" or node.value not in (("=",), ("in",)):
-        return None
-    left, right = node.args
-    if _is_name(left) and (node.value == ("in",) or not _is_name(right)):
-        return left, right
-    return (right, left) if _is_name(right) and node.value == ("=",) and not _is_name(left) else None
-
-
-def _without_name(gold: Node, answer: Node) -> tuple[Node, Node]:
-    """`x = 3` and `3` are one answer; `y = 3` is not `x = 3`, and `2x + 1` is not the line `y = 2x + 1`."""
-    if answer.op == "list" and gold.op in ("list", "set"):
-        named = [_value_of(arg) for arg in answer.args]
-        if not any(_value_of(arg) for arg in gold.args) and all(named):
-            names = {str(pair[0].value).partition("_")[0] for pair in named if pair}
-            if len(names) == 1:
-                return gold, Node("list", tuple(pair[1] for pair in named if pair))
-    of_gold, of_answer = _value_of(gold), _value_of(answer)
-    if of_gold and of_answer:
-        if of_gold[0] == of_answer[0] and not variables(of_gold[1]):
-            return of_gold[1], of_answer[1]
-    elif of_answer and gold.op != "rel":
-        return gold, of_answer[1]
-    elif of_gold and answer.op != "rel" and (not variables(of_gold[1]) or gold.value == ("in",)):
-        return of_gold[1], answer
-    return gold, answer
+# -- units
 
 
 def _same_quantity(gold: Node, answer: Node) -> bool:
@@ -117,6 +105,8 @@ def _same_quantity(gold: Node, answer: Node) -> bool:
     if "percent" in (gold.op, answer.op):
         return _same_percentage(gold, answer)
     units = {node.value if node.op == "unit" else "degree" for node in (gold, answer) if node.op in ("unit", "degree")}
+    if "degree" in units and units & TEMPERATURES:  # 37 degrees, and 37 degrees Celsius
+        units.discard("degree")
     bare = [node.args[0] if node.op in ("unit", "degree") else node for node in (gold, answer)]
     return len(units) == 1 and same_answer(bare[0], bare[1])
 
@@ -127,7 +117,7 @@ def _same_percentage(gold: Node, answer: Node) -> bool:
     if other.op in ("unit", "degree", "list", "set", "group", "matrix", "rel", "text", "base"):
         return False
     share = _rational(percent.args[0])
-    readings = [share / 100, share] if share > 1 else [share / 100]
+    readings = [share / 100, share] if abs(share) > 1 else [share / 100]
     numbers = [Node("mixed", (), reading) for reading in readings]
     return any(_same_expression(n, answer) if percent is gold else _same_expression(gold, n) for n in numbers)
 
@@ -169,6 +159,9 @@ def _matched(wanted: Sequence[Node], given: list[Node], same: Callable[[Node, No
 
 def _same_region(gold: Node, answer: Node) -> bool:
     """Regions of the line; where one is none, inequalities side by side."""
+    names = region_variables(gold), region_variables(answer)
+    if all(names) and names[0] != names[1]:  # y > 3 is not x > 3
+        return False
     try:
         return same_region(region(gold), region(answer))
     except Unsupported:
@@ -184,9 +177,11 @@ def _same_relation(gold: Node, answer: Node) -> bool:
         return False
     (gold_op,), (answer_op,) = gold.value, answer.value
     if gold_op == answer_op == "=":
+        if any(side.op in ("group", "matrix", "set") for side in (*gold.args, *answer.args)):
+            return all(same_answer(g, a) for g, a in zip(gold.args, answer.args, strict=True))
         if not variables(gold):
             return False
-        if _value_of(gold) and not variables(_value_of(gold)[1]):  # type: ignore[index]
+        if value_of(gold) and not variables(value_of(gold)[1]):  # type: ignore[index]
             return False  # x = 3 wants x = 3, and got here because it did not get it
         return variables(gold) == variables(answer) and proportional(_difference(gold), _difference(answer))
     sides = list(answer.args)
@@ -228,6 +223,7 @@ def _infinity(node: Node) -> int:
 
 def _families(node: Node) -> frozenset[str]:
     found = {FAMILIES[part.value] for part in node.walk() if part.op == "call" and part.value in FAMILIES}
+    found |= {f"function {part.value}" for part in node.walk() if part.op == "apply"}
     return frozenset(found | {"combinatorial" for part in node.walk() if part.op == "factorial"})
 
 

@@ -27,26 +27,29 @@ MAX_TOKENS = 600
 MAX_DIGITS = 300
 SKIPPED = frozenset(
     "left right big Big bigg Bigg bigl bigr Bigl Bigr displaystyle textstyle limits nolimits quad qquad , ; ! : >"
-    " rm bf it mathstrut thinspace ~".split()
+    " rm bf it mathstrut thinspace ~ boxed fbox underline ensuremath".split()
 ) | {" "}
 SAME_COMMAND = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leq": "le", "geq": "ge",
     "leqslant": "le", "geqslant": "ge", "neq": "ne", "lt": "<", "gt": ">", "varnothing": "emptyset", "to": "rightarrow",
     "ast": "cdot", "bullet": "cdot", "lbrace": "{", "rbrace": "}", "lbrack": "[", "rbrack": "]", "land": "and",
     "lor": "or", "degree": "circ", "backslash": "setminus", "varphi": "phi", "vert": "|", "mid": "|", "lvert": "|",
-    "rvert": "|", "colon": ":",
+    "rvert": "|", "colon": ":", "dots": "ldots", "textmu": "mu", "Rightarrow": "rightarrow", "implies": "rightarrow",
+    "textdegree": "circ", "smallsetminus": "setminus",
 }  # fmt: skip
-TEXT_COMMANDS = frozenset(
-    "text textbf textit textrm textnormal textsf mbox mathrm mathbf mathit operatorname bold".split()
-)
+MATH_FONTS = frozenset("mathrm mathbf mathit mathsf mathtt mathnormal operatorname bold boldsymbol bm pmb".split())
+TEXT_COMMANDS = MATH_FONTS | frozenset("text textbf textit textrm textnormal textsf texttt textup emph mbox".split())
 FUNCTION_WORDS = frozenset(
     "sqrt sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp pi infty".split()
 )
 UNIT_WORDS = frozenset("cm mm km kg mg ml mL mph kph ft in lb oz hr hrs min sec".split())
+UNIT_LETTERS = frozenset("m s g h l L A C F H J K N T V W".split())  # as units after a number, in \\mathrm only
+ANSWER_WORDS = frozenset("yes no".split())
+MAX_FONT_DEPTH = 4  # of fonts within fonts
 
 _PIECE = re.compile(
     r"""(?P<space>\s+)
-    |(?P<num>\d{1,3}(?:,\\!\d{3}|\{,\}\d{3}|\\,\d{3}(?!\d)|(?P<comma>,\d{3}))+(?!\d)(?:\.\d+)?|\d+\.\d+|\d+\.(?!\d)|\.\d+|\d+)
+    |(?P<num>\d{1,3}(?:,\\[!,]\s*\d{3}|\{,\}\s*\d{3}|\\[,;!]\s*\d{3}(?!\d)|(?P<comma>,\d{3}))+(?!\d)(?:\.\d+)?|\d+\.\d+|\d+\.(?!\d)|\.\d+|\d+)
     |\\(?P<command>[a-zA-Z]+|.)
     |(?P<unit>(?:km/h|mi/h|cm/s|m/s)(?![a-zA-Z]))
     |(?P<word>[a-zA-Z]+)
@@ -56,10 +59,10 @@ _PIECE = re.compile(
 _SCIENTIFIC = re.compile(r"[eE]([-+]?\d{1,4})(?![\d.])")
 
 
-def tokens_of(text: str) -> list[Token]:
-    """Raises Unsupported for a sign without a meaning here and for more than MAX_TOKENS tokens."""
+def tokens_of(text: str, depth: int = 0) -> list[Token]:
+    """Raises Unsupported for a symbol without a meaning here and for more than MAX_TOKENS tokens."""
     found: list[Token] = []
-    at, depth, spaced = 0, 0, False
+    at, brackets, spaced = 0, 0, False
     while at < len(text):
         piece = _PIECE.match(text, at)
         if piece is None:
@@ -68,13 +71,13 @@ def tokens_of(text: str) -> list[Token]:
         if kind == "space":
             spaced = True
             continue
-        if kind == "num" and piece["comma"] and depth:
+        if kind == "num" and piece["comma"] and brackets:
             # in brackets a comma separates: (1,234) is a pair
             raw = raw.partition(",")[0]
             at = piece.start() + len(raw)
         if kind == "command" and (name := SAME_COMMAND.get(piece["command"], piece["command"])) in TEXT_COMMANDS:
-            content, at = _braced(text, at)
-            new = _text_tokens(name, content, spaced)
+            content, at = _argument(text, at)
+            new = _font_tokens(name, content, spaced, _context(found), depth)
         elif kind == "command":
             new = _command_tokens(name, spaced)
         elif kind == "num":
@@ -87,13 +90,54 @@ def tokens_of(text: str) -> list[Token]:
             new = _word_tokens(raw, spaced, bool(found) and (found[-1].kind == "num" or found[-1].text in ")}"))
         else:
             new = [Token("sign", raw, spaced)] if raw != "~" else []
-        depth += sum((t.text in "([") - (t.text in ")]") for t in new if t.kind == "sign")
-        depth += sum((t.text == "\\{") - (t.text == "\\}") for t in new)
+        brackets += sum((t.text in "([") - (t.text in ")]") for t in new if t.kind == "sign")
+        brackets += sum((t.text == "\\{") - (t.text == "\\}") for t in new)
         found += new
         spaced = spaced and not new
         if len(found) > MAX_TOKENS:
             raise Unsupported(f"more than {MAX_TOKENS} tokens")
-    return [*found, Token("end", "")]
+    return [*(_with_unit_symbols(found) if depth == 0 else found), Token("end", "")]
+
+
+def _context(found: list[Token]) -> Literal["start", "value", "unit"]:
+    """What the next words come after: nothing or an operator, a value, or a unit that may go on (`m/`, `kg \\cdot`)."""
+    for i in range(len(found) - 1, -1, -1):
+        token = found[i]
+        if token.kind == "text":
+            return "unit"
+        joins = token.text in ("/", "*", "^", "{", "}", "-", "(") if token.kind == "sign" else token.kind == "num"
+        joins = joins or (token.kind == "command" and token.text in ("cdot", "times"))
+        if not joins or not any(earlier.kind == "text" for earlier in found[max(0, i - 6) : i]):
+            break
+    if not found:
+        return "start"
+    last = found[-1]
+    closes = last.kind == "sign" and last.text in (")", "]", "}", "|", "%", "\\}", "!")
+    ends = last.kind in ("num", "letter") or closes or (last.kind == "command" and last.text in ("pi", "infty", "circ"))
+    return "value" if ends else "start"
+
+
+def _is_micro(after: Token, rest: list[Token]) -> bool:
+    return after.kind == "text" or (after.kind == "letter" and after.text in UNIT_LETTERS and not rest)
+
+
+def _with_unit_symbols(tokens: list[Token]) -> list[Token]:
+    r"""`5\,\mu\text{m}` and `5\,\Omega`: a Greek letter that belongs to a unit, as text."""
+    out: list[Token] = []
+    for i, token in enumerate(tokens):
+        after = tokens[i + 1] if i + 1 < len(tokens) else Token("end", "")
+        valued = bool(out) and (out[-1].kind == "num" or out[-1].text in ("}", ")"))
+        if out and out[-1] == Token("text", "μ") and token.kind in ("text", "letter"):
+            out[-1] = Token("text", "μ" + token.text)
+        elif token.kind == "command" and token.text == "mu" and valued and _is_micro(after, tokens[i + 2 :]):
+            out.append(Token("text", "μ"))
+        elif token.kind == "command" and token.text == "Omega" and valued and after.kind in ("end", "text"):
+            out.append(Token("text", "ohm"))
+        elif token.kind == "command" and token.text == "Omega" and out and out[-1].text in ("k", "M", "m"):
+            out[-1] = Token("text", out[-1].text + "ohm")
+        else:
+            out.append(token)
+    return out
 
 
 def _digits(raw: str) -> str:
@@ -103,26 +147,49 @@ def _digits(raw: str) -> str:
     return digits
 
 
-def _braced(text: str, at: int) -> tuple[str, int]:
-    """What the braces at or after white space hold, and where they end."""
-    opened = re.compile(r"\s*\{([^{}]*)\}").match(text, at)
+def _argument(text: str, at: int) -> tuple[str, int]:
+    """The content of the braces at or after white space, braces within them included, and where they end."""
+    opened = re.compile(r"\s*\{").match(text, at)
     if opened is None:
         raise Unsupported("a text without its braces")
-    return opened[1], opened.end()
+    depth, start = 1, opened.end()
+    for piece in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
+        depth += (piece[0] == "{") - (piece[0] == "}")
+        if depth == 0:
+            return text[start : piece.start()], piece.end()
+    raise Unsupported("a text whose braces do not close")
 
 
-def _text_tokens(command: str, content: str, spaced: bool) -> list[Token]:
+_WORDS_ONLY = re.compile(r"[^\d\\^_=+*|{}$<>]*")
+_VALUE_FIRST = re.compile(
+    r"\s*[-+(\[]?\s*(?:\d|\.\d|\\?\$|\\(?:d?frac|tfrac|sqrt|pi|boxed|text|math|bold|left)\b|\\[a-z]*{)"
+)
+
+
+def _font_tokens(
+    command: str, content: str, spaced: bool, context: Literal["start", "value", "unit"], depth: int
+) -> list[Token]:
+    r"""`\text{ cm}` is words or a unit; `\textbf{5 apples}` and `\mathbf{\frac12}` are what stands in them."""
     words = content.strip()
     if words in ("or", "and", ", and", ", or", ",and", ",or"):
         return [Token("command", "or" if "or" in words else "and")]
-    if words == "%":
+    if words in ("%", "\\%"):
         return [Token("sign", "%")]
-    if command in ("mathrm", "mathbf", "mathit", "operatorname", "bold"):
+    if command in MATH_FONTS:
         if len(words) == 1 and words.isascii() and words.isalpha():
-            return [Token("letter", words, spaced)]
+            is_unit = command == "mathrm" and context != "start" and words in UNIT_LETTERS
+            return [Token("text" if is_unit or context == "unit" else "letter", words, spaced)]
         if words in FUNCTION_WORDS:
             return [Token("command", words, spaced)]
-    return [Token("text", words, spaced)] if words else []
+    if _WORDS_ONLY.fullmatch(words):
+        return [Token("text", words, spaced)] if words else []
+    if context != "start":
+        return [Token("text", words, spaced)]
+    if not (_VALUE_FIRST.match(words) or "=" in words or (command in MATH_FONTS and not words.isalnum())):
+        return [Token("text", words, spaced)]
+    if depth >= MAX_FONT_DEPTH:
+        raise Unsupported("fonts within fonts")
+    return tokens_of(content, depth + 1)[:-1]
 
 
 def _command_tokens(name: str, spaced: bool) -> list[Token]:
@@ -145,6 +212,8 @@ def _word_tokens(word: str, spaced: bool, after_number: bool) -> list[Token]:
         return [Token("command", "infty", spaced)]
     if word in ("or", "and") and spaced:
         return [Token("command", word, spaced)]
+    if word.lower() in ANSWER_WORDS and not spaced and not after_number:
+        return [Token("text", word, spaced)]
     if (after_number and word in UNIT_WORDS) or (len(word) >= 4 and set(word.lower()) & set("aeiou")):
         return [Token("text", word, spaced)]
     return [Token("letter", letter, spaced and i == 0) for i, letter in enumerate(word)]

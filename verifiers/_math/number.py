@@ -5,6 +5,7 @@ Every operation is bounded before it is done: exponents, factorials and digits f
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 import threading
@@ -107,6 +108,15 @@ class _Evaluation:
                 total, right = self.floating(total), self.floating(right)
             total = self.sized(combine(total, right))
         return total
+
+    def _apply(self, node: Node) -> Value:
+        """A function nobody knows, as a number that its name and arguments decide: f(1+1) is f(2), and not 2f."""
+        texts = []
+        for arg in node.args:
+            value = self.of(arg)
+            texts.append(str(value) if isinstance(value, Fraction) else _context(BASE_DIGITS).nstr(value, SPARE_DIGITS))
+        digest = hashlib.sha256("|".join([str(node.value), *texts]).encode()).digest()
+        return Fraction(int.from_bytes(digest[:8]), 2**61 - 1)
 
     def _neg(self, node: Node) -> Value:
         return -self.of(node.args[0])

@@ -12,20 +12,17 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from verifiers._math.cursor import Cursor
-from verifiers._math.lexer import SAME_COMMAND, SKIPPED, TEXT_COMMANDS, Token, Unsupported, tokens_of
+from verifiers._math.lexer import SAME_COMMAND, SKIPPED, TEXT_COMMANDS, Unsupported, tokens_of
+from verifiers._math.matrices import MatrixReader
+from verifiers._math.names import ACCENTS, ALWAYS_APPLIED, FIGURES, GREEK, NameReader
+from verifiers._math.quantities import QUANTITIES, QuantityReader, literal
 from verifiers._math.tree import Node, number
-from verifiers._math.units import MULTIPLIERS, unit_name
 
 RELATIONS = {"=": "=", "<": "<", ">": ">", "le": "<=", "ge": ">=", "ne": "!=", "in": "in"}
 FUNCTIONS = frozenset("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp".split())
 CONSTANTS = {"pi": "pi", "infty": "infty"}
-GREEK = frozenset(
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi chi psi omega"
-    " Gamma Delta Theta Lambda Sigma Phi Psi Omega ell".split()
-)
 SETS = {"R": "reals"}
-MATRICES = frozenset("pmatrix bmatrix Bmatrix vmatrix matrix array".split())
+ALL_REALS = frozenset({"all real numbers", "all reals", "the real numbers", "real numbers", "all real x"})
 
 
 def parse(text: str) -> Node:
@@ -36,7 +33,7 @@ def parse(text: str) -> Node:
     return node
 
 
-class _Reader(Cursor):
+class _Reader(NameReader, QuantityReader, MatrixReader):
     # -- statements
 
     def answer(self) -> Node:
@@ -77,41 +74,6 @@ class _Reader(Cursor):
             raise Unsupported("words after a ratio, as in a time of day")
         return self.make("group", *parts, value="::")
 
-    def with_unit(self, node: Node) -> Node:
-        r"""`10\text{ cm}^2`: words after a value are its unit, if they are the kind of words units are."""
-        if not self.at("text"):
-            return node
-        if node.op == "text":
-            raise Unsupported("text after text")
-        words = self.take().text
-        if node.op == "rel":
-            *sides, last = node.args
-            return self.make("rel", *sides, self.scaled(last, words), value=node.value)
-        return self.scaled(node, words)
-
-    def scaled(self, node: Node, words: str) -> Node:
-        if node.op in ("percent", "degree", "unit"):
-            raise Unsupported("a unit after a unit")
-        first, *rest = words.lower().split()
-        if first in MULTIPLIERS:
-            node = self.make("mixed", value=node.value * MULTIPLIERS[first]) if node.op == "num" else self.refuse(words)
-            words = " ".join(rest)
-            if not words:
-                return node
-        if words.lower() == "percent":
-            return self.make("percent", node)
-        power = ""
-        if self.sign("^"):
-            self.take()
-            exponent = self.group_or_token()
-            if exponent.op != "num":
-                raise Unsupported("a unit with a strange exponent")
-            power = f"^{exponent.value}"
-        return self.make("unit", node, value=unit_name(words + power))
-
-    def refuse(self, what: str) -> Node:
-        raise Unsupported(what)
-
     # -- expressions
 
     def set_expression(self) -> Node:
@@ -136,7 +98,9 @@ class _Reader(Cursor):
         if sign in ("pm", "mp"):
             return self.make("pm", left or number(0), self.term(), value=sign)
         right = self.deeper(self.sum_operand)
-        if sign == "-":
+        if sign == "-" and left is None and right.op in QUANTITIES:  # -30 degrees is a quantity of -30
+            right = self.make(right.op, self.make("neg", right.args[0]), value=right.value)
+        elif sign == "-":
             right = self.make("neg", right)
         if left is None:
             return right
@@ -153,7 +117,7 @@ class _Reader(Cursor):
             if self.sign("*") or self.command("cdot", "times"):
                 self.take()
                 factors.append(self.signed(None) if self.sign("-") else self.factor())
-            elif self.sign("/") or self.command("div"):
+            elif (self.sign("/") and self.peek(1).kind != "text") or self.command("div"):
                 self.take()
                 left = self.product(factors)
                 factors = [self.make("div", left, self.factor())]
@@ -172,9 +136,9 @@ class _Reader(Cursor):
         """`1 1/2`: two numbers side by side are a mixed number or nothing."""
         if not (self.peek(1).text == "/" and self.peek(2).kind == "num"):
             raise Unsupported("two numbers side by side")
-        top = _literal(self.take())
+        top = literal(self.take().text)
         self.take()
-        return self.mixed(whole.value, top, _literal(self.take()))
+        return self.mixed(whole.value, top, literal(self.take().text))
 
     def mixed(self, whole: Fraction, top: Fraction, bottom: Fraction) -> Node:
         if whole.denominator != 1 or bottom == 0 or not 0 < top < bottom:
@@ -182,30 +146,49 @@ class _Reader(Cursor):
         return self.make("mixed", value=whole + top / bottom)
 
     def starts_factor(self) -> bool:
+        if self.pending is not None:
+            return True
         token = self.now
         if token.kind in ("num", "letter"):
             return True
         if token.kind == "sign":
             return token.text in ("(", "{", "[", "\\{")
         return token.kind == "command" and (
-            token.text in FUNCTIONS | GREEK | CONSTANTS.keys() | {"frac", "sqrt", "binom", "overline", "begin"}
+            token.text in FUNCTIONS | GREEK | CONSTANTS.keys() | ACCENTS | FIGURES | {"frac", "sqrt", "binom", "begin"}
         )
 
     def factor(self) -> Node:
-        node = self.atom()
+        node, self.pending = self.pending or self.atom(), None
         if node.op == "num" and self.command("frac") and node.value.denominator == 1:
             node = self.maybe_mixed(node)
-        while self.sign("^", "!", "%", "_", "'"):
-            sign = self.take().text
-            if sign == "^":
-                node = self.power(node)
-            elif sign == "_":
-                node = self.indexed(node)
-            elif sign == "'":
-                raise Unsupported("a derivative")
+        while self.pending is None:
+            if self.command("circ"):  # 45\\degree
+                self.take()
+                node = self.degrees(node)
+            elif self.sign("("):
+                if node.op != "var":
+                    break
+                node = self.applied(node)
+            elif self.sign("["):
+                if node != Node("var", (), "E"):
+                    break
+                node = self.applied(node)
+            elif self.sign("^", "!", "%", "_", "'"):
+                node = self.with_suffix(node, self.take().text)
             else:
-                node = self.make("factorial" if sign == "!" else "percent", node)
+                break
         return node
+
+    def with_suffix(self, node: Node, sign: str) -> Node:
+        if sign == "^":
+            return self.power(node)
+        if sign == "_":
+            return self.indexed(node)
+        if sign == "'":
+            if node.op != "var":
+                raise Unsupported("a derivative")
+            return self.make("var", value=f"{node.value}'")
+        return self.make("factorial" if sign == "!" else "percent", node)
 
     def maybe_mixed(self, whole: Node) -> Node:
         r"""`1\frac{1}{2}` is 1 + 1/2, while `2\frac{x}{3}` is a product."""
@@ -223,12 +206,16 @@ class _Reader(Cursor):
             raise Unsupported("a power of a unit")
         if self.command("circ"):
             self.take()
-            return self.make("degree", base)
+            return self.degrees(base)
         if self.sign("{") and self.peek(1).text == "circ":
             for _ in range(3):
                 self.take()
-            return self.make("degree", base)
+            return self.degrees(base)
         exponent = self.deeper(self.exponent)
+        if base.op == "var" and str(base.value)[0] in ALWAYS_APPLIED and self.sign("("):  # f^{-1}(3), f^2(3)
+            plain = exponent.args[0] if exponent.op == "neg" else exponent
+            if plain.op == "num":
+                return self.make("var", value=f"{base.value}^{'-' if exponent.op == 'neg' else ''}{plain.value}")
         if self.sign("^"):
             raise Unsupported("a power of a power without braces")
         return self.make("pow", base, exponent)
@@ -239,63 +226,37 @@ class _Reader(Cursor):
             return self.make("neg", self.group_or_token())
         return self.group_or_token()
 
-    def indexed(self, node: Node) -> Node:
-        """x_1 is a variable of that name; 1011_2 a number with its base."""
-        index = self.group_or_token()
-        if index.op not in ("num", "var"):
-            raise Unsupported("an index that is no number or letter")
-        if node.op == "num" and index.op == "num" and node.value.denominator == 1:
-            return self.make("base", value=(str(node.value), str(index.value)))
-        if node.op == "var":
-            return self.make("var", value=f"{node.value}_{index.value}")
-        raise Unsupported("an index on what is no number or variable")
-
     # -- atoms
 
     def atom(self) -> Node:
         token = self.now
         if token.kind == "num":
-            return self.repeating(_literal(self.take()), token.text)
+            return self.repeating(literal(self.take().text), token.text)
         if token.kind == "letter":
             return _letter(self.take().text)
         if token.kind == "text":
-            return self.make("text", value=self.take().text)
+            return self.words(self.take().text)
         if token.kind == "sign":
             return self.deeper(self.bracketed)
         if token.kind == "command":
             return self.deeper(self.commanded)
         raise Unsupported(f"{token.text or 'the end'!r} where a value belongs")
 
-    def repeating(self, value: Fraction, text: str) -> Node:
-        r"""`0.1\overline{6}`: the digits under the line go on for ever."""
-        if "." not in text or not self.command("overline"):
-            return number(value)
-        self.take()
-        digits = self.group_or_token_text()
-        if not digits.isdigit() or len(digits) > 20:
-            raise Unsupported("a line over what is no row of digits")
-        decimals = len(text.partition(".")[2])
-        return number(value + Fraction(int(digits), (10 ** len(digits) - 1) * 10**decimals))
-
-    def group_or_token_text(self) -> str:
-        self.expect("sign", "{")
-        text = self.take().text
-        self.expect("sign", "}")
-        return text
+    def words(self, text: str) -> Node:
+        if text.strip(" .").lower() in ALL_REALS:
+            return self.make("const", value="reals")
+        if text in ("euros", "pounds") and self.at("num"):  # a currency sign before its amount
+            return self.make("unit", self.factor(), value=text.removesuffix("s"))
+        return self.make("text", value=text)
 
     def bracketed(self) -> Node:
         opened = self.take().text
         if opened == "{":
-            node = self.item()
+            items, several = self.items()
             self.expect("sign", "}")
-            return node
+            return self.make("set", *items) if several else items[0]
         if opened == "\\{":
-            if self.sign("\\}"):
-                self.take()
-                return self.make("set")
-            items, _ = self.items()
-            self.expect("sign", "\\}")
-            return self.make("set", *items)
+            return self.braced_set()
         if opened == "|":
             node = self.sum()
             self.expect("sign", "|")
@@ -311,6 +272,33 @@ class _Reader(Cursor):
         if opened + closed not in ("()", "[]") or items[0].op == "rel":
             raise Unsupported("brackets that do not match")
         return items[0]
+
+    def braced_set(self) -> Node:
+        r"""`\{1, 2\}`, or a set by its condition: `\{x \mid x > 2\}`, `\{x \in \mathbb{R} : x \ne 2\}`."""
+        if self.sign("\\}"):
+            self.take()
+            return self.make("set")
+        if self.now.kind in ("letter", "command") and (self.peek(1).text in ("|", ":", "in")):
+            return self.set_by_condition()
+        items, _ = self.items()
+        self.expect("sign", "\\}")
+        return self.make("set", *items)
+
+    def set_by_condition(self) -> Node:
+        name = self.atom()
+        domain = self.make("const", value="reals")
+        if self.command("in"):
+            self.take()
+            domain = self.set_expression()
+        if name.op != "var" or not self.sign("|", ":"):
+            raise Unsupported("a set that is neither listed nor described")
+        self.take()
+        conditions, joins = self.items()
+        self.expect("sign", "\\}")
+        if "or" in joins and len(set(joins)) > 1:
+            raise Unsupported("a condition of both `and` and `or`")
+        joined = "or" if "or" in joins else "and"
+        return self.make("where", name, domain, *conditions, value=joined)
 
     def commanded(self) -> Node:
         name = self.take().text
@@ -328,12 +316,17 @@ class _Reader(Cursor):
             return self.function(name)
         if name == "emptyset":
             return self.make("set")
-        if name == "mathbb" and (letter := self.group_or_token()).value in SETS:
-            return self.make("const", value=SETS[letter.value])
+        if name == "mathbb":
+            letter = str(self.group_or_token().value)
+            if letter in SETS:
+                return self.make("const", value=SETS[letter])
+            return self.make("var", value=letter if letter in ("E", "P") else f"the set {letter}")
+        if name in ACCENTS or name in FIGURES:
+            return self.marked(name)
         if name == "begin":
             return self.matrix()
         if name == "$":  # \$5.00
-            return self.make("unit", self.factor(), value="dollar")
+            return self.make("unit", self.signed(None) if self.sign("-") else self.factor(), value="dollar")
         raise Unsupported(f"\\{name}")
 
     def root(self) -> Node:
@@ -356,6 +349,9 @@ class _Reader(Cursor):
         if base is not None and name != "log":
             raise Unsupported(f"a base under \\{name}")
         argument = self.factor() if self.sign("(", "{", "[") else self.argument()
+        if name == "exp":
+            call = self.make("pow", self.make("const", value="e"), argument)
+            return call if exponent is None else self.make("pow", call, exponent)
         call = self.make("call", argument, *([base] if base else []), value=name)
         if exponent is None:
             return call
@@ -376,69 +372,17 @@ class _Reader(Cursor):
         r"""What \frac, ^ and \sqrt take: braces, or the one thing that follows."""
         return self.atom()
 
-    def matrix(self) -> Node:
-        kind = self.environment()
-        if kind == "array" and self.sign("{"):  # the column layout
-            while not self.sign("}"):
-                if self.at("end"):
-                    raise Unsupported("an array that does not end")
-                self.take()
-            self.take()
-        rows: list[list[Node]] = [[]]
-        while not self.command("end"):
-            if self.command("\\"):
-                self.take()
-                rows.append([])
-            elif self.sign("&"):
-                self.take()
-            else:
-                rows[-1].append(self.item())
-        self.take()
-        if self.environment() != kind:
-            raise Unsupported("a matrix that ends as another")
-        rows = [row for row in rows if row]
-        if not rows or len({len(row) for row in rows}) != 1:
-            raise Unsupported("a matrix with rows of different length")
-        return self.make("matrix", *(cell for row in rows for cell in row), value=len(rows[0]))
-
-    def environment(self) -> str:
-        self.expect("sign", "{")
-        name = ""
-        while self.now.kind in ("letter", "text"):
-            name += self.take().text
-        self.expect("sign", "}")
-        if name not in MATRICES:
-            raise Unsupported(f"\\begin{{{name}}}")
-        return name
-
-
-def _literal(token: Token) -> Fraction:
-    mantissa, _, exponent = token.text.partition("e")
-    if exponent and abs(int(exponent)) > 400:
-        raise Unsupported("an exponent over 400")
-    return Fraction(mantissa + ("0" if mantissa.endswith(".") else "")) * Fraction(10) ** int(exponent or 0)
-
 
 def _letter(letter: str) -> Node:
     return Node("const", (), letter) if letter in ("e", "i") else Node("var", (), letter)
 
 
+_OTHER_COMMANDS = "frac sqrt binom begin end cup cap setminus cdot times div pm mp dot ldots emptyset mathbb".split()
 KNOWN_COMMANDS = frozenset(
     "\\" + name
-    for names in (RELATIONS, FUNCTIONS, CONSTANTS, GREEK, SKIPPED, SAME_COMMAND, SAME_COMMAND.values(), TEXT_COMMANDS)
-    for name in (
-        *names,
-        "frac",
-        "sqrt",
-        "binom",
-        "overline",
-        "begin",
-        "end",
-        "cup",
-        "cap",
-        "cdot",
-        "times",
-        "div",
-        "pm",
+    for names in (
+        RELATIONS, FUNCTIONS, CONSTANTS, GREEK, ACCENTS, FIGURES, SKIPPED, SAME_COMMAND, SAME_COMMAND.values(),
+        TEXT_COMMANDS, _OTHER_COMMANDS,
     )
-)
+    for name in names
+)  # fmt: skip

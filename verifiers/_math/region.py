@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cmp_to_key
@@ -25,14 +26,26 @@ class Bound:
 
 
 Piece = tuple[Bound, Bound]
+EVERYTHING: list[Piece] = [(Bound(None, False, -1), Bound(None, False, 1))]
 
 
 def looks_like_region(node: Node) -> bool:
-    if node.op in ("union", "inter", "minus") or (node.op == "const" and node.value == "reals"):
+    if node.op in ("union", "inter", "minus", "where") or (node.op == "const" and node.value == "reals"):
         return True
+    if node.op == "add":  # R - {2}
+        return looks_like_region(node.args[0])
     if node.op == "rel":
-        return set(node.value) <= FLIPPED.keys()
+        return node.value in (("!=",), ("in",)) or set(node.value) <= FLIPPED.keys()
     return node.op == "list" and any(looks_like_region(arg) for arg in node.args)
+
+
+def region_variables(node: Node) -> frozenset[str]:
+    r"""The variables of inequalities; not the one of `\{x \mid x > 2\}`, whose name says nothing."""
+    if node.op == "rel":
+        return variables(node)
+    if node.op in ("list", "union", "inter", "minus"):
+        return frozenset().union(*map(region_variables, node.args))
+    return frozenset()
 
 
 def region(node: Node) -> list[Piece]:
@@ -48,26 +61,99 @@ def same_region(left: list[Piece], right: list[Piece]) -> bool:
 
 
 def _pieces(node: Node) -> list[Piece]:
-    if node.op == "list" and node.value == "and" and (both := _both(*map(_pieces, node.args))):
-        return both  # where nothing is in both, `x < 1 and x > 3` is how people write a union
-    if node.op in ("union", "list"):
-        pieces = [piece for arg in node.args for piece in _pieces(arg)]
-        if len(pieces) > MAX_PIECES:
-            raise Unsupported("a union of too many pieces")
-        return pieces
+    if node.op == "list":
+        return _of_list(node)
+    if node.op == "union":
+        return _union(node.args)
+    if node.op == "inter":
+        return _all(node.args)
     if node.op == "const" and node.value == "reals":
-        return [(Bound(None, False, -1), Bound(None, False, 1))]
-    if node.op == "group" and len(node.args) == 2:
+        return EVERYTHING
+    if node.op == "group" and len(node.args) == 2 and node.value != "::":
         low = _bound(node.args[0], node.value[0] == "[")
         high = _bound(node.args[1], node.value[1] == "]")
         return [_ordered(low, high)]
     if node.op == "set":
         return [(_bound(arg, True),) * 2 for arg in node.args]
     if node.op == "minus":
-        return _without_points(_merged(_pieces(node.args[0])), node.args[1])
+        return _both(_pieces(node.args[0]), _complement(_pieces(node.args[1])))
+    if node.op == "add" and len(node.args) == 2 and node.args[1].op == "neg":
+        return _both(_pieces(node.args[0]), _complement(_pieces(node.args[1].args[0])))
+    if node.op == "where":
+        return _described(node)
     if node.op == "rel":
-        return [_inequality(node)]
+        return _relation(node)
     raise Unsupported(f"a {node.op} is no region")
+
+
+def _of_list(node: Node) -> list[Piece]:
+    """`x < 1 or x > 3`, `x < 1 and x > 3`, `x \\ne 2, 3`."""
+    first = node.args[0]
+    if first.op == "rel" and first.value == ("!=",):
+        name = first.args[0]
+        return _all([arg if arg.op == "rel" else Node("rel", (name, arg), ("!=",)) for arg in node.args])
+    if node.value == "and" and (both := _all(node.args)):
+        return both  # where nothing is in both, `x < 1 and x > 3` is how people write a union
+    return _union(node.args)
+
+
+def _union(nodes: Sequence[Node]) -> list[Piece]:
+    pieces = [piece for node in nodes for piece in _pieces(node)]
+    if len(pieces) > MAX_PIECES:
+        raise Unsupported("a union of too many pieces")
+    return pieces
+
+
+def _all(nodes: Sequence[Node]) -> list[Piece]:
+    """What lies in each of several regions."""
+    pieces = EVERYTHING
+    for node in nodes:
+        pieces = _both(pieces, _merged(_pieces(node)))
+        if len(pieces) > MAX_PIECES:
+            raise Unsupported("a region of too many pieces")
+    return pieces
+
+
+def _described(node: Node) -> list[Piece]:
+    r"""`\{x \in D \mid condition\}`: the conditions speak of x alone."""
+    name, domain, *conditions = node.args
+    if any(variables(condition) != {name.value} for condition in conditions):
+        raise Unsupported("a set whose condition is not about its variable")
+    described = _union(conditions) if node.value == "or" else _all(conditions)
+    return _both(_merged(_pieces(domain)), _merged(described))
+
+
+def _complement(pieces: list[Piece]) -> list[Piece]:
+    """The rest of the line."""
+    out, low = [], EVERYTHING[0][0]
+    for piece_low, piece_high in _merged(pieces):
+        if not piece_low.infinite:
+            out.append((low, Bound(piece_low.value, not piece_low.closed)))
+        if piece_high.infinite:
+            return _nonempty(out)
+        low = Bound(piece_high.value, not piece_high.closed)
+    return _nonempty([*out, (low, EVERYTHING[0][1])])
+
+
+def _nonempty(pieces: list[Piece]) -> list[Piece]:
+    orders = [_compare(low, high) for low, high in pieces]
+    return [p for p, order in zip(pieces, orders, strict=True) if order < 0 or (order == 0 and p[0].closed)]
+
+
+def _relation(node: Node) -> list[Piece]:
+    if node.value == ("in",):
+        if node.args[0].op != "var":
+            raise Unsupported("membership of what is no variable")
+        return _pieces(node.args[1])
+    if node.value not in (("!=",), ("=",)):
+        return [_inequality(node)]
+    left, right = node.args
+    if (left.op == "var") == (right.op == "var"):
+        raise Unsupported("an equation that is not solved")
+    point = _bound(right if left.op == "var" else left, True)
+    if point.infinite:
+        raise Unsupported("an infinite point")
+    return _complement([(point, point)]) if node.value == ("!=",) else [(point, point)]
 
 
 def _both(one: list[Piece], two: list[Piece]) -> list[Piece]:
@@ -131,23 +217,6 @@ def _inequality(node: Node) -> Piece:
     if len({operator[0] for operator in operators}) != 1:
         raise Unsupported("a chain of inequalities in both directions")
     return _ordered(low, high)
-
-
-def _without_points(pieces: list[Piece], taken: Node) -> list[Piece]:
-    if taken.op != "set":
-        raise Unsupported("a difference with what is no set of points")
-    for arg in taken.args:
-        point, left = _bound(arg, False), []
-        for low, high in pieces:
-            below, above = _compare(low, point), _compare(high, point)
-            if below < 0 < above:
-                left += [(low, point), (point, high)]
-            elif below < above:  # at most one end is the point
-                left.append((point if below == 0 else low, point if above == 0 else high))
-            elif below != 0:  # else the piece is the point
-                left.append((low, high))
-        pieces = left
-    return pieces
 
 
 def _compare(a: Bound, b: Bound) -> int:

@@ -1,4 +1,4 @@
-"""The final answer of a completion, and one spelling for the many ways to write the same signs."""
+"""The final answer of a completion, and one spelling for the many ways to write the same symbols."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import unicodedata
 
 from verifiers import after_thinking
+from verifiers._math import statement
 
 MAX_CHARS = 2000  # of an answer; no honest final answer is longer
 
@@ -17,21 +18,23 @@ SIGNS = {
     "≠": r"\ne ", "∈": r"\in ", "±": r"\pm ", "∓": r"\mp ", "∅": r"\emptyset ", "°": r"^\circ ", "ℝ": r"\mathbb{R}",
     "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "λ": r"\lambda ", "φ": r"\phi ",
     "€": r"\text{ euros}", "£": r"\text{ pounds}", "⁄": "/", "∕": "/", "…": r"\ldots ", "≈": r"\approx ",
+    "μ": r"\mu ", "Ω": r"\Omega ", "∠": r"\angle ", "∖": r"\setminus ",
 }  # fmt: skip
 _SUPERSCRIPT_RUN = re.compile(f"[{''.join(SUPERSCRIPTS)}]+")
 _VULGAR_FRACTION = re.compile("[¼½¾⅐-⅞]")
-_BOX_OR_BRACE = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|[{}]", re.DOTALL)
-_WHOLE_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{(.*)\}", re.DOTALL)
-_ANSWER_LINE = re.compile(
-    r"(?:####|(?:so|thus|hence|therefore)?,? ?(?:the|my)? ?(?:final )?answer(?: is)?:?) *(.{1,400})", re.I
+_BOX_OR_BRACE = re.compile(
+    r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\(?:boxed|fbox)\s+(?P<open>[^\s${}\\]+)|\\.|[{}]", re.DOTALL
 )
+_WHOLE_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{(.*)\}", re.DOTALL)
 
 
 def final_answer(completion: str, *, box_needed: bool = True) -> str | None:
-    r"""What the last \boxed{...} after the thinking holds; None where there is none, or it does not close.
+    r"""The content of the last \boxed{...} after the thinking; None if there is no box, or it does not close.
 
     The last box only: an earlier one is a step, and taking any would reward guessing many. Without box_needed, a
-    completion that has none may also end in a line `The answer is ...`, `#### ...` or in <answer>...</answer>.
+    completion that has no box may also state its answer: `<answer>...</answer>`, `#### 73`, `**Final Answer:** 73`,
+    `The correct answer is 73.`, or a heading `### Answer` with the answer below it. The last statement counts, and
+    only closing words that do not take it back may follow it.
     """
     said = after_thinking(completion)
     has_box, inside = _last_box(said)
@@ -39,21 +42,27 @@ def final_answer(completion: str, *, box_needed: bool = True) -> str | None:
         return inside
     _, opened, tail = said.rpartition("<answer>")
     if opened and "</answer>" in tail:
-        return tail.partition("</answer>")[0].strip() or None
-    lines = said.strip().splitlines()
-    found = _ANSWER_LINE.fullmatch(lines[-1].strip()) if lines else None
-    return found[1].strip() if found else None
+        return statement.unlabelled(tail.partition("</answer>")[0].strip()) or None
+    return statement.last_stated(said)
+
+
+def boxed_content(text: str) -> str:
+    r"""The content of the last closed \boxed{...} of a gold, whatever words stand around it; text itself without."""
+    has_box, inside = _last_box(text)
+    return inside if has_box and inside is not None else text
 
 
 def _last_box(text: str) -> tuple[bool, str | None]:
-    """Whether there is a box at all, and what the last one holds; a box within a box is a part of the outer one.
+    """Whether there is a box at all, and the content of the last one; a box within a box is a part of the outer one.
 
     One pass: a thousand boxes that never close cost no more than one.
     """
     inside: str | None = None
     start, depth, seen = 0, 0, False
     for piece in _BOX_OR_BRACE.finditer(text):
-        if depth == 0 and piece["box"]:
+        if depth == 0 and piece["open"]:  # \boxed 7
+            seen, inside = True, piece["open"].rstrip(".,;:)")
+        elif depth == 0 and piece["box"]:
             start, depth, seen, inside = piece.end(), 1, True, None
         elif depth and (piece["box"] or piece[0] == "{"):
             depth += 1
@@ -100,7 +109,9 @@ def one_spelling(text: str) -> str:
     text = unicodedata.normalize("NFKC", text)
     for sign, command in SIGNS.items():
         text = text.replace(sign, command)
-    text = re.sub(r"(?<!\\)\$|\\[()\[\]](?![a-zA-Z])", " ", text).strip()
+    text = re.sub(r"(?<!\\)\$|\\[()\[\]](?![a-zA-Z])", " ", text).strip().removeprefix("=").lstrip()
+    text = re.sub(r"\{\}\s*(?=\^)", "", text)
+    text = re.sub(r"(?<=\d)\.{3,}", r"\\ldots ", text)
     return re.sub(r"[\s.,;]+$", "", text) if not text.endswith(r"\,") else text[:-2].strip()
 
 

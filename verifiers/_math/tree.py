@@ -17,6 +17,7 @@ class Node:
     call value=function name, args · unit value=unit, args[0] · base value=(digits, base) · text value=words
     list args (no brackets: a, b or c), value="and" of two relations so joined
     group value="(]", args · set args · matrix value=columns, args row by row
+    apply value=function's name, args: f(0), P(A|B) · where value="and"|"or", args name, domain, conditions
     rel value=operators, args one more · union, inter, minus args · abs args[0] · interval is a group of two
     """
 
