@@ -1,30 +1,23 @@
 """Fields of other libraries' config classes, read from their source: importing TRL or vLLM costs seconds.
 
 A `trainer:`, `peft:` or `vllm:` block passes verbatim to its class; here its keys, and the types of plain values, are
-held against that class before anything loads.
+checked against that class before anything loads.
 """
 
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib.util
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.mistakes import LIBRARY_SYNONYMS, nearest
+
+LORA, VLLM_ENGINE = "peft.tuners.lora.config:LoraConfig", "vllm.engine.arg_utils:EngineArgs"
 PLAIN = {"int": "a whole number", "float": "a finite number", "bool": "true or false", "str": "text", "None": "null"}
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error line: the nearest known name, or all of them."""
-    known = sorted(map(str, known))
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; have: {', '.join(known)}"
 
 
 @cache
@@ -67,21 +60,23 @@ def _source(module: str) -> Path | None:
         return None
     if top is None or not top.submodule_search_locations:
         return None
-    place = Path(next(iter(top.submodule_search_locations)), *module.split(".")[1:])
-    return next((p for p in (place.with_suffix(".py"), place / "__init__.py") if p.is_file()), None)
+    base = Path(next(iter(top.submodule_search_locations)), *module.split(".")[1:])
+    return next((p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()), None)
 
 
 def block_mistakes(where: str, block: Any, target: str, *, ours: frozenset[str] = frozenset()) -> list[str]:
     """One line for each key the class lacks or the pipeline sets, and for each plain value of another type."""
     known = library_fields(target)
     if not known or not isinstance(block, Mapping):
-        return []  # the library is not installed (told where it is needed), or a type error told already
+        return []  # the library is not installed, or a type error; both are reported elsewhere
     out = []
     for key, value in block.items():
         if key in ours:
             out.append(f"{where}.{key}: the pipeline sets this itself; remove it")
         elif key not in known:
-            out.append(f"{where}: unknown key {key!r}{nearest(str(key), known)}")
+            theirs = LIBRARY_SYNONYMS.get(str(key).lower())
+            hint = f"; it is {theirs} here" if theirs in known else nearest(str(key), known)
+            out.append(f"{where}: unknown key {key!r}{hint}")
         elif not fits(value, known[key]):
             wanted = " or ".join(PLAIN[name] for name in _names(known[key]))
             out.append(f"{where}.{key}: expected {wanted}, found {value!r}")

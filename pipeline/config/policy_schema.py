@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from pipeline.config.alarm_config import STRICT, Alarms, Monitor, NonNegative, Positive, Share
+from pipeline.config.presets import PRESETS
 from pipeline.config.registry import stage_kind
 from pipeline.config.run_schema import Prompts
 from pipeline.config.work import Data, Work, evaluation_samples
 
 if TYPE_CHECKING:
     from pipeline.config.load import Config
+
+METHODS = tuple(PRESETS)
 
 
 @dataclass(slots=True)
@@ -172,6 +175,8 @@ class Policy:
     """Kind of the stage; needed only in a block that has another name."""
     policy: str = "sft"
     """Stage or model to start from; also the KL's reference."""
+    method: Literal[METHODS] | None = None  # type: ignore[valid-type]
+    """Published method whose credit, loss and KL to take; keys written beside it win."""
     reward: dict[str, dict[str, Any]] | None = None
     """Rewards of this stage, parts as in `rewards`; null takes the run's."""
     steps: Positive = 100

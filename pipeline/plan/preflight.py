@@ -15,8 +15,7 @@ from typing import Any
 import rewards
 import verifiers
 from pipeline.config import stage_graph
-from pipeline.config.library_fields import nearest
-from pipeline.config.load import Config, ConfigError
+from pipeline.config.load import Config, ConfigError, nearest
 from pipeline.config.schema import Policy, Prompts
 from pipeline.config.stage_graph import references, strict_of
 from pipeline.credit import selection

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.library_fields import block_mistakes, fits, library_fields, nearest
+from pipeline.config.library_fields import block_mistakes, fits, library_fields
 from pipeline.config.load import ConfigError, apply_overrides, load, read, read_yaml
+from pipeline.config.mistakes import nearest
 
 DEMO = str(Path(__file__).parents[2] / "configs/demo/pipeline.yaml")
 SFT = "trl.trainer.sft_config:SFTConfig"

@@ -1,0 +1,113 @@
+"""The user's mistakes: the error that carries them, and what a user who typed a name probably meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+MOST_NAMES = 5
+
+
+class ConfigError(ValueError):
+    """The user's mistakes, one line each. The command line prints them and exits 2."""
+
+    def __init__(self, mistakes: Sequence[str]) -> None:
+        self.mistakes = list(mistakes)
+        super().__init__("\n".join(self.mistakes))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error line: the nearest known name, else the names there are, at most five."""
+    known = sorted(set(map(str, known)) - {name})
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    if len(known) <= MOST_NAMES:
+        return f"; have: {', '.join(known)}" if known else ""
+    by_likeness = sorted(known, key=lambda k: -difflib.SequenceMatcher(None, name.lower(), k.lower()).ratio())
+    return f"; nearest of {len(known)}: {', '.join(sorted(by_likeness[:MOST_NAMES]))}"
+
+
+# What other libraries and papers call our keys. Candidates are tried in turn: dotted below the stage's block, or from
+# the top of the YAML after a slash; the first that the stage has is offered.
+SYNONYMS: dict[str, tuple[str, ...]] = {}
+for _names, _ours in (
+    ("lr learning_rate actor_lr", ("optimizer.learning_rate", "trainer.learning_rate")),
+    ("num_generations group_size rollouts_per_prompt num_return_sequences num_rollouts n_samples n_samples_per_prompt "
+     "num_samples samples_per_prompt generations rollout_n n", ("samples",)),
+    ("beta kl_beta kl_coef kl_coeff kl_penalty init_kl_coef kl_loss_coef kl_ctl kl_weight", ("kl.coef", "kl_coef")),
+    ("target_kl kl_target", ("kl.target",)),
+    ("batch_size train_batch_size rollout_batch_size prompts_per_step prompt_batch_size per_device_train_batch_size",
+     ("trainer.per_device_train_batch_size", "prompts")),
+    ("micro_batch_size per_device_batch_size microbatch_size ppo_micro_batch_size gradient_accumulation_steps",
+     ("trainer.gradient_accumulation_steps", "tokens_per_microbatch")),
+    ("mini_batch_size ppo_mini_batch_size num_minibatches num_mini_batches mini_batches", ("minibatches",)),
+    ("max_new_tokens max_completion_length max_completion_tokens max_response_length response_length max_tokens "
+     "max_gen_len generate_max_len", ("/sampling.max_tokens",)),
+    ("max_prompt_length prompt_max_len max_prompt_len", ("/prompts.max_prompt_tokens",)),
+    ("max_length max_seq_length max_seq_len", ("trainer.max_length", "/sampling.max_tokens")),
+    ("epsilon eps_clip clip_eps clip_range cliprange clip_ratio clip_epsilon clip epsilon_low clip_ratio_low",
+     ("loss.clip_low",)),
+    ("epsilon_high clip_ratio_high eps_clip_high", ("loss.clip_high",)),
+    ("cliprange_value value_clip vf_clip", ("critic.clip",)),
+    ("vf_coef value_loss_coef", ("critic.coef",)),
+    ("critic_lr critic_learning_rate", ("critic.learning_rate",)),
+    ("lora lora_config peft_config use_peft use_lora rank lora_rank lora_r r lora_alpha alpha target_modules "
+     "lora_target_modules lora_dropout", ("peft",)),
+    ("num_epochs num_train_epochs ppo_epochs num_ppo_epochs num_iterations mu inner_epochs",
+     ("trainer.num_train_epochs", "epochs")),
+    ("max_steps num_steps total_steps iterations training_steps num_updates total_training_steps",
+     ("trainer.max_steps", "steps")),
+    ("scale_rewards norm_adv_by_std", ("credit.scale",)),
+    ("advantage advantage_estimator adv_estimator baseline", ("credit.kind",)),
+    ("lambda lambda_ gae_lambda lmbda", ("credit.lam",)),
+    ("discount discount_factor", ("credit.gamma", "gamma")),
+    ("whiten_rewards whiten_advantages normalize_advantages", ("credit.whiten",)),
+    ("loss_type algorithm algo", ("method", "loss.kind")),
+    ("loss_agg_mode aggregation reduction loss_reduction", ("loss.aggregate",)),
+    ("entropy_coeff entropy_loss_coef entropy_weight", ("loss.entropy_coef",)),
+    ("tis importance_sampling vllm_importance_sampling_correction importance_sampling_correction",
+     ("loss.importance",)),
+    ("importance_sampling_level", ("loss.importance_level",)),
+    ("dynamic_sampling filter_groups", ("groups.dynamic",)),
+    ("mask_truncated_completions overlong_filtering", ("groups.overlong",)),
+    ("soft_punish_cache overlong_penalty", ("groups.overlong_buffer",)),
+    ("lr_scheduler lr_scheduler_type scheduler", ("optimizer.schedule", "trainer.lr_scheduler_type")),
+    ("num_warmup_steps warmup warmup_ratio", ("optimizer.warmup_steps", "trainer.warmup_steps")),
+    ("grad_clip gradient_clipping max_norm clip_grad", ("optimizer.max_grad_norm", "trainer.max_grad_norm")),
+    ("adam_beta1", ("optimizer.beta1",)),
+    ("adam_beta2", ("optimizer.beta2",)),
+    ("adam_epsilon", ("optimizer.eps",)),
+    ("save_steps save_every save_freq save_interval checkpoint_steps", ("checkpoint_every",)),
+    ("eval_steps eval_every test_freq eval_interval", ("evaluate_every",)),
+    ("reward_funcs reward_fn reward_function reward_functions rewards verifier verifiers", ("reward", "/rewards")),
+    ("dataset dataset_name dataset_path train_file train_files train_dataset data_path data_files", ("/prompts.path",)),
+    ("dataset_config", ("/prompts.name",)),
+    ("prompt_column", ("/prompts.prompt",)),
+    ("model_name model_name_or_path base_model pretrained model_path checkpoint", ("/model.path",)),
+    ("torch_dtype precision bf16 fp16", ("/model.dtype",)),
+    ("load_in_4bit qlora bits", ("/model.quantization",)),
+    ("attn_implementation", ("/model.attn",)),
+    ("use_vllm engine generator", ("/generate.backend",)),
+    ("gpu_memory_utilization vllm_gpu_memory_utilization", ("/generate.vllm",)),
+    ("temp", ("/sampling.temperature",)),
+    ("report_to logger loggers logging wandb tracker", ("/trackers",)),
+    ("output_dir save_dir out_dir runs", ("/runs_dir",)),
+    ("run_name name experiment experiment_name exp_name", ("/run",)),
+    ("random_seed", ("/seed",)),
+    ("ref_model reference_model", ("kl.reference",)),
+    ("sync_ref_model", ("kl.reference",)),
+    ("init_model start_from parent", ("policy",)),
+    ("num_rounds n_rounds", ("rounds",)),
+    ("num_bins n_bins", ("count",)),
+):  # fmt: skip
+    for _name in _names.split():
+        SYNONYMS[_name] = _ours
+
+# the same for blocks that pass to TRL and PEFT
+LIBRARY_SYNONYMS = {
+    "lr": "learning_rate", "batch_size": "per_device_train_batch_size", "epochs": "num_train_epochs",
+    "num_epochs": "num_train_epochs", "steps": "max_steps", "max_seq_length": "max_length", "warmup": "warmup_steps",
+    "rank": "r", "lora_r": "r", "lora_rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout",
+    "modules": "target_modules", "grad_clip": "max_grad_norm",
+}  # fmt: skip

@@ -1,0 +1,87 @@
+"""YAML text -> plain mapping, and `key=value` words of the command line into it. Every mistake is one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.config.mistakes import ConfigError, nearest
+
+
+class Loader(yaml.SafeLoader):
+    """YAML 1.1, but `1e-6` is a number: PyYAML alone reads it as text. A key given twice is a mistake."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError) as exc:  # PyYAML's own, for an invalid date or number
+            reason = f"{node.value!r} is not readable ({exc}); put text in quotes"
+            raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark) from exc
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*(?:\.[\d_]*)?|\.\d[\d_]*)(?:[eE][-+]?\d+)$"),
+    list("-+0123456789."),
+)
+
+
+def _unique_mapping(loader: Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
+        key = loader.construct_object(key_node, deep=True)
+        if isinstance(key, (dict, list)):
+            raise yaml.constructor.ConstructorError(None, None, "a key must be plain text", key_node.start_mark)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+        seen.add(key)
+    loader.flatten_mapping(node)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep)
+
+
+Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    path = Path(path)
+    if not path.is_file():
+        siblings = [str(p) for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        raise ConfigError([f"{path}: no such config file" + (nearest(str(path), siblings) if siblings else "")])
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader)
+    except yaml.MarkedYAMLError as exc:
+        line = f":{exc.problem_mark.line + 1}" if exc.problem_mark else ""
+        raise ConfigError([f"{path}{line}: {exc.problem or exc}"]) from exc
+    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+        raise ConfigError([f"{path}: not readable as YAML: {' '.join(str(exc).split())}"]) from exc
+    if not isinstance(raw, dict):
+        raise ConfigError([f"{path}: expected a mapping of keys at the top, found {type(raw).__name__}"])
+    return raw
+
+
+def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> None:
+    """`a.b=c` into the raw mapping, c read as YAML."""
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigError([f"{text!r} on the command line: expected key=value, as in ppo.steps=10"])
+        try:
+            parsed = yaml.load(value, Loader)
+        except yaml.YAMLError as exc:
+            reason = exc.problem if isinstance(exc, yaml.constructor.ConstructorError) else "the value is not YAML"
+            raise ConfigError([f"{text!r} on the command line: {reason}"]) from exc
+        *parents, last = key.split(".")
+        block = raw
+        for parent in parents:
+            if block.get(parent) is None:
+                block[parent] = {}
+            block = block[parent]
+            if not isinstance(block, dict):
+                raise ConfigError([f"{text!r} on the command line: {parent!r} is not a block of keys"])
+        block[last] = parsed

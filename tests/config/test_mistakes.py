@@ -1,0 +1,119 @@
+"""Names from other libraries, keys in the wrong block and single values: what a user meant is found or named."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.load import ConfigError, load
+from pipeline.config.mistakes import SYNONYMS, nearest
+
+DEMO = str(Path(__file__).parents[2] / "configs/demo/pipeline.yaml")
+
+
+def reported(*words: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(DEMO, list(words))
+    return [line.removeprefix(f"{DEMO}: ") for line in caught.value.mistakes]
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("grpo.lr=1", "grpo: unknown key 'lr'; it is grpo.optimizer.learning_rate here"),
+        ("grpo.learning_rate=1", "grpo: unknown key 'learning_rate'; it is grpo.optimizer.learning_rate here"),
+        ("sft.lr=1", "sft: unknown key 'lr'; it is sft.trainer.learning_rate here"),
+        ("ppo.critic.lr=1", "ppo.critic: unknown key 'lr'; it is ppo.critic.learning_rate here"),
+        ("sft.trainer.lr=1", "sft.trainer: unknown key 'lr'; it is learning_rate here"),
+        ("grpo.num_generations=4", "grpo: unknown key 'num_generations'; it is grpo.samples here"),
+        ("grpo.group_size=4", "grpo: unknown key 'group_size'; it is grpo.samples here"),
+        ("grpo.beta=0.1", "grpo: unknown key 'beta'; it is grpo.kl.coef here"),
+        ("grpo.kl.beta=0.1", "grpo.kl: unknown key 'beta'; it is grpo.kl.coef here"),
+        ("grpo.kl_coef=0.1", "grpo: unknown key 'kl_coef'; it is grpo.kl.coef here"),
+        ("grpo.batch_size=4", "grpo: unknown key 'batch_size'; it is grpo.prompts here"),
+        ("sft.batch_size=4", "sft: unknown key 'batch_size'; it is sft.trainer.per_device_train_batch_size here"),
+        ("grpo.max_new_tokens=9", "grpo: unknown key 'max_new_tokens'; it is sampling.max_tokens here"),
+        ("sampling.max_new_tokens=9", "sampling: unknown key 'max_new_tokens'; it is sampling.max_tokens here"),
+        ("max_completion_length=9", "unknown key 'max_completion_length'; it is sampling.max_tokens here"),
+        ("grpo.epsilon=0.1", "grpo: unknown key 'epsilon'; it is grpo.loss.clip_low here"),
+        ("grpo.loss.epsilon_high=0.1", "grpo.loss: unknown key 'epsilon_high'; it is grpo.loss.clip_high here"),
+        ("grpo.lora={r: 4}", "grpo: unknown key 'lora'; it is grpo.peft here"),
+        ("grpo.rank=4", "grpo: unknown key 'rank'; it is grpo.peft here"),
+        ("sft.peft={rank: 4}", "sft.peft: unknown key 'rank'; it is r here"),
+        ("lr=1", "unknown key 'lr'; it belongs in a stage: ppo.optimizer.learning_rate"),
+        ("model.model_name_or_path=x", "model: unknown key 'model_name_or_path'; it is model.path here"),
+        ("output_dir=x", "unknown key 'output_dir'; it is runs_dir here"),
+    ],
+)
+def test_a_name_of_another_library_points_to_our_key(word, line):
+    assert reported(word) == [line]
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("groups={dynamic: true}", "unknown key 'groups'; groups belongs in a stage: ppo.groups"),
+        ("grpo.clip_high=0.3", "grpo: unknown key 'clip_high'; clip_high belongs in grpo.loss: grpo.loss.clip_high"),
+        (
+            "grpo.temperature=1",
+            "grpo: unknown key 'temperature'; temperature belongs in sampling: sampling.temperature",
+        ),
+        ("sampling.seed=1", "sampling: unknown key 'seed'; seed belongs in the top level: seed"),
+    ],
+)
+def test_a_key_in_the_wrong_block_is_told_its_block(word, line):
+    assert reported(word) == [line]
+
+
+def test_at_most_five_names_are_offered_and_the_likeliest_among_them():
+    many = [f"key_{n}" for n in range(40)] + ["qxx", "qyy"]
+    line = nearest("q", many)
+    assert line.count(",") == 4 and "qxx" in line and "qyy" in line and "nearest of 42" in line
+    assert nearest("q", ["b", "a"]) == "; have: a, b"
+    assert nearest("dpo", ["dpo"]) == ""
+
+
+@pytest.mark.parametrize("words", [["stages=[base, dop]"], ["stages=[base, dop]", "dop={policy: base}"]])
+def test_an_unknown_kind_in_stages_is_never_offered_itself(words):
+    (line,) = reported(*words)
+    assert line.startswith("stages:") and "'dop'" in line and "did you mean 'dop'" not in line
+
+
+def test_an_unknown_stage_with_a_block_is_told_how_to_say_its_kind():
+    (line,) = reported("stages=[base, mine]", "mine={policy: base}")
+    assert "'mine' is no kind of stage" in line and "mine: {kind: sft}" in line
+
+
+def test_a_single_value_stands_for_a_list_of_one():
+    cfg = load(DEMO, ["stages=base", "trackers=trackio", "verifier_dirs=mine", "feedme.pool=sft",
+                      "feedme.filters=dedup", "conditioned.edges=0.5", "conditioned.attributes={a: {edges: 0.25}}",
+                      "evaluate.policies=sft"])  # fmt: skip
+    assert (cfg.stages, cfg.trackers, cfg.verifier_dirs) == (["base"], ["trackio"], ["mine"])
+    assert cfg.block("feedme").pool == ["sft"] and cfg.block("feedme").filters == ["dedup"]
+    assert cfg.block("conditioned").edges == [0.5] and cfg.block("conditioned").attributes["a"].edges == [0.25]
+    assert cfg.block("evaluate").policies == ["sft"]
+    assert load(DEMO, ["feedme.filters={threshold: 0.5}"]).block("feedme").filters == [{"threshold": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("grpo.credit=gae", "grpo.credit: expected a block of keys, found 'gae'"),
+        ("grpo.credit.kind=gea", "grpo.credit.kind: no choice 'gea'; did you mean 'gae'?"),
+        ("grpo.method=dapoo", "grpo.method: no choice 'dapoo'; did you mean 'dapo'?"),
+        ("conditioned.edges={a: 1}", "conditioned.edges: expected a list, found {'a': 1}"),
+        ("judge={kind: compare}", "judge.methods: missing"),
+        ("grpo.optimizer=5", "grpo.optimizer: expected a block of keys, found 5"),
+    ],
+)
+def test_no_line_speaks_of_classes_or_of_the_validation_library(word, line):
+    assert reported(word) == [line]
+
+
+def test_every_synonym_leads_to_a_key_that_some_block_has():
+    from pipeline.config.load import _paths
+    from pipeline.config.registry import KINDS
+
+    everywhere = {path for kind in KINDS for path in _paths(kind)}
+    for name, candidates in SYNONYMS.items():
+        for ours in candidates:
+            assert ours[1:] in _paths("") if ours[0] == "/" else ours in everywhere, (name, ours)
