@@ -16,13 +16,14 @@ def run(rounds: int = 9) -> dict[str, Any]:
     import torch
 
     from benchmarks.engine import open_engine, prompts_of
-    from pipeline.generation.generator import canary_gap
+    from pipeline.generation.generator import largest_gap, sequence_logprobs
     from pipeline.models.models import named_weights
-    from pipeline.update.loop import canary_sequences
+    from pipeline.update.canary import rows_at_start
 
     with tempfile.TemporaryDirectory() as folder:
         generator, model, tokenizer = open_engine(Path(folder), WORK)
-        sequences = canary_sequences(prompts_of(Path(folder), tokenizer, 64))
+        rows = rows_at_start(generator, prompts_of(Path(folder), tokenizer, 64))
+        sequences = [[*r.prompt_ids, *r.ids] for r in rows]
         parameters = list(model.parameters())
         buffers = [torch.empty_like(p) for p in parameters]
 
@@ -30,7 +31,7 @@ def run(rounds: int = 9) -> dict[str, Any]:
             generator.sync(named_weights(model))
 
         def canary() -> None:
-            gap = canary_gap(generator, model, sequences)
+            gap = largest_gap(sequence_logprobs(model, sequences), generator.logprobs(sequences))
             assert gap < 1e-3, f"the engine holds other weights: {gap}"
 
         def both() -> None:

@@ -134,7 +134,7 @@ class Generate:
     batch: Positive = 256
     """Sequences sampled at once by the transformers engine."""
     canary_tolerance: Annotated[float, Field(gt=0)] | None = None
-    """Largest log-prob difference to the trainer after a sync; null: 1e-3 in float32, 0.25 in bfloat16."""
+    """Largest mean log-prob difference to the trainer after a sync; null: measured at the start of the run."""
     vllm: dict[str, Any] = field(default_factory=dict)
     """Arguments passed to vLLM's EngineArgs, such as {gpu_memory_utilization: 0.5}."""
     ray: dict[str, Any] = field(default_factory=dict)

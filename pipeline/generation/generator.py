@@ -2,7 +2,7 @@
 
 Both draw from the same distribution: every sampling field is sent, log-probs are those of the distribution sampled
 from, and each request carries its own seed, so a sample does not depend on what shares its batch or was sampled before
-it. Weights are pushed after every update and a canary compares both sides (`canary_gap`).
+it. Weights are pushed after every update, and a canary (pipeline/update/canary.py) compares both sides.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.models.models import batches_by_tokens, pad_right
 from pipeline.records import Prompt, Rollout
 from pipeline.seeds import derive
 
-CANARY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
+LOGITS = 2**26  # numbers of one micro-batch of `sequence_logprobs`: 256 MiB in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +126,9 @@ def continuations(
 
 
 @torch.no_grad()
-def sequence_logprobs(model: Any, sequences: Sequence[Sequence[int]], *, tokens: int = 16_384) -> list[list[float]]:
+def sequence_logprobs(model: Any, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
     """Log-prob of every id but the first of each sequence, at temperature 1, in float32."""
+    tokens = max(LOGITS // model.config.get_text_config().vocab_size, 1)
     out: list[list[float]] = [[] for _ in sequences]
     for batch in batches_by_tokens([len(s) for s in sequences], tokens):
         rows = [sequences[i] for i in batch]
@@ -138,11 +139,6 @@ def sequence_logprobs(model: Any, sequences: Sequence[Sequence[int]], *, tokens:
         for i, values in zip(batch, picked, strict=True):
             out[i] = values[: len(sequences[i]) - 1]
     return out
-
-
-def canary_gap(generator: Generator, model: Any, sequences: Sequence[Sequence[int]]) -> float:
-    """Largest |log-prob difference| between generator and trainer on fixed tokens: 0 when they hold equal weights."""
-    return largest_gap(sequence_logprobs(model, sequences), generator.logprobs(sequences))
 
 
 def largest_gap(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> float:

@@ -22,7 +22,6 @@ from pipeline.credit import selection
 from pipeline.credit.conditioning import Axis, balanced
 from pipeline.credit.returns import Step, best_in_data, returns_to_go
 from pipeline.generation.episodes import Memory, play
-from pipeline.generation.generator import CANARY_TOLERANCE
 from pipeline.generation.hf_engine import TransformersGenerator
 from pipeline.models import models
 from pipeline.records import Prompt, Rollout, Scored, episodes
@@ -32,7 +31,7 @@ from pipeline.run.stage_dir import StageDir
 from pipeline.stages import policy as policy_stage
 from pipeline.stages.context import Context
 from pipeline.stages.sft import Example, train
-from pipeline.update import episode_credit
+from pipeline.update import canary, episode_credit
 from pipeline.update.experience import make_experience
 from pipeline.update.forward import CompletionLogprobs, Row, stack
 from pipeline.update.learner import Experience
@@ -199,7 +198,7 @@ def replayed(bench: Bench, name: str, given: Credit, loss: Loss, critic: Critic 
         block=block, seed_key=(bench.seed, name), prompts=prompts, sample_and_score=replay,
         learner=policy_stage.make_learner(ctx, policy), reference=None,
         generator=TransformersGenerator(bench.sft, ctx.cfg.model, ctx.cfg.generate), max_tokens=8,
-        canary_tolerance=CANARY_TOLERANCE[precision], directory=ctx.dir, record=lambda *_, **__: None,
+        canary_tolerance=canary.tolerance(precision), directory=ctx.dir, record=lambda *_, **__: None,
     )  # fmt: skip
     with (ctx.dir.path / "console.txt").open("w") as told, redirect_stdout(told):
         state = optimise(parts)

@@ -13,8 +13,8 @@ def check_canary(gap: float, tolerance: float, step: int) -> None:
     """Promise 3: after a sync, generator and trainer hold the same weights."""
     if not gap <= tolerance:  # also true of NaN
         raise Alarm(
-            f"step {step}: after the weight sync the generator's log-probs of fixed tokens differ from the trainer's "
-            f"by {gap:.3g} (tolerance {tolerance:.3g}): the generator is stale or misses a tensor"
+            f"step {step}: after the weight sync the generator's log-probs of likely tokens differ from the trainer's "
+            f"by {gap:.3g} on average (tolerance {tolerance:.3g}): the generator is stale or misses a tensor"
         )
 
 

@@ -12,7 +12,7 @@ from pipeline.config.load import ConfigError
 from pipeline.config.schema import Episodes, Policy, trains_adapter
 from pipeline.distributed import ranks, sharding
 from pipeline.generation.episodes import load_environment, play
-from pipeline.generation.generator import CANARY_TOLERANCE, Generator, continuations, rollouts
+from pipeline.generation.generator import Generator, continuations, rollouts
 from pipeline.models import adapters, models
 from pipeline.records import Prompt, Scored
 from pipeline.run import console, shutdown
@@ -22,6 +22,7 @@ from pipeline.stages.heldout_episodes import judge_episodes
 from pipeline.stages.kl_to_start import from_start, mean_kl
 from pipeline.stages.monitored_scorer import scorer_and_watch
 from pipeline.stages.sft import encode
+from pipeline.update import canary
 from pipeline.update.critic import SharedCritic, ValueModel, from_model
 from pipeline.update.forward import CompletionLogprobs, Row, completion_logprobs
 from pipeline.update.learner import Learner
@@ -54,7 +55,7 @@ def run(ctx: Context) -> dict[str, Any]:
         generator=generator,
         reference=make_reference(ctx, learner),
         max_tokens=ctx.cfg.sampling.max_tokens,
-        canary_tolerance=ctx.cfg.generate.canary_tolerance or CANARY_TOLERANCE.get(precision, 0.25),
+        canary_tolerance=canary.tolerance(precision, ctx.cfg.generate.canary_tolerance),
         reference_tolerance=REFERENCE_TOLERANCE.get(precision, COARSE_TOLERANCE),
         directory=ctx.dir,
         record=ctx.record,
@@ -76,7 +77,7 @@ def run(ctx: Context) -> dict[str, Any]:
         "steps": state.step,
         "mismatch_mean_abs": state.mismatch,
         "canary_max_abs": state.canary_max,
-        "canary_tolerance": parts.canary_tolerance,
+        "canary_tolerance": parts.canary_tolerance.limit(state.canary_floor),
         "generator": generator.name,
     }
 

@@ -20,7 +20,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Critic, Loss, Optimizer
 from pipeline.distributed import ranks, sharding
-from pipeline.generation.generator import sequence_logprobs
 from pipeline.update import losses
 from pipeline.update.critic import SharedCritic, logprobs_and_values, values_of
 from pipeline.update.forward import Padded, Row, completion_logprobs, micro_batches, packs, pad_rows, stack
@@ -173,8 +172,9 @@ class Learner:
 
     # --- looking: no gradient, each rank its share, every rank all results -------------------------------------------
 
-    def logprobs(self, rows: Sequence[Row]) -> list[Tensor]:
-        return self._look(completion_logprobs, self.policy, rows)
+    def logprobs(self, rows: Sequence[Row], *, temperature: float | None = None) -> list[Tensor]:
+        """temperature: another than the sampling one."""
+        return self._look(partial(completion_logprobs, temperature=temperature), self.policy, rows)
 
     def values(self, rows: Sequence[Row]) -> list[Tensor]:
         """Per row, (its T + 1,) values of the critic that is a model of its own."""
@@ -184,13 +184,6 @@ class Learner:
     def logprobs_and_values(self, rows: Sequence[Row]) -> tuple[list[Tensor], list[Tensor]]:
         pairs = self._look(logprobs_and_values, self.policy, rows)
         return [p for p, _ in pairs], [v for _, v in pairs]
-
-    def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Log-prob of every id but the first, at temperature 1, as the canary asks for them."""
-        if not sharding.is_cut():
-            return sequence_logprobs(self.model, sequences)
-        rows = [Row((s[0],), tuple(s[1:]), (True,) * (len(s) - 1)) for s in sequences]
-        return [x.tolist() for x in self._look(partial(completion_logprobs, temperature=1.0), self.policy, rows)]
 
     def _look(self, look: Callable[..., list[T]], forward: nn.Module, rows: Sequence[Row]) -> list[T]:
         """look(forward, rows), by micro-batches dealt to the ranks: where weights are cut, all gather them at once, so

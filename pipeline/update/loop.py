@@ -16,11 +16,11 @@ import torch
 from pipeline.credit import advantages as credit
 from pipeline.credit.token_rewards import KLController
 from pipeline.distributed import ranks
-from pipeline.generation.generator import largest_gap
 from pipeline.models.models import named_weights
-from pipeline.records import Prompt, Scored, episodes, whole
+from pipeline.records import Scored, episodes, whole
 from pipeline.run import alarms, console, shutdown
 from pipeline.seeds import cycle_indices, permutation
+from pipeline.update import canary
 from pipeline.update.experience import describe, make_experience, token_figures
 from pipeline.update.forward import Row
 from pipeline.update.learner import Experience
@@ -38,12 +38,11 @@ def optimise(parts: Parts) -> State:
     if found is not None:
         state = load(found.path, parts)
         console.say(f"{name}: resuming at step {state.step} of {block.steps}")
-    sequences = canary_sequences(parts.prompts)
-    _sync(parts, state, sequences, state.step)
+    _sync(parts, state, None, state.step)
     progress = console.Progress(name, block.steps, done=state.step)
     while state.step < block.steps and not spent(parts):
         with shutdown.finish_first():
-            metrics, rates = _measured_step(parts, state, sequences)
+            metrics, rates = _measured_step(parts, state)
             if ranks.is_main():
                 shown = {"reward": metrics["reward_mean"], "length": metrics["length_mean"]}
                 shown |= {"entropy": metrics.get("entropy", math.nan), "tok/s": int(rates["tokens_per_s"])}
@@ -56,12 +55,10 @@ def optimise(parts: Parts) -> State:
     return state
 
 
-def _measured_step(
-    parts: Parts, state: State, sequences: Sequence[Sequence[int]]
-) -> tuple[dict[str, Any], dict[str, float]]:
+def _measured_step(parts: Parts, state: State) -> tuple[dict[str, Any], dict[str, float]]:
     """A step and its two log lines: figures, which a resumed run repeats to the byte, and times."""
     every, watch = parts.block.evaluate_every, Stopwatch()
-    metrics = _step(parts, state, sequences, watch)
+    metrics = _step(parts, state, watch)
     state.step += 1
     if parts.judge is not None and every and state.step % every == 0:
         metrics |= parts.judge(state.step)
@@ -79,7 +76,7 @@ def spent(parts: Parts) -> bool:
     return budget is not None and ranks.from_main(lambda: parts.directory.logs.tokens["completion"] >= budget)
 
 
-def _step(parts: Parts, state: State, sequences: Sequence[Sequence[int]], watch: Stopwatch) -> dict[str, Any]:
+def _step(parts: Parts, state: State, watch: Stopwatch) -> dict[str, Any]:
     block, step = parts.block, state.step
     with watch.phase("rollout"):
         scored, batches = _rollouts(parts, state)
@@ -109,7 +106,7 @@ def _step(parts: Parts, state: State, sequences: Sequence[Sequence[int]], watch:
     with watch.phase("sync"):
         if parts.reference is not None:
             parts.reference.after_step(step + 1)
-        metrics["canary_max_abs"] = _sync(parts, state, sequences, step)
+        metrics["canary_max_abs"] = _sync(parts, state, seen.rows, step)
     parts.record(scored, step=step, each=token_figures(seen))
     if ranks.is_main() and step % max(block.steps // 4, 1) == 0:
         console.show_samples(scored)
@@ -263,23 +260,20 @@ def demonstrations(parts: Parts, step: int, update: int) -> list[Row]:
     return [parts.demonstrations[i] for i in places]
 
 
-def canary_sequences(prompts: Sequence[Prompt], count: int = 2, tokens: int = 8) -> list[list[int]]:
-    """Fixed token sequences to compare both sides on: starts of prompts that stand far apart in the data.
+def _sync(parts: Parts, state: State, rows: Sequence[Row] | None, step: int) -> float:
+    """Push the trainer's weights, then compare both sides on rows of the step; every rank its own generator.
 
-    Few and short, for it is done after every update: any token goes through every weight.
+    rows: None before the first step, where the model itself continues some prompts. The first gap of a run, between
+    equal weights, is the floor that later ones are held against.
     """
-    stride = max(len(prompts) // count, 1)
-    return [[*p.ids, *reversed(p.ids)][:tokens] for p in list(prompts)[::stride][:count]]
-
-
-def _sync(parts: Parts, state: State, sequences: Sequence[Sequence[int]], step: int) -> float:
-    """Push the trainer's weights and compare both sides on fixed tokens; every rank its own generator."""
     parts.generator.sync(named_weights(parts.learner.model))
-    ours = parts.learner.sequence_logprobs(sequences)
-    gap = float(torch.tensor(ranks.gather([largest_gap(ours, parts.generator.logprobs(sequences))])).max())
-    alarms.check_canary(gap, parts.canary_tolerance, step)
+    chosen = canary.rows_at_start(parts.generator, parts.prompts) if rows is None else canary.rows_of_step(rows)
+    gap = canary.measure(parts.learner, parts.generator, chosen)
+    alarms.check_canary(gap, parts.canary_tolerance.limit(state.canary_floor), step)
+    if math.isnan(state.canary_floor):
+        state.canary_floor = gap
     state.canary_max = max(state.canary_max, gap)
     return gap
 
 
-__all__ = ["Parts", "State", "canary_sequences", "difficulty", "gather_groups", "optimise"]
+__all__ = ["Parts", "State", "difficulty", "gather_groups", "optimise"]

@@ -18,6 +18,7 @@ from pipeline.distributed import ranks
 from pipeline.generation.generator import Generator
 from pipeline.records import Prompt, Scored
 from pipeline.run.stage_dir import StageDir
+from pipeline.update.canary import Tolerance
 from pipeline.update.forward import Row
 from pipeline.update.learner import Learner
 from pipeline.update.overlap import Ahead
@@ -58,7 +59,7 @@ class Parts:
     generator: Generator
     reference: Reference | None  # None where no KL is asked
     max_tokens: int
-    canary_tolerance: float
+    canary_tolerance: Tolerance
     directory: StageDir
     record: Callable[..., None]
     reference_tolerance: float = 1e-5
@@ -84,6 +85,7 @@ class State:
     steps_without_signal: int = 0
     prompts_drawn: int = 0
     canary_max: float = 0.0
+    canary_floor: float = math.nan  # its gap between equal weights, right after the first sync
     mismatch: float = math.nan
     monitor: Monitor = field(default_factory=Monitor)
 

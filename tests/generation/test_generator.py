@@ -11,7 +11,15 @@ from loop_kit import tiny_model
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Generate, Model, Sampling
 from pipeline.generation import engines
-from pipeline.generation.generator import Generator, Request, Sample, canary_gap, continuations, rollouts
+from pipeline.generation.generator import (
+    Generator,
+    Request,
+    Sample,
+    continuations,
+    largest_gap,
+    rollouts,
+    sequence_logprobs,
+)
 from pipeline.generation.guidance import Guided
 from pipeline.generation.hf_engine import TransformersGenerator
 from pipeline.generation.seeded_sampler import filtered_logprobs
@@ -54,6 +62,10 @@ def trained(place: str, *, lora: bool = False):
     return model
 
 
+def largest_gap_between(engine, model, sequences) -> float:
+    return largest_gap(sequence_logprobs(model, sequences), engine.logprobs(sequences))
+
+
 def gap_to_trainer(model, drawn, asked) -> float:
     """Largest |Δ log-prob| on sampled tokens between what a generator said and what the trainer's forward says."""
     rows = [Row(r.ids, d.ids, (True,) * len(d.ids)) for r, d in zip(asked, drawn, strict=True)]
@@ -70,9 +82,9 @@ def test_detail_7_after_a_sync_transformers_samples_with_the_trainers_log_probs(
     model, engine = trained(place, lora=lora), TransformersGenerator(place, Model(), Generate(batch=5))
     sequences = [list(p) * 2 for p in PROMPTS[:2]]
     engine.sync(named_weights(models.load_policy(place, Model())))
-    before = canary_gap(engine, model, sequences)
+    before = largest_gap_between(engine, model, sequences)
     engine.sync(named_weights(model))
-    after = canary_gap(engine, model, sequences)
+    after = largest_gap_between(engine, model, sequences)
     asked = requests()
     assert before > 0.05 and after < 1e-4
     assert gap_to_trainer(model, engine.sample(asked, Sampling(), ENDS), asked) < 1e-4
@@ -88,9 +100,9 @@ def test_detail_7_after_a_sync_vllm_samples_with_the_trainers_log_probs(tmp_path
     for lora in (False, True):
         model = trained(place, lora=lora)
         engine.sync(named_weights(models.load_policy(place, Model())))
-        assert canary_gap(engine, model, sequences) > 0.05
+        assert largest_gap_between(engine, model, sequences) > 0.05
         engine.sync(named_weights(model))
-        assert canary_gap(engine, model, sequences) < 1e-4
+        assert largest_gap_between(engine, model, sequences) < 1e-4
         drawn = engine.sample(asked, Sampling(), ENDS)
         assert gap_to_trainer(model, drawn, asked) < 1e-4
         assert engine.sample(asked, Sampling(), ENDS) == drawn, "the same seeds draw the same"
@@ -98,7 +110,7 @@ def test_detail_7_after_a_sync_vllm_samples_with_the_trainers_log_probs(tmp_path
         nameless = [(n, t) for n, t in named_weights(trained(place)) if n != "lm_head.weight"]
         engine.sync(named_weights(models.load_policy(place, Model())))
         engine.sync(nameless)
-        assert canary_gap(engine, trained(place), sequences) > 0.05
+        assert largest_gap_between(engine, trained(place), sequences) > 0.05
 
 
 def test_the_adapter_is_pushed_merged_and_the_base_is_never_written_to(place):
