@@ -1,8 +1,9 @@
 """A Python program against what it must print for what it reads, in the sandbox.
 
-The answer is the last fenced block that is Python (or the whole completion where there is no fence), run as a script
-once per case. Each run must print the case's stdout, spaces at line ends and empty lines at the end aside, and exit
-with status 0.
+The answer is the last fenced block that is a program (or the whole completion where there is no fence), run as a
+script once per case. A block that does not say it is Python counts only where it imports, defines or calls print,
+input or open, so that sample output is no program; imports and helpers may stand in blocks of their own. Each run must
+print the case's stdout, spaces at line ends and empty lines at the end aside, and exit with status 0.
 """
 
 from __future__ import annotations

@@ -77,6 +77,47 @@ def test_what_is_no_program_is_malformed(code):
     assert run(code, *CASES).status == "malformed"
 
 
+def fenced(completion: str) -> str:
+    """{...} as a Python fence, [...] as a bare one."""
+    signs = {"{": "\n```python\n", "}": "\n```\n", "[": "\n```\n", "]": "\n```\n"}
+    return "".join(signs.get(char, char) for char in completion)
+
+
+SUM = "print(sum(map(int, input().split())))"
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        f"{{{SUM}}}Output:[5]",
+        f"{{{SUM}}}Example:[2 3]gives[5]and[total = 5]",
+        f"[2 3]is input{{{SUM}}}",
+        f"{{{SUM}}}prints[Total(5)]",
+        f"[{SUM}]prints[5]",
+        f"{{{SUM}}}then a helper that is not needed:{{def helper(): return 1}}",
+        "{import sys}{print(sum(map(int, sys.stdin.read().split())))}",
+        "{def solve(xs): return sum(xs)}and{print(solve(map(int, input().split())))}",
+        "{a, b = map(int, input().split())}then{print(a + b)}",
+        "{print(0)}no, it is[" + SUM + "]",
+        f"{SUM}\n```",
+        f"{SUM}\n```\nIt prints the sum.",
+        f"{SUM}\n```\nOutput:\n```\n5\n```",
+        f"py\n{SUM}\n```\n",
+        f"~~~~markdown{{{SUM}}}~~~~",
+        f"\ufeff{SUM}",
+        f"```py\n\ufeff{SUM}\n```",
+    ],
+)
+def test_the_program_is_found_among_samples_and_helpers(completion):
+    verdict = run(fenced(completion), *CASES)
+    assert verdict.status == "pass", verdict
+
+
+@pytest.mark.parametrize("completion", [f"{{{SUM}}}no:{{print(1)}}", f"{{{SUM}}}no:[print(1)]", "{x = 5}[5]"])
+def test_a_last_program_that_is_wrong_fails(completion):
+    assert run(fenced(completion), *CASES).status == "fail"
+
+
 def test_output_without_end_is_cut_off_soon():
     verdict = run("while True: print('x' * 1000)", ("", "x"), timeout_s=20)
     assert verdict.status == "fail" and "far more" in verdict.detail

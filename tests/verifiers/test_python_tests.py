@@ -185,9 +185,96 @@ def f(g):
 
 def test_what_is_not_in_the_prompt_is_not_taken_from_the_completion():
     code = "def isclose(a, b): return True\ndef helper(): return 1\ndef f(): return 0"
-    assert run(code, "assert isclose(f(), 5)", prompt="Write f.").status == "fail"
-    assert run(code, "assert helper() == 1", prompt="Write f.").status == "fail"
+    for test in ("assert isclose(f(), 5)", "assert helper() == 1"):
+        verdict = run(code, test, prompt="Write f.")
+        assert verdict.status == "error" and "which nothing defines" in verdict.detail
     assert run(code, "assert helper() == 1", prompt="Write f and helper.").status == "pass"
+    assert run("def f(): return 0", "assert helper() == 1", prompt="Write f and helper.").status == "fail"
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "import numpy as np\nassert np.isclose(f(1), 1)",
+        "from sortedcontainers import SortedList\nassert f(1) == 1",
+        "def check(g):\n    from numpy.testing import assert_allclose\n    assert_allclose(g(1), 1)\ncheck(f)",
+        "if f(1) == 1:\n    import pandas.api",
+        "from . import sibling\nassert f(1) == 1",
+        "import xml.no_such_part\nassert f(1) == 1",
+        "from math import no_such_name\nassert f(1) == 1",
+    ],
+)
+def test_a_test_that_cannot_run_whatever_the_answer_is_an_error_and_never_a_wrong_answer(test):
+    task = {"prompt": "Write f.", "entry_point": "f", "tests": [test]}
+    for code in ("def f(x): return x", "def f(x): return -x", "def f(x): raise SystemExit"):
+        (verdict,) = load("python_tests").grade([code], [task])
+        assert verdict.status == "error", (code, verdict)
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "try:\n    import numpy\nexcept ImportError:\n    numpy = None\nassert f(1) == 1",
+        "try:\n    from numpy import array\nexcept Exception:\n    array = list\nassert f(1) == 1",
+        "import os.path, xml.dom\nfrom xml import dom\nfrom collections.abc import Sequence\nassert f(1) == 1",
+        "from math import *\nassert isclose(f(1), 1)",
+        "match f(1):\n    case int(n) | [n]:\n        assert n == 1",
+    ],
+)
+def test_guarded_and_standard_imports_are_no_error(test):
+    assert run("def f(x): return x", test).status == "pass"
+
+
+@pytest.mark.parametrize(
+    "raised", ["ModuleNotFoundError('numpy', name='numpy')", "NameError('np', name='np')", "ImportError()"]
+)
+def test_a_completion_cannot_make_itself_an_error_by_what_it_raises(raised):
+    code = f"def f(x): raise {raised}"
+    for test in ("assert f(1) == 1", "x = f(1)\nassert x == 1", "import math\nassert math.isclose(f(1), 1)"):
+        assert run(code, test, prompt="np").status == "fail"
+    give = f"def f(x): return {raised}"
+    assert run(give, "r = f(1)\nassert r == 1").status == "fail"
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "{import math}{def add(a, b): return int(math.fsum([a, b]))}",
+        "{def add(a, b): return plus(a, b)}and the helper:{def plus(a, b): return a + b}",
+        "{def plus(a, b): return a * b}no:{def plus(a, b): return a + b}{def add(a, b): return plus(a, b)}",
+        "{from operator import *}{def plus(a, b): return add_(a, b)\nadd_ = add\n}{def add(a, b): return plus(a, b)}",
+        "{import functools, operator}{def total(xs): return functools.reduce(operator.add, xs)}"
+        "{from __future__ import annotations\ndef add(a: Int, b: Int): return total([a, b])}",
+        "{print('an example')\nraise SystemExit}{def add(a, b): return a + b}",
+        "~~~~md\n{def add(a, b): return a + b}~~~~",
+        "```markdown\n{def add(a, b): return a + b}```",
+        "\ufeff{def add(a, b): return a + b}",
+        "```python\n\ufeffdef add(a, b): return a + b\n```",
+        "\ufeffdef add(a, b): return a + b",
+        "def add(a, b):\n    return a + b\n```",
+        "python\ndef add(a, b):\n    return a + b\n```\nIt adds.",
+        "def add(a, b):\n    return a + b\n```\nFor example:\n```\nadd(1, 2)\n```\n",
+        "I add:\n```\ndef add(a, b):\n    return a + b",
+    ],
+)
+def test_an_answer_in_several_blocks_or_odd_fences_is_read_whole(completion):
+    written = completion.replace("{", "\n```python\n").replace("}", "\n```\n")
+    verdict = run(written, ADD, entry="add")
+    assert verdict.status == "pass", verdict
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "{def add(a, b): return a + b}no:{def add(a, b): return a * b}",
+        "{def plus(a, b): return a + b}no:{def plus(a, b): return a * b}{def add(a, b): return plus(a, b)}",
+        "{import math}{def add(a, b): return int(math.prod([a, b]))}",
+        "def add(a, b):\n    return a * b\n```",
+    ],
+)
+def test_a_wrong_last_answer_is_not_saved_by_an_earlier_block(completion):
+    written = completion.replace("{", "\n```python\n").replace("}", "\n```\n")
+    assert run(written, ADD, entry="add").status == "fail"
 
 
 def test_a_completion_cannot_lend_its_builtins_to_the_tests():

@@ -88,6 +88,58 @@ def test_a_sample_killed_from_outside_is_tried_again_and_then_no_score(test):
     assert run("def f(): return 1", test).status == "pass"
 
 
+BUSY = "def f():\n    x = 0\n    for i in range(10**8): x += i\n    return x"
+
+
+@needs_sandbox
+@pytest.mark.slow
+def test_a_right_answer_on_a_machine_four_times_too_busy_passes():
+    """It needs .8 s of the 1 s of CPU it may use, and gets them in more than the 2 s it may take."""
+    code = "import time\ndef f():\n    while time.process_time() < .8: pass\n    return 1"
+    load = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4 * pool.cores())]
+    try:
+        for test in TESTS:
+            verdict = run(code, test, timeout_s=1.0)
+            assert verdict.status == ("pass" if test == TESTS[0] else verdict.status) != "fail", verdict
+    finally:
+        for process in load:
+            process.kill()
+            process.wait()
+
+
+@needs_sandbox
+@pytest.mark.slow
+@pytest.mark.parametrize("test", TESTS, ids=["fast", "judged"])
+def test_a_sample_that_does_not_get_its_cpu_time_is_no_wrong_answer_however_long_it_takes(test):
+    """Stopped nineteen twentieths of the time, as a machine full of other work would."""
+    stop = threading.Event()
+
+    def throttle() -> None:
+        while not stop.is_set():
+            pids = [pid for worker in workers() for pid in descendants(worker._process.pid)[-1:]]
+            for number, seconds in ((signal.SIGSTOP, 0.19), (signal.SIGCONT, 0.01)):
+                for pid in pids:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, number)
+                time.sleep(seconds)
+
+    assert run("def f(): return 1", test).status == "pass"
+    timer = threading.Timer(0.2, throttle)
+    timer.start()
+    verdict = run(BUSY, test, timeout_s=1.0)
+    stop.set()
+    timer.join()
+    sandbox.close()
+    assert verdict.status == "error" and verdict.score is None, verdict
+
+
+@needs_sandbox
+@pytest.mark.slow
+@pytest.mark.parametrize("nap", ["time.sleep(60)", "time.sleep(.001)", "time.sleep(.02)"])
+def test_a_sample_that_sleeps_its_time_away_has_failed(nap):
+    assert run(f"import time\ndef f():\n    while True: {nap}", TESTS[0], timeout_s=1.0).status == "fail"
+
+
 @needs_sandbox
 @pytest.mark.parametrize("test", TESTS, ids=["fast", "judged"])
 def test_rows_at_work_when_the_pool_is_closed_are_answered_right(test):

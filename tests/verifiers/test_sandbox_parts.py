@@ -273,11 +273,25 @@ def test_a_channel_carries_whole_messages_and_bounds_them():
         sender.send(b"four")
         with pytest.raises(wire.TooLong):
             receiver.receive(3)
+        assert receiver.receive(4) == b"four"
         ours.sendall(b"\x09\0\0\0half")
         ours.close()
-        receiver.take(4)
         with pytest.raises(wire.Closed):
             receiver.receive(100)
+
+
+def test_a_message_that_comes_in_two_parts_with_a_timeout_between_them_is_read_whole():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        receiver = wire.SocketChannel(theirs)
+        theirs.settimeout(0.05)
+        theirs_message = b"\x06\0\0\0answer"
+        for part in (theirs_message[:4], theirs_message[4:7]):
+            ours.sendall(part)
+            with pytest.raises(TimeoutError):
+                receiver.receive(100)
+        ours.sendall(theirs_message[7:])
+        assert receiver.receive(100) == b"answer"
 
 
 # --------------------------------------------------------------------------------------------------- system calls

@@ -14,7 +14,8 @@ Covered, each by a test that attacks it:
   environment, no other process, no privilege to gain, no system call beyond a list
 - resources: CPU and wall time, memory of a process, threads, descriptors, output, files in number and size
 - the sandbox's own failures: a killed, stopped or full worker is replaced and the sample tried again, once; what
-  fails twice is `error`, never a score. So is, after its second try, what was killed from outside
+  fails twice is `error`, never a score. So is, after its second try, what was killed from outside, and what a busy
+  machine did not give its CPU time: only time asleep counts against a sample's deadline
 
 Not covered:
 - the kernel. A hole in it behind a permitted system call is a hole here

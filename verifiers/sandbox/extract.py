@@ -1,8 +1,10 @@
 """Which part of a completion is the answer, and which blocks of code it holds. One linear scan; nothing is parsed.
 
-Reasoning between think tags is no answer; an `<answer>` tag, where there is one, holds it. Code stands between
-fences as in CommonMark (backticks or tildes, indented in a list or not, the last one perhaps not closed), except that
-words may stand before an opening fence with a language. A completion without any fence is code as a whole.
+Reasoning between think tags is not part of the answer; an `<answer>` tag, if there is one, holds it. Code stands
+between fences as in CommonMark (backticks or tildes, indented in a list or not, the last one perhaps not closed), with
+three additions: words may stand before an opening fence with a language; a fence whose content is itself Markdown is
+read for the fences in it; and where the prompt opened the fence, the completion's first bare fence closes it.
+A completion without any fence is code as a whole. A byte-order mark in front is dropped.
 """
 
 from __future__ import annotations
@@ -12,6 +14,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 MAX_CHARS = 1 << 20
+_BYTE_ORDER_MARK = "\ufeff"
+PYTHON = frozenset("py py3 python python3".split())
+SHELL = frozenset("bash sh shell zsh console".split())
+_LANGUAGE_LINES = PYTHON | SHELL | frozenset("json jsonc json5 sql sqlite sqlite3 mysql postgresql".split())
+_MARKDOWN = frozenset(("", "markdown", "md"))
+_MAX_NESTING = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +38,7 @@ def answer(completion: str) -> str:
         if part == "<think>":
             thinking = True
         elif part == "</think>":
-            if not thinking:  # the tag was opened in the prompt: all before its end was reasoning
+            if not thinking:  # the tag was opened in the prompt: everything before its end was reasoning
                 kept.clear()
             thinking = False
         elif not thinking:
@@ -38,13 +46,29 @@ def answer(completion: str) -> str:
     text = "".join(kept)
     if "<answer>" in text:
         text = text.rpartition("<answer>")[2].partition("</answer>")[0]
-    return text
+    return text.lstrip().removeprefix(_BYTE_ORDER_MARK) if text.lstrip()[:1] == _BYTE_ORDER_MARK else text
 
 
-def blocks(text: str) -> list[Block]:
+def blocks(text: str, *, nesting: int = _MAX_NESTING) -> list[Block]:
     """The fenced blocks, in order; one block of everything where there is no fence."""
+    scanned = _scan(text.split("\n"))
+    if not scanned:
+        return [Block("", text)]
     found: list[Block] = []
-    lines = text.split("\n")
+    for block, _ in scanned:
+        inner = nesting > 0 and block.language in _MARKDOWN and _starts_with_fence(block.text)
+        found += blocks(block.text, nesting=nesting - 1) if inner else [block]
+    return found
+
+
+def _starts_with_fence(text: str) -> bool:
+    first = next((line for line in text.split("\n") if line.strip()), "")
+    return _opening(first) is not None
+
+
+def _scan(lines: list[str]) -> list[tuple[Block, bool]]:
+    """Each outermost fenced block, and whether its fence is closed."""
+    found: list[tuple[Block, bool]] = []
     i = 0
     while i < len(lines):
         opening = _opening(lines[i])
@@ -56,27 +80,67 @@ def blocks(text: str) -> list[Block]:
         while i < len(lines) and not _closes(lines[i], fence, indent):
             body.append(_unindent(lines[i], indent))
             i += 1
+        found.append((Block(language, "\n".join(body).removeprefix(_BYTE_ORDER_MARK)), i < len(lines)))
         i += 1
-        found.append(Block(language, "\n".join(body)))
-    return found or [Block("", text)]
+    return found
+
+
+def _opened_by_prompt(text: str) -> list[Block] | None:
+    """The blocks of a completion that closes a fence which the prompt opened; None where it closes no such fence.
+
+    Read so only where the ordinary reading leaves a last bare fence open and the first fence is bare too: then the
+    number of bare fences is odd, and one of them has no partner in the completion. The first block is the text before
+    the first fence.
+    """
+    lines = text.split("\n")
+    first = next((i for i, line in enumerate(lines) if _opening(line) is not None), None)
+    if first is None or lines[first].strip().strip("`~") or not "".join(lines[:first]).strip():
+        return None
+    last, closed = _scan(lines)[-1]
+    if closed or last.language:
+        return None
+    head = "\n".join(lines[:first]).lstrip("\n").split("\n")
+    language = head.pop(0).strip().lower() if head[0].strip().lower() in _LANGUAGE_LINES else ""
+    return [Block(language, "\n".join(head)), *(block for block, _ in _scan(lines[first + 1 :]))]
+
+
+def python_answer(completion: str) -> list[Block]:
+    """What may be the Python answer, in order: blocks that say so or say nothing, else all of them.
+
+    Where the prompt may have opened the fence, the completion's head is offered too, as the first.
+    """
+    text = answer(completion)
+    found = blocks(text)
+    other = _opened_by_prompt(text)
+    if other is not None and other[0].language in ("", *PYTHON):
+        found = [Block("python", other[0].text), *(block for block in found if block.text.strip())]
+    return [b for b in found if b.language in PYTHON or not b.language] or found
 
 
 def python_blocks(completion: str) -> list[str]:
-    """What may be the Python answer, in order."""
-    found = blocks(answer(completion))
-    return [b.text for b in found if b.language in ("", "py", "py3", "python", "python3")] or [b.text for b in found]
+    """The texts of python_answer."""
+    return [block.text for block in python_answer(completion)]
 
 
 def shell_script(completion: str) -> str | None:
     """The last block that says it is a shell's, else the last that says nothing. None where there is neither."""
-    return last_block(answer(completion), ("bash", "sh", "shell", "zsh", "console"))
+    return last_block(answer(completion), SHELL)
 
 
-def last_block(text: str, languages: Collection[str]) -> str | None:
-    """The last block in one of the languages, else the last that names none. None where there is neither."""
+def last_block(text: str, languages: Collection[str], *, starts: re.Pattern[str] | None = None) -> str | None:
+    """The last block in one of the languages, else the last that names none. None where there is neither.
+
+    starts: what such a text begins with. It decides whether the head of a completion whose number of bare fences is odd
+    is the answer, in a fence that the prompt opened; without it that is so where nothing follows the last fence.
+    """
     found = blocks(text)
     named = [b.text for b in found if b.language in languages]
     chosen = named or [b.text for b in found if not b.language]
+    other = None if named else _opened_by_prompt(text)
+    if other is not None and other[0].language in ("", *languages):
+        head, last = other[0].text, chosen[-1] if chosen else ""
+        if other[0].language or not last.strip() or (starts and starts.match(head) and not starts.match(last)):
+            chosen = [head]
     return chosen[-1] if chosen and chosen[-1].strip() else None
 
 

@@ -13,7 +13,7 @@ import builtins
 import re
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -34,12 +34,16 @@ class Expectation:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a task's tests are run. calls is None where they need the judge; names and modules as _asked_for."""
+    """How a task's tests are run. calls is None where they need the judge; names and modules as in _names_for_tests.
+
+    imports: (module, name in it or "") of what the tests import, whatever the completion is.
+    """
 
     entry: str
     tests: tuple[str, ...]
     names: tuple[str, ...]
     modules: tuple[str, ...]
+    imports: tuple[tuple[str, str], ...]
     calls: tuple[tuple[list[Any], dict[str, Any]], ...] | None
     expectations: tuple[Expectation, ...]
     reply_bytes: int
@@ -47,7 +51,7 @@ class Plan:
 
 @lru_cache(maxsize=4096)
 def plan(entry: str, tests: tuple[str, ...], prompt: str) -> Plan:
-    """Raises ValueError where the tests are none, or not Python."""
+    """Raises ValueError where there are no tests, or they are not Python or import what is not installed here."""
     if not tests:
         raise ValueError("the task has no tests: every completion would pass")
     if not entry.isidentifier():
@@ -72,9 +76,46 @@ def plan(entry: str, tests: tuple[str, ...], prompt: str) -> Plan:
             else:
                 calls.append(simple[0])
                 expectations.append(simple[1])
-    names, modules = _asked_for(tests, entry, prompt)
+    imports = tuple(dict.fromkeys(_imports(tests)))
+    names, modules = _names_for_tests(tests, entry, prompt)
     fast = tuple(calls) if calls is not None else None
-    return Plan(entry, tests, tuple(names), tuple(modules), fast, tuple(expectations), (1 << 16) + 4 * size)
+    return Plan(entry, tests, tuple(names), tuple(modules), imports, fast, tuple(expectations), (1 << 16) + 4 * size)
+
+
+def _imports(tests: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(module, name in it or "") of each import in the tests that is not guarded by `except ImportError`.
+
+    Raises ValueError where a module is not of the standard library: no completion could pass, and that is no fault of
+    any.
+    """
+    for number, test in enumerate(tests):
+        waiting: list[ast.AST] = [ast.parse(test)]
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, ast.Try) and any(map(_catches_import_error, node.handlers)):
+                waiting += [*node.handlers, *node.orelse, *node.finalbody]
+                continue
+            waiting += ast.iter_child_nodes(node)
+            for module, name in _imported(node):
+                if module.partition(".")[0] not in sys.stdlib_module_names:
+                    raise ValueError(
+                        f"the task's tests[{number}] imports {module!r}; code under test has the standard library only"
+                    )
+                yield module, name
+
+
+def _imported(node: ast.AST) -> list[tuple[str, str]]:
+    if isinstance(node, ast.Import):
+        return [(alias.name, "") for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        module = "." * node.level + (node.module or "")
+        return [(module, "" if alias.name == "*" or module == "__future__" else alias.name) for alias in node.names]
+    return []
+
+
+def _catches_import_error(handler: ast.ExceptHandler) -> bool:
+    names = {getattr(node, "id", "") for node in ast.walk(handler.type)} if handler.type is not None else {""}
+    return handler.type is None or bool(names & {"ImportError", "ModuleNotFoundError", "Exception", "BaseException"})
 
 
 def _names_used(tests: Sequence[str]) -> list[str]:
@@ -96,7 +137,7 @@ def _names_used(tests: Sequence[str]) -> list[str]:
     return [name for name in read if name not in bound]
 
 
-def _asked_for(tests: Sequence[str], entry: str, prompt: str) -> tuple[list[str], list[str]]:
+def _names_for_tests(tests: Sequence[str], entry: str, prompt: str) -> tuple[list[str], list[str]]:
     """What the tests use and do not bind, besides the entry point: (names from the completion, standard modules).
 
     From the completion comes only what the prompt names: else it could lend its own `isclose` to a test that forgot

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from . import worker as worker_module
 from .isolation import Isolation, Profile, SandboxUnavailable, candidates
-from .worker import Doubtful, InfrastructureError, Worker
+from .worker import Doubtful, InfrastructureError, TooBusy, Worker
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -163,10 +163,12 @@ def attempt(run: Callable[[Workers], T], doubtful: Callable[[Doubtful], R]) -> T
     """run(workers), once more on new workers if the sandbox failed.
 
     `doubtful` decides whose fault it was where the second try ends so too. Raises InfrastructureError where it failed
-    twice.
+    twice, and TooBusy where the machine did not give it the time.
     """
     try:
         return run(partial(_worker, new=False))
+    except TooBusy:
+        raise
     except InfrastructureError:
         pass
     try:

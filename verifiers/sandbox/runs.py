@@ -16,12 +16,12 @@ from typing import TypeVar
 from verifiers import Verdict, broken, failed, malformed, passed
 
 from . import pool
-from .extract import MAX_CHARS, python_blocks, shell_script
+from .extract import MAX_CHARS, Block, python_answer, python_blocks, shell_script
 from .guest import wire
 from .guest.lockdown import Limits
 from .isolation import SandboxUnavailable
 from .plan import Plan, Undecided, holds, plan
-from .worker import InfrastructureError, Report, Sample
+from .worker import InfrastructureError, Report, Sample, TooBusy
 
 VERDICT_BYTES = 1 << 16
 OUTPUT_BYTES = 1 << 16  # beyond four times what is expected
@@ -69,7 +69,8 @@ def limits_for(timeout_s: float | None) -> Limits:
         return DEFAULT
     if not 0 < timeout_s <= 3600:
         raise ValueError(f"the task's timeout_s is {timeout_s!r}; it must be above 0 and at most 3600")
-    return replace(DEFAULT, wall_s=2.0 * timeout_s, cpu_s=max(1, round(timeout_s)))
+    cpu_s = max(1, round(timeout_s))  # the kernel counts whole seconds
+    return replace(DEFAULT, wall_s=2.0 * max(timeout_s, cpu_s), cpu_s=cpu_s)
 
 
 def check_function(
@@ -95,6 +96,8 @@ def check_function(
 def _try(run: Callable[[pool.Workers], T]) -> T | Verdict:
     try:
         return pool.attempt(run, lambda doubtful: failed(str(doubtful)))
+    except TooBusy as exc:
+        return broken(str(exc))
     except InfrastructureError as exc:
         return broken(f"the sandbox failed twice: {exc}")
 
@@ -149,24 +152,26 @@ def _judge(workers: pool.Workers, blocks: list[str], how: Plan, limits: Limits) 
         code.socket.setblocking(True)  # timeouts are a flag that both holders would share
         with judge_worker.sample(patient, peer=code.socket) as court:
             code.socket.close()  # the judge holds it now, and its end is the code's end
-            court.give(["judge", how.entry, how.tests, how.names, how.modules])
-            reply = court.hear(VERDICT_BYTES)
+            court.give(["judge", how.entry, how.tests, how.names, how.modules, how.imports])
+            reply = court.hear(VERDICT_BYTES, extended_with=code)
             court_report = court.end(answered=reply is not None)
         if reply is None:
             code.stop()
         status, detail = json.loads(reply) if reply is not None else ("fail", "")
         code_report = code.end(answered=status != "fail")
+        if code_report.late and court_report.wanted_cpu:  # the code waited for tests that did not get their CPU time
+            raise TooBusy("the machine is too busy: the tests took longer than the code may wait")
     if reply is None:
         return failed(f"the tests did not finish: {_how_it_ended(court_report, patient)}")
     if status == "fail" and code_report.status:
         detail = f"{detail} ({_how_it_ended(code_report, limits)})"
-    return {"pass": passed, "malformed": malformed}.get(status, failed)(detail)
+    return {"pass": passed, "malformed": malformed, "error": broken}.get(status, failed)(detail)
 
 
 def _how_it_ended(report: Report, limits: Limits) -> str:
     if report.late:
-        return f"killed at its deadline of {limits.wall_s:g} s"
-    if report.status == -signal.SIGKILL:
+        return f"killed at its deadline of {limits.wall_s:g} s after {report.cpu_s:.1f} s of CPU"
+    if report.status in (-signal.SIGKILL, -signal.SIGXCPU):
         return f"used up its {limits.cpu_s} s of CPU"
     if report.status < 0:
         known = -report.status in {*signal.Signals}  # most real-time signals have no name
@@ -191,8 +196,8 @@ def check_program(completion: str, cases: Sequence[Case], *, limits: Limits = DE
         raise ValueError("the task has no cases: every completion would pass")
     if len(completion) > MAX_CHARS:
         return malformed(f"longer than {MAX_CHARS} characters")
-    blocks = python_blocks(completion)
-    if not any(block.strip() for block in blocks):
+    blocks = python_answer(completion)
+    if not any(block.text.strip() for block in blocks):
         return malformed("no code")
     for number, case in enumerate(cases, 1):
         verdict = _try(partial(_run_program, blocks=blocks, case=case, limits=limits))
@@ -201,10 +206,11 @@ def check_program(completion: str, cases: Sequence[Case], *, limits: Limits = DE
     return passed(f"{len(cases)} cases")
 
 
-def _run_program(workers: pool.Workers, blocks: list[str], case: Case, limits: Limits) -> Verdict:
+def _run_program(workers: pool.Workers, blocks: list[Block], case: Case, limits: Limits) -> Verdict:
     wanted = case.stdout.encode("utf-8", "surrogatepass")
     with workers("candidate") as worker, worker.sample(limits) as sample:
-        sample.give(["program", blocks, case.stdin])
+        texts, labelled = [b.text for b in blocks], [bool(b.language) for b in blocks]
+        sample.give(["program", texts, labelled, case.stdin])
         output = _bounded_output(sample, OUTPUT_BYTES + 4 * len(wanted))
         report = sample.end()
     if output is None:

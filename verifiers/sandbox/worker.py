@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
-from typing import IO
+from typing import IO, TypeVar
 
 from .guest import wire
 from .guest.lockdown import Limits
+from .guest.wire import BUSY_SHARE
 from .isolation import Isolation, Profile, SandboxUnavailable, mend
 
+T = TypeVar("T")
 START_S = 30.0
 READY_S = 5.0  # from the header to a locked-down sample; a stopped zygote shows here
 GRACE_S = 2.0  # what the zygote gets beyond the sample's deadline to report
@@ -36,7 +39,8 @@ class Report:
     """How a sample ended.
 
     status: exit code, or minus the signal's number. stood_still_s: the longest that even the zygote was kept waiting.
-    late: killed at its deadline.
+    recent_share: of one core, that it used in its last second. waits: how often it gave up the CPU by itself;
+    preemptions: how often the CPU was taken from it. late: killed at its deadline.
     """
 
     status: int
@@ -44,7 +48,15 @@ class Report:
     wall_s: float
     stood_still_s: float
     peak_mb: float
+    recent_share: float
+    waits: float
+    preemptions: float
     late: bool
+
+    @property
+    def wanted_cpu(self) -> bool:
+        """Whether it did not sleep at the end. A loop of short sleeps waits often and is hardly ever preempted."""
+        return self.stood_still_s > 1 or (self.recent_share >= BUSY_SHARE and self.waits < 100 + 10 * self.preemptions)
 
 
 class Worker:
@@ -99,10 +111,29 @@ class Worker:
     def report(self, timeout_s: float) -> Report:
         """The zygote's word on the sample that ended. Raises InfrastructureError."""
         message = self._hear(timeout_s)
+        while message == wire.EXTENDED:
+            message = self._hear(timeout_s)
         if len(message) != wire.REPORT.size:
             raise InfrastructureError("a sandbox worker ended in the middle of a sample")
-        status, cpu_s, wall_s, stood_still_s, peak_mb, late = wire.REPORT.unpack(message)
-        return Report(os.waitstatus_to_exitcode(status), cpu_s, wall_s, stood_still_s, peak_mb, late)
+        status, *figures, late = wire.REPORT.unpack(message)
+        return Report(os.waitstatus_to_exitcode(status), *figures, late)
+
+    def speaks_before(self, sock: socket.socket, timeout_s: float) -> bool:
+        """Whether the zygote has something to say before the socket does, or the time is up."""
+        ready, _, _ = select.select([self._control, sock], [], [], timeout_s)
+        return self._control in ready and sock not in ready
+
+    def extend(self) -> None:
+        with contextlib.suppress(OSError):  # gone already
+            self._control.send(wire.EXTENDED)
+
+    def was_extended(self) -> bool:
+        """Whether the zygote has moved the running sample's deadline since this was last asked."""
+        with contextlib.suppress(OSError):  # nothing to read, or gone: the next read says so
+            if self._control.recv(256, socket.MSG_DONTWAIT | socket.MSG_PEEK) == wire.EXTENDED:
+                self._control.recv(256)
+                return True
+        return False
 
     def _hear(self, timeout_s: float) -> bytes:
         self._control.settimeout(max(0.001, timeout_s))
@@ -168,25 +199,41 @@ class Sample:
         if first != wire.READY:
             raise InfrastructureError(f"a sample could not be locked down: {why.decode('utf-8', 'replace')}")
 
-    def hear(self, at_most: int) -> bytes | None:
-        """Its next message; None where it ends without one. Raises TooLong, InfrastructureError."""
+    def hear(self, at_most: int, *, extended_with: Sample | None = None) -> bytes | None:
+        """Its next message; None where it ends without one. Raises TooLong, InfrastructureError.
+
+        extended_with: another sample that it waits for; when that one gets more time, so does this one.
+        """
         self.wait_until_ready()
-        self.socket.settimeout(self.left_s())
+        while extended_with is not None and extended_with._worker.speaks_before(self.socket, self.left_s()):
+            if not extended_with._was_extended():
+                break  # the other has ended
+            self._worker.extend()
+            self._started += self._limits.wall_s
         try:
-            return self.channel.receive(at_most)
+            return self._patiently(lambda: self.channel.receive(at_most))
         except wire.Closed:
             return None
-        except TimeoutError:
-            raise InfrastructureError("a sample outlived its deadline: its zygote is broken") from None
 
     def hear_all(self, at_most: int) -> bytes:
         """All it writes until it ends. Raises TooLong, InfrastructureError."""
         self.wait_until_ready()
-        self.socket.settimeout(self.left_s())
-        try:
-            return self.channel.drain(at_most)
-        except TimeoutError:
-            raise InfrastructureError("a sample outlived its deadline: its zygote is broken") from None
+        return self._patiently(lambda: self.channel.drain(at_most))
+
+    def _patiently(self, read: Callable[[], T]) -> T:
+        """read(), which waits longer while the zygote gives the sample more time. Raises InfrastructureError."""
+        while True:
+            self.socket.settimeout(self.left_s())
+            try:
+                return read()
+            except TimeoutError:
+                if not self._was_extended():
+                    raise InfrastructureError("a sample outlived its deadline: its zygote is broken") from None
+
+    def _was_extended(self) -> bool:
+        if extended := self._worker.was_extended():
+            self._started += self._limits.wall_s
+        return extended
 
     def stop(self) -> None:
         """Have it killed: nothing more is wanted of it."""
@@ -198,20 +245,28 @@ class Sample:
 
         A sample cannot send itself SIGKILL, and the kernel sends one only at the limit of CPU time, or when the
         machine is out of memory: then it is worth another try, and the second time the fault of whoever held much.
-        Killed at its deadline with CPU time to spare, it slept (it used none), or the machine was too slow for it or
-        stood still: that is worth another try too.
+        Killed at its deadline with CPU time left, it slept, which is its own fault, or it wanted the CPU and did not
+        get it, which never is.
         """
+        while self._was_extended():
+            pass
         report = self._worker.report(self.left_s())
         if answered or self._stopped or report.status != -signal.SIGKILL:
             return report
-        used = report.cpu_s / self._limits.cpu_s
-        if not report.late and used < 0.9:
+        if not report.late and report.cpu_s < 0.9 * self._limits.cpu_s:
             if report.peak_mb < 0.25 * self._limits.memory_mb:
                 raise InfrastructureError("a sample was killed from outside")
             raise Doubtful(f"killed when the machine was out of memory, holding {report.peak_mb:.0f} MB")
-        if report.late and (0.1 < used < 0.9 or report.stood_still_s > 1):
-            raise Doubtful(f"killed at its deadline of {self._limits.wall_s:g} s after {report.cpu_s:.1f} s of CPU")
+        if report.late and report.cpu_s < self._limits.cpu_s and report.wanted_cpu:
+            raise TooBusy(
+                f"the machine is too busy: killed after {report.wall_s:.0f} s with {report.cpu_s:.1f} of its "
+                f"{self._limits.cpu_s} s of CPU used"
+            )
         return report
+
+
+class TooBusy(InfrastructureError):
+    """The machine did not give a sample its CPU time, however long it was waited for: another try is no use."""
 
 
 class Doubtful(InfrastructureError):

@@ -23,6 +23,7 @@ from .peer import Gone, Peer
 
 JOB_BYTES = 16 << 20
 _NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)
+_DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _NESTED = (ast.If, ast.Try, ast.With, ast.For, ast.While)
 
 
@@ -30,30 +31,136 @@ class Malformed(Exception):
     """No block of the completion is the code that was asked for."""
 
 
-def choose(blocks: Sequence[str], entry: str | None) -> str:
-    """The last block that binds the entry point; without an entry point the last that is Python.
+def choose(blocks: Sequence[str], entry: str) -> str:
+    """The last block that binds the entry point.
 
     A block that says `def ENTRY` and does not parse is an answer too, a broken one: earlier drafts do not stand in.
     Raises Malformed.
     """
-    if len(blocks) == 1:
-        return blocks[0]
     for text in reversed(blocks):
         try:
             tree = ast.parse(text)
         except _NOT_PYTHON as exc:
-            if entry is not None and re.search(rf"\b(def|class)\s+{re.escape(entry)}\b", text):
+            if re.search(rf"\b(def|class)\s+{re.escape(entry)}\b", text):
                 raise Malformed(f"{type(exc).__name__}: {exc}") from None
             continue
-        if tree.body and (entry is None or entry in _bound(tree.body)):
+        if tree.body and entry in _bound(tree.body):
             return text
-    raise Malformed("no block is Python" if entry is None else f"no block defines {entry!r}")
+    raise Malformed(f"no block defines {entry!r}")
 
 
-def compiled(blocks: Sequence[str], entry: str | None) -> types.CodeType:
-    """The chosen block as code. Raises Malformed."""
+def choose_program(blocks: Sequence[str], labelled: Sequence[bool]) -> str:
+    """The last block that is a program: Python that does something when it runs.
+
+    A block that does not say it is Python counts only where it imports, defines, or calls print, input or open: sample
+    output can be Python by accident. Definitions alone are a program only where no other block is.
+    Raises Malformed.
+    """
+    definitions, accidents = [], []
+    for text, says_python in zip(reversed(blocks), reversed(labelled), strict=True):
+        try:
+            body = ast.parse(text).body
+        except _NOT_PYTHON:
+            continue
+        if not body:
+            continue
+        if not (says_python or _is_deliberate(body)):
+            accidents.append(text)
+        elif all(map(_is_inert, body)):
+            definitions.append(text)
+        else:
+            return text
+    for texts in (definitions, accidents):
+        if texts:
+            return texts[0]
+    raise Malformed("no block is Python")
+
+
+def _is_inert(node: ast.stmt) -> bool:
+    """Whether the statement defines, or only states a value: a module of such prints nothing."""
+    if isinstance(node, ast.Assign | ast.AnnAssign | ast.Expr):
+        return not any(isinstance(inner, ast.Call) for inner in ast.walk(node))
+    return isinstance(node, _DEFINITIONS)
+
+
+def _is_deliberate(body: Sequence[ast.stmt]) -> bool:
+    for node in ast.walk(ast.Module(list(body), [])):
+        if isinstance(node, _DEFINITIONS):
+            return True
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("print", "input", "open"):
+            return True
+    return False
+
+
+def with_helpers(text: str, blocks: Sequence[str]) -> ast.Module:
+    """The chosen block, preceded by the statements of other blocks that bind what it uses and does not bind.
+
+    Imports or a helper may stand in a block of their own. Of each missing name the last binding before the chosen
+    block counts, or else the first after it. Raises what ast.parse raises for the chosen block.
+    """
+    tree = ast.parse(text)
+    missing = _unbound(tree.body)
+    if not missing:
+        return tree
+    at = max(i for i, block in enumerate(blocks) if block == text)
+    statements = [node for block in (*blocks[:at], *blocks[at + 1 :]) for node in _statements(block)]
+    first_after = sum(len(_statements(block)) for block in blocks[:at])
+    order = [*reversed(range(first_after)), *range(first_after, len(statements))]
+    taken: set[int] = set()
+    tried: set[str] = set()
+    while names := missing - tried:
+        name = min(names)
+        tried.add(name)
+        place = next((i for i in order if name in _bound([statements[i]])), None)
+        if place is not None and place not in taken:
+            taken.add(place)
+            missing |= _unbound([statements[place]])
+            tried |= set(_bound([statements[place]]))
+    if missing - {name for i in taken for name in _bound([statements[i]])}:  # perhaps of `from math import *`
+        taken |= {i for i, node in enumerate(statements) if _imports_all(node)}
+    helpers = [statements[i] for i in sorted(taken)]
+    future = [n for n in tree.body if isinstance(n, ast.ImportFrom) and n.module == "__future__"]
+    return ast.Module([*future, *helpers, *(n for n in tree.body if n not in future)], [])
+
+
+def _statements(block: str) -> list[ast.stmt]:
     try:
-        return compile(choose(blocks, entry), "solution.py", "exec", dont_inherit=True)
+        return ast.parse(block).body
+    except _NOT_PYTHON:
+        return []
+
+
+def _imports_all(node: ast.stmt) -> bool:
+    return isinstance(node, ast.ImportFrom) and node.names[0].name == "*" and node.module != "__future__"
+
+
+def _unbound(body: Sequence[ast.stmt]) -> set[str]:
+    """Names that the statements read and bind nowhere, builtins aside."""
+    read: set[str] = set()
+    bound = {*dir(builtins), "__name__", "__file__", "__doc__", *_bound(body)}
+    for node in (n for statement in body for n in ast.walk(statement)):
+        if isinstance(node, ast.Name):
+            (read if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            bound.add(node.name)
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+        elif isinstance(node, ast.alias):
+            bound.add(node.asname or node.name.partition(".")[0])
+        elif isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and node.name:
+            bound.add(node.name)
+        elif isinstance(node, ast.MatchMapping) and node.rest:
+            bound.add(node.rest)
+    return read - bound
+
+
+def compiled(blocks: Sequence[str], choose_from: Callable[[Sequence[str]], str]) -> types.CodeType:
+    """The chosen block, and what it needs of the others, as code. Raises Malformed."""
+    try:
+        if len(blocks) == 1:
+            return compile(blocks[0], "solution.py", "exec", dont_inherit=True)
+        module = with_helpers(choose_from(blocks), blocks)
+        return compile(module, "solution.py", "exec", dont_inherit=True)
     except _NOT_PYTHON as exc:
         raise Malformed(f"{type(exc).__name__}: {exc}") from None
 
@@ -78,7 +185,7 @@ def _bound(body: Sequence[ast.stmt]) -> Iterator[str]:
 
 def load(blocks: Sequence[str], entry: str) -> Any:
     """Run the chosen block as a module and return what it calls `entry`. Raises Malformed, or what the code raises."""
-    code = compiled(blocks, entry)
+    code = compiled(blocks, lambda several: choose(several, entry))
     module = types.ModuleType("solution")
     sys.modules["solution"] = module
     exec(code, module.__dict__)
@@ -142,13 +249,15 @@ def serve(channel: wire.Channel, blocks: Sequence[str], entry: str, names: Seque
         return
 
 
-def run_program(channel: wire.Channel, blocks: Sequence[str], stdin: str) -> int:
-    """Run the last block that is Python as `__main__`, its output on the channel. Returns the exit status.
+def run_program(channel: wire.Channel, blocks: Sequence[str], labelled: Sequence[bool], stdin: str) -> int:
+    """Run the last block that is a program as `__main__`, its output on the channel. Returns the exit status.
+
+    labelled: whether each block says that it is Python.
 
     The first byte told is P for a program or M for none.
     """
     try:
-        code = compiled(blocks, None)
+        code = compiled(blocks, lambda several: choose_program(several, labelled))
     except Malformed as exc:
         channel.write(b"M" + str(exc)[:300].encode("utf-8", "replace"))
         return 0

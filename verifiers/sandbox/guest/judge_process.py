@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from . import wire
@@ -11,15 +12,24 @@ from .peer import MESSAGE_BYTES, Gone, Peer
 from .remote import Remote
 
 Verdict = tuple[str, str]
+_TEST_FILE = "test"
 
 
 def judge(
-    candidate: wire.Channel, entry: str, tests: Sequence[str], names: Sequence[str], modules: Sequence[str]
+    candidate: wire.Channel,
+    entry: str,
+    tests: Sequence[str],
+    names: Sequence[str],
+    modules: Sequence[str],
+    imports: Sequence[tuple[str, str]],
 ) -> Verdict:
-    """Returns (status, detail).
+    """Returns (status, detail); `error` where the tests themselves cannot run, whatever the completion is.
 
-    names: what the tests take from the completion besides `entry`; modules: what they use and forgot to import.
+    names: what the tests take from the completion besides `entry`; modules: what they use and forgot to import;
+    imports: (module, name or "") of what they import.
     """
+    if missing := next((what for what in imports if not _is_importable(*what)), None):
+        return "error", f"the task's tests import {' '.join(filter(None, missing))!r}, which is not there"
     peer = Peer(candidate, strict=True)
     try:
         scope = _meet(peer, candidate, entry, names)
@@ -27,9 +37,11 @@ def judge(
             return scope
         scope.update((name, importlib.import_module(name)) for name in modules if name not in scope)
         for number, test in enumerate(tests, 1):
-            problem = _run(test, scope)
+            problem, undefined = _run(test, scope)
             if peer.gone:  # a bare `except:` in a test may have swallowed it
                 raise Gone(peer.gone)
+            if undefined and undefined not in names:
+                return "error", f"the task's tests[{number - 1}] uses {undefined!r}, which nothing defines"
             if problem:
                 return "fail", f"test {number} of {len(tests)}: {problem}"
     except Gone as exc:
@@ -60,17 +72,43 @@ def _no_tag(tag: str, payload: Any) -> Any:
     raise ValueError(tag)
 
 
-def _run(test: str, scope: dict[str, Any]) -> str:
-    """Empty where the test holds, else why not. Raises Gone."""
+def _is_importable(module: str, name: str) -> bool:
     try:
-        exec(compile(test, "test", "exec", dont_inherit=True), scope)
+        found = importlib.import_module(module)
+        if name and not hasattr(found, name):
+            importlib.import_module(f"{module}.{name}")
+    except ImportError:
+        return False
+    return True
+
+
+def _run(test: str, scope: dict[str, Any]) -> tuple[str, str]:
+    """(empty where the test holds, else why not; a name that the test itself uses and nothing defines). Raises Gone."""
+    try:
+        exec(compile(test, _TEST_FILE, "exec", dont_inherit=True), scope)
     except Gone:
         raise
     except AssertionError as exc:
-        return f"{_first_line(test)} does not hold{f': {exc}' if str(exc) else ''}"[:300]
+        return f"{_first_line(test)} does not hold{f': {exc}' if str(exc) else ''}"[:300], ""
     except BaseException as exc:  # the border: SystemExit too is only a failure
-        return f"{_first_line(test)} raised {type(exc).__name__}: {_lines(exc)}"[:300]
-    return ""
+        problem = f"{_first_line(test)} raised {type(exc).__name__}: {_lines(exc)}"[:300]
+        return problem, _undefined(exc, scope)
+    return "", ""
+
+
+def _undefined(exc: BaseException, scope: Mapping[str, Any]) -> str:
+    """The name that the test's own code looked up in vain, or "".
+
+    What the completion raises comes through frames of remote.py; a test that raises what it was given names no name
+    of its own.
+    """
+    trace = exc.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or type(exc) is not NameError or trace.tb_frame.f_code.co_filename != _TEST_FILE:
+        return ""
+    name = exc.name if isinstance(exc.name, str) else ""
+    return name if name in trace.tb_frame.f_code.co_names and name not in scope and not hasattr(builtins, name) else ""
 
 
 def _lines(exc: BaseException) -> str:

@@ -141,7 +141,9 @@ class LockDown:
             if value is not None:
                 _, hard = resource.getrlimit(which)
                 bounded = value if hard == resource.RLIM_INFINITY else min(value, hard)
-                both = (ctypes.c_uint64 * 2)(bounded, bounded)
+                # SIGXCPU first: it says what happened. A sample that ignores it gets SIGKILL a second later
+                spare = int(which == resource.RLIMIT_CPU)
+                both = (ctypes.c_uint64 * 2)(bounded, bounded + spare)
                 calls.append(("setrlimit", (self._numbers["prlimit64"], 0, which, both, None)))
         return calls
 

@@ -163,8 +163,11 @@ def load_job(data: bytes) -> Any:
 
 # the zygote's control socket, in messages of fixed size
 HEADER = struct.Struct("<6d")  # the fields of Limits, in order; comes with the sample's descriptors
-# wait status; seconds of CPU, of wall, of the machine standing still; most MiB resident; late or not
-REPORT = struct.Struct("<i4d?")
+# wait status; the figures of worker.Report; late or not
+REPORT = struct.Struct("<i7d?")
+EXTENDED = b"x"  # the running sample gets more time: the zygote's word, or, of a judge whose code got it, ours
+EXTENSIONS = 3  # at most, each as long as the first deadline
+BUSY_SHARE = 0.02  # of one core: whoever used more than that was not asleep
 UP = b"up"
 KILL = b"k"
 # a sample's first byte on its channel
@@ -201,18 +204,20 @@ class Channel:
 
     def receive(self, at_most: int) -> bytes:
         """The next message. Raises Closed, TooLong, and TimeoutError where this end has a deadline."""
-        (length,) = self._LENGTH.unpack(self.take(self._LENGTH.size))
+        size = self._LENGTH.size
+        self._receive_up_to(size)
+        (length,) = self._LENGTH.unpack_from(self._received)
         if length > at_most:
             raise TooLong(f"{length} bytes, more than {at_most}")
-        return self.take(length)
+        self._receive_up_to(size + length)
+        message = bytes(self._received[size : size + length])
+        del self._received[: size + length]
+        return message
 
-    def take(self, count: int) -> bytes:
-        """Exactly `count` bytes."""
+    def _receive_up_to(self, count: int) -> None:
+        """What has come stays in the buffer, so that after a TimeoutError it can be waited for again."""
         while len(self._received) < count:
             self._more()
-        taken = bytes(self._received[:count])
-        del self._received[:count]
-        return taken
 
     def drain(self, at_most: int) -> bytes:
         """All bytes up to the end. Raises TooLong."""
