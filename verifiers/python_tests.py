@@ -3,8 +3,8 @@
 The answer is the last fenced block that binds `entry_point` (or the whole completion where there is no fence), with
 what it uses of other blocks: imports and helpers may stand in blocks of their own. All tests must hold. They may be any
 Python, each seeing what the ones before it bound; a name that they use is their own, a standard module's, or, where it
-is the entry point or the prompt asks for it, the completion's. Tests that no answer could pass, because they import what
-is not installed or use a name that nothing defines, are an `error`.
+is the entry point or the prompt asks for it, the completion's. Tests that no answer could pass, as they import what is
+not installed or use a name that nothing defines, are an `error`.
 """
 
 from __future__ import annotations
