@@ -15,6 +15,7 @@ from pipeline.config import load
 from pipeline.records import Prompt, Scored
 from pipeline.stages import policy, run_stage
 from pipeline.stages.context import Context
+from pipeline.stages.rollout_source import SampledRollouts
 
 PHASES = ("rollout", "experience", "update", "sync")
 
@@ -24,7 +25,7 @@ def train(place: Path, work: Workload, gate: Gate, *, backend: str) -> None:
     os.chdir(place)
     cfg = load.load(place / "ours.yaml", [f"generate.backend={backend}"])
     waited: dict[str, float] = {}
-    plain, make_learner = policy.make_sampler, policy.make_learner
+    make_learner = policy.make_learner
 
     def make_judged(ctx: Context, forward: object) -> policy.Learner:
         learner = make_learner(ctx, forward)  # type: ignore[arg-type]
@@ -32,22 +33,20 @@ def train(place: Path, work: Workload, gate: Gate, *, backend: str) -> None:
             gate.judge, gate.every = (lambda: judge(place, learner.model, work)), work.judge_every
         return learner
 
-    def make_sampler(ctx: Context, generator: object, scorer: object) -> policy.SampleAndScore:
-        sample = plain(ctx, generator, scorer)  # type: ignore[arg-type]
+    class GatedRollouts(SampledRollouts):
+        """Samples when the gate opens the step."""
 
-        def sample_when_asked(prompts: Sequence[Prompt], step: int, attempt: int) -> list[Scored]:
-            note_phases(ctx.dir.path / "timing.jsonl", gate, waited.pop("s", 0.0))
-            asked = time.perf_counter()
+        def sample_and_score(self, prompts: Sequence[Prompt], step: int, attempt: int) -> list[Scored]:
+            note_phases(self.ctx.dir.path / "timing.jsonl", gate, waited.pop("s", 0.0))
+            requested = time.perf_counter()
             gate.step()
-            waited["s"] = time.perf_counter() - asked
-            scored = sample(prompts, step, attempt)
+            waited["s"] = time.perf_counter() - requested
+            scored = super().sample_and_score(prompts, step, attempt)
             gate.note("tokens", sum(len(s.rollout.ids) for s in scored))
             gate.note("longest", max(len(s.rollout.ids) for s in scored))
             return scored
 
-        return sample_when_asked
-
-    policy.make_sampler, policy.make_learner = make_sampler, make_judged  # type: ignore[assignment]
+    policy.make_source, policy.make_learner = GatedRollouts, make_judged
     run_stage(cfg, "grpo")
 
 

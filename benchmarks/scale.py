@@ -94,7 +94,8 @@ def learning(place: Path, work: Workload) -> Callable[[], None]:
     from pipeline.config.schema import Loss, Model, Optimizer
     from pipeline.models.models import load_policy
     from pipeline.update.forward import CompletionLogprobs, Row
-    from pipeline.update.learner import Experience, Learner
+    from pipeline.update.learner import Learner
+    from pipeline.update.policy_loss import Experience
 
     lay_out(place, work)
     policy = CompletionLogprobs(load_policy(str(place / "model"), Model()).train(), temperature=1.0)
@@ -110,13 +111,13 @@ def learning(place: Path, work: Workload) -> Callable[[], None]:
     prompts = [ids(work.prompt_tokens) for _ in range(work.prompts)]
     mask = (True,) * work.max_tokens
     rows = [Row(prompt, ids(work.max_tokens), mask) for prompt in prompts for _ in range(work.samples)]
-    seen = Experience(
+    batch = Experience(
         rows,
         [torch.full((work.max_tokens,), (-1.0) ** i) for i in range(len(rows))],
         [torch.zeros(work.max_tokens) for _ in rows],
     )
 
     def update() -> None:
-        learner.update(seen, range(len(rows)), kl_coef=0.0, kl_kind="k3")
+        learner.update(batch, range(len(rows)), kl_coef=0.0, kl_kind="k3")
 
     return update

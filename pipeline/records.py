@@ -150,7 +150,7 @@ def episodes(scored: Sequence[Scored]) -> list[list[Scored]]:
     return out
 
 
-def whole(episode: Sequence[Scored]) -> Scored:
+def merge_episode(episode: Sequence[Scored]) -> Scored:
     """An episode as one row, for figures and display: the first prompt, all that was sampled, the sum of rewards.
 
     Its ids lack what the environment said between the turns: nothing may be trained on them.
@@ -171,4 +171,4 @@ def whole(episode: Sequence[Scored]) -> Scored:
     return replace(last, rollout=joined, reward=math.fsum(s.reward for s in episode), step_rewards=along)
 
 
-__all__ = ["Prompt", "Rollout", "Scored", "as_json", "episodes", "from_json", "groups", "read_scored", "whole"]
+__all__ = ["Prompt", "Rollout", "Scored", "as_json", "episodes", "from_json", "groups", "merge_episode", "read_scored"]

@@ -31,7 +31,8 @@ from pipeline.stages.sampling import draw, next_prompts
 from pipeline.update.episode_credit import layout_of
 from pipeline.update.experience import step_rewards
 from pipeline.update.forward import CompletionLogprobs, Row, stack
-from pipeline.update.learner import Experience, Learner
+from pipeline.update.learner import Learner
+from pipeline.update.policy_loss import Experience
 
 
 def run(ctx: Context) -> dict[str, Any]:
@@ -120,7 +121,7 @@ def regress(
     """The model, trained to imitate each logged token by exp(beta * (Q - V)); one learner of the policy loop."""
     weights = [regression_weights(a, beta=block.beta, max_weight=block.max_weight) for a in advantages]
     # with the weight in the place of an advantage, REINFORCE's loss is weighted imitation
-    seen = Experience(logged.rows, weights, [torch.zeros(len(r.ids)) for r in logged.rows])
+    batch = Experience(logged.rows, weights, [torch.zeros(len(r.ids)) for r in logged.rows])
     longest = max(len(r.ids) for r in logged.rows)
     learner = Learner(
         sharding.accelerator(), forward, None,
@@ -130,7 +131,7 @@ def regress(
     size = min(block.batch, len(logged.layout))
     for step in range(block.policy_steps):
         chosen = cycle_indices(len(logged.layout), step * size, size, *key, "regression")
-        figures = learner.update(seen, [i for e in chosen for i in logged.layout[e]], kl_coef=0.0, kl_kind="k3")
+        figures = learner.update(batch, [i for e in chosen for i in logged.layout[e]], kl_coef=0.0, kl_kind="k3")
         if step % 10 == 9 or step == block.policy_steps - 1:
             log(step + 1, {name: figures[name] for name in ("policy_loss", "entropy") if name in figures})
     return learner.model

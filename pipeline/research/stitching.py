@@ -87,7 +87,7 @@ def stitched(bench: Bench, outcome: Outcome) -> float:
             rows.append(Row((*label, *seen), ids, (True,) * len(ids)))
             history = (*seen, *ids) if bench.memory == "history" else ()
     forward = CompletionLogprobs(outcome.model, temperature=1.0)
-    logprobs = completion_logprobs(forward, rows, budget=16_384, where=next(outcome.model.parameters()).device)
+    logprobs = completion_logprobs(forward, rows, budget=16_384, device=next(outcome.model.parameters()).device)
     steps_GK = torch.stack([x.sum() for x in logprobs]).view(stitch.GADGETS, -1)
     return float(steps_GK.sum(1).exp().mean())
 

@@ -34,9 +34,9 @@ from pipeline.stages.sft import Example, train
 from pipeline.update import canary, episode_credit
 from pipeline.update.experience import make_experience
 from pipeline.update.forward import CompletionLogprobs, Row, stack
-from pipeline.update.learner import Experience
 from pipeline.update.loop import optimise
-from pipeline.update.loop_state import Parts
+from pipeline.update.loop_state import Branch, LoopDeps
+from pipeline.update.policy_loss import Experience
 from verifiers import stitch
 
 SAMPLES = 2  # walks in a group: from place 1 the two that were logged, from place 2 the one there is, twice
@@ -178,6 +178,22 @@ def conditions(bench: Bench, *, best: bool) -> Outcome:
 # --- the policy loop -----------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A rollout source that gives back logged walks: pairs[i] are the episodes of prompt i."""
+
+    pairs: Sequence[Sequence[Sequence[Scored]]]
+
+    def sample_and_score(self, prompts: Sequence[Prompt], step: int, attempt: int) -> list[Scored]:
+        return [s for prompt in prompts for episode in self.pairs[prompt.index] for s in episode]
+
+    def continue_and_score(self, branches: Sequence[Branch], step: int) -> list[list[Scored]]:
+        raise NotImplementedError("logged walks cannot be sampled on")
+
+    def evaluate(self, step: int) -> dict[str, Any]:
+        raise NotImplementedError("methods are judged after their training")
+
+
 def replayed(bench: Bench, name: str, given: Credit, loss: Loss, critic: Critic | None = None) -> Outcome:
     """`pipeline.update.loop` on the logs: a step is all of them, in groups by where a walk starts."""
     groups = [[e for e in episodes(bench.scored) if e[0].rollout.prompt.index == i] for i in range(2 * stitch.GADGETS)]
@@ -190,21 +206,19 @@ def replayed(bench: Bench, name: str, given: Credit, loss: Loss, critic: Critic 
                     critic=critic, alarms=alarms, checkpoint_every=steps)  # fmt: skip
     ctx = bench.context(name, block, bench.sft)
 
-    def replay(prompts: Sequence[Prompt], step: int, attempt: int) -> list[Scored]:
-        return [s for prompt in prompts for episode in pairs[prompt.index] for s in episode]
-
     policy, precision = policy_stage.make_policy(ctx)
-    parts = Parts(
-        block=block, seed_key=(bench.seed, name), prompts=prompts, sample_and_score=replay,
+    source = Replay(pairs)
+    deps = LoopDeps(
+        block=block, seed_key=(bench.seed, name), prompts=prompts, source=source,
         learner=policy_stage.make_learner(ctx, policy), reference=None,
         generator=TransformersGenerator(bench.sft, ctx.cfg.model, ctx.cfg.generate), max_tokens=8,
         canary_tolerance=canary.tolerance(precision), directory=ctx.dir, record=lambda *_, **__: None,
     )  # fmt: skip
-    with (ctx.dir.path / "console.txt").open("w") as told, redirect_stdout(told):
-        state = optimise(parts)
-    seen, _ = make_experience(parts, state, replay(prompts, 0, 0))
-    got = {row.prompt_ids + row.ids: value for row, value in zip(seen.rows, per_turn(seen.advantages), strict=True)}
-    return Outcome(parts.learner.model, [got[row.prompt_ids + row.ids] for row in bench.rows])
+    with (ctx.dir.path / "console.txt").open("w") as log, redirect_stdout(log):
+        state = optimise(deps)
+    batch, _ = make_experience(deps, state, source.sample_and_score(prompts, 0, 0))
+    got = {row.prompt_ids + row.ids: value for row, value in zip(batch.rows, per_turn(batch.advantages), strict=True)}
+    return Outcome(deps.learner.model, [got[row.prompt_ids + row.ids] for row in bench.rows])
 
 
 def grpo(bench: Bench) -> Outcome:
@@ -231,8 +245,8 @@ def monte_carlo(bench: Bench) -> Outcome:
     for step in range(block.steps):
         generator.sync(models.named_weights(learner.model))
         advantages = stepwise_advantages(bench, sampled_values(bench, ctx, generator, step))
-        seen = Experience(bench.rows, advantages, [torch.zeros(len(r.ids)) for r in bench.rows])
-        learner.update(seen, range(len(bench.rows)), kl_coef=0.0, kl_kind="k3")
+        batch = Experience(bench.rows, advantages, [torch.zeros(len(r.ids)) for r in bench.rows])
+        learner.update(batch, range(len(bench.rows)), kl_coef=0.0, kl_kind="k3")
     return Outcome(learner.model, per_turn(advantages))
 
 

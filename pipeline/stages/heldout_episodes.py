@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.config.schema import Episodes
 from pipeline.generation.episodes import load_environment, play
 from pipeline.generation.generator import Generator
-from pipeline.records import episodes, whole
+from pipeline.records import episodes, merge_episode
 from pipeline.stages.context import Context
 from pipeline.stats import bootstrap_ci95, counts, mean, pass_rate
 
@@ -23,7 +23,7 @@ def judge_episodes(ctx: Context, generator: Generator, settings: Episodes | None
         key=(ctx.cfg.seed, ctx.name, "heldout episodes"), tokenizer=ctx.tokenizer, ends=ctx.ends,
         context=ctx.context_tokens(),
     )  # fmt: skip
-    found = [(whole(e), turns_in(e)) for e in episodes(played)]
+    found = [(merge_episode(e), turns_in(e)) for e in episodes(played)]
     size = ctx.cfg.evaluation.samples
     starts = [[one for one in found[i : i + size] if counts(one[0].reward, one[0].status)]
               for i in range(0, len(found), size)]  # fmt: skip

@@ -62,7 +62,7 @@ def start_logprobs(ctx: Context, start: str, rows: Sequence[Row]) -> list[list[f
         ctx.frozen[start] = models.load_policy(start, ctx.cfg.model).eval()
     model = ctx.frozen[start].to(models.device())
     forward = CompletionLogprobs(model, temperature=ctx.cfg.sampling.temperature)
-    found = ranks.mapped(partial(completion_logprobs, forward, budget=BUDGET, where=models.device()), rows)
+    found = ranks.mapped(partial(completion_logprobs, forward, budget=BUDGET, device=models.device()), rows)
     model.to("cpu")
     return [logprobs.tolist() for logprobs in found]
 

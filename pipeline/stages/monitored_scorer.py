@@ -1,4 +1,4 @@
-"""What an RL stage's rollouts are scored by: its own reward, and beside it the monitor's second look."""
+"""What scores the rollouts of an RL stage: its own reward, and the second score of the reward-hacking monitor."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pipeline.config.load import Config
 from pipeline.config.schema import Policy
 from pipeline.distributed import ranks
 from pipeline.stages.context import Context
-from pipeline.update.reward_monitor import Watch
+from pipeline.update.reward_monitor import RewardMonitor
 from rewards import MONITOR, Composite
 from rewards.monitor import Limits
 
 
-def scorer_and_watch(ctx: Context) -> tuple[Composite, Watch | None]:
-    """The watch is None where the YAML says `monitor: null`."""
+def scorer_and_monitor(ctx: Context) -> tuple[Composite, RewardMonitor | None]:
+    """The monitor is None if the YAML says `monitor: null`."""
     block: Policy = ctx.block
     scorer = ctx.scorer_of(block.reward) if block.reward else ctx.scorer
     settings = block.monitor
@@ -32,12 +32,12 @@ def scorer_and_watch(ctx: Context) -> tuple[Composite, Watch | None]:
         strict = [MONITOR]
         scorer = scorer.watched_by(ctx.scorer_of(second), max(settings.samples // ranks.world(), 1))
     alarm = bool(strict) if settings.alarm is None else settings.alarm
-    return scorer, Watch(limits_of(settings, same_scale=bool(train)), train, strict, alarm)
+    return scorer, RewardMonitor(limits_of(settings, same_scale=bool(train)), train, strict, alarm)
 
 
 def second_rewards(cfg: Config, block: Policy) -> Mapping[str, Any] | None:
-    """What else to score a sample by: `monitor.strict`; else the run's own verifiers, where the stage's reward is
-    another and watches none itself (a part of weight 0). None where there is nothing to score twice."""
+    """The second score's rewards: `monitor.strict`; else the run's own verifiers, if the stage has another reward with
+    no part of weight 0 for monitoring. None if there is nothing to score twice."""
     settings = block.monitor
     if settings is None or block.episodes is not None:
         return None
@@ -50,15 +50,15 @@ def second_rewards(cfg: Config, block: Policy) -> Mapping[str, Any] | None:
 
 
 def verifier_parts(block: Mapping[str, Any], dirs: Sequence[str]) -> dict[str, Any]:
-    """The parts of a rewards block that are verifiers and count."""
-    found = rewards.verifiers_of(block, dirs)
-    return {name: part for name, _, part in found if float(part.get("weight", 1.0)) > 0}
+    """The parts of a rewards block that are verifiers with a positive weight."""
+    parts = rewards.verifiers_of(block, dirs)
+    return {name: part for name, _, part in parts if float(part.get("weight", 1.0)) > 0}
 
 
 def limits_of(settings: Monitor, *, same_scale: bool) -> Limits:
-    """The YAML's limits; on unlike scales a gap means nothing."""
+    """The YAML's limits, without that of the gap if the two scores have different scales."""
     given = {each.name: getattr(settings, each.name) for each in fields(Limits) if hasattr(settings, each.name)}
     return Limits(**given | ({} if same_scale else {"gap": None}))
 
 
-__all__ = ["scorer_and_watch", "second_rewards"]
+__all__ = ["scorer_and_monitor", "second_rewards"]

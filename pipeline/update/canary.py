@@ -23,7 +23,7 @@ from pipeline.distributed import ranks
 from pipeline.generation.generator import Generator, Request
 from pipeline.records import Prompt
 from pipeline.update.forward import Row
-from pipeline.update.learner import Learner
+from pipeline.update.learner import Inference
 
 T = TypeVar("T")
 ROWS = 8
@@ -89,9 +89,9 @@ def _within_budget(rows: Sequence[Row]) -> list[Row]:
     return out
 
 
-def measure(learner: Learner, generator: Generator, rows: Sequence[Row]) -> float:
+def measure(inference: Inference, generator: Generator, rows: Sequence[Row]) -> float:
     """The largest gap of any rank: each has a generator of its own."""
-    ours = learner.logprobs(rows, temperature=1.0)
+    ours = inference.logprobs(rows, temperature=1.0)
     theirs = generator.logprobs([[*r.prompt_ids, *r.ids] for r in rows])
     pairs = [
         (float(a), b)

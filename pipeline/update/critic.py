@@ -53,7 +53,7 @@ class ValueModel(nn.Module):
         self.packs = packing.enable(transformer)
 
     def forward(self, batch: Padded) -> Tensor:
-        with lowered(batch.where, self.autocast):
+        with lowered(batch.device, self.autocast):
             hidden_BSH = hidden_states(self.transformer, batch, packs=self.packs)
         return values_at(self.head, hidden_BSH, batch)
 
@@ -85,11 +85,11 @@ def from_model(model: Any, *, autocast: torch.dtype | None = None) -> ValueModel
 
 
 @torch.no_grad()
-def values_of(critic: nn.Module, rows: Sequence[Row], *, budget: int, where: torch.device) -> list[Tensor]:
+def values_of(critic: nn.Module, rows: Sequence[Row], *, budget: int, device: torch.device) -> list[Tensor]:
     """Per row, (its T + 1,) values on the CPU, in the order of rows."""
     out: list[Tensor] = [torch.empty(0)] * len(rows)
     for places in micro_batches(rows, budget, packs=packs(critic)):
-        values_BS = critic(pad_rows([rows[i] for i in places], where))
+        values_BS = critic(pad_rows([rows[i] for i in places], device))
         for i, values in zip(places, values_BS.cpu(), strict=True):
             out[i] = values[: len(rows[i].ids) + 1].clone()
     return out
@@ -97,12 +97,12 @@ def values_of(critic: nn.Module, rows: Sequence[Row], *, budget: int, where: tor
 
 @torch.no_grad()
 def logprobs_and_values(
-    policy: nn.Module, rows: Sequence[Row], *, budget: int, where: torch.device
+    policy: nn.Module, rows: Sequence[Row], *, budget: int, device: torch.device
 ) -> list[tuple[Tensor, Tensor]]:
     """Per row, (its T,) log-probs and (its T + 1,) values of a `SharedCritic`, from one pass."""
     out: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(rows)
     for places in micro_batches(rows, budget, packs=packs(policy)):
-        logprobs_BT, _, values_BS = policy(pad_rows([rows[i] for i in places], where))
+        logprobs_BT, _, values_BS = policy(pad_rows([rows[i] for i in places], device))
         for i, logprobs, values in zip(places, logprobs_BT.cpu(), values_BS.cpu(), strict=True):
             out[i] = logprobs[: len(rows[i].ids)].clone(), values[: len(rows[i].ids) + 1].clone()
     return out

@@ -1,7 +1,7 @@
 """Scored rollouts -> what an update needs of them: rows, old and reference log-probs, values, advantages.
 
-Axes: B rows of the whole step, prompt-major, T completion tokens, E episodes (one row each, or one a turn). Every
-rank holds all rows, so group means, whitening and alarms are those of one process; only forward passes are shared out.
+Every rank holds all rows of the step, so group means, whitening and alarms equal those of one process; only forward
+passes are divided among ranks. Axes: see pipeline/credit/__init__.py; B counts all rows of the step.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from torch import Tensor
 from pipeline.config.schema import Groups
 from pipeline.credit import advantages as credit
 from pipeline.credit import token_rewards
-from pipeline.records import Scored, episodes, whole
+from pipeline.records import Scored, episodes, merge_episode
 from pipeline.run import alarms
 from pipeline.score import tally
 from pipeline.update import episode_credit, losses, vineppo
 from pipeline.update.forward import Row, stack
-from pipeline.update.learner import Experience
-from pipeline.update.loop_state import Parts, State
+from pipeline.update.loop_state import LoopDeps, State
+from pipeline.update.policy_loss import Experience
 from rewards import MALFORMED, MONITOR
 
 
 @dataclass(frozen=True, slots=True)
 class Earned:
-    """What the rows earned. scores_B: after penalties, NaN where a checker broke. steps: per row, (its T,) rewards that
-    fell along the way, beside the score. kl: per row, the penalty's KL a token; None where it is not in the reward."""
+    """What the rows earned. scores_B: after penalties, NaN where a checker broke. step_rewards: per row, (its T,)
+    rewards given along the way, besides the score. kl: per row, KL per token; None if the KL is not in the reward."""
 
     scored: Sequence[Scored]
     rows: list[Row]
     scores_B: Tensor
-    steps: list[Tensor]
+    step_rewards: list[Tensor]
     kl: list[Tensor] | None
     kl_coef: float
 
     @property
     def totals_B(self) -> Tensor:
-        """All that each row earned; NaN where it could not be scored."""
-        return self.scores_B + torch.stack([x.sum() for x in self.steps]) - self.kl_coef * self.kl_B
+        """Everything each row earned; NaN where it could not be scored."""
+        return self.scores_B + torch.stack([x.sum() for x in self.step_rewards]) - self.kl_coef * self.kl_B
 
     @property
     def kl_B(self) -> Tensor:
@@ -51,92 +51,95 @@ class Earned:
         return torch.stack([k[torch.tensor(r.mask)].sum() for k, r in zip(self.kl, self.rows, strict=True)])
 
     def rewards(self) -> list[Tensor]:
-        """Per row, (its T,) rewards on tokens; they sum to the row's total. All 0 where nothing is to be trained."""
+        """Per row, (its T,) rewards on tokens; they sum to the row's total. All 0 in a masked row."""
         mask_BT = stack([r.mask for r in self.rows]).bool()
         kl_BT = torch.zeros(mask_BT.shape) if self.kl is None else stack(self.kl)
         rewards_BT = token_rewards.token_rewards(self.scores_B, kl_BT, mask_BT, kl_coef=self.kl_coef)
-        return [x[: len(along)] + along for x, along in zip(rewards_BT, self.steps, strict=True)]
+        return [x[: len(along)] + along for x, along in zip(rewards_BT, self.step_rewards, strict=True)]
 
 
-def make_experience(parts: Parts, state: State, scored: Sequence[Scored]) -> tuple[Experience, dict[str, Any]]:
-    """Old and reference log-probs, values, and the advantages they give; no forward that nothing asks for."""
-    block, learner = parts.block, parts.learner
+def make_experience(deps: LoopDeps, state: State, scored: Sequence[Scored]) -> tuple[Experience, dict[str, Any]]:
+    """Old and reference log-probs, values, and the advantages they give, with the step's metrics so far.
+
+    No forward pass is run whose result nothing uses.
+    """
+    block, learner, inference = deps.block, deps.learner, deps.learner.inference
     rows = [as_row(s, masked=block.groups.overlong == "mask" and not s.rollout.finished) for s in scored]
-    kl_in_reward = block.kl.where == "reward" and parts.reference is not None
+    kl_in_reward = block.kl.where == "reward" and deps.reference is not None
     old = values = None
-    warming = block.critic is not None and state.step < block.critic.warmup_steps  # no update looks at the policy yet
+    warming = block.critic is not None and state.step < block.critic.warmup_steps  # the policy is not updated yet
     if learner.shared:
-        old, values = learner.logprobs_and_values(rows)
+        old, values = inference.logprobs_and_values(rows)
     elif block.epochs * block.minibatches > 1 or kl_in_reward or warming:
-        old = learner.logprobs(rows)
+        old = inference.logprobs(rows)
     if learner.critic is not None:
-        values = learner.values(rows)
-    reference = parts.reference.logprobs(rows) if parts.reference is not None else None
+        values = inference.values(rows)
+    reference = deps.reference.logprobs(rows) if deps.reference is not None else None
     generator = [torch.tensor(s.rollout.logprobs) for s in scored]
-    seen = Experience(rows, [], generator, old, reference)
-    metrics: dict[str, Any] = mismatch(seen) if warming else {}
-    if state.step == 0 and old is not None and reference is not None and seen.learnt_from:
-        alarms.check_reference(kl_to_reference(seen), parts.reference_tolerance)
-    earned = earnings(parts, state, scored, seen, metrics, kl_in_reward=kl_in_reward)
-    assign_credit(parts, state, seen, earned, values, metrics)
-    return seen, metrics
+    batch = Experience(rows, [], generator, old, reference)
+    metrics: dict[str, Any] = mismatch(batch) if warming else {}
+    if state.step == 0 and old is not None and reference is not None and batch.num_trainable_rows:
+        alarms.check_reference(kl_to_reference(batch), deps.reference_tolerance)
+    earned = earnings(deps, state, scored, batch, metrics, kl_in_reward=kl_in_reward)
+    assign_credit(deps, state, batch, earned, values, metrics)
+    return batch, metrics
 
 
-def mismatch(seen: Experience) -> dict[str, float]:
-    """How far the generator's log-probs are from the policy's own."""
-    assert seen.old_logprobs is not None
-    gap_BT = (stack(seen.old_logprobs) - stack(seen.generator_logprobs)).abs()
-    mask_BT = stack([r.mask for r in seen.rows]).bool()  # of all rows: every rank has them, and none asks the others
+def mismatch(batch: Experience) -> dict[str, float]:
+    """Distance of the generator's log-probs from the policy's own, over all rows."""
+    assert batch.old_logprobs is not None
+    gap_BT = (stack(batch.old_logprobs) - stack(batch.generator_logprobs)).abs()
+    mask_BT = stack([r.mask for r in batch.rows]).bool()  # every rank holds all rows: nothing is exchanged
     return {"mismatch_mean_abs": credit.masked_mean(gap_BT, mask_BT),
             "mismatch_max": float(gap_BT.masked_fill(~mask_BT, 0.0).max())}  # fmt: skip
 
 
-def kl_to_reference(seen: Experience) -> float:
-    """Nats a token, k3."""
-    assert seen.old_logprobs is not None and seen.reference_logprobs is not None
-    pairs = zip(seen.old_logprobs, seen.reference_logprobs, strict=True)
+def kl_to_reference(batch: Experience) -> float:
+    """Nats per token, k3."""
+    assert batch.old_logprobs is not None and batch.reference_logprobs is not None
+    pairs = zip(batch.old_logprobs, batch.reference_logprobs, strict=True)
     k3_BT = stack([losses.kl_estimate(old, reference, kind="k3") for old, reference in pairs])
-    return credit.masked_mean(k3_BT, stack([r.mask for r in seen.rows]).bool())
+    return credit.masked_mean(k3_BT, stack([r.mask for r in batch.rows]).bool())
 
 
-def token_figures(seen: Experience) -> list[dict[str, Any]]:
-    """Per row what a reader of the rollouts wants to see: advantages (one number where all tokens share it), and the
-    log-prob's lead over the reference, whose sum's mean is the KL."""
+def token_figures(batch: Experience) -> list[dict[str, Any]]:
+    """Per row, for rollouts.jsonl: advantages (one number if all tokens share it), and per token the log-prob minus
+    the reference's, whose mean sum per row is the KL."""
     out: list[dict[str, Any]] = []
-    for place, advantages in enumerate(seen.advantages):
+    for index, advantages in enumerate(batch.advantages):
         values = [round(x, 4) for x in advantages.tolist()]
         one: dict[str, Any] = {"advantages": values[0] if len(set(values)) == 1 else values}
-        if seen.reference_logprobs is not None:
-            now = (seen.old_logprobs or seen.generator_logprobs)[place]
-            one["kl"] = [round(x, 4) for x in (now - seen.reference_logprobs[place]).tolist()]
+        if batch.reference_logprobs is not None:
+            now = (batch.old_logprobs or batch.generator_logprobs)[index]
+            one["kl"] = [round(x, 4) for x in (now - batch.reference_logprobs[index]).tolist()]
         out.append(one)
     return out
 
 
 def as_row(scored: Scored, *, masked: bool) -> Row:
-    """masked: an overlong row that is filtered. A row the checker broke on is masked too."""
+    """masked: leave out an overlong row. A row on which the checker broke is left out too."""
     rollout = scored.rollout
     off = masked or not scored.scorable
     return Row(rollout.prompt.ids, rollout.ids, (False,) * len(rollout.ids) if off else rollout.mask)
 
 
 def earnings(
-    parts: Parts, state: State, scored: Sequence[Scored], seen: Experience, metrics: dict[str, Any], *,
+    deps: LoopDeps, state: State, scored: Sequence[Scored], batch: Experience, metrics: dict[str, Any], *,
     kl_in_reward: bool,
 ) -> Earned:  # fmt: skip
-    """Scores, step rewards and the KL penalty; steers the KL controller where the penalty is in the reward."""
-    scores_B = shaped_scores(scored, parts.block.groups, parts.max_tokens)
-    steps = [step_rewards(s, r) for s, r in zip(scored, seen.rows, strict=True)]
+    """Scores, step rewards and the KL penalty; updates the KL controller if the penalty is in the reward."""
+    scores_B = shaped_scores(scored, deps.block.groups, deps.max_tokens)
+    along = [step_rewards(s, r) for s, r in zip(scored, batch.rows, strict=True)]
     if not kl_in_reward:
-        return Earned(scored, seen.rows, scores_B, steps, None, 0.0)
-    assert seen.old_logprobs is not None and seen.reference_logprobs is not None
-    pairs = list(zip(seen.old_logprobs, seen.reference_logprobs, strict=True))
+        return Earned(scored, batch.rows, scores_B, along, None, 0.0)
+    assert batch.old_logprobs is not None and batch.reference_logprobs is not None
+    pairs = list(zip(batch.old_logprobs, batch.reference_logprobs, strict=True))
     kl = [losses.kl_estimate(old, reference, kind="k1") for old, reference in pairs]
-    earned = Earned(scored, seen.rows, scores_B, steps, kl, state.controller.coefficient)
-    metrics["kl_sequence"] = float(earned.kl_B.sum()) / max(seen.learnt_from, 1)
+    earned = Earned(scored, batch.rows, scores_B, along, kl, state.controller.coefficient)
+    metrics["kl_sequence"] = float(earned.kl_B.sum()) / max(batch.num_trainable_rows, 1)
     metrics["kl_coef"] = earned.kl_coef
     alarms.check_finite("the KL to the reference", metrics["kl_sequence"], state.step)
-    state.controller = state.controller.update(metrics["kl_sequence"], seen.learnt_from)
+    state.controller = state.controller.update(metrics["kl_sequence"], batch.num_trainable_rows)
     return earned
 
 
@@ -155,14 +158,14 @@ def shaped_scores(scored: Sequence[Scored], groups: Groups, max_tokens: int) -> 
 
 
 def outcomes(scored: Sequence[Scored], groups: Groups, max_tokens: int) -> Tensor:
-    """(B,) all that finished rows earned: the score and what fell along the way."""
+    """(B,) total reward of finished rows: the score and what was given along the way."""
     along_B = torch.tensor([math.fsum(r for _, r in s.step_rewards) for s in scored], dtype=torch.float32)
     return shaped_scores(scored, groups, max_tokens) + along_B
 
 
 def step_rewards(scored: Scored, row: Row) -> Tensor:
-    """(T,) rewards that fell along the way. One on a token of the environment is the last action's: it goes to the
-    nearest token before it that the policy sampled, or to the first one it sampled."""
+    """(T,) rewards given along the way. One on a token of the environment belongs to the last action: it goes to the
+    nearest earlier token that the policy sampled, or else to the first one it sampled."""
     out_T = torch.zeros(len(row.ids))
     sampled = [i for i, on in enumerate(row.mask) if on]
     for at, reward in scored.step_rewards:
@@ -172,38 +175,43 @@ def step_rewards(scored: Scored, row: Row) -> Tensor:
 
 
 def assign_credit(
-    parts: Parts, state: State, seen: Experience, earned: Earned, values: list[Tensor] | None, metrics: dict[str, Any]
+    deps: LoopDeps,
+    state: State,
+    batch: Experience,
+    earned: Earned,
+    values: list[Tensor] | None,
+    metrics: dict[str, Any],
 ) -> None:
-    """Fill seen.advantages, and values and returns where there is a critic."""
-    settings, rows = parts.block.credit, seen.rows
+    """Fill batch.advantages, and batch.values and batch.returns if there is a critic."""
+    settings, rows = deps.block.credit, batch.rows
     layout = episode_credit.layout_of(earned.scored)
     mask_BT = stack([r.mask for r in rows]).bool()
     if settings.kind == "gae":
         assert values is not None
-        seen.advantages = _gae(parts, seen, earned, layout, values, metrics)
+        batch.advantages = _gae(deps, batch, earned, layout, values, metrics)
     elif settings.kind == "monte_carlo":
-        groups, limit = parts.block.groups, parts.max_tokens
+        groups, limit = deps.block.groups, deps.max_tokens
         advantages_BT = vineppo.advantages(
-            parts, state, earned.scored, earned.totals_B, mask_BT, metrics, lambda some: outcomes(some, groups, limit)
+            deps, state, earned.scored, earned.totals_B, mask_BT, metrics, lambda some: outcomes(some, groups, limit)
         )
-        seen.advantages = [a[: len(r.ids)] for a, r in zip(advantages_BT, rows, strict=True)]
-    elif settings.level == "turn" or any(bool(x.any()) for x in earned.steps):
+        batch.advantages = [a[: len(r.ids)] for a, r in zip(advantages_BT, rows, strict=True)]
+    elif settings.level == "turn" or any(bool(x.any()) for x in earned.step_rewards):
         masks = episode_credit.join([torch.tensor(r.mask) for r in rows], layout)
         advantages_ET = credit.reward_to_go_advantages(
             stack(episode_credit.join(earned.rewards(), layout)), stack([m.float() for m in masks]).bool(),
-            group=parts.block.samples, baseline=settings.kind, scale=settings.scale,
+            group=deps.block.samples, baseline=settings.kind, scale=settings.scale,
         )  # fmt: skip
-        seen.advantages = episode_credit.split(list(advantages_ET), layout, rows)
+        batch.advantages = episode_credit.split(list(advantages_ET), layout, rows)
     else:
-        totals_PG = episode_credit.episode_returns(earned.totals_B, layout).view(-1, parts.block.samples)
-        seen.advantages = episode_credit.to_rows(_by_sequence(totals_PG, settings.kind, settings.scale), layout, rows)
+        totals_PG = episode_credit.episode_returns(earned.totals_B, layout).view(-1, deps.block.samples)
+        batch.advantages = episode_credit.to_rows(_by_sequence(totals_PG, settings.kind, settings.scale), layout, rows)
     if settings.kind in ("gae", "monte_carlo") and settings.whiten:
-        whitened_BT = credit.whiten(stack(seen.advantages), mask_BT)
-        seen.advantages = [a[: len(r.ids)] for a, r in zip(whitened_BT, rows, strict=True)]
+        whitened_BT = credit.whiten(stack(batch.advantages), mask_BT)
+        batch.advantages = [a[: len(r.ids)] for a, r in zip(whitened_BT, rows, strict=True)]
 
 
 def _by_sequence(rewards_PG: Tensor, kind: str, scale: bool) -> Tensor:
-    """(E,) one advantage for all tokens of an episode."""
+    """(E,) one advantage for all tokens of an episode; rewards_PG has one reward per episode."""
     if kind == "group":
         return credit.group_advantages(rewards_PG, scale=scale).flatten()
     if kind == "leave_one_out":
@@ -212,34 +220,36 @@ def _by_sequence(rewards_PG: Tensor, kind: str, scale: bool) -> Tensor:
 
 
 def _gae(
-    parts: Parts, seen: Experience, earned: Earned, layout: episode_credit.Layout, with_last: list[Tensor],
+    deps: LoopDeps, batch: Experience, earned: Earned, layout: episode_credit.Layout, with_last: list[Tensor],
     metrics: dict[str, Any],
 ) -> list[Tensor]:  # fmt: skip
-    """with_last: per row its values before each token and after the last. Fills seen.values and seen.returns."""
-    block = parts.block
+    """Per row, advantages; fills batch.values and batch.returns. with_last: per row, values before each token and after
+    the last."""
+    block = deps.block
     assert block.critic is not None
-    seen.values = [v[:-1] for v in with_last]
-    ends = [places[-1] for places in layout]
-    cut_E = torch.tensor([not earned.scored[i].rollout.finished for i in ends])
-    last_E = torch.where(cut_E, torch.stack([with_last[i][-1] for i in ends]), 0.0) if block.critic.bootstrap else None
-    advantages, seen.returns = episode_credit.gae_by_episode(
-        block.credit, seen.rows, layout, earned.rewards(), seen.values, last_E
+    batch.values = [v[:-1] for v in with_last]
+    last_rows = [indices[-1] for indices in layout]
+    truncated_E = torch.tensor([not earned.scored[i].rollout.finished for i in last_rows])
+    after_E = torch.stack([with_last[i][-1] for i in last_rows])
+    last_E = torch.where(truncated_E, after_E, 0.0) if block.critic.bootstrap else None
+    advantages, batch.returns = episode_credit.gae_by_episode(
+        block.credit, batch.rows, layout, earned.rewards(), batch.values, last_E
     )
-    values_BT, returns_BT = stack(seen.values), stack(seen.returns)
-    mask_BT = stack([r.mask for r in seen.rows]).bool()
+    values_BT, returns_BT = stack(batch.values), stack(batch.returns)
+    mask_BT = stack([r.mask for r in batch.rows]).bool()
     metrics["explained_variance"] = credit.explained_variance(values_BT, returns_BT, mask_BT)
     metrics["value_mean"] = credit.masked_mean(values_BT, mask_BT)
     return advantages
 
 
 def describe(scored: Sequence[Scored]) -> dict[str, Any]:
-    """Lengths, reward parts and shares of a step's episodes, before any update."""
-    rows = [whole(episode) for episode in episodes(scored)]
+    """Lengths, reward parts and outcome shares of a step's episodes, before any update."""
+    rows = [merge_episode(episode) for episode in episodes(scored)]
     summary = tally(rows)
     lengths = [sum(s.rollout.mask) for s in rows]
     parts = {}
-    watched = (MONITOR, MALFORMED)  # told by the watch
-    for name in sorted({name for s in rows for name in s.parts}.difference(watched)):
+    monitored = (MONITOR, MALFORMED)  # logged by the reward monitor
+    for name in sorted({name for s in rows for name in s.parts}.difference(monitored)):
         values = [v for s in rows if (v := s.parts.get(name)) is not None]
         parts[f"reward/{name}"] = math.fsum(values) / len(values) if values else math.nan
     if any(s.step_rewards for s in scored):

@@ -44,36 +44,36 @@ class Padded:
     mask_BT: Tensor
 
     @property
-    def where(self) -> torch.device:
+    def device(self) -> torch.device:
         return self.valid_BT.device
 
     @property
     def ids_BL(self) -> Tensor:
-        return pad_right([[*r.prompt_ids, *r.ids] for r in self.rows], 0, dtype=torch.long, where=self.where)
+        return pad_right([[*r.prompt_ids, *r.ids] for r in self.rows], 0, dtype=torch.long, where=self.device)
 
     @property
     def attention_BL(self) -> Tensor:
-        return pad_right([[1] * len(r) for r in self.rows], 0, dtype=torch.long, where=self.where)
+        return pad_right([[1] * len(r) for r in self.rows], 0, dtype=torch.long, where=self.device)
 
     @property
     def within_BS(self) -> Tensor:
         """True on the place before each token and on the one after the last."""
-        places_S = torch.arange(self.valid_BT.shape[1] + 1, device=self.where)[None]
+        places_S = torch.arange(self.valid_BT.shape[1] + 1, device=self.device)[None]
         return places_S <= self.valid_BT.sum(1)[:, None]
 
 
-def pad_rows(rows: Sequence[Row], where: torch.device) -> Padded:
+def pad_rows(rows: Sequence[Row], device: torch.device) -> Padded:
     lengths = [len(r.ids) for r in rows]
-    starts = torch.tensor([len(r.prompt_ids) - 1 for r in rows], device=where)[:, None]
-    places_T = torch.arange(max(lengths), device=where)[None]
-    valid_BT = places_T < torch.tensor(lengths, device=where)[:, None]
+    starts = torch.tensor([len(r.prompt_ids) - 1 for r in rows], device=device)[:, None]
+    places_T = torch.arange(max(lengths), device=device)[None]
+    valid_BT = places_T < torch.tensor(lengths, device=device)[:, None]
     before_BT = torch.where(valid_BT, starts + places_T, 0)
     return Padded(
         tuple(rows),
-        pad_right([r.ids for r in rows], 0, dtype=torch.long, where=where),
+        pad_right([r.ids for r in rows], 0, dtype=torch.long, where=device),
         before_BT,
         valid_BT,
-        pad_right([r.mask for r in rows], 0, dtype=torch.bool, where=where),
+        pad_right([r.mask for r in rows], 0, dtype=torch.bool, where=device),
     )
 
 
@@ -95,10 +95,10 @@ def hidden_states(transformer: Any, batch: Padded, *, packs: bool) -> Tensor:
     if packs:
         rows = batch.rows
         return packing.hidden_states(
-            transformer, packing.pack([r.prompt_ids for r in rows], [r.ids for r in rows], batch.where)
+            transformer, packing.pack([r.prompt_ids for r in rows], [r.ids for r in rows], batch.device)
         )
     output = transformer(input_ids=batch.ids_BL, attention_mask=batch.attention_BL, use_cache=False)
-    places_S = torch.arange(batch.valid_BT.shape[1] + 1, device=batch.where)[None]
+    places_S = torch.arange(batch.valid_BT.shape[1] + 1, device=batch.device)[None]
     return _at(output.last_hidden_state, torch.where(batch.within_BS, batch.before_BT[:, :1] + places_S, 0))
 
 
@@ -117,7 +117,7 @@ class CompletionLogprobs(nn.Module):
 
     def forward(self, batch: Padded, temperature: float | None = None) -> tuple[Tensor, ...]:
         """temperature: another than the sampling one, as for demonstrations, which nobody sampled."""
-        with lowered(batch.where, self.autocast):
+        with lowered(batch.device, self.autocast):
             return self.scored(batch, temperature or self.temperature)
 
     def scored(self, batch: Padded, temperature: float) -> tuple[Tensor, ...]:
@@ -141,9 +141,9 @@ class CompletionLogprobs(nn.Module):
         )  # fmt: skip
 
 
-def lowered(where: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+def lowered(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
     """Matrix products in dtype; None leaves them as the weights are."""
-    return torch.autocast(where.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 LOGIT_SCALES = (  # Gemma, Cohere, Granite, Falcon-H1, Grok and their like do this to logits after the head
@@ -165,7 +165,7 @@ def _at(x_BLH: Tensor, places_BT: Tensor) -> Tensor:
 
 @torch.no_grad()
 def completion_logprobs(
-    forward: nn.Module, rows: Sequence[Row], *, budget: int, where: torch.device, temperature: float | None = None
+    forward: nn.Module, rows: Sequence[Row], *, budget: int, device: torch.device, temperature: float | None = None
 ) -> list[Tensor]:
     """Per row, (its T,) log-probs in float32 on the CPU, in the order of rows; no gradient.
 
@@ -173,7 +173,7 @@ def completion_logprobs(
     """
     out: list[Tensor] = [torch.empty(0)] * len(rows)
     for places in micro_batches(rows, budget, packs=packs(forward)):
-        logprobs_BT = forward(pad_rows([rows[i] for i in places], where), temperature)[0]
+        logprobs_BT = forward(pad_rows([rows[i] for i in places], device), temperature)[0]
         for i, values in zip(places, logprobs_BT.cpu(), strict=True):
             out[i] = values[: len(rows[i].ids)].clone()  # a view would hold, and send to other ranks, all of the batch
     return out

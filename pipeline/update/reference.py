@@ -1,4 +1,4 @@
-"""What the policy is held near: a frozen copy, a copy that follows it, or its own base with the adapter off."""
+"""The reference policy of the KL: a frozen copy, a copy that follows the policy, or its base with the adapter off."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ class Reference(Protocol):
         ...
 
     def after_step(self, step: int) -> None:
-        """The policy has learned from `step` steps."""
+        """Called when the policy has been updated `step` times."""
         ...
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold of it."""
+        """What a checkpoint must hold."""
         ...
 
     def load_state(self, state: dict[str, Any]) -> None: ...
 
 
 class Copy:
-    """A second model. It stays as it is (`frozen`), follows the policy by a moving average (`ema`, as in WARP,
+    """A second model. It never changes (`frozen`), follows the policy by a moving average (`ema`, as in WARP,
     arXiv:2406.16768), or is set to the policy every so many steps (`periodic`, as in ProRL, arXiv:2505.24864)."""
 
     def __init__(self, forward: CompletionLogprobs, learner: Learner, settings: Kl) -> None:
@@ -39,7 +39,9 @@ class Copy:
 
     def logprobs(self, rows: Sequence[Row]) -> list[Tensor]:
         return ranks.mapped(
-            lambda part: completion_logprobs(self.forward, part, budget=self.learner.budget, where=self.learner.where),
+            lambda part: completion_logprobs(
+                self.forward, part, budget=self.learner.budget, device=self.learner.device
+            ),
             rows,
         )
 
@@ -49,11 +51,11 @@ class Copy:
         if kind == "frozen" or (kind == "periodic" and step % self.settings.every):
             return
         keep = self.settings.ema if kind == "ema" else 0.0
-        ours = dict(self.forward.model.named_parameters())
+        own = dict(self.forward.model.named_parameters())
         for name, parameter in self.learner.model.named_parameters():
-            theirs = sharding.whole(parameter)
+            full = sharding.whole(parameter)
             # written so that keep = 0 copies every bit
-            ours[name].mul_(keep).add_(theirs.to(ours[name].dtype), alpha=1 - keep)
+            own[name].mul_(keep).add_(full.to(own[name].dtype), alpha=1 - keep)
 
     def state(self) -> dict[str, Any]:
         return {} if self.settings.reference == "frozen" else self.forward.state_dict()
@@ -64,17 +66,17 @@ class Copy:
 
 
 class AdapterOff:
-    """Under LoRA the base is the policy with its adapter switched off: no second model."""
+    """Under LoRA the reference is the policy with its adapter switched off: no second model."""
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
 
     def logprobs(self, rows: Sequence[Row]) -> list[Tensor]:
         with self.learner.model.disable_adapter():
-            return self.learner.logprobs(rows)
+            return self.learner.inference.logprobs(rows)
 
     def after_step(self, step: int) -> None:
-        """The base does not move."""
+        """The base is never trained."""
 
     def state(self) -> dict[str, Any]:
         return {}

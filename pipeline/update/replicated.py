@@ -1,13 +1,13 @@
-"""A model that learns, with its optimiser, whole on each device of a run: one process, or DDP.
+"""Replicated training backend: the full model and its optimizer on each device (single process or DDP).
 
-Gradients add up over passes and ranks, so that a step is the same step whatever the mode. `cut.py` has the modes in
-which no rank holds all of it.
+Gradients add up over micro-batches and ranks, so that a step is the same step in every mode. sharded.py has the modes
+in which no rank holds all of the model.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -17,32 +17,36 @@ from torch import Tensor, nn
 from pipeline.config.schema import Optimizer
 from pipeline.distributed import ranks
 
-Groups = Callable[[nn.Module], list[dict[str, Any]]]  # a model -> the parameter groups of its optimiser
-Passes = Sequence[Callable[[], Tensor]]  # each computes the loss of one micro-batch
+ParameterGroups = Callable[[nn.Module], list[dict[str, Any]]]  # a model -> the parameter groups of its optimizer
 
 
-class Whole:
-    """forward: what training calls, wrapped by what distributes it; bare: the module under it."""
+class ReplicatedBackend:
+    """forward: what training calls, wrapped by what distributes it; unwrapped: the module inside."""
 
-    def __init__(self, accelerator: Accelerator, model: nn.Module, groups: Groups, settings: Optimizer) -> None:
+    def __init__(
+        self, accelerator: Accelerator, model: nn.Module, groups: ParameterGroups, settings: Optimizer
+    ) -> None:
         self.accelerator, self.max_grad_norm = accelerator, settings.max_grad_norm
-        self.forward, self.optimizer = accelerator.prepare(model, adam(groups(model), settings))
+        self.forward, self.optimizer = accelerator.prepare(model, adamw(groups(model), settings))
 
     @property
-    def bare(self) -> Any:
+    def unwrapped(self) -> Any:
         return self.accelerator.unwrap_model(self.forward)
 
     @property
     def scheduled(self) -> Any:
-        """The optimiser whose learning rates a schedule sets."""
+        """The optimizer whose learning rates a schedule sets."""
         return self.optimizer
 
-    def backward(self, passes: Passes) -> None:
-        """Gradients add up over passes, and over ranks once, with the last; the mean over ranks is undone."""
-        for number, loss_of in enumerate(passes):
-            last = number == len(passes) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.forward):
-                self.accelerator.backward(loss_of() * ranks.world())
+    @contextlib.contextmanager
+    def accumulate(self, number: int, count: int) -> Iterator[None]:
+        """Around forward and backward of micro-batch `number` of `count`: ranks exchange gradients with the last."""
+        with contextlib.nullcontext() if number == count - 1 else self.accelerator.no_sync(self.forward):
+            yield
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss; DDP takes the mean over ranks, which is undone here."""
+        self.accelerator.backward(loss * ranks.world())
 
     def step(self) -> Tensor:
         """Clip, step, clear. Returns the norm before clipping."""
@@ -52,21 +56,21 @@ class Whole:
         return cast(Tensor, norm)
 
     def state(self) -> dict[str, Any]:
-        """{"weights", "optimizer"} of what learns; every rank calls it and has all of it."""
-        return {"weights": learning(self.bare), "optimizer": self.optimizer.state_dict()}
+        """{"weights", "optimizer"} of what is trained; every rank calls it and gets all of it."""
+        return {"weights": trainable(self.unwrapped), "optimizer": self.optimizer.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        restore(self.bare, state["weights"])
+        restore(self.unwrapped, state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def adam(groups: list[dict[str, Any]], settings: Optimizer) -> torch.optim.AdamW:
+def adamw(groups: list[dict[str, Any]], settings: Optimizer) -> torch.optim.AdamW:
     betas = (settings.beta1, settings.beta2)
     return torch.optim.AdamW(groups, betas=betas, eps=settings.eps, weight_decay=settings.weight_decay)
 
 
-def learning(model: nn.Module) -> dict[str, Tensor]:
-    """The weights that learn, by name, a tied one once; where they are cut, this rank's part."""
+def trainable(model: nn.Module) -> dict[str, Tensor]:
+    """The trainable weights by name, a tied one once; if sharded, this rank's shard."""
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -74,7 +78,7 @@ def learning(model: nn.Module) -> dict[str, Tensor]:
 def restore(
     model: nn.Module, weights: dict[str, Tensor], write: Callable[[Tensor, Tensor], Any] = Tensor.copy_
 ) -> None:
-    """Write whole weights back. write(parameter, whole weight). Raises ValueError where they are another model's."""
+    """Write full weights back. write(parameter, full weight). Raises ValueError if they belong to another model."""
     own = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if own.keys() != weights.keys():
         differing = sorted(own.keys() ^ weights.keys())[0]
@@ -83,4 +87,4 @@ def restore(
         write(own[name], weight)
 
 
-__all__ = ["Groups", "Passes", "Whole", "adam", "learning", "restore"]
+__all__ = ["ParameterGroups", "ReplicatedBackend", "adamw", "restore", "trainable"]

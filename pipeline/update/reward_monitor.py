@@ -1,6 +1,6 @@
-"""The hacking monitor in the loop: each step's rollouts looked at a second time. See rewards/monitor.py.
+"""The reward-hacking monitor in the loop: each step's rollouts get a second score. See rewards/monitor.py.
 
-The second scores come with the rollouts (rewards.Composite.watched_by), so that they are kept and resumed with them.
+The second scores come with the rollouts (rewards.Composite.watched_by), so they are cached and resumed with them.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.records import Scored, episodes, whole
+from pipeline.records import Scored, episodes, merge_episode
 from pipeline.run import alarms
 from rewards import MALFORMED
 from rewards.monitor import Decision, Limits, Monitor, Observation, commonest_share, duplicate_share
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class RewardMonitor:
     """train: verifier part -> weight; empty: the reward itself, on a scale of its own. strict: the parts that give the
-    second score; empty: there is none. alarm: stop the run, or only keep the figures."""
+    second score; empty = no second score. alarm: stop the run, or only log the figures."""
 
     limits: Limits
     train: Mapping[str, float]
@@ -27,12 +27,12 @@ class Watch:
 
     def observe(self, monitor: Monitor, scored: Sequence[Scored], step: int) -> dict[str, float]:
         """The figures of one step, for its log. Raises alarms.Alarm past a limit."""
-        rows = [whole(episode) for episode in episodes(scored)]
-        seen = self.observation(rows)
-        decision = monitor.observe(seen)
+        rows = [merge_episode(episode) for episode in episodes(scored)]
+        observation = self.observation(rows)
+        decision = monitor.observe(observation)
         if self.alarm and decision.tripped:
             alarms.check_monitor(decision.tripped, decision.reason + self.example(rows, decision), step)
-        return self.figures(seen, decision)
+        return self.figures(observation, decision)
 
     def observation(self, rows: Sequence[Scored]) -> Observation:
         pairs = [(self.train_score(s), self.strict_score(s)) for s in rows]
@@ -59,18 +59,18 @@ class Watch:
         values = [math.nan if (v := scored.parts.get(name)) is None else v for name in self.strict]
         return math.fsum(values) / len(values) if values else math.nan
 
-    def figures(self, seen: Observation, decision: Decision) -> dict[str, float]:
+    def figures(self, observation: Observation, decision: Decision) -> dict[str, float]:
         out = {
-            "monitor_format": seen.format_share,
-            "monitor_duplicates": seen.duplicate_share,
-            "monitor_commonest": seen.commonest_share,
+            "monitor_format": observation.format_share,
+            "monitor_duplicates": observation.duplicate_share,
+            "monitor_commonest": observation.commonest_share,
             "monitor_length_factor": decision.drift["length_factor"],
         }
-        if seen.strict_scores:
-            out["monitor_train"] = math.fsum(seen.train_scores) / len(seen.train_scores)
-            out["monitor_strict"] = math.fsum(seen.strict_scores) / len(seen.strict_scores)
+        if observation.strict_scores:
+            out["monitor_train"] = math.fsum(observation.train_scores) / len(observation.train_scores)
+            out["monitor_strict"] = math.fsum(observation.strict_scores) / len(observation.strict_scores)
             out["monitor_fall"] = decision.drift["fall"]
-        if seen.strict_scores and self.train:
+        if observation.strict_scores and self.train:
             out["monitor_gap"] = out["monitor_train"] - out["monitor_strict"]
             out["monitor_gap_rise"] = decision.drift["gap_rise"]
         return out
@@ -90,10 +90,10 @@ class Watch:
 
 
 def malformed_share(rows: Sequence[Scored]) -> float:
-    """By the second score where there is one: a learned reward tells no format."""
+    """By the second score if there is one: a learned reward does not judge the format."""
     second = [value for s in rows if (value := s.parts.get(MALFORMED)) is not None]
     values = second or [float(s.status == "malformed") for s in rows]
     return math.fsum(values) / max(len(values), 1)
 
 
-__all__ = ["Watch"]
+__all__ = ["RewardMonitor"]

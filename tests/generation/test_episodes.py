@@ -16,11 +16,12 @@ from pipeline.config.schema import Credit, Loss, Model, Optimizer, Sampling
 from pipeline.generation.episodes import load_environment, play
 from pipeline.generation.generator import Sample
 from pipeline.models import models
-from pipeline.records import Prompt, as_json, episodes, from_json, read_scored, whole
+from pipeline.records import Prompt, as_json, episodes, from_json, merge_episode, read_scored
 from pipeline.seeds import derive
 from pipeline.update import episode_credit
 from pipeline.update.forward import CompletionLogprobs, Row
-from pipeline.update.learner import Experience, Learner
+from pipeline.update.learner import Learner
+from pipeline.update.policy_loss import Experience
 from verifiers import gridworld
 
 
@@ -176,7 +177,7 @@ def test_rows_of_an_episode_survive_disk_and_read_as_one(tokenizer):
     rows, _ = played(tokenizer, ["R", "RR", "R"], memory="state", samples=2)
     back = [from_json(as_json(row)) for row in rows]
     assert [(r.rollout.turn, r.reward) for r in back] == [(r.rollout.turn, r.reward) for r in rows]
-    joined = [whole(e) for e in episodes(back)]
+    joined = [merge_episode(e) for e in episodes(back)]
     assert [(j.reward, j.rollout.text) for j in joined] == [(1.0, "R | R"), (1.0, "RR")]
     history, _ = played(tokenizer, ["R", "R"], memory="history")
     assert from_json(as_json(history[0])).rollout.sampled == history[0].rollout.sampled

@@ -70,7 +70,7 @@ def gap_to_trainer(model, drawn, asked) -> float:
     """Largest |Δ log-prob| on sampled tokens between what a generator said and what the trainer's forward says."""
     rows = [Row(r.ids, d.ids, (True,) * len(d.ids)) for r, d in zip(asked, drawn, strict=True)]
     forward = CompletionLogprobs(model, temperature=1.0)
-    ours = completion_logprobs(forward, rows, budget=64, where=torch.device("cpu"))
+    ours = completion_logprobs(forward, rows, budget=64, device=torch.device("cpu"))
     return max(
         abs(a - b) for x, d in zip(ours, drawn, strict=True) for a, b in zip(x.tolist(), d.logprobs, strict=True)
     )

@@ -147,14 +147,14 @@ def test_the_shifted_policy_is_the_softmax_of_logits_plus_beta_times_q_minus_v(p
     logits = heads.model.lm_head(hidden) + 3.0 * advantage
     want = logits.log_softmax(-1).gather(1, torch.tensor(row.ids)[:, None])[:, 0]
     model = shifted(heads, beta=3.0)
-    got = completion_logprobs(CompletionLogprobs(model, temperature=1.0), [row], budget=99, where=CPU)[0]
+    got = completion_logprobs(CompletionLogprobs(model, temperature=1.0), [row], budget=99, device=CPU)[0]
     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
-    plain = completion_logprobs(CompletionLogprobs(heads.model, temperature=1.0), [row], budget=99, where=CPU)[0]
+    plain = completion_logprobs(CompletionLogprobs(heads.model, temperature=1.0), [row], budget=99, device=CPU)[0]
     assert (plain - want).abs().max() > 0.05, "the test would not see a shift"
     # and it is a plain model on disk, whose head is its own
     models.save(model, models.load_tokenizer(str(place), Model()), tmp_path / "shifted")
     again = CompletionLogprobs(models.load_policy(str(tmp_path / "shifted"), Model()), temperature=1.0)
-    torch.testing.assert_close(completion_logprobs(again, [row], budget=99, where=CPU)[0], got, atol=1e-6, rtol=0)
+    torch.testing.assert_close(completion_logprobs(again, [row], budget=99, device=CPU)[0], got, atol=1e-6, rtol=0)
 
 
 @torch.no_grad()
@@ -230,7 +230,7 @@ def test_the_stage_learns_from_a_file_alone_which_answer_was_worth_giving(tmp_pa
         models.load_policy(str(tmp_path / "t" / "offline_q" / "model"), Model()), temperature=1.0
     )
     asked = [Row(s.rollout.prompt.ids, s.rollout.ids, s.rollout.mask) for s in rows]
-    chances = [float(x.sum().exp()) for x in completion_logprobs(policy, asked, budget=4096, where=CPU)]
+    chances = [float(x.sum().exp()) for x in completion_logprobs(policy, asked, budget=4096, device=CPU)]
     right, wrong = sum(chances[::2]) / len(prompts), sum(chances[1::2]) / len(prompts)
     assert right > 0.8 and wrong < 0.1, (right, wrong)
 

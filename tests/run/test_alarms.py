@@ -10,7 +10,7 @@ from loop_kit import manifest, metrics, run_stage, tiny_model
 from pipeline.generation.hf_engine import TransformersGenerator
 from pipeline.run import alarms
 from pipeline.stages import policy
-from pipeline.update import canary, learner, loop
+from pipeline.update import canary, loop, policy_loss
 
 pytestmark = [pytest.mark.stages, pytest.mark.usefixtures("no_engine_left_behind")]
 
@@ -65,8 +65,8 @@ def test_detail_8_a_cut_sampling_distribution_is_refused_before_anything_loads(t
 
 
 def test_nan_in_the_loss_stops_the_run(tmp_path, model, capsys, monkeypatch):
-    plain = learner.surrogate
-    monkeypatch.setattr(learner, "surrogate", lambda *given: plain(*given) * math.nan)
+    plain = policy_loss.SURROGATES["clip"]
+    monkeypatch.setitem(policy_loss.SURROGATES, "clip", lambda *given, **clip: plain(*given, **clip) * math.nan)
     assert "step 0: the policy loss is nan" in stopped(tmp_path, model, capsys)
 
 
@@ -76,8 +76,8 @@ def test_nan_in_the_weights_stops_the_run_at_the_canary(tmp_path, model, capsys,
             next(given[0].learner.model.parameters())[3, 5] = math.nan
         return updates(*given)
 
-    updates = loop._updates
-    monkeypatch.setattr(loop, "_updates", poisoned)
+    updates = loop.update_policy
+    monkeypatch.setattr(loop, "update_policy", poisoned)
     said = stopped(tmp_path, model, capsys)
     assert "nan" in said
 

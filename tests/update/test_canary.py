@@ -45,8 +45,7 @@ class Trainer:
         self.forward = CompletionLogprobs(model, temperature=0.7, autocast=autocast)
 
     def logprobs(self, rows, *, temperature=None):
-        where = torch.device("cpu")
-        return completion_logprobs(self.forward, rows, budget=256, where=where, temperature=temperature)
+        return completion_logprobs(self.forward, rows, budget=256, device=torch.device("cpu"), temperature=temperature)
 
 
 def moved(place: str):

@@ -14,7 +14,8 @@ from pipeline.models import adapters, models
 from pipeline.update import learner as learning
 from pipeline.update.critic import SharedCritic, ValueModel, from_model, values_of
 from pipeline.update.forward import CompletionLogprobs, Row, completion_logprobs, pad_rows
-from pipeline.update.learner import Experience, Learner
+from pipeline.update.learner import Learner
+from pipeline.update.policy_loss import Experience
 from pipeline.update.reference import AdapterOff, Copy
 
 CPU = torch.device("cpu")
@@ -39,7 +40,7 @@ def make_rows(count: int = 10, *, seed: int = 0, holes: bool = True) -> list[Row
     return rows
 
 
-def make_seen(
+def make_batch(
     rows: list[Row], *, off_policy: bool = False, critic: bool = False, reference: bool = False
 ) -> Experience:
     generator = torch.Generator().manual_seed(9)
@@ -68,7 +69,7 @@ def make_learner(place: str, *, loss: Loss | None = None, budget: int = 10_000, 
     )  # fmt: skip
 
 
-def gradients(learner: Learner, seen: Experience, **how) -> dict[str, torch.Tensor]:
+def gradients(learner: Learner, batch: Experience, **how) -> dict[str, torch.Tensor]:
     """Of policy and critic, as they stand when the optimiser would step; nothing is clipped or moved."""
     found: dict[str, torch.Tensor] = {}
 
@@ -77,11 +78,11 @@ def gradients(learner: Learner, seen: Experience, **how) -> dict[str, torch.Tens
         side.optimizer.zero_grad()
         return torch.zeros(())
 
-    for side in filter(None, (learner.policy_side, learner.critic_side)):
+    for side in filter(None, (learner.policy_backend, learner.critic_backend)):
         side.step = partial(keep, side)  # type: ignore[method-assign]
     learner.schedule = SimpleNamespace(step=lambda: None)
     given = {"kl_coef": 0.0, "kl_kind": "k3", **how}
-    learner.update(seen, range(len(seen.rows)), **given)
+    learner.update(batch, range(len(batch.rows)), **given)
     return found
 
 
@@ -118,7 +119,7 @@ def test_detail_2_and_detail_3_log_probs_are_moved_by_no_padding_and_by_no_compa
     rows = make_rows()
     forward = CompletionLogprobs(model, temperature=1.3)
     for budget in (10_000, 30):
-        got = completion_logprobs(forward, rows, budget=budget, where=CPU)
+        got = completion_logprobs(forward, rows, budget=budget, device=CPU)
         for row, values in zip(rows, got, strict=True):
             torch.testing.assert_close(values, bare_logprobs(model, row, 1.3), atol=2e-5, rtol=0)
 
@@ -132,7 +133,7 @@ def test_detail_5_dropout_is_off_in_training_mode(tmp_path):
     config.save_pretrained(place)
     model = models.load_policy(str(place), Model()).train()
     forward, rows = CompletionLogprobs(model, temperature=1.0), make_rows()
-    once, again = (completion_logprobs(forward, rows, budget=10_000, where=CPU) for _ in range(2))
+    once, again = (completion_logprobs(forward, rows, budget=10_000, device=CPU) for _ in range(2))
     assert model.training and all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
 
 
@@ -145,7 +146,7 @@ def test_detail_23_a_value_is_read_at_the_position_before_its_token_and_once_aft
     torch.manual_seed(2)
     torch.nn.init.normal_(head.weight)
     read = (lambda batch: critic(batch)[2]) if shared else critic
-    got = values_of(read, rows, budget=40, where=CPU)  # type: ignore[arg-type]
+    got = values_of(read, rows, budget=40, device=CPU)  # type: ignore[arg-type]
     for row, values in zip(rows, got, strict=True):
         with torch.no_grad():
             hidden = model.model(input_ids=torch.tensor([[*row.prompt_ids, *row.ids]])).last_hidden_state[0]
@@ -157,27 +158,27 @@ def test_detail_23_a_value_is_read_at_the_position_before_its_token_and_once_aft
 def test_detail_29_the_value_head_starts_at_zero_and_gets_gradient(place):
     for shared in (False, True):
         learner = make_learner(place, critic=Critic(shared=shared, clip=0.0))
-        seen = make_seen(make_rows(), critic=True)
+        batch = make_batch(make_rows(), critic=True)
         model = learner.policy if shared else learner.critic
         head = model.value_head if shared else model.head
         assert not head.weight.any() and not head.bias.any()
-        found = gradients(learner, seen)
+        found = gradients(learner, batch)
         assert float(found["value_head.weight" if shared else "head.weight"].abs().max()) > 0
 
 
 def test_detail_30_adams_eps_is_the_recipes(place):
     assert Optimizer().eps == 1e-5
     learner = make_learner(place, critic=Critic(), optimizer=Optimizer(eps=3e-5))
-    for optimizer in (learner.optimizer, learner.critic_optimizer):
+    for optimizer in (learner.policy_backend.optimizer, learner.critic_backend.optimizer):
         assert {group["eps"] for group in optimizer.param_groups} == {3e-5}
 
 
 def test_a_critic_learns_at_its_own_rate(place):
     own = make_learner(place, critic=Critic(learning_rate=7e-4))
-    assert {g["lr"] for g in own.critic_optimizer.param_groups} == {7e-4}
+    assert {g["lr"] for g in own.critic_backend.optimizer.param_groups} == {7e-4}
     shared = make_learner(place, critic=Critic(shared=True, learning_rate=7e-4))
-    assert [g["lr"] for g in shared.optimizer.param_groups] == [1e-3, 7e-4]
-    assert len(shared.optimizer.param_groups[1]["params"]) == 2
+    assert [g["lr"] for g in shared.policy_backend.optimizer.param_groups] == [1e-3, 7e-4]
+    assert len(shared.policy_backend.optimizer.param_groups[1]["params"]) == 2
 
 
 # --- the gradient -----------------------------------------------------------------------------------------------------
@@ -187,34 +188,34 @@ def test_a_critic_learns_at_its_own_rate(place):
 @pytest.mark.parametrize("kind", ["clip", "gspo", "cispo", "reinforce"])
 def test_detail_34_the_gradient_is_unmoved_by_how_rows_are_cut_into_micro_batches(place, kind, aggregate):
     loss = Loss(kind=kind, aggregate=aggregate, entropy_coef=0.01, importance="truncate")
-    seen = make_seen(make_rows(), off_policy=True, reference=True)
-    whole = gradients(make_learner(place, loss=loss), seen, kl_coef=0.1)
+    batch = make_batch(make_rows(), off_policy=True, reference=True)
+    whole = gradients(make_learner(place, loss=loss), batch, kl_coef=0.1)
     cut = make_learner(place, loss=loss, budget=25)
-    assert len(cut._minibatch(seen.rows, range(len(seen.rows))).batches) > 3
-    assert_same(gradients(cut, seen, kl_coef=0.1), whole)
+    assert len(cut._minibatch(batch.rows, range(len(batch.rows))).micro_batches) > 3
+    assert_same(gradients(cut, batch, kl_coef=0.1), whole)
 
 
 def test_detail_34_the_critics_gradient_is_unmoved_too(place):
-    seen = make_seen(make_rows(), critic=True)
+    batch = make_batch(make_rows(), critic=True)
     for shared in (False, True):
-        found = [gradients(make_learner(place, budget=b, critic=Critic(shared=shared)), seen) for b in (10_000, 25)]
+        found = [gradients(make_learner(place, budget=b, critic=Critic(shared=shared)), batch) for b in (10_000, 25)]
         assert_same(*found)
 
 
 def test_the_gradient_is_that_of_the_loss_written_out(place):
     """REINFORCE, token mean, with k3 and entropy: a plain autograd sum over rows run one by one."""
     rows = make_rows()
-    seen = make_seen(rows, reference=True)
+    batch = make_batch(rows, reference=True)
     loss = Loss(kind="reinforce", entropy_coef=0.02)
-    found = gradients(make_learner(place, loss=loss), seen, kl_coef=0.3)
+    found = gradients(make_learner(place, loss=loss), batch, kl_coef=0.3)
     model = models.load_policy(place, Model())
     total = sum(sum(r.mask) for r in rows)
     for i, row in enumerate(rows):
         logits = model(input_ids=torch.tensor([[*row.prompt_ids, *row.ids]])).logits[0, len(row.prompt_ids) - 1 : -1]
         every = (logits / 1.3).log_softmax(-1)
         chosen = every.gather(1, torch.tensor(row.ids)[:, None])[:, 0]
-        lead = seen.reference_logprobs[i] - chosen  # type: ignore[index]
-        per_token = -seen.advantages[i] * chosen + 0.3 * (lead.exp() - 1 - lead) + 0.02 * (every.exp() * every).sum(-1)
+        lead = batch.reference_logprobs[i] - chosen  # type: ignore[index]
+        per_token = -batch.advantages[i] * chosen + 0.3 * (lead.exp() - 1 - lead) + 0.02 * (every.exp() * every).sum(-1)
         (per_token[torch.tensor(row.mask)].sum() / total).backward()
     expected = {f"model.{n}": p.grad for n, p in model.named_parameters()}
     assert_same(found, expected)  # type: ignore[arg-type]
@@ -222,15 +223,15 @@ def test_the_gradient_is_that_of_the_loss_written_out(place):
 
 def test_detail_14_tokens_the_policy_did_not_sample_reach_neither_gradient_nor_figures(place):
     rows = make_rows()
-    seen, other = make_seen(rows, off_policy=True, critic=True, reference=True), None
-    other = make_seen(rows, off_policy=True, critic=True, reference=True)
+    batch, other = make_batch(rows, off_policy=True, critic=True, reference=True), None
+    other = make_batch(rows, off_policy=True, critic=True, reference=True)
     for name in ("advantages", "generator_logprobs", "old_logprobs", "reference_logprobs", "values", "returns"):
         column = getattr(other, name)
         setattr(other, name, [x + 1e3 * ~torch.tensor(r.mask) for x, r in zip(column, rows, strict=True)])
     assert any(not all(r.mask) and any(r.mask) for r in rows)
     loss = Loss(importance="truncate", importance_level="sequence")
     figures = []
-    for one in (seen, other):
+    for one in (batch, other):
         learner = make_learner(place, loss=loss, critic=Critic())
         figures.append((learner.update(one, range(len(rows)), kl_coef=0.2, kl_kind="k3"), learner))
     assert figures[0][0] == figures[1][0]
@@ -239,11 +240,11 @@ def test_detail_14_tokens_the_policy_did_not_sample_reach_neither_gradient_nor_f
 
 
 def test_ptx_adds_the_gradient_of_the_demonstrations_likelihood_at_temperature_1(place):
-    seen, shown = make_seen(make_rows()), make_rows(5, seed=8, holes=False)
+    batch, shown = make_batch(make_rows()), make_rows(5, seed=8, holes=False)
     for budget in (10_000, 20):
         loss = Loss(ptx_coef=0.7)
-        with_ptx = gradients(make_learner(place, loss=loss, budget=budget), seen, demonstrations=shown)
-        without = gradients(make_learner(place, loss=loss, budget=budget), seen)
+        with_ptx = gradients(make_learner(place, loss=loss, budget=budget), batch, demonstrations=shown)
+        without = gradients(make_learner(place, loss=loss, budget=budget), batch)
         model = models.load_policy(place, Model())
         total = sum(len(r.ids) for r in shown)
         for row in shown:
@@ -256,10 +257,13 @@ def test_ptx_adds_the_gradient_of_the_demonstrations_likelihood_at_temperature_1
 
 
 def test_detail_37_the_gradients_norm_is_clipped_for_policy_and_critic(place):
-    seen = make_seen(make_rows(), critic=True)
+    batch = make_batch(make_rows(), critic=True)
     learner = make_learner(place, critic=Critic(), optimizer=Optimizer(learning_rate=1e-3, max_grad_norm=0.01))
     norms = []
-    for model, optimizer in ((learner.policy, learner.optimizer), (learner.critic, learner.critic_optimizer)):
+    for model, optimizer in (
+        (learner.policy, learner.policy_backend.optimizer),
+        (learner.critic, learner.critic_backend.optimizer),
+    ):
         plain = optimizer.step
 
         def step(model=model, plain=plain):
@@ -267,22 +271,22 @@ def test_detail_37_the_gradients_norm_is_clipped_for_policy_and_critic(place):
             plain()
 
         optimizer.step = step
-    figures = learner.update(seen, range(len(seen.rows)), kl_coef=0.0, kl_kind="k3")
+    figures = learner.update(batch, range(len(batch.rows)), kl_coef=0.0, kl_kind="k3")
     assert figures["grad_norm"] > 0.01 and figures["critic_grad_norm"] > 0.01, "logged as it was before clipping"
     assert norms == pytest.approx([0.01, 0.01], rel=1e-3)
 
 
 def test_detail_38_old_log_probs_stay_those_from_before_the_first_update(place):
     learner, rows = make_learner(place, optimizer=Optimizer(learning_rate=1e-2)), make_rows(holes=False)
-    seen = make_seen(rows)
-    seen.old_logprobs = learner.logprobs(rows)
-    before = [x.clone() for x in seen.old_logprobs]
-    first, second = (learner.update(seen, range(len(rows)), kl_coef=0.0, kl_kind="k3") for _ in range(2))
+    batch = make_batch(rows)
+    batch.old_logprobs = learner.inference.logprobs(rows)
+    before = [x.clone() for x in batch.old_logprobs]
+    first, second = (learner.update(batch, range(len(rows)), kl_coef=0.0, kl_kind="k3") for _ in range(2))
     assert first["ratio_max"] == pytest.approx(1.0, abs=1e-5) and second["ratio_max"] > 1.01
-    assert all(torch.equal(a, b) for a, b in zip(seen.old_logprobs, before, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(batch.old_logprobs, before, strict=True))
     # what the second ratio was taken over is the first policy, not the one just left
-    now = learner.logprobs(rows)
-    third = learner.update(seen, range(len(rows)), kl_coef=0.0, kl_kind="k3")
+    now = learner.inference.logprobs(rows)
+    third = learner.update(batch, range(len(rows)), kl_coef=0.0, kl_kind="k3")
     expected = max(float((a - b).exp().max()) for a, b in zip(now, before, strict=True))
     assert third["ratio_max"] == pytest.approx(expected, rel=1e-4)
 
@@ -292,21 +296,21 @@ def test_while_only_the_critic_learns_the_policy_does_not_move(place):
         settings = Optimizer(learning_rate=1e-2, weight_decay=0.1)
         learner = make_learner(place, critic=Critic(shared=shared, clip=0.0), optimizer=settings)
         before = {n: p.detach().clone() for n, p in learner.model.named_parameters()}
-        seen = make_seen(make_rows(), critic=True)
-        learner.update(seen, range(len(seen.rows)), kl_coef=0.0, kl_kind="k3", policy_learns=False)
+        batch = make_batch(make_rows(), critic=True)
+        learner.update(batch, range(len(batch.rows)), kl_coef=0.0, kl_kind="k3", train_policy=False)
         assert all(torch.equal(p, before[n]) for n, p in learner.model.named_parameters())
         head = learner.policy.value_head if shared else learner.critic.head
         assert head.weight.any()
-        learner.update(seen, range(len(seen.rows)), kl_coef=0.0, kl_kind="k3")
+        learner.update(batch, range(len(batch.rows)), kl_coef=0.0, kl_kind="k3")
         assert any(not torch.equal(p, before[n]) for n, p in learner.model.named_parameters())
 
 
 def test_a_shared_critic_adds_its_share_of_the_value_gradient_to_the_policys(place):
-    seen = make_seen(make_rows(), critic=True)
+    batch = make_batch(make_rows(), critic=True)
     half, none = (
-        gradients(make_learner(place, critic=Critic(shared=True, clip=0.0, coef=c)), seen) for c in (0.5, 0.0)
+        gradients(make_learner(place, critic=Critic(shared=True, clip=0.0, coef=c)), batch) for c in (0.5, 0.0)
     )
-    whole = gradients(make_learner(place, critic=Critic(shared=True, clip=0.0, coef=1.0)), seen)
+    whole = gradients(make_learner(place, critic=Critic(shared=True, clip=0.0, coef=1.0)), batch)
     assert_same({n: none[n] + 2 * (half[n] - none[n]) for n in half}, whole, atol=3e-6)
 
 
@@ -314,7 +318,7 @@ def test_a_shared_critic_adds_its_share_of_the_value_gradient_to_the_policys(pla
 
 
 def test_gradient_checkpointing_runs_layers_again_and_changes_no_gradient(place):
-    seen = make_seen(make_rows())
+    batch = make_batch(make_rows())
     found, passes = [], []
     for on in (False, True):
         learner = make_learner(place)
@@ -322,7 +326,7 @@ def test_gradient_checkpointing_runs_layers_again_and_changes_no_gradient(place)
             learner.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         count: list[int] = []
         learner.model.model.layers[0].mlp.register_forward_pre_hook(lambda *_, count=count: count.append(1))
-        found.append(gradients(learner, seen))
+        found.append(gradients(learner, batch))
         passes.append(len(count))
     assert_same(*found)
     assert passes == [1, 2]
@@ -332,7 +336,7 @@ def test_bfloat16_products_give_float32_log_probs_and_keep_the_smallest_step(pla
     model = models.load_policy(place, Model(dtype="bfloat16")).float().train()
     policy = CompletionLogprobs(model, temperature=1.0, autocast=torch.bfloat16)
     rows = make_rows(holes=False)
-    seen = make_seen(rows)
+    batch = make_batch(rows)
     learner = Learner(
         Accelerator(cpu=True), policy, None, loss=Loss(), optimizer=Optimizer(learning_rate=1e-6), critic_settings=None,
         updates=5, max_tokens=12, budget=10_000,
@@ -343,7 +347,7 @@ def test_bfloat16_products_give_float32_log_probs_and_keep_the_smallest_step(pla
     gaps = [float((a[: len(b)] - b).abs().max()) for a, b in zip(logprobs.detach(), exact, strict=True)]
     assert 1e-5 < max(gaps) < 0.05, "the products are bfloat16, and no coarser than that"
     before = model.model.layers[0].mlp.up_proj.weight.detach().clone()
-    learner.update(seen, range(len(rows)), kl_coef=0.0, kl_kind="k3")
+    learner.update(batch, range(len(rows)), kl_coef=0.0, kl_kind="k3")
     moved = (model.model.layers[0].mlp.up_proj.weight - before).abs()
     assert 0 < float(moved.detach().max()) < 1e-4
     lost = (before.bfloat16() + 1e-6) == before.bfloat16()
@@ -351,17 +355,19 @@ def test_bfloat16_products_give_float32_log_probs_and_keep_the_smallest_step(pla
 
 
 def test_a_lora_checkpoint_holds_the_adapter_only_and_brings_it_back(place):
-    seen = make_seen(make_rows())
+    batch = make_batch(make_rows())
     learner = make_learner(place, lora=True, optimizer=Optimizer(learning_rate=1e-2))
     for _ in range(2):
-        learner.update(seen, range(len(seen.rows)), kl_coef=0.0, kl_kind="k3")
+        learner.update(batch, range(len(batch.rows)), kl_coef=0.0, kl_kind="k3")
     state = learner.state()
     held = state["policy"]["weights"]
     assert held and all("lora_" in name for name in held)
     fresh = make_learner(place, lora=True)
     fresh.load_state(state)
-    rows = seen.rows
-    assert all(torch.equal(a, b) for a, b in zip(fresh.logprobs(rows), learner.logprobs(rows), strict=True))
+    rows = batch.rows
+    assert all(
+        torch.equal(a, b) for a, b in zip(fresh.inference.logprobs(rows), learner.inference.logprobs(rows), strict=True)
+    )
     with pytest.raises(ValueError, match="the checkpoint is of another model"):
         make_learner(place).load_state(state)
 
@@ -373,11 +379,13 @@ def test_under_lora_the_reference_is_the_base_and_no_second_model(place):
         CompletionLogprobs(models.load_policy(place, Model()), temperature=1.3), rows, budget=10_000, where=CPU
     )
     reference = AdapterOff(learner)
-    learner.update(make_seen(rows), range(len(rows)), kl_coef=0.0, kl_kind="k3")
-    moved = learner.logprobs(rows)
+    learner.update(make_batch(rows), range(len(rows)), kl_coef=0.0, kl_kind="k3")
+    moved = learner.inference.logprobs(rows)
     assert all(torch.equal(a, b) for a, b in zip(reference.logprobs(rows), start, strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(moved, start, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(learner.logprobs(rows), moved, strict=True)), "it is on again"
+    assert all(torch.equal(a, b) for a, b in zip(learner.inference.logprobs(rows), moved, strict=True)), (
+        "it is on again"
+    )
     assert [n for n, v in vars(reference).items() if isinstance(v, torch.nn.Module)] == []
 
 
@@ -387,10 +395,10 @@ def test_a_reference_stays_follows_or_is_reset(place, kind):
     copy = CompletionLogprobs(models.load_policy(place, Model()), temperature=1.3)
     reference = Copy(copy, learner, Kl(reference=kind, ema=0.75, every=2))
     start = {n: p.detach().clone() for n, p in copy.model.named_parameters()}
-    seen = make_seen(make_rows())
+    batch = make_batch(make_rows())
     held = start
     for step in (1, 2, 3):
-        learner.update(seen, range(len(seen.rows)), kl_coef=0.0, kl_kind="k3")
+        learner.update(batch, range(len(batch.rows)), kl_coef=0.0, kl_kind="k3")
         now = {n: p.detach().clone() for n, p in learner.model.named_parameters()}
         reference.after_step(step)
         if kind == "ema":

@@ -19,13 +19,13 @@ from pipeline.records import Prompt, Rollout, Scored
 from pipeline.run import alarms
 from pipeline.run.stage_dir import StageDir
 from pipeline.update import learner as learning
-from pipeline.update import loop, vineppo
+from pipeline.update import vineppo
 from pipeline.update.critic import SharedCritic, from_model
 from pipeline.update.experience import describe, make_experience, step_rewards
 from pipeline.update.forward import CompletionLogprobs, Row
 from pipeline.update.learner import Learner
-from pipeline.update.loop import demonstrations, difficulty, gather_groups, grouped
-from pipeline.update.loop_state import Parts, State
+from pipeline.update.loop import demonstrations, difficulty, gather_groups, grouped, update_policy
+from pipeline.update.loop_state import LoopDeps, State
 from pipeline.update.reference import Copy
 
 PROMPTS = [Prompt(i, f"p{i}", (3 + i, 8, 13)) for i in range(6)]
@@ -50,7 +50,19 @@ def scored(
     return Scored(rollout, reward, "error" if math.isnan(reward) else "pass", {}, "", steps)
 
 
-def make_parts(place: str, tmp_path: Path, block: Policy, sample: Any = None, **more: Any) -> Parts:
+class Scripted:
+    """A rollout source of given answers."""
+
+    def __init__(self, sample: Any = None, continue_and_score: Any = None) -> None:
+        self.sample_and_score, self.continue_and_score = sample, continue_and_score
+
+    def evaluate(self, step: int) -> dict[str, Any]:
+        raise AssertionError("no evaluation was configured")
+
+
+def make_deps(
+    place: str, tmp_path: Path, block: Policy, sample: Any = None, *, continue_and_score: Any = None, **more: Any
+) -> LoopDeps:
     model = models.load_policy(place, Model()).train()
     shared = block.critic is not None and block.critic.shared
     kind = SharedCritic if shared else CompletionLogprobs
@@ -65,13 +77,17 @@ def make_parts(place: str, tmp_path: Path, block: Policy, sample: Any = None, **
     if block.kl.coef:
         copy = CompletionLogprobs(models.load_policy(place, Model()), temperature=1.0)
         reference = Copy(copy, learner, block.kl)
-    return Parts(block, (1, "grpo"), PROMPTS, sample, learner, None, reference, 8, 1e-3, directory, print, **more)  # type: ignore[arg-type]
+    return LoopDeps(
+        block=block, seed_key=(1, "grpo"), prompts=PROMPTS, source=Scripted(sample, continue_and_score),
+        learner=learner, generator=None, reference=reference, max_tokens=8, canary_tolerance=1e-3,  # type: ignore[arg-type]
+        directory=directory, record=print, **more,
+    )  # fmt: skip
 
 
 def credited(place: str, tmp_path: Path, block: Policy, rows: Sequence[Scored], **more: Any):
     """(experience, metrics) of scripted rows."""
     state = State(controller=KLController(block.kl.coef, block.kl.target, block.kl.horizon))
-    return make_experience(make_parts(place, tmp_path, block, **more), state, rows)
+    return make_experience(make_deps(place, tmp_path, block, **more), state, rows)
 
 
 def lists(tensors: Sequence[torch.Tensor] | None) -> list[list[float]]:
@@ -83,7 +99,7 @@ def lists(tensors: Sequence[torch.Tensor] | None) -> list[list[float]]:
 
 
 @pytest.mark.parametrize(
-    ("block", "looks"),
+    ("block", "expected"),
     [
         (Policy(samples=2), {}),
         (Policy(samples=2, kl=Kl(coef=0.1)), {}),
@@ -105,9 +121,9 @@ def lists(tensors: Sequence[torch.Tensor] | None) -> list[list[float]]:
         "shared critic",
     ],
 )
-def test_no_forward_is_run_that_nothing_asks_for(place, tmp_path, monkeypatch, block, looks):
+def test_no_forward_is_run_that_nothing_asks_for(place, tmp_path, monkeypatch, block, expected):
     """With one update a batch the log-probs before it are those of the update's own forward."""
-    seen: dict[str, int] = {}
+    calls: dict[str, int] = {}
     for name, function in (
         ("logprobs", "completion_logprobs"),
         ("values", "values_of"),
@@ -116,13 +132,13 @@ def test_no_forward_is_run_that_nothing_asks_for(place, tmp_path, monkeypatch, b
         plain = getattr(learning, function)
 
         def counted(*given: Any, name: str = name, plain: Any = plain, **how: Any) -> Any:
-            seen[name] = seen.get(name, 0) + 1
+            calls[name] = calls.get(name, 0) + 1
             return plain(*given, **how)
 
         monkeypatch.setattr(learning, function, counted)
     experience, _ = credited(place, tmp_path, block, [scored(0.0), scored(1.0)])
-    assert seen == looks
-    assert (experience.old_logprobs is None) == (not {"logprobs", "both"} & set(looks))
+    assert calls == expected
+    assert (experience.old_logprobs is None) == (not {"logprobs", "both"} & set(expected))
 
 
 def test_detail_17_the_kl_is_in_the_reward_or_in_the_loss_and_never_in_both(place, tmp_path, monkeypatch):
@@ -131,23 +147,21 @@ def test_detail_17_the_kl_is_in_the_reward_or_in_the_loss_and_never_in_both(plac
     found = {}
     for where, kind in (("reward", "k1"), ("loss", "k3")):
         block = Policy(samples=2, credit=Credit(scale=False), kl=Kl(coef=0.5, where=where, kind=kind), epochs=2)  # type: ignore[arg-type]
-        parts = make_parts(place, tmp_path / where, block)
+        deps = make_deps(place, tmp_path / where, block)
         with torch.no_grad():
-            parts.reference.forward.model.lm_head.weight.mul_(1.5)  # type: ignore[union-attr]
+            deps.reference.forward.model.lm_head.weight.mul_(1.5)  # type: ignore[union-attr]
         state = State(controller=KLController(0.5))
-        seen, metrics = make_experience(parts, state, rows)
-        from pipeline.update.loop import _updates
-
-        found[where] = seen, metrics | _updates(parts, state, seen)
-    seen, metrics = found["reward"]
-    assert seen.old_logprobs is not None and seen.reference_logprobs is not None
-    kl = [float((o - r).sum()) for o, r in zip(seen.old_logprobs, seen.reference_logprobs, strict=True)]
+        batch, metrics = make_experience(deps, state, rows)
+        found[where] = batch, metrics | update_policy(deps, state, batch)
+    batch, metrics = found["reward"]
+    assert batch.old_logprobs is not None and batch.reference_logprobs is not None
+    kl = [float((o - r).sum()) for o, r in zip(batch.old_logprobs, batch.reference_logprobs, strict=True)]
     totals = [0.0 - 0.5 * kl[0], 1.0 - 0.5 * kl[1]]
     assert abs(kl[0]) > 0.05
-    assert float(seen.advantages[0][0]) == pytest.approx((totals[0] - totals[1]) / 2, abs=1e-5)
+    assert float(batch.advantages[0][0]) == pytest.approx((totals[0] - totals[1]) / 2, abs=1e-5)
     assert "kl_loss" not in metrics and metrics["kl_sequence"] == pytest.approx(sum(kl) / 2, abs=1e-5)
-    seen, metrics = found["loss"]
-    assert lists(seen.advantages) == [[-0.5] * 4, [0.5] * 4], "the reward is the score alone"
+    batch, metrics = found["loss"]
+    assert lists(batch.advantages) == [[-0.5] * 4, [0.5] * 4], "the reward is the score alone"
     assert metrics["kl_loss"] > 0
 
 
@@ -161,10 +175,10 @@ def test_detail_14_gae_steps_over_what_the_environment_said(place, tmp_path):
     row = scored(1.0, ids=(5, 6, 7, 8, 9, 10), sampled=HOLES)
     whole = scored(1.0, ids=(5, 8, 9))
     block = Policy(samples=1, credit=Credit(kind="gae", gamma=0.5, lam=1.0, whiten=False), critic=Critic())
-    seen, _ = credited(place, tmp_path, block, [row, whole])
-    assert lists(seen.advantages) == [[0.25, 0, 0, 0.5, 1.0, 0], [0.25, 0.5, 1.0]]
-    assert lists(seen.returns) == lists(seen.advantages)
-    assert seen.rows[0].mask == HOLES
+    batch, _ = credited(place, tmp_path, block, [row, whole])
+    assert lists(batch.advantages) == [[0.25, 0, 0, 0.5, 1.0, 0], [0.25, 0.5, 1.0]]
+    assert lists(batch.returns) == lists(batch.advantages)
+    assert batch.rows[0].mask == HOLES
 
 
 def test_a_reward_on_an_observation_goes_to_the_action_before_it():
@@ -180,23 +194,23 @@ def test_a_reward_on_an_observation_goes_to_the_action_before_it():
 def test_rewards_along_the_way_reach_gae_and_the_groups(place, tmp_path):
     rows = [scored(1.0, steps=((0, 0.5),)), scored(0.0)]
     block = Policy(samples=2, credit=Credit(kind="gae", gamma=1.0, lam=1.0, whiten=False), critic=Critic())
-    seen, _ = credited(place, tmp_path / "gae", block, rows)
-    assert lists(seen.returns) == [[1.5, 1, 1, 1], [0, 0, 0, 0]]
-    seen, _ = credited(place, tmp_path / "group", Policy(samples=2, credit=Credit(scale=False)), rows)
-    assert lists(seen.advantages) == [[0.75, 0.25, 0.25, 0.25], [-0.75] * 4]
+    batch, _ = credited(place, tmp_path / "gae", block, rows)
+    assert lists(batch.returns) == [[1.5, 1, 1, 1], [0, 0, 0, 0]]
+    batch, _ = credited(place, tmp_path / "group", Policy(samples=2, credit=Credit(scale=False)), rows)
+    assert lists(batch.advantages) == [[0.75, 0.25, 0.25, 0.25], [-0.75] * 4]
 
 
 def test_turns_in_rows_of_their_own_are_one_episode(place, tmp_path):
     """Two episodes a prompt, of two turns and of one: an episode's rewards are summed before groups compare them."""
     second = Prompt(0, "later", (4, 4))
     rows = [scored(0.0, ids=(5, 2)), scored(1.0, prompt=second, ids=(6, 2), turn=1), scored(0.5, ids=(7, 8, 2))]
-    seen, _ = credited(place, tmp_path, Policy(samples=2, credit=Credit(scale=False)), rows)
-    assert lists(seen.advantages) == [[0.25, 0.25], [0.25, 0.25], [-0.25] * 3]
+    batch, _ = credited(place, tmp_path, Policy(samples=2, credit=Credit(scale=False)), rows)
+    assert lists(batch.advantages) == [[0.25, 0.25], [0.25, 0.25], [-0.25] * 3]
     figures = describe(rows)
     assert figures["reward_mean"] == 0.75 and figures["tokens"] == 7 and figures["turns_mean"] == 1.5
     critic = Policy(samples=2, credit=Credit(kind="gae", gamma=1.0, lam=1.0, whiten=False), critic=Critic())
-    seen, _ = credited(place, tmp_path / "gae", critic, rows)
-    assert lists(seen.returns) == [[1, 1], [1, 1], [0.5] * 3], "the recursion runs on from turn to turn"
+    batch, _ = credited(place, tmp_path / "gae", critic, rows)
+    assert lists(batch.returns) == [[1, 1], [1, 1], [0.5] * 3], "the recursion runs on from turn to turn"
     assert [len(g) for g in grouped(rows, 2)] == [3]
 
 
@@ -204,74 +218,74 @@ def test_turns_in_rows_of_their_own_are_one_episode(place, tmp_path):
 def test_detail_26_only_a_cut_end_continues_with_its_value(place, tmp_path, bootstrap):
     block = Policy(samples=1, critic=Critic(bootstrap=bootstrap),
                    credit=Credit(kind="gae", gamma=1.0, lam=1.0, whiten=False))  # fmt: skip
-    parts = make_parts(place, tmp_path, block)
+    deps = make_deps(place, tmp_path, block)
     with torch.no_grad():
-        parts.learner.critic.head.bias.fill_(2.0)  # V = 2 everywhere
+        deps.learner.critic.head.bias.fill_(2.0)  # V = 2 everywhere
     # of the full length and yet ended: length alone does not make a row cut
     ended, cut = scored(1.0, ids=(5,) * 7 + (2,)), scored(1.0, ids=(5,) * 8, finished=False)
-    seen, _ = make_experience(parts, State(), [ended, cut])
-    assert lists(seen.returns) == [[1.0] * 8, [3.0 if bootstrap else 1.0] * 8]
+    batch, _ = make_experience(deps, State(), [ended, cut])
+    assert lists(batch.returns) == [[1.0] * 8, [3.0 if bootstrap else 1.0] * 8]
 
 
 def test_detail_35_a_row_the_checker_broke_on_and_an_overlong_row_are_masked(place, tmp_path):
     rows = [scored(math.nan), scored(1.0), scored(0.0, finished=False), scored(0.0)]
     block = Policy(samples=4, credit=Credit(scale=False), groups=Groups(overlong="mask"))
-    seen, _ = credited(place, tmp_path, block, rows)
-    assert [any(r.mask) for r in seen.rows] == [False, True, False, True]
+    batch, _ = credited(place, tmp_path, block, rows)
+    assert [any(r.mask) for r in batch.rows] == [False, True, False, True]
     third = 1 / 3
-    assert lists(seen.advantages)[1] == [round(1 - third, 5)] * 4, "the broken row is in no mean"
+    assert lists(batch.advantages)[1] == [round(1 - third, 5)] * 4, "the broken row is in no mean"
 
 
 def test_detail_13_penalties_fall_on_the_rows_that_did_not_end_and_on_long_ones(place, tmp_path):
     rows = [scored(1.0), scored(1.0, finished=False), scored(1.0, ids=(5,) * 7), scored(1.0, ids=(5,) * 8)]
     block = Policy(samples=4, credit=Credit(kind="gae", gamma=1.0, lam=1.0, whiten=False), critic=Critic(),
                    groups=Groups(missing_eos_penalty=0.5, overlong_buffer=2))  # fmt: skip
-    seen, _ = credited(place, tmp_path, block, rows)
-    assert [r[0] for r in lists(seen.returns)] == [1.0, 0.5, 0.5, 0.0]
+    batch, _ = credited(place, tmp_path, block, rows)
+    assert [r[0] for r in lists(batch.returns)] == [1.0, 0.5, 0.5, 0.0]
 
 
 # --- step-wise credit by sampled continuations ------------------------------------------------------------------------
 
 
 def test_a_completion_is_left_at_equal_distances_and_never_at_its_ends():
-    assert vineppo.cut_places(10, 4) == [2, 4, 6, 8]
-    assert vineppo.cut_places(2, 4) == [1]
-    assert vineppo.cut_places(1, 4) == []
+    assert vineppo.branch_points(10, 4) == [2, 4, 6, 8]
+    assert vineppo.branch_points(2, 4) == [1]
+    assert vineppo.branch_points(1, 4) == []
 
 
 def test_monte_carlo_credit_is_what_each_part_added_to_the_expected_score(place, tmp_path):
     """Values by hand: start (1 + 0) / 2, then .25 and .75 as the continuations say; the end is the score itself."""
     asked: list[tuple[int, tuple[int, ...], int]] = []
 
-    def continue_and_score(cuts, step):
-        asked.extend((c.place, c.scored.rollout.ids, c.at) for c in cuts)
+    def continue_and_score(branches, step):
+        asked.extend((c.index, c.scored.rollout.ids, c.at) for c in branches)
         outcome = {2: [0.0, 0.5], 4: [1.0, 0.5]}
-        return [[scored(r, ids=(*c.scored.rollout.ids[: c.at], 9, 9)) for r in outcome[c.at]] for c in cuts]
+        return [[scored(r, ids=(*c.scored.rollout.ids[: c.at], 9, 9)) for r in outcome[c.at]] for c in branches]
 
     rows = [scored(1.0, ids=(5, 5, 6, 6, 7, 7)), scored(0.0, ids=(8,))]
     block = Policy(samples=2, credit=Credit(kind="monte_carlo", points=2, continuations=2, whiten=False))
-    parts = make_parts(place, tmp_path, block, continue_and_score=continue_and_score)
-    seen, metrics = make_experience(parts, State(), rows)
-    assert lists(seen.advantages) == [[-0.25, -0.25, 0.5, 0.5, 0.25, 0.25], [-0.5]]
+    deps = make_deps(place, tmp_path, block, continue_and_score=continue_and_score)
+    batch, metrics = make_experience(deps, State(), rows)
+    assert lists(batch.advantages) == [[-0.25, -0.25, 0.5, 0.5, 0.25, 0.25], [-0.5]]
     assert asked == [(0, (5, 5, 6, 6, 7, 7), 2), (1, (5, 5, 6, 6, 7, 7), 4)]
     assert metrics["continuations"] == 4 and metrics["continuation_tokens"] == 8
-    assert parts.directory.logs.tokens["completion"] == 8, "they count as sampled"
+    assert deps.directory.logs.tokens["completion"] == 8, "they count as sampled"
 
 
 def test_monte_carlo_credit_with_one_sample_a_prompt_asks_for_the_start_too(place, tmp_path):
-    def continue_and_score(cuts, step):
-        return [[scored({0: 0.25, 2: 0.75}[c.at])] for c in cuts]
+    def continue_and_score(branches, step):
+        return [[scored({0: 0.25, 2: 0.75}[c.at])] for c in branches]
 
     block = Policy(samples=1, credit=Credit(kind="monte_carlo", points=1, continuations=1, whiten=False))
-    seen, _ = credited(place, tmp_path, block, [scored(1.0)], continue_and_score=continue_and_score)
-    assert lists(seen.advantages) == [[0.5, 0.5, 0.25, 0.25]]
+    batch, _ = credited(place, tmp_path, block, [scored(1.0)], continue_and_score=continue_and_score)
+    assert lists(batch.advantages) == [[0.5, 0.5, 0.25, 0.25]]
 
 
 def test_monte_carlo_credit_is_refused_for_episodes_whose_environment_cannot_be_rewound(place, tmp_path):
     block = Policy(samples=2, credit=Credit(kind="monte_carlo"))
     rows = [scored(1.0, ids=(5, 6), sampled=(True, False)), scored(0.0)]
     with pytest.raises(ConfigError, match="several turns"):
-        credited(place, tmp_path, block, rows, continue_and_score=lambda cuts, step: [])
+        credited(place, tmp_path, block, rows, continue_and_score=lambda branches, step: [])
 
 
 # --- gathering --------------------------------------------------------------------------------------------------------
@@ -288,9 +302,9 @@ def script(rewards: list[list[list[float]]]):
 
 def test_dynamic_sampling_replaces_groups_that_teach_nothing(place, tmp_path, capsys):
     block = Policy(prompts=2, samples=2, groups=Groups(dynamic=True, refill_cap=3))
-    parts = make_parts(place, tmp_path, block, script([[[1, 1], [0, 1]], [[0, 0], [1, 0]], [[9, 9], [9, 9]]]))
+    deps = make_deps(place, tmp_path, block, script([[[1, 1], [0, 1]], [[0, 0], [1, 0]], [[9, 9], [9, 9]]]))
     state = State()
-    rows, batches = gather_groups(parts, state)
+    rows, batches = gather_groups(deps, state)
     assert [r.reward for r in rows] == [0, 1, 1, 0] and batches == 2
     assert state.prompts_drawn == 4, "fresh prompts each time"
     log = (tmp_path / "grpo" / "difficulty.jsonl").read_text().splitlines()
@@ -309,22 +323,22 @@ def test_dynamic_sampling_counts_what_was_earned_along_the_way(place, tmp_path):
         return [scored(0.0, prompt=p, steps=((1, 0.0),)) for p in prompts for _ in range(2)]
 
     block = Policy(prompts=2, samples=2, groups=Groups(dynamic=True, refill_cap=3))
-    rows, batches = gather_groups(make_parts(place, tmp_path, block, sample), State())
+    rows, batches = gather_groups(make_deps(place, tmp_path, block, sample), State())
     assert batches == 1 and [r.earned for r in rows] == [0.0, 1.0, 0.0, 1.0]
-    assert gather_groups(make_parts(place, tmp_path / "nothing", block, nothing), State())[1] == 3
+    assert gather_groups(make_deps(place, tmp_path / "nothing", block, nothing), State())[1] == 3
 
 
 def test_dynamic_sampling_says_when_its_cap_was_not_enough(place, tmp_path, capsys):
     block = Policy(prompts=2, samples=2, groups=Groups(dynamic=True, refill_cap=2))
-    parts = make_parts(place, tmp_path, block, script([[[1, 1], [0, 1]], [[0, 0], [1, 1]]]))
-    rows, batches = gather_groups(parts, State())
+    deps = make_deps(place, tmp_path, block, script([[[1, 1], [0, 1]], [[0, 0], [1, 1]]]))
+    rows, batches = gather_groups(deps, State())
     assert [r.reward for r in rows] == [0, 1, 1, 1] and batches == 2
-    assert "1 of 2 groups can teach after 2 batches (groups.refill_cap)" in capsys.readouterr().out
+    assert "only 1 of 2 groups have non-zero advantages after 2 batches" in capsys.readouterr().out
 
 
 def test_without_it_every_group_is_kept(place, tmp_path):
-    parts = make_parts(place, tmp_path, Policy(prompts=2, samples=2), script([[[1, 1], [0, 1]]]))
-    rows, batches = gather_groups(parts, State())
+    deps = make_deps(place, tmp_path, Policy(prompts=2, samples=2), script([[[1, 1], [0, 1]]]))
+    rows, batches = gather_groups(deps, State())
     assert [r.reward for r in rows] == [1, 1, 0, 1] and batches == 1
 
 
@@ -337,10 +351,10 @@ def test_a_prompts_difficulty_counts_what_could_be_scored():
 def test_demonstrations_go_round_without_a_repeat_before_all_were_seen(place, tmp_path):
     shown = [Row((1,), (i,), (True,)) for i in range(7)]
     block = Policy(prompts=4, samples=2, epochs=2, minibatches=2, loss=Loss(ptx_coef=0.1))
-    parts = make_parts(place, tmp_path, block, demonstrations=shown)
-    drawn = [r.ids[0] for step in range(2) for update in range(4) for r in demonstrations(parts, step, update)]
+    deps = make_deps(place, tmp_path, block, demonstrations=shown)
+    drawn = [r.ids[0] for step in range(2) for update in range(4) for r in demonstrations(deps, step, update)]
     assert len(drawn) == 2 * 4 * 4 and all(sorted(drawn[i : i + 7]) == list(range(7)) for i in range(0, 28, 7))
-    assert demonstrations(replace(parts, block=Policy()), 0, 0) == []
+    assert demonstrations(replace(deps, block=Policy()), 0, 0) == []
 
 
 # --- the controller ---------------------------------------------------------------------------------------------------
@@ -348,17 +362,17 @@ def test_demonstrations_go_round_without_a_repeat_before_all_were_seen(place, tm
 
 def test_detail_20_the_controller_is_steered_by_the_measured_kl_in_the_reward(place, tmp_path):
     block = Policy(samples=2, kl=Kl(coef=0.1, where="reward", kind="k1", target=6.0, horizon=100))
-    parts = make_parts(place, tmp_path, block)
+    deps = make_deps(place, tmp_path, block)
     state = State(controller=KLController(0.1, 6.0, 100))
-    _, metrics = make_experience(parts, state, [scored(0.0), scored(1.0)])
+    _, metrics = make_experience(deps, state, [scored(0.0), scored(1.0)])
     assert metrics["kl_sequence"] == pytest.approx(0.0, abs=1e-5) and metrics["kl_coef"] == 0.1
     assert state.controller.coefficient == pytest.approx(0.1 * (1 - 0.2 * 2 / 100)), "far below its target: down, held"
 
 
-def move_reference(parts: Parts, by: float) -> None:
-    assert isinstance(parts.reference, Copy)
+def move_reference(deps: LoopDeps, by: float) -> None:
+    assert isinstance(deps.reference, Copy)
     with torch.no_grad():
-        for weight in parts.reference.forward.model.parameters():
+        for weight in deps.reference.forward.model.parameters():
             weight.mul_(by)
 
 
@@ -367,34 +381,34 @@ def test_masked_rows_dilute_no_kl(place, tmp_path):
     rows = [scored(1.0), scored(0.0), scored(1.0, finished=False), scored(0.0, finished=False)]
     told = []
     for some in (rows[:2], rows):
-        parts = make_parts(place, tmp_path / str(len(some)), block)
-        move_reference(parts, 1.01)
-        _, metrics = make_experience(parts, State(step=1, controller=KLController(0.1)), some)
+        deps = make_deps(place, tmp_path / str(len(some)), block)
+        move_reference(deps, 1.01)
+        _, metrics = make_experience(deps, State(step=1, controller=KLController(0.1)), some)
         told.append(metrics["kl_sequence"])
     assert told[0] == pytest.approx(told[1]) and told[0] != 0.0
 
 
 def test_a_minibatch_that_is_masked_as_a_whole_is_no_step(place, tmp_path):
     block = Policy(samples=2, groups=Groups(overlong="mask"))
-    parts = make_parts(place, tmp_path, block)
-    seen, _ = make_experience(parts, State(), [scored(1.0), scored(0.0), *[scored(1.0, finished=False)] * 2])
-    before = [p.detach().clone() for p in parts.learner.model.parameters()]
-    assert parts.learner.update(seen, [2, 3], kl_coef=0.0, kl_kind="k3") == {}
-    assert all(torch.equal(a, b) for a, b in zip(before, parts.learner.model.parameters(), strict=True))
-    assert math.isfinite(parts.learner.update(seen, [0, 1], kl_coef=0.0, kl_kind="k3")["policy_loss"])
-    monkeyed = replace(parts, block=replace(block, minibatches=2))
+    deps = make_deps(place, tmp_path, block)
+    batch, _ = make_experience(deps, State(), [scored(1.0), scored(0.0), *[scored(1.0, finished=False)] * 2])
+    before = [p.detach().clone() for p in deps.learner.model.parameters()]
+    assert deps.learner.update(batch, [2, 3], kl_coef=0.0, kl_kind="k3") == {}
+    assert all(torch.equal(a, b) for a, b in zip(before, deps.learner.model.parameters(), strict=True))
+    assert math.isfinite(deps.learner.update(batch, [0, 1], kl_coef=0.0, kl_kind="k3")["policy_loss"])
+    divided = replace(deps, block=replace(block, minibatches=2))
     for step in range(6):  # in some of these orders both masked rows make a minibatch
-        merged = loop._updates(monkeyed, State(step=step), seen)
+        merged = update_policy(divided, State(step=step), batch)
         assert math.isfinite(merged["policy_loss"]) and math.isfinite(merged["mismatch_mean_abs"])
 
 
 def test_while_the_critic_warms_up_generator_and_reference_are_still_compared_with_the_policy(place, tmp_path):
     block = Policy(samples=2, credit=Credit(kind="gae"), critic=Critic(warmup_steps=2), kl=Kl(coef=0.1))
-    parts = make_parts(place, tmp_path, block)
-    _, metrics = make_experience(parts, State(), [scored(1.0), scored(0.0)])
+    deps = make_deps(place, tmp_path, block)
+    _, metrics = make_experience(deps, State(), [scored(1.0), scored(0.0)])
     assert metrics["mismatch_mean_abs"] > 0.1, "the scripted log-probs are not the policy's"
-    _, later = make_experience(parts, State(step=2), [scored(1.0), scored(0.0)])
+    _, later = make_experience(deps, State(step=2), [scored(1.0), scored(0.0)])
     assert "mismatch_mean_abs" not in later, "the update's own forward tells"
-    move_reference(parts, 1.5)
+    move_reference(deps, 1.5)
     with pytest.raises(alarms.Alarm, match="the reference is another model than the start"):
-        make_experience(parts, State(), [scored(1.0), scored(0.0)])
+        make_experience(deps, State(), [scored(1.0), scored(0.0)])

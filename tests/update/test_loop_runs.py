@@ -96,16 +96,16 @@ def test_detail_41_a_run_killed_in_a_step_and_resumed_ends_in_the_same_bytes(tmp
     stage, overrides = RESUMED[name]
     given = [*overrides, f"{stage}.steps=5", f"{stage}.checkpoint_every=2", f"{stage}.optimizer.schedule=cosine"]
     assert run_stage(tmp_path / "whole", model, stage, *given) == 0
-    update = loop._updates
+    update = loop.update_policy
 
-    def killed(parts, state, seen):
+    def killed(deps, state, batch):
         if state.step == 3:
             raise KeyboardInterrupt
-        return update(parts, state, seen)
+        return update(deps, state, batch)
 
-    monkeypatch.setattr(loop, "_updates", killed)
+    monkeypatch.setattr(loop, "update_policy", killed)
     assert run_stage(tmp_path / "killed", model, stage, *given) == 130
-    monkeypatch.setattr(loop, "_updates", update)
+    monkeypatch.setattr(loop, "update_policy", update)
     engines.close_generators()
     assert run_stage(tmp_path / "killed", model, stage, *given) == 0
     for file in ("metrics.jsonl", "rollouts.jsonl", "difficulty.jsonl", "model/model.safetensors"):
@@ -123,8 +123,8 @@ def test_asked_to_stop_while_it_samples_a_run_saves_what_the_step_began_with(tmp
     assert run_stage(tmp_path / "whole", model, "grpo", *given) == 0
     draw = loop.gather_groups
 
-    def asked_to_stop(parts, state):
-        drawn = draw(parts, state)
+    def asked_to_stop(deps, state):
+        drawn = draw(deps, state)
         if state.step == 3:
             raise shutdown.Stopped
         return drawn

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.update.learner import Averages, measure_mismatch
 from pipeline.update.losses import (
     CorrectionMode,
     KLLossKind,
@@ -21,6 +20,7 @@ from pipeline.update.losses import (
     kl_loss,
     reinforce_surrogate,
 )
+from pipeline.update.policy_loss import Averages, measure_mismatch
 
 NAN = float("nan")
 

@@ -42,16 +42,16 @@ def test_a_killed_overlapped_run_resumes_to_the_same_bytes(tmp_path, model, monk
     """Killed with samples for the next step under way: before a checkpoint and right after one."""
     given = [*OVERLAP, "grpo.steps=5", "grpo.checkpoint_every=3", "grpo.optimizer.schedule=cosine"]
     assert run_stage(tmp_path / "whole", model, "grpo", *given) == 0
-    update = loop._updates
+    update = loop.update_policy
 
-    def killed(parts, state, seen):
+    def killed(deps, state, batch):
         if state.step == killed_at:
             raise KeyboardInterrupt
-        return update(parts, state, seen)
+        return update(deps, state, batch)
 
-    monkeypatch.setattr(loop, "_updates", killed)
+    monkeypatch.setattr(loop, "update_policy", killed)
     assert run_stage(tmp_path / "killed", model, "grpo", *given) == 130
-    monkeypatch.setattr(loop, "_updates", update)
+    monkeypatch.setattr(loop, "update_policy", update)
     engines.close_generators()
     assert run_stage(tmp_path / "killed", model, "grpo", *given) == 0
     for file in ("metrics.jsonl", "rollouts.jsonl", "difficulty.jsonl", "model/model.safetensors"):

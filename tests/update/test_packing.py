@@ -101,7 +101,7 @@ def test_a_critic_reads_the_same_values_packed_as_each_row_alone() -> None:
     critic = ValueModel(backbone(model), 32).double()
     assert critic.packs
     nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(2))
-    for row, values in zip(batch, values_of(critic, batch, budget=100, where=HERE), strict=True):
+    for row, values in zip(batch, values_of(critic, batch, budget=100, device=HERE), strict=True):
         hidden_LH = backbone(model)(input_ids=torch.tensor([[*row.prompt_ids, *row.ids]])).last_hidden_state[0]
         expected = critic.head(hidden_LH)[len(row.prompt_ids) - 1 :, 0].detach()
         torch.testing.assert_close(values, expected, rtol=0, atol=1e-6, check_dtype=False)
@@ -109,9 +109,9 @@ def test_a_critic_reads_the_same_values_packed_as_each_row_alone() -> None:
 
 def test_the_cut_into_micro_batches_changes_no_log_prob() -> None:
     forward, batch = CompletionLogprobs(make("qwen2"), temperature=1.0), rows()
-    whole = completion_logprobs(forward, batch, budget=10_000, where=HERE)
+    whole = completion_logprobs(forward, batch, budget=10_000, device=HERE)
     for budget in (1, 60, 150):
-        for a, b in zip(whole, completion_logprobs(forward, batch, budget=budget, where=HERE), strict=True):
+        for a, b in zip(whole, completion_logprobs(forward, batch, budget=budget, device=HERE), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
 
@@ -130,7 +130,7 @@ def test_a_sliding_window_is_refused_and_the_padded_path_used() -> None:
     forward = CompletionLogprobs(model, temperature=1.0)
     assert not forward.packs
     assert model.config._attn_implementation == "sdpa"
-    for row, found in zip(rows(), completion_logprobs(forward, rows(), budget=200, where=HERE), strict=True):
+    for row, found in zip(rows(), completion_logprobs(forward, rows(), budget=200, device=HERE), strict=True):
         torch.testing.assert_close(found, alone(model, row, 1.0).detach(), rtol=0, atol=1e-6, check_dtype=False)
 
 
