@@ -72,7 +72,7 @@ class QValues(nn.Module):
         self.to(next(model.parameters()).device)
 
     def forward(self, batch: Padded) -> Seen:
-        with lowered(batch.where, self.autocast):
+        with lowered(batch.device, self.autocast):
             output = backbone(self.model)(
                 input_ids=batch.ids_BL, attention_mask=batch.attention_BL, use_cache=False
             )  # fmt: skip

@@ -376,7 +376,7 @@ def test_under_lora_the_reference_is_the_base_and_no_second_model(place):
     rows = make_rows()
     learner = make_learner(place, lora=True, optimizer=Optimizer(learning_rate=1e-2))
     start = completion_logprobs(
-        CompletionLogprobs(models.load_policy(place, Model()), temperature=1.3), rows, budget=10_000, where=CPU
+        CompletionLogprobs(models.load_policy(place, Model()), temperature=1.3), rows, budget=10_000, device=CPU
     )
     reference = AdapterOff(learner)
     learner.update(make_batch(rows), range(len(rows)), kl_coef=0.0, kl_kind="k3")
