@@ -46,7 +46,7 @@ def train(place: Path, work: Workload, gate: Gate, *, backend: str) -> None:
             gate.note("longest", max(len(s.rollout.ids) for s in scored))
             return scored
 
-    policy.make_source, policy.make_learner = GatedRollouts, make_judged
+    policy.make_source, policy.make_learner = GatedRollouts, make_judged  # type: ignore[assignment]
     run_stage(cfg, "grpo")
 
 

@@ -169,12 +169,14 @@ def test_detail_29_the_value_head_starts_at_zero_and_gets_gradient(place):
 def test_detail_30_adams_eps_is_the_recipes(place):
     assert Optimizer().eps == 1e-5
     learner = make_learner(place, critic=Critic(), optimizer=Optimizer(eps=3e-5))
+    assert learner.critic_backend is not None
     for optimizer in (learner.policy_backend.optimizer, learner.critic_backend.optimizer):
         assert {group["eps"] for group in optimizer.param_groups} == {3e-5}
 
 
 def test_a_critic_learns_at_its_own_rate(place):
     own = make_learner(place, critic=Critic(learning_rate=7e-4))
+    assert own.critic_backend is not None
     assert {g["lr"] for g in own.critic_backend.optimizer.param_groups} == {7e-4}
     shared = make_learner(place, critic=Critic(shared=True, learning_rate=7e-4))
     assert [g["lr"] for g in shared.policy_backend.optimizer.param_groups] == [1e-3, 7e-4]
@@ -259,6 +261,7 @@ def test_ptx_adds_the_gradient_of_the_demonstrations_likelihood_at_temperature_1
 def test_detail_37_the_gradients_norm_is_clipped_for_policy_and_critic(place):
     batch = make_batch(make_rows(), critic=True)
     learner = make_learner(place, critic=Critic(), optimizer=Optimizer(learning_rate=1e-3, max_grad_norm=0.01))
+    assert learner.critic_backend is not None
     norms = []
     for model, optimizer in (
         (learner.policy, learner.policy_backend.optimizer),
