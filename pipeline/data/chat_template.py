@@ -128,7 +128,8 @@ def _rendered(
         notice("prompts: the chat template writes no tools: the model will not see the schemas of the tools column")
     calls = any("tool_calls" in turn for turn in messages)
     refusals = []
-    for shape in SHAPES:
+    shapes = SHAPES if writes_text(tokenizer, given) else SHAPES[::-1]
+    for shape in shapes:
         try:
             out = tokenizer.apply_chat_template([shape(turn) for turn in messages], tools=tools or None, **given)
             if not calls or out != _without_calls(tokenizer, messages, shape, tools=tools or None, **given):
@@ -142,7 +143,7 @@ def _rendered(
 def _without_calls(tokenizer: Any, messages: Sequence[Message], shape: Any, **how: Any) -> Any:
     """The same rendering had there been no calls; None where the template refuses that."""
     try:
-        uncalled = [shape({k: v for k, v in turn.items() if k != "tool_calls"}) for turn in messages]
+        uncalled = [{k: v for k, v in shape(turn).items() if k != "tool_calls"} for turn in messages]
         return tokenizer.apply_chat_template(uncalled, **how)
     except Exception:  # then the calls were read
         return None
@@ -170,6 +171,18 @@ SHAPES = (_as_it_is, _arguments_as_text, _content_as_parts)
 PROBE = {"type": "function", "function": {"name": "probe", "description": "", "parameters": {
     "type": "object", "properties": {"x": {"type": "string", "description": ""}}, "required": ["x"]}}}  # fmt: skip
 _writes: dict[str, bool] = {}
+
+
+def writes_text(tokenizer: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Whether content that is text is rendered: some templates of vision models write parts of a list alone."""
+    key = f"text {tokenizer.chat_template}"
+    if key not in _writes:
+        try:
+            asked = [{"role": "user", "content": "xyzzy"}]
+            _writes[key] = "xyzzy" in str(tokenizer.apply_chat_template(asked, **{**kwargs, "tokenize": False}))
+        except Exception:  # it wants more than a question: the rows themselves will show it
+            _writes[key] = True
+    return _writes[key]
 
 
 def writes_tools(tokenizer: Any, kwargs: Mapping[str, Any]) -> bool:

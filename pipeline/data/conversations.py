@@ -19,7 +19,10 @@ from pipeline.config.schema import Prompts
 from pipeline.data import chat_template, columns
 from pipeline.data.columns import Message, Row
 
-OPENED = re.compile(r"<(?P<tag>[\w:]*(?:think|thought|reason)\w*)>\s*\Z", re.IGNORECASE)
+TAG = r"<(?P<tag>[\w:]*(?:think|thought|reason)\w*)>"
+OPENED = re.compile(rf"{TAG}\s*\Z", re.IGNORECASE)
+CLOSED = re.compile(rf"{TAG}\s*</(?P=tag)>\s*\Z", re.IGNORECASE)
+BEGINS_WITH_THOUGHT = re.compile(rf"\s*{TAG}", re.IGNORECASE)
 IMITATE = "imitate"  # a column that formats set to False on rows that are judged bad
 
 
@@ -48,6 +51,7 @@ class Renderer:
     def __init__(self, tokenizer: Any, source: Prompts, ends: Collection[int] = ()) -> None:
         self.tokenizer, self.kwargs = tokenizer, source.chat_kwargs
         self.ends = frozenset(ends) or frozenset({tokenizer.eos_token_id})
+        self.left_out = Counter[str]()
 
     def prompt(self, messages: Sequence[Message], tools: list[Row] | None) -> list[int]:
         """What sampling is given. Raises ValueError with the template's words."""
@@ -59,20 +63,35 @@ class Renderer:
         Raises ValueError where the template writes another prompt once it is answered.
         """
         full = chat_template.render(self.tokenizer, messages, kwargs=self.kwargs, tools=tools)
-        if full[: len(prompt_ids)] == list(prompt_ids):
+        if full[: len(prompt_ids)] == list(prompt_ids) and not BEGINS_WITH_THOUGHT.match(messages[-1]["content"]):
             return self.ended(full[len(prompt_ids) :])
         return self.ended(self.encode(self._answer_text(messages, tools)))
 
     def _answer_text(self, messages: Sequence[Message], tools: list[Row] | None) -> str:
+        """What follows the prompt's text, in the first form of the answer that the template writes after it."""
+
         def text(messages: Sequence[Message], answer: bool = False) -> str:
             return chat_template.render_text(self.tokenizer, messages, kwargs=self.kwargs, tools=tools, answer=answer)
 
-        prompt, full, before = text(messages[:-1], True), text(messages), text(messages[:-1])
-        if full.startswith(prompt):  # only the token at the boundary differs
-            return full[len(prompt) :]
-        opened = OPENED.search(prompt.removeprefix(before)) if prompt.startswith(before) else None
-        if opened and full.startswith(before) and "tool_calls" not in messages[-1]:
-            return thought_and_answer(messages[-1], opened["tag"]) + str(self.tokenizer.eos_token)
+        *asked, last = messages
+        prompt, before = text(asked, True), text(asked)
+        opener = prompt.removeprefix(before) if prompt.startswith(before) else ""
+        opened, closed = OPENED.search(opener), CLOSED.search(opener)
+        for turn in answer_forms(last, opened, closed):
+            full = text([*asked, turn])
+            twice = opened and BEGINS_WITH_THOUGHT.search(full[len(prompt) :])
+            if full.startswith(prompt) and not twice:
+                self.left_out["thoughts that the prompt's empty thinking block has no room for"] += (
+                    turn is not last and closed is not None
+                )
+                return full[len(prompt) :]
+        if opened:
+            tag, header = opened["tag"], before + opener[: opened.start()]
+            full = text(messages)
+            if full.startswith(f"{header}<{tag}>"):  # the template's empty block is written otherwise than it opens
+                return full[len(header) + len(tag) + 2 :]
+            if "tool_calls" not in last:
+                return thought_and_answer(split_thought(last, tag), tag) + str(self.tokenizer.eos_token)
         raise ValueError("the chat template changes the prompt once it is answered; give prompt and completion as "
                          "text, or a template that only appends")  # fmt: skip
 
@@ -85,17 +104,31 @@ class Renderer:
         return [*ids, self.tokenizer.eos_token_id] if last is None else ids[: last + 1]
 
 
+def answer_forms(turn: Message, opened: re.Match[str] | None, closed: re.Match[str] | None) -> list[Message]:
+    """The answer as it is; its thought in a field of its own; or, after an empty block in the prompt, without one."""
+    if opened:
+        return [turn, split_thought(turn, opened["tag"])]
+    if not closed:
+        return [turn]
+    thoughtless = {k: v for k, v in split_thought(turn, closed["tag"]).items() if k not in chat_template.THOUGHTS}
+    return [turn, thoughtless]
+
+
+def split_thought(turn: Message, tag: str) -> Message:
+    """The message with a thought that its content begins with in a field of its own."""
+    thought, closed, said = str(turn["content"]).partition(f"</{tag}>")
+    if not closed or turn.get("reasoning_content"):
+        return turn
+    thought = thought.strip().removeprefix(f"<{tag}>").strip()
+    return {**turn, "content": said.lstrip(), "reasoning_content": thought, "thinking": thought}
+
+
 def thought_and_answer(turn: Message, tag: str) -> str:
     """What follows a thinking tag that the prompt has opened: the thought, its end, the answer.
 
     Templates of the R1 kind open the tag for sampling and leave the thought out of every answer they render.
     """
-    close = f"</{tag}>"
-    thought, said = str(turn.get("reasoning_content", "")), str(turn["content"])
-    if close in said:
-        thought, _, said = said.partition(close)
-        thought = thought.lstrip().removeprefix(f"<{tag}>")
-    return f"{thought.strip()}\n{close}\n\n{said.lstrip()}"
+    return f"{str(turn.get('reasoning_content', '')).strip()}\n</{tag}>\n\n{turn['content']}"
 
 
 # --- rows -> conversations ------------------------------------------------------------------------------------------
@@ -128,19 +161,19 @@ def is_imitated(turn: Message) -> bool:
 
 
 def imitated_rows(
-    conversation: Conversation, renderer: Renderer, *, train_on: str, barred: Collection[str], left_out: Counter[str]
+    conversation: Conversation, renderer: Renderer, *, train_on: str, barred: Collection[str]
 ) -> list[Demonstration]:
     """One row as long as each rendering extends the one before it; a row for each turn after which it does not.
 
-    barred: prompts that are held out. left_out: counts what is not trained on, by its reason.
+    barred: prompts that are held out. What is not trained on is counted in the renderer's `left_out`.
     """
     messages, tools = conversation.messages, conversation.tools
     turns = []
     for turn in conversation.turns:
         if not any(m["role"] in ("user", "tool") for m in messages[:turn]):
-            left_out["assistant turns that answer nothing"] += 1
+            renderer.left_out["assistant turns that answer nothing"] += 1
         elif barred and chat_template.text_of(messages[:turn]) in barred:
-            left_out["turns whose prompt is held out"] += 1
+            renderer.left_out["turns whose prompt is held out"] += 1
         else:
             turns.append(turn)
     out: list[tuple[list[int], list[int], list[bool]]] = []

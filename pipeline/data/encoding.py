@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -94,14 +93,14 @@ def demonstrations_of(
     barred: texts of held-out prompts, which no earlier turn of a conversation may answer either.
     Raises ConfigError naming the row that has no completion, or that the chat template refuses.
     """
-    left_out, out = Counter[str](), list[Demonstration]()
-    renderer = Renderer(tokenizer, source, ends)
+    renderer, out = Renderer(tokenizer, source, ends), list[Demonstration]()
+    left_out = renderer.left_out
     for number, row in enumerate(rows, 1):
         if row.get(IMITATE) is False:
             left_out["rows labelled as bad"] += 1
             continue
         before = len(out)
-        out += _of_row(row, number, source, renderer, barred, left_out, where)
+        out += _of_row(row, number, source, renderer, barred, where)
         left_out["rows without an assistant turn to imitate"] += len(out) == before
     line = conversations.summary(where, len(rows), len(out), +left_out)
     if rows and not out:
@@ -111,7 +110,7 @@ def demonstrations_of(
 
 def _of_row(
     row: Mapping[str, Any], number: int, source: Prompts, renderer: Renderer, barred: Collection[str],
-    left_out: Counter[str], where: str,
+    where: str,
 ) -> list[Demonstration]:  # fmt: skip
     if "segments" in row:
         return [conversations.segment_row(row["segments"], renderer.tokenizer)]
@@ -119,16 +118,16 @@ def _of_row(
         prompt = render_ids(row, source, renderer.tokenizer, number=number)
         ids = completion_ids(row, source, renderer.tokenizer, prompt, ends=renderer.ends, number=number)
         if row.get("tools"):
-            left_out["tools of prompts that are plain text (prompts.chat: true renders them)"] += 1
+            renderer.left_out["tools of prompts that are plain text (prompts.chat: true renders them)"] += 1
         return [Demonstration(tuple(prompt), tuple(ids), (True,) * len(ids), "text")]
     value = prompt_value(row, source, number, where)
     unanswered = source.completion not in row and "messages" in row and not _answered(row)
     after = None if unanswered else completion_value(row, source, number=number, where=where)
-    left_out["last questions without an answer"] += unanswered
+    renderer.left_out["last questions without an answer"] += unanswered
     try:
         chat = conversations.conversation(row, source, value, after)
-        left_out["assistant turns flagged not to train"] += _flagged(chat, row, source)
-        return conversations.imitated_rows(chat, renderer, train_on=source.train_on, barred=barred, left_out=left_out)
+        renderer.left_out["assistant turns flagged not to train"] += _flagged(chat, row, source)
+        return conversations.imitated_rows(chat, renderer, train_on=source.train_on, barred=barred)
     except ValueError as exc:
         raise refused(where, row, number, source, exc) from exc
 
