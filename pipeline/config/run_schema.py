@@ -46,6 +46,8 @@ class Model:
     """A small random model made by the stage base; give this or path."""
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     """Precision the model is loaded and sampled in; trained weights are kept in float32."""
+    float32_head: bool = False
+    """Whether training multiplies the output head in float32 where dtype is lower; several times as slow."""
     attn: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention implementation of transformers."""
     chat_template: str | None = None

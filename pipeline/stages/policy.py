@@ -21,7 +21,7 @@ from pipeline.stages.rollout_source import make_source
 from pipeline.stages.sft import encode
 from pipeline.update import canary
 from pipeline.update.critic import SharedCritic, ValueModel, from_model
-from pipeline.update.forward import CompletionLogprobs, Row, completion_logprobs
+from pipeline.update.forward import CompletionLogprobs, Row, affordable_tokens, completion_logprobs
 from pipeline.update.learner import Learner
 from pipeline.update.loop import optimise
 from pipeline.update.loop_state import LoopDeps
@@ -31,6 +31,7 @@ from pipeline.update.reference import AdapterOff, Copy, Reference
 # KL per token between a policy and its copy that rounding may explain
 REFERENCE_TOLERANCE = {torch.float32: 1e-5}
 COARSE_TOLERANCE = 1e-2
+MICROBATCH_BYTES = 2 * 2**30  # of activations, on CPU: larger micro-batches gain nothing there
 
 
 def run(ctx: Context) -> dict[str, Any]:
@@ -98,7 +99,8 @@ def make_policy(ctx: Context) -> tuple[CompletionLogprobs, torch.dtype]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     kind = SharedCritic if block.critic is not None and block.critic.shared else CompletionLogprobs
     autocast = precision if precision != torch.float32 else None
-    return kind(model, temperature=ctx.cfg.sampling.temperature, autocast=autocast), precision
+    head = ctx.cfg.model.float32_head
+    return kind(model, temperature=ctx.cfg.sampling.temperature, autocast=autocast, float32_head=head), precision
 
 
 def make_learner(ctx: Context, policy: CompletionLogprobs) -> Learner:
@@ -113,8 +115,15 @@ def make_learner(ctx: Context, policy: CompletionLogprobs) -> Learner:
         critic_settings=block.critic,
         updates=max(block.steps - warmup, 1) * block.epochs * block.minibatches,
         max_tokens=ctx.cfg.sampling.max_tokens,
-        budget=block.tokens_per_microbatch,
+        budget=microbatch_tokens(block, policy.model),
     )
+
+
+def microbatch_tokens(block: Policy, model: Any) -> int:
+    """Tokens of a micro-batch: those of the config, on CPU no more than MICROBATCH_BYTES of activations allow."""
+    if block.gradient_checkpointing or torch.cuda.is_available():
+        return block.tokens_per_microbatch
+    return min(block.tokens_per_microbatch, affordable_tokens(model, MICROBATCH_BYTES))
 
 
 def make_critic(ctx: Context, autocast: torch.dtype | None) -> ValueModel | None:
@@ -147,7 +156,10 @@ def start_of(ctx: Context, learner: Learner) -> CompletionLogprobs:
     model = models.load_policy(ctx.policy_path, ctx.cfg.model).to(learner.device)
     if ctx.block.kl.reference == "ema":
         model = model.float()  # hundredths of a step would be rounded away in bfloat16
-    return CompletionLogprobs(model, temperature=ctx.cfg.sampling.temperature, autocast=learner.unwrapped.autocast)
+    return CompletionLogprobs(
+        model, temperature=ctx.cfg.sampling.temperature, autocast=learner.unwrapped.autocast,
+        float32_head=learner.unwrapped.float32_head,
+    )  # fmt: skip
 
 
 def demonstrations(ctx: Context) -> list[Row]:

@@ -64,8 +64,10 @@ class SharedCritic(CompletionLogprobs):
     frozen_body: values send no gradient into the policy, as in the steps in which only the critic learns.
     """
 
-    def __init__(self, model: Any, *, temperature: float, autocast: torch.dtype | None = None) -> None:
-        super().__init__(model, temperature=temperature, autocast=autocast)
+    def __init__(
+        self, model: Any, *, temperature: float, autocast: torch.dtype | None = None, float32_head: bool = False
+    ) -> None:
+        super().__init__(model, temperature=temperature, autocast=autocast, float32_head=float32_head)
         if not plain_head(model):
             raise ConfigError(["critic.shared: this model's logits are more than a linear head; give shared: false"])
         self.value_head = zero_head(model.config.hidden_size).to(next(model.parameters()).device)

@@ -108,11 +108,14 @@ class CompletionLogprobs(nn.Module):
     A module, so that DDP and FSDP wrap the very forward that training calls. The head is applied to completion
     positions only and in chunks: batch x length x vocabulary never exists.
     autocast: the dtype of the matrix products where the weights are kept in float32; None computes in their own.
+    float32_head: the head's products in float32 all the same, several times as slow; softmax is in float32 either way.
     """
 
-    def __init__(self, model: Any, *, temperature: float, autocast: torch.dtype | None = None) -> None:
+    def __init__(
+        self, model: Any, *, temperature: float, autocast: torch.dtype | None = None, float32_head: bool = False
+    ) -> None:
         super().__init__()
-        self.model, self.temperature, self.autocast = model, temperature, autocast
+        self.model, self.temperature, self.autocast, self.float32_head = model, temperature, autocast, float32_head
         self.packs = plain_head(model) and packing.enable(backbone(base_of(model)))
 
     def forward(self, batch: Padded, temperature: float | None = None) -> tuple[Tensor, ...]:
@@ -135,15 +138,33 @@ class CompletionLogprobs(nn.Module):
 
     def from_hidden(self, hidden_BSH: Tensor, batch: Padded, temperature: float) -> tuple[Tensor, Tensor]:
         head = base_of(self.model).get_output_embeddings()
+        if self.autocast is not None and not self.float32_head:
+            hidden_BSH = hidden_BSH.to(self.autocast)  # under autocast the residual stream is float32
         return chunked_token_logprobs(
             hidden_BSH[:, :-1], head.weight, batch.targets_BT, temperature=temperature, bias_V=head.bias,
-            mask_BT=batch.valid_BT,
+            mask_BT=batch.valid_BT, float32_head=self.float32_head,
         )  # fmt: skip
 
 
 def lowered(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
     """Matrix products in dtype; None leaves them as the weights are."""
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def affordable_tokens(model: Any, memory: int) -> int:
+    """Tokens of one micro-batch whose activations, kept for backward in at most float32, fit into `memory` bytes.
+
+    An estimate from the config, on the safe side: of a layer about 10 tensors as wide as the hidden state, 5 as the
+    MLP, and queries, keys and values twice. Of a head that is not plain, three logits per token of the vocabulary; a
+    plain one has its logits in chunks.
+    """
+    config = model.config.get_text_config()
+    hidden, heads = config.hidden_size, getattr(config, "num_attention_heads", 1)
+    head_size = getattr(config, "head_dim", None) or hidden // heads
+    attention = (heads + 2 * (getattr(config, "num_key_value_heads", None) or heads)) * head_size
+    layer = 10 * hidden + 5 * (getattr(config, "intermediate_size", None) or 4 * hidden) + 2 * attention
+    numbers = getattr(config, "num_hidden_layers", 1) * layer + (0 if plain_head(model) else 3 * config.vocab_size)
+    return max(memory // (4 * numbers), 1)
 
 
 LOGIT_SCALES = (  # Gemma, Cohere, Granite, Falcon-H1, Grok and their like do this to logits after the head

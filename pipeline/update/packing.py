@@ -6,8 +6,8 @@ runs on the N tokens; only attention looks across, so only there are rows cut ou
 completion whose prompt is shared asks with its own tokens only, and sees the prompt's keys and values before its own:
 no mask of N x N.
 
-Covered: causal decoders with full attention through transformers' attention interface, on its SDPA kernels, adapters
-and gradient checkpointing included. Not covered, and found out by `enable`: sliding windows, attention biases, linear
+Covered: causal decoders with full and sliding-window attention through transformers' attention interface, on its SDPA
+kernels, adapters and gradient checkpointing included. Not covered, and found out by `enable`: attention biases, linear
 or chunked layers, weights that are sharded already, and any model whose packed rows do not give what padded ones give.
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,8 @@ class Packed:
     places_BS: Tensor
     buckets: list[Bucket]
     back_N: Tensor
+    windows: set[int | None] = field(default_factory=set)  # the attention windows that layers asked for
+    biases: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # of (bucket, window), made once per batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,25 +176,46 @@ def _bucket(members: Sequence[_Run], width: int, where: torch.device) -> Bucket:
 
 def packed_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
-    scaling: float | None = None, packed: Packed | None = None, **options: Any,
+    scaling: float | None = None, packed: Packed | None = None, sliding_window: int | None = None, **options: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """transformers' attention interface: (1, h, N, D) in, (1, N, h, D) out. Without `packed` it is plain SDPA."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     if packed is None:
+        options["sliding_window"] = sliding_window
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    packed.windows.add(sliding_window)
     query_NhD, key_NhD, value_NhD = (x[0].transpose(0, 1) for x in (query, key, value))
     grouped = query.shape[1] // key.shape[1]
     parts = []
-    for bucket in packed.buckets:
+    for number, bucket in enumerate(packed.buckets):
         query_BhQD = _cut(query_NhD, bucket.queries_J, bucket.rows, 1)
         key_BhKD, value_BhKD = (_cut(x, bucket.keys_J, bucket.rows, grouped) for x in (key_NhD, value_NhD))
-        bias = None if bucket.bias is None else bucket.bias.to(query.dtype).expand(bucket.rows, -1, -1, -1)
+        bias = _windowed(packed, number, sliding_window)
+        bias = None if bias is None else bias.to(query.dtype).expand(bucket.rows, -1, -1, -1)
         out_BhQD = torch.nn.functional.scaled_dot_product_attention(
             query_BhQD, key_BhKD, value_BhKD, attn_mask=bias, is_causal=bias is None, scale=scaling
         )
         parts.append(out_BhQD.transpose(1, 2).flatten(0, 1))
     return torch.cat(parts).index_select(0, packed.back_N)[None], None
+
+
+def _windowed(packed: Packed, number: int, window: int | None) -> Tensor | None:
+    """What is added to the scores of a bucket in a layer that sees `window` tokens, itself included; None = causal.
+
+    Prompts end where completions begin, so the distance of key k to query q is the same for every row: K - Q + q - k.
+    """
+    bucket = packed.buckets[number]
+    queries, keys = len(bucket.queries_J) // bucket.rows, len(bucket.keys_J) // bucket.rows
+    if window is None or window >= keys:
+        return bucket.bias
+    if (number, window) not in packed.biases:
+        where = bucket.queries_J.device
+        distance_QK = keys - queries + torch.arange(queries, device=where)[:, None] - torch.arange(keys, device=where)
+        causal = torch.zeros(1, 1, queries, keys, device=where).masked_fill_(distance_QK < 0, -torch.inf)
+        base = causal if bucket.bias is None else bucket.bias
+        packed.biases[number, window] = base.masked_fill(distance_QK >= window, -torch.inf)
+    return packed.biases[number, window]
 
 
 def _cut(x_NhD: Tensor, places_J: Tensor, rows: int, repeat: int) -> Tensor:
@@ -221,8 +244,7 @@ def enable(transformer: Any) -> bool:
         config._attn_implementation not in ("sdpa", NAME)
         or not hasattr(config, "vocab_size")  # of several parts, text among them
         or not getattr(transformer, "_supports_attention_backend", False)
-        or getattr(config, "sliding_window", None)
-        or layers != {"full_attention"}
+        or not layers <= {"full_attention", "sliding_attention"}
         or (getattr(config, "max_position_embeddings", None) or 64) < 64
         or any(hasattr(p, "ds_id") or p.is_meta for p in transformer.parameters())
     ):
@@ -239,12 +261,24 @@ def enable(transformer: Any) -> bool:
     return False
 
 
+def windows_of(config: Any) -> set[int]:
+    """The attention windows of a model's layers, as its config names them."""
+    window = getattr(config, "sliding_window", None)
+    layers = getattr(config, "layer_types", None)
+    sliding = "sliding_attention" in layers if layers else getattr(config, "use_sliding_window", True)
+    return {window} if window and sliding else set()
+
+
 def _agrees(transformer: Any) -> bool:
     where, vocabulary = transformer.device, transformer.config.vocab_size
     long, short = ([(7 * i + k) % vocabulary for i in range(n)] for k, n in ((1, 40), (3, 4)))
     prompts = [long, long, short, long]
     completions = [[(5 * i + n) % vocabulary for i in range(n)] for n in (3, 20, 6, 9)]
-    packed_BSH = hidden_states(transformer, pack(prompts, completions, where)).float()
+    packed = pack(prompts, completions, where)
+    packed_BSH = hidden_states(transformer, packed).float()
+    # these rows may be shorter than the window: then only the layers' word tells that it would have been kept
+    if packed.windows - {None} != windows_of(transformer.config):
+        return False
     gap = 0.0
     for prompt, completion, seen_SH in zip(prompts, completions, packed_BSH, strict=True):
         alone = transformer(input_ids=torch.tensor([[*prompt, *completion]], device=where), use_cache=False)
