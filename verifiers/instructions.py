@@ -1,22 +1,30 @@
 """Did the text follow its instructions? Checks of form that need no model and no data, after IFEval (arXiv:2311.07911).
 
     {"check": "words", "at_least": 50, "at_most": 80}        also sentences, paragraphs, bullets, placeholders,
-                                                             highlights, lines, characters
-    {"check": "includes", "words": ["tea"], "at_least": 2}   each of the words, so often at least
-    {"check": "excludes", "words": ["coffee"]}
+                                                             highlights, lines, characters, capital_words
+    {"check": "includes", "words": ["tea"], "at_least": 2}   each of the texts, so often at least, within words too
+    {"check": "excludes", "words": ["coffee"]}               as words of their own; {"within_words": true}: anywhere
+    {"check": "frequency", "word": "tea", "exactly": 2}      as a word of its own; {"within_words": true}: anywhere
     {"check": "letter", "letter": "e", "at_most": 3}
-    {"check": "starts_with", "text": "Dear"}                 and ends_with
+    {"check": "starts_with", "text": "Dear"}
+    {"check": "ends_with", "text": "The end."}               quotation marks around the text and case do not matter
     {"check": "case", "case": "lower"}                       or upper, or title
     {"check": "no", "characters": ",;"}
-    {"check": "wrapped", "open": "<<", "close": ">>"}        anywhere; {"whole": true}: around all of the text
+    {"check": "wrapped", "open": "<<", "close": ">>"}        anywhere in a line; {"whole": true}: around all of the text
     {"check": "sections", "heading": "Part", "exactly": 3}   lines that start with `Part 1`, `Part 2`, ...
-    {"check": "json"}                                        the whole text is JSON
-    {"check": "postscript"}                                  a last paragraph starting with P.S.
-    {"check": "repeats", "text": "..."}                      the text begins with this, word for word
+    {"check": "divided", "exactly": 3}                       paragraphs between the dividers `***` or `* * *`
+    {"check": "first_word", "paragraph": 2, "word": "Now"}   and with exactly, so many paragraphs
+    {"check": "choice", "options": ["yes", "no"]}            the text holds one of them
+    {"check": "two_responses"}                               two different ones, with `******` between them
+    {"check": "language", "language": "de"}                  ISO 639-1
     {"check": "language_marks", "script": "latin"}           letters are of one script
+    {"check": "json"}                                        all of it is a JSON object or array, perhaps in a fence
+    {"check": "postscript", "marker": "P.S."}                a line that starts so and goes on; default: P.P.S. too
+    {"check": "repeats", "text": "..."}                      the text begins with this, and goes on
 
 Every instruction must hold to pass. The score of a text that fails is 0, or with `partial` the share that holds.
 Form can be had without sense: weigh this beside a reward for content, and prefer tasks with a length to keep.
+Where IFEval and the RLVR functions of open-instruct differ, docs/verifiers.md says which one each check follows.
 """
 
 from __future__ import annotations
@@ -28,8 +36,15 @@ from collections.abc import Callable
 from typing import Any, NotRequired, TypedDict
 
 from verifiers import Example, Verdict, after_thinking, failed, malformed, passed
+from verifiers._languages import KNOWN, language_of
+from verifiers.json_schema import read_json
 
 MAX_CHARS = 100_000
+# never the end of a sentence; or only before a capital letter
+_TITLES = frozenset("mr mrs ms dr prof st rev hon gen col capt lt sgt e.g i.e vs cf viz".split())
+_NUMBERED = frozenset("no nos fig figs vol pp p ch art".split())  # before a number
+_ENDINGS = frozenset("etc inc ltd co corp jr sr al a.m p.m u.s u.k u.n ph.d m.d b.a m.a dept approx est".split())
+_STOPS = "。！？।॥؟۔｡"  # of other scripts: no space follows them
 
 
 class Task(TypedDict):
@@ -42,13 +57,40 @@ def words(text: str) -> list[str]:
 
 
 def sentences(text: str) -> list[str]:
-    """Runs that end in . ! or ? before white space, and hold a word; abbreviations count as ends, as they do for
-    IFEval's simpler checks."""
-    return [part for part in re.split(r"(?<=[.!?])[\s\"'”)]+", text) if words(part)]
+    """Runs that end in . ! ? or another script's full stop, and hold a word. Abbreviations, initials and the numbers of
+    a list end nothing."""
+    pieces = re.split(rf"(?<=[.!?…][\"'”’)\]*_])\s+|(?<=[.!?…])\s+|(?<=[{_STOPS}])\s*", text)
+    found: list[str] = []
+    for piece in pieces:
+        if found and _goes_on(found[-1], piece):
+            found[-1] += " " + piece
+        else:
+            found.append(piece)
+    return [piece for piece in found if words(piece)]
+
+
+def _goes_on(before: str, after: str) -> bool:
+    last = before.split()[-1].strip("\"'“”‘’()[]*_") if before.split() else ""
+    if not last.endswith("."):
+        return False
+    word = last[:-1].lower()
+    if word in _TITLES or re.fullmatch(r"[A-Z]", last[:-1]):
+        return word != "i"  # so is an initial
+    if word in _NUMBERED:
+        return after[:1].isdigit()
+    if re.fullmatch(r"\d{1,3}", word):
+        return before.rpartition("\n")[2].strip() == last  # the number of a list's item
+    return word in _ENDINGS and not after[:1].isupper()
 
 
 def paragraphs(text: str) -> list[str]:
     return [part for part in re.split(r"\n[ \t]*\n", text) if part.strip()]
+
+
+def highlights(text: str) -> int:
+    """*marked* and **marked** runs within a line."""
+    found = [*re.findall(r"\*([^\n*]*)\*", text), *re.findall(r"\*\*([^\n*]*)\*\*", text)]
+    return sum(1 for inside in found if inside.strip())
 
 
 COUNTED: dict[str, Callable[[str], int]] = {
@@ -57,9 +99,10 @@ COUNTED: dict[str, Callable[[str], int]] = {
     "paragraphs": lambda text: len(paragraphs(text)),
     "lines": lambda text: sum(1 for line in text.splitlines() if line.strip()),
     "characters": len,
-    "bullets": lambda text: len(re.findall(r"^[ \t]*[-*•][ \t]+\S", text, re.MULTILINE)),
-    "placeholders": lambda text: len(re.findall(r"\[[^\[\]\n]{1,60}\]", text)),
-    "highlights": lambda text: len(re.findall(r"(?<!\*)\*{1,2}[^*\s\n][^*\n]{0,200}\*{1,2}(?!\*)", text)),
+    "bullets": lambda text: len(re.findall(r"^[ \t]*(?:\*[^*\n]|-)", text, re.MULTILINE)),
+    "placeholders": lambda text: len(re.findall(r"\[[ \t]*[^\[\]\s][^\[\]\n]*\]", text)),
+    "highlights": highlights,
+    "capital_words": lambda text: sum(1 for word in words(text) if word.isupper()),
 }
 BOUNDS = frozenset({"at_least", "at_most", "exactly"})
 
@@ -71,22 +114,29 @@ def _within(count: int, rule: dict[str, Any]) -> bool:
     return rule.get("at_least", count) <= count <= rule.get("at_most", count) and count == exactly
 
 
-def _occurrences(word: str, text: str) -> int:
-    return len(re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE))
+def _occurrences(word: str, text: str, *, within_words: bool) -> int:
+    pattern = re.escape(word)
+    return len(re.findall(pattern if within_words else rf"(?<!\w){pattern}(?!\w)", text, re.IGNORECASE))
 
 
 def _includes(text: str, rule: dict[str, Any]) -> bool:
-    return all(_occurrences(word, text) >= rule.get("at_least", 1) for word in _several(rule))
+    inside, least = rule.get("within_words", True), rule.get("at_least", 1)
+    return all(_occurrences(word, text, within_words=inside) >= least for word in _several(rule, "words"))
 
 
 def _excludes(text: str, rule: dict[str, Any]) -> bool:
-    return not any(_occurrences(word, text) for word in _several(rule))
+    inside = rule.get("within_words", False)
+    return not any(_occurrences(word, text, within_words=inside) for word in _several(rule, "words"))
 
 
-def _several(rule: dict[str, Any]) -> list[str]:
-    if not isinstance(rule["words"], list) or not rule["words"]:
-        raise ValueError(f"the check {rule['check']!r} needs a list of words")
-    return rule["words"]
+def _frequency(text: str, rule: dict[str, Any]) -> bool:
+    return _within(_occurrences(rule["word"], text, within_words=rule.get("within_words", False)), rule)
+
+
+def _several(rule: dict[str, Any], field: str) -> list[str]:
+    if not isinstance(rule[field], list) or not rule[field]:
+        raise ValueError(f"the check {rule['check']!r} needs a list of {field}")
+    return rule[field]
 
 
 def _letter(text: str, rule: dict[str, Any]) -> bool:
@@ -98,11 +148,23 @@ def _starts_with(text: str, rule: dict[str, Any]) -> bool:
 
 
 def _ends_with(text: str, rule: dict[str, Any]) -> bool:
-    return text.endswith(rule["text"])
+    end = rule["text"].strip().casefold()
+    return any(ending.casefold().endswith(end) for ending in (text.strip(), text.strip().strip('"“”„«»').strip()))
+
+
+def _title_case(text: str) -> bool:
+    """Each word begins with a capital letter or a digit; a part after an apostrophe or hyphen may begin small."""
+    return bool(words(text)) and not (text.isupper() and len(words(text)) > 1) and all(map(_is_title, words(text)))
+
+
+def _is_title(word: str) -> bool:
+    first, *others = re.split("['’-]", word)
+    capital = not first[0].isalpha() or first.isupper() or (first[0].isupper() and first[1:] == first[1:].lower())
+    return capital and all(part[1:] == part[1:].lower() or part.isupper() for part in others)
 
 
 def _case(text: str, rule: dict[str, Any]) -> bool:
-    cases: dict[str, Callable[[str], bool]] = {"lower": str.islower, "upper": str.isupper, "title": str.istitle}
+    cases: dict[str, Callable[[str], bool]] = {"lower": str.islower, "upper": str.isupper, "title": _title_case}
     if rule["case"] not in cases:
         raise ValueError(f"case {rule['case']!r}; have: {', '.join(cases)}")
     return cases[rule["case"]](text)
@@ -114,11 +176,14 @@ def _no(text: str, rule: dict[str, Any]) -> bool:
 
 def _wrapped(text: str, rule: dict[str, Any]) -> bool:
     opened, closed = rule["open"], rule["close"]
-    before, found, rest = text.partition(opened)
-    inside, ended, _ = rest.partition(closed)
     if rule.get("whole", False):
-        return bool(found) and not before and text.endswith(closed) and len(text) > len(opened) + len(closed)
-    return bool(found and ended and inside.strip())
+        return text.startswith(opened) and text.endswith(closed) and len(text) > len(opened) + len(closed)
+    for line in text.splitlines():
+        for part in line.split(opened)[1:]:
+            inside, ended, _ = part.partition(closed)
+            if ended and inside.strip():
+                return True
+    return False
 
 
 def _sections(text: str, rule: dict[str, Any]) -> bool:
@@ -127,21 +192,60 @@ def _sections(text: str, rule: dict[str, Any]) -> bool:
     return [int(n) for n in found] == list(range(1, len(found) + 1)) and _within(len(found), rule)
 
 
+def _divided(text: str, rule: dict[str, Any]) -> bool:
+    """A divider at either end of the text divides nothing; two in a row leave an empty paragraph, which fails."""
+    parts = [part.strip() for part in re.split(r"\*\*\*|\* \* \*", text)]
+    inner = parts[int(not parts[0]) : len(parts) - int(not parts[-1])] if any(parts) else []
+    return all(inner) and _within(len(inner), rule)
+
+
+def _first_word(text: str, rule: dict[str, Any]) -> bool:
+    found = paragraphs(text)
+    if BOUNDS & rule.keys() and not _within(len(found), rule):
+        return False
+    number, wanted = int(rule["paragraph"]), words(str(rule["word"]))
+    if number < 1 or not wanted:
+        raise ValueError("the check 'first_word' needs a paragraph from 1 on, and a word")
+    first = words(found[number - 1])[: len(wanted)] if number <= len(found) else []
+    return [word.casefold() for word in first] == [word.casefold() for word in wanted]
+
+
+def _choice(text: str, rule: dict[str, Any]) -> bool:
+    return any(option.strip() in text for option in _several(rule, "options"))
+
+
+def _two_responses(text: str, rule: dict[str, Any]) -> bool:
+    parts = [part.strip() for part in text.split("******")]
+    inner = parts[int(not parts[0]) : len(parts) - int(not parts[-1])] if any(parts) else []
+    return len(inner) == 2 and all(map(words, inner)) and inner[0] != inner[1]
+
+
+def _language(text: str, rule: dict[str, Any]) -> bool:
+    code = str(rule["language"]).lower().partition("-")[0]
+    if code not in KNOWN:
+        raise ValueError(f"no language {code!r}; have: {', '.join(sorted(KNOWN))}")
+    return language_of(text) == code
+
+
 def _json(text: str, rule: dict[str, Any]) -> bool:
-    inner = re.fullmatch(r"```(?:json)?\n(.*)\n```", text, re.DOTALL)
+    inner = re.fullmatch(r"```[ \t]*(?:json[c5]?)?[ \t]*\n(.*?)\n?[ \t]*```", text, re.DOTALL | re.IGNORECASE)
     try:
-        return isinstance(json.loads(inner[1] if inner else text), dict | list)
+        return isinstance(read_json((inner[1] if inner else text).strip()), dict | list)
     except (ValueError, RecursionError):
         return False
 
 
 def _postscript(text: str, rule: dict[str, Any]) -> bool:
-    last = paragraphs(text)[-1].strip()
-    return last.startswith(("P.S.", "P.P.S.")) and len(words(last)) > 2
+    marker = str(rule.get("marker", "")).strip()
+    spelt = {"": r"p\.\s?(?:p\.\s?)?s\b\.?", "P.S.": r"p\.\s?s\b\.?", "P.P.S": r"p\.\s?p\.\s?s\b\.?"}
+    spelt["P.S"], spelt["P.P.S."] = spelt["P.S."], spelt["P.P.S"]
+    begun = re.finditer(rf"^[ \t>#*_]*{spelt.get(marker, re.escape(marker))}", text, re.MULTILINE | re.IGNORECASE)
+    return any(words(text[match.end() :]) for match in begun)
 
 
 def _repeats(text: str, rule: dict[str, Any]) -> bool:
-    return text.startswith(rule["text"].strip()) and len(text) > len(rule["text"].strip())
+    wanted = rule["text"].strip()
+    return text.casefold().startswith(wanted.casefold()) and len(text) > len(wanted)
 
 
 def _script(text: str, rule: dict[str, Any]) -> bool:
@@ -152,6 +256,7 @@ def _script(text: str, rule: dict[str, Any]) -> bool:
 CHECKS: dict[str, Callable[[str, dict[str, Any]], bool]] = {
     "includes": _includes,
     "excludes": _excludes,
+    "frequency": _frequency,
     "letter": _letter,
     "starts_with": _starts_with,
     "ends_with": _ends_with,
@@ -159,6 +264,11 @@ CHECKS: dict[str, Callable[[str, dict[str, Any]], bool]] = {
     "no": _no,
     "wrapped": _wrapped,
     "sections": _sections,
+    "divided": _divided,
+    "first_word": _first_word,
+    "choice": _choice,
+    "two_responses": _two_responses,
+    "language": _language,
     "json": _json,
     "postscript": _postscript,
     "repeats": _repeats,
@@ -180,7 +290,9 @@ def verify(completion: str, task: Task) -> Verdict:
     if not task["instructions"]:
         raise ValueError("the task has no instructions")
     said = after_thinking(completion).strip()
-    kept = [follows(said[:MAX_CHARS] or "-", rule) for rule in task["instructions"]]  # a wrong task is told on any text
+    kept = [
+        follows(said[:MAX_CHARS] or "-", rule) for rule in task["instructions"]
+    ]  # a wrong task is reported on any text
     if not words(said):
         return malformed("no words")
     if len(said) > MAX_CHARS:
@@ -218,7 +330,7 @@ EXAMPLES = (
     Example("right", "COME HERE! WHY NOT?", _LOUD),
     Example("wrong", "Green tea is tea, I like tea.", _TEA),
     Example("wrong", "Tea tea.", _TEA),
-    Example("wrong", "I like tea and steam and teacups a lot.", _TEA),
+    Example("wrong", "I like steam and chamomile, not more.", _TEA),
     Example("wrong", "Tea is tea but coffee is not tea.", _TEA),
     Example("wrong", "Dear Ada,\n\n- come\n- on [day]\n\nBring Bob.", _LETTER),
     Example("wrong", "COME HERE! WHY not?", _LOUD, 0.5),

@@ -148,6 +148,14 @@ def test_countdown_and_tulu_give_what_their_verifiers_need():
         ("validate_end", {"end_phrase": "The end"}, "Blue. The end", "The end of blue"),
         ("validate_quotation", {}, '"Blue."', '"Blue".'),
         ("validate_no_commas", {}, "Blue and red.", "Blue, red."),
+        ("verify_keyword_frequency", {"word": "tea", "N": 2}, "Tea or tea, no teapot", "tea and a teapot"),
+        ("validate_response_language", {"language": "fr"}, "Il fait beau et chaud dans la ville.", "It is warm."),
+        ("verify_paragraph_count", {"N": 2}, "one\n* * *\ntwo", "one\n\ntwo"),
+        ("validate_paragraphs", {"N": 2, "first_word": "Then", "i": 2}, "One.\n\nThen two.", "One.\n\nTwo."),
+        ("verify_postscript", {"postscript_marker": "P.P.S"}, "One.\n\nP.P.S two.", "One.\n\nP.S. two."),
+        ("validate_choice", {"options": ["yes", "no"]}, "I say yes", "Perhaps"),
+        ("validate_two_responses", {}, "one\n******\ntwo", "one\n\ntwo"),
+        ("validate_frequency_capital_words", {"N": 1, "quantifier": "at most"}, "NASA won", "NASA and ESA won"),
     ],
 )
 def test_a_constraint_of_tulu_is_graded_by_the_verifier_that_means_the_same(name, given, right, wrong):
@@ -158,16 +166,16 @@ def test_a_constraint_of_tulu_is_graded_by_the_verifier_that_means_the_same(name
 
 
 def test_rows_of_tulu_that_no_verifier_can_judge_are_left_out_and_told(tmp_path, capsys):
-    unknown = ifeval("validate_two_responses")
-    rows = [TULU, unknown, ifeval("verify_postscript", postscript_marker="Before I forget:"), unknown]
+    unknown = ifeval("validate_rhyme")
+    rows = [TULU, unknown, ifeval("validate_response_language", language="xx"), unknown]
     path = tmp_path / "tulu.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in [*rows, ifeval("verify_bullet_points")]))
     read = prompts.load_rows(Prompts(path=str(path), format="tulu_rlvr"), seed=1)
     assert [row["task"]["verifier"] for row in read] == ["math_answer"]
-    told = "left out 4 of 5 rows, which no verifier can judge: validate_two_responses (2), verify_postscript (1)"
+    told = "left out 4 of 5 rows, which no verifier can judge: validate_rhyme (2), validate_response_language with such arguments (1)"
     assert told in capsys.readouterr().err
     path.write_text(json.dumps(unknown))
-    with pytest.raises(ConfigError, match=r"left out 1 of 1 rows, .*: validate_two_responses \(1\)"):
+    with pytest.raises(ConfigError, match=r"left out 1 of 1 rows, .*: validate_rhyme \(1\)"):
         prompts.load_rows(Prompts(path=str(path), format="tulu_rlvr"), seed=1)
 
 

@@ -15,6 +15,7 @@ import pytest
 
 import verifiers
 from verifiers import countdown, instructions, json_schema, sql_query
+from verifiers._languages import language_of
 from verifiers._sql_worker import rows_of
 
 
@@ -151,14 +152,55 @@ def test_a_query_cannot_read_or_write_a_file(tmp_path: Path) -> None:
     [
         ("It's a well-known fact.", {"check": "words", "exactly": 4}, True),
         ("One. Two! Three? four", {"check": "sentences", "exactly": 4}, True),
+        (
+            "Dr. A. Smith et al. met e.g. Ann at 5 p.m. on Mar 3.5. They ate.",
+            {"check": "sentences", "exactly": 2},
+            True,
+        ),
+        ("He works at Acme Inc. They pay well.", {"check": "sentences", "exactly": 2}, True),
+        ('She said "No." Then she left!', {"check": "sentences", "exactly": 2}, True),
+        ("1. Boil water.\n2. Add tea.", {"check": "sentences", "exactly": 2}, True),
+        ("It was you and I. We went.", {"check": "sentences", "exactly": 2}, True),
+        ("Wait... what? Yes.", {"check": "sentences", "exactly": 3}, True),
+        ("नमस्ते। आप कैसे हैं? ठीक।", {"check": "sentences", "exactly": 3}, True),
         ("a\n\nb\n \nc", {"check": "paragraphs", "exactly": 3}, True),
         ("- a\n * b\n-c\n• d", {"check": "bullets", "exactly": 3}, True),
         ("Dear [name], at [place]", {"check": "placeholders", "at_least": 2}, True),
         ("*one* and **two** but * not", {"check": "highlights", "exactly": 2}, True),
+        ("*" + "long " * 60 + "*", {"check": "highlights", "exactly": 1}, True),
+        ("** ** and ****", {"check": "highlights", "at_least": 1}, False),
+        ("**bold** first\n* one\n\t- two", {"check": "bullets", "exactly": 2}, True),
+        ("[ ] and []", {"check": "placeholders", "at_least": 1}, False),
         ("abc", {"check": "characters", "at_most": 2}, False),
         ("a\n\nb", {"check": "lines", "exactly": 2}, True),
         ("Tea, teapot, TEA", {"check": "includes", "words": ["tea"], "at_least": 2}, True),
-        ("Tea, teapot", {"check": "includes", "words": ["tea"], "at_least": 2}, False),
+        ("Tea, teapot", {"check": "includes", "words": ["tea"], "at_least": 2}, True),
+        ("Tea, pot", {"check": "includes", "words": ["tea"], "at_least": 2}, False),
+        ("Steam", {"check": "includes", "words": ["tea"], "within_words": False}, False),
+        ("Tea, teapot", {"check": "frequency", "word": "tea", "exactly": 1}, True),
+        ("Tea, teapot", {"check": "frequency", "word": "tea", "at_least": 2, "within_words": True}, True),
+        ("Tea, tea", {"check": "frequency", "word": "tea", "at_most": 1}, False),
+        ("NASA and I met ESA.", {"check": "capital_words", "exactly": 3}, True),
+        ("Nasa met", {"check": "capital_words", "at_least": 1}, False),
+        ("a\n***\nb\n* * *\nc", {"check": "divided", "exactly": 3}, True),
+        ("***\na\n***\nb\n***", {"check": "divided", "exactly": 2}, True),
+        ("a\n***\n***\nb", {"check": "divided", "exactly": 2}, False),
+        ("a\n\nb", {"check": "divided", "exactly": 2}, False),
+        ("One.\n\nNow, two.", {"check": "first_word", "paragraph": 2, "word": "now", "exactly": 2}, True),
+        ("One.\n\n**Now** two.", {"check": "first_word", "paragraph": 2, "word": "now"}, True),
+        ("One.\n\nNowhere.", {"check": "first_word", "paragraph": 2, "word": "now"}, False),
+        ("One.\n\nNow.\n\nx", {"check": "first_word", "paragraph": 2, "word": "now", "exactly": 2}, False),
+        ("One.", {"check": "first_word", "paragraph": 2, "word": "now"}, False),
+        ("My answer is yes.", {"check": "choice", "options": ["My answer is yes.", "My answer is no."]}, True),
+        ("Perhaps.", {"check": "choice", "options": ["My answer is yes.", "My answer is no."]}, False),
+        ("one\n******\ntwo", {"check": "two_responses"}, True),
+        ("one\n******\none", {"check": "two_responses"}, False),
+        ("one\n******\ntwo\n******\nthree", {"check": "two_responses"}, False),
+        ("one\n******\n", {"check": "two_responses"}, False),
+        ("Das Wetter ist heute schön.", {"check": "language", "language": "de"}, True),
+        ("The weather is fine, and I like it.", {"check": "language", "language": "de"}, False),
+        ("今日は天気がいいです。", {"check": "language", "language": "ja"}, True),
+        ("今天天气很好。", {"check": "language", "language": "ja"}, False),
         ("a.c", {"check": "includes", "words": ["a.c"]}, True),
         ("abc", {"check": "includes", "words": ["a.c"]}, False),
         ("coffees", {"check": "excludes", "words": ["coffee"]}, True),
@@ -166,27 +208,69 @@ def test_a_query_cannot_read_or_write_a_file(tmp_path: Path) -> None:
         ("Eleven", {"check": "letter", "letter": "e", "exactly": 3}, True),
         ("Dear you", {"check": "starts_with", "text": "Dear"}, True),
         ("so. Bye", {"check": "ends_with", "text": "Bye."}, False),
+        ('so. "Bye." ', {"check": "ends_with", "text": "bye."}, True),
+        ("O'Neill's 21st Well-Known NASA Day", {"check": "case", "case": "title"}, True),
+        ("The end", {"check": "case", "case": "title"}, False),
+        ("THE END", {"check": "case", "case": "title"}, False),
+        ("ThE End", {"check": "case", "case": "title"}, False),
         ("all small 1", {"check": "case", "case": "lower"}, True),
         ("ALL but one", {"check": "case", "case": "upper"}, False),
         ("a,b", {"check": "no", "characters": ",;"}, False),
         ("see <<Title>> here", {"check": "wrapped", "open": "<<", "close": ">>"}, True),
+        ("<<\nTitle>>", {"check": "wrapped", "open": "<<", "close": ">>"}, False),
         ("see << >> here", {"check": "wrapped", "open": "<<", "close": ">>"}, False),
         ('"all"', {"check": "wrapped", "open": '"', "close": '"', "whole": True}, True),
         ('"', {"check": "wrapped", "open": '"', "close": '"', "whole": True}, False),
         ("Part 1\nx\nPart 2\ny", {"check": "sections", "heading": "Part", "exactly": 2}, True),
         ("Part 1\nx\nPart 3\ny", {"check": "sections", "heading": "Part", "exactly": 2}, False),
         ('```json\n{"a": 1}\n```', {"check": "json"}, True),
+        ('```JSON\n{"a": 1}```', {"check": "json"}, True),
+        ('{"a": 1, "a": 2}', {"check": "json"}, False),
+        ("[Infinity]", {"check": "json"}, False),
         ("7", {"check": "json"}, False),
         ("Hi\n\nP.S. Bring the cat", {"check": "postscript"}, True),
         ("Hi\n\nP.S.", {"check": "postscript"}, False),
+        ("Hi\n\n## P. S. bring it\n\nBye", {"check": "postscript", "marker": "P.S."}, True),
+        ("Hi\n\nP.P.S bring it", {"check": "postscript", "marker": "P.S."}, False),
+        ("Hi\n\nP.P.S. bring it", {"check": "postscript", "marker": "P.P.S"}, True),
+        ("Hi\n\nNote: bring it", {"check": "postscript", "marker": "Note:"}, True),
+        ("GPS. Bring it", {"check": "postscript"}, False),
         ("Why? Because.", {"check": "repeats", "text": "Why?"}, True),
         ("Why?", {"check": "repeats", "text": "Why?"}, False),
+        ("why? Because.", {"check": "repeats", "text": "Why?"}, True),
         ("élan vital", {"check": "language_marks", "script": "latin"}, True),
         ("élan витал", {"check": "language_marks", "script": "latin"}, False),
     ],
 )
 def test_each_instruction_is_counted_as_a_person_would(text: str, rule: dict, kept: bool) -> None:
     assert instructions.follows(text, rule) is kept
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("en", "This is a short answer about the weather in London."), ("de", "Das Wetter ist heute schön und warm."),
+        ("fr", "Le temps est beau aujourd'hui et il fait chaud."), ("es", "El tiempo es muy bueno hoy en la ciudad."),
+        ("pt", "O tempo está bom hoje e não vai chover."), ("it", "Il tempo è bello oggi e non piove."),
+        ("nl", "Het weer is vandaag mooi en warm."), ("sv", "Vädret är fint idag och det är varmt."),
+        ("da", "Vejret er godt i dag, og det er ikke koldt."), ("pl", "Pogoda jest dziś ładna i nie pada."),
+        ("fi", "Sää on tänään hyvä, ja aurinko paistaa."), ("tr", "Bugün hava çok güzel ve sıcak."),
+        ("vi", "Hôm nay thời tiết rất đẹp và không có mưa."), ("sw", "Hali ya hewa leo ni nzuri na kuna jua."),
+        ("id", "Cuaca hari ini sangat baik dan tidak hujan."), ("ro", "Vremea este frumoasă astăzi și nu plouă."),
+        ("hu", "Az idő ma szép, és nem esik az eső."), ("cs", "Počasí je dnes pěkné a neprší."),
+        ("ru", "Сегодня хорошая погода, и не идёт дождь."), ("uk", "Сьогодні гарна погода, і не йде дощ."),
+        ("bg", "Днес времето е хубаво и няма да вали."), ("ar", "الطقس اليوم جميل في هذه المدينة."),
+        ("fa", "هوا امروز در این شهر خوب است."), ("ur", "آج موسم اچھا ہے اور بارش نہیں ہو رہی۔"),
+        ("hi", "आज मौसम अच्छा है और बारिश नहीं हो रही है।"), ("mr", "आज हवामान चांगले आहे आणि पाऊस नाही."),
+        ("ne", "आज मौसम राम्रो छ र पानी परेको छैन।"), ("ja", "今日は天気がいいです。"), ("zh", "今天天气很好。"),
+        ("ko", "오늘 날씨가 좋습니다."), ("th", "วันนี้อากาศดี"), ("he", "מזג האוויר היום יפה"),
+        ("bn", "আজ আবহাওয়া ভালো"), ("ta", "இன்று வானிலை நன்றாக உள்ளது"), ("te", "ఈరోజు వాతావరణం బాగుంది"),
+        ("kn", "ಇಂದು ಹವಾಮಾನ ಚೆನ್ನಾಗಿದೆ"), ("ml", "ഇന്ന് കാലാവസ്ഥ നല്ലതാണ്"), ("gu", "આજે હવામાન સારું છે"),
+        ("pa", "ਅੱਜ ਮੌਸਮ ਚੰਗਾ ਹੈ"), ("el", "Ο καιρός είναι καλός σήμερα."), (None, "12 + 3"), (None, "Berlin"),
+    ],
+)  # fmt: skip
+def test_the_language_of_a_short_sentence_is_known(code: str | None, text: str) -> None:
+    assert language_of(text) == code
 
 
 def test_every_check_is_tried_above() -> None:
@@ -197,7 +281,17 @@ def test_every_check_is_tried_above() -> None:
 
 @pytest.mark.parametrize(
     "rule",
-    [{"check": "wrods"}, {"check": "words"}, {"check": "case", "case": "camel"}, {"check": "includes", "words": "a"}],
+    [
+        {"check": "language", "language": "xx"},
+        {"check": "choice", "options": []},
+        {"check": "divided"},
+        {"check": "first_word", "paragraph": 0, "word": "a"},
+        {"check": "frequency", "word": "a"},
+        {"check": "wrods"},
+        {"check": "words"},
+        {"check": "case", "case": "camel"},
+        {"check": "includes", "words": "a"},
+    ],
 )
 def test_an_instruction_that_makes_no_sense_is_an_error_of_the_task(rule: dict) -> None:
     assert status("instructions", "some text", {"instructions": [rule]}) == "error"
