@@ -172,7 +172,7 @@ def test_rows_of_tulu_that_no_verifier_can_judge_are_left_out_and_told(tmp_path,
     path.write_text("\n".join(json.dumps(row) for row in [*rows, ifeval("verify_bullet_points")]))
     read = prompts.load_rows(Prompts(path=str(path), format="tulu_rlvr"), seed=1)
     assert [row["task"]["verifier"] for row in read] == ["math_answer"]
-    told = "left out 4 of 5 rows, which no verifier can judge: validate_rhyme (2), validate_response_language with such arguments (1)"
+    told = "left out 4 of 5 rows, which no verifier can judge: validate_rhyme (2), validate_response_language with"
     assert told in capsys.readouterr().err
     path.write_text(json.dumps(unknown))
     with pytest.raises(ConfigError, match=r"left out 1 of 1 rows, .*: validate_rhyme \(1\)"):
