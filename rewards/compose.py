@@ -156,7 +156,9 @@ class Composite:
         finished = per_row.pop("finished", None)
         prompt_ids = per_row.pop("prompt_ids", None) or self._prompt_ids(prompts)
         tasks = [{key: values[i] for key, values in per_row.items()} for i in range(n)]
-        texts = [shaping.text_of(c) for c in completions]
+        texts = [
+            verifiers.with_opened_thinking(shaping.text_of(c), p) for p, c in zip(prompts, completions, strict=True)
+        ]
         batch = Batch([shaping.text_of(p) for p in prompts], prompt_ids, texts, completion_ids, finished, tasks)
         return [None if math.isnan(score.reward) else score.reward for score in self.score(batch)]
 

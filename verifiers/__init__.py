@@ -44,6 +44,8 @@ from verifiers._secrets import hidden
 Status = Literal["pass", "fail", "malformed", "error"]
 PACKAGE_DIR = Path(__file__).parent
 ENTRY_POINTS = "whetstone.verifiers"
+THINKING_TAGS = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("[THINK]", "[/THINK]"))
+ANSWER_TAGS = ("<answer>", "</answer>")
 QUICK_S = 1.0  # a verifier with a longer deadline runs code or calls a model: never done just to look at a gold
 
 
@@ -82,9 +84,37 @@ def malformed(detail: str = "", score: float = 0.0) -> Verdict:
 
 
 def after_thinking(completion: str) -> str:
-    """What is said once the thinking has ended; empty where it was cut off in the midst of it."""
-    said = completion.rpartition("</think>")[2]
-    return "" if "<think>" in said else said
+    """The part of a completion that is graded: what follows the thinking; empty if the thinking never ended.
+
+    The opening tag may stand in the prompt, where chat templates of reasoning models put it. Whoever calls a verifier
+    uses `with_opened_thinking`, so that thinking that was cut off is recognized.
+    """
+    said = completion
+    for opening, closing in THINKING_TAGS:
+        said = said.rpartition(closing)[2]
+        if opening in said:
+            return ""
+    return said
+
+
+def opened_thinking(prompt: Any) -> str:
+    """The thinking tag that a prompt ends in, with the white space after it; empty if it ends in none.
+
+    prompt: the rendered text (its end is enough), or messages, of which an assistant's last one is read. Only the very
+    end counts: instructions such as `think inside <think> tags` open nothing.
+    """
+    if isinstance(prompt, Sequence) and not isinstance(prompt, str) and prompt and isinstance(prompt[-1], Mapping):
+        prompt = prompt[-1].get("content") if prompt[-1].get("role") == "assistant" else None
+    if not isinstance(prompt, str):
+        return ""
+    end = prompt.rstrip()
+    return next((opening + prompt[len(end) :] for opening, _ in THINKING_TAGS if end.endswith(opening)), "")
+
+
+def with_opened_thinking(completion: str, prompt: Any) -> str:
+    """The completion after the thinking tag that its prompt leaves open, unless the tag is there already."""
+    opened = opened_thinking(prompt)
+    return completion if completion.startswith(opened.rstrip()) else opened + completion
 
 
 def broken(detail: str) -> Verdict:
@@ -172,6 +202,7 @@ class Verifier:
 
     def grade(self, completions: Sequence[str], tasks: Sequence[Mapping[str, Any]]) -> list[Verdict]:
         """One verdict per row, in order. A row that makes the verifier raise is `error` and moves no other row."""
+        completions = [with_opened_thinking(c, t.get("prompt")) for c, t in zip(completions, tasks, strict=True)]
         if self.grades_batches and not any(self.missing_fields(task) for task in tasks):
             try:
                 verdicts = list(self.module.verify_batch(completions, tasks))

@@ -12,7 +12,7 @@ from verifiers import Example, Verdict, failed, malformed, passed
 
 class Task(TypedDict):
     tags: NotRequired[list[str]]  # in order; default think, answer
-    opened: NotRequired[bool]  # the prompt ends with the first opening tag, so the completion lacks it
+    opened: NotRequired[bool]  # the prompt ends with the first opening tag: the completion may lack it
     tail: NotRequired[bool]  # free text must follow the last tag
 
 
@@ -44,7 +44,10 @@ def verify(completion: str, task: Task) -> Verdict:
     tags = tuple(task.get("tags", DEFAULT_TAGS))
     if not tags or len(set(tags)) != len(tags):
         raise ValueError(f"tags must be different and at least one: {tags}")
-    found = sections(f"<{tags[0]}>{completion}" if task.get("opened", False) else completion, tags)
+    opening = f"<{tags[0]}>"
+    if task.get("opened", False) and not completion.lstrip().startswith(opening):
+        completion = opening + completion
+    found = sections(completion, tags)
     if isinstance(found, str):
         return malformed(found)
     inside, tail = found

@@ -21,6 +21,7 @@ from pipeline.cli.export import options, policy_stage
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Generate, Model, Prompts, Sampling
 from pipeline.data import condition_prompts, encoding, prompt_columns, prompts
+from pipeline.data.completion_text import completion_text
 from pipeline.generation.generator import Request, Sample
 from pipeline.generation.guidance import Guided
 from pipeline.generation.hf_engine import TransformersGenerator
@@ -61,7 +62,7 @@ class Voice:
 
     def text(self, drawn: Sample, ends: frozenset[int]) -> str:
         ids = [i for i in drawn.ids if i not in ends]
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return completion_text(self.tokenizer, ids, ())
 
 
 def open_voice(run: Path, asked: Mapping[str, str]) -> Voice:

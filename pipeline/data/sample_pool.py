@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Prompts
 from pipeline.data import encoding, prompts
+from pipeline.data.completion_text import completion_text
 from pipeline.records import Prompt, Rollout, Scored, Status, as_json, from_json
 
 SCORES = ("rating", "score", "reward")  # what a file of other people's samples may call its score
@@ -73,7 +74,7 @@ def _foreign(
     task = row.get("task")
     prompt = Prompt(-1, prompts.prompt_text(row, source, number=number), tuple(ids),
                     task if isinstance(task, Mapping) else {}, row)  # fmt: skip
-    text = tokenizer.decode(completion, skip_special_tokens=True)
+    text = completion_text(tokenizer, completion, ids)
     rollout = Rollout(prompt, 0, tuple(completion), (0.0,) * len(completion), text, finished=True)
     reward = math.nan if value is None else float(value)
     status: Status = "error" if value is None else "pass"  # people rate; whether it is right they do not say

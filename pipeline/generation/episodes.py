@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol
 import verifiers
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Sampling
+from pipeline.data.completion_text import completion_texts
 from pipeline.generation.generator import Generator, Request, Sample
 from pipeline.records import Prompt, Rollout, Scored, Status
 from pipeline.seeds import derive
@@ -112,7 +113,7 @@ def play(
             for place, one in live
         ]
         drawn = generator.sample(requests, sampling, ends)
-        texts = tokenizer.batch_decode([list(d.ids) for d in drawn], skip_special_tokens=True)
+        texts = completion_texts(tokenizer, [d.ids for d in drawn], [one.prompt_ids for _, one in live])
         for (_, one), sample, text in zip(live, drawn, texts, strict=True):
             _advance(one, sample, text, memory, read)
             _check_room(one, context, sampling.max_tokens)

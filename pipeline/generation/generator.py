@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from pipeline.config.schema import Sampling
+from pipeline.data.completion_text import completion_text, completion_texts
 from pipeline.models.models import batches_by_tokens, pad_right
 from pipeline.records import Prompt, Rollout
 from pipeline.seeds import derive
@@ -91,10 +92,10 @@ def rollouts(
 
     def tell(i: int, d: Sample) -> None:
         assert on_done is not None
-        on_done(i, rollout(i, d, tokenizer.decode(list(d.ids), skip_special_tokens=True)))
+        on_done(i, rollout(i, d, completion_text(tokenizer, d.ids, prompts[i // samples].ids)))
 
     drawn = generator.sample(requests, sampling, ends, *([] if on_done is None else [tell]))
-    texts = tokenizer.batch_decode([list(d.ids) for d in drawn], skip_special_tokens=True)
+    texts = completion_texts(tokenizer, [d.ids for d in drawn], [prompts[i // samples].ids for i in range(len(drawn))])
     return [rollout(i, d, text) for i, (d, text) in enumerate(zip(drawn, texts, strict=True))]
 
 
@@ -118,7 +119,7 @@ def continuations(
     drawn = generator.sample(requests, sampling, ends)
     kept = [(r, at, sample) for r, at, _ in cuts for sample in range(samples)]
     ids = [(*r.ids[:at], *d.ids) for (r, at, _), d in zip(kept, drawn, strict=True)]
-    texts = tokenizer.batch_decode([list(i) for i in ids], skip_special_tokens=True)
+    texts = completion_texts(tokenizer, ids, [r.prompt.ids for r, _, _ in kept])
     return [
         Rollout(r.prompt, sample, whole, (*r.logprobs[:at], *d.logprobs), text, d.finished)
         for (r, at, sample), d, whole, text in zip(kept, drawn, ids, texts, strict=True)

@@ -19,6 +19,7 @@ from pipeline.config.schema import Attribute
 from pipeline.credit import conditioning
 from pipeline.credit.conditioning import Axis, Conditions
 from pipeline.data import condition_prompts
+from pipeline.data.completion_text import completion_text
 from pipeline.data.prompts import prompt_text
 from pipeline.distributed import ranks
 from pipeline.records import Prompt, Rollout, Scored
@@ -118,7 +119,7 @@ def scored_demonstrations(ctx: Context) -> list[Scored]:
         prompt = by_text.get(prompt_text(row, ctx.cfg.prompts))
         if prompt is not None:
             ids = example.completion_ids
-            text = ctx.tokenizer.decode(list(ids), skip_special_tokens=True)
+            text = completion_text(ctx.tokenizer, ids, example.prompt_ids)
             out.append(Rollout(prompt, 0, ids, (0.0,) * len(ids), text, True))
     return [s for s in score(ctx.scorer, out) if s.scorable]
 

@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import trains_adapter
 from pipeline.data import encoding
+from pipeline.data.completion_text import completion_texts
 from pipeline.distributed import ranks
 from pipeline.models import models
 from pipeline.records import Rollout, Scored, groups
@@ -174,7 +175,7 @@ def worse(ctx: Context, broken: Sequence[tuple[Rollout, Ids]]) -> list[Pair]:
     and would teach the opposite."""
     if not broken:
         return []
-    texts = ctx.tokenizer.batch_decode([list(ids) for _, ids in broken], skip_special_tokens=True)
+    texts = completion_texts(ctx.tokenizer, [ids for _, ids in broken], [r.prompt.ids for r, _ in broken])
     changed = [replace(r, ids=ids, logprobs=(0.0,) * len(ids), text=text, sampled=None)
                for (r, ids), text in zip(broken, texts, strict=True)]  # fmt: skip
     before, after = score(ctx.scorer, [r for r, _ in broken]), score(ctx.scorer, changed)

@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import trains_adapter
 from pipeline.data import encoding, prompts
+from pipeline.data.completion_text import completion_text
 from pipeline.models import models
 from pipeline.records import Prompt, Rollout
 from pipeline.run import console
@@ -42,7 +43,7 @@ def rewarded(ctx: Context, rows: Sequence[prompts.Row], source: Any, at_least: f
     for number, (row, example) in enumerate(zip(rows, encode_last(rows, source, ctx), strict=True), 1):
         task = prompts.task_of(row, source, number=number)
         asked = Prompt(number, prompts.prompt_text(row, source), example.prompt_ids, task)
-        text = ctx.tokenizer.decode(list(example.completion_ids), skip_special_tokens=True)
+        text = completion_text(ctx.tokenizer, example.completion_ids, example.prompt_ids)
         shown.append(Rollout(asked, 0, example.completion_ids, (0.0,) * len(example.completion_ids), text, True))
     scored = score(ctx.scorer, shown)
     kept = [row for row, s in zip(rows, scored, strict=True) if s.scorable and s.reward >= at_least]
