@@ -67,7 +67,7 @@ RLVR: dict[str, Rule] = {
     "verify_postscript": lambda a: {"check": "postscript", "marker": a["postscript_marker"]},
     "validate_choice": lambda a: {"check": "choice", "options": list(a["options"])},
     "validate_two_responses": lambda a: {"check": "two_responses"},
-    "validate_frequency_capital_words": lambda a: quantified("capital_words", a, around=0),
+    "validate_frequency_capital_words": lambda a: quantified("capital_words", a, around=max(round(a["N"] * 0.1), 1)),
     "verify_letter_frequency": lambda a: {"check": "letter", "letter": a["letter"], "exactly": a["N"]},
     "validate_word_constraint": lambda a: quantified("words", a, around=max(round(a["N"] * 0.1), 1)),
     "verify_sentence_constraint": lambda a: quantified("sentences", a, around=1),
