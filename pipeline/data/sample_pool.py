@@ -24,12 +24,14 @@ SCORES = ("rating", "score", "reward")  # what a file of other people's samples 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A scored sample and its origin. asked: the label it was sampled under; "" = none."""
+    """A scored sample and its origin. asked: the label it was sampled under; "" = none. rows: how many rows of the file
+    it stands for, where several people rated one answer."""
 
     scored: Scored
     stage: str = ""
     round: int = 0
     asked: str = ""
+    rows: int = 1
 
 
 def as_row(entry: Entry) -> dict[str, Any]:
@@ -91,7 +93,8 @@ def averaged(entries: Sequence[Entry]) -> list[Entry]:
         rated = [e.scored.reward for e in same if e.scored.scorable]
         first = next((e for e in same if e.scored.scorable), same[0])
         mean = math.fsum(rated) / len(rated) if rated else math.nan
-        out.append(replace(first, scored=replace(first.scored, reward=mean, detail=f"{len(rated)} ratings")))
+        scored = replace(first.scored, reward=mean, detail=f"{len(rated)} ratings")
+        out.append(replace(first, scored=scored, rows=len(same)))
     return out
 
 
@@ -115,5 +118,22 @@ def placed(entries: Sequence[Entry], known: Sequence[Prompt], *, barred: Iterabl
 
 
 def usable(entries: Sequence[Entry]) -> list[Scored]:
-    """What may be learnt from: scorable and with an end of its own."""
+    """What can be trained on: scorable and with an end of its own."""
     return [e.scored for e in entries if e.scored.scorable and e.scored.rollout.finished]
+
+
+def left_out(read: Sequence[Entry], placed: Sequence[Entry]) -> str:
+    """One line that accounts for every row of the files; "" where each row is a sample of its own.
+
+    read: all entries; placed: those of prompts that are not held out.
+    """
+    rated = [e for e in placed if e.scored.scorable]
+    used = [e for e in rated if e.scored.rollout.finished]
+    reasons = {
+        "of held-out prompts": sum(e.rows for e in read) - sum(e.rows for e in placed),
+        "without a rating or score": sum(e.rows for e in placed) - sum(e.rows for e in rated),
+        "cut at the length limit": sum(e.rows for e in rated) - sum(e.rows for e in used),
+        "merged with other ratings of the same answer": sum(e.rows for e in used) - len(used),
+    }
+    counted = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+    return f"{len(used)} samples of {sum(e.rows for e in read)} rows; not counted: {counted}" if counted else ""

@@ -37,6 +37,7 @@ class Context:
     inputs: dict[str, str] = field(default_factory=dict)  # path -> sha256
     trained: dict[Path, list[str]] = field(default_factory=dict)  # place -> trainings whose model went there
     scorers: dict[str, rewards.Composite] = field(default_factory=dict)  # rewards block as JSON -> its scorer
+    pools: dict[str, list[Scored]] = field(default_factory=dict)  # config key -> its pool of scored samples
     frozen: dict[str, Any] = field(default_factory=dict)  # model directory -> the model that KLs are measured from
 
     @property

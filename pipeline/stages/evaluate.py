@@ -21,12 +21,26 @@ def run(ctx: Context) -> dict[str, Any]:
         ctx.turn_to(ctx.model_path(name, f"{ctx.name}.policies"))
         judged = ctx.evaluate(ctx.generator(), piece=name)
         ctx.record(judged.scored, policy=name)
-        rows.append({"policy": name, **judged.figures, **training_cost(ctx, name)})
-    console.show_table(rows, ["policy", *headline_names(rows)])
+        rows.append({"policy": name, **judged.figures, **of_its_stage(ctx, name)})
+    console.show_table(rows, columns_of(rows))
+    if any("stage_accuracy" in row for row in rows):
+        console.say("  heldout_accuracy: one set of seeds for all policies; stage_accuracy: as the stage itself reported it, "
+                    "sampled with its own seeds")  # fmt: skip
     best = max(rows, key=lambda row: row["heldout_accuracy"])
     return {**{k: v for k, v in best.items() if k != "policy"}, "best_policy": best["policy"], "policies": rows}
 
 
-def training_cost(ctx: Context, name: str) -> dict[str, Any]:
+def of_its_stage(ctx: Context, name: str) -> dict[str, Any]:
+    """What the stage's manifest says of it: its cost, and the accuracy it reported itself."""
     manifest = read_manifest(ctx.cfg.run_dir / name / "manifest.json") if name in ctx.cfg.blocks else None
-    return {"sampled_tokens": manifest["tokens"]["completion"], "wall_s": manifest["wall_s"]} if manifest else {}
+    if manifest is None:
+        return {}
+    own = manifest["metrics"].get("heldout_accuracy")
+    return {"sampled_tokens": manifest["tokens"]["completion"], "wall_s": manifest["wall_s"],
+            **({} if own is None else {"stage_accuracy": own})}  # fmt: skip
+
+
+def columns_of(rows: list[dict[str, Any]]) -> list[str]:
+    first, *rest = headline_names(rows)
+    own = ["stage_accuracy"] if any("stage_accuracy" in row for row in rows) else []
+    return ["policy", first, *own, *rest]

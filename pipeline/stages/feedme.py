@@ -16,6 +16,7 @@ import rewards
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Stop
 from pipeline.credit import filter_lint, selection
+from pipeline.data.prompts import has_completion
 from pipeline.distributed import ranks
 from pipeline.records import Scored, groups
 from pipeline.run import console
@@ -33,8 +34,10 @@ TOP_UPS = 8  # further draws for prompts of which the blind control lacks usable
 
 def run(ctx: Context) -> dict[str, Any]:
     block = ctx.block
-    more_sft_control = block.more_sft_control and has_demonstrations(ctx)
-    if block.more_sft_control and not more_sft_control:
+    demonstrations: list[Example] = []  # encoded now: what is wrong with them stops the stage before it starts
+    if block.more_sft_control and has_demonstrations(ctx):
+        demonstrations = encode(ctx.split.train, ctx.cfg.prompts, ctx)
+    elif block.more_sft_control:
         console.say(f"{ctx.name}: more_sft_control is not available: the rows hold no completions to imitate")
     rounds, judged, counts = chain(ctx, ctx.dir.model_dir)
     lasting = rounds[: len(counts)]  # what the model that is left went through; `stop` may have gone back
@@ -46,9 +49,12 @@ def run(ctx: Context) -> dict[str, Any]:
     if block.random_control:
         blind, last, _ = chain(ctx, ctx.dir.path / "control", matched=counts)
         metrics |= {"random_control_accuracy": last.figures["heldout_accuracy"], "random_control_rounds": blind}
-    if more_sft_control:
+    if demonstrations:
         steps = sum(r["train_steps"] for r in lasting)
-        metrics |= {"more_sft_accuracy": more_sft(ctx, steps).figures["heldout_accuracy"], "more_sft_steps": steps}
+        metrics |= {
+            "more_sft_accuracy": more_sft(ctx, demonstrations, steps).figures["heldout_accuracy"],
+            "more_sft_steps": steps,
+        }
     ctx.tokens = spent  # controls are evidence, not budget
     console.show_table([metrics], [k for k in ("start_accuracy", "heldout_accuracy", "random_control_accuracy",
                                                "more_sft_accuracy", "best_of_n_accuracy") if k in metrics])  # fmt: skip
@@ -270,21 +276,12 @@ def without_training(ctx: Context, start: Judged) -> dict[str, Any]:
 
 
 def has_demonstrations(ctx: Context) -> bool:
-    """Whether all rows of the run hold completions to imitate; rows of verifiable tasks often hold prompts alone."""
-    return all(holds_completion(row, ctx.cfg.prompts.completion) for row in ctx.split.train)
+    """Whether the run's rows hold completions to imitate; rows of verifiable tasks often hold prompts alone."""
+    return any(has_completion(row, ctx.cfg.prompts) for row in ctx.split.train)
 
 
-def holds_completion(row: Mapping[str, Any], column: str) -> bool:
-    """row: a column of completions, or messages whose last turn is the assistant's."""
-    if row.get(column) is not None:
-        return True
-    messages = row.get("messages") or []
-    return bool(messages) and messages[-1].get("role") == "assistant"
-
-
-def more_sft(ctx: Context, steps: int) -> Judged:
+def more_sft(ctx: Context, examples: Sequence[Example], steps: int) -> Judged:
     """As many more steps on the demonstrations: what training longer gives by itself."""
-    examples = encode(ctx.split.train, ctx.cfg.prompts, ctx)
     place = ctx.dir.path / "more_sft"
     train(ctx, ctx.policy_path, examples, place, {**ctx.block.trainer, "max_steps": steps}, key=("more sft",))
     judged = ctx.evaluate(ctx.generator(str(place)), "more sft")

@@ -11,6 +11,7 @@ from pipeline.config.load import ConfigError
 from pipeline.data import sample_pool
 from pipeline.generation.generator import Generator
 from pipeline.records import Prompt, Scored, groups
+from pipeline.run import console
 from pipeline.run.stage_dir import StageDir
 from pipeline.score import submit
 from pipeline.seeds import cycle_indices
@@ -74,10 +75,13 @@ def next_prompts(ctx: Context, prompts: Sequence[Prompt], count: int, *, number:
 
 
 def from_pool(ctx: Context, references: Sequence[str], key: str) -> list[Scored]:
-    """Usable samples of stages of this run or of files, its held-out prompts left out. Registers what is read.
+    """Usable samples of stages of this run or of files, its held-out prompts left out, read once per stage; one line
+    accounts for the rows that are not used. Registers what is read.
 
     Raises ConfigError where nothing usable is left.
     """
+    if key in ctx.pools:
+        return ctx.pools[key]
     entries = []
     for reference in references:
         path = Path(reference)
@@ -87,10 +91,13 @@ def from_pool(ctx: Context, references: Sequence[str], key: str) -> list[Scored]
         elif path.is_file():
             ctx.depend_on(path)
         entries += sample_pool.read(path, ctx.cfg.prompts, ctx.tokenizer, ctx.ends)
-    found = sample_pool.usable(sample_pool.placed(entries, ctx.train_prompts, barred=ctx.barred))
+    placed = sample_pool.placed(entries, ctx.train_prompts, barred=ctx.barred)
+    found, counts = sample_pool.usable(placed), sample_pool.left_out(entries, placed)
     if not found:
-        raise ConfigError([f"{ctx.cfg.path}: {key}: of {len(entries)} samples in {', '.join(references)} none is "
-                           "scorable, finished and of a prompt that is not held out"])  # fmt: skip
+        raise ConfigError([f"{ctx.cfg.path}: {key}: nothing to train on in {', '.join(references)}: {counts}"])
+    if counts:
+        console.say(f"{key}: {counts}")
+    ctx.pools[key] = found
     return found
 
 

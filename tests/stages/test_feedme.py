@@ -100,6 +100,26 @@ def test_only_scorable_samples_with_an_end_may_be_learnt_from():
     assert sample_pool.usable(entries) == [entries[0].scored]
 
 
+def test_every_row_of_a_file_of_ratings_is_accounted_for_in_one_line(tmp_path, tokenizer):
+    rows: list[dict[str, Any]] = [
+        {"prompt": "a1>b1:", "completion": "R", "rating": 7},
+        {"prompt": "a1>b1:", "completion": "R", "rating": 5},  # merged with the first
+        {"prompt": "a1>b1:", "completion": "RR", "rating": None},
+        {"prompt": "held out", "completion": "R", "rating": 7},
+        {"prompt": "held out", "completion": "R", "rating": 7},
+        {"prompt": "a1>c1:", "completion": "RR", "rating": 1},
+    ]
+    entries = read(write_rows(tmp_path / "r.jsonl", rows), tokenizer)
+    placed = sample_pool.placed(entries, [], barred=["held out"])
+    assert len(sample_pool.usable(placed)) == 2
+    assert sample_pool.left_out(entries, placed) == (
+        "2 samples of 6 rows; not counted: 2 of held-out prompts, 1 without a rating or score, "
+        "1 merged with other ratings of the same answer"
+    )
+    alone = entries[-1:]
+    assert sample_pool.left_out(alone, alone) == ""
+
+
 # --- rules and rivals ----------------------------------------------------------------------------------------------
 
 
