@@ -8,9 +8,8 @@ same length. A label may be readable where adding it changes nothing: reading is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from pipeline.records import Prompt, groups
 from pipeline.run import console
 from pipeline.score import score
 from pipeline.stages.context import Context
-from pipeline.stats import bootstrap_ci95, mean
+from pipeline.stats import bootstrap_ci95, mean, pass_rate
 
 RIDGE = 1e-2  # in units of the activations' variance
 
@@ -56,7 +55,6 @@ def run(ctx: Context) -> dict[str, Any]:
     console.show_table(steering, ["layer", "direction", "scale", "reward"])
     metrics = {"layers": rows, "chance": 1 / len(bins), "bins": bins, "from_bin": worst, "to_bin": best,
                "steering": steering, "unsteered_reward": steering[0]["reward"]}  # fmt: skip
-    plot(metrics, ctx.dir.path / "probe.svg")
     return metrics
 
 
@@ -189,40 +187,4 @@ def obtained(ctx: Context, generator: TransformersGenerator) -> dict[str, Any]:
     scored = score(ctx.scorer, ctx.sample(generator, prompts, ctx.block.samples, "steer"))
     ctx.tokens = spent  # looking is not a method's budget
     rewards = [mean([s.reward for s in g if s.scorable]) for g in groups(scored)]
-    right = mean([float(s.status == "pass") for s in scored if s.scorable])
-    return {"reward": mean(rewards), "ci95": list(bootstrap_ci95(rewards)), "accuracy": right}
-
-
-def plot(metrics: Mapping[str, Any], path: Path) -> None:
-    """Left: where the label can be read. Right: what adding the difference does."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    with pyplot.rc_context({"svg.hashsalt": "whetstone", "svg.fonttype": "none"}):
-        figure, (reading, using) = pyplot.subplots(1, 2, figsize=(8.6, 3.4))
-        layers = [row["layer"] for row in metrics["layers"]]
-        for key, style, name in (("probe_accuracy", "o-", "linear probe"),
-                                 ("relative_difference", "s--", "relative difference")):  # fmt: skip
-            reading.plot(layers, [row[key] for row in metrics["layers"]], style, label=name)
-        reading.axhline(metrics["chance"], color="C7", linestyle=":", label="chance")
-        reading.set(xlabel="layer", ylim=(0, None), xticks=layers)
-        reading.legend(frameon=False, fontsize=8)
-        plot_steering(using, metrics)
-        figure.tight_layout()
-        figure.savefig(path, format="svg", metadata={"Date": None})
-        pyplot.close(figure)
-
-
-def plot_steering(axes: Any, metrics: Mapping[str, Any]) -> None:
-    for layer in sorted({row["layer"] for row in metrics["steering"] if row["layer"] >= 0}):
-        here = [r for r in metrics["steering"] if r["layer"] == layer]
-        line = sorted((r["scale"], r["reward"]) for r in here if r["direction"] == "label")
-        line = sorted([*line, (0.0, metrics["unsteered_reward"])])
-        axes.plot(*zip(*line, strict=True), "o-", label=f"layer {layer}")
-        axes.plot([r["scale"] for r in here if r["direction"] == "random"],
-                  [r["reward"] for r in here if r["direction"] == "random"], "x", color="C7")  # fmt: skip
-    axes.axhline(metrics["unsteered_reward"], color="C7", linestyle=":", label="nothing added")
-    axes.set(xlabel="times the difference added", ylabel="reward obtained")
-    axes.legend(frameon=False, fontsize=8)
+    return {"reward": mean(rewards), "ci95": list(bootstrap_ci95(rewards)), "accuracy": pass_rate(scored)}

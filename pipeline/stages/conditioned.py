@@ -63,7 +63,6 @@ def run(ctx: Context) -> dict[str, Any]:
     if block.filtered_control:
         metrics |= filtered_sft(ctx, pool, conditions, attributes, steps)
     ctx.tokens = spent  # controls are evidence, not budget
-    ranks.from_main(lambda: control_curve.plot(metrics, ctx.dir.path / "control_curve.svg"))
     return metrics
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from pipeline.credit.conditioning import Axis, Conditions, calibration_error
@@ -163,38 +162,3 @@ def joint(conditions: Conditions, alone: Judged, together: Judged) -> dict[str, 
     return {"asked": conditions.text(conditions.best), "accuracy": together.figures[key],
             "tokens": together.figures[tokens], "alone_accuracy": alone.figures[key],
             "alone_tokens": alone.figures[tokens], "cost": alone.figures[key] - together.figures[key]}  # fmt: skip
-
-
-def plot(metrics: Mapping[str, Any], path: Path) -> None:
-    """Asked against obtained, with intervals, what was promised, and the shuffled control. The same bytes each time."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    with pyplot.rc_context({"svg.hashsalt": "whetstone", "svg.fonttype": "none"}):
-        figure, axes = pyplot.subplots(figsize=(5.2, 3.6))
-        for curve, name, colour in ((metrics["control_curve"], "labels", "C0"),
-                                    (metrics.get("shuffled_curve"), "shuffled labels", "C7")):  # fmt: skip
-            if curve:
-                draw_curve(axes, curve, name, colour)
-        curve = metrics["control_curve"]
-        axes.plot([c["asked"] for c in curve], [c["promised"] for c in curve], "k_", markersize=14, label="promised")
-        beyond = metrics.get("extrapolation")
-        if beyond:
-            axes.plot([beyond["asked"]], [beyond["obtained"]], "C3x", label="beyond the bins seen")
-        axes.axhline(metrics["unconditioned_reward"], color="C0", linestyle=":", label="no label")
-        axes.set(xlabel="bin asked for", ylabel="obtained")
-        axes.set_xticks([c["asked"] for c in curve] + ([beyond["asked"]] if beyond else []))
-        axes.legend(frameon=False, fontsize=8)
-        figure.tight_layout()
-        figure.savefig(path, format="svg", metadata={"Date": None})
-        pyplot.close(figure)
-
-
-def draw_curve(axes: Any, curve: Sequence[Mapping[str, Any]], name: str, colour: str) -> None:
-    asked = [c["asked"] for c in curve]
-    obtained = [c["obtained"] for c in curve]
-    low = [o - c["ci95"][0] for o, c in zip(obtained, curve, strict=True)]
-    high = [c["ci95"][1] - o for o, c in zip(obtained, curve, strict=True)]
-    axes.errorbar(asked, obtained, yerr=[low, high], fmt="o-", color=colour, capsize=3, label=name)

@@ -24,8 +24,8 @@ def run(ctx: Context) -> dict[str, Any]:
         rows.append({"policy": name, **judged.figures, **of_its_stage(ctx, name)})
     console.show_table(rows, columns_of(rows))
     if any("stage_accuracy" in row for row in rows):
-        console.say("  heldout_accuracy: one set of seeds for all policies; stage_accuracy: as the stage itself reported it, "
-                    "sampled with its own seeds")  # fmt: skip
+        console.say("  heldout_accuracy: sampled with the same seeds for every policy; stage_accuracy: reported by the "
+                    "stage itself, from samples with its own seeds")  # fmt: skip
     best = max(rows, key=lambda row: row["heldout_accuracy"])
     return {**{k: v for k, v in best.items() if k != "policy"}, "best_policy": best["policy"], "policies": rows}
 

@@ -363,7 +363,6 @@ def test_the_report_of_control_names_every_bin_its_interval_and_what_lies_beyond
     assert len(metrics["shuffled_curve"]) == 5 and len(metrics["top_accuracy_by_round"]) == 2
     rows = [json.loads(line) for line in (runs / "small" / "conditioned" / "rollouts.jsonl").open()]
     assert {(r["round"], r["asked"]) for r in rows} == {(0, ""), (1, "<4> ")}
-    assert "<svg" in (runs / "small" / "conditioned" / "control_curve.svg").read_text()
 
 
 @pytest.mark.stages
@@ -373,7 +372,6 @@ def test_the_probe_reads_a_trained_model_and_refuses_one_without_labels(runs, ca
     assert [row["layer"] for row in metrics["layers"]] == [0, 1] and metrics["chance"] == 0.2
     assert {(s["layer"], s["direction"]) for s in metrics["steering"]} == {
         (-1, "none"), (0, "label"), (0, "random"), (1, "label"), (1, "random")}  # fmt: skip
-    assert "<svg" in (runs / "small" / "probe" / "probe.svg").read_text()
     assert command(runs, "probe", "probe.policy=sft") == 2
     assert "has no conditions.json" in capsys.readouterr().err
 
