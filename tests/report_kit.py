@@ -57,7 +57,7 @@ def rollout(
         "prompt": prompt,
         "prompt_index": 0,
         "prompt_ids": [1],
-        "task": {},
+        "task": {"gold": "42"},
         "sample": 0,
         "completion": completion,
         "ids": ids,

@@ -38,13 +38,14 @@ def describe(place: Path, stages: Sequence[Stage]) -> dict[str, Any]:
     """The report's data but for its rollouts."""
     by_name = {s.name: s for s in stages}
     rows = summary.policies(stages)
-    judged = [r for s in stages if s.kind == "evaluate" for r in read_rows(s.place / "rollouts.jsonl")]
+    judged = [r for s in stages if s.kind == "evaluate" for r in read_rows(s.path / "rollouts.jsonl")]
     versions = {k: v for s in stages if s.manifest is not None for k, v in s.manifest.get("versions", {}).items()}
     return {
         "name": place.name,
         "facts": summary.facts(stages),
         "policies": rows,
         "headline": summary.headline(rows, judged),
+        "opens_on": summary.opens_on(stages, rows),
         "lineage": summary.lineage(stages),
         "stages": [summary.describe_stage(s, by_name) for s in stages],
         "versions": versions,

@@ -20,7 +20,7 @@ class Stage:
     """One stage's directory. manifest is None while it runs or where it was killed."""
 
     name: str
-    place: Path
+    path: Path
     manifest: Mapping[str, Any] | None
     metrics: list[dict[str, Any]] = field(default_factory=list)
     timing: list[dict[str, Any]] = field(default_factory=list)

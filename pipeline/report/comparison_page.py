@@ -47,7 +47,7 @@ def read(place: Path) -> Compared | None:
     seen: dict[Path, Stage] = {}  # the start's stages lie in each seed's run by a link: count them once
     for run in data["runs"]:
         for stage in read_stages(place / str(run)):
-            seen.setdefault(stage.place.resolve(), stage)
+            seen.setdefault(stage.path.resolve(), stage)
     settings = manifest.get("config", {}).get("stage", {})
     data["stitching"] = stitching(settings.get("stitching") or {}, Path(str(settings.get("stitching_run") or "")))
     budget = [["budget", f"{data.get('budget', 0):,} tokens a method"]]

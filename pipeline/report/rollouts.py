@@ -6,6 +6,7 @@ samples of a prompt and all its steps stay together and two policies can be held
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,9 @@ LIMIT = 12_000  # rollouts a page
 TOKENS = 600_000  # tokens with their figures a page
 TEXT = 12_000_000  # characters of completions a page
 LONGEST = 20_000  # characters of one completion
+EXPECTED = 2_000  # characters of a task's expected answer
+ANSWERS = ("gold", "answer", "answers", "solution", "expected", "target", "reference", "ground_truth", "label", "test",
+           "tests", "reference_solution")  # fmt: skip
 
 Row = dict[str, Any]
 
@@ -42,7 +46,7 @@ def gather(stages: Sequence[Stage], limit: int = LIMIT) -> tuple[list[Row], int]
     first = sorted(
         stages, key=lambda s: not recorded_kind(s.kind).compares_policies
     )  # what compares policies is read most
-    by_stage = {s.name: [{**row, "stage": s.name} for row in read_rows(s.place / "rollouts.jsonl")] for s in first}
+    by_stage = {s.name: [{**row, "stage": s.name} for row in read_rows(s.path / "rollouts.jsonl")] for s in first}
     total = sum(map(len, by_stage.values()))
     shares = room(
         {n: len(rows) for n, rows in by_stage.items()},
@@ -93,7 +97,8 @@ def columns(rows: Iterable[Row], token_text: Callable[[str, int], str]) -> dict[
     Per-token figures are written as whole thousandths, flat, with the number of tokens of each row; None where none
     were recorded or the page's room for them is used up. `advantages` may be one number a row: it holds for all tokens.
     """
-    tables = {name: Table() for name in ("stage", "source", "prompt", "status", "detail", "completion", "label")}
+    tables = {name: Table() for name in ("stage", "source", "prompt", "expected", "status", "detail", "completion",
+                                         "label")}  # fmt: skip
     plain: dict[str, list[Any]] = {n: [] for n in ("step", "sample", "reward", "finished", "length", "tokens")}
     coded: dict[str, list[int]] = {n: [] for n in tables}
     parts: dict[str, list[float | None]] = {}
@@ -107,6 +112,7 @@ def columns(rows: Iterable[Row], token_text: Callable[[str, int], str]) -> dict[
         if text_room > TEXT:
             break
         values = {"stage": row["stage"], "source": source_of(row), "prompt": str(row.get("prompt", "")),
+                  "expected": expected_of(row.get("task")),
                   "status": str(row.get("status", "")), "detail": str(row.get("detail") or ""), "completion": text,
                   "label": str(row.get("asked", ""))}  # fmt: skip
         for name, table in tables.items():
@@ -157,6 +163,17 @@ def rounded(value: Any) -> float | None:
     return round(float(value), 4) if isinstance(value, (int, float)) and abs(value) < 1e300 else None
 
 
+def expected_of(task: Any) -> str:
+    """What the verifier compares an answer with: the task's answer where a field is called one, else all its fields."""
+    if not isinstance(task, Mapping) or not task:
+        return ""
+    answers = {name: value for name, value in task.items() if name in ANSWERS and value not in (None, "")}
+    fields = answers or {name: value for name, value in task.items() if name not in ("prompt", "messages")}
+    lines = (v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str) for v in fields.values())
+    text = "\n".join(f"{name}: {line}" for name, line in zip(fields, lines, strict=True))
+    return text if len(text) <= EXPECTED else f"{text[:EXPECTED]}… [{len(text) - EXPECTED} more characters]"
+
+
 def source_of(row: Row) -> str:
     """What made the sample: the policy that was judged, else the stage that sampled it."""
     return str(row["policy"]) if "policy" in row else str(row["stage"])
@@ -172,7 +189,7 @@ class TokenText:
     """Token id -> text, by the tokenizer each stage saved beside its model; `⟨id⟩` where there is none."""
 
     def __init__(self, stages: Sequence[Stage]) -> None:
-        self.places = {s.name: s.place / "model" / "tokenizer.json" for s in stages}
+        self.places = {s.name: s.path / "model" / "tokenizer.json" for s in stages}
         self.fallback = next((p for p in self.places.values() if p.is_file()), None)
         self.loaded: dict[Path, Any] = {}
         self.known: dict[tuple[str, int], str] = {}

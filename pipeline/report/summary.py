@@ -92,6 +92,18 @@ def headline(rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, An
     return out
 
 
+def opens_on(stages: Sequence[Stage], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The rollouts to show first: of the last stage that wrote any, its best policy."""
+    last = next((s for s in reversed(stages) if (s.path / "rollouts.jsonl").is_file()), None)
+    if last is None:
+        return {}
+    judged = last.figures.get("policies")
+    known = judged if isinstance(judged, list) else []
+    best = max((r for r in known if is_number(r.get("heldout_accuracy"))), key=lambda r: r["heldout_accuracy"],
+               default=None)  # fmt: skip
+    return {"stage": last.name, **({"source": str(best["policy"])} if best is not None else {})}
+
+
 def accuracy_by_prompt(judged: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """policy -> prompt -> share of its samples that passed; samples on which a checker broke count nowhere."""
     seen: dict[str, dict[str, list[float]]] = {}
@@ -103,14 +115,19 @@ def accuracy_by_prompt(judged: Sequence[Mapping[str, Any]]) -> dict[str, dict[st
 
 
 def lineage(stages: Sequence[Stage]) -> dict[str, Any]:
-    """The tree from base to last: nodes with their depth, edges from parent to child."""
-    stages = [s for s in stages if s.kind != "judge"]  # it looks at all of them: its edges would hide the tree
+    """The tree from base to last: nodes with their depth, edges from parent to child.
+
+    The accuracy is that of stage evaluate where it judged the policy: one number per model throughout the report.
+    """
+    judged = {r["policy"]: r["heldout_accuracy"] for r in policies(stages)}
+    stages = [s for s in stages if s.kind != "judge"]  # it reads all of them: its edges would hide the tree
     names = {s.name for s in stages}
     depth: dict[str, int] = {}
     for stage in stages:  # parents first
         depth[stage.name] = 1 + max((depth.get(p, 0) for p in stage.parents if p in names), default=-1)
     nodes = [{"name": s.name, "kind": s.kind, "depth": depth[s.name], "complete": s.manifest is not None,
-              "accuracy": s.figures.get("heldout_accuracy"), "pairs": s.figures.get("heldout_pair_accuracy"),
+              "accuracy": judged.get(s.name, s.figures.get("heldout_accuracy")),
+              "pairs": s.figures.get("heldout_pair_accuracy"),
               "hash": next(iter(sorted((s.manifest or {}).get("outputs", {}).values())), "")[:8]}
              for s in stages]  # fmt: skip
     return {"nodes": nodes, "edges": [[p, s.name] for s in stages for p in s.parents if p in names]}
@@ -134,10 +151,21 @@ def describe_stage(stage: Stage, by_name: Mapping[str, Stage]) -> dict[str, Any]
         "control_curve": stage.figures.get("control_curve"),
         "failing_bin": stage.figures.get("failing_bin"),  # None: every bin of the curve is ranked
         "shuffled_curve": stage.figures.get("shuffled_curve"),
+        "extrapolation": stage.figures.get("extrapolation"),
+        "probe": probe_figures(stage.figures),
         "checks": checks(stage),
         "settings": own_settings(stage),
         "changed": changed_settings(stage, by_name),
     }
+
+
+def probe_figures(figures: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Where a condition label can be read in the model, and what adding its direction does; None for other stages."""
+    layers, steering = figures.get("layers"), figures.get("steering")
+    if not isinstance(layers, list) or not isinstance(steering, list):
+        return None
+    return {"layers": layers, "steering": steering, "chance": figures.get("chance"),
+            "unsteered_reward": figures.get("unsteered_reward")}  # fmt: skip
 
 
 def round_figures(rounds: Any) -> list[dict[str, Any]]:

@@ -136,8 +136,67 @@ def test_every_chart_is_drawn_without_an_error_or_a_request(
     assert page.js("document.documentElement.scrollWidth") <= width, "a phone must not scroll sideways"
 
 
-def test_what_a_run_wrote_is_shown_and_never_run(page: Page, run: Path) -> None:
+def open_unfiltered(page: Page, run: Path) -> None:
     page.open(run)
+    page.click("#clear-filters")
+
+
+def test_rollouts_open_on_the_failures_of_the_best_policy_with_the_expected_answer(page: Page, run: Path) -> None:
+    page.open(run)
+    assert page.text("#rollout-count").startswith("80 of 511")  # stage evaluate, policy feedme: 20 prompts x 4
+    values = page.js("['#f-stage', '#f-source', '#f-sort'].map((id) => document.querySelector(id).value)")
+    assert values == ["evaluate", "feedme", "failures"]
+    shown = page.js("[...document.querySelectorAll('.row .reward')].map((n) => n.title)")
+    assert shown[0] == "fail" and shown == sorted(shown), "failures come before passes"
+    assert page.text("#shown-expected") == "gold: 42"
+
+
+# samples of every edge of the lineage, and the box of a stage in whose inside one lies
+BEHIND = """[...document.querySelectorAll('#lineage path.edge')].flatMap((edge) => {
+  const length = edge.getTotalLength(), found = [];
+  for (let i = 0; i <= 200; i++) {
+    const p = edge.getPointAtLength((length * i) / 200);
+    for (const r of document.querySelectorAll('#lineage .node rect')) {
+      const b = r.getBBox();
+      if (p.x > b.x + 1 && p.x < b.x + b.width - 1 && p.y > b.y + 1 && p.y < b.y + b.height - 1)
+        found.push(r.parentNode.textContent);
+    }
+  }
+  return found;
+})"""
+
+
+@pytest.mark.parametrize("width", [390, 768, 1280, 1920])
+def test_lineage_edges_have_heads_and_pass_beside_the_boxes(page: Page, run: Path, width: int) -> None:
+    page.open(run, width=width)
+    edges = page.count("#lineage path.edge")
+    assert edges == 7 and page.count("#lineage path.edge[marker-end]") == edges and page.count("#arrow-head") == 1
+    assert page.js(BEHIND) == []
+
+
+def test_columns_without_a_value_are_left_out_and_a_wide_table_says_that_it_scrolls(page: Page, run: Path) -> None:
+    page.open(run, width=390)
+    titles = page.js("[...document.querySelectorAll('#result thead th')].map((n) => n.textContent)")
+    assert "accuracy" in titles and "by the stage itself" not in titles, "no row of this run has the second"
+    hint = "document.querySelector('#result .more-columns').hidden"
+    page.settle()
+    assert page.js(hint) is False
+    page.js("document.querySelector('#result .scroll').scrollLeft = 1e6")
+    page.settle()
+    assert page.js(hint) is True
+
+
+def test_two_points_are_shown_as_numbers(page: Page, tmp_path: Path) -> None:
+    steps = [{"step": 10, "loss": 2.5}, {"step": 20, "loss": 1.25}]
+    write_stage(tmp_path / "run", "sft", metrics=figures(0.5), steps=steps)
+    page.open(write_report(tmp_path / "run"))
+    assert page.text("#stage-sft .few b") == "2.500 → 1.250"
+    assert page.text("#stage-sft .few li").endswith("step 10 → step 20")
+    assert page.count("#stage-sft svg") == 0
+
+
+def test_what_a_run_wrote_is_shown_and_never_run(page: Page, run: Path) -> None:
+    open_unfiltered(page, run)
     page.click("#f-search")
     page.write("stolen")
     assert page.text("#rollout-count").startswith("1 of ")
@@ -147,7 +206,7 @@ def test_what_a_run_wrote_is_shown_and_never_run(page: Page, run: Path) -> None:
 
 
 def test_clicks_on_filters_leave_what_they_say(page: Page, run: Path) -> None:
-    page.open(run)
+    open_unfiltered(page, run)
     assert page.text("#rollout-count").startswith("511 of 511")
     page.click("#f-status-pass")  # off
     assert page.text("#rollout-count").startswith("101 of 511")  # 40 + 20 + 40 fail, and the malformed one
@@ -163,7 +222,7 @@ def test_clicks_on_filters_leave_what_they_say(page: Page, run: Path) -> None:
 
 
 def test_sorting_by_a_part_puts_its_best_first(page: Page, run: Path) -> None:
-    page.open(run)
+    open_unfiltered(page, run)
     page.choose("#f-sort", "+part:grid")
     first = page.text("#row-0 .reward")
     page.choose("#f-sort", "-part:grid")
@@ -171,7 +230,7 @@ def test_sorting_by_a_part_puts_its_best_first(page: Page, run: Path) -> None:
 
 
 def test_two_policies_stand_side_by_side_on_the_same_prompt(page: Page, run: Path) -> None:
-    page.open(run)
+    open_unfiltered(page, run)
     page.click("#row-0")
     page.click("#tab-pair")
     assert page.text("#answers-left b") == "evaluate: sft" and page.text("#answers-right b") == "evaluate: feedme"
@@ -183,7 +242,7 @@ def test_two_policies_stand_side_by_side_on_the_same_prompt(page: Page, run: Pat
 
 
 def test_the_list_is_walked_by_the_keyboard(page: Page, run: Path) -> None:
-    page.open(run)
+    open_unfiltered(page, run)
     page.click("#row-0")
     page.js("document.querySelector('#rollout-list').focus()")
     for _ in range(40):
@@ -195,7 +254,7 @@ def test_the_list_is_walked_by_the_keyboard(page: Page, run: Path) -> None:
 
 
 def test_tokens_show_what_was_recorded_of_them(page: Page, run: Path) -> None:
-    page.open(run)
+    open_unfiltered(page, run)
     page.choose("#f-stage", "grpo")
     labels = page.js("[...document.querySelectorAll('#rollout-detail [aria-pressed]')].map((b) => b.textContent)")
     assert labels == ["log-prob", "advantage", "KL to the reference"]

@@ -1,9 +1,10 @@
 // The rollout browser: filters, a virtual list, one sample token by token, and two policies on the same prompt.
 
 const ROW = 46;
+const FAILURES = ["fail", "malformed", "error", "pass"];
 const SIGNS = { pass: "✓", fail: "✕", malformed: "!", error: "?" }; // colour alone tells some people nothing
 
-function rolloutSection(data) {
+function rolloutSection(data, opensOn) {
   const at = (column, i) => data.tables[column][data.coded[column][i]];
   const starts = new Int32Array(data.count + 1);
   for (let i = 0; i < data.count; i++) starts[i + 1] = starts[i] + data.tokens[i];
@@ -16,7 +17,7 @@ function rolloutSection(data) {
   const stage = h("select", {}, option("", "all"), data.tables.stage.map((v) => option(v)));
   const source = h("select", {}, option("", "all"), data.tables.source.map((v) => option(v)));
   const part = h("select", {}, option("", "any"), parts.map((v) => option(v)));
-  const sort = h("select", {}, option("order", "as sampled"), option("-reward", "reward, best first"), option("+reward", "reward, worst first"),
+  const sort = h("select", {}, option("order", "as sampled"), option("failures", "failures first"), option("-reward", "reward, best first"), option("+reward", "reward, worst first"),
     parts.flatMap((p) => [option(`-part:${p}`, `${p}, best first`), option(`+part:${p}`, `${p}, worst first`)]), option("-length", "longest first"), option("+logprob", "least likely first"), option("-logprob", "most likely first"));
   const bound = (placeholder) => h("input", { type: "number", step: "any", placeholder });
   const stepLow = bound("from"), stepHigh = bound("to"), rewardLow = bound("from"), rewardHigh = bound("to");
@@ -55,7 +56,10 @@ function rolloutSection(data) {
       shown.push(i);
     }
     const way = sort.value[0] === "-" ? -1 : 1, key = sort.value.slice(1);
-    if (sort.value !== "order") {
+    if (sort.value === "failures") {
+      const rank = data.tables.status.map((v) => FAILURES.indexOf(v)), low = (v) => (v === null ? Infinity : v);
+      shown.sort((a, b) => rank[data.coded.status[a]] - rank[data.coded.status[b]] || low(data.reward[a]) - low(data.reward[b]) || a - b);
+    } else if (sort.value !== "order") {
       const value = key === "reward" ? data.reward : key === "length" ? data.length : key === "logprob" ? meanLogprob : data.parts[key.slice(5)];
       const known = (v) => v !== null && !Number.isNaN(v);
       shown.sort((a, b) => (known(value[b]) - known(value[a])) || way * (value[a] - value[b]) || a - b);
@@ -117,9 +121,11 @@ function rolloutSection(data) {
     return [
       h("p", {}, h("b", { class: `status-${status}` }, status), ` · reward ${figure(data.reward[i])}`, rewards ? ` (${rewards})` : "", at("detail", i) ? ` · ${at("detail", i)}` : ""),
       h("p", { class: "note" }, [`${at("stage", i)}${at("source", i) !== at("stage", i) ? ` / ${at("source", i)}` : ""}`, data.step[i] === null ? null : `step ${data.step[i]}`, `sample ${data.sample[i]}`,
-        at("label", i) ? `asked ${at("label", i)}` : null, `${data.length[i]} tokens`, data.finished[i] ? null : "cut at the length limit"].filter(Boolean).join(" · ")),
-      h("h4", {}, "Prompt"), h("pre", { id: "shown-prompt" }, at("prompt", i)), h("h4", {}, "Answer"), h("pre", { id: "shown-answer" }, at("completion", i)), ...tokenView(i)];
+        at("label", i) ? `label ${at("label", i)}` : null, `${data.length[i]} tokens`, data.finished[i] ? null : "cut at the length limit"].filter(Boolean).join(" · ")),
+      h("h4", {}, "Prompt"), h("pre", { id: "shown-prompt" }, at("prompt", i)), ...expected(i), h("h4", {}, "Answer"), h("pre", { id: "shown-answer" }, at("completion", i)), ...tokenView(i)];
   }
+
+  const expected = (i) => (at("expected", i) ? [h("h4", {}, "Expected"), h("pre", { id: "shown-expected" }, at("expected", i))] : []);
 
   function tokenView(i) {
     const names = Object.keys(data.per_token).filter((n) => { for (let t = starts[i]; t < starts[i + 1]; t++) if (data.per_token[n][t] !== data.absent) return true; return false; });
@@ -154,7 +160,7 @@ function rolloutSection(data) {
       return h("div", { id: `answers-${side}` }, h("b", {}, state[side]), h("p", { class: "note" }, usable.length ? `${passed} of ${usable.length} pass · mean reward ${figure(usable.reduce((sum, r) => sum + data.reward[r], 0) / usable.length)}` : "no sample of this prompt"),
         h("ul", {}, rows.slice(0, 64).map((r) => h("li", {}, h("span", { class: `status-${at("status", r)}`, title: `${at("status", r)} ${at("detail", r)}` }, `${SIGNS[at("status", r)] || ""} ${figure(data.reward[r], 2)}`), visible(at("completion", r)) || "(empty)"))));
     };
-    return [h("h4", {}, "Prompt"), h("pre", { id: "pair-prompt" }, at("prompt", i)), h("div", { class: "filters" }, choose("left", "left"), choose("right", "right")), h("div", { class: "answers" }, column("left"), column("right"))];
+    return [h("h4", {}, "Prompt"), h("pre", { id: "pair-prompt" }, at("prompt", i)), ...expected(i), h("div", { class: "filters" }, choose("left", "left"), choose("right", "right")), h("div", { class: "answers" }, column("left"), column("right"))];
   }
 
   const clear = h("button", { id: "clear-filters", onclick: () => { for (const n of [stage, source, part, stepLow, stepHigh, rewardLow, rewardHigh, search]) n.value = ""; for (const b of boxes) b.checked = true; sort.value = "order"; refresh(); } }, "Clear");
@@ -168,6 +174,10 @@ function rolloutSection(data) {
   for (const [node, text] of [[stepLow, "step from"], [stepHigh, "step to"], [rewardLow, "reward from"], [rewardHigh, "reward to"]]) node.setAttribute("aria-label", text);
   const node = section("rollouts", "Rollouts", filters, count, h("div", { class: "browser" }, list, detail));
   new ResizeObserver(paint).observe(list);
+  const openOn = (select, value) => { if (value && [...select.options].some((o) => o.value === value)) select.value = value; };
+  openOn(stage, opensOn.stage);
+  openOn(source, opensOn.source);
+  sort.value = "failures";
   refresh();
   return node;
 }

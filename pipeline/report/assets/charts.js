@@ -56,7 +56,7 @@ function frame(options, draw) {
 function legend(series) {
   if (series.length < 2 && !series[0]?.always) return null;
   return h("ul", { class: "legend" }, series.map((line) =>
-    h("li", {}, h("i", { class: `key c${line.colour}${line.dash ? " dashed" : ""}${line.bare ? " dot" : ""}`, "aria-hidden": "true" }), line.name)));
+    h("li", {}, h("i", { class: `key c${line.colour}${line.dash ? " dashed" : ""}${line.points ? " dot" : ""}`, "aria-hidden": "true" }), line.name)));
 }
 
 function axes(options, width, height, x, y, xTicks, yTicks) {
@@ -72,11 +72,13 @@ function axes(options, width, height, x, y, xTicks, yTicks) {
   ].flat(2);
 }
 
-// options: title, note, xLabel, percent, yMin, yMax, height, lines: [{y, text}], series: [{name, colour, dash, bare, x, y, low, high}]
-// bare: points without a line between them.
+// options: title, note, xLabel, percent, yMin, yMax, height, lines: [{y, text}], series: [{name, colour, dash, points, x, y, low, high}]
+// points: no line between them. Two points are no curve: where no line has more, the numbers are shown instead, unless
+// options.few says that two points belong on a chart.
 function lineChart(options) {
   const series = options.series.filter((line) => line.y.some(isNumber));
   if (!series.length) return null;
+  if (!options.few && series.every((line) => line.y.filter(isNumber).length <= 2)) return fewPoints(options, series);
   const all = series.flatMap((line) => [...line.y, ...(line.low || []), ...(line.high || [])]).concat((options.lines || []).map((l) => l.y));
   const [yLow, yHigh] = extent(all, { min: options.yMin, max: options.yMax });
   const [xLow, xHigh] = extent(series.flatMap((line) => line.x), { min: options.xMin });
@@ -96,16 +98,29 @@ function lineChart(options) {
   return frame({ ...options, legend: legend(series), table: () => numbers(options, series) }, draw);
 }
 
+// First and last value of each line, as text.
+function fewPoints(options, series) {
+  const show = (v) => (options.percent ? percent(v, 1) : figure(v));
+  const at = (v) => `${options.xLabel || "x"} ${options.xText ? options.xText(v) : tick(v)}`;
+  const items = series.map((line) => {
+    const known = line.x.map((v, i) => i).filter((i) => isNumber(line.y[i]));
+    return h("li", {}, series.length > 1 || line.name !== options.title ? h("span", { class: "note" }, line.name) : null,
+      h("b", {}, known.map((i) => show(line.y[i])).join(" → ")), h("span", { class: "note" }, known.map((i) => at(line.x[i])).join(" → ")));
+  });
+  return h("figure", { class: "chart few" }, h("figcaption", {}, h("strong", {}, options.title), options.note ? h("span", { class: "note" }, options.note) : null),
+    h("ul", {}, items));
+}
+
 function drawLine(line, x, y) {
   const out = [];
   const stroke = `c${line.colour}${line.dash ? " dashed" : ""}`;
-  if (line.low && !line.bare) {
+  if (line.low && !line.points) {
     const shown = line.x.map((v, i) => i).filter((i) => isNumber(line.low[i]) && isNumber(line.high[i]));
     const path = shown.map((i, n) => `${n ? "L" : "M"}${x(line.x[i]).toFixed(1)},${y(line.high[i]).toFixed(1)}`).join("") +
       shown.reverse().map((i) => `L${x(line.x[i]).toFixed(1)},${y(line.low[i]).toFixed(1)}`).join("");
     if (path) out.push(s("path", { class: `band c${line.colour}`, d: `${path}Z` }));
   }
-  if (line.low && line.bare)
+  if (line.low && line.points)
     line.x.forEach((v, i) => isNumber(line.low[i]) && out.push(s("line", { class: `whisker ${stroke}`, x1: x(v), x2: x(v), y1: y(line.low[i]), y2: y(line.high[i]) })));
   let path = "", pen = "M";
   line.x.forEach((v, i) => {
@@ -113,9 +128,9 @@ function drawLine(line, x, y) {
     path += `${pen}${x(v).toFixed(1)},${y(line.y[i]).toFixed(1)}`;
     pen = "L";
   });
-  if (!line.bare) out.push(s("path", { class: `line ${stroke}`, d: path }));
-  if (line.bare || line.x.length <= 12)
-    line.x.forEach((v, i) => isNumber(line.y[i]) && out.push(s("circle", { class: `point ${stroke}`, cx: x(v), cy: y(line.y[i]), r: line.bare ? 4.5 : 3 })));
+  if (!line.points) out.push(s("path", { class: `line ${stroke}`, d: path }));
+  if (line.points || line.x.length <= 12)
+    line.x.forEach((v, i) => isNumber(line.y[i]) && out.push(s("circle", { class: `point ${stroke}`, cx: x(v), cy: y(line.y[i]), r: line.points ? 4.5 : 3 })));
   return out;
 }
 
@@ -135,7 +150,7 @@ function follow(plot, node, series, x, y, options) {
     cross.setAttribute("visibility", "visible");
     const near = series.flatMap((line) => {
       const i = nearest(line.x, place);
-      const tolerance = line.bare ? 1e-9 : (places[places.length - 1] - places[0]) / Math.max(line.x.length - 1, 1) / 2;
+      const tolerance = line.points ? 1e-9 : (places[places.length - 1] - places[0]) / Math.max(line.x.length - 1, 1) / 2;
       return i >= 0 && isNumber(line.y[i]) && Math.abs(line.x[i] - place) <= tolerance + 1e-9 ? [[line, line.y[i]]] : [];
     });
     tip.replaceChildren(h("b", {}, `${options.xLabel || "x"} ${options.xText ? options.xText(place) : tick(place)}`),
@@ -169,7 +184,7 @@ function spoken(options, series) {
   const show = (v) => (options.percent ? percent(v, 1) : figure(v));
   return `${options.title}. ` + series.map((line) => {
     const known = line.y.filter(isNumber);
-    return known.length > 1 && !line.bare ? `${line.name}: from ${show(known[0])} to ${show(known[known.length - 1])}` : `${line.name}: ${known.map(show).join(", ")}`;
+    return known.length > 1 && !line.points ? `${line.name}: from ${show(known[0])} to ${show(known[known.length - 1])}` : `${line.name}: ${known.map(show).join(", ")}`;
   }).join("; ");
 }
 
@@ -214,38 +229,74 @@ function dotPlot(options) {
 
 const shorten = (text, limit) => (text.length <= limit ? text : `${text.slice(0, Math.max(limit - 1, 1))}…`);
 
-// nodes with a depth, edges between them; parents left of children.
-function tree(data) {
+// nodes with a depth, edges between them; parents left of children. An edge that passes columns in between has a slot of
+// its own in each of them, shared by all edges to one child, so that no edge runs behind a box.
+function layers(data) {
+  const depth = new Map(data.nodes.map((node) => [node.name, node.depth]));
   const columns = [];
-  for (const node of data.nodes) (columns[node.depth] ||= []).push(node);
+  const place = (at, item) => { if (!(columns[at] ||= []).some((other) => other.key === item.key)) columns[at].push(item); };
+  for (const node of data.nodes) place(node.depth, { key: node.name, node });
+  const paths = data.edges.map(([parent, child]) => {
+    const keys = [parent];
+    for (let at = depth.get(parent) + 1; at < depth.get(child); at++) { keys.push(`${at}>${child}`); place(at, { key: `${at}>${child}` }); }
+    return [...keys, child];
+  });
+  const before = new Map();
+  for (const keys of paths) for (let i = 1; i < keys.length; i++) before.set(keys[i], [...(before.get(keys[i]) || []), keys[i - 1]]);
+  for (let at = 1; at < columns.length; at++) { // boxes in the order of their parents: fewer edges cross
+    const rank = new Map(columns[at - 1].map((item, i) => [item.key, (i + 0.5) / columns[at - 1].length]));
+    const score = (item) => { const own = (before.get(item.key) || []).map((key) => rank.get(key)).filter(isNumber); return own.length ? own.reduce((a, b) => a + b, 0) / own.length : 0.5; };
+    columns[at] = columns[at].map((item) => [score(item), item]).sort((a, b) => a[0] - b[0]).map(([, item]) => item);
+  }
+  return { columns, paths };
+}
+
+function tree(data) {
+  const { columns, paths } = layers(data);
+  const SLOT = 0.45; // of a box, for an edge that passes
+  const weight = (item) => (item.node ? 1 : SLOT);
+  const heaviest = Math.max(...columns.map((column) => column.reduce((sum, item) => sum + weight(item), 0)));
   const draw = (plot, width) => {
-    const upright = width < 120 * columns.length;
-    const w = upright ? Math.min(150, (width - 8) / Math.max(...columns.map((c) => c.length)) - 8) : Math.min(150, width / columns.length - 34), tall = 52;
-    const rows = Math.max(...columns.map((c) => c.length));
-    const height = upright ? columns.length * (tall + 34) : rows * (tall + 14) + 8;
-    const at = new Map();
-    columns.forEach((column, depth) => column.forEach((node, i) => {
-      const share = (i + 0.5) / column.length;
-      at.set(node.name, upright ? [share * width - w / 2, depth * (tall + 34) + 4]
-        : [depth * ((width - w - 4) / Math.max(columns.length - 1, 1)) + 2, share * height - tall / 2]);
-    }));
-    const edges = data.edges.map(([a, b]) => {
-      const [ax, ay] = at.get(a), [bx, by] = at.get(b);
-      const [x1, y1, x2, y2] = upright ? [ax + w / 2, ay + tall, bx + w / 2, by] : [ax + w, ay + tall / 2, bx, by + tall / 2];
-      const bend = upright ? `C${x1},${(y1 + y2) / 2} ${x2},${(y1 + y2) / 2}` : `C${(x1 + x2) / 2},${y1} ${(x1 + x2) / 2},${y2}`;
-      return s("path", { class: "edge", d: `M${x1},${y1}${bend} ${x2},${y2}` });
+    const upright = width < 130 * columns.length;
+    const gap = 34, tall = 52;
+    const w = upright ? Math.min(150, (width - 8) / heaviest - 8) : Math.min(150, (width - 4) / columns.length - gap);
+    const height = upright ? columns.length * (tall + gap) - gap + 8 : heaviest * (tall + 14) + 8;
+    const across = upright ? width : height;
+    const at = new Map(); // key -> the middle of its box or slot
+    columns.forEach((column, depth) => {
+      const unit = across / column.reduce((sum, item) => sum + weight(item), 0);
+      const along = upright ? depth * (tall + gap) + 4 + tall / 2 : 2 + w / 2 + depth * ((width - w - 4) / Math.max(columns.length - 1, 1));
+      let used = 0;
+      for (const item of column) {
+        const middle = (used + weight(item) / 2) * unit;
+        used += weight(item);
+        at.set(item.key, upright ? [middle, along] : [along, middle]);
+      }
+    });
+    const half = upright ? tall / 2 : w / 2;
+    const edges = paths.map((keys) => {
+      let d = "";
+      for (let i = 1; i < keys.length; i++) {
+        const [ax, ay] = at.get(keys[i - 1]), [bx, by] = at.get(keys[i]);
+        const last = i === keys.length - 1 ? 7 : 0; // room for the head
+        const [x1, y1, x2, y2] = upright ? [ax, ay + half, bx, by - half - last] : [ax + half, ay, bx - half - last, by];
+        const bend = upright ? `C${x1},${(y1 + y2) / 2} ${x2},${(y1 + y2) / 2}` : `C${(x1 + x2) / 2},${y1} ${(x1 + x2) / 2},${y2}`;
+        d += `${i === 1 ? "M" : "L"}${x1},${y1}${bend} ${x2},${y2}`;
+      }
+      return s("path", { class: "edge", d, "marker-end": "url(#arrow-head)" });
     });
     const boxes = data.nodes.map((node) => {
-      const [x, y] = at.get(node.name);
+      const [mx, my] = at.get(node.name), x = mx - w / 2, y = my - tall / 2;
       const below = isNumber(node.accuracy) ? `${percent(node.accuracy, 1)} held out` : isNumber(node.pairs) ? `${percent(node.pairs, 1)} of pairs` : node.kind;
       return s("a", { href: `#stage-${node.name}`, "aria-label": `${node.name}, ${below}` }, s("g", { class: node.complete ? "node" : "node open" },
         s("rect", { x, y, width: w, height: tall, rx: 7 }),
         s("text", { class: "name", x: x + 10, y: y + 21 }, shorten(node.name, Math.floor((w - 14) / 7.4))),
         s("text", { class: "tick", x: x + 10, y: y + 39 }, w < 110 ? below.split(" ")[0] : node.complete ? below : "not complete")));
     });
-    return s("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "group", "aria-label": `Lineage: ${data.edges.map(([a, b]) => `${b} from ${a}`).join(", ")}` }, edges, boxes);
+    const head = s("defs", {}, s("marker", { id: "arrow-head", viewBox: "0 0 8 8", refX: 1, refY: 4, markerWidth: 7, markerHeight: 7, orient: "auto" }, s("path", { class: "head", d: "M0,0L8,4L0,8Z" })));
+    return s("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "group", "aria-label": `Lineage: ${data.edges.map(([a, b]) => `${b} from ${a}`).join(", ")}` }, head, edges, boxes);
   };
-  return frame({ title: "Which model came from which", wide: true, note: "an arrow runs from a parent to what was trained or judged on it; each box leads to its stage",
+  return frame({ title: "Which model came from which", wide: true, note: "an arrow runs from a parent to what was trained or evaluated from it; each box links to its stage",
     table: () => table([{ title: "stage", key: "name" }, { title: "kind", key: "kind" }, { title: "made from", cell: (n) => data.edges.filter((e) => e[1] === n.name).map((e) => e[0]).join(", ") || "–" },
       { title: "first output's hash", key: "hash" }], data.nodes) }, draw);
 }

@@ -3,7 +3,7 @@
 const isMethod = (row) => row.role === "method";
 const twinOf = (list, name) => list.find((t) => t.method === name);
 
-// One colour a method, the same in every chart; beyond eight they come again, dashed.
+// One colour per method, the same in every chart; beyond eight they repeat, dashed.
 function palette(comparison) {
   const names = comparison.table.filter(isMethod).map((r) => r.method);
   return (name) => {
@@ -35,12 +35,12 @@ function comparisonTable(c) {
     { title: "accuracy", numeric: true, cell: (r) => percent(r.accuracy, 1) }, { title: "95%", numeric: true, cell: (r) => `${percent(r.ci95[0])}–${percent(r.ci95[1])}` },
     { title: "by seed", numeric: true, cell: (r) => r.by_seed.map((v) => percent(v)).join(" ") },
     { title: "gain over start", numeric: true, cell: (r) => (r.role === "start" ? "–" : `${signed(r.gain.mean)} (${signed(r.gain.low)} to ${signed(r.gain.high)})`) },
-    { title: "reward", key: "heldout_reward", numeric: true }, { title: "KL", key: "kl_from_start", numeric: true, hint: "nats a completion, from the start" },
-    { title: "entropy", key: "entropy", numeric: true }, { title: "distinct", numeric: true, cell: (r) => figure(r.distinct_answers, 1), hint: "distinct completions a prompt" },
+    { title: "reward", key: "heldout_reward", numeric: true }, { title: "KL", key: "kl_from_start", numeric: true, hint: "nats per completion, from the start" },
+    { title: "entropy", key: "entropy", numeric: true }, { title: "distinct", numeric: true, cell: (r) => figure(r.distinct_answers, 1), hint: "distinct completions per prompt" },
     { title: "best answer's mass", numeric: true, cell: (r) => percent(r.best_answer_mass), hint: "share of samples that are the most frequent best answer" },
     { title: "length", numeric: true, cell: (r) => figure(r.mean_completion_tokens, 1) },
     { title: "sampled", numeric: true, cell: (r) => tokens(r.sampled_tokens) + (r.over_budget ? " !" : ""), hint: "tokens sampled to train it; ! is more than 5% over the budget" },
-    { title: "FLOPs", numeric: true, cell: (r) => (isNumber(r.flops) ? r.flops.toExponential(1) : "–"), hint: "2N a token read, 6N a token learned from" },
+    { title: "FLOPs", numeric: true, cell: (r) => (isNumber(r.flops) ? r.flops.toExponential(1) : "–"), hint: "2N per token read, 6N per token learned from" },
     { title: "time", numeric: true, cell: (r) => seconds(r.wall_s) },
   ], c.table, { label: "All policies", mark: (r) => isMethod(r) && r.accuracy === best });
 }
@@ -55,16 +55,16 @@ function pairTable(c) {
     const gap = pair.a === a ? pair.mean : -pair.mean;
     return h("span", { class: pair.apart ? (gap > 0 ? "state good" : "state bad") : "note", title: `p ${figure(pair.p_holm)} after Holm` }, `${signed(gap)}${pair.apart ? "" : " ?"}`);
   };
-  return h("div", {}, h("h3", {}, "Row against column", h("span", { class: "note" }, "difference in points; ? is not told apart")),
+  return h("div", {}, h("h3", {}, "Row against column", h("span", { class: "note" }, "difference in points; ? means not distinguishable")),
     table([{ title: "", cell: (a) => a }, ...names.map((b) => ({ title: b, numeric: true, cell: (a) => (a === b ? "" : cell(a, b)) }))], names, { label: "Pairs" }));
 }
 
-// The k-th look of every seed together: means, and the range over the seeds as a band.
+// The k-th evaluation pass of every seed together: means, and the range over the seeds as a band.
 function overSeeds(paths, x, y) {
   const used = paths.filter((p) => p.length);
-  const looks = Math.min(...used.map((p) => p.length));
+  const passes = Math.min(...used.map((p) => p.length));
   const out = { x: [], y: [], low: [], high: [] };
-  for (let i = 0; used.length && i < looks; i++) {
+  for (let i = 0; used.length && i < passes; i++) {
     const ys = used.map((p) => p[i][y]);
     if (!ys.every(isNumber) || !used.every((p) => isNumber(p[i][x]))) continue;
     out.x.push(used.reduce((sum, p) => sum + p[i][x], 0) / used.length);
@@ -75,7 +75,7 @@ function overSeeds(paths, x, y) {
   return out;
 }
 
-// From the start to the last look; a method without looks on the way is a line of two points.
+// From the start to the last evaluation pass; a method without passes on the way is a line of two points.
 function pathLine(c, row, x, y, from, to) {
   const line = overSeeds(c.paths[row.method] || [], x, y);
   line.x.unshift(from.x); line.y.unshift(from.y); line.low.unshift(from.y); line.high.unshift(from.y);
@@ -91,12 +91,12 @@ function frontierSection(report) {
   const bestOf = { name: "best of n", colour: 8, dash: true, x: [0, ...drawn.map((b) => b.kl)], y: [start.accuracy, ...drawn.map((b) => b.accuracy_by_prompt.reduce((p, q) => p + q, 0) / b.accuracy_by_prompt.length)] };
   const k = [1, 2, 4, 8, 16, 32, 64];
   const curve = (r, style) => ({ name: r.method, ...style, x: k.slice(0, r.pass_at.length).map(Math.log2), y: r.pass_at });
-  const bare = (line) => ({ ...line, low: undefined, high: undefined }); // along the KL a path may turn back
+  const withoutBand = (line) => ({ ...line, low: undefined, high: undefined }); // along the KL a path may turn back
   return section("frontier", "What it cost", h("div", { class: "charts" },
-    lineChart({ title: "Accuracy against sampled tokens", note: "looks at the held-out prompts on the way; band: range of the seeds", percent: true, xLabel: "sampled tokens", height: 300, yMin: 0, series: against("tokens", "sampled_tokens", 0) }),
-    lineChart({ title: "Accuracy against distance from the start", note: "KL in nats a completion; best of n by the scorer, at test time", percent: true, xLabel: "KL", height: 300, yMin: 0, series: [...against("kl", "kl_from_start", 0).map(bare), bestOf] }),
-    lineChart({ title: "pass@k", note: "a chance to be right in k samples: what is lost in variety shows at large k", percent: true, xLabel: "k", xTicks: k.slice(0, start.pass_at.length).map(Math.log2), xText: (v) => String(Math.round(2 ** v)), height: 300, yMin: 0, series: [curve(start, { colour: 8, dash: true }), ...methods.map((r) => curve(r, colour(r.method)))] }),
-    lineChart({ title: "Mass on the best answer", note: "how sharp the optimum gets as training goes on", percent: true, xLabel: "sampled tokens", height: 300, yMin: 0,
+    lineChart({ title: "Accuracy against sampled tokens", note: "evaluation passes on the held-out prompts; band: range of the seeds", percent: true, xLabel: "sampled tokens", height: 300, few: true, yMin: 0, series: against("tokens", "sampled_tokens", 0) }),
+    lineChart({ title: "Accuracy against distance from the start", note: "KL in nats per completion; best of n by the scorer, at test time", percent: true, xLabel: "KL", height: 300, few: true, yMin: 0, series: [...against("kl", "kl_from_start", 0).map(withoutBand), bestOf] }),
+    lineChart({ title: "pass@k", note: "chance of a right answer in k samples: lost variety shows at large k", percent: true, xLabel: "k", xTicks: k.slice(0, start.pass_at.length).map(Math.log2), xText: (v) => String(Math.round(2 ** v)), height: 300, few: true, yMin: 0, series: [curve(start, { colour: 8, dash: true }), ...methods.map((r) => curve(r, colour(r.method)))] }),
+    lineChart({ title: "Mass on the best answer", note: "how concentrated the policy becomes as training goes on", percent: true, xLabel: "sampled tokens", height: 300, few: true, yMin: 0,
       series: methods.map((r) => ({ name: r.method, ...colour(r.method), ...pathLine(c, r, "tokens", "best_answer_mass", { x: 0, y: start.best_answer_mass }, { x: r.sampled_tokens, y: r.best_answer_mass }) })) })));
 }
 
@@ -118,9 +118,9 @@ function proxySection(report) {
   const names = Object.keys(proxy.paths);
   const series = (y) => names.map((name, i) => ({ name, colour: i + 1, x: proxy.paths[name].map((p) => p.kl), y: proxy.paths[name].map((p) => (isNumber(p[y]) ? p[y] : null)) }));
   return section("proxy", ["A learned reward against the true one", "Proxy"],
-    h("p", { class: "note" }, `${proxy.model}: ${figure(proxy.pairs)} pairs, ${percent(proxy.pair_accuracy)} of held-out pairs ranked rightly; seed ${proxy.seed}. The learned reward is in standard deviations of the start's samples.`),
+    h("p", { class: "note" }, `${proxy.model}: ${figure(proxy.pairs)} pairs, ${percent(proxy.pair_accuracy)} of held-out pairs ranked correctly; seed ${proxy.seed}. The learned reward is in standard deviations of the start's samples.`),
     h("div", { class: "charts" },
-      lineChart({ title: "True reward (the verifier)", xLabel: "KL from the start, nats a completion", height: 260, yMin: 0, series: series("reward") }),
-      lineChart({ title: "Learned reward (what was followed)", xLabel: "KL from the start, nats a completion", height: 260, series: series("proxy") })),
+      lineChart({ title: "True reward (the verifier)", xLabel: "KL from the start, nats per completion", height: 260, few: true, yMin: 0, series: series("reward") }),
+      lineChart({ title: "Learned reward (what was optimised)", xLabel: "KL from the start, nats per completion", height: 260, few: true, series: series("proxy") })),
     h("ul", { class: "claims" }, proxy.findings.map((f) => h("li", {}, f.words))));
 }

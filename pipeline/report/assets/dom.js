@@ -48,18 +48,28 @@ function seconds(x) {
 const visible = (text) =>
   text.replace(/\n/g, "↵").replace(/\t/g, "⇥").replace(/[\u0000-\u001f\u007f]/g, (c) => String.fromCharCode(0x2400 + (c.charCodeAt(0) & 31)));
 
-// head: [{title, key | cell(row), numeric, hint}]; a cell is text or a node.
+// head: [{title, key | cell(row), numeric, hint}]; a cell is text or a node. Columns without any value are left out.
 function table(head, rows, options = {}) {
-  const cells = (row) =>
-    head.map((column, i) => {
-      const value = column.cell ? column.cell(row) : row[column.key];
-      const shown = isNumber(value) ? figure(value) : value;
-      return h(i === 0 ? "th" : "td", { scope: i === 0 ? "row" : null, class: column.numeric ? "num" : null }, shown ?? "–");
-    });
-  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": options.label || "Table" },
+  const shown = rows.map((row) => head.map((column) => {
+    const value = column.cell ? column.cell(row) : row[column.key];
+    return (isNumber(value) ? figure(value) : value) ?? "–";
+  }));
+  const kept = head.map((_, i) => i).filter((i) => i === 0 || !rows.length || shown.some((cells) => cells[i] !== "–"));
+  const cell = (value, i) => h(i === 0 ? "th" : "td", { scope: i === 0 ? "row" : null, class: head[i].numeric ? "num" : null }, value);
+  const box = h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": options.label || "Table" },
     h("table", {},
-      h("thead", {}, h("tr", {}, head.map((c) => h("th", { scope: "col", class: c.numeric ? "num" : null, title: c.hint }, c.title)))),
-      h("tbody", {}, rows.map((row) => h("tr", { class: options.mark && options.mark(row) ? "marked" : null }, cells(row))))));
+      h("thead", {}, h("tr", {}, kept.map((i) => h("th", { scope: "col", class: head[i].numeric ? "num" : null, title: head[i].hint }, head[i].title)))),
+      h("tbody", {}, rows.map((row, n) => h("tr", { class: options.mark && options.mark(row) ? "marked" : null }, kept.map((i) => cell(shown[n][i], i)))))));
+  return h("div", { class: "table" }, box, moreColumns(box));
+}
+
+// A line under a table that is wider than its place, gone once its last column is in sight.
+function moreColumns(box) {
+  const hint = h("p", { class: "more-columns note", hidden: true, "aria-hidden": "true" }, "more columns: scroll the table sideways →");
+  const update = () => { hint.hidden = box.scrollWidth - box.clientWidth - box.scrollLeft < 2; };
+  box.addEventListener("scroll", update, { passive: true });
+  new ResizeObserver(update).observe(box);
+  return hint;
 }
 
 // title: [heading, its name in the navigation], or one text for both.

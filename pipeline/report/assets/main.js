@@ -15,7 +15,7 @@ navigation();
 
 requestAnimationFrame(() => setTimeout(() => {
   const data = JSON.parse(byId("rollout-data").textContent);
-  if (data.count) byId("main").append(rolloutSection(data));
+  if (data.count) byId("main").append(rolloutSection(data, report.opens_on || {}));
   navigation();
   document.documentElement.dataset.ready = String(Math.round(performance.now()));
 }));

@@ -2,8 +2,8 @@
 
 const CURVES = {
   reward_mean: ["Mean reward", "on training prompts"], heldout_accuracy: ["Held-out accuracy", "sampled while training"],
-  passed: ["Share that pass", "on training prompts"], kl_sequence: ["KL to the reference", "nats a completion"],
-  heldout_kl: ["KL from the start", "nats a completion, held out"], kl_k3: ["KL to the reference (k3)", "nats a token"], entropy: ["Entropy", "nats a token"], length_mean: ["Mean length", "tokens"],
+  passed: ["Share that pass", "on training prompts"], kl_sequence: ["KL to the reference", "nats per completion"],
+  heldout_kl: ["KL from the start", "nats per completion, held out"], kl_k3: ["KL to the reference (k3)", "nats per token"], entropy: ["Entropy", "nats per token"], length_mean: ["Mean length", "tokens"],
   loss: ["Loss", ""], mean_token_accuracy: ["Token accuracy", "of what is imitated"], accuracy: ["Pair accuracy", "training pairs"], margin: ["Margin of the chosen", ""],
   groups_with_signal: ["Groups with a signal", "samples differ in reward"], distinct: ["Distinct samples", "share"], malformed: ["Malformed", "share"], truncated: ["Cut at the limit", "share"],
   explained_variance: ["Critic: explained variance", ""], value_loss: ["Critic: loss", ""], grad_norm: ["Gradient norm", "before clipping"],
@@ -28,7 +28,7 @@ function resultSection(report) {
     number(head.before, "before"), h("span", { class: "arrow", "aria-hidden": "true" }, "→"), number(head.after, "after"),
     head.difference ? h("div", { class: "gain" }, h("b", {}, `${signed(head.difference.mean)} points`),
       h("span", {}, `95% interval ${signed(head.difference.ci95[0])} to ${signed(head.difference.ci95[1])}, paired over ${head.difference.prompts} held-out prompts`)) : null) : null;
-  const caution = head && head.rivals > 1 ? h("p", { class: "note" }, `Best of ${head.rivals} trained policies, chosen on the prompts shown here: one seed, and a little flattering. For a claim about a method, run make compare.`) : null;
+  const caution = head && head.rivals > 1 ? h("p", { class: "note" }, `Best of ${head.rivals} trained policies, chosen on the prompts shown here: one seed, so slightly optimistic. For a claim about a method, run make compare.`) : null;
   return section("result", "Result", lead, caution, accuracyPlot(report.policies), policyTable(report.policies));
 }
 
@@ -51,11 +51,12 @@ function policyTable(rows) {
     { title: "accuracy", numeric: true, cell: (r) => percent(r.heldout_accuracy, 1), hint: "share of held-out samples that pass" },
     { title: "95%", numeric: true, cell: (r) => (r.ci95 ? `${percent(r.ci95[0])}–${percent(r.ci95[1])}` : "–") },
     ...(k ? [{ title: k.replace("pass_at_", "pass@"), numeric: true, cell: (r) => percent(r[k], 1) }] : []),
-    { title: "asked for the best", numeric: true, cell: (r) => percent(r.asked_best, 1), hint: "condition tokens: accuracy under the best label" },
+    { title: "by the stage itself", numeric: true, cell: (r) => percent(r.stage_accuracy, 1), hint: "what the stage reported at its end: the same model and prompts, sampled with the stage's own seeds" },
+    { title: "under the best label", numeric: true, cell: (r) => (isNumber(r.asked_best) ? `${percent(r.asked_best, 1)}${r.asked_best_ci95 ? ` (${percent(r.asked_best_ci95[0])}–${percent(r.asked_best_ci95[1])})` : ""}` : "–"), hint: "condition tokens: accuracy under the best label, with its 95% interval" },
     { title: "control", numeric: true, cell: (r) => (r.control ? `${percent(r.control_accuracy, 1)} ${r.control}` : "–") },
     { title: "reward", key: "heldout_reward", numeric: true },
-    { title: "entropy", key: "entropy", numeric: true, hint: "nats a token" },
-    { title: "distinct", numeric: true, cell: (r) => figure(r.distinct_answers, 1), hint: "distinct completions a prompt" },
+    { title: "entropy", key: "entropy", numeric: true, hint: "nats per token" },
+    { title: "distinct", numeric: true, cell: (r) => figure(r.distinct_answers, 1), hint: "distinct completions per prompt" },
     { title: "tokens", numeric: true, cell: (r) => figure(r.mean_completion_tokens, 1), hint: "mean length of a completion" },
     { title: "malformed", numeric: true, cell: (r) => percent(r.malformed_share, 1) },
     { title: "sampled", numeric: true, cell: (r) => tokens(r.sampled_tokens), hint: "tokens sampled to train it" },
@@ -79,20 +80,47 @@ function conditionChart(stage) {
   const line = (rows, name, colour, dash) => ({ name, colour, dash, x: rows.map((r) => r.asked), y: rows.map((r) => r.obtained), low: rows.map((r) => r.ci95?.[0]), high: rows.map((r) => r.ci95?.[1]) });
   const failing = stage.failing_bin, ranked = (rows) => (failing ? rows.filter((r) => r.asked !== failing.asked) : rows);
   const solved = ranked(stage.control_curve), shuffled = ranked(stage.shuffled_curve || []);
-  return lineChart({ title: `${stage.name}: asked and obtained`, note: `held-out mean for each requested label${failing ? `; label ${failing.label.trim()} (failing) earned ${figure(failing.obtained)} and is not ranked` : ""}`, xLabel: "label asked", yMin: 0,
-    series: [line(solved, "trained on true labels", 1), ...(shuffled.length ? [line(shuffled, "on shuffled labels", 2, true)] : [])] });
+  const points = (name, colour, x, y) => ({ name, colour, points: true, x, y });
+  const promised = solved.filter((r) => isNumber(r.promised)), beyond = stage.extrapolation, unlabelled = stage.figures.unconditioned_reward;
+  return lineChart({ title: `${stage.name}: requested and obtained`, note: `held-out mean for each requested label${failing ? `; label ${failing.label.trim()} (failing) earned ${figure(failing.obtained)} and is not ranked` : ""}`, xLabel: "label requested", few: true,
+    lines: isNumber(unlabelled) ? [{ y: unlabelled, text: "no label" }] : [],
+    series: [line(solved, "trained on true labels", 1), ...(shuffled.length ? [line(shuffled, "on shuffled labels", 2, true)] : []),
+      ...(promised.length ? [points("mean of the label's training samples", 8, promised.map((r) => r.asked), promised.map((r) => r.promised))] : []),
+      ...(beyond && isNumber(beyond.obtained) ? [points("beyond the trained labels", 6, [beyond.asked], [beyond.obtained])] : [])] });
 }
 
-// What the policy is trained on beside the monitor's second score; where they part, it games its reward.
-function secondLookChart(stage) {
+// Where a condition label can be read, layer by layer, and what adding its direction does to the reward.
+function probeCharts(stage) {
+  if (!stage.probe) return [];
+  const { layers, steering, chance, unsteered_reward: unsteered } = stage.probe;
+  const read = (key, name, colour, dash) => ({ name, colour, dash, x: layers.map((r) => r.layer), y: layers.map((r) => r[key]) });
+  const added = [...new Set(steering.map((r) => r.layer).filter((layer) => layer >= 0))];
+  const rows = (layer, direction) => steering.filter((r) => r.layer === layer && r.direction === direction);
+  const along = (layer, i) => {
+    const all = [{ scale: 0, reward: unsteered }, ...rows(layer, "label")].sort((a, b) => a.scale - b.scale);
+    return { name: `layer ${layer}`, colour: (i % 8) + 1, x: all.map((r) => r.scale), y: all.map((r) => r.reward) };
+  };
+  const random = added.flatMap((layer) => rows(layer, "random"));
+  return [
+    lineChart({ title: `${stage.name}: where the label can be read`, note: "at the last token of the prompt", xLabel: "layer", yMin: 0, few: true, xTicks: layers.map((r) => r.layer),
+      lines: isNumber(chance) ? [{ y: chance, text: "chance" }] : [],
+      series: [read("probe_accuracy", "linear probe, held-out accuracy", 1), read("relative_difference", "length of the difference, relative", 2, true)] }),
+    lineChart({ title: `${stage.name}: what adding the difference does`, note: "reward of prompts without a label", xLabel: "times the difference added", few: true,
+      lines: isNumber(unsteered) ? [{ y: unsteered, text: "nothing added" }] : [],
+      series: [...added.map(along), ...(random.length ? [{ name: "random direction", colour: 8, points: true, x: random.map((r) => r.scale), y: random.map((r) => r.reward) }] : [])] }),
+  ];
+}
+
+// What the policy is trained on beside the monitor's second score; where they diverge, it games its reward.
+function secondScoreChart(stage) {
   const curve = stage.curves.find((c) => c.series.monitor_strict);
   if (!curve) return null;
   const line = (name, key, colour, dash) => ({ name, colour, dash, x: curve.x, y: curve.series[key] });
-  return lineChart({ title: `${stage.name}: better, or better at its reward?`, note: "mean score of the rollouts that were looked at twice", xLabel: "step",
+  return lineChart({ title: `${stage.name}: better, or better at its reward?`, note: "mean score of the rollouts that were scored twice", xLabel: "step",
     series: [line("what is trained on", "monitor_train", 1), line("second score", "monitor_strict", 2, true)] });
 }
 
-// Parts of one role (feedme/0, feedme/1 ...) run on: the steps of a later part follow those of the one before.
+// Parts of one role (feedme/0, feedme/1 ...) as one curve: the steps of a later part follow those of the one before.
 function joined(parts) {
   const roles = new Map();
   for (const part of parts) {
@@ -125,8 +153,8 @@ function stageSections(report) {
   return section("stages", report.stages.length > 1 ? "Stage by stage" : "The stage", report.stages.map((stage) => {
     const facts = [stage.kind !== stage.name ? stage.kind : null, stage.parents.length ? `from ${stage.parents.join(", ")}` : null,
       stage.tokens ? `${tokens(stage.tokens)} tokens sampled` : null, isNumber(stage.wall_s) ? seconds(stage.wall_s) : null,
-      isNumber(stage.figures.heldout_accuracy) ? `${percent(stage.figures.heldout_accuracy, 1)} held out` : null, stage.complete ? null : "not complete"].filter(Boolean);
-    const special = [feedmeChart(stage), conditionChart(stage), secondLookChart(stage)].filter(Boolean);
+      isNumber(stage.figures.heldout_accuracy) ? `${percent(stage.figures.heldout_accuracy, 1)} held out, by its own samples` : null, stage.complete ? null : "not complete"].filter(Boolean);
+    const special = [feedmeChart(stage), conditionChart(stage), ...probeCharts(stage), secondScoreChart(stage)].filter(Boolean);
     const drawn = stage.curves.length ? curveCharts(stage) : [];
     return h("article", { id: `stage-${stage.name}` }, h("h3", {}, stage.name, h("span", { class: "note" }, facts.join(" · "))),
       special.length ? h("div", { class: "charts" }, special) : null, drawn, figuresOf(stage));
@@ -142,9 +170,9 @@ function monitorSection(report) {
   const rows = report.stages.flatMap((stage) => stage.checks.map((check) => ({ ...check, stage: stage.name })));
   if (!rows.length) return null;
   const worst = rows.filter((r) => r.state !== "good");
-  const words = { good: "✓ in order", near: "! look", bad: "✕ past its limit" };
-  return section("monitor", "Monitor", h("p", {}, worst.length ? `${worst.length} of ${rows.length} readings deserve a look: ${worst.map((r) => `${r.stage} ${r.name}`).join(", ")}.` : `All ${rows.length} readings are in order.`),
-    table([{ title: "stage", key: "stage" }, { title: "what was watched", key: "words" }, { title: "worst", numeric: true, cell: (r) => figure(r.worst) }, { title: "at step", numeric: true, cell: (r) => (r.step === null ? "–" : figure(r.step)) },
+  const words = { good: "✓ in order", near: "! check", bad: "✕ past its limit" };
+  return section("monitor", "Monitor", h("p", {}, worst.length ? `${worst.length} of ${rows.length} readings need attention: ${worst.map((r) => `${r.stage} ${r.name}`).join(", ")}.` : `All ${rows.length} readings are in order.`),
+    table([{ title: "stage", key: "stage" }, { title: "what is watched", key: "words" }, { title: "worst", numeric: true, cell: (r) => figure(r.worst) }, { title: "at step", numeric: true, cell: (r) => (r.step === null ? "–" : figure(r.step)) },
       { title: "last", numeric: true, cell: (r) => figure(r.last) }, { title: "alarm at", numeric: true, cell: (r) => (isNumber(r.limit) ? figure(r.limit) : "none") },
       { title: "state", cell: (r) => h("span", { class: `state ${r.state}` }, words[r.state]) }], rows, { label: "Monitor" }));
 }
@@ -152,8 +180,8 @@ function monitorSection(report) {
 function settingsSection(report) {
   const stages = report.stages.filter((stage) => stage.settings.length || stage.changed.length);
   if (!stages.length) return null;
-  return section("settings", "Settings", h("p", { class: "note" }, "What each stage was told otherwise than the code's own defaults, and where it differs from its parent."), stages.map((stage) =>
-    h("details", { class: "more" }, h("summary", {}, `${stage.name}: ${stage.settings.length} set, ${stage.changed.length} unlike the parent`),
+  return section("settings", "Settings", h("p", { class: "note" }, "Settings that differ from the code's defaults, and from the parent stage."), stages.map((stage) =>
+    h("details", { class: "more" }, h("summary", {}, `${stage.name}: ${stage.settings.length} set, ${stage.changed.length} different from the parent`),
       stage.settings.length ? table([{ title: "key", key: "0" }, { title: "value", key: "1" }, { title: "default", cell: (r) => r[2] || "–" }], stage.settings, { label: `Settings of ${stage.name}` }) : null,
-      stage.changed.length ? table([{ title: "unlike its parent", key: "0" }, { title: "parent's", key: "1" }, { title: "own", key: "2" }], stage.changed) : h("p", { class: "note" }, "Nothing differs from the parent's model, data, rewards, sampling and library versions."))));
+      stage.changed.length ? table([{ title: "different from its parent", key: "0" }, { title: "parent's", key: "1" }, { title: "own", key: "2" }], stage.changed) : h("p", { class: "note" }, "Nothing differs from the parent's model, data, rewards, sampling and library versions."))));
 }
