@@ -100,7 +100,7 @@ def trl_loss(trainer: Any, rows: Sequence[Any], advantages: Sequence[float]) -> 
     from pipeline.models.models import pad_right
 
     def padded(values: Sequence[Sequence[int]]) -> Any:
-        return pad_right(values, 0, dtype=torch.long, where=torch.device("cpu"))
+        return pad_right(values, 0, dtype=torch.long, device=torch.device("cpu"))
 
     trainer.beta = 0.0
     trainer.current_gradient_accumulation_steps = trainer.args.steps_per_generation = 1

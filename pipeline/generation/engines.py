@@ -17,6 +17,7 @@ from pipeline.generation.hf_engine import TransformersGenerator
 from pipeline.generation.ray_data import RayGenerator
 from pipeline.generation.vllm_engine import VllmGenerator, preload_vllm
 from pipeline.generation.vllm_server import ServedGenerator
+from pipeline.models import families
 from pipeline.models.models import architecture_key, load_policy, named_weights
 
 _open: dict[tuple[str, ...], Generator] = {}
@@ -46,7 +47,7 @@ def open_generator(
     owner: who asks; an engine that was last given to the same one is left as it is. weights: those to hold instead.
     Raises ConfigError where the named backend cannot be had.
     """
-    backend = choose_backend(generate)
+    backend = backend_for(model_dir, model, generate)
     key = (backend, architecture_key(model_dir, model), repr(generate), repr(model), str(max_model_len))
     known = _open.get(key)
     if known is not None:
@@ -61,8 +62,7 @@ def open_generator(
         except Exception as exc:
             if generate.backend == "vllm" or ranks.world() > 1:  # ranks with different engines would not agree
                 raise
-            reason = (str(exc).strip().splitlines() or [type(exc).__name__])[-1][:120]
-            print(f"generator: vLLM could not start ({reason}); using transformers")
+            print(f"generator: vLLM could not start ({cause_of(exc)}); using transformers")
             made = TransformersGenerator(model_dir, model, generate)
         else:
             print(f"generator: vLLM ready in {time.monotonic() - started:.1f} s")
@@ -80,6 +80,35 @@ def open_generator(
 
 def checkpoint_weights(model_dir: str, model: Model) -> Iterable[tuple[str, torch.Tensor]]:
     return named_weights(load_policy(model_dir, model))
+
+
+def backend_for(model_dir: str, model: Model, generate: Generate) -> str:
+    """`choose_backend`, but transformers where vLLM is known to compute another model than the trainer.
+
+    Raises ConfigError where the YAML names vLLM itself.
+    """
+    backend = choose_backend(generate)
+    config = families.read_config(model_dir)
+    if backend != "vllm" or config is None or torch.cuda.is_available():
+        return backend
+    why = families.why_not_vllm_on_cpu(config, model.dtype)
+    if why is None:
+        return backend
+    family = families.family_of(config)
+    if generate.backend == "vllm":
+        raise ConfigError([f"generate.backend: vllm cannot run {family} here: {why}; use backend: transformers"])
+    if family not in _told:
+        _told.add(family)
+        print(f"generator: transformers, not vLLM, for {family}: {why}")
+    return "transformers"
+
+
+def cause_of(exc: BaseException) -> str:
+    """The line of an engine's error that says what is wrong: not a count of errors, not a link to a website."""
+    lines = [line.strip() for line in str(exc).splitlines()]
+    said = [line for line in lines if line and "validation error" not in line and "http" not in line]
+    cause = (said or [type(exc).__name__])[0].partition(" [type=")[0]
+    return cause.removeprefix("Value error, ").removeprefix("Assertion failed, ")[:200]
 
 
 _told: set[str] = set()

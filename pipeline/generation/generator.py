@@ -133,8 +133,8 @@ def sequence_logprobs(model: Any, sequences: Sequence[Sequence[int]]) -> list[li
     out: list[list[float]] = [[] for _ in sequences]
     for batch in batches_by_tokens([len(s) for s in sequences], tokens):
         rows = [sequences[i] for i in batch]
-        ids = pad_right(rows, 0, dtype=torch.long, where=model.device)
-        mask = pad_right([[1] * len(r) for r in rows], 0, dtype=torch.long, where=model.device)
+        ids = pad_right(rows, 0, dtype=torch.long, device=model.device)
+        mask = pad_right([[1] * len(r) for r in rows], 0, dtype=torch.long, device=model.device)
         logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
         picked = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0].tolist()
         for i, values in zip(batch, picked, strict=True):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +16,9 @@ from pipeline.config.load import ConfigError
 from pipeline.config.schema import Generate, Model, Sampling
 from pipeline.distributed import ranks
 from pipeline.generation.generator import OnDone, Request, Sample
+from pipeline.models import families
+
+TEXT_ONLY = Path(__file__).parent / "text_only"
 
 
 def engine_options(model: Model, *, max_model_len: int) -> dict[str, Any]:
@@ -79,7 +85,9 @@ class VllmGenerator:
         prepare_vllm_environment()
         from vllm import LLM
 
-        options = {"disable_log_stats": True, **engine_options(model, max_model_len=max_model_len), **generate.vllm}
+        of_family = {} if torch.cuda.is_available() else families.vllm_options(families.read_config(model_dir))
+        options = {"disable_log_stats": True, **engine_options(model, max_model_len=max_model_len), **of_family}
+        options |= generate.vllm
         options |= an_engine_a_rank(options)
         with _classes_kept():
             self.llm = LLM(model_dir, **options)
@@ -189,7 +197,19 @@ def preload_vllm() -> None:
     import vllm  # noqa: F401
 
 
+def stand_in_for_torchvision() -> bool:
+    """Let vLLM import its model classes where torchvision is missing, in this process and in those that it starts to
+    inspect a class. Returns whether it was missing."""
+    if importlib.util.find_spec("torchvision") is not None:
+        return str(TEXT_ONLY) in sys.path
+    sys.path.append(str(TEXT_ONLY))  # behind everything: a torchvision that is installed later is found first
+    paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    os.environ["PYTHONPATH"] = os.pathsep.join([*paths, str(TEXT_ONLY)])
+    return True
+
+
 def prepare_vllm_environment() -> None:
+    stand_in_for_torchvision()
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

@@ -13,6 +13,7 @@ import torch
 
 from pipeline.config.load import ConfigError
 from pipeline.distributed import sharding
+from pipeline.models import families
 from pipeline.models.families import EMBEDDINGS, lora_mistakes
 
 
@@ -30,6 +31,9 @@ def lora_config(model: Any, settings: Mapping[str, Any], *, task: str = "CAUSAL_
     fields = {"task_type": task, **settings}
     if is_tied(model) and set(settings.get("modules_to_save") or ()) & set(EMBEDDINGS):
         fields.setdefault("ensure_weight_tying", True)
+    skipped = families.WITHOUT_ADAPTER.get(model.config.get_text_config().model_type)
+    if skipped and fields.get("target_modules") == "all-linear":
+        fields.setdefault("exclude_modules", skipped)
     try:
         return LoraConfig(**fields)
     except (ValueError, TypeError) as exc:

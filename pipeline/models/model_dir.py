@@ -1,4 +1,4 @@
-"""What a saved model's directory must hold, told without importing torch."""
+"""What the directory of a saved model must hold, checked without importing torch."""
 
 from __future__ import annotations
 
@@ -16,23 +16,26 @@ def is_local(path: str) -> bool:
 
 
 def fault(path: str) -> str | None:
-    """Why a local path is no model that can be started from, with the mend; None of one that is, and of a Hub id."""
+    """Why no run can start from a local path, and how to fix it; None where one can, and for a Hub id."""
     if not is_local(path):
         return None
-    place = Path(path).expanduser()
-    if not place.is_dir():
+    directory = Path(path).expanduser()
+    if not directory.is_dir():
         return f"{path} does not exist"
-    if not (place / "config.json").is_file() and not (place / "adapter_config.json").is_file():
+    if not (directory / "config.json").is_file():
+        if (directory / "adapter_config.json").is_file():
+            return (f"{path} holds a LoRA adapter, not a model; load its base, add the adapter with PEFT, save what "
+                    "merge_and_unload() returns, and name that directory")  # fmt: skip
         return f"{path} has no config.json; it is not a saved model"
-    if not any((place / name).is_file() for name in TOKENIZERS):
+    if not any((directory / name).is_file() for name in TOKENIZERS):
         return f"{path} has no tokenizer; save it beside the model with save_pretrained"
-    if not any(next(place.glob(pattern), None) for pattern in WEIGHTS):
+    if not any(next(directory.glob(pattern), None) for pattern in WEIGHTS):
         return f"{path} has no weights (*.safetensors); it is not a saved model"
     return None
 
 
 def template_file(chat_template: str | None) -> Path | None:
-    """The file that `model.chat_template` names; None where it is the template itself, or none is given."""
+    """The file that `model.chat_template` names; None where it is the template itself or is not set."""
     try:
         return Path(chat_template) if chat_template and Path(chat_template).is_file() else None
     except OSError:  # a template in one line is longer than a file's name may be

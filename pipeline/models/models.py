@@ -1,4 +1,4 @@
-"""Policies, tokenizers, reward models: load, save, make the tiny demo model, and name weights for a generator."""
+"""Policies, tokenizers and reward models: load, save and score with them, and make the tiny demo model."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from pipeline.seeds import seed_everything
 SPECIAL = ("<pad>", "<bos>", "<eos>")
 
 
-def make_tiny(tiny: Tiny, place: Path, *, seed: int) -> None:
+def make_tiny(tiny: Tiny, path: Path, *, seed: int) -> None:
     """A random Qwen2 model and a character tokenizer, saved as any Hub model would be. Deterministic in seed."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-    # Qwen2's own kind of tokenizer, byte-level pairs, without one merge: a token a byte of these characters
+    # Qwen2's own kind of tokenizer, byte-level BPE, without merges: one token per byte of these characters
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokens = dict.fromkeys("".join(piece for piece, _ in byte_level.pre_tokenize_str(tiny.characters)))
     vocab = {token: i for i, token in enumerate([*SPECIAL, *tokens])}
@@ -49,18 +49,18 @@ def make_tiny(tiny: Tiny, place: Path, *, seed: int) -> None:
         eos_token_id=2,
     )
     seed_everything(seed, "tiny model")
-    save(Qwen2ForCausalLM(config), tokenizer, place)
+    save(Qwen2ForCausalLM(config), tokenizer, path)
 
 
 def check_model_dir(path: str, key: str) -> None:
-    """A local path holds a model and a tokenizer; a Hub id is left to the Hub. Raises ConfigError."""
-    found = model_dir.fault(path)
-    if found:
-        raise ConfigError([f"{key}: {found}"])
+    """Raises ConfigError where a local path holds no model or no tokenizer; a Hub id is left to the Hub."""
+    fault = model_dir.fault(path)
+    if fault:
+        raise ConfigError([f"{key}: {fault}"])
 
 
 def load_tokenizer(path: str, model: Model) -> Any:
-    """Tokenizer with a pad token. Raises ConfigError where there is none or it cannot end a sequence."""
+    """The tokenizer, with a pad token. Raises ConfigError where there is none or it has no end-of-sequence token."""
     from transformers import AutoTokenizer
 
     check_model_dir(path, "model.path")
@@ -83,21 +83,21 @@ def torch_dtype(name: str) -> Any:
 
 
 def precision_of(path: str, model: Model) -> torch.dtype:
-    """What the weights at a path, or of a Hub id, are loaded in."""
+    """The dtype in which the weights at a path, or of a Hub id, are loaded."""
     from transformers import PreTrainedConfig
 
     if model.dtype != "auto":
         return getattr(torch, model.dtype)
-    said, _ = PreTrainedConfig.get_config_dict(path)
-    of_text = said.get("text_config", {})
-    names = [config.get(key) for config in (said, of_text) for key in ("dtype", "torch_dtype")]
+    fields, _ = PreTrainedConfig.get_config_dict(path)
+    text = fields.get("text_config", {})
+    names = [config.get(key) for config in (fields, text) for key in ("dtype", "torch_dtype")]
     return getattr(torch, next((str(name) for name in names if name), "float32"))
 
 
 def load_policy(path: str, model: Model, *, adapted: bool = False) -> Any:
-    """A causal language model in train mode with every dropout off: the log-probs of RL must be a function.
+    """A causal language model with every dropout off: the log-probs of RL must be a function of the weights.
 
-    adapted: an adapter will be put on it, and `model.quantization` holds.
+    adapted: an adapter will be added, and `model.quantization` applies.
     """
     kind = language_model_class(path, model)
     return without_dropout(text_part_trains(_load(kind, path, model, adapted=adapted)))
@@ -140,7 +140,9 @@ def load_reward_model(path: str, model: Model, *, adapted: bool = False) -> Any:
 def _load(kind: Any, path: str, model: Model, *, adapted: bool, **more: Any) -> Any:
     if adapted and model.quantization is not None:
         if sharding.is_cut():
-            raise ConfigError(["model.quantization: 4 bits are not cut over ranks; take configs/accelerate/ddp.yaml"])
+            raise ConfigError(
+                ["model.quantization: 4 bits cannot be sharded over ranks; use configs/accelerate/ddp.yaml"]
+            )
         more |= {"quantization_config": in_4_bits(model), "device_map": {"": device()}}
     attn = families.attention(families.read_config(path), model.attn)
     loaded = kind.from_pretrained(
@@ -149,12 +151,12 @@ def _load(kind: Any, path: str, model: Model, *, adapted: bool, **more: Any) -> 
     )  # fmt: skip
     for module in loaded.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # it would pack the 4 bits anew, rounded, and not read them back
+            module.support_avx512bf16_for_cpu = False  # it would repack the 4 bits, rounded, and lose the originals
     return loaded if "device_map" in more else loaded.to(device())
 
 
 def in_4_bits(model: Model) -> Any:
-    """How the base under an adapter is kept, heads apart: QLoRA, arXiv:2305.14314 section 3."""
+    """How the base under an adapter is quantized, heads excepted. Source: QLoRA, arXiv:2305.14314 section 3."""
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
@@ -165,7 +167,7 @@ def in_4_bits(model: Model) -> Any:
 
 
 def without_dropout(model: nn.Module) -> nn.Module:
-    """Every dropout off, whatever the mode: modules, and the rates that attention keeps as plain numbers."""
+    """Every dropout off, whatever the mode: modules, and the rates that attention keeps as plain attributes."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -249,31 +251,33 @@ def unadapted(base: Any, *, tied: bool) -> Any:
 
 def end_ids(tokenizer: Any, model: Any = None) -> frozenset[int]:
     """Every id that ends a completion: the tokenizer's EOS and all of the generation config's."""
-    ends = {tokenizer.eos_token_id}
+    stop_token_ids = {tokenizer.eos_token_id}
     config = getattr(model, "generation_config", None)
-    given = getattr(config, "eos_token_id", None)
-    ends |= set(given) if isinstance(given, (list, tuple)) else {given}
-    return frozenset(e for e in ends if e is not None)
+    own = getattr(config, "eos_token_id", None)
+    stop_token_ids |= set(own) if isinstance(own, (list, tuple)) else {own}
+    return frozenset(i for i in stop_token_ids if i is not None)
 
 
-def pad_right(rows: Sequence[Sequence[float]], fill: float, *, dtype: torch.dtype, where: torch.device) -> torch.Tensor:
+def pad_right(
+    rows: Sequence[Sequence[float]], fill: float, *, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
     """(B, longest) from rows of different lengths."""
     width = max((len(row) for row in rows), default=0)
-    return torch.tensor([[*row, *([fill] * (width - len(row)))] for row in rows], dtype=dtype, device=where)
+    return torch.tensor([[*row, *([fill] * (width - len(row)))] for row in rows], dtype=dtype, device=device)
 
 
 @torch.no_grad()
 def reward_scores(model: Any, sequences: Sequence[Sequence[int]], *, tokens_per_batch: int = 16_384) -> list[float]:
-    """The reward model's score of whole sequences of ids, read at each one's last token, found by length.
+    """The reward model's score of each sequence of ids, read at its last token, which is found by length.
 
-    By length and not by id: where pad == eos, the library's own pooling would read the token before the end.
+    Not by id: where pad == eos, the pooling of transformers would read the token before the end.
     """
     scores = [0.0] * len(sequences)
     head = model.score
     for batch in batches_by_tokens([len(s) for s in sequences], tokens_per_batch):
         rows = [sequences[i] for i in batch]
-        ids = pad_right(rows, 0, dtype=torch.long, where=model.device)
-        mask = pad_right([[1] * len(r) for r in rows], 0, dtype=torch.long, where=model.device)
+        ids = pad_right(rows, 0, dtype=torch.long, device=model.device)
+        mask = pad_right([[1] * len(r) for r in rows], 0, dtype=torch.long, device=model.device)
         hidden = backbone(model)(input_ids=ids, attention_mask=mask).last_hidden_state
         last = torch.tensor([len(r) - 1 for r in rows], device=model.device)
         values = head(hidden[torch.arange(len(rows), device=model.device), last]).float().squeeze(-1)
@@ -288,7 +292,7 @@ def backbone(model: Any) -> Any:
 
 
 def batches_by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices sorted by length and cut so that rows x longest row <= budget (one row may exceed it alone).
+    """Indices sorted by length, in batches of rows x longest row <= budget (one row may exceed it alone).
 
     Sorting makes each batch's padding small; the budget bounds memory by tokens, which is what fills it.
     """
@@ -301,12 +305,12 @@ def batches_by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return out
 
 
-def architecture_key(place: str, model: Model) -> str:
-    """What an engine cannot change by loading weights: the config, less its name and what only training set; and less
-    the precision it was saved in, where `model` names another to compute in."""
-    path = Path(place) / "config.json"
+def architecture_key(model_dir: str, model: Model) -> str:
+    """What an engine cannot change by loading weights: config.json without its name and what only training sets, and
+    without the dtype it was saved in where `model` names the one to compute in."""
+    path = Path(model_dir) / "config.json"
     if not path.is_file():
-        return place
+        return model_dir
     config = json.loads(path.read_text())
     saved_in = ("dtype", "torch_dtype") if model.dtype != "auto" else ()
     for name in ("_name_or_path", "use_cache", *saved_in):
@@ -315,18 +319,18 @@ def architecture_key(place: str, model: Model) -> str:
 
 
 class LearnedReward:
-    """A reward model as a reward: standardised on its own reference samples, loaded when first asked.
+    """A reward model as a reward function: standardised on its reference samples, loaded on the first call.
 
     mean and std are those of the samples it was calibrated on, kept in its config; without them the raw score is used.
     """
 
-    def __init__(self, place: str, model: Model) -> None:
-        self.place, self.model = place, model
+    def __init__(self, path: str, model: Model) -> None:
+        self.path, self.model = path, model
         self._loaded: Any = None
 
     def __call__(self, prompt_ids: list[list[int]], completion_ids: list[list[int]]) -> list[float]:
         if self._loaded is None:
-            self._loaded = load_reward_model(self.place, self.model)
+            self._loaded = load_reward_model(self.path, self.model)
         calibration = getattr(self._loaded.config, "reward_calibration", None) or {"mean": 0.0, "std": 1.0}
         raw = reward_scores(self._loaded, [[*p, *c] for p, c in zip(prompt_ids, completion_ids, strict=True)])
         return [(score - calibration["mean"]) / max(calibration["std"], 1e-8) for score in raw]

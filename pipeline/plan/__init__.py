@@ -15,11 +15,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from shutil import which
 
 from pipeline.config.load import Config, ConfigError, read
+from pipeline.models import families
 from pipeline.plan import comparison_plan, one_run, preflight
 from pipeline.plan.trial import Trial
-from pipeline.run import process
+from pipeline.run import console, process
 
 TRIAL_S = 600.0  # for imports, the generator, 1,280 completions and some updates: a longer trial is no plan
 
@@ -35,6 +37,11 @@ def plan(config: str, words: Sequence[str]) -> int:
         else:
             overrides.append(word)
     cfg = sound(config, overrides)
+    config_json = families.read_config(cfg.model.path) if cfg.model.path and not asked["json"] else None
+    if config_json is not None:
+        console.say(
+            families.line(config_json, dtype=cfg.model.dtype, attn=cfg.model.attn, gpu=bool(which("nvidia-smi")))
+        )
     process.prepare(cfg.threads)
     measured = try_out(config, overrides) if asked["trial"] else None
     if compared := comparison_plan.comparison_of(cfg):

@@ -16,10 +16,11 @@ import rewards
 import verifiers
 from pipeline.config import stage_graph
 from pipeline.config.load import Config, ConfigError, nearest
-from pipeline.config.schema import Policy, Prompts
+from pipeline.config.schema import Policy, Prompts, trains_adapter
 from pipeline.config.stage_graph import references, strict_of
 from pipeline.credit import selection
 from pipeline.data import prompts
+from pipeline.models import families
 from pipeline.models.model_dir import fault, is_local
 from pipeline.plan.data_checks import data_mistakes, faults_of, hub_answers, imitates_prompts, rows_of
 from pipeline.run.errors import LineageError
@@ -105,11 +106,24 @@ def model_mistakes(cfg: Config, names: Sequence[str]) -> list[str]:
     lines = []
     if cfg.model.path is not None:
         found = fault(cfg.model.path) or _hub_fault(cfg.model.path)
-        lines += [f"model.path: {found}"] if found else []
+        lines += [f"model.path: {found}"] if found else family_mistakes(cfg, names)
     template = cfg.model.chat_template
     if template is not None and template.endswith((".jinja", ".j2", ".txt")) and not Path(template).is_file():
         lines.append(f"model.chat_template: {template} does not exist")
     return lines
+
+
+def family_mistakes(cfg: Config, names: Sequence[str]) -> list[str]:
+    """What config.json alone says against this model, and against LoRA as the stages want it."""
+    config = families.read_config(cfg.model.path or "")
+    adapted = [name for name in names if trains_adapter(cfg.blocks[name])]
+    lines = [f"{name}.peft.{line}" for name in adapted for line in families.lora_mistakes(cfg.blocks[name].peft)]
+    if config is None:
+        return lines
+    quantization = cfg.model.quantization if adapted else None
+    lines += [f"model.path: {line}" for line in families.mistakes(config, quantization=quantization)]
+    return lines + [f"{name}.peft.{line}" for name in adapted
+                    for line in families.tied_mistakes(config, cfg.blocks[name].peft)]  # fmt: skip
 
 
 def _hub_fault(path: str) -> str | None:

@@ -101,8 +101,8 @@ def learning_rates(model: Any, rows: Sequence[Sequence[int]]) -> tuple[float, fl
     from pipeline.models.models import batches_by_tokens, pad_right
 
     batches = [[rows[i] for i in places] for places in batches_by_tokens([len(r) for r in rows], MICRO_BATCH)]
-    ids = [pad_right(batch, 0, dtype=torch.long, where=model.device) for batch in batches]
-    masks = [pad_right([[1] * len(r) for r in batch], 0, dtype=torch.long, where=model.device) for batch in batches]
+    ids = [pad_right(batch, 0, dtype=torch.long, device=model.device) for batch in batches]
+    masks = [pad_right([[1] * len(r) for r in batch], 0, dtype=torch.long, device=model.device) for batch in batches]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-9)
 
     def learn() -> None:

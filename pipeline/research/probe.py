@@ -92,8 +92,8 @@ def activations(
 def last_activations(model: Any, layers: Sequence[nn.Module], rows: Sequence[Sequence[int]]) -> Tensor:
     """(B, layers, H) at each row's own last token."""
     where = model.device
-    ids = models.pad_right(rows, 0, dtype=torch.long, where=where)
-    mask = models.pad_right([[1] * len(r) for r in rows], 0, dtype=torch.long, where=where)
+    ids = models.pad_right(rows, 0, dtype=torch.long, device=where)
+    mask = models.pad_right([[1] * len(r) for r in rows], 0, dtype=torch.long, device=where)
     last = torch.tensor([len(r) - 1 for r in rows], device=where)
     found: list[Tensor] = []
 

@@ -1,4 +1,4 @@
-"""base: the model everything starts from. A tiny one is made here; another is named, checked and judged."""
+"""base: the model every stage starts from. A tiny one is created here; any other is loaded, saved and evaluated."""
 
 from __future__ import annotations
 

@@ -189,7 +189,7 @@ def labelled(
         key = (rollout.prompt.index, conditions.text(asked))
         if key not in rendered:
             rendered[key] = condition_prompts.relabel(rollout.prompt, key[1], ctx.cfg.prompts, ctx.tokenizer).ids
-        out.append(Example(rendered[key], rollout.ids, bare_ids=rollout.prompt.ids))
+        out.append(Example(rendered[key], rollout.ids, unlabelled_ids=rollout.prompt.ids))
     return out
 
 

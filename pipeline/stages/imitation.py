@@ -1,7 +1,7 @@
 """What sft, feedme and conditioned share: examples as token ids, and TRL's SFTTrainer with an optional KL to the start.
 
-With labels in the prompt the KL is of one question asked twice: the policy reads the labelled prompt, the base the bare
-one, and both are compared on the completion (Quark, arXiv:2205.13636 eq. 2, slices the label out in the same way).
+With labels in the prompt the KL compares two prompts of one question: the policy reads the labelled one, the base the
+unlabelled one, and both are compared on the completion (Quark, arXiv:2205.13636 eq. 2, removes the label likewise).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ FILL = {"input_ids": 0, "labels": IGNORED, "reference_ids": 0, "reference_labels
 class Example:
     """One demonstration: loss on the trained ids of `completion_ids`.
 
-    bare_ids: the prompt as the base reads it where that differs from prompt_ids (without a condition label).
+    unlabelled_ids: the prompt as the base reads it where that differs from prompt_ids (without a condition label).
     trained: per completion id, whether it is imitated; None: all. Later questions and tool results are context.
     """
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
-    bare_ids: tuple[int, ...] | None = None
+    unlabelled_ids: tuple[int, ...] | None = None
     trained: tuple[bool, ...] | None = None
 
     @property
@@ -52,12 +52,12 @@ def as_dataset(examples: Sequence[Example], *, reference: bool) -> Any:
     ids, labels = columns([e.prompt_ids for e in examples])
     out = {"input_ids": ids, "labels": labels}
     if reference:
-        out["reference_ids"], out["reference_labels"] = columns([e.bare_ids or e.prompt_ids for e in examples])
+        out["reference_ids"], out["reference_labels"] = columns([e.unlabelled_ids or e.prompt_ids for e in examples])
     return Dataset.from_dict(out)
 
 
 def pad(rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
-    """Rows of a data set to a batch, padded on the right; one tensor a column, not one a row."""
+    """Rows of a data set as a batch, padded on the right: one tensor per column."""
     out = {}
     for name, fill in FILL.items():
         if name in rows[0]:
@@ -71,7 +71,7 @@ def pad(rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
 
 
 def imitator(ctx: Context, kl_coef: float, anchor: str) -> Any:
-    """TRL's SFTTrainer; with kl_coef one whose loss holds the KL from the model at `anchor`, frozen."""
+    """TRL's SFTTrainer; with kl_coef a subclass that adds the KL from the frozen model at `anchor` to its loss."""
     from trl import SFTTrainer
 
     if not kl_coef:
@@ -92,14 +92,14 @@ def imitator(ctx: Context, kl_coef: float, anchor: str) -> Any:
             total = imitation_loss(ours, theirs, targets, kl_coef=kl_coef)
             if num_items_in_batch is None:
                 return total / len(targets)
-            # the count is over all ranks, and what distributes the model takes the mean over them
+            # the count is over all ranks, and DDP or FSDP takes the mean over them
             return total / num_items_in_batch * self.accelerator.num_processes
 
     return WithKl
 
 
 def completion_logprobs(model: Any, ids_BL: Tensor, mask_BL: Tensor, labels_BL: Tensor) -> Tensor:
-    """(N, V) float32 log-probs at the places that predict a labelled token, rows in order."""
+    """(N, V) float32 log-probs at the positions that predict a labelled token, rows in order."""
     logits_BLV = model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False).logits
     return logits_BLV[:, :-1][labels_BL[:, 1:] != IGNORED].float().log_softmax(-1)
 

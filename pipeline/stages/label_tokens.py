@@ -1,8 +1,8 @@
-"""Condition labels as new tokens of their own, for those who want them: one id a label, at the price of new embeddings.
+"""Condition labels as new tokens (`vocabulary: special`): one id per label, at the price of new embedding rows.
 
-A new row must be trained and must travel with the model: full fine-tuning does both. An adapter leaves embeddings alone
-unless told otherwise, and a server refuses adapters that bring their own; our adapters are merged when saved, so it is
-enough that they train the embeddings. Both are checked here, before anything is trained.
+A new row must be trained and saved with the model. Full fine-tuning does both. An adapter leaves embeddings alone
+unless `modules_to_save` names them; it is merged when it is saved, so no server has to load embeddings of an adapter.
+This is checked here, before anything is trained.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.stages.context import Context
 def with_new_tokens(ctx: Context, labels: Sequence[str]) -> str:
     """A copy of the policy whose vocabulary holds every label as one token; the stage's tokenizer becomes its own.
 
-    Raises ConfigError where the adapter would leave the new rows as they were drawn.
+    Raises ConfigError where the adapter would not train the new rows.
     """
     check_trained(ctx.block.peft, f"{ctx.cfg.path}: {ctx.name}.peft")
     place = ctx.dir.path / "with_tokens"
@@ -42,16 +42,17 @@ def check_trained(peft: Mapping[str, Any] | None, where: str) -> None:
 
 @torch.no_grad()
 def extend(model: Any, size: int, *, seed: int) -> None:
-    """Grow the embeddings to `size` rows, the new ones drawn from the mean and spread of the old (Quark)."""
+    """Grow the embeddings to `size` rows, the new ones drawn with the mean and spread of the old (Quark,
+    arXiv:2205.13636)."""
     tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
     before = tables[0].shape[0]
     if size <= before:
-        return  # padded vocabularies have room
+        return  # a padded vocabulary has room
     old = [table.detach().clone() for table in tables]
     model.resize_token_embeddings(size, mean_resizing=False)
     generator = torch.Generator().manual_seed(seed)
     new = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
     for table, rows in zip(new, old, strict=True):
-        if table is new[0] or table.data_ptr() != new[0].data_ptr():  # a tied head is the same rows
+        if table is new[0] or table.data_ptr() != new[0].data_ptr():  # a tied head shares the rows
             noise = torch.randn(size - before, rows.shape[1], generator=generator).to(rows)
             table[before:] = rows.mean(0) + rows.std(0) * noise

@@ -1,4 +1,4 @@
-"""TRL's trainers, run the way every stage needs them: seeded, quiet, logged to our files, resumable."""
+"""TRL's trainers as every stage runs them: seeded, quiet, logged to our files, resumable."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ from pipeline.run.stage_dir import StageDir
 from pipeline.stages.context import Context
 from pipeline.stats import mean
 
-CLOCKS = ("runtime", "per_second", "flos")  # figures that no two runs share stay out of metrics.jsonl
+CLOCKS = (
+    "runtime",
+    "per_second",
+    "flos",
+)  # figures of wall time differ between equal runs and stay out of metrics.jsonl
 FIGURES = "figures.json"
 SAVE_STEPS = 100  # where the YAML's trainer block names no save_steps
 
@@ -39,12 +43,12 @@ def train_with(
     place: Path,
     key: tuple[int | str, ...],
 ) -> dict[str, Any]:
-    """Train what `load_model` makes of the model at `start` and save it with its tokenizer in `place`. settings: the
+    """Train the model that `load_model` loads from `start` and save it with its tokenizer in `place`. settings: the
     YAML's `trainer:` block.
 
-    Returns {"train_loss", "train_steps", "train_tokens"}. Raises ConfigError for a value the library refuses.
-    Done once: a resumed stage copies the model its earlier try trained. Of several trainings with one place, as the
-    rounds of a chain, only the last one's model is kept.
+    Returns {"train_loss", "train_steps", "train_tokens"}. Raises ConfigError for a value that TRL refuses.
+    Done once: a resumed stage copies the model that its earlier try trained. Of several trainings into one directory,
+    such as the rounds of a chain, only the last model is kept.
     """
     name = "-".join(map(str, ("trained", *key)))
 
@@ -58,10 +62,10 @@ def train_with(
         (beside / FIGURES).write_text(dump_json(figures))
 
     done = ctx.dir.checkpoints.once(name, make)
-    if (done / "model").is_dir():  # else a later training has left its model in `place`
+    if (done / "model").is_dir():  # else a later training has written its model to `place`
         ranks.from_main(lambda: copy_tree(done / "model", place))
     for earlier in ctx.trained.get(place, []):
-        ranks.from_main(lambda: ctx.dir.checkpoints.flush(done, place))  # before what they came from goes
+        ranks.from_main(lambda: ctx.dir.checkpoints.flush(done, place))  # before its sources are deleted
         ctx.dir.checkpoints.forget(earlier, keep=FIGURES)
     ctx.trained[place] = [name]
     return json.loads((done / FIGURES).read_text())
@@ -77,11 +81,11 @@ def _train(
     place: Path,
     key: tuple[int | str, ...],
 ) -> dict[str, Any]:
-    """Train from the newest checkpoint that is whole, and save the model in `place`."""
+    """Train from the newest complete checkpoint, and save the model in `place`."""
     work = ctx.dir.checkpoints.path / "-".join(map(str, ("training", *key)))
     args = build_arguments(config_class, settings, work, seed=ctx.seed(*key), where=ctx.name)
     if ranks.world() > 1:
-        sharding.allow_on_cpu(args.distributed_state)  # the library has made its own anew
+        sharding.allow_on_cpu(args.distributed_state)  # accelerate has created its own state again
     torch.manual_seed(ctx.seed(*key))
     model = load_model()
     precision = None
@@ -89,6 +93,7 @@ def _train(
         # a step of 1e-5 on a bfloat16 weight would be rounded away; DeepSpeed keeps a float32 copy of its own
         precision, model = model.dtype, model.float()
     fit_head_buffer(model.config.get_text_config().vocab_size)
+    without_aux_loss(args, model.config.get_text_config(), ctx.name)
     where = f"{ctx.cfg.path}: {ctx.name}"
     peft = _peft(ctx.block, model, where)
     try:
@@ -103,7 +108,9 @@ def _train(
         adapters.check_tied(trainer.model, key=where)
     for parameter in trainer.model.parameters():
         if parameter.requires_grad and parameter.dtype == torch.bfloat16 and ctx.cfg.model.quantization is not None:
-            parameter.data = parameter.data.float()  # the library has lowered the adapter, and steps would be lost
+            parameter.data = (
+                parameter.data.float()
+            )  # TRL has cast the adapter to bfloat16, where small steps round to nothing
     if ranks.world() > 1:
         sharding.check_type(trainer.accelerator.distributed_type.value)
     trainer.remove_callback(_printer())
@@ -117,7 +124,7 @@ def _train(
     sharding.forget_zero()
     ranks.from_main(lambda: shutil.rmtree(work, ignore_errors=True))
     return {
-        # the library's own mean forgets what came before a resume
+        # the trainer's own mean forgets the steps before a resume
         "train_loss": mean(ranks.gather([trainer._total_loss_scalar])) / max(trainer.state.global_step, 1),
         "train_steps": int(trainer.state.global_step),
         "train_tokens": int(trainer.state.num_input_tokens_seen or 0),
@@ -132,8 +139,17 @@ def fit_head_buffer(vocabulary: int) -> None:
     utils._CHUNKED_LOGPROB_CHUNK_SIZE = min(32_768, vocabulary)
 
 
+def without_aux_loss(args: Any, config: Any, stage: str) -> None:
+    """Switch the load-balancing loss of experts off where TRL cannot compute it: it reads `config.num_experts`, which
+    Granite's families call otherwise, and which a dense model of theirs does not have at all."""
+    wanted = hasattr(args, "router_aux_loss_coef") and hasattr(config, "output_router_logits")
+    if wanted and not getattr(config, "num_experts", 0) and args.router_aux_loss_coef is None:
+        args.router_aux_loss_coef = 0.0
+        console.say(f"{stage}: no load-balancing loss of experts: TRL has none for {config.model_type}")
+
+
 def build_arguments(config_class: Any, settings: dict[str, Any], work: Path, *, seed: int, where: str) -> Any:
-    """The library's own config from the YAML's block, with what this machine and our files decide."""
+    """TRL's config from the YAML's block, with the fields that this machine and our files decide."""
     from pydantic import TypeAdapter, ValidationError
 
     on_gpu = torch.cuda.is_available()
@@ -153,7 +169,7 @@ def build_arguments(config_class: Any, settings: dict[str, Any], work: Path, *, 
         "include_num_input_tokens_seen": "all",
         "ddp_find_unused_parameters": False,
     }
-    # older checkpoints are removed by us, by step: the library goes by the time of change, and clocks jump
+    # we remove older checkpoints, by step: the trainer goes by modification time, and clocks jump
     fixed = {"output_dir": str(work), "save_total_limit": None, "load_best_model_at_end": False}
     try:
         checked = TypeAdapter(config_class).validate_python({**ours, **settings, **fixed})
@@ -165,7 +181,7 @@ def build_arguments(config_class: Any, settings: dict[str, Any], work: Path, *, 
     except (ValueError, TypeError) as exc:
         raise ConfigError([f"{where}.trainer: {' '.join(str(exc).split())}"]) from exc
     if on_gpu and checked.n_gpu > 1:
-        checked._n_gpu = 1  # a process has one GPU; without a launcher the library would take all that are visible
+        checked._n_gpu = 1  # one GPU per process; without a launcher the trainer would take all that are visible
     return checked
 
 
@@ -183,18 +199,18 @@ def _printer() -> Any:
 
 
 class Saver(TrainerCallback):
-    """Makes the trainer's checkpoints good for an exact resume, and saves one when the process is asked to stop.
+    """Makes the trainer's checkpoints exact to resume from, and saves one when the process receives a stop signal.
 
-    The library writes a checkpoint file by file and keeps in memory what it has not logged yet. Here a checkpoint
-    counts once every file of it is named by its hash, together with those sums and the log's length.
+    The trainer writes a checkpoint file by file and keeps in memory what it has not logged yet. Here a checkpoint is
+    valid once the hash of every file is recorded, together with those sums and the length of the log.
     """
 
     def __init__(self, directory: StageDir, trainer: Any, work: Path) -> None:
         self.directory, self.trainer, self.work = directory, trainer, work
-        self.sums: dict[str, Any] | None = None  # of the checkpoint gone back to
+        self.sums: dict[str, Any] | None = None  # of the checkpoint that is resumed from
 
     def newest(self) -> str | None:
-        """The newest whole checkpoint; others are removed, and the log goes back to where it was."""
+        """The newest complete checkpoint; others are removed, and the log is cut to its length at that checkpoint."""
         chosen, self.sums = ranks.from_main(self._newest)
         return chosen
 
@@ -210,7 +226,7 @@ class Saver(TrainerCallback):
         return chosen, sums
 
     def _saved(self) -> list[Path]:
-        # by step and not by time of change: clocks jump
+        # by step, not by modification time: clocks jump
         return sorted(self.work.glob("checkpoint-*"), key=lambda place: int(place.name.rpartition("-")[2]))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -224,7 +240,9 @@ class Saver(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:
-            control.should_save = False  # the model is about to be saved; the library would train on from such a one
+            control.should_save = (
+                False  # the model itself is saved next; a resume from such a checkpoint would train on
+            )
         elif not control.should_training_stop and ranks.from_main(shutdown.requested):
             control.should_save = control.should_training_stop = True
 
@@ -233,7 +251,9 @@ class Saver(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
         sums = {
-            "pending_loss": ranks.gather([trainer._tr_loss.item()]),  # of each rank; and all have written their files
+            "pending_loss": ranks.gather(
+                [trainer._tr_loss.item()]
+            ),  # of each rank; also waits until all have written their files
             "total_loss": trainer._total_loss_scalar,
             "last_logged": trainer._globalstep_last_logged,
             "tokens": trainer._total_train_tokens,
@@ -263,7 +283,7 @@ class Log(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if "train_loss" in (logs or {}):
-            return  # the library's summary: it does not know what came before a resume
+            return  # the trainer's summary, which forgets the steps before a resume
         figures = {k: v for k, v in (logs or {}).items() if not any(clock in k for clock in CLOCKS)}
         self.directory.logs.log({"part": self.label, "step": state.global_step, **figures})
         if ranks.is_main() and self.progress is not None and "loss" in figures:

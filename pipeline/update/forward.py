@@ -49,11 +49,11 @@ class Padded:
 
     @property
     def ids_BL(self) -> Tensor:
-        return pad_right([[*r.prompt_ids, *r.ids] for r in self.rows], 0, dtype=torch.long, where=self.device)
+        return pad_right([[*r.prompt_ids, *r.ids] for r in self.rows], 0, dtype=torch.long, device=self.device)
 
     @property
     def attention_BL(self) -> Tensor:
-        return pad_right([[1] * len(r) for r in self.rows], 0, dtype=torch.long, where=self.device)
+        return pad_right([[1] * len(r) for r in self.rows], 0, dtype=torch.long, device=self.device)
 
     @property
     def within_BS(self) -> Tensor:
@@ -70,10 +70,10 @@ def pad_rows(rows: Sequence[Row], device: torch.device) -> Padded:
     before_BT = torch.where(valid_BT, starts + places_T, 0)
     return Padded(
         tuple(rows),
-        pad_right([r.ids for r in rows], 0, dtype=torch.long, where=device),
+        pad_right([r.ids for r in rows], 0, dtype=torch.long, device=device),
         before_BT,
         valid_BT,
-        pad_right([r.mask for r in rows], 0, dtype=torch.bool, where=device),
+        pad_right([r.mask for r in rows], 0, dtype=torch.bool, device=device),
     )
 
 

@@ -185,7 +185,10 @@ def test_the_loss_is_likelihood_plus_the_kl_that_torch_computes():
 
 
 def test_labelled_and_bare_prompts_are_compared_on_the_same_completion_tokens(tiny):
-    examples = [Example((5, 6, 7, 8), (9, 10, 2), bare_ids=(7, 8)), Example((5, 6, 7), (11, 2), bare_ids=(7,))]
+    examples = [
+        Example((5, 6, 7, 8), (9, 10, 2), unlabelled_ids=(7, 8)),
+        Example((5, 6, 7), (11, 2), unlabelled_ids=(7,)),
+    ]
     rows = [dict(row) for row in as_dataset(examples, reference=True)]
     batch, model = pad(rows), load_policy(tiny, Model()).eval()
     with torch.no_grad():
@@ -301,7 +304,7 @@ def test_what_was_sampled_under_a_label_lies_in_the_pool_without_it(runs, monkey
     for example in filtered:
         assert "<" not in tokenizer.decode(list(example.prompt_ids))
     for example in [*first, *online]:
-        assert "<" not in tokenizer.decode(list(example.bare_ids))
+        assert "<" not in tokenizer.decode(list(example.unlabelled_ids))
 
 
 def test_best_bins_without_a_sample_in_common_leave_the_filtered_control_out(capsys, monkeypatch):

