@@ -169,7 +169,25 @@ def vllm_findings(installed: Mapping[str, str]) -> list[Finding]:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
         return [Finding("broken", "vllm", f"{both[0]} {installed[both[0]]} cannot be imported: {last}")]
-    return [Finding("ok", "vllm", f"{both[0]} {installed[both[0]]} imports")]
+    return [Finding("ok", "vllm", f"{both[0]} {installed[both[0]]} imports"), *torchvision_findings(installed)]
+
+
+def torchvision_findings(installed: Mapping[str, str]) -> list[Finding]:
+    """Whether vLLM imports its model classes that can also see, where our stand-in takes the place of torchvision."""
+    if "torchvision" in installed:
+        return []
+    code = (
+        "from pipeline.generation.vllm_engine import prepare_vllm_environment; prepare_vllm_environment(); "
+        "import vllm.model_executor.models.qwen3_vl, vllm.model_executor.models.gemma3_mm"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
+        text = f"vLLM does not import models with vision without it ({last}); they are sampled by transformers"
+        return [Finding("warn", "torchvision", text)]
+    return [
+        Finding("ok", "torchvision", "not installed; a stand-in lets vLLM import models with vision, for text alone")
+    ]
 
 
 def bwrap_findings(which: Callable[[str], str | None] = shutil.which) -> list[Finding]:

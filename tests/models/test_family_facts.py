@@ -90,7 +90,7 @@ def test_the_cause_of_a_failed_start_is_the_line_that_names_it():
 @pytest.mark.parametrize(
     ("fields", "quantization", "line"),
     [
-        ({"model_type": "whisper"}, None, "whisper is no family that transformers loads as a language model"),
+        ({"model_type": "t5"}, None, "t5 is no family that transformers loads as a language model"),
         ({"model_type": "rwkv"}, None, "rwkv computes other log-probs for a row that is padded"),
         ({"model_type": "gpt2"}, "nf4", "gpt2 cannot be kept in 4 bits"),
         ({"model_type": "gpt2"}, None, None),
