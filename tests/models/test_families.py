@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipeline.config.schema import Model, Prompts
-from pipeline.data import prompts
+from pipeline.data import encoding
 from pipeline.models import adapters, models, saved_check, weights
 from pipeline.models.saved_check import outputs
 from tests import family_runs
@@ -32,8 +32,8 @@ def family(request, tmp_path_factory):
 def rendered(path, source):
     tokenizer = models.load_tokenizer(str(path), Model())
     ends = models.end_ids(tokenizer, models.load_policy(str(path), Model()))
-    ids = prompts.render_ids(ROW, source, tokenizer)
-    return tokenizer, ids, prompts.completion_ids(ROW, source, tokenizer, ids, ends=ends), ends
+    ids = encoding.render_ids(ROW, source, tokenizer)
+    return tokenizer, ids, encoding.completion_ids(ROW, source, tokenizer, ids, ends=ends), ends
 
 
 def test_a_turn_is_trained_to_end_with_the_templates_own_end_and_begins_with_one_bos(family):
