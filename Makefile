@@ -8,6 +8,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/installed.json
 DEMO := configs/demo/pipeline.yaml
+REAL := configs/real/pipeline.yaml
 
 CONFIG ?=
 RUN ?=
@@ -19,6 +20,7 @@ NAME :=
 OTHER :=
 DIR :=
 UPGRADE :=
+MODEL :=
 
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export DO_NOT_TRACK ?= 1
@@ -51,6 +53,10 @@ $(call needs,NAME,verifier,NAME=my_task)
 
 demo: $(STAMP) ## run the whole chain on a tiny embedded model; writes runs/demo/ and its report
 	HF_HUB_OFFLINE=1 $(PY) -m pipeline run $(DEMO) $(SET)
+
+demo-real: $(STAMP) ## the same chain on a real pretrained model, fetched once; MODEL=path-or-Hub-id takes another
+	model="$(MODEL)"; [ -n "$$model" ] || model=$$($(PY) -m benchmarks.real_model fetch) && \
+	$(PY) -m pipeline run $(REAL) model.path="$$model" $(SET)
 
 test: $(STAMP) ## run the tests; ARGS="-k name" chooses
 	HF_HUB_OFFLINE=1 $(PY) -m pytest -q --durations=15 -m "not long" $(ARGS)
@@ -164,5 +170,5 @@ $(PY):
 $(STAMP): $(wildcard requirements/*.txt) requirements/install.py pyproject.toml | $(PY)
 	@$(PY) requirements/install.py $(addprefix --flavour=,$(FLAVOUR))
 
-.PHONY: demo test test-long check help $(OF_CONFIG) $(OF_RUN) recipe diff \
+.PHONY: demo demo-real test test-long check help $(OF_CONFIG) $(OF_RUN) recipe diff \
   verifier check-verifiers bench gpu-check chaos install doctor fmt lint types lock clean
