@@ -120,6 +120,8 @@ class Sampling:
     """Penalty on tokens that occurred before; 1 is none."""
     max_tokens: Positive = 256
     """Most tokens of one completion."""
+    stop: list[Annotated[str, Field(min_length=1)]] = field(default_factory=list)
+    """Strings that end a completion, such as </answer>; the tokens up to and including one are kept and trained on."""
 
 
 @dataclass(slots=True)

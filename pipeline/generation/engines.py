@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 
@@ -19,6 +20,7 @@ from pipeline.generation.vllm_engine import VllmGenerator, preload_vllm
 from pipeline.generation.vllm_server import ServedGenerator
 from pipeline.models import families
 from pipeline.models.models import architecture_key, load_policy, named_weights
+from pipeline.models.precision import precision_of
 
 _open: dict[tuple[str, ...], Generator] = {}
 _owner: dict[tuple[str, ...], object] = {}  # whose weights each open engine has
@@ -47,6 +49,8 @@ def open_generator(
     owner: who asks; an engine that was last given to the same one is left as it is. weights: those to hold instead.
     Raises ConfigError where the named backend cannot be had.
     """
+    # `auto` is one precision here: an engine would read it in its own way
+    model = replace(model, dtype=str(precision_of(model_dir, model)).removeprefix("torch."))
     backend = backend_for(model_dir, model, generate)
     key = (backend, architecture_key(model_dir, model), repr(generate), repr(model), str(max_model_len))
     known = _open.get(key)

@@ -23,6 +23,7 @@ from pipeline.config.load import ConfigError
 from pipeline.config.schema import Sampling
 from pipeline.data.completion_text import completion_texts
 from pipeline.generation.generator import Generator, Request, Sample
+from pipeline.generation.stop_strings import sample_until_stop
 from pipeline.records import Prompt, Rollout, Scored, Status
 from pipeline.seeds import derive
 
@@ -112,7 +113,7 @@ def play(
             Request(one.prompt_ids, derive(*key, first + place // samples, one.sample, turn), sampling.max_tokens)
             for place, one in live
         ]
-        drawn = generator.sample(requests, sampling, ends)
+        drawn = sample_until_stop(generator, requests, sampling, ends, tokenizer)
         texts = completion_texts(tokenizer, [d.ids for d in drawn], [one.prompt_ids for _, one in live])
         for (_, one), sample, text in zip(live, drawn, texts, strict=True):
             _advance(one, sample, text, memory, read)

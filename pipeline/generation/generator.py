@@ -8,60 +8,23 @@ it. Weights are pushed after every update, and a canary (pipeline/update/canary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from pipeline.config.schema import Sampling
 from pipeline.data.completion_text import completion_text, completion_texts
+from pipeline.generation.generator_types import Generator as Generator
+from pipeline.generation.generator_types import OnDone as OnDone
+from pipeline.generation.generator_types import Request as Request
+from pipeline.generation.generator_types import Sample as Sample
+from pipeline.generation.stop_strings import sample_until_stop
 from pipeline.models.models import batches_by_tokens, pad_right
 from pipeline.records import Prompt, Rollout
 from pipeline.seeds import derive
 
 LOGITS = 2**26  # numbers of one micro-batch of `sequence_logprobs`: 256 MiB in float32
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    ids: tuple[int, ...]
-    seed: int
-    max_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """ids: sampled ids with the end token where one came. logprobs: nats, one per id."""
-
-    ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    finished: bool
-
-
-OnDone = Callable[[int, Sample], None]
-
-
-class Generator(Protocol):
-    @property
-    def name(self) -> str:
-        """`vllm` or `transformers`."""
-        ...
-
-    def sample(
-        self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int], on_done: OnDone | None = None
-    ) -> list[Sample]:
-        """One sample a request, in order. on_done is told (place, sample) of each as soon as it is drawn; a generator
-        that dies and is opened again tells some twice."""
-        ...
-
-    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Log-prob of every id but the first, at temperature 1, as this generator computes it."""
-        ...
-
-    def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Take these weights. Names are a checkpoint's, the tied head's included."""
-        ...
 
 
 def rollouts(
@@ -76,27 +39,29 @@ def rollouts(
     first: int = 0,
     on_done: Callable[[int, Rollout], None] | None = None,
 ) -> list[Rollout]:
-    """`samples` rollouts of each prompt, prompt-major. The seed of each is a function of (key, place, sample).
+    """`samples` rollouts of each prompt, prompt-major. The seed of each is a function of (key, index, sample).
 
-    first: the place of the first prompt, where these are a rank's share of more. on_done: told (number, rollout) of
+    first: the index of the first prompt, where these are a rank's share of more. on_done: gets (number, rollout) of
     each as soon as it is drawn, in any order and of some twice.
     """
     requests = [
-        Request(prompt.ids, derive(*key, place, sample), sampling.max_tokens)
-        for place, prompt in enumerate(prompts, first)
+        Request(prompt.ids, derive(*key, index, sample), sampling.max_tokens)
+        for index, prompt in enumerate(prompts, first)
         for sample in range(samples)
     ]
 
-    def rollout(i: int, d: Sample, text: str) -> Rollout:
-        return Rollout(prompts[i // samples], i % samples, d.ids, d.logprobs, text, d.finished)
+    def rollout(i: int, s: Sample, text: str) -> Rollout:
+        return Rollout(prompts[i // samples], i % samples, s.ids, s.logprobs, text, s.finished)
 
-    def tell(i: int, d: Sample) -> None:
+    def report(i: int, s: Sample) -> None:
         assert on_done is not None
-        on_done(i, rollout(i, d, completion_text(tokenizer, d.ids, prompts[i // samples].ids)))
+        on_done(i, rollout(i, s, completion_text(tokenizer, s.ids, prompts[i // samples].ids)))
 
-    drawn = generator.sample(requests, sampling, ends, *([] if on_done is None else [tell]))
-    texts = completion_texts(tokenizer, [d.ids for d in drawn], [prompts[i // samples].ids for i in range(len(drawn))])
-    return [rollout(i, d, text) for i, (d, text) in enumerate(zip(drawn, texts, strict=True))]
+    drawn = sample_until_stop(
+        generator, requests, sampling, ends, tokenizer, on_done=None if on_done is None else report
+    )
+    texts = completion_texts(tokenizer, [s.ids for s in drawn], [prompts[i // samples].ids for i in range(len(drawn))])
+    return [rollout(i, s, text) for i, (s, text) in enumerate(zip(drawn, texts, strict=True))]
 
 
 def continuations(
@@ -109,20 +74,20 @@ def continuations(
     tokenizer: Any,
     ends: frozenset[int],
 ) -> list[Rollout]:
-    """For each cut (rollout, at, place): `samples` rollouts that keep its first `at` tokens and are sampled on from
-    there, each up to the same limit. Seeds are a function of (key, place, sample)."""
+    """For each cut (rollout, at, index): `samples` rollouts that keep its first `at` tokens and are sampled on from
+    there, each up to the same limit. Seeds are a function of (key, index, sample)."""
     requests = [
-        Request((*r.prompt.ids, *r.ids[:at]), derive(*key, place, sample), sampling.max_tokens - at)
-        for r, at, place in cuts
+        Request((*r.prompt.ids, *r.ids[:at]), derive(*key, index, sample), sampling.max_tokens - at)
+        for r, at, index in cuts
         for sample in range(samples)
     ]
-    drawn = generator.sample(requests, sampling, ends)
     kept = [(r, at, sample) for r, at, _ in cuts for sample in range(samples)]
-    ids = [(*r.ids[:at], *d.ids) for (r, at, _), d in zip(kept, drawn, strict=True)]
+    drawn = sample_until_stop(generator, requests, sampling, ends, tokenizer, before=[r.ids[:at] for r, at, _ in kept])
+    ids = [(*r.ids[:at], *s.ids) for (r, at, _), s in zip(kept, drawn, strict=True)]
     texts = completion_texts(tokenizer, ids, [r.prompt.ids for r, _, _ in kept])
     return [
-        Rollout(r.prompt, sample, whole, (*r.logprobs[:at], *d.logprobs), text, d.finished)
-        for (r, at, sample), d, whole, text in zip(kept, drawn, ids, texts, strict=True)
+        Rollout(r.prompt, sample, all_ids, (*r.logprobs[:at], *s.logprobs), text, s.finished)
+        for (r, at, sample), s, all_ids, text in zip(kept, drawn, ids, texts, strict=True)
     ]
 
 

@@ -1,4 +1,4 @@
-"""How transformers is made to draw: each row with a seed of its own, from exactly the distribution asked for."""
+"""Per-row seeded sampling for transformers.generate, from exactly the requested distribution."""
 
 from __future__ import annotations
 
@@ -7,35 +7,33 @@ from collections.abc import Sequence
 import torch
 
 from pipeline.config.schema import Sampling
+from pipeline.generation.inverse_cdf import draw, uniforms
 
 
 class SeededSampler:
-    """A logits processor that makes greedy decoding draw a sample: argmax(log p + Gumbel noise) ~ p.
+    """A logits processor that makes greedy decoding draw a sample: the drawn token gets the largest score.
 
-    The noise of a row is its own generator's, so a row's sample does not depend on its neighbours.
-    Source: the Gumbel-max trick (Maddison et al. 2014, arXiv:1411.0030 §2).
+    The number that decides a row's token is from its own generator, so a sample does not depend on its neighbours.
     """
 
     def __init__(self, sampling: Sampling, seeds: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
-        """prompts: each row's own ids, without what pads it: a repetition penalty falls on them too."""
+        """prompts: each row's own ids, without padding: a repetition penalty applies to them too."""
         self.sampling, self.prompts = sampling, prompts
         self.seen_BV: torch.Tensor | None = None
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.logprobs: list[torch.Tensor] = []  # one (B,) a step
+        self.logprobs: list[torch.Tensor] = []  # one (B,) per step
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        logprobs_BV = filtered_logprobs(self._penalised(scores), self.sampling)
-        uniform_BV = torch.stack([torch.rand(scores.shape[-1], generator=g) for g in self.generators]).to(scores.device)
-        noise_BV = -torch.log(-torch.log(uniform_BV.clamp(1e-20, 1 - 1e-7)))
-        noisy_BV = logprobs_BV + noise_BV
-        chosen_B = noisy_BV.argmax(-1, keepdim=True)
-        self.logprobs.append(logprobs_BV.gather(-1, chosen_B)[:, 0].cpu())
+        """scores: (B, V) logits, overwritten. Returns scores whose largest is the drawn token's."""
+        filtered_BV = filtered_logits(self._penalized(scores), self.sampling)
+        ids_B, logprobs_B = draw(filtered_BV, uniforms(self.generators).to(scores.device))
+        self.logprobs.append(logprobs_B.cpu())
         if self.seen_BV is not None:
-            self.seen_BV.scatter_(-1, chosen_B, True)
-        return noisy_BV
+            self.seen_BV.scatter_(-1, ids_B[:, None], True)
+        return scores.scatter_(-1, ids_B[:, None], torch.inf)
 
-    def _penalised(self, scores_BV: torch.Tensor) -> torch.Tensor:
-        """Tokens of the row's prompt and answer made less likely. Source: CTRL, arXiv:1909.05858 §4.1."""
+    def _penalized(self, scores_BV: torch.Tensor) -> torch.Tensor:
+        """Makes tokens of the row's prompt and answer less likely. Source: CTRL, arXiv:1909.05858 §4.1."""
         penalty = self.sampling.repetition_penalty
         if penalty == 1.0:
             return scores_BV
@@ -48,12 +46,15 @@ class SeededSampler:
         )
 
 
-def filtered_logprobs(logits_BV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """(B, V) log-probs of the distribution that is sampled from: temperature, then min-p, top-k, top-p; float32.
+def filtered_logits(logits_BV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """(B, V) float32 logits of the distribution that is sampled from: temperature, then min-p, top-k, top-p; -inf where
+    a filter removed a token.
 
-    In vLLM's order: what min-p takes away counts in the shares that top-p sums.
+    In vLLM's order: top-p sums the shares of what min-p and top-k have left.
     """
-    logits = logits_BV.float() / sampling.temperature
+    logits = logits_BV.float()
+    if sampling.temperature != 1:
+        logits = logits / sampling.temperature
     if sampling.min_p > 0:
         probs = logits.softmax(-1)
         logits = logits.masked_fill(probs < sampling.min_p * probs.max(-1, keepdim=True).values, -torch.inf)
@@ -63,9 +64,6 @@ def filtered_logprobs(logits_BV: torch.Tensor, sampling: Sampling) -> torch.Tens
     if sampling.top_p < 1:
         ordered, order = logits.sort(descending=True, dim=-1)
         before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-        cut = before >= sampling.top_p  # the token that crosses top_p stays
-        logits = logits.masked_fill(torch.zeros_like(cut).scatter(-1, order, cut), -torch.inf)
-    return logits.log_softmax(-1)
-
-
-__all__ = ["SeededSampler", "filtered_logprobs"]
+        beyond = before >= sampling.top_p  # the token that crosses top_p stays
+        logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
+    return logits

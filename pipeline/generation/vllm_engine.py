@@ -15,6 +15,7 @@ import torch
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Generate, Model, Sampling
 from pipeline.distributed import ranks
+from pipeline.generation import vllm_sampler
 from pipeline.generation.generator import OnDone, Request, Sample
 from pipeline.models import families
 
@@ -92,6 +93,9 @@ class VllmGenerator:
         with _classes_kept():
             self.llm = LLM(model_dir, **options)
         self.modules = self.llm.apply_model(_module_names)[0]
+        slow = next(filter(None, self.llm.collective_rpc(vllm_sampler.install)), "")
+        if slow:
+            print(f"generator: this vLLM draws seeded requests one after the other ({slow}); sampling is slower")
         self.sleeps, self.asleep = bool(options.get("enable_sleep_mode")), False
 
     def sample(

@@ -22,7 +22,7 @@ from pipeline.generation.generator import (
 )
 from pipeline.generation.guidance import Guided
 from pipeline.generation.hf_engine import TransformersGenerator
-from pipeline.generation.seeded_sampler import filtered_logprobs
+from pipeline.generation.seeded_sampler import filtered_logits
 from pipeline.generation.vllm_engine import VllmGenerator, once_where_tied
 from pipeline.models import adapters, models
 from pipeline.models.models import named_weights
@@ -218,7 +218,7 @@ LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
     ],
 )
 def test_filters_keep_the_likeliest_tokens_and_renormalise(sampling, kept):
-    got = filtered_logprobs(LOGITS, sampling)[0]
+    got = filtered_logits(LOGITS, sampling)[0].log_softmax(-1)
     weights = (LOGITS[0].double() / sampling.temperature).exp()
     expected = torch.full((4,), -math.inf, dtype=torch.float64)
     expected[kept] = (weights[kept] / weights[kept].sum()).log()
@@ -228,7 +228,7 @@ def test_filters_keep_the_likeliest_tokens_and_renormalise(sampling, kept):
 def test_min_p_is_taken_before_top_p_as_vllm_does():
     """By hand: of .5 .2 .1 and twenty of .01, min-p keeps three (of .8 in all), and .5 + .2 is .875 of these."""
     logits = torch.tensor([[0.5, 0.2, 0.1, *[0.01] * 20]]).log()
-    kept = filtered_logprobs(logits, Sampling(top_p=0.85, min_p=0.1))[0].exp()
+    kept = filtered_logits(logits, Sampling(top_p=0.85, min_p=0.1))[0].softmax(-1)
     torch.testing.assert_close(kept[:3], torch.tensor([5 / 7, 2 / 7, 0.0]))
 
 
