@@ -15,6 +15,7 @@ from pipeline.config.load import ConfigError
 from pipeline.config.schema import Model, Tiny
 from pipeline.distributed import ranks, sharding
 from pipeline.models import adapters, families, model_dir, saved_check, weights
+from pipeline.models.precision import precision_of as precision_of
 from pipeline.models.weights import named_weights as named_weights
 from pipeline.seeds import seed_everything
 
@@ -78,22 +79,6 @@ def load_tokenizer(path: str, model: Model) -> Any:
     return tokenizer
 
 
-def torch_dtype(name: str) -> Any:
-    return "auto" if name == "auto" else getattr(torch, name)
-
-
-def precision_of(path: str, model: Model) -> torch.dtype:
-    """The dtype in which the weights at a path, or of a Hub id, are loaded."""
-    from transformers import PreTrainedConfig
-
-    if model.dtype != "auto":
-        return getattr(torch, model.dtype)
-    fields, _ = PreTrainedConfig.get_config_dict(path)
-    text = fields.get("text_config", {})
-    names = [config.get(key) for config in (fields, text) for key in ("dtype", "torch_dtype")]
-    return getattr(torch, next((str(name) for name in names if name), "float32"))
-
-
 def load_policy(path: str, model: Model, *, adapted: bool = False) -> Any:
     """A causal language model with every dropout off: the log-probs of RL must be a function of the weights.
 
@@ -146,7 +131,7 @@ def _load(kind: Any, path: str, model: Model, *, adapted: bool, **more: Any) -> 
         more |= {"quantization_config": in_4_bits(model), "device_map": {"": device()}}
     attn = families.attention(families.read_config(path), model.attn)
     loaded = kind.from_pretrained(
-        path, dtype=torch_dtype(model.dtype), attn_implementation=attn,
+        path, dtype=precision_of(path, model), attn_implementation=attn,
         trust_remote_code=model.trust_remote_code, **more,
     )  # fmt: skip
     for module in loaded.modules():
@@ -161,7 +146,7 @@ def in_4_bits(model: Model) -> Any:
 
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type=model.quantization, bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if model.dtype == "auto" else torch_dtype(model.dtype),
+        bnb_4bit_compute_dtype=torch.bfloat16 if model.dtype == "auto" else getattr(torch, model.dtype),
         llm_int8_skip_modules=["lm_head", "embed_out", "score"],
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ from pipeline.config.load import ConfigError
 from pipeline.config.schema import trains_adapter
 from pipeline.distributed import ranks, sharding
 from pipeline.models import adapters, models
+from pipeline.models.precision import multiplies_bfloat16
 from pipeline.run import console, shutdown
 from pipeline.run.checkpoints import KEPT_CHECKPOINTS
 from pipeline.run.files import copy_tree, dump_json
@@ -55,7 +56,7 @@ def train_with(
     precision = models.precision_of(start, ctx.cfg.model)
     if precision == torch.float16 and not trains_adapter(ctx.block):
         raise ConfigError([f"{ctx.cfg.path}: model.dtype: float16 gradients overflow in {ctx.name}; use bfloat16"])
-    settings = {"bf16": torch.cuda.is_available() and precision == torch.bfloat16, **settings}
+    settings = {"bf16": multiplies_bfloat16() and precision == torch.bfloat16, **settings}
 
     def make(beside: Path) -> None:
         figures = _train(ctx, trainer_class, config_class, load_model, arguments, settings, beside / "model", key)
@@ -160,7 +161,7 @@ def build_arguments(config_class: Any, settings: dict[str, Any], work: Path, *, 
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": not on_gpu,
-        "bf16": on_gpu and settings.get("bf16", False),
+        "bf16": multiplies_bfloat16() and settings.get("bf16", False),
         "save_strategy": "steps",
         "save_steps": SAVE_STEPS,
         "logging_steps": 10,

@@ -1,0 +1,59 @@
+"""The precision a model is loaded, sampled and multiplied in: one answer, for the trainer and for its generator."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.config.schema import Model
+
+LARGE = 50_000_000  # parameters; smaller models gain nothing from bfloat16 on a CPU
+
+
+def precision_of(path: str, model: Model) -> torch.dtype:
+    """What the weights at a path, or of a Hub id, are loaded in.
+
+    `auto`: bfloat16 for a large model where the machine multiplies it several times as fast as float32; else what the
+    checkpoint is saved in.
+    """
+    if model.dtype != "auto":
+        return getattr(torch, model.dtype)
+    if multiplies_bfloat16() and parameters_at(path) > LARGE:
+        return torch.bfloat16
+    return saved_precision(path)
+
+
+def saved_precision(path: str) -> torch.dtype:
+    """What the config of a checkpoint names; float32 where it names nothing."""
+    from transformers import PreTrainedConfig
+
+    config, _ = PreTrainedConfig.get_config_dict(path)
+    names = [part.get(key) for part in (config, config.get("text_config", {})) for key in ("dtype", "torch_dtype")]
+    return getattr(torch, next((str(name) for name in names if name), "float32"))
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Whether this machine's matrix products are much faster in bfloat16: a GPU from Ampere on, AMX or AVX512-BF16."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    named: Any = torch.cpu
+    return any(
+        getattr(named, name, bool)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    )  # torch has no public name for them; without these names: no
+
+
+def parameters_at(path: str) -> int:
+    """Parameters in the safetensors files of a directory, from their headers; 0 where there are none."""
+    return sum(_parameters_in(file) for file in Path(path).glob("*.safetensors"))
+
+
+def _parameters_in(file: Path) -> int:
+    with file.open("rb") as opened:
+        header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
