@@ -14,6 +14,7 @@ and may define
                                                          known of the tasks, where that decides it
     gold_fault(task) -> str | None                       why no answer can ever pass this task: an unusable gold
     DEADLINE_S = 1.0                                     the longest one verdict may take
+    WHOLE_TEXT = True                                    no final answer is read: the text as a whole is judged
     class Environment                                    where an answer takes several turns, with
         reset(task) -> prompt                                the first thing the model reads
         step(action) -> (observation, reward, done)          what it reads next, and what its answer earned

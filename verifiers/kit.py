@@ -1,10 +1,12 @@
-"""The conformance kit: holds a verifier against its own examples, their mutations and a hostile set.
+"""The conformance kit: checks a verifier against its own examples, their mutations and a hostile set.
 
-A verifier conforms when every right example passes, nothing else does, no completion makes it break, its verdicts are
-the same twice, in any order and in threads, none is late, and it does not hoard memory. What is counted:
+A verifier conforms when every right example passes, nothing else does, no completion makes it break, it reads one
+answer and not any answer in the text, its verdicts are the same twice, in any order and in threads, none is late, and
+memory does not grow. What is counted:
 
-    accept    right completions refused by mistake, over those tried: examples, generated rows, right mutations
-    refuse    wrong completions accepted by mistake, over those tried: examples, near misses, empties, hostile text
+    right refused     right completions refused by mistake, over those tried: examples, generated rows, right mutations
+    wrong accepted    wrong completions accepted by mistake, over those tried: examples, near misses, empties, lists of
+                      candidate answers, questions that mention the answer, hostile text
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ GENERATED_ROWS = 50
 MUTATIONS_PER_EXAMPLE = 20
 MEMORY_LIMIT_MB = 50.0
 THROUGHPUT_S = 0.5
+JOINED_RIGHTS, JOINED_WRONGS = 6, 6  # right completions, and the wrong ones each is joined with
+MAX_JOINED_CHARS = 5000
 PAGE_BYTES = resource.getpagesize()
 
 HOSTILE = (
@@ -55,6 +59,14 @@ HOSTILE = (
 )
 
 
+CANDIDATES = (
+    " ".join(map(str, range(-10, 301))),
+    ", ".join("ABCDEFGHIJKLMNOPQRSTUVWXYZ"),
+    "yes no true false",
+    "\n".join(f"The answer is {n}." for n in range(101)) + "\nThe answer is one of these.",
+)
+
+
 @dataclass(slots=True)
 class Report:
     """What the kit found about one verifier."""
@@ -81,7 +93,7 @@ def resident_mb() -> float:
 
 
 def cases(verifier: Verifier, seed: int = 0) -> list[Example]:
-    """Every example, generated row, mutation and hostile text the verifier is held against."""
+    """Every example, generated row, mutation and hostile text the verifier is checked with."""
     found = list(verifier.examples)
     if verifier.generate is not None:
         for row in islice(verifier.generate(GENERATED_ROWS, seed), GENERATED_ROWS):
@@ -93,13 +105,40 @@ def cases(verifier: Verifier, seed: int = 0) -> list[Example]:
     for i, example in enumerate(rights):
         found += _mutations(verifier, example, random.Random(f"{seed} {i}"))
     own = [example for example in verifier.examples if example.kind == "right"]
-    for text in HOSTILE:
+    candidates = () if judges_whole_text(verifier) else CANDIDATES
+    for text in (*HOSTILE, *candidates):
         found += [Example("hostile", text, e.task) for e in own[:3] if text.strip() != e.completion.strip()]
+    for example in own if candidates else ():
+        found += [Example("hostile", text, example.task) for text in _mentions(example)]
     return found
 
 
+def judges_whole_text(verifier: Verifier) -> bool:
+    """Whether the module says that it reads no final answer but judges the text as a whole."""
+    return bool(getattr(verifier.module, "WHOLE_TEXT", False))
+
+
+def _mentions(example: Example) -> Iterator[str]:
+    """The answer among other candidates where it stood alone, and in a question that says it without answering.
+
+    The answer is a field of the task that the right completion holds once: `gold`, `expected`, `target`.
+    """
+    for name, value in example.task.items():
+        text = str(value)
+        if name == "prompt" or isinstance(value, bool) or not isinstance(value, int | str) or not text.strip():
+            continue
+        if example.completion.count(text) != 1 or len(text) > 100:
+            continue
+        yield f"You ask whether it could be {text}, or something else. I cannot tell."
+        if text.lstrip("-").isdecimal():
+            yield example.completion.replace(text, f"{int(text) - 1}, {text}, {int(text) + 1}")
+        elif len(text) == 1 and text.isalpha():
+            others = [letter for letter in "ABCDE" if letter != text.upper()]
+            yield example.completion.replace(text, ", ".join([text, *others]))
+
+
 def _mutations(verifier: Verifier, example: Example, rng: random.Random) -> Iterator[Example]:
-    """Without `mutate` of its own a verifier is held against what fits any: nothing, the prompt, half the answer."""
+    """Without `mutate` of its own a verifier is checked with what fits any: nothing, the prompt, half the answer."""
     for blank in ("", " ", "\n\t\n"):
         yield Example("malformed", blank, example.task)
     if isinstance(prompt := example.task.get("prompt"), str):
@@ -129,6 +168,7 @@ def check(verifier: Verifier, *, seed: int = 0) -> Report:
     first = [_timed(verifier, row, report) for row in rows]
     for row, verdict in zip(rows, first, strict=True):
         _judge(row, verdict, report)
+    _check_one_answer(verifier, rows, first, report)
     _check_repeatable(verifier, rows, first, report)
     _check_cost(verifier, report)
     return report
@@ -147,7 +187,7 @@ def _timed(verifier: Verifier, row: Example, report: Report) -> Verdict:
 
 
 def _queued_s() -> float:
-    """How long this thread has waited for a CPU: a busy machine is no fault of the verifier."""
+    """Seconds this thread has waited for a CPU: a busy machine is no fault of the verifier."""
     try:
         return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
     except (OSError, IndexError):  # a kernel without it
@@ -155,7 +195,7 @@ def _queued_s() -> float:
 
 
 def _slowdown() -> float:
-    """How much longer work takes than its CPU time just now, for what a verifier does in other processes."""
+    """Wall time over CPU time just now (1 or more), for what a verifier does in other processes."""
     started, spent = time.monotonic(), time.thread_time()
     while time.thread_time() - spent < 0.05:
         pass
@@ -179,6 +219,40 @@ def _judge(row: Example, verdict: Verdict, report: Report) -> None:
             report.faults.append(f"accepts {_shown(row)}")
 
 
+def _check_one_answer(verifier: Verifier, rows: Sequence[Example], first: Sequence[Verdict], report: Report) -> None:
+    """A verifier may read the first answer or the last, but not whichever is right.
+
+    Each right completion is joined with wrong ones of its task, line after line: if with every one of them both orders
+    pass, or the right one between two wrong ones, no single answer is read. A module that judges a property of the
+    whole text, such as its length, sets WHOLE_TEXT = True.
+    """
+    if judges_whole_text(verifier):
+        return
+    for right, wrongs in _to_join(rows, first):
+        accepted = []
+        for wrong in wrongs:
+            orders = ((right, wrong), (wrong, right), (wrong, right, wrong))
+            texts = ["\n".join(row.completion for row in order) for order in orders]
+            one, two, between = (v.status == "pass" for v in verifier.grade(texts, [right.task] * 3))
+            accepted.append((one and two) or between)
+        report.wrongs += 1
+        if all(accepted):
+            report.false_accepts += 1
+            report.faults.append(f"accepts a right answer joined with a wrong one in either order: {_shown(right)}")
+
+
+def _to_join(rows: Sequence[Example], first: Sequence[Verdict]) -> list[tuple[Example, list[Example]]]:
+    """Right completions, each with wrong ones of its task; only those that were judged so, and none that is long."""
+    by_task: dict[str, tuple[list[Example], list[Example]]] = {}
+    for row, verdict in zip(rows, first, strict=True):
+        judged = (row.kind, verdict.status) in (("right", "pass"), ("wrong", "fail"))
+        if judged and len(row.completion) < MAX_JOINED_CHARS:
+            task = json.dumps(dict(row.task), sort_keys=True, default=repr)
+            by_task.setdefault(task, ([], []))[row.kind == "wrong"].append(row)
+    joined = [(right, wrongs[:JOINED_WRONGS]) for rights, wrongs in by_task.values() if wrongs for right in rights[:1]]
+    return joined[:JOINED_RIGHTS]
+
+
 def _check_repeatable(verifier: Verifier, rows: Sequence[Example], first: Sequence[Verdict], report: Report) -> None:
     """The same verdicts again: in another order, in threads, and as one batch."""
     order = random.Random(1).sample(range(len(rows)), len(rows))
@@ -193,7 +267,7 @@ def _check_repeatable(verifier: Verifier, rows: Sequence[Example], first: Sequen
 
 
 def _check_cost(verifier: Verifier, report: Report) -> None:
-    """Verdicts a second on the verifier's own right and wrong examples, and what memory they leave behind."""
+    """Verdicts per second on the verifier's own right and wrong examples, and how much memory grows by them."""
     own = [e for e in verifier.examples if e.kind in ("right", "wrong")] or list(verifier.examples)
     if not own:
         return
@@ -216,7 +290,7 @@ def _shown(row: Example) -> str:
 
 def table(reports: Sequence[Report]) -> str:
     """The reports as text, one line each."""
-    header = ("verifier", "right refused", "wrong accepted", "slowest", "a second", "memory", "")
+    header = ("verifier", "right refused", "wrong accepted", "slowest", "per second", "memory", "")
     lines = [header]
     for r in reports:
         if r.skipped:
@@ -234,7 +308,7 @@ def table(reports: Sequence[Report]) -> str:
 
 
 def check_all(names: Sequence[str], directories: Sequence[str | Path]) -> int:
-    """Check each verifier and print the table; 2 when one does not conform. A skipped one says why, and is no fault."""
+    """Check each verifier and print the table. Returns 2 if one does not conform; a skipped one names its reason."""
     reports = [check(load(name, directories)) for name in names]
     print(table(reports))
     for report in reports:

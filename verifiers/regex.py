@@ -14,6 +14,7 @@ from verifiers import Example, Verdict, after_thinking, failed, malformed, passe
 
 TIMEOUT_S = 0.3
 MAX_CHARS = 200_000
+WHOLE_TEXT = True  # a pattern may be searched for anywhere, if the task says so
 # by name: within this file `regex` is this module where the directory itself is on the path
 _regex = importlib.import_module("regex")
 

@@ -1,4 +1,4 @@
-"""The command line grades in order, holds a window and not the file, and says one line where the input is wrong;
+"""The command line grades in order, holds a window and not the file, and reports one line if the input is wrong;
 the kit catches each kind of bad verifier."""
 
 from __future__ import annotations
@@ -180,6 +180,57 @@ def test_the_kit_catches(body: str, fault: str | None, tmp_path: Path, monkeypat
     assert report.conforms == (fault is None), report.faults
     assert fault is None or any(fault in line for line in report.faults), report.faults
     assert fault is None or "FAULTS" in kit.table([report])
+
+
+ANYWHERE = {
+    "substring": "task['want'] in completion",
+    "any line": "task['want'] in completion.splitlines()",
+    "any word": "task['want'] in completion.split()",
+    "first or last line": "task['want'] in (completion.splitlines()[0], completion.splitlines()[-1])",
+    "the last line names it": "lines[-1].startswith('Answer:') and task['want'] in lines[-1]",
+}
+ONE_ANSWER = """
+EXAMPLES = (
+    Example("right", "Six times seven.\\nAnswer: 42", {"want": "Answer: 42"}),
+    Example("wrong", "Six times eight.\\nAnswer: 48", {"want": "Answer: 42"}),
+    Example("malformed", "", {"want": "Answer: 42"}),
+    Example("hostile", "\\x00", {"want": "Answer: 42"}),
+)
+"""
+
+
+def one_line(examples: str) -> str:
+    return examples.replace("Six times seven.\\n", "").replace("Six times eight.\\n", "")
+
+
+@pytest.mark.parametrize("rule", ANYWHERE)
+def test_the_kit_catches_a_verifier_that_takes_the_answer_from_anywhere(rule: str, tmp_path: Path) -> None:
+    examples = ONE_ANSWER if rule.endswith("line") else ONE_ANSWER.replace('"Answer: 42"}', '"42"}')
+    if rule == "first or last line":
+        examples = one_line(examples)
+    body = "    lines = completion.splitlines()\n    if not completion.strip(): return malformed()\n"
+    body += f"    return passed() if {ANYWHERE[rule]} else failed()\n"
+    (tmp_path / "anywhere.py").write_text(f"{HEAD}def verify(completion, task):\n{body}{examples}")
+    report = kit.check(verifiers.load("anywhere", [tmp_path]))
+    found = [fault for fault in report.faults if "joined" in fault or "hostile" in fault]
+    assert found and report.false_accepts, report.faults
+
+
+@pytest.mark.parametrize("line", [0, -1])
+def test_the_kit_lets_a_verifier_read_the_first_or_the_last_answer(line: int, tmp_path: Path) -> None:
+    body = "    if not completion.strip(): return malformed()\n    lines = completion.strip().splitlines()\n"
+    body += f"    return passed() if lines[{line}] == task['want'] else failed()\n"
+    examples = ONE_ANSWER if line else one_line(ONE_ANSWER)
+    (tmp_path / "one_line.py").write_text(f"{HEAD}def verify(completion, task):\n{body}{examples}")
+    assert kit.check(verifiers.load("one_line", [tmp_path])).faults == []
+
+
+def test_a_verifier_of_the_whole_text_says_so(tmp_path: Path) -> None:
+    body = (
+        "    return malformed() if not completion.strip() else passed() if 'fine answer' in completion else failed()\n"
+    )
+    write_verifier(tmp_path, "whole", body + "\nWHOLE_TEXT = True\n")
+    assert kit.check(verifiers.load("whole", [tmp_path])).faults == []
 
 
 def test_an_unavailable_verifier_is_skipped_with_its_reason(tmp_path: Path) -> None:
