@@ -1,6 +1,6 @@
-"""Messages -> token ids through a model's chat template, with every way in which that fails told in one line.
+"""Messages -> token ids through a model's chat template, with every failure reported in one line.
 
-What people's rows hold is brought to what templates read: content as text, arguments of tool calls as objects, no
+Rows are normalised to what templates read: content as text, arguments of tool calls as objects, no
 empty keys. Templates differ in how they fail otherwise: content as a list of parts is dropped by one, printed as
 Python by another; `tool_calls: []` raises in two of them; `tools: []` asks for a call of no tool.
 """
@@ -88,7 +88,7 @@ def text_of(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def template_kwargs(tokenizer: Any, given: Mapping[str, Any]) -> Row:
-    """Arguments of every rendering. A run that goes on another day has the same prompts."""
+    """Arguments of every rendering. A run that is resumed on another day has the same prompts."""
     out = dict(given)
     if "strftime_now" in str(tokenizer.chat_template):
         out.setdefault("strftime_now", TODAY.strftime)
@@ -178,8 +178,8 @@ def writes_text(tokenizer: Any, kwargs: Mapping[str, Any]) -> bool:
     key = f"text {tokenizer.chat_template}"
     if key not in _writes:
         try:
-            asked = [{"role": "user", "content": "xyzzy"}]
-            _writes[key] = "xyzzy" in str(tokenizer.apply_chat_template(asked, **{**kwargs, "tokenize": False}))
+            question = [{"role": "user", "content": "xyzzy"}]
+            _writes[key] = "xyzzy" in str(tokenizer.apply_chat_template(question, **{**kwargs, "tokenize": False}))
         except Exception:  # it wants more than a question: the rows themselves will show it
             _writes[key] = True
     return _writes[key]
@@ -189,10 +189,10 @@ def writes_tools(tokenizer: Any, kwargs: Mapping[str, Any]) -> bool:
     """Whether the template's text differs where tools are given; True where it cannot be tried."""
     template = str(tokenizer.chat_template)
     if template not in _writes:
-        asked = [{"role": "user", "content": "x"}]
+        question = [{"role": "user", "content": "x"}]
         how = {**kwargs, "tokenize": False}
         try:
-            with_tools, without = (tokenizer.apply_chat_template(asked, tools=t, **how) for t in ([PROBE], None))
+            with_tools, without = (tokenizer.apply_chat_template(question, tools=t, **how) for t in ([PROBE], None))
             _writes[template] = bool(with_tools != without)
         except Exception:  # a template of another kind: the rows themselves will show it
             _writes[template] = True

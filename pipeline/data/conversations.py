@@ -48,9 +48,9 @@ class Conversation:
 class Renderer:
     """A tokenizer with the arguments of every rendering."""
 
-    def __init__(self, tokenizer: Any, source: Prompts, ends: Collection[int] = ()) -> None:
+    def __init__(self, tokenizer: Any, source: Prompts, stop_token_ids: Collection[int] = ()) -> None:
         self.tokenizer, self.kwargs = tokenizer, source.chat_kwargs
-        self.ends = frozenset(ends) or frozenset({tokenizer.eos_token_id})
+        self.stop_token_ids = frozenset(stop_token_ids) or frozenset({tokenizer.eos_token_id})
         self.left_out = Counter[str]()
 
     def prompt(self, messages: Sequence[Message], tools: list[Row] | None) -> list[int]:
@@ -73,12 +73,12 @@ class Renderer:
         def text(messages: Sequence[Message], answer: bool = False) -> str:
             return chat_template.render_text(self.tokenizer, messages, kwargs=self.kwargs, tools=tools, answer=answer)
 
-        *asked, last = messages
-        prompt, before = text(asked, True), text(asked)
+        *history, last = messages
+        prompt, before = text(history, True), text(history)
         opener = prompt.removeprefix(before) if prompt.startswith(before) else ""
         opened, closed = OPENED.search(opener), CLOSED.search(opener)
         for turn in answer_forms(last, opened, closed):
-            full = text([*asked, turn])
+            full = text([*history, turn])
             twice = opened and BEGINS_WITH_THOUGHT.search(full[len(prompt) :])
             if full.startswith(prompt) and not twice:
                 self.left_out["thoughts that the prompt's empty thinking block has no room for"] += (
@@ -100,7 +100,7 @@ class Renderer:
 
     def ended(self, ids: list[int]) -> list[int]:
         """Up to the last end token, which is never followed by anything when sampled; EOS is added where none is."""
-        last = max((i for i, token in enumerate(ids) if token in self.ends), default=None)
+        last = max((i for i, token in enumerate(ids) if token in self.stop_token_ids), default=None)
         return [*ids, self.tokenizer.eos_token_id] if last is None else ids[: last + 1]
 
 

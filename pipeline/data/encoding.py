@@ -43,7 +43,7 @@ def completion_ids(
     tokenizer: Any,
     prompt_ids: Sequence[int],
     *,
-    ends: frozenset[int],
+    stop_token_ids: frozenset[int],
     number: int = 0,
 ) -> list[int]:
     """Completion token ids after the prompt's, which end with an end token: the template's of a turn, else EOS.
@@ -55,10 +55,10 @@ def completion_ids(
     if not in_chat(row, source, number):
         text = value if isinstance(value, str) else "".join(turn["content"] for turn in value)
         ids = list(tokenizer(text, add_special_tokens=False).input_ids)
-        return ids if ids and ids[-1] in ends else [*ids, tokenizer.eos_token_id]
+        return ids if ids and ids[-1] in stop_token_ids else [*ids, tokenizer.eos_token_id]
     try:
         chat = conversations.conversation(row, source, prompt_value(row, source, number, "prompts"), value)
-        renderer = Renderer(tokenizer, source, ends)
+        renderer = Renderer(tokenizer, source, stop_token_ids)
         if isinstance(value, str) or len(value) == 1:
             return renderer.answer(chat.messages, chat.tools, prompt_ids)
         full = chat_template.render(tokenizer, chat.messages, kwargs=source.chat_kwargs, tools=chat.tools)
@@ -71,7 +71,7 @@ def completion_ids(
 
 
 def pair_of(
-    row: Mapping[str, Any], source: Prompts, tokenizer: Any, *, ends: frozenset[int], number: int, where: str
+    row: Mapping[str, Any], source: Prompts, tokenizer: Any, *, stop_token_ids: frozenset[int], number: int, where: str
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Prompt, chosen and rejected ids of a preference row. Raises ConfigError naming the row that lacks a side."""
     prompt = render_ids(row, source, tokenizer, number=number)
@@ -80,20 +80,22 @@ def pair_of(
         if column not in row:
             raise refused(where, row, number, source, ValueError(f"it has no column {column!r}"))
         one = DataRow({**row, source.completion: row[column]}, row_origin(row, number, source))
-        sides.append(tuple(completion_ids(one, source, tokenizer, prompt, ends=ends, number=number)))
+        sides.append(
+            tuple(completion_ids(one, source, tokenizer, prompt, stop_token_ids=stop_token_ids, number=number))
+        )
     return tuple(prompt), sides[0], sides[1]
 
 
 def demonstrations_of(
-    rows: Sequence[Mapping[str, Any]], source: Prompts, tokenizer: Any, *, ends: frozenset[int], where: str = "prompts",
-    barred: Collection[str] = (),
+    rows: Sequence[Mapping[str, Any]], source: Prompts, tokenizer: Any, *, stop_token_ids: frozenset[int],
+    where: str = "prompts", barred: Collection[str] = (),
 ) -> tuple[list[Demonstration], str | None]:  # fmt: skip
     """Rows -> what is imitated of them, and a line that counts what is not; None where everything is.
 
     barred: texts of held-out prompts, which no earlier turn of a conversation may answer either.
     Raises ConfigError naming the row that has no completion, or that the chat template refuses.
     """
-    renderer, out = Renderer(tokenizer, source, ends), list[Demonstration]()
+    renderer, out = Renderer(tokenizer, source, stop_token_ids), list[Demonstration]()
     left_out = renderer.left_out
     for number, row in enumerate(rows, 1):
         if row.get(IMITATE) is False:
@@ -116,7 +118,9 @@ def _of_row(
         return [conversations.segment_row(row["segments"], renderer.tokenizer)]
     if not in_chat(row, source, number):
         prompt = render_ids(row, source, renderer.tokenizer, number=number)
-        ids = completion_ids(row, source, renderer.tokenizer, prompt, ends=renderer.ends, number=number)
+        ids = completion_ids(
+            row, source, renderer.tokenizer, prompt, stop_token_ids=renderer.stop_token_ids, number=number
+        )
         if row.get("tools"):
             renderer.left_out["tools of prompts that are plain text (prompts.chat: true renders them)"] += 1
         return [Demonstration(tuple(prompt), tuple(ids), (True,) * len(ids), "text")]

@@ -1,4 +1,4 @@
-"""Lines about data that a person should see: on stderr, for output may be read by a program; once, from one rank."""
+"""Notices about data, printed once per process, by the main rank, to stderr (a program may read stdout)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _printed: set[str] = set()
 
 
 def notice(line: str) -> None:
-    """Print the line, unless this process has printed the same one already: plan, checks and stages read rows anew."""
+    """Print the line, unless this process has printed it before: plan, checks and stages each read the rows."""
     if ranks.is_main() and line not in _printed:
         _printed.add(line)
         print(line, file=sys.stderr, flush=True)
 
 
 def forget() -> None:
-    """Print them again: of tests."""
+    """Print every notice again; for tests."""
     _printed.clear()

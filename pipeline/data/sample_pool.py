@@ -38,10 +38,10 @@ def as_row(entry: Entry) -> dict[str, Any]:
     return as_json(entry.scored, stage=entry.stage, round=entry.round, asked=entry.asked)
 
 
-def read(path: Path, source: Prompts, tokenizer: Any, ends: frozenset[int]) -> list[Entry]:
+def read(path: Path, source: Prompts, tokenizer: Any, stop_token_ids: frozenset[int]) -> list[Entry]:
     """All rows of a file, ours or other people's. Raises ConfigError naming the line and what it lacks.
 
-    source, tokenizer, ends: how a row without token ids becomes them, as prompts.py does for demonstrations.
+    source, tokenizer, stop_token_ids: how a row without token ids becomes them, as prompts.py does for demonstrations.
     """
     if not path.is_file():
         raise ConfigError([f"{path}: no such file of scored samples; a stage leaves one as rollouts.jsonl"])
@@ -50,7 +50,7 @@ def read(path: Path, source: Prompts, tokenizer: Any, ends: frozenset[int]) -> l
         if "ids" in row and "prompt_ids" in row:
             out.append(_ours(row, path, number))
         else:
-            foreign.append(_foreign(row, path, number, source, tokenizer, ends))
+            foreign.append(_foreign(row, path, number, source, tokenizer, stop_token_ids))
     return out + averaged(foreign)
 
 
@@ -63,7 +63,7 @@ def _ours(row: Mapping[str, Any], path: Path, number: int) -> Entry:
 
 
 def _foreign(
-    row: Mapping[str, Any], path: Path, number: int, source: Prompts, tokenizer: Any, ends: frozenset[int]
+    row: Mapping[str, Any], path: Path, number: int, source: Prompts, tokenizer: Any, stop_token_ids: frozenset[int]
 ) -> Entry:
     column = next((name for name in SCORES if name in row), None)
     if column is None:
@@ -72,7 +72,7 @@ def _foreign(
     if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
         raise ConfigError([f"{path}:{number}: {column} must be a number or null, found {value!r}"])
     ids = encoding.render_ids(row, source, tokenizer, number=number)
-    completion = encoding.completion_ids(row, source, tokenizer, ids, ends=ends, number=number)
+    completion = encoding.completion_ids(row, source, tokenizer, ids, stop_token_ids=stop_token_ids, number=number)
     task = row.get("task")
     prompt = Prompt(-1, prompts.prompt_text(row, source, number=number), tuple(ids),
                     task if isinstance(task, Mapping) else {}, row)  # fmt: skip

@@ -29,13 +29,13 @@ def data_of(cfg: Config, tokenizer: Any) -> tuple[Data, dict[str, Marked]]:
     heldout = prompts.distinct_prompts(parts.heldout, source, tokenizer)
     distinct = len({prompts.prompt_text(r, source) for r in [*rows, *named]})
     barred = {prompts.prompt_text(row, source) for row in parts.heldout}
-    ends = ends_of(cfg, tokenizer)
-    found = imitated(cfg, parts.train[:ROWS], tokenizer, ends, barred)
+    stop_token_ids = ends_of(cfg, tokenizer)
+    found = imitated(cfg, parts.train[:ROWS], tokenizer, stop_token_ids, barred)
     examples = by_kind("prompts", found, tokenizer)
     if train and not examples:
         examples["prompts: sampled from, not imitated"] = [(tokenizer.decode([i]), False) for i in train[0].ids]
     for key, own in own_sources(cfg):
-        examples |= own_examples(cfg, key, own, tokenizer, ends)
+        examples |= own_examples(cfg, key, own, tokenizer, stop_token_ids)
     lengths = [len(one.completion_ids) for one in found]
     shown = [*train, *heldout]
     data = Data(
@@ -53,14 +53,16 @@ def data_of(cfg: Config, tokenizer: Any) -> tuple[Data, dict[str, Marked]]:
 
 
 def imitated(
-    cfg: Config, rows: Sequence[prompts.Row], tokenizer: Any, ends: frozenset[int], barred: Collection[str]
+    cfg: Config, rows: Sequence[prompts.Row], tokenizer: Any, stop_token_ids: frozenset[int], barred: Collection[str]
 ) -> list[Demonstration]:
     """Demonstrations in the run's own rows. What cannot be rendered matters only where a stage imitates it."""
     answered = [row for row in rows if prompts.has_completion(row, cfg.prompts)]
     if not answered:
         return []
     try:
-        found, left_out = encoding.demonstrations_of(answered, cfg.prompts, tokenizer, ends=ends, barred=barred)
+        found, left_out = encoding.demonstrations_of(
+            answered, cfg.prompts, tokenizer, stop_token_ids=stop_token_ids, barred=barred
+        )
     except ConfigError:
         if any(imitates_prompts(cfg.blocks[name]) for name in cfg.stages):
             raise
@@ -79,17 +81,21 @@ def own_sources(cfg: Config) -> Iterator[tuple[str, Prompts]]:
                 yield f"{name}.{field}", own
 
 
-def own_examples(cfg: Config, key: str, source: Prompts, tokenizer: Any, ends: frozenset[int]) -> dict[str, Marked]:
+def own_examples(
+    cfg: Config, key: str, source: Prompts, tokenizer: Any, stop_token_ids: frozenset[int]
+) -> dict[str, Marked]:
     """Examples of a stage's own rows: demonstrations, or both sides of a pair. Only of stages that would run."""
     if key.partition(".")[0] not in cfg.stages:
         return {}
     rows = prompts.load_rows(source, seed=cfg.seed, where=key, dirs=cfg.verifier_dirs)[:OWN_ROWS]
     if cfg.blocks[key.partition(".")[0]].kind == "reward_model":
-        prompt, chosen, rejected = encoding.pair_of(rows[0], source, tokenizer, ends=ends, number=1, where=key)
+        prompt, chosen, rejected = encoding.pair_of(
+            rows[0], source, tokenizer, stop_token_ids=stop_token_ids, number=1, where=key
+        )
         sides = {"preferred": chosen, "not preferred": rejected}
         return {f"{key}: {side}": marked(Demonstration(prompt, ids, (True,) * len(ids), ""), tokenizer)
                 for side, ids in sides.items()}  # fmt: skip
-    found, left_out = encoding.demonstrations_of(rows, source, tokenizer, ends=ends, where=key)
+    found, left_out = encoding.demonstrations_of(rows, source, tokenizer, stop_token_ids=stop_token_ids, where=key)
     if left_out:
         console.say(left_out)
     return by_kind(key, found, tokenizer)

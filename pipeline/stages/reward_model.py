@@ -124,7 +124,7 @@ def pairs_from_rows(ctx: Context) -> tuple[list[Pair], list[Pair], list[list[int
     out = []
     for rows in (split.train, split.heldout):
         pairs = [
-            encoding.pair_of(row, source, ctx.tokenizer, ends=ctx.ends, number=number, where=where)
+            encoding.pair_of(row, source, ctx.tokenizer, stop_token_ids=ctx.ends, number=number, where=where)
             for number, row in enumerate(rows, 1)
         ]
         out.append(pairs)

@@ -102,7 +102,7 @@ def test_a_completion_ends_with_exactly_one_end_token(tokenizer):
     eos = tokenizer.eos_token_id
     for completion in ("RRU", "RRU<eos>"):
         row = {"prompt": "a1:", "completion": completion}
-        ids = encoding.completion_ids(row, Prompts(), tokenizer, [], ends=ends(tokenizer))
+        ids = encoding.completion_ids(row, Prompts(), tokenizer, [], stop_token_ids=ends(tokenizer))
         assert ids.count(eos) == 1 and ids[-1] == eos and len(ids) == 4
 
 
@@ -110,7 +110,7 @@ def test_messages_go_through_the_template_and_keep_no_newline_after_the_end(chat
     row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}
     ids = encoding.render_ids(row, Prompts(), chat)
     assert chat.decode(ids) == "<user>hi<assistant>"
-    done = encoding.completion_ids(row, Prompts(), chat, ids, ends=ends(chat))
+    done = encoding.completion_ids(row, Prompts(), chat, ids, stop_token_ids=ends(chat))
     assert chat.decode(done) == "yo<eos>"
 
 
@@ -135,7 +135,7 @@ def test_a_row_that_the_chat_template_refuses_is_named_with_the_templates_words(
     ):
         encoding.render_ids(row, source, chat, number=7)
     with pytest.raises(ConfigError, match=r"row 7 of the data: the chat template refuses it"):
-        encoding.completion_ids(row, source, chat, [], ends=ends(chat), number=7)
+        encoding.completion_ids(row, source, chat, [], stop_token_ids=ends(chat), number=7)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,9 @@ def test_a_template_that_tells_the_day_gives_the_same_prompt_on_every_day(chat, 
     row = {"prompt": "hi", "completion": "yo"}
     ids = encoding.render_ids(row, Prompts(chat=True), chat)
     assert ids == chat("26 Jul 2024<user>hi<assistant>").input_ids
-    assert chat.decode(encoding.completion_ids(row, Prompts(chat=True), chat, ids, ends=ends(chat))) == "yo<eos>"
+    assert (
+        chat.decode(encoding.completion_ids(row, Prompts(chat=True), chat, ids, stop_token_ids=ends(chat))) == "yo<eos>"
+    )
     if "date_string" in day:
         asked = encoding.render_ids(row, Prompts(chat=True, chat_kwargs={"date_string": "1 May 2025"}), chat)
         assert asked == chat("1 May 2025<user>hi<assistant>").input_ids

@@ -88,7 +88,7 @@ def tokenizer(tmp_path_factory):
 
 
 def trained_text(row, source, tokenizer):
-    found, _ = encoding.demonstrations_of([row], source, tokenizer, ends=frozenset({tokenizer.eos_token_id}))
+    found, _ = encoding.demonstrations_of([row], source, tokenizer, stop_token_ids=frozenset({tokenizer.eos_token_id}))
     ids = [i for one in found for i, flag in zip(one.completion_ids, one.trained, strict=True) if flag]
     return tokenizer.decode(ids)
 
@@ -110,8 +110,8 @@ def test_a_file_is_recognised_by_its_columns_and_says_what_it_said(name, tokeniz
     if trained is not None:
         assert trained_text(row, source, tokenizer) == trained
     if name in PAIRS:
-        ends = frozenset({tokenizer.eos_token_id})
-        ids = encoding.pair_of(row, source, tokenizer, ends=ends, number=2, where="prompts")
+        stop_token_ids = frozenset({tokenizer.eos_token_id})
+        ids = encoding.pair_of(row, source, tokenizer, stop_token_ids=stop_token_ids, number=2, where="prompts")
         assert [tokenizer.decode(side).strip() for side in ids[1:]] == ["7 books.<eos>", "A lot.<eos>"]
         assert tokenizer.decode(ids[0]).count(QUESTION) == 1
 
@@ -137,7 +137,9 @@ def test_rows_that_are_labelled_as_bad_are_never_imitated_and_counted(tokenizer)
     for name, good in (("trl_kto.jsonl", 6), ("trl_stepwise.jsonl", 8)):
         source = Prompts(path=str(FILES / name))
         rows = prompts.load_rows(source, seed=1)
-        found, line = encoding.demonstrations_of(rows, source, tokenizer, ends=frozenset({tokenizer.eos_token_id}))
+        found, line = encoding.demonstrations_of(
+            rows, source, tokenizer, stop_token_ids=frozenset({tokenizer.eos_token_id})
+        )
         assert len(found) == good and f"{12 - good} rows labelled as bad" in line
         assert all("A lot." not in tokenizer.decode(one.completion_ids) for one in found)
 

@@ -33,7 +33,7 @@ def rendered(path, source):
     tokenizer = models.load_tokenizer(str(path), Model())
     ends = models.end_ids(tokenizer, models.load_policy(str(path), Model()))
     ids = encoding.render_ids(ROW, source, tokenizer)
-    return tokenizer, ids, encoding.completion_ids(ROW, source, tokenizer, ids, ends=ends), ends
+    return tokenizer, ids, encoding.completion_ids(ROW, source, tokenizer, ids, stop_token_ids=ends), ends
 
 
 def test_a_turn_is_trained_to_end_with_the_templates_own_end_and_begins_with_one_bos(family):

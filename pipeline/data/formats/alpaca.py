@@ -11,12 +11,12 @@ from pipeline.data.formats.spec import Format, Row
 
 def convert(row: Mapping[str, Any]) -> Row:
     """A conversation where there is a system text or a history, else text and text."""
-    asked = "\n".join(part for part in (row["instruction"], row.get("input")) if part)
-    out: Row = {"prompt": asked}
+    question = "\n".join(part for part in (row["instruction"], row.get("input")) if part)
+    out: Row = {"prompt": question}
     if row.get("system") or row.get("history"):
         system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
         turns = [turn for pair in row.get("history") or [] for turn in exchange(pair)]
-        out["prompt"] = [*system, *turns, {"role": "user", "content": asked}]
+        out["prompt"] = [*system, *turns, {"role": "user", "content": question}]
     if "chosen" in row:
         return {**out, "chosen": row["chosen"], "rejected": row["rejected"]}
     if "output" in row:

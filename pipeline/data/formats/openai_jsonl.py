@@ -31,8 +31,8 @@ def reinforcement(row: Mapping[str, Any]) -> Row:
 
 def reinforcement_matches(row: Mapping[str, Any]) -> bool:
     messages = row.get("messages")
-    asked = is_messages(messages) and messages[-1]["role"] in ("user", "tool")
-    return asked and "prompt" not in row and any(name in row for name in GOLDS) and "dataset" not in row
+    prompt_only = is_messages(messages) and messages[-1]["role"] in ("user", "tool")
+    return prompt_only and "prompt" not in row and any(name in row for name in GOLDS) and "dataset" not in row
 
 
 PREFERENCE = Format(

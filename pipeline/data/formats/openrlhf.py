@@ -17,12 +17,12 @@ from pipeline.data.formats.spec import (
 
 
 def convert(row: Mapping[str, Any]) -> Row:
-    asked = row["context_messages"] if "context_messages" in row else row.get("input")
-    if asked is None:
+    prompt = row["context_messages"] if "context_messages" in row else row.get("input")
+    if prompt is None:
         raise ValueError("it has neither input nor context_messages")
-    if ends_with_assistant(asked) and "output" not in row:
-        return {"messages": asked}
-    out: Row = {"prompt": asked}
+    if ends_with_assistant(prompt) and "output" not in row:
+        return {"messages": prompt}
+    out: Row = {"prompt": prompt}
     if "output" in row:
         out["completion"] = row["output"]
     if "label" in row:
@@ -34,8 +34,8 @@ def matches(row: Mapping[str, Any]) -> bool:
     """`input` and `output` as texts are NeMo-RL's as well, which knows that the output is a gold too."""
     if {"prompt", "messages", "instruction", "chosen"} & row.keys():
         return False
-    asked = row.get("context_messages") or row.get("input")
-    if not is_prompt(asked):
+    prompt = row.get("context_messages") or row.get("input")
+    if not is_prompt(prompt):
         return False
     return "label" in row or is_messages(row.get("context_messages")) or is_messages(row.get("input"))
 

@@ -10,12 +10,12 @@ from pipeline.data.formats.spec import Format, Row, is_prompt, named_verifier, o
 
 def convert(row: Mapping[str, Any]) -> Row:
     """`answer` is the gold; where it is missing or empty the environment judges by `info`, which needs a task."""
-    asked = row["prompt"] if "prompt" in row else row.get("question")
-    if asked is None:
+    prompt = row["prompt"] if "prompt" in row else row.get("question")
+    if prompt is None:
         raise ValueError("it has neither prompt nor question")
     if "completion" in row and "reward" in row:  # a saved evaluation: what a model said, not what is right
-        return {"prompt": asked, "gold": one_gold(row["answer"], "answer")}
-    return {"prompt": asked, "gold": one_gold(row["answer"], "answer"), **named_verifier(row.get("task"))}
+        return {"prompt": prompt, "gold": one_gold(row["answer"], "answer")}
+    return {"prompt": prompt, "gold": one_gold(row["answer"], "answer"), **named_verifier(row.get("task"))}
 
 
 def matches(row: Mapping[str, Any]) -> bool:
