@@ -206,10 +206,14 @@ def _vision(model_type: str) -> dict[str, Any]:
 
 
 def _known(model_type: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """Without common fields that this family's config computes itself."""
+    """Without common fields that this family's config computes itself, or does not have."""
     computed = {"gpt2": ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",
                          "intermediate_size", "num_key_value_heads", "head_dim"),
                 "mamba2": ("intermediate_size",)}.get(model_type, ())  # fmt: skip
+    from transformers import AutoConfig
+
+    own = AutoConfig.for_model(model_type)
+    computed += tuple(name for name in ("num_experts", "num_local_experts") if not hasattr(own, name))
     return {name: value for name, value in fields.items() if name not in computed}
 
 

@@ -90,8 +90,13 @@ def why_not_vllm_on_cpu(config: Fields, dtype: str) -> str | None:
 
 def vllm_options(config: Fields | None) -> dict[str, Any]:
     """Fields of vLLM's EngineArgs that this family needs on a CPU."""
+    if config is None:
+        return {}
     # without chunked prefill, which is off on a CPU, the cache of recurrent states cannot be aligned to blocks
-    return {"enable_prefix_caching": False} if config is not None and is_recurrent(config) else {}
+    options: dict[str, Any] = {"enable_prefix_caching": False} if is_recurrent(config) else {}
+    if config.get("vision_config"):  # text alone, but the processor of images wants a tokenizer to be there
+        options |= {"skip_tokenizer_init": False, "limit_mm_per_prompt": {"image": 0, "video": 0}}
+    return options
 
 
 def mistakes(config: Fields, *, quantization: str | None = None) -> list[str]:

@@ -45,6 +45,15 @@ def outputs(model: Any) -> Tensor:
     return logits.cpu() if logits.dim() == 2 else logits.flatten(0, 1).softmax(-1).cpu()
 
 
+def device_for(model: Any) -> torch.device:
+    """The GPU where a second model fits beside the trained one and its optimizer; else the CPU."""
+    if torch.cuda.is_available():
+        size = sum(p.numel() * p.element_size() for p in model.parameters())
+        if torch.cuda.mem_get_info()[0] > 1.5 * size:
+            return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
 def check_saved(expected: Tensor, path: Path, *, kind: Any, attn: str | None, remote_code: bool) -> float:
     """The gap between `expected`, outputs of the trained model, and those of the model saved at `path`.
 
@@ -52,7 +61,7 @@ def check_saved(expected: Tensor, path: Path, *, kind: Any, attn: str | None, re
     a classifier's scores. Raises SavedModelDiffers past the limit.
     """
     saved = kind.from_pretrained(path, dtype="auto", attn_implementation=attn, trust_remote_code=remote_code)
-    saved = saved.to("cuda" if torch.cuda.is_available() else "cpu")
+    saved = saved.to(device_for(saved))
     found = outputs(saved)
     if expected.shape[1] == 1:
         gaps = (found - expected).abs() / (1 + expected.abs())

@@ -14,6 +14,7 @@ from pipeline.config.load import ConfigError
 from pipeline.config.schema import Generate, Model
 from pipeline.generation import engines
 from pipeline.models import families, models
+from tests import family_runs
 from tests.families import FAMILIES, make_config, make_tokenizer, save
 
 
@@ -151,3 +152,10 @@ def test_a_checkpoint_that_also_sees_is_loaded_and_trained_for_its_text(tmp_path
     assert all("vision" in n or "visual" in n or "multi_modal" in n for n in frozen)
     assert any("q_proj" in n for n, p in model.named_parameters() if p.requires_grad)
     models.save(model, models.load_tokenizer(str(tmp_path / "m"), Model()), tmp_path / "s")  # compares by itself
+
+
+@pytest.mark.stages
+@pytest.mark.parametrize("name", ["granite-moe", "granite4-dense"])
+def test_sft_of_granite_runs_though_trl_cannot_compute_its_load_balancing_loss(name):
+    """Their configs have no `num_experts`, which TRL reads; without this SFT ended in an AttributeError."""
+    assert family_runs.try_family(name, backend="transformers", parts=["sft"]) == {"sft": True}
