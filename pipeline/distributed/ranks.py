@@ -1,8 +1,8 @@
-"""Which process of a run this is, and what all of them know. With one process everything here is the identity.
+"""Rank and world size of this process, and collective calls. With one process everything here is the identity.
 
-torchrun and accelerate start one process a device and tell each its place in the environment. Sampling, scoring and
-forward passes are shared out; what comes of them is gathered, so that every rank holds the whole batch and reaches the
-same decision, alarm or minibatch as one process alone would. Only rank 0 writes.
+torchrun and accelerate start one process per device and set its rank in the environment. Sampling, scoring and forward
+passes are split over the ranks; their results are gathered, so that every rank holds the whole batch and reaches the
+same decision, alarm or minibatch as a single process would. Only rank 0 writes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# what says how many processes a launcher made: torchrun and accelerate, Open MPI, other MPIs, srun
+# how many processes a launcher started: torchrun and accelerate, Open MPI, other MPIs, srun
 WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
@@ -46,25 +46,25 @@ def is_main() -> bool:
 
 def start() -> None:
     """Join the other processes, before anything is written. Raises ConfigError where they are not what was launched."""
-    asked, mode = asked_processes(os.environ, _parent_command()), sharding.asked()
-    if asked > 1 and "RANK" in os.environ:
+    requested, mode = requested_processes(os.environ, _parent_command()), sharding.mode()
+    if requested > 1 and "RANK" in os.environ:
         import torch
         from accelerate import PartialState
 
         sharding.allow_on_cpu(PartialState(cpu=not torch.cuda.is_available()))
-    check(asked, _joined())
-    if mode in sharding.CUT and asked == 1:
-        raise ConfigError([f"launched for {mode} with one process, which leaves nothing to cut; raise num_processes, "
+    check(requested, _joined())
+    if mode in sharding.SHARDED and requested == 1:
+        raise ConfigError([f"launched for {mode} with one process, which leaves nothing to shard; raise num_processes, "
                            "or start python -m pipeline without a launcher"])  # fmt: skip
 
 
-def asked_processes(environ: Mapping[str, str], parent: Sequence[str]) -> int:
-    """How many processes the launcher was asked for: by its environment, or by accelerate's own command line.
+def requested_processes(environ: Mapping[str, str], parent: Sequence[str]) -> int:
+    """How many processes the launcher should have started: by its environment, or by accelerate's own command line.
 
-    `accelerate launch --cpu --num_processes 2` starts one process and tells it nothing, so its words are read.
+    `accelerate launch --cpu --num_processes 2` starts one process and sets nothing, so its command line is read.
     """
-    told = [int(environ[name]) for name in WORLD_SIZES if environ.get(name, "").isdigit()]
-    return max([1, *told, _accelerate_processes(parent) if "ACCELERATE_MIXED_PRECISION" in environ else 1])
+    sizes = [int(environ[name]) for name in WORLD_SIZES if environ.get(name, "").isdigit()]
+    return max([1, *sizes, _accelerate_processes(parent) if "ACCELERATE_MIXED_PRECISION" in environ else 1])
 
 
 def _accelerate_processes(words: Sequence[str]) -> int:
@@ -81,7 +81,7 @@ def _accelerate_processes(words: Sequence[str]) -> int:
 
 
 def _parent_command() -> list[str]:
-    """The command line of the process that started this one; empty where the system does not tell."""
+    """The command line of the process that started this one; empty where the system does not show it."""
     try:
         raw = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
     except OSError:
@@ -89,12 +89,12 @@ def _parent_command() -> list[str]:
     return raw.decode(errors="replace").split("\0")
 
 
-def check(asked: int, actual: int) -> None:
+def check(requested: int, actual: int) -> None:
     """Raises ConfigError where a launch for several processes silently became another number."""
-    if asked != actual:
+    if requested != actual:
         raise ConfigError(
-            [f"launched for {asked} processes, and this one sees {actual}: each would train alone on its own copy; "
-             f"use torchrun --nproc_per_node {asked} -m pipeline ... (accelerate's CPU launch starts only one)"]
+            [f"launched for {requested} processes, and this one sees {actual}: each would train alone on its own copy; "
+             f"use torchrun --nproc_per_node {requested} -m pipeline ... (accelerate's CPU launch starts only one)"]
         )  # fmt: skip
 
 
@@ -107,17 +107,17 @@ def _joined() -> int:
 
 def lost_another(exc: RuntimeError) -> bool:
     """True where a collective call failed because another rank is gone, or no longer answers."""
-    told = f"{type(exc).__name__} {exc}".lower()
+    text = f"{type(exc).__name__} {exc}".lower()
     return world() > 1 and any(
-        word in told for word in ("gloo", "nccl", "distbackenderror", "connection closed by peer")
+        word in text for word in ("gloo", "nccl", "distbackenderror", "connection closed by peer")
     )
 
 
 def give_up(exc: RuntimeError) -> int:
-    """Say what happened, and be gone soon: the tear-down of a broken group may wait for the rank that is no more."""
+    """Report what happened and exit soon: tearing down a broken group may wait for the rank that is gone."""
     reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0][:160]
-    print(f"rank {rank()}: another rank has died or hangs ({reason}). Its own last words, or its launcher's, name the "
-          "cause (killed by signal 9: often memory). Run the same command again to go on from the last checkpoint",
+    print(f"rank {rank()}: another rank has died or hangs ({reason}). Its own last lines, or its launcher's, name the "
+          "cause (killed by signal 9: often memory). Run the same command to resume from the last checkpoint",
           file=sys.stderr, flush=True)  # fmt: skip
     timer = threading.Timer(LEAVE_S, os._exit, (1,))
     timer.daemon = True
@@ -132,12 +132,12 @@ def barrier() -> None:
         torch.distributed.barrier()
 
 
-_here = threading.local()  # the group of a thread that talks beside the main one
+_here = threading.local()  # the group of a thread that communicates beside the main one
 _second: list[Any] = []
 
 
 def open_aside() -> None:
-    """Make the second group, by all ranks at the same place: two threads must not mix their calls in one."""
+    """Create the second process group, on all ranks at the same point: two threads must not share one group."""
     if world() > 1 and not _second:
         import torch.distributed
 
@@ -146,7 +146,7 @@ def open_aside() -> None:
 
 @contextlib.contextmanager
 def aside() -> Iterator[None]:
-    """What this thread says to the same thread of other ranks stays apart from what the main thread says."""
+    """Collective calls of this thread use the second group, apart from those of the main thread."""
     _here.group = _second[0] if _second else None
     try:
         yield
@@ -155,7 +155,7 @@ def aside() -> Iterator[None]:
 
 
 def from_main(make: Callable[[], T]) -> T:
-    """What rank 0 makes, on every rank; what it raises is raised on every rank too, so that none is left waiting."""
+    """The result of `make` on rank 0, on every rank; what it raises is raised on every rank, so that none waits."""
     if world() == 1:
         return make()
     import torch.distributed
@@ -185,31 +185,31 @@ def gather(items: Sequence[T]) -> list[T]:
 
 
 def share(n: int) -> range:
-    """This rank's unbroken part of n places; `gather` of the parts is in order again."""
+    """This rank's contiguous part of n indices; `gather` restores the order."""
     return range(n * rank() // world(), n * (rank() + 1) // world())
 
 
 def mapped(function: Callable[[Sequence[Any]], list[T]], items: Sequence[Any]) -> list[T]:
-    """function(items), each rank doing its share of them. One result an item, in order."""
+    """function(items), each rank on its share of them. One result per item, in order."""
     mine = share(len(items))
     return gather(function(items[mine.start : mine.stop]))
 
 
 def dealt(batches: Sequence[list[int]]) -> list[list[int]]:
-    """This rank's micro-batches. Every rank gets equally many, for each runs as many forwards as the others.
+    """This rank's micro-batches. Every rank gets equally many, so that all run the same number of forward passes.
 
-    Batches come sorted by length, so dealing them in turn gives ranks like work. Too few are cut in halves, largest
-    first; a rank that still goes empty gets [], to be padded with rows that weigh nothing.
+    Batches come sorted by length, so dealing them in turn balances the work. Too few are split in halves, largest
+    first; a rank that still gets none has [], to be padded with rows of weight 0.
     """
     deck = [list(batch) for batch in batches]
     while len(deck) % world():
         largest = max(range(len(deck)), key=lambda i: len(deck[i]))
-        whole = deck[largest]
-        if len(whole) < 2:
+        batch = deck[largest]
+        if len(batch) < 2:
             deck.append([])
             continue
-        half = len(whole) // 2
-        deck[largest : largest + 1] = [whole[:half], whole[half:]]
+        half = len(batch) // 2
+        deck[largest : largest + 1] = [batch[:half], batch[half:]]
     return deck[rank() :: world()]
 
 
@@ -233,7 +233,6 @@ def _reduced(values: Tensor, how: str) -> Tensor:
 
 __all__ = [
     "aside",
-    "asked_processes",
     "barrier",
     "check",
     "dealt",
@@ -246,6 +245,7 @@ __all__ = [
     "mapped",
     "open_aside",
     "rank",
+    "requested_processes",
     "share",
     "start",
     "summed",

@@ -126,7 +126,7 @@ def name_in_base(name: str, adapter: str) -> str:
 def _plus(weight: torch.Tensor, modules: Any, adapter: str) -> torch.Tensor:
     for module in modules:
         with sharding.gathered(module.parameters()):
-            delta = sharding.whole(module.get_delta_weight(adapter))
+            delta = sharding.full(module.get_delta_weight(adapter))
         weight = (weight.float() + delta.float()).to(weight.dtype)
     return weight
 
@@ -138,7 +138,7 @@ def plain(parameter: Any) -> torch.Tensor:
 
         dequantized: torch.Tensor = dequantize_4bit(parameter.data, parameter.quant_state)
         return dequantized
-    full: torch.Tensor = sharding.whole(parameter)
+    full: torch.Tensor = sharding.full(parameter)
     return full.detach()
 
 

@@ -124,7 +124,7 @@ def load_reward_model(path: str, model: Model, *, adapted: bool = False) -> Any:
 
 def _load(kind: Any, path: str, model: Model, *, adapted: bool, **more: Any) -> Any:
     if adapted and model.quantization is not None:
-        if sharding.is_cut():
+        if sharding.is_sharded():
             raise ConfigError(
                 ["model.quantization: 4 bits cannot be sharded over ranks; use configs/accelerate/ddp.yaml"]
             )
@@ -175,7 +175,7 @@ def save(model: Any, tokenizer: Any, path: Path, *, dtype: torch.dtype | None = 
     model = weights.unwrapped(model)
     base = adapters.base_of(model)
     state: dict[str, torch.Tensor] | None = None
-    if sharding.is_cut() or adapters.is_adapted(model) or getattr(base, "is_quantized", False):
+    if sharding.is_sharded() or adapters.is_adapted(model) or getattr(base, "is_quantized", False):
         expected = saved_check.outputs(model)
         tied, state = weights.tied_names(base), {}
         for name, tensor in weights.named_weights(model).in_memory():  # every rank helps to gather

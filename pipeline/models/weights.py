@@ -74,7 +74,7 @@ def persistent_buffers(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     for prefix, module in model.named_modules():
         for name, buffer in module._buffers.items():
             if buffer is not None and name not in module._non_persistent_buffers_set:
-                yield f"{prefix}.{name}" if prefix else name, sharding.whole(buffer)
+                yield f"{prefix}.{name}" if prefix else name, sharding.full(buffer)
 
 
 def tied_names(model: Any) -> dict[str, str]:

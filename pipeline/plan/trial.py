@@ -79,7 +79,7 @@ def try_out(cfg: Config) -> Trial:
             started = time.monotonic()
             drawn = generator.rollouts(
                 engine, asked, cfg.sampling, samples=1 if warm else 4, key=("trial",), tokenizer=ctx.tokenizer,
-                ends=ctx.ends,
+                ends=ctx.stop_token_ids,
             )  # fmt: skip
             out.sampled_per_s = sum(len(r.ids) for r in drawn) / (time.monotonic() - started)
         added = resident() - out.libraries_bytes - weights

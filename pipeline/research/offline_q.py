@@ -85,7 +85,7 @@ def read_samples(ctx: Context, reference: str) -> list[Scored]:
         place = StageDir(ctx.cfg.run_dir, reference).path / "rollouts.jsonl"
     elif place.is_file():
         ctx.depend_on(place)
-    return [entry.scored for entry in sample_pool.read(place, ctx.cfg.prompts, ctx.tokenizer, ctx.ends)]
+    return [entry.scored for entry in sample_pool.read(place, ctx.cfg.prompts, ctx.tokenizer, ctx.stop_token_ids)]
 
 
 def whole_episodes(scored: Sequence[Scored], barred: Collection[str]) -> list[Scored]:

@@ -35,7 +35,7 @@ def run_stage(cfg: Config, name: str) -> dict[str, Any]:
     check_can_run(cfg, name)
     module = kind_of(cfg, name).module
     ctx = Context(cfg, name, (StageDir if ranks.is_main() else FollowerDir)(cfg.run_dir, name))
-    several = f", {sharding.asked()} over {ranks.world()} processes" if ranks.world() > 1 else ""
+    several = f", {sharding.mode()} over {ranks.world()} processes" if ranks.world() > 1 else ""
     console.say(f"── {name} ({cfg.run}, seed {cfg.seed}{several})")
     identity = {"config": lineage.stage_config(cfg, name), "code": lineage.code_of(module)}
     ctx.dir.open(identity)

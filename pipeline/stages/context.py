@@ -90,10 +90,10 @@ class Context:
     def policy_path(self) -> str:
         return self.model_path(self.block.policy, f"{self.name}.policy")
 
-    def turn_to(self, policy_path: str) -> None:
+    def switch_policy(self, policy_path: str) -> None:
         """Another model from here on, with its own tokenizer, and with prompts and ends in its ids."""
         self.policy_path = policy_path
-        for name in ("tokenizer", "ends", "train_prompts", "heldout_prompts"):
+        for name in ("tokenizer", "stop_token_ids", "train_prompts", "heldout_prompts"):
             self.__dict__.pop(name, None)
 
     @cached_property
@@ -101,7 +101,7 @@ class Context:
         return models.load_tokenizer(self.policy_path, self.cfg.model)
 
     @cached_property
-    def ends(self) -> frozenset[int]:
+    def stop_token_ids(self) -> frozenset[int]:
         """Ids that end a completion: the tokenizer's and those of the model's generation config."""
         from transformers import GenerationConfig
 
@@ -210,7 +210,7 @@ class Context:
         as it is drawn."""
         drawn = rollouts(
             generator, asked, sampling or self.cfg.sampling, samples=samples, key=(self.cfg.seed, self.name, *key),
-            tokenizer=self.tokenizer, ends=self.ends, on_done=on_done,
+            tokenizer=self.tokenizer, ends=self.stop_token_ids, on_done=on_done,
         )  # fmt: skip
         self.tokens["prompt"] += sum(len(r.prompt.ids) for r in drawn)
         self.tokens["completion"] += sum(len(r.ids) for r in drawn)

@@ -18,7 +18,7 @@ def run(ctx: Context) -> dict[str, Any]:
         raise ConfigError([f"{ctx.cfg.path}: {ctx.name}.policies: no policy stage comes before this one; name some"])
     rows = []
     for name in names:
-        ctx.turn_to(ctx.model_path(name, f"{ctx.name}.policies"))
+        ctx.switch_policy(ctx.model_path(name, f"{ctx.name}.policies"))
         judged = ctx.evaluate(ctx.generator(), piece=name)
         ctx.record(judged.scored, policy=name)
         rows.append({"policy": name, **judged.figures, **of_its_stage(ctx, name)})

@@ -93,7 +93,7 @@ def pairs_from_samples(ctx: Context) -> tuple[list[Pair], list[Pair], list[list[
     spent = dict(ctx.tokens)
     rng = random.Random(ctx.seed("pairs"))
     sampled = preference_pairs(scored, per_prompt=block.pairs_per_prompt, rng=rng)
-    vocabulary = sorted({token for s in scored for token in s.rollout.ids} - ctx.ends)
+    vocabulary = sorted({token for s in scored for token in s.rollout.ids} - ctx.stop_token_ids)
     broken = corruptions(scored, count=int(len(sampled) * block.corrupted), vocabulary=vocabulary, rng=rng)
     judged = ctx.scored(generator, ctx.heldout_prompts[: block.heldout_prompts], block.samples, "judge")
     ctx.tokens.update(spent)  # judging is not part of the budget
@@ -124,7 +124,7 @@ def pairs_from_rows(ctx: Context) -> tuple[list[Pair], list[Pair], list[list[int
     out = []
     for rows in (split.train, split.heldout):
         pairs = [
-            encoding.pair_of(row, source, ctx.tokenizer, stop_token_ids=ctx.ends, number=number, where=where)
+            encoding.pair_of(row, source, ctx.tokenizer, stop_token_ids=ctx.stop_token_ids, number=number, where=where)
             for number, row in enumerate(rows, 1)
         ]
         out.append(pairs)

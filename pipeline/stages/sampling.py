@@ -90,7 +90,7 @@ def from_pool(ctx: Context, references: Sequence[str], key: str) -> list[Scored]
             path = StageDir(ctx.cfg.run_dir, reference).path / "rollouts.jsonl"
         elif path.is_file():
             ctx.depend_on(path)
-        entries += sample_pool.read(path, ctx.cfg.prompts, ctx.tokenizer, ctx.ends)
+        entries += sample_pool.read(path, ctx.cfg.prompts, ctx.tokenizer, ctx.stop_token_ids)
     placed = sample_pool.placed(entries, ctx.train_prompts, barred=ctx.barred)
     found, counts = sample_pool.usable(placed), sample_pool.left_out(entries, placed)
     if not found:

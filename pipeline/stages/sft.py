@@ -60,7 +60,12 @@ def encode(rows: Sequence[prompts.Row], source: Any, ctx: Context) -> list[Examp
     Raises ConfigError naming the row that has no completion, or that the chat template refuses.
     """
     found, left_out = encoding.demonstrations_of(
-        rows, source, ctx.tokenizer, stop_token_ids=ctx.ends, where=f"{ctx.cfg.path}: {ctx.name}", barred=ctx.barred
+        rows,
+        source,
+        ctx.tokenizer,
+        stop_token_ids=ctx.stop_token_ids,
+        where=f"{ctx.cfg.path}: {ctx.name}",
+        barred=ctx.barred,
     )
     if left_out:
         console.say(left_out)
@@ -73,7 +78,7 @@ def encode_last(rows: Sequence[prompts.Row], source: Any, ctx: Context) -> list[
     for number, row in enumerate(rows, 1):
         prompt_ids = encoding.render_ids(row, source, ctx.tokenizer, number=number)
         completion = encoding.completion_ids(
-            row, source, ctx.tokenizer, prompt_ids, stop_token_ids=ctx.ends, number=number
+            row, source, ctx.tokenizer, prompt_ids, stop_token_ids=ctx.stop_token_ids, number=number
         )
         out.append(Example(tuple(prompt_ids), tuple(completion)))
     return out

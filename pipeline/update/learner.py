@@ -82,7 +82,7 @@ class Learner:
         budget: int,
     ) -> None:
         self.shared = isinstance(policy, SharedCritic)
-        if self.shared and sharding.is_cut() and sharding.is_zero():  # it would step the frozen body too
+        if self.shared and sharding.is_sharded() and sharding.is_zero():  # it would step the frozen body too
             raise ConfigError(["critic.shared under ZeRO: give shared: false, or use configs/accelerate/fsdp2.yaml"])
         self.budget, self.device = budget, accelerator.device
         self.objective = Objective(loss, critic_settings, max_tokens)

@@ -53,7 +53,7 @@ class Copy:
         keep = self.settings.ema if kind == "ema" else 0.0
         own = dict(self.forward.model.named_parameters())
         for name, parameter in self.learner.model.named_parameters():
-            full = sharding.whole(parameter)
+            full = sharding.full(parameter)
             # written so that keep = 0 copies every bit
             own[name].mul_(keep).add_(full.to(own[name].dtype), alpha=1 - keep)
 

@@ -56,7 +56,7 @@ class Fsdp2Backend(ReplicatedBackend):
         norm = nn.utils.clip_grad_norm_(self.forward.parameters(), self.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return cast(Tensor, sharding.whole(norm))
+        return cast(Tensor, sharding.full(norm))
 
     def state(self) -> dict[str, Any]:
         held = {"weights": trainable(self.unwrapped), "optimizer": self.optimizer.state_dict()}
@@ -213,7 +213,7 @@ def shard_like(value: Any, parameter: Any) -> Any:
 def _on_cpu(tensor: Tensor) -> Tensor:
     """The full tensor, moved off the device, which may not have room for all of them. Rank 0 writes it; the others
     help to gather it and keep an empty one."""
-    full: Tensor = sharding.whole(tensor)
+    full: Tensor = sharding.full(tensor)
     return full.cpu() if ranks.is_main() else full.new_empty(0, device="cpu")
 
 
@@ -229,10 +229,10 @@ def train_on(
     accelerator: Accelerator, model: nn.Module, groups: ParameterGroups, settings: Optimizer
 ) -> ReplicatedBackend:
     """The model and its optimizer in the parallelism mode that the launcher requested."""
-    if not sharding.is_cut():
+    if not sharding.is_sharded():
         return ReplicatedBackend(accelerator, model, groups, settings)
     sharding.check_type(accelerator.distributed_type.value)
-    return (Fsdp2Backend if sharding.asked() == "fsdp2" else ZeroBackend)(accelerator, model, groups, settings)
+    return (Fsdp2Backend if sharding.mode() == "fsdp2" else ZeroBackend)(accelerator, model, groups, settings)
 
 
 __all__ = ["Fsdp2Backend", "ZeroBackend", "train_on"]

@@ -248,13 +248,13 @@ REFUSED = {
 @pytest.mark.parametrize("told", REFUSED)
 def test_a_mode_that_no_stage_runs_under_is_refused(told):
     with pytest.raises(ConfigError, match=told):
-        sharding.asked(REFUSED[told])
+        sharding.mode(REFUSED[told])
 
 
 def test_zero_without_deepspeed_is_refused_with_the_mend(monkeypatch):
     monkeypatch.setattr(sharding.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install deepspeed, or take configs/accelerate/fsdp2\.yaml"):
-        sharding.asked({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"})
+        sharding.mode({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"})
 
 
 def test_a_launch_to_cut_a_model_that_became_another_is_refused(monkeypatch):
@@ -262,14 +262,14 @@ def test_a_launch_to_cut_a_model_that_became_another_is_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
     sharding.check_type("FSDP")
-    with pytest.raises(ConfigError, match="launched for fsdp2, and accelerate made it MULTI_CPU"):
+    with pytest.raises(ConfigError, match="launched for fsdp2, and accelerate chose MULTI_CPU"):
         sharding.check_type("MULTI_CPU")
 
 
 def test_cutting_over_one_process_is_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
-    with pytest.raises(ConfigError, match="leaves nothing to cut; raise num_processes"):
+    with pytest.raises(ConfigError, match="leaves nothing to shard; raise num_processes"):
         ranks.start()
 
 

@@ -66,7 +66,7 @@ def test_an_engine_serves_a_model_saved_in_another_precision_where_the_yaml_name
 
 
 def test_a_tied_head_is_told_by_its_tensor_also_where_each_is_gathered_anew(place, monkeypatch):
-    monkeypatch.setattr(models.sharding, "whole", lambda tensor: tensor.detach().clone())
+    monkeypatch.setattr(models.sharding, "full", lambda tensor: tensor.detach().clone())
     model = models.load_policy(str(place), Model())
     names = [name for name, _ in models.named_weights(model)]
     assert names.count("lm_head.weight") == 1

@@ -62,7 +62,7 @@ def test_episodes_leave_out_broken_checkers(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(heldout_episodes, "play", lambda *a, **k: GROUP)
     monkeypatch.setattr(heldout_episodes, "load_environment", lambda *a, **k: None)
     ctx: Any = SimpleNamespace(
-        name="grpo", heldout_prompts=[], tokenizer=None, ends=frozenset(),
+        name="grpo", heldout_prompts=[], tokenizer=None, stop_token_ids=frozenset(), context_tokens=lambda: 64,
         cfg=SimpleNamespace(path="x.yaml", verifier_dirs=(), seed=1, sampling=None,
                             evaluation=SimpleNamespace(samples=4)),
     )  # fmt: skip

@@ -223,14 +223,14 @@ def test_a_launch_of_two_processes_that_silently_became_one_is_refused(tmp_path,
     ],
 )
 def test_how_many_processes_were_asked_for_is_read_from_the_launcher(environ, parent, expected):
-    assert ranks.asked_processes(environ, parent) == expected
+    assert ranks.requested_processes(environ, parent) == expected
 
 
 def test_accelerates_config_file_is_read_too(tmp_path):
     file = tmp_path / "two.yaml"
     file.write_text("num_processes: 2\n")
     words = ["accelerate", "launch", "--config_file", str(file), "-m", "pipeline"]
-    assert ranks.asked_processes({"ACCELERATE_MIXED_PRECISION": "no"}, words) == 2
+    assert ranks.requested_processes({"ACCELERATE_MIXED_PRECISION": "no"}, words) == 2
     with pytest.raises(ConfigError, match="torchrun --nproc_per_node 2"):
         ranks.check(2, 1)
 

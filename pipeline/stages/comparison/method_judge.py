@@ -49,7 +49,7 @@ def run(ctx: Context) -> dict[str, Any]:
     starts: list[Scored] = []
     for candidate in [parse(name) for name in [block.start, *block.methods]]:
         place = model_of(ctx, candidate)
-        ctx.turn_to(str(place))
+        ctx.switch_policy(str(place))
         asked = prompts_for(ctx, candidate)
         judged = ctx.evaluate(ctx.generator(), asked=asked, piece=candidate.name.replace("/", "-"))
         scored = judged.scored if proxy is None else with_part(judged.scored, "proxy", score(proxy, [
