@@ -178,7 +178,7 @@ def train(cfg: Config, command: str) -> int:
     with contextlib.ExitStack() as held:
         if int(os.environ.get("RANK", "0")) == 0:
             held.enter_context(locked(cfg.run_dir))
-        process.prepare(cfg.threads)
+        process.prepare(process.thread_count(cfg.threads, cfg.model.path))
         from pipeline import stages
         from pipeline.distributed import ranks
 

@@ -40,8 +40,8 @@ class Config:
     """Seed of all randomness."""
     runs_dir: str = "runs"
     """Directory of all runs."""
-    threads: Positive | None = 1
-    """Threads of torch on CPU; null leaves them to torch, which is slower beside another busy process."""
+    threads: Positive | Literal["auto"] | None = "auto"
+    """Threads of torch on CPU; null leaves them to torch; auto does so for models over 50M parameters, else takes 1."""
     trackers: list[Literal["trackio", "tensorboard", "wandb"]] | None = None
     """Experiment trackers; null takes trackio if it is installed, [] none."""
     verifier_dirs: list[str] = field(default_factory=list)

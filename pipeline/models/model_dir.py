@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 WEIGHTS = ("*.safetensors", "*.bin")
+LARGE = 50_000_000  # parameters; on a CPU, smaller models gain nothing from bfloat16 or a second thread
 
 
 def is_local(path: str) -> bool:
@@ -40,3 +43,14 @@ def template_file(chat_template: str | None) -> Path | None:
         return Path(chat_template) if chat_template and Path(chat_template).is_file() else None
     except OSError:  # a template in one line is longer than a file's name may be
         return None
+
+
+def parameters_at(path: str) -> int:
+    """Parameters in the safetensors files of a directory, from their headers; 0 where there are none."""
+    return sum(_parameters_in(file) for file in Path(path).glob("*.safetensors"))
+
+
+def _parameters_in(file: Path) -> int:
+    with file.open("rb") as opened:
+        header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")

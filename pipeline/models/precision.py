@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import math
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.config.schema import Model
-
-LARGE = 50_000_000  # parameters; smaller models gain nothing from bfloat16 on a CPU
+from pipeline.models.model_dir import LARGE as LARGE
+from pipeline.models.model_dir import parameters_at as parameters_at
 
 
 def precision_of(path: str, model: Model) -> torch.dtype:
@@ -46,14 +43,3 @@ def multiplies_bfloat16() -> bool:
     return any(
         getattr(named, name, bool)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     )  # torch has no public name for them; without these names: no
-
-
-def parameters_at(path: str) -> int:
-    """Parameters in the safetensors files of a directory, from their headers; 0 where there are none."""
-    return sum(_parameters_in(file) for file in Path(path).glob("*.safetensors"))
-
-
-def _parameters_in(file: Path) -> int:
-    with file.open("rb") as opened:
-        header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")

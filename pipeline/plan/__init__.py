@@ -42,7 +42,7 @@ def plan(config: str, words: Sequence[str]) -> int:
         console.say(
             families.line(config_json, dtype=cfg.model.dtype, attn=cfg.model.attn, gpu=bool(which("nvidia-smi")))
         )
-    process.prepare(cfg.threads)
+    process.prepare(process.thread_count(cfg.threads, cfg.model.path))
     measured = try_out(config, overrides) if asked["trial"] else None
     if compared := comparison_plan.comparison_of(cfg):
         parts = comparison_plan.make(cfg, compared, measured)

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,22 @@ from pipeline.run import process
 
 STEPS = 6  # timed, after one that warms up
 MICRO_BATCH = 8192  # tokens, padding among them
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How much is tried: prompts and samples of each, at most so many tokens per completion, tokens that are learned,
+    and timed steps over them."""
+
+    prompts: int = 256
+    samples: int = 4
+    max_tokens: int | None = None
+    learned: int | None = None
+    steps: int = STEPS
+
+
+# of a model above precision.LARGE every token takes long enough to be timed: a few give the rate
+LARGE_EXTENT = Extent(prompts=16, samples=4, max_tokens=8, learned=512, steps=1)
 
 
 @dataclass(slots=True)
@@ -54,6 +70,7 @@ def try_out(cfg: Config) -> Trial:
 
     from pipeline.generation import engines, generator
     from pipeline.models import adapters, models
+    from pipeline.models.precision import LARGE
     from pipeline.run.stage_dir import StageDir
     from pipeline.stages.context import Context
 
@@ -69,7 +86,9 @@ def try_out(cfg: Config) -> Trial:
         out.shape, weights = shape_of(model), bytes_here(model)
         ctx = Context(cfg, next(iter([*cfg.stages, *cfg.blocks])), StageDir(Path(place), "trial"))
         ctx.policy_path = model_dir
-        asked = ctx.train_prompts[:256]
+        extent = LARGE_EXTENT if out.shape["parameters"] > LARGE else Extent()
+        asked = ctx.train_prompts[: extent.prompts]
+        most = min(cfg.sampling.max_tokens, extent.max_tokens or cfg.sampling.max_tokens)
         started = time.monotonic()
         longest = max(len(p.ids) for p in [*ctx.train_prompts, *ctx.heldout_prompts])
         length = engines.model_len(model_dir, longest + cfg.sampling.max_tokens + 16)
@@ -78,22 +97,32 @@ def try_out(cfg: Config) -> Trial:
         for warm in (True, False):
             started = time.monotonic()
             drawn = generator.rollouts(
-                engine, asked, cfg.sampling, samples=1 if warm else 4, key=("trial",), tokenizer=ctx.tokenizer,
-                ends=ctx.stop_token_ids,
+                engine, asked, replace(cfg.sampling, max_tokens=1 if warm and extent.max_tokens else most),
+                samples=1 if warm else extent.samples, key=("trial",), tokenizer=ctx.tokenizer, ends=ctx.stop_token_ids,
             )  # fmt: skip
             out.sampled_per_s = sum(len(r.ids) for r in drawn) / (time.monotonic() - started)
         added = resident() - out.libraries_bytes - weights
         space = int(os.environ.get("VLLM_CPU_KVCACHE_SPACE", "0")) << 30 if engine.name == "vllm" else 0
         out.cache_bytes = min(space, added)  # of vLLM on a CPU, which takes all it is given at once
         out.generator_bytes = added - out.cache_bytes
-        rows = [[*r.prompt.ids, *r.ids] for r in drawn[:256]]
+        rows = first_tokens([[*r.prompt.ids, *r.ids] for r in drawn[:256]], extent.learned)
         if block is not None:  # what the stages learn, where some of them learn an adapter
             model = adapters.add_lora(model, block.peft, key=f"{cfg.path}: {block.kind}")
-        out.fetched_per_s, out.learned_per_s = learning_rates(model, rows)
+        out.fetched_per_s, out.learned_per_s = learning_rates(model, rows, extent.steps)
     return out
 
 
-def learning_rates(model: Any, rows: Sequence[Sequence[int]]) -> tuple[float, float]:
+def first_tokens(rows: Sequence[Sequence[int]], tokens: int | None) -> list[Sequence[int]]:
+    """The first rows that hold no more tokens than that, at least one; None: all."""
+    out: list[Sequence[int]] = []
+    for row in rows:
+        if tokens is not None and out and sum(map(len, out)) + len(row) > tokens:
+            break
+        out.append(row)
+    return out
+
+
+def learning_rates(model: Any, rows: Sequence[Sequence[int]], steps: int = STEPS) -> tuple[float, float]:
     """Tokens a second (forward only, forward and backward with AdamW) of these rows, as many at once as a stage takes:
     the logits of all would not fit a machine."""
     import torch
@@ -121,9 +150,9 @@ def learning_rates(model: Any, rows: Sequence[Sequence[int]]) -> tuple[float, fl
     for act in (fetch, learn):
         act()
         started = time.monotonic()
-        for _ in range(STEPS):
+        for _ in range(steps):
             act()
-        rates.append(tokens * STEPS / (time.monotonic() - started))
+        rates.append(tokens * steps / (time.monotonic() - started))
     return rates[0], rates[1]
 
 
@@ -151,7 +180,7 @@ def shape_of(model: Any) -> dict[str, int]:
 
 def main(words: Sequence[str]) -> int:
     cfg = load(words[0], words[1:])
-    process.prepare(cfg.threads)
+    process.prepare(process.thread_count(cfg.threads, cfg.model.path))
     print("\n" + json.dumps(asdict(try_out(cfg))))
     return 0
 

@@ -14,6 +14,7 @@ from pipeline.generation import engines
 from pipeline.generation.generator import largest_gap, sequence_logprobs
 from pipeline.models import models, precision
 from pipeline.models.precision import parameters_at, precision_of
+from pipeline.run import process
 
 AUTO = Model(dtype="auto")
 
@@ -63,3 +64,11 @@ def test_on_a_float32_checkpoint_auto_is_the_same_for_generator_and_trainer(tmp_
     engine = engines.open_generator(place, AUTO, Generate(backend=backend), max_model_len=64)
     sequences = [[3, 8, 13, 9, 5, 6], [11, 12, 3, 4]]
     assert largest_gap(sequence_logprobs(model, sequences), engine.logprobs(sequences)) < 1e-4
+
+
+def test_a_large_model_gets_all_threads_and_a_small_one_a_single_thread(tmp_path):
+    large, small = (checkpoint(tmp_path / str(rows), rows=rows) for rows in (60_000, 100))
+    assert process.thread_count("auto", large) is None and process.thread_count("auto", small) == 1
+    assert process.thread_count("auto", None) == 1, "a tiny model made here"
+    assert process.thread_count("auto", "org/name-of-the-Hub") == 1
+    assert process.thread_count(3, large) == 3 and process.thread_count(None, small) is None
