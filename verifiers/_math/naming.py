@@ -45,8 +45,8 @@ def value_of(node: Node) -> tuple[Node, Node] | None:
     if node.op != "rel" or node.value not in (("=",), ("in",)):
         return None
     left, right = node.args
-    if is_name(left) and (node.value == ("in",) or not is_name(right)):
-        return left, right
+    if is_name(left) and (node.value == ("in",) or not is_name(right) or (left.op == "apply" and right.op == "var")):
+        return left, right  # f(x) = x, too, is solved for f(x)
     return (right, left) if is_name(right) and node.value == ("=",) and not is_name(left) else None
 
 
@@ -117,11 +117,27 @@ def _without_name(gold: Node, answer: Node) -> tuple[Node, Node]:
     if of_gold and of_answer:
         if of_gold[0] == of_answer[0] and not variables(of_gold[1]):
             return of_gold[1], of_answer[1]
+        if {_is_y(of_gold[0]), _is_y(of_answer[0])} == {True, False} and all(
+            map(_is_function_of, (of_gold, of_answer))
+        ):
+            return of_gold[1], of_answer[1]
     elif of_answer and gold.op != "rel":
         return gold, of_answer[1]
     elif of_gold and answer.op != "rel" and (gold.value == ("in",) or is_solved(gold)):
         return of_gold[1], answer
     return gold, answer
+
+
+def _is_y(name: Node) -> bool:
+    return name == Node("var", (), "y")
+
+
+def _is_function_of(named: tuple[Node, Node]) -> bool:
+    """y = ..., or f(x) = ...: two names of one curve."""
+    name, value = named
+    if _is_y(name):
+        return "y" not in variables(value)
+    return name.op == "apply" and len(name.args) == 1 and name.args[0].op == "var"
 
 
 def is_solved(node: Node) -> bool:
