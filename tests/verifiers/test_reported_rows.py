@@ -12,7 +12,7 @@ from sandboxes import isolated
 import verifiers
 
 ROWS = Path(__file__).parents[1] / "corpora" / "reported"
-NAMES = ("python_stdio", "python_tests", "instructions")
+NAMES = ("python_stdio", "python_tests", "instructions", "json_schema")
 
 
 def rows() -> list[Any]:

@@ -56,6 +56,9 @@ def test_every_generated_puzzle_uses_its_numbers_and_is_the_same_for_its_seed() 
 
 # -- json_schema
 
+DRAFT_4, DRAFT_7 = "http://json-schema.org/draft-04/schema#", "http://json-schema.org/draft-07/schema"
+DRAFT_2019 = "https://json-schema.org/draft/2019-09/schema"
+
 
 @pytest.mark.parametrize(
     ("left", "right", "same"),
@@ -72,9 +75,66 @@ def test_a_reference_outside_the_schema_is_never_fetched() -> None:
     assert verdict.status == "error" and "127.0.0.1" in verdict.detail
 
 
-@pytest.mark.parametrize("schema", [{"type": "strnig"}, {"patternProperties": {"(a+)+": {}}}])
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "strnig"},
+        {"pattern": "("},
+        {"pattern": "\\Z"},
+        {"$schema": "http://example.org/mine"},
+        {"unevaluatedProperties": False, "patternProperties": {"(a+)+": {}}},
+    ],
+)
 def test_a_schema_that_cannot_be_used_is_an_error_of_the_task(schema: dict) -> None:
     assert status("json_schema", "{}", {"schema": schema}) == "error"
+
+
+@pytest.mark.parametrize(
+    ("text", "schema", "expected"),
+    [
+        ("1.1", {"multipleOf": 0.1}, "pass"),
+        ("0.3", {"multipleOf": 0.1}, "pass"),
+        ("19.99", {"multipleOf": 0.01}, "pass"),
+        ("19.995", {"multipleOf": 0.01}, "fail"),
+        ("1e308", {"multipleOf": 1e-300}, "pass"),
+        ('"٣"', {"pattern": r"^\d$"}, "fail"),
+        ('"é"', {"pattern": r"^\w$"}, "fail"),
+        ('"é"', {"pattern": r"^[^\W]$"}, "fail"),
+        ('"\\ufeff"', {"pattern": r"^\s$"}, "pass"),
+        ('"ab\\n"', {"pattern": "^a.$"}, "fail"),
+        ('"a\\rb"', {"pattern": "^a.b$"}, "fail"),
+        ('"a[b"', {"pattern": "^[a-z[]+$"}, "pass"),
+        ('"(abc){e}"', {"pattern": r"^\(abc\){e}$"}, "pass"),
+        ('"🐲"', {"pattern": r"^\ud83d\udc32$"}, "pass"),
+        ('"Ж"', {"pattern": r"^\p{Script=Cyrillic}$"}, "pass"),
+        ('{"b1": 1}', {"patternProperties": {"^b\\d$": {"type": "string"}}}, "fail"),
+        ('{"b1": "x", "c": 1}', {"patternProperties": {"^b": {}}, "additionalProperties": False}, "fail"),
+        ('{"b1": "x", "c": 1}', {"patternProperties": {"^b": {}}, "additionalProperties": {"type": "integer"}}, "pass"),
+        ('{"' + "a" * 40 + '!": 1}', {"patternProperties": {"^(a+)+$": False}}, "pass"),
+        ('{"multipleOf": 2}', {"properties": {"multipleOf": {"const": 2}, "$ref": True, "format": {}}}, "pass"),
+        ('"2024-02-30"', {"format": "date"}, "fail"),
+        ('"2024-02-29T23:59:60Z"', {"format": "date-time"}, "pass"),
+        ('"a@b"', {"format": "email"}, "pass"),
+        ('"@b"', {"format": "email"}, "fail"),
+        ('"anything"', {"format": "mine"}, "pass"),
+        ("7", {"format": "date"}, "pass"),
+        ("3", {"$schema": DRAFT_4, "maximum": 3, "exclusiveMaximum": True}, "fail"),
+        ("[1, 2]", {"$schema": DRAFT_7, "items": [{}], "additionalItems": False}, "fail"),
+        ('{"a": 1}', {"$schema": DRAFT_2019, "dependentRequired": {"a": ["b"]}}, "fail"),
+        ('```json5\n{"a": 1}\n```', {"type": "object"}, "pass"),
+        ('{"a": "<answer>1</answer>"}', {"type": "object"}, "pass"),
+        ('{"a": 1}\n```', {"type": "object"}, "pass"),
+        ('json\n{"a": 1}\n```\nIt fits.', {"type": "object"}, "pass"),
+        ('\ufeff{"a": 1}', {"type": "object"}, "pass"),
+    ],
+)  # fmt: skip
+def test_a_schema_means_what_its_dialect_says(text: str, schema: dict, expected: str) -> None:
+    assert status("json_schema", text, {"schema": schema}) == expected
+
+
+def test_formats_can_be_annotations() -> None:
+    task = {"schema": {"format": "date"}, "formats": False}
+    assert status("json_schema", '"2024-02-30"', task) == "pass"
 
 
 # -- sql_query
