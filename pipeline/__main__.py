@@ -1,12 +1,11 @@
-"""python -m pipeline COMMAND CONFIG [key=value ...]
+"""whetstone COMMAND CONFIG [key=value ...], also as python -m pipeline. `whetstone help` lists the commands.
 
 Exit codes: 0 done; 2 the user's mistake, one line each; 3 a run stopped by one of its own alarms; 130 interrupted;
-143 asked to stop by SIGTERM. After 130 and 143 the same command goes on.
+143 stopped by SIGTERM. After 130 and 143 the same command resumes.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import sys
@@ -15,150 +14,163 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from pipeline.config.schema import KINDS
-
 if TYPE_CHECKING:
     from pipeline.config.load import Config
 
-COMMANDS = {
-    "run": "all stages the YAML names; what is complete and unchanged is skipped",
-    **{kind.name: kind.summary for kind in sorted(KINDS.values(), key=lambda kind: kind.order) if kind.summary},
-    "recipe": "a historical lineage on the demo task: python -m pipeline recipe davinci-002|davinci-003",
-}
-AROUND = {
-    "plan": "what a YAML would run, what it would cost, and every mistake in it; starts nothing",
-    "sbatch": "a Slurm script for a YAML, to stdout: nodes=2 gpus=8 hours=24 mode=fsdp2 partition=NAME",
-    "gpu-check": "every stage for a few steps on a mid-size random model, on a machine with a GPU",
-    "chaos": "kill every stage at seeded instants, go on, compare the hashes: kills=20 instants_seed=0",
-}
-OF_A_RUN = {
-    "report": "HTML report of a run: python -m pipeline report RUN_DIR",
-    "lineage": "a run's tree from base model to final: python -m pipeline lineage RUN_DIR",
-    "diff": "what differs between two runs: python -m pipeline diff RUN_DIR RUN_DIR",
-    "export": "RUN_DIR/export: merged weights, tokenizer, template, model card; stage=NAME chooses",
-    "push": "upload RUN_DIR/export to the Hub: repo=me/model",
-    "generate": "answers of a run's model: prompt=TEXT or prompts=FILE, label=best, samples=4, to=FILE",
-    "chat": "talk to a run's model; label=best asks a condition-trained one",
-    "serve": "vLLM's OpenAI-compatible server on the run's model; key=value becomes --key value",
-    "lm-eval": "EleutherAI's harness on the run's model: tasks=gsm8k,ifeval; key=value becomes --key value",
-}
-
-
-def parser() -> argparse.ArgumentParser:
-    lines = "\n".join(f"  {name:14} {text}" for name, text in (COMMANDS | AROUND | OF_A_RUN).items())
-    made = argparse.ArgumentParser(
-        "python -m pipeline",
-        description="Post-train small language models with RL, a stage or the whole chain at once.",
-        epilog=f"commands:\n{lines}\n\nA stage with a name of its own in the YAML is run by that name.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    made.add_argument("command")
-    made.add_argument("config", nargs="?", default="", help="a YAML, or what a run left")
-    made.add_argument("overrides", nargs="*", metavar="key=value", help="as seed=2 grpo.steps=10")
-    return made
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "--verbose" in words:
+        words.remove("--verbose")
+        os.environ["WHETSTONE_VERBOSE"] = "1"
     from pipeline.run import shutdown
 
     try:
-        return dispatch(arguments.command, arguments.config, arguments.overrides)
+        return answer(words)
     except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to go on from the last checkpoint", file=sys.stderr)
+        report(shutdown.stop_line("interrupted"))
         return 130
     except shutdown.Stopped:
-        print("stopped as asked; run the same command again to go on", file=sys.stderr)
-        return shutdown.EXIT
+        report(shutdown.stop_line())
+        return shutdown.exit_code()
+    except BrokenPipeError:  # the reader of a pipe has left, as `whetstone config | head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except ValueError as exc:
         if not is_users(exc):
             raise
-        tell("\n".join(getattr(exc, "mistakes", [str(exc)])))
+        report("\n".join(getattr(exc, "mistakes", [str(exc)])))
         return 2
     except OSError as exc:
         from pipeline.run.files import disk_fault
 
-        told = disk_fault(exc)
-        if told is None:
+        line = disk_fault(exc)
+        if line is None:
             raise
-        tell(told)
+        report(line)
         return 2
     except RuntimeError as exc:
         from pipeline.distributed import ranks
 
         if ranks.lost_another(exc):
             return ranks.give_up(exc)
-        if type(exc).__name__ not in ("Alarm", "SavedModelDiffers"):
+        if type(exc).__name__ != "Alarm":
             raise
-        tell(f"stopped by an alarm: {exc}")
+        report(f"stopped by an alarm: {exc}")
         return 3
 
 
-def tell(text: str) -> None:
-    """To stderr, without the keys that a library may have put into its message."""
+def answer(words: Sequence[str]) -> int:
+    """Help and version, or the command. Raises ConfigError."""
+    from pipeline.cli import commands
+
+    if not words or words[0] in ("-h", "--help"):
+        print(commands.overview())
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"whetstone {version()}")
+        return 0
+    if words[0] == "help":
+        print(commands.usage(words[1]) if len(words) > 1 else commands.overview())
+        return 0
+    if any(word in ("-h", "--help") for word in words[1:]):
+        print(commands.usage(words[0]))
+        return 0
+    return dispatch(words[0], words[1:])
+
+
+def version() -> str:
+    """Of the installed package, or of the checkout."""
+    import importlib.metadata
+    import tomllib
+
+    project = Path(__file__).parents[1] / "pyproject.toml"
+    if project.is_file():
+        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
+    return importlib.metadata.version("whetstone-rl")
+
+
+def report(text: str) -> None:
+    """To stderr, without secrets that a library may have put into its message."""
     from verifiers._secrets import hidden
 
     print(hidden(text), file=sys.stderr)
 
 
-def tell_traceback(kind: type[BaseException], exc: BaseException, trace: TracebackType | None) -> None:
-    """For sys.excepthook: our bugs come with a traceback, and not with a key."""
+def report_traceback(kind: type[BaseException], exc: BaseException, trace: TracebackType | None) -> None:
+    """For sys.excepthook: our bugs come with a traceback, without secrets."""
     import traceback
 
-    tell("".join(traceback.format_exception(kind, exc, trace)).rstrip())
+    report("".join(traceback.format_exception(kind, exc, trace)).rstrip())
 
 
 def is_users(exc: ValueError) -> bool:
-    """A mistake told in one line, ours by type; a ValueError of a library is our bug and keeps its traceback."""
+    """A mistake reported in one line, ours by type; a ValueError of a library is our bug and keeps its traceback."""
     return hasattr(exc, "mistakes") or type(exc).__name__ == "LineageError"
 
 
-def dispatch(command: str, config: str, words: Sequence[str]) -> int:
+def dispatch(command: str, words: Sequence[str]) -> int:
+    from pipeline.cli.commands import COMMANDS
+    from pipeline.config.load import ConfigError, nearest
+
     if command == "gpu-check":
         from pipeline.cli.gpu_check import main as gpu_check
         from pipeline.run import process
 
         process.prepare(None)
-        return gpu_check([*([config] if config else []), *words])
-    if not config:
-        from pipeline.config.load import ConfigError
+        return gpu_check(words)
+    if command in ("config", "schema"):
+        from pipeline.cli import config_docs
 
-        raise ConfigError([f"{command}: name a YAML, as in: python -m pipeline {command} configs/demo/pipeline.yaml"])
+        print(config_docs.config(words) if command == "config" else config_docs.schema_text().rstrip())
+        return 0
+    if not words:
+        if command not in COMMANDS:
+            raise ConfigError([f"no command {command!r}{nearest(command, COMMANDS)}"])
+        kinds = {"RUN_DIR": "a run's directory", "NAME": "a recipe"}
+        named = kinds.get(COMMANDS[command].takes, "a YAML")
+        raise ConfigError([f"{command}: name {named}, as in: whetstone {COMMANDS[command].example}"])
+    first, rest = words[0], words[1:]
     if command == "recipe":
         from pipeline.cli.recipes import recipe_path
 
-        command, config = "run", recipe_path(config)
-    if command in OF_A_RUN:
-        return of_a_run(command, Path(config), words)
+        command, first = "run", recipe_path(first)
+    if command in COMMANDS and COMMANDS[command].takes == "RUN_DIR":
+        return of_a_run(command, Path(first), rest)
     if command == "plan":
         from pipeline.plan import plan
 
-        return plan(config, words)
+        return plan(first, rest)
     if command == "sbatch":
         from pipeline.cli.slurm import parsed, sbatch
 
-        asked, overrides = parsed(words)
-        checked(asked["stage"], config, overrides)
-        print(sbatch(config, words), end="")
+        settings, overrides = parsed(rest)
+        checked(settings["stage"], first, overrides)
+        print(sbatch(first, rest), end="")
         return 0
     if command == "chaos":
         from pipeline.cli.chaos import chaos
 
-        return chaos(config, words)
-    return train(checked(command, config, words), command)
+        return chaos(first, rest)
+    return train(checked(command, first, rest), command)
 
 
 def checked(command: str, config: str, overrides: Sequence[str]) -> Config:
-    """The config, when nothing is wrong with it, its data, its verifiers or its models. Raises ConfigError before
-    anything heavy loads."""
-    from pipeline.config.load import ConfigError, nearest, read
+    """The config, if nothing is wrong with it, its data, its verifiers or its models.
 
+    Raises ConfigError before anything heavy loads.
+    """
+    from pipeline.cli.commands import COMMANDS
+    from pipeline.config.load import ConfigError, nearest, read
+    from pipeline.config.registry import KINDS
+
+    if command not in COMMANDS and not Path(config).is_file():
+        raise ConfigError([f"no command {command!r}{nearest(command, COMMANDS)}"])
     cfg, mistakes = read(config, overrides)
     if cfg is not None and command == "probe":
-        cfg.blocks.setdefault("probe", KINDS["probe"].schema())  # looks at what a YAML trained without being part of it
+        cfg.blocks.setdefault("probe", KINDS["probe"].schema())  # it needs no block: it changes nothing of the run
     if cfg is not None and command not in COMMANDS and command not in cfg.blocks:
-        mistakes.append(f"no command {command!r}{nearest(command, [*COMMANDS, *AROUND, *OF_A_RUN, *cfg.blocks])}")
+        mistakes.append(f"no command {command!r}{nearest(command, [*COMMANDS, *cfg.blocks])}")
     elif cfg is not None and command in KINDS and command not in cfg.blocks:
         mistakes.append(f"{config}: no block for stage {command!r}{nearest(command, cfg.blocks)}")
     if cfg is None or mistakes:
@@ -195,12 +207,15 @@ def train(cfg: Config, command: str) -> int:
 
 
 def of_a_run(command: str, run: Path, words: Sequence[str]) -> int:
-    """Commands on what a run left, which read no YAML."""
+    """Commands on a finished run, which read no YAML."""
+    from pipeline.cli.commands import own_and_rest
+
+    own_and_rest(command, words)  # refuses words that it does not take
     if command in ("lineage", "diff"):
         from pipeline.run import lineage
 
-        drawn, sound = lineage.diff(run, words) if command == "diff" else lineage.lineage(run)
-        print(drawn)
+        text, sound = lineage.diff(run, words) if command == "diff" else lineage.lineage(run)
+        print(text)
         return 0 if sound else 2
     if command == "report":
         from pipeline.report import write_report
@@ -225,6 +240,11 @@ def of_a_run(command: str, run: Path, words: Sequence[str]) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    sys.excepthook = tell_traceback
+def script() -> None:
+    """The console script `whetstone`."""
+    sys.excepthook = report_traceback
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    script()

@@ -17,7 +17,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from pipeline.cli.export import options, policy_stage
+from pipeline.cli.commands import options
+from pipeline.cli.export import policy_stage
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Generate, Model, Prompts, Sampling
 from pipeline.data import condition_prompts, encoding, prompt_columns, prompts
@@ -30,7 +31,6 @@ from pipeline.run.files import atomic_write
 from pipeline.run.manifest import read_manifest
 from pipeline.seeds import derive
 
-WORDS = ("stage", "label", "guidance", "temperature", "max_tokens", "seed")
 GREEDY = 1e-4  # a temperature this low leaves no chance to any token but the likeliest
 
 
@@ -121,7 +121,7 @@ def number(asked: Mapping[str, str], key: str, default: float, *, low: float) ->
 
 def generate(run: Path, words: Sequence[str]) -> None:
     """Answers as JSON lines, to the terminal or to the file `to`."""
-    asked = options(words, (*WORDS, "prompt", "prompts", "samples", "to"))
+    asked = options("generate", words)
     if ("prompt" in asked) == ("prompts" in asked):
         raise ConfigError(["generate: give prompt=TEXT, or prompts=FILE.jsonl with a column prompt"])
     values = [asked["prompt"]] if "prompt" in asked else list(prompt_column(Path(asked["prompts"])))
@@ -148,7 +148,7 @@ def prompt_column(path: Path) -> Iterator[str | list[dict[str, str]]]:
 
 def chat(run: Path, words: Sequence[str]) -> None:
     """Line by line until the input ends. A model of the chat template hears all turns, another the last line alone."""
-    voice = open_voice(run, options(words, WORDS))
+    voice = open_voice(run, options("chat", words))
     turns: list[dict[str, str]] = []
     remembers = voice.source.chat
     shown = f", asked for {voice.label.strip()!r}" if voice.label else ""

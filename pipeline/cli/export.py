@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.cli.commands import options, own_and_rest
 from pipeline.config.load import ConfigError, nearest
 from pipeline.config.schema import recorded_kind
 from pipeline.run.files import atomic_write, dump_json
@@ -29,17 +30,6 @@ CONTROLS = {
     "shuffled_spearman": "rank correlation of the control trained on shuffled labels",
     "unconditioned_accuracy": "the same model, asked for nothing",
 }
-
-
-def options(words: Sequence[str], known: Sequence[str]) -> dict[str, str]:
-    """`key=value` words. Raises ConfigError for another key."""
-    out = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or key not in known:
-            raise ConfigError([f"{word!r} on the command line: expected key=value{nearest(key, known)}"])
-        out[key] = value
-    return out
 
 
 def policy_stage(run: Path, named: str | None = None) -> str:
@@ -73,7 +63,7 @@ def export(run: Path, words: Sequence[str]) -> Path:
 
     Raises ConfigError, or LineageError where the stage's files are not what it wrote.
     """
-    asked = options(words, ("stage", "to"))
+    asked = options("export", words)
     stage = policy_stage(run, asked.get("stage"))
     verified_manifest(run / stage)
     place = Path(asked.get("to") or run / "export").resolve()
@@ -241,7 +231,7 @@ def exported(run: Path) -> Path | None:
 
 def push(run: Path, words: Sequence[str]) -> str:
     """Upload run/export (`repo=me/model`, `private=false`). Returns its address. Raises ConfigError."""
-    asked = options(words, ("repo", "private"))
+    asked = options("push", words)
     if "/" not in asked.get("repo", ""):
         raise ConfigError(["push: name the repository, as repo=me/my-model"])
     place = exported(run)

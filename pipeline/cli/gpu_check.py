@@ -141,9 +141,9 @@ def main(words: Sequence[str]) -> int:
     """`to=DIR` (default runs/gpu-check) and `size=small dtype=float32` to try the check itself without a GPU."""
     import torch
 
-    from pipeline.cli.export import options
+    from pipeline.cli.commands import options
 
-    asked = options(words, ("to", "size", "dtype"))
+    asked = options("gpu-check", words)
     size = asked.get("size", "mid")
     if size not in SIZES:
         raise configs.ConfigError([f"size={size}: have: {', '.join(SIZES)}"])
