@@ -70,11 +70,11 @@ def answer(words: Sequence[str]) -> int:
     if words[0] == "--version":
         print(f"whetstone {version()}")
         return 0
-    if words[0] == "help":
-        print(commands.usage(words[1]) if len(words) > 1 else commands.overview())
-        return 0
     if any(word in ("-h", "--help") for word in words[1:]):
         print(commands.usage(words[0]))
+        return 0
+    if words[0] == "help":
+        print(commands.usage(words[1]) if len(words) > 1 else commands.overview())
         return 0
     return dispatch(words[0], words[1:])
 
@@ -186,7 +186,7 @@ def train(cfg: Config, command: str) -> int:
     from pipeline.run import process, shutdown
     from pipeline.run.lock import locked
 
-    shutdown.install()
+    shutdown.install(cfg.run_dir)
     with contextlib.ExitStack() as held:
         if int(os.environ.get("RANK", "0")) == 0:
             held.enter_context(locked(cfg.run_dir))

@@ -52,8 +52,8 @@ def _table() -> dict[str, Command]:
         Command("recipe", "NAME", "a historical lineage on the demo task: davinci-002 or davinci-003",
                 "recipe davinci-002", more=YAML_KEYS, group="pipelines"),
         Command("sbatch", "CONFIG", "a Slurm script for a YAML, to stdout", f"sbatch {DEMO} nodes=2 gpus=8",
-                {"nodes": "machines", "gpus": "GPUs per machine", "cpus": "CPU cores per machine", "hours": "time limit",
-                 "mode": "ddp, fsdp2, zero2 or zero3", "stage": "command to run; default run",
+                {"nodes": "machines", "gpus": "GPUs per machine", "cpus": "CPU cores per machine",
+                 "hours": "time limit", "mode": "ddp, fsdp2, zero2 or zero3", "stage": "command to run; default run",
                  "partition": "Slurm partition", "account": "Slurm account",
                  "warn_s": "seconds between the signal to save and the time limit", "port": "port where ranks meet",
                  "venv": "virtual environment"}, YAML_KEYS, "pipelines"),
@@ -127,8 +127,8 @@ def overview() -> str:
     for group, title in GROUPS.items():
         lines += [f"{title}:"]
         lines += [f"  {c.name:14} {c.summary}" for c in COMMANDS.values() if c.group == group]
-    return "\n".join([*lines, "", "A stage with a name of its own in the YAML is run by that name.",
-                      "Exit codes: 0 done, 2 your mistake, 3 stopped by an alarm, 130 and 143 interrupted."])  # fmt: skip
+    codes = "Exit codes: 0 done, 2 your mistake, 3 stopped by an alarm, 130 and 143 interrupted."
+    return "\n".join([*lines, "", "A stage with a name of its own in the YAML is run by that name.", codes])
 
 
 def usage(name: str) -> str:
@@ -137,7 +137,11 @@ def usage(name: str) -> str:
         raise ConfigError([f"no command {name!r}{nearest(name, COMMANDS)}"])
     command = COMMANDS[name]
     words = " ".join(filter(None, [name, command.takes, "[key=value ...]" if command.keys or command.more else ""]))
-    lines = [f"usage: whetstone {words}", "", *textwrap.wrap(command.summary[0].upper() + command.summary[1:] + ".", 100)]
+    lines = [
+        f"usage: whetstone {words}",
+        "",
+        *textwrap.wrap(command.summary[0].upper() + command.summary[1:] + ".", 100),
+    ]
     if command.keys:
         width = max(map(len, command.keys)) + 2
         lines += ["", "keys:"]

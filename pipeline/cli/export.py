@@ -1,4 +1,4 @@
-"""Out the door: a finished run's model as a folder anybody can load, with a card that says what it is and is not.
+"""Export a finished run: a folder that plain transformers loads, with its model card; push, serve, evaluate.
 
 export  runs/NAME/export/: merged safetensors, tokenizer, chat template, generation config, model card, lineage
 push    that folder to the Hub
@@ -16,20 +16,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.cli import model_card
 from pipeline.cli.commands import options, own_and_rest
 from pipeline.config.load import ConfigError, nearest
 from pipeline.config.schema import recorded_kind
+from pipeline.generation.server_key import SERVER_KEY
 from pipeline.run.files import atomic_write, dump_json
 from pipeline.run.manifest import manifest_sha, read_manifest, verified_manifest
-from pipeline.stats import headline_names
 
 # keys of generation_config.json that say nothing of sampling
 OF_THE_MODEL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version")
-CONTROLS = {
-    "random_control_accuracy": "the same chain keeping as many samples a prompt, chosen blindly",
-    "shuffled_spearman": "rank correlation of the control trained on shuffled labels",
-    "unconditioned_accuracy": "the same model, asked for nothing",
-}
 
 
 def policy_stage(run: Path, named: str | None = None) -> str:
@@ -77,8 +73,10 @@ def export(run: Path, words: Sequence[str]) -> Path:
         _merge(beside)
     chain = lineage(run, stage)
     _generation_config(beside, chain[-1]["config"]["sampling"])
-    atomic_write(beside / "lineage.json", dump_json(chain, indent=1) + "\n")
-    atomic_write(beside / "README.md", card(chain))
+    published = [model_card.without_local_paths({**m, "manifest_sha256": manifest_sha(m)}) for m in chain]
+    atomic_write(beside / "lineage.json", dump_json(published, indent=1) + "\n")
+    _without_names_of_places(beside)
+    atomic_write(beside / "README.md", model_card.card(chain))
     shutil.rmtree(place, ignore_errors=True)
     os.replace(beside, place)
     return place
@@ -92,6 +90,17 @@ def _merge(place: Path) -> None:
     for part in place.glob("adapter_*"):
         part.unlink()
     model.save_pretrained(place)
+
+
+def _without_names_of_places(directory: Path) -> None:
+    """The libraries note where they loaded from; of a local directory its name is kept."""
+    for name in ("config.json", "tokenizer_config.json"):
+        path = directory / name
+        noted = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        places = {key: noted[key] for key in ("_name_or_path", "name_or_path") if isinstance(noted.get(key), str)}
+        if any(model_card.public_name(place) != place for place in places.values()):
+            noted |= {key: model_card.public_name(place) for key, place in places.items()}
+            atomic_write(path, dump_json(noted, indent=2) + "\n")
 
 
 def _generation_config(place: Path, sampling: Mapping[str, Any]) -> None:
@@ -131,91 +140,6 @@ def lineage(run: Path, stage: str) -> list[dict[str, Any]]:
     return order
 
 
-def card(chain: Sequence[Mapping[str, Any]]) -> str:
-    """A model card in Markdown: lineage, data, rewards, budget, before and after with controls, limits."""
-    last, config = chain[-1], chain[-1]["config"]
-    model, prompts = config["model"], config["prompts"]
-    base = model.get("path") or "a tiny random model, made by the run"
-    data = prompts.get("path") or f"made by the verifier `{prompts.get('procedural')}`"
-    front = ["---", "library_name: transformers", "tags: [whetstone, rl]"]
-    front += [f"base_model: {model['path']}"] if model.get("path") else []
-    lines = [
-        *front,
-        "---",
-        "",
-        f"# {last['stage']} of {base}",
-        "",
-        f"Made with Whetstone: {' → '.join(m['stage'] for m in chain)}. `lineage.json` holds every stage's config and "
-        "hashes.",
-        "",
-        "## What it was trained on",
-        "",
-        f"- Data: {data}; held out: {_heldout(prompts)}. Its licence is its publishers'.",
-        f"- Judged by: {', '.join(f'`{name}`' for name in config['rewards'])} on prompts that no stage trained on.",
-        *_template_arguments(prompts),
-        f"- Sampled tokens spent on training: {sum(m['tokens']['completion'] for m in chain):,}.",
-        f"- Wall time: {sum(m['wall_s'] for m in chain):,.0f} s. Seed: {last['seed']} (one run: no spread over seeds).",
-        "",
-        "## Before and after",
-        "",
-        *_table(chain),
-        "",
-        *_controls(last),
-        "## Limits",
-        "",
-        "- Better on this task by this scorer; nothing else was measured. Other abilities may have been lost.",
-        "- The interval covers the choice of held-out prompts, not the choice of seed.",
-        f"- Diversity went from {_first(chain, 'distinct_answers')} to {_last(chain, 'distinct_answers')} distinct "
-        "answers a prompt.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _heldout(prompts: Mapping[str, Any]) -> str:
-    named = prompts.get("heldout_path") or prompts.get("heldout_split")
-    return f"`{named}`" if named else f"{prompts['heldout']:.0%} of the distinct prompts, by a hash of their text"
-
-
-def _template_arguments(prompts: Mapping[str, Any]) -> list[str]:
-    given = prompts.get("chat_kwargs")
-    return [f"- The chat template was given `{dump_json(given)}`; ask the model likewise."] if given else []
-
-
-def _table(chain: Sequence[Mapping[str, Any]]) -> list[str]:
-    shown = [m for m in chain if "heldout_accuracy" in m["metrics"]]
-    columns = headline_names([m["metrics"] for m in shown])
-    lines = ["| stage | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 1) + "|"]
-    for manifest in shown:
-        cells = [_cell(manifest["metrics"], column) for column in columns]
-        lines.append(f"| {manifest['stage']} | " + " | ".join(cells) + " |")
-    return lines
-
-
-def _cell(metrics: Mapping[str, Any], column: str) -> str:
-    value = metrics.get(column)
-    if value is None:
-        return "-"
-    interval = metrics.get(f"{column}_ci95")
-    return f"{value:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
-
-
-def _controls(manifest: Mapping[str, Any]) -> list[str]:
-    found = [(name, text) for name, text in CONTROLS.items() if manifest["metrics"].get(name) is not None]
-    if not found:
-        return []
-    lines = [f"- {text}: {manifest['metrics'][name]:.3f}" for name, text in found]
-    return ["## Controls", "", *lines, ""]
-
-
-def _first(chain: Sequence[Mapping[str, Any]], name: str) -> str:
-    return next((f"{m['metrics'][name]:.2f}" for m in chain if m["metrics"].get(name) is not None), "an unknown number")
-
-
-def _last(chain: Sequence[Mapping[str, Any]], name: str) -> str:
-    return _first(list(reversed(chain)), name)
-
-
 def exported(run: Path) -> Path | None:
     """The run's export, if there is one. Raises ConfigError where its stage was trained again since."""
     place = run / "export"
@@ -224,7 +148,7 @@ def exported(run: Path) -> Path | None:
     if (place / "lineage.json").is_file():
         made = json.loads((place / "lineage.json").read_text())[-1]
         present = read_manifest(run / made["stage"] / "manifest.json")
-        if present is not None and manifest_sha(present) != manifest_sha(made):
+        if present is not None and manifest_sha(present) != (made.get("manifest_sha256") or manifest_sha(made)):
             raise ConfigError([f"{place}: of a {made['stage']!r} that was trained again since; make export RUN={run}"])
     return place
 
@@ -237,6 +161,10 @@ def push(run: Path, words: Sequence[str]) -> str:
     place = exported(run)
     if place is None:
         raise ConfigError([f"{run / 'export'}: not exported yet; make export RUN={run}"])
+    for name in ("README.md", "lineage.json"):
+        found = model_card.local_paths((place / name).read_text(encoding="utf-8")) if (place / name).is_file() else []
+        if found:
+            raise ConfigError([f"push: {place / name} holds the local path {found[0]}; remove it, or export again"])
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
@@ -256,23 +184,31 @@ def newest(run: Path) -> Path:
     return exported(run) or run / policy_stage(run) / "model"
 
 
-# log-probs of the sampling distribution, and no sampling setting of the model's own: pipeline/generate.py says why
+# log-probs of the sampling distribution, and no sampling setting of the model's own: generation/generator.py says why
 ROLLOUT_FLAGS = ("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--no-enable-chunked-prefill")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def serve_command(run: Path, words: Sequence[str]) -> list[str]:
-    """The server's command line; every word `key=value` becomes `--key value`, but for stage=, whose model it is, and
-    rollouts=true: as a training run wants its generator, which it sends weights to."""
-    ours = {key: value for key, _, value in (word.partition("=") for word in words) if key in ("stage", "rollouts")}
-    place = run / policy_stage(run, ours["stage"]) / "model" if "stage" in ours else newest(run)
-    flags = list(ROLLOUT_FLAGS) if ours.get("rollouts") == "true" else []
-    for word in words:
+    """The server's command line; every word `key=value` becomes `--key value`, but for `stage`, `host` and `rollouts`.
+
+    rollouts=true: as a training run wants its generator, which it sends weights to. Raises ConfigError for such a
+    server on another interface without a key: it would take weights from anybody who reaches it.
+    """
+    own, rest = own_and_rest("serve", words)
+    model = run / policy_stage(run, own["stage"]) / "model" if "stage" in own else newest(run)
+    host, rollouts = own.get("host", LOOPBACK[0]), own.get("rollouts") == "true"
+    flags = ["--host", host, *(ROLLOUT_FLAGS if rollouts else ())]
+    if rollouts and os.environ.get(SERVER_KEY):
+        flags += ["--middleware", "pipeline.generation.server_key.RequireKey"]
+    elif rollouts and host not in LOOPBACK:
+        raise ConfigError([f"serve: host={host}: this server takes new weights from anybody who reaches it; set "
+                           f"{SERVER_KEY} to a secret, here and where the training run is"])  # fmt: skip
+    for word in rest:
         key, equals, value = word.partition("=")
-        if key in ours:
-            continue
         flags += [f"--{key.replace('_', '-')}", *([value] if equals else [])]
     # `python -m`, for the `vllm` program is missing from the CPU build
-    server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(place)]
+    server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     return [*server, "--served-model-name", run.name, *flags]
 
 
@@ -280,12 +216,16 @@ def serve(run: Path, words: Sequence[str]) -> None:
     """Become vLLM's OpenAI-compatible server. Does not return. Raises ConfigError where vLLM is not installed."""
     import importlib.util
 
+    command = serve_command(run, words)
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError(["serve: vLLM is not installed; `make doctor` says why"])
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     if "rollouts=true" in words:
-        os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # opens /collective_rpc: keep such a server off public networks
-    _become(serve_command(run, words))
+        os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # opens /collective_rpc
+    host = own_and_rest("serve", words)[0].get("host", LOOPBACK[0])
+    only = ": only this machine can reach it; host=0.0.0.0 opens it to the network" if host in LOOPBACK else ""
+    print(f"serving on {host}{only}", flush=True)
+    _become(command)
 
 
 def harness_command(run: Path, words: Sequence[str]) -> list[str]:

@@ -27,6 +27,7 @@ import torch
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Generate, Sampling
 from pipeline.distributed import ranks
+from pipeline.generation import server_key
 from pipeline.generation.generator import OnDone, Request, Sample
 
 T = TypeVar("T")
@@ -173,12 +174,13 @@ def _reload(url: str, place: Path) -> None:
 
 
 def _get(url: str, path: str) -> dict[str, Any]:
-    return _answer(url, urllib.request.Request(url + path))
+    return _answer(url, urllib.request.Request(url + path, headers=server_key.headers()))
 
 
 def _post(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
     data = json.dumps(body).encode()
-    return _answer(url, urllib.request.Request(url + path, data, {"Content-Type": "application/json"}))
+    headers = {"Content-Type": "application/json", **server_key.headers()}
+    return _answer(url, urllib.request.Request(url + path, data, headers))
 
 
 def _answer(url: str, request: urllib.request.Request) -> dict[str, Any]:
@@ -191,6 +193,9 @@ def _answer(url: str, request: urllib.request.Request) -> dict[str, Any]:
         if exc.code == 404:
             raise ConfigError([f"generate.url: {url} cannot take new weights (no {request.selector}); start it with "
                                f"`{how}`"]) from exc  # fmt: skip
+        if exc.code == 401:
+            raise ConfigError([f"generate.url: {url} needs the key that it was started with; set "
+                               f"{server_key.SERVER_KEY} here too"]) from exc  # fmt: skip
         raise RuntimeError(f"{url}{request.selector}: {exc.code}: {exc.read().decode(errors='replace')[:300]}") from exc
     except urllib.error.URLError as exc:
         raise ConfigError([f"generate.url: no server answers at {url} ({exc.reason}); start one with `{how}`"]) from exc

@@ -1,8 +1,10 @@
-"""A scheduler's SIGTERM: the step is finished or dropped, a checkpoint is written, and the process ends with 143.
+"""SIGTERM and Ctrl-C: the step is finished or dropped, a checkpoint is written, and the process ends with 143 or 130.
+
+A second Ctrl-C stops at once.
 
 What mutates weights is wrapped in `finish_first`; there, a request to stop waits for the end of the step, which asks
-`requested()`. Everywhere else it raises at once, for what was saved before is whole. After GRACE_S it no longer waits:
-the last checkpoint is good for the same bytes, it only costs the steps since.
+`requested()`. Everywhere else it raises at once, since what was saved before is complete. After GRACE_S it no longer
+waits: a run resumed from the last checkpoint ends in the same bytes, it only repeats the steps since.
 """
 
 from __future__ import annotations
@@ -11,13 +13,16 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 GRACE_S = 20.0
 LAST_S = 28.0  # a scheduler that waits 30 s kills next: leave by ourselves, whatever the main thread is stuck in
-EXIT = 143
+EXIT, INTERRUPTED = 143, 130
+CHECKPOINT_S = 300.0  # wall time between checkpoints, at most
 
 
 class Stopped(BaseException):
@@ -29,14 +34,18 @@ class _State:
     asked: bool = False
     waiting: int = 0  # depth of finish_first
     late: bool = False
+    interrupted: bool = False  # by Ctrl-C, not by SIGTERM
+    run_dir: Path | None = None
 
 
 _state = _State()
 
 
-def install() -> None:
-    """Answer SIGTERM from now on. Only the main thread of a process can."""
+def install(run_dir: Path | None = None) -> None:
+    """Answer SIGTERM and Ctrl-C from now on. Only the main thread of a process can. run_dir: see `stop_line`."""
+    _state.run_dir = run_dir
     signal.signal(signal.SIGTERM, _on_term)
+    signal.signal(signal.SIGINT, _on_interrupt)
 
 
 def requested() -> bool:
@@ -48,8 +57,49 @@ def late() -> bool:
     return _state.late
 
 
+def exit_code() -> int:
+    return INTERRUPTED if _state.interrupted else EXIT
+
+
+def stop_line(what: str = "") -> str:
+    """What to print at the end of a stopped run: where the same command continues."""
+    what = what or ("interrupted" if _state.interrupted else "stopped on SIGTERM")
+    where = resume_points(_state.run_dir) if _state.run_dir is not None else []
+    if not where:
+        return f"{what}; run the same command to resume"
+    return f"{what}; run the same command to resume: {'; '.join(where)}"
+
+
+def resume_points(run_dir: Path) -> list[str]:
+    """Per unfinished stage of a run, the step from which the same command continues, as its checkpoints say."""
+    out = []
+    for begun in sorted(run_dir.rglob("begun.json")):
+        stage = begun.parent
+        if (stage / "manifest.json").exists():
+            continue
+        trainings = sorted((stage / "checkpoints").glob("training-*"), key=lambda path: path.stat().st_mtime)
+        saved = [*(stage / "checkpoints").glob("step-*"), *(trainings[-1].glob("checkpoint-*") if trainings else [])]
+        steps = [int(path.name.rpartition("-")[2]) for path in saved if (path / "index.json").is_file()]
+        part = f", {trainings[-1].name.removeprefix('training-')}" if trainings else ""
+        out.append(f"{stage.relative_to(run_dir)}{part} from step {max(steps, default=0) + 1}")
+    return out
+
+
+@dataclass(slots=True)
+class CheckpointClock:
+    """A checkpoint is due after the first step of a process, and then CHECKPOINT_S after the last one."""
+
+    saved_at: float | None = field(default=None)
+
+    def due(self) -> bool:
+        return self.saved_at is None or time.monotonic() - self.saved_at > CHECKPOINT_S
+
+    def saved(self) -> None:
+        self.saved_at = time.monotonic()
+
+
 def check() -> None:
-    """The end of a step: stop here if asked to."""
+    """The end of a step: stop here if requested."""
     if _state.asked:
         raise Stopped
 
@@ -75,13 +125,20 @@ def at_once() -> Iterator[None]:
         _state.waiting = depth
 
 
+def _on_interrupt(signum: int, frame: Any) -> None:
+    if _state.interrupted:
+        raise KeyboardInterrupt
+    _state.interrupted = not _state.asked
+    _on_term(signum, frame)
+
+
 def _on_term(signum: int, frame: Any) -> None:
     first = not _state.asked
     _state.asked = True
     if first:
-        print("asked to stop: saving a checkpoint", flush=True)
+        print("saving a checkpoint" + ("; Ctrl-C again to stop now" if _state.interrupted else ""), flush=True)
         _after(GRACE_S, _too_late)
-        _after(LAST_S, lambda: os._exit(EXIT))
+        _after(LAST_S, lambda: os._exit(exit_code()))
     if _state.waiting == 0 or _state.late:
         raise Stopped
 

@@ -209,6 +209,7 @@ class Saver(TrainerCallback):
     def __init__(self, directory: StageDir, trainer: Any, work: Path) -> None:
         self.directory, self.trainer, self.work = directory, trainer, work
         self.sums: dict[str, Any] | None = None  # of the checkpoint that is resumed from
+        self.clock = shutdown.CheckpointClock()
 
     def newest(self) -> str | None:
         """The newest complete checkpoint; others are removed, and the log is cut to its length at that checkpoint."""
@@ -241,15 +242,17 @@ class Saver(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:
-            control.should_save = (
-                False  # the model itself is saved next; a resume from such a checkpoint would train on
-            )
-        elif not control.should_training_stop and ranks.from_main(shutdown.requested):
-            control.should_save = control.should_training_stop = True
+            # the model itself is saved next; a resume from such a checkpoint would train on
+            control.should_save = False
+        elif not control.should_training_stop:
+            stop, due = ranks.from_main(lambda: (shutdown.requested(), self.clock.due()))
+            control.should_training_stop = stop
+            control.should_save = control.should_save or stop or due
 
     on_epoch_end = on_step_end
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.clock.saved()
         trainer = self.trainer
         sums = {
             "pending_loss": ranks.gather(

@@ -40,6 +40,7 @@ def optimise(deps: LoopDeps) -> State:
         console.say(f"{name}: resuming at step {state.step} of {block.steps}")
     sync_weights(deps, state, None, state.step)
     progress = console.Progress(name, block.steps, done=state.step)
+    clock = shutdown.CheckpointClock()
     while state.step < block.steps and not budget_is_spent(deps):
         with shutdown.finish_first():
             watch = Stopwatch()
@@ -50,9 +51,10 @@ def optimise(deps: LoopDeps) -> State:
                 shown = {"reward": metrics["reward_mean"], "length": metrics["length_mean"]}
                 shown |= {"entropy": metrics.get("entropy", math.nan), "tok/s": int(rates["tokens_per_s"])}
                 progress.step(state.step, **shown)
-            stop = ranks.from_main(shutdown.requested)
-            if stop or (state.step % block.checkpoint_every == 0 and state.step < block.steps):
+            stop, due = ranks.from_main(lambda: (shutdown.requested(), clock.due()))
+            if stop or ((due or state.step % block.checkpoint_every == 0) and state.step < block.steps):
                 save(deps, state)
+                clock.saved()
         if stop:
             raise shutdown.Stopped
     return state

@@ -295,7 +295,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(write, capsys, monkeypatch):
 
     monkeypatch.setattr(cli, "train", interrupt)
     assert cli.main(["run", write()]) == 130
-    assert "run the same command again" in capsys.readouterr().err
+    assert "run the same command to resume" in capsys.readouterr().err
 
 
 def test_a_full_disk_ends_with_2_and_one_line(write, capsys, monkeypatch):

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import export
+from pipeline.cli.model_card import card, local_paths, public_name, without_local_paths
 from pipeline.config.load import ConfigError, load
 from pipeline.models.models import make_tiny
 from pipeline.run.errors import LineageError
@@ -47,8 +48,8 @@ def test_an_export_loads_in_plain_transformers_and_its_card_says_what_happened(r
     place = export.export(run, [])
     model, tokenizer = AutoModelForCausalLM.from_pretrained(place), AutoTokenizer.from_pretrained(place)
     assert model.generation_config.max_new_tokens == 16 and tokenizer.decode(tokenizer("a1>b2:").input_ids) == "a1>b2:"
-    card = (place / "README.md").read_text()
-    assert "base → sft" in card and "0.500 (0.400 to 0.600)" in card and "2,000" in card and "4.00 to 3.00" in card
+    text = (place / "README.md").read_text()
+    assert "base → sft" in text and "0.500 (0.400 to 0.600)" in text and "2,000" in text and "4.00 to 3.00" in text
     assert [m["stage"] for m in json.loads((place / "lineage.json").read_text())] == ["base", "sft"]
 
 
@@ -67,9 +68,9 @@ def test_an_export_samples_as_the_run_did_and_as_nothing_of_the_base_says(run, t
 
 def test_the_card_tells_what_the_chat_template_was_given(run):
     chain = export.lineage(run, "sft")
-    assert "chat template" not in export.card(chain)
+    assert "chat template" not in card(chain)
     chain[-1]["config"]["prompts"]["chat_kwargs"] = {"enable_thinking": False}
-    assert '- The chat template was given `{"enable_thinking": false}`' in export.card(chain)
+    assert '- The chat template was given `{"enable_thinking": false}`' in card(chain)
 
 
 def test_a_stage_that_was_altered_or_whose_parent_was_remade_is_not_exported(run):
@@ -153,3 +154,78 @@ def test_the_harness_is_asked_for_the_tasks_on_what_the_run_hands_out(run):
     assert command[-5:] == ["--tasks", "gsm8k", "--num_fewshot", "5", "--apply_chat_template"]
     with pytest.raises(ConfigError, match="name the tasks"):
         export.harness_command(run, [])
+
+
+def test_nothing_that_is_published_names_a_local_path(run, tmp_path):
+    for name in ("base", "sft"):
+        path = run / name / "manifest.json"
+        record = json.loads(path.read_text())
+        record["config"]["model"] |= {"path": f"{tmp_path}/models/mine", "tiny": None}
+        record["config"]["prompts"]["path"] = f"{tmp_path}/rows.jsonl"
+        record["inputs"] = {f"{tmp_path}/rows.jsonl": "0"}
+        base = json.loads((run / "base/manifest.json").read_text())
+        record["parents"] = {} if name == "base" else {"base": manifest_sha(base)}
+        path.write_text(json.dumps(record))
+    place = export.export(run, ["stage=sft"])
+    for name in ("README.md", "lineage.json", "config.json", "tokenizer_config.json"):
+        assert str(tmp_path) not in (place / name).read_text(), name
+    text = (place / "README.md").read_text()
+    assert "# sft of mine" in text and "base_model" not in text and "Data: rows.jsonl" in text
+    assert export.exported(run) is not None, "the export still knows the stage it is of"
+    (place / "README.md").write_text(text + f"\nTrained on {tmp_path}/rows.jsonl\n")
+    with pytest.raises(ConfigError, match=r"README\.md holds the local path .*rows\.jsonl; remove it, or export again"):
+        export.push(run, ["repo=me/x"])
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/home/me/models/qwen", "qwen"),
+        ("/c/hub/models--Qwen--Qwen2.5-0.5B/snapshots/0a1b", "Qwen/Qwen2.5-0.5B"),
+        ("./models/mine", "mine"),
+        ("~/mine", "mine"),
+        ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B"),
+    ],
+)
+def test_a_model_is_named_as_others_know_it(path, name):
+    assert public_name(path) == name
+
+
+def test_addresses_and_hub_ids_are_no_local_paths():
+    assert local_paths("see https://host/a/b and Qwen/Qwen2 and runs/demo/sft, 1/2, </think> and a/b/c") == []
+    assert local_paths("from /home/me/x.jsonl") == ["/home/me/x.jsonl"]
+    assert without_local_paths({"/a/b/c.txt": ["a/b", "/with space/in it.txt", 3]}) == {
+        "c.txt": ["a/b", "in it.txt", 3]
+    }
+
+
+def test_the_card_says_how_it_was_trained(run):
+    chain = export.lineage(run, "sft")
+    chain[-1]["config"]["stage"] = {
+        "kind": "grpo", "method": "dapo", "credit": {"kind": "group"}, "loss": {"kind": "clip"}, "steps": 9,
+        "kl": {"coef": 0.1, "where": "loss"}, "optimizer": {"learning_rate": 1e-6},
+        "peft": {"r": 16, "target_modules": "all-linear"},
+    }  # fmt: skip
+    for words in ("method dapo", "KL 0.1 in the loss", "steps 9", "learning rate 1e-06", "LoRA r=16 on all-linear"):
+        assert words in card(chain), words
+
+
+# --- who can reach a server -------------------------------------------------------------------------------------------
+
+
+def test_a_server_listens_on_this_machine_alone_unless_told_otherwise(run):
+    command = export.serve_command(run, [])
+    assert command[command.index("--host") + 1] == "127.0.0.1"
+    command = export.serve_command(run, ["host=0.0.0.0"])
+    assert command[command.index("--host") + 1] == "0.0.0.0" and command.count("--host") == 1
+
+
+def test_a_rollout_server_on_another_interface_needs_a_key(run, monkeypatch):
+    monkeypatch.delenv("WHETSTONE_SERVER_KEY", raising=False)
+    assert "--middleware" not in export.serve_command(run, ["rollouts=true"])
+    with pytest.raises(ConfigError, match="takes new weights from anybody who reaches it; set WHETSTONE_SERVER_KEY"):
+        export.serve_command(run, ["rollouts=true", "host=0.0.0.0"])
+    monkeypatch.setenv("WHETSTONE_SERVER_KEY", "sesame")
+    command = export.serve_command(run, ["rollouts=true", "host=0.0.0.0"])
+    assert command[command.index("--middleware") + 1] == "pipeline.generation.server_key.RequireKey"
+    assert "sesame" not in command

@@ -1,5 +1,6 @@
 """Every stage, killed with SIGKILL at random instants and started again, ends in the bytes of an undisturbed run."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,85 @@ def test_a_second_signal_after_the_grace_is_not_put_off(asked):
 
 def test_a_border_that_catches_exceptions_does_not_catch_a_request_to_stop():
     assert not issubclass(shutdown.Stopped, Exception)
+
+
+# --- Ctrl-C -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_ctrl_c_finishes_the_step_and_the_second_stops_at_once(asked, capsys):
+    with shutdown.finish_first():
+        shutdown._on_interrupt(2, None)
+        assert shutdown.requested() and "Ctrl-C again to stop now" in capsys.readouterr().out
+        with pytest.raises(KeyboardInterrupt):
+            shutdown._on_interrupt(2, None)
+    assert shutdown.exit_code() == 130
+
+
+def test_sigterm_keeps_its_exit_code(asked):
+    with shutdown.finish_first():
+        asked()
+    assert shutdown.exit_code() == 143 and "stopped on SIGTERM" in shutdown.stop_line()
+
+
+def test_a_stop_line_names_the_step_from_which_each_unfinished_stage_continues(asked, tmp_path):
+    def begun(stage: str, *saved: str) -> None:
+        (tmp_path / stage).mkdir(parents=True)
+        (tmp_path / stage / "begun.json").write_text("{}")
+        for name in saved:
+            (tmp_path / stage / "checkpoints" / name).mkdir(parents=True)
+            (tmp_path / stage / "checkpoints" / name / "index.json").write_text("{}")
+
+    begun("sft")
+    (tmp_path / "sft/manifest.json").write_text("{}")
+    begun("grpo", "step-9", "step-12")
+    (tmp_path / "grpo/checkpoints/step-13").mkdir()  # half written: not sealed
+    begun("ppo")
+    begun("feedme", "training-feedme-1/checkpoint-40")
+    assert shutdown.resume_points(tmp_path) == [
+        "feedme, feedme-1 from step 41", "grpo from step 13", "ppo from step 1",
+    ]  # fmt: skip
+    shutdown._state.run_dir = tmp_path
+    assert shutdown.stop_line("interrupted").startswith("interrupted; run the same command to resume: feedme")
+
+
+def test_a_checkpoint_is_due_after_the_first_step_and_after_some_wall_time(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(shutdown.time, "monotonic", lambda: now[0])
+    clock = shutdown.CheckpointClock()
+    assert clock.due()
+    clock.saved()
+    now[0] = shutdown.CHECKPOINT_S - 1
+    assert not clock.due()
+    now[0] = shutdown.CHECKPOINT_S + 1
+    assert clock.due()
+
+
+@pytest.mark.stages
+def test_ctrl_c_in_a_real_run_saves_and_the_next_run_continues_from_there(tmp_path):
+    """A real process, a real SIGINT after its second step."""
+    import os
+    import signal
+    import subprocess
+    import sys
+
+    import loop_kit
+
+    config = loop_kit.write_config(tmp_path, loop_kit.tiny_model(tmp_path / "model"))
+    words = [str(config), "grpo.steps=400", "grpo.checkpoint_every=1000", f"runs_dir={tmp_path}"]
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}"}
+    command = [sys.executable, "-u", "-m", "pipeline", "grpo", *words]
+    run = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "t/grpo/metrics.jsonl"
+    until = time.monotonic() + 120
+    while not (log.is_file() and len(log.read_text().splitlines()) >= 2):
+        assert run.poll() is None and time.monotonic() < until, run.communicate()
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    out, error = run.communicate(timeout=60)
+    assert run.returncode == 130, error
+    assert "saving a checkpoint; Ctrl-C again to stop now" in out
+    steps = len(log.read_text().splitlines())
+    assert error.strip().splitlines()[-1] == (
+        f"interrupted; run the same command to resume: grpo from step {steps + 1}"
+    )  # fmt: skip
