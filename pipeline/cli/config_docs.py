@@ -82,7 +82,7 @@ def _table(rows: Sequence[tuple[str, describe.Key]]) -> list[str]:
 
 def _mappings(kind: StageKind) -> list[str]:
     """Tables of blocks that stand under names of the user's own, as conditioned.attributes."""
-    out = []
+    out: list[str] = []
     for key in describe.keys(kind.schema, kind.defaults):
         if key.block is not None and key.type.startswith("name:"):
             prefix = f"{kind.name}.{key.name}.NAME"

@@ -28,7 +28,7 @@ class Key:
     type: str
     default: str
     meaning: str
-    block: type | None = None
+    block: Any = None
 
 
 @cache
@@ -42,9 +42,10 @@ def meanings(cls: type) -> Mapping[str, str]:
             continue
         body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
         for node, after in zip(body, [*body[1:], None], strict=True):
-            named = isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-            if named and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-                out[node.target.id] = str(after.value.value)  # type: ignore[union-attr]
+            if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+                continue
+            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                out[node.target.id] = str(after.value.value)
     return out
 
 

@@ -143,9 +143,9 @@ def _meant(key: str, where: str, blocks: Mapping[str, Any], known: Sequence[str]
                 dotted = ours.lstrip("/") if ours[0] == "/" else f"{name}.{ours}"
                 return f"; it is {dotted} here" if where or ours[0] == "/" else f"; it belongs in a stage: {dotted}"
     for name in [*stages, *([""] if where else [])]:
-        dotted = next((path for path in _paths(_kind(name, blocks)) if path.rpartition(".")[2] == key), None)
-        if dotted is not None:
-            full = f"{name}.{dotted}" if name else dotted
+        found = next((path for path in _paths(_kind(name, blocks)) if path.rpartition(".")[2] == key), None)
+        if found is not None:
+            full = f"{name}.{found}" if name else found
             return (
                 f"; {key} belongs in {'a stage' if not where else full.rpartition('.')[0] or 'the top level'}: {full}"
             )
