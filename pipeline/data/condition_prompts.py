@@ -1,9 +1,9 @@
-"""Asking a condition-trained model: from our commands, and from plain transformers or vLLM through its chat template.
+"""Prompts of a condition-trained model: from our commands, and from plain transformers or vLLM by its chat template.
 
-A trained model's directory holds `conditions.json` (what can be asked) and a chat template that places the label, so
+A trained model's directory holds `conditions.json` (the labels it knows) and a chat template that adds the label:
     tokenizer.apply_chat_template(messages, add_generation_prompt=True, ask="best")
-or `chat_template_kwargs: {"ask": "best"}` sent to a vLLM server asks without a line of our code. `ask` is `best`, a bin
-of the first attribute as text ("4"), or a mapping as {"correct": 1, "length": 0}; without it nothing is asked.
+or `chat_template_kwargs: {"ask": "best"}` sent to a vLLM server needs no line of our code. `ask` is `best`, a bin
+of the first attribute as text ("4"), or a mapping as {"correct": 1, "length": 0}; without it there is no label.
 """
 
 from __future__ import annotations
@@ -21,37 +21,39 @@ from pipeline.data.encoding import render_ids
 from pipeline.records import Prompt
 
 FILE = "conditions.json"
-PLAIN = "{%- for turn in messages -%}{{ turn['content'] }}{%- endfor -%}"  # of a model trained on bare text
+PLAIN = "{%- for turn in messages -%}{{ turn['content'] }}{%- endfor -%}"  # of a model trained on plain text
 MARK = "{#- condition label -#}"
 
 
-def save(conditions: Conditions, tokenizer: Any, place: Path) -> None:
-    """Leave what can be asked beside the model, and a template that asks it."""
-    (place / FILE).write_text(json.dumps(conditions.as_json(), indent=1, sort_keys=True) + "\n")
+def save(conditions: Conditions, tokenizer: Any, directory: Path) -> None:
+    """Write conditions.json and a chat template that adds the label into a model's directory."""
+    (directory / FILE).write_text(json.dumps(conditions.as_json(), indent=1, sort_keys=True) + "\n")
     before = tokenizer.chat_template
     tokenizer.chat_template = labelled_template(before or plain_template(tokenizer), conditions)
-    tokenizer.save_pretrained(place)
+    tokenizer.save_pretrained(directory)
     tokenizer.chat_template = before
 
 
-def load(place: str | Path) -> Conditions | None:
-    """What the model in this directory can be asked; None of one that was not trained on labels."""
-    path = Path(place) / FILE
+def load(directory: str | Path) -> Conditions | None:
+    """The conditions that the model in this directory was trained on; None where there are none."""
+    path = Path(directory) / FILE
     return Conditions.from_json(json.loads(path.read_text())) if path.is_file() else None
 
 
-def label_of(place: str | Path, ask: str) -> tuple[str, list[str]]:
-    """The label's text and what to warn of. Raises ConfigError where the model knows no labels or not this one."""
-    conditions = load(place)
+def label_of(directory: str | Path, ask: str) -> tuple[str, list[str]]:
+    """The label's text and warnings. Raises ConfigError where the model knows no labels or not this one."""
+    conditions = load(directory)
     if conditions is None:
         if ask in ("", "none"):
             return "", []
-        raise ConfigError([f"{place}: has no {FILE}: it was not trained on condition labels, so none can be asked"])
+        raise ConfigError(
+            [f"{directory}: has no {FILE}: it was not trained on condition labels, so none can be requested"]
+        )
     try:
-        asked = conditions.parse(ask)
+        requested = conditions.parse(ask)
     except ValueError as exc:
         raise ConfigError([f"label: {exc}"]) from exc
-    return conditions.text(asked), conditions.warnings(asked)
+    return conditions.text(requested), conditions.warnings(requested)
 
 
 def plain_template(tokenizer: Any) -> str:
@@ -60,7 +62,7 @@ def plain_template(tokenizer: Any) -> str:
 
 
 def labelled_template(template: str, conditions: Conditions) -> str:
-    """A Jinja chat template that puts the label asked for in front of the first user turn, then does as before."""
+    """A Jinja chat template that puts the requested label in front of the first user turn and is otherwise unchanged."""
     table = {axis.name: {str(i): axis.text(i) for i in range(axis.count)} for axis in conditions.axes}
     choices = f"best, {', '.join(table[conditions.main.name])}, or a mapping of {', '.join(table)}"
     return (
@@ -85,13 +87,13 @@ def labelled_template(template: str, conditions: Conditions) -> str:
 
 
 def relabel(prompt: Prompt, label: str, source: Prompts, tokenizer: Any) -> Prompt:
-    """The same prompt with a label in front; index, text and task stay, so it is judged as before."""
+    """The same prompt with a label in front; index, text and task stay, so it is scored as before."""
     row = prompt.row or {source.prompt: prompt.text}
     return replace(prompt, ids=tuple(render_ids(row, source, tokenizer, label=label)))
 
 
 def check_written(labels: Sequence[str], tokenizer: Any, where: str) -> None:
-    """Every label comes back from the tokenizer as it went in. Raises ConfigError naming what the vocabulary lacks."""
+    """Every label survives encoding and decoding. Raises ConfigError naming the label that does not."""
     for label in labels:
         back = written(label, tokenizer)
         if back != label:
@@ -100,5 +102,5 @@ def check_written(labels: Sequence[str], tokenizer: Any, where: str) -> None:
 
 
 def written(label: str, tokenizer: Any) -> str:
-    """The label after a way through the tokenizer and back."""
+    """The label, encoded and decoded."""
     return str(tokenizer.decode(tokenizer(label, add_special_tokens=False).input_ids))

@@ -1,6 +1,6 @@
-"""One pool of scored samples: what any stage sampled and scored, any other may learn from.
+"""One pool of scored samples: what any stage sampled and scored, any other may train on.
 
-A row is a prompt, the sampled ids, what they earned part by part, and where they came from: stage, round, label asked.
+A row is a prompt, the sampled ids, their reward part by part, and their origin: stage, round, requested label.
 FeedME, reward-model pairs, conditions and offline_q read the same rows: the `rollouts.jsonl` of a stage, a file of
 the same shape, or a file of human ratings: {"prompt": ..., "completion": ..., "rating": 7}, which is what FeedME was.
 """
@@ -19,7 +19,7 @@ from pipeline.data import encoding, prompts
 from pipeline.data.completion_text import completion_text
 from pipeline.records import Prompt, Rollout, Scored, Status, as_json, from_json
 
-SCORES = ("rating", "score", "reward")  # what a file of other people's samples may call its score
+SCORES = ("rating", "score", "reward")  # column names of the score in files of other tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,9 @@ def as_row(entry: Entry) -> dict[str, Any]:
 
 
 def read(path: Path, source: Prompts, tokenizer: Any, stop_token_ids: frozenset[int]) -> list[Entry]:
-    """All rows of a file, ours or other people's. Raises ConfigError naming the line and what it lacks.
+    """All rows of a file, ours or another tool's. Raises ConfigError naming the line and what it lacks.
 
-    source, tokenizer, stop_token_ids: how a row without token ids becomes them, as prompts.py does for demonstrations.
+    source, tokenizer, stop_token_ids: how a row without token ids is encoded, as demonstrations are.
     """
     if not path.is_file():
         raise ConfigError([f"{path}: no such file of scored samples; a stage leaves one as rollouts.jsonl"])
@@ -79,12 +79,12 @@ def _foreign(
     text = completion_text(tokenizer, completion, ids)
     rollout = Rollout(prompt, 0, tuple(completion), (0.0,) * len(completion), text, finished=True)
     reward = math.nan if value is None else float(value)
-    status: Status = "error" if value is None else "pass"  # people rate; whether it is right they do not say
+    status: Status = "error" if value is None else "pass"  # a rating does not say whether the answer is right
     return Entry(Scored(rollout, reward, status, {column: value}), "file")
 
 
 def averaged(entries: Sequence[Entry]) -> list[Entry]:
-    """One entry a (prompt, completion), with the mean of its ratings: raters differ. Unrated rows stay out of it."""
+    """One entry per (prompt, completion), with the mean of its ratings; unrated rows do not count."""
     found: dict[tuple[str, tuple[int, ...]], list[Entry]] = {}
     for entry in entries:
         found.setdefault((entry.scored.rollout.prompt.text, entry.scored.rollout.ids), []).append(entry)
@@ -101,8 +101,8 @@ def averaged(entries: Sequence[Entry]) -> list[Entry]:
 def placed(entries: Sequence[Entry], known: Sequence[Prompt], *, barred: Iterable[str]) -> list[Entry]:
     """The entries as prompts of this run, without those of barred (held-out) prompts.
 
-    A prompt of the run is the run's own, task, ids and all; another gets a place after them, one a distinct text, so
-    that files that count their prompts differently still group by prompt.
+    A prompt of the run is replaced by the run's own, with its task and ids; any other gets the next index, one per
+    distinct text, so that files with other prompt indices still group by prompt.
     """
     own = {prompt.text: prompt for prompt in known}
     out, beyond = [], set(barred)
@@ -118,7 +118,7 @@ def placed(entries: Sequence[Entry], known: Sequence[Prompt], *, barred: Iterabl
 
 
 def usable(entries: Sequence[Entry]) -> list[Scored]:
-    """What can be trained on: scorable and with an end of its own."""
+    """Samples to train on: scorable, and ended by an end token."""
     return [e.scored for e in entries if e.scored.scorable and e.scored.rollout.finished]
 
 

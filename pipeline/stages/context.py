@@ -15,7 +15,7 @@ from typing import Any
 import rewards
 from pipeline.config.load import Config, ConfigError
 from pipeline.data import prompts
-from pipeline.data.scored_cache import keep_scored, kept_scored
+from pipeline.data.scored_cache import save_scored, load_scored
 from pipeline.generation import engines, restarting
 from pipeline.generation.generator import Generator, rollouts
 from pipeline.models import models
@@ -242,9 +242,9 @@ class Context:
         """What `draw` samples and scores, done once under this name. asked: the prompts it may be of."""
 
         def make(place: Path) -> None:
-            keep_scored(place / "scored.jsonl", draw(), asked)
+            save_scored(place / "scored.jsonl", draw(), asked)
 
-        return kept_scored(self.dir.checkpoints.once("-".join(map(str, name)), make) / "scored.jsonl", asked)
+        return load_scored(self.dir.checkpoints.once("-".join(map(str, name)), make) / "scored.jsonl", asked)
 
     def evaluate(
         self,

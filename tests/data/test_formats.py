@@ -165,15 +165,15 @@ def test_a_constraint_of_tulu_is_graded_by_the_verifier_that_means_the_same(name
         assert [v.status for v in verdicts] == ["pass", "fail"]
 
 
-def test_rows_of_tulu_that_no_verifier_can_judge_are_left_out_and_told(tmp_path, capsys):
+def test_rows_of_tulu_that_no_verifier_can_judge_are_left_out_and_reported(tmp_path, capsys):
     unknown = ifeval("validate_rhyme")
     rows = [TULU, unknown, ifeval("validate_response_language", language="xx"), unknown]
     path = tmp_path / "tulu.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in [*rows, ifeval("verify_bullet_points")]))
     read = prompts.load_rows(Prompts(path=str(path), format="tulu_rlvr"), seed=1)
     assert [row["task"]["verifier"] for row in read] == ["math_answer"]
-    told = "left out 4 of 5 rows, which no verifier can judge: validate_rhyme (2), validate_response_language with"
-    assert told in capsys.readouterr().err
+    line = "left out 4 of 5 rows, which no verifier can judge: validate_rhyme (2), validate_response_language with"
+    assert line in capsys.readouterr().err
     path.write_text(json.dumps(unknown))
     with pytest.raises(ConfigError, match=r"left out 1 of 1 rows, .*: validate_rhyme \(1\)"):
         prompts.load_rows(Prompts(path=str(path), format="tulu_rlvr"), seed=1)
@@ -185,7 +185,7 @@ def test_a_row_without_its_columns_is_named(name):
         formats.convert({"x": 1}, name, origin="row 7", where="prompts")
 
 
-def test_a_format_is_read_from_a_file_and_an_unknown_one_is_told(tmp_path):
+def test_a_format_is_read_from_a_file_and_an_unknown_one_is_reported(tmp_path):
     path = tmp_path / "gsm8k.jsonl"
     path.write_text(json.dumps(GSM8K) + "\n")
     rows = prompts.load_rows(Prompts(path=str(path), format="gsm8k"), seed=1)

@@ -52,18 +52,18 @@ def test_jsonl_parquet_and_a_folder_of_shards_give_the_same_rows(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [("", "no rows"), ('{"a": 1}\n{oops', ":2: not JSON"), ("[1, 2]", ":1: expected an object, found list")],
 )
-def test_a_bad_file_is_told_in_one_line_with_its_line(tmp_path, text, told):
+def test_a_bad_file_is_reported_in_one_line_with_its_line(tmp_path, text, message):
     path = tmp_path / "x.jsonl"
     path.write_text(text)
     with pytest.raises(ConfigError) as error:
         prompts.load_rows(Prompts(path=str(path)), seed=1)
-    assert told in str(error.value) and "x.jsonl" in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "x.jsonl" in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_missing_file_and_a_truncated_parquet_are_told(tmp_path):
+def test_a_missing_file_and_a_truncated_parquet_are_reported(tmp_path):
     with pytest.raises(ConfigError, match="does not exist"):
         prompts.load_rows(Prompts(path=str(tmp_path / "no.jsonl")), seed=1)
     bad = tmp_path / "bad.parquet"
@@ -121,7 +121,7 @@ def test_a_label_and_a_system_turn_stand_where_they_should(chat):
     assert row == {"prompt": "hi"}
 
 
-def test_messages_without_a_template_are_refused_with_the_mend(tokenizer):
+def test_messages_without_a_template_are_refused_with_the_fix(tokenizer):
     row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}
     with pytest.raises(ConfigError, match=r"model\.chat_template"):
         encoding.render_ids(row, Prompts(), tokenizer)
@@ -142,7 +142,7 @@ def test_a_row_that_the_chat_template_refuses_is_named_with_the_templates_words(
     "day",
     ["{{ strftime_now('%d %b %Y') }}", "{{ date_string if date_string else strftime_now('%d %b %Y') }}"],
 )
-def test_a_template_that_tells_the_day_gives_the_same_prompt_on_every_day(chat, day):
+def test_a_template_that_writes_the_day_gives_the_same_prompt_on_every_day(chat, day):
     chat.chat_template = day + TEMPLATE
     row = {"prompt": "hi", "completion": "yo"}
     ids = encoding.render_ids(row, Prompts(chat=True), chat)
@@ -155,7 +155,7 @@ def test_a_template_that_tells_the_day_gives_the_same_prompt_on_every_day(chat, 
         assert asked == chat("1 May 2025<user>hi<assistant>").input_ids
 
 
-def test_tasks_map_columns_and_a_missing_field_names_row_verifier_and_mend(tokenizer):
+def test_tasks_map_columns_and_a_missing_field_names_row_verifier_and_fix(tokenizer):
     found = prompts.distinct_prompts(ROWS, Prompts(task={"answer": "gold"}), tokenizer)
     assert found[3].task == {"answer": "3"}
     with pytest.raises(ConfigError, match=r"row 1 \('q0'\) has no field 'gold', which verifier 'math_answer' needs"):

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.cli.chaos import Settings, chaos
 from pipeline.config.load import ConfigError
-from pipeline.data.scored_cache import keep_scored, kept_scored
+from pipeline.data.scored_cache import save_scored, load_scored
 from pipeline.records import Prompt, Rollout, Scored
 from pipeline.run import shutdown
 
@@ -73,8 +73,8 @@ def test_scored_samples_come_back_as_the_same_bits(tmp_path):
         Scored(Rollout(other, 0, (8,), (-0.25,), "x", True, None, 1), 1.0, "fail", {}, "", ((2, 0.25), (0, 0.75))),
     ]
     path = tmp_path / "scored.jsonl"
-    keep_scored(path, scored, asked)
-    back = kept_scored(path, asked)
+    save_scored(path, scored, asked)
+    back = load_scored(path, asked)
     assert [repr(one) for one in back] == [repr(one) for one in scored]  # repr: NaN is not equal to itself
     assert back[0].rollout.prompt is asked[1]
 
