@@ -62,7 +62,7 @@ def plain_template(tokenizer: Any) -> str:
 
 
 def labelled_template(template: str, conditions: Conditions) -> str:
-    """A Jinja chat template that puts the requested label in front of the first user turn and is otherwise unchanged."""
+    """The chat template, with the requested label in front of the first user turn."""
     table = {axis.name: {str(i): axis.text(i) for i in range(axis.count)} for axis in conditions.axes}
     choices = f"best, {', '.join(table[conditions.main.name])}, or a mapping of {', '.join(table)}"
     return (

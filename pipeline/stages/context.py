@@ -15,7 +15,7 @@ from typing import Any
 import rewards
 from pipeline.config.load import Config, ConfigError
 from pipeline.data import prompts
-from pipeline.data.scored_cache import save_scored, load_scored
+from pipeline.data.scored_cache import load_scored, save_scored
 from pipeline.generation import engines, restarting
 from pipeline.generation.generator import Generator, rollouts
 from pipeline.models import models
