@@ -1,4 +1,4 @@
-"""Reasons to stop a run: each says what is wrong in words, and the process ends with exit code 3."""
+"""Checks that stop a run: each raises Alarm with what is wrong, and the process ends with exit code 3."""
 
 from __future__ import annotations
 
@@ -43,26 +43,26 @@ def check_checkers(broken_share: float, limit: float, step: int, detail: str) ->
 
 
 def check_finite(name: str, value: float, step: int, limit: float = math.inf) -> None:
-    """Promise 7: NaN kills training silently everywhere else."""
+    """Promise 7: a NaN would spoil the training silently."""
     if not math.isfinite(value):
-        raise Alarm(f"step {step}: {name} is {value}; lower the learning rate or look at the rewards of this step")
+        raise Alarm(f"step {step}: {name} is {value}; lower the learning rate or check the rewards of this step")
     if abs(value) > limit:
         raise Alarm(f"step {step}: {name} is {value:.3g}, past the limit {limit:.3g}: training has exploded")
 
 
 def check_signal(steps_without: int, limit: int, step: int, rewards: Sequence[float]) -> None:
-    """Promise 7: a step in which every group earned the same teaches nothing."""
+    """Promise 7: a step in which every group has constant reward has no gradient."""
     if steps_without >= limit:
-        seen = f"all rewards are {rewards[0]:.3g}" if len(set(rewards)) == 1 else "every group earned the same"
+        last = f"all are {rewards[0]:.3g}" if len(set(rewards)) == 1 else "they differ between groups only"
         raise Alarm(
-            f"step {step}: no prompt taught anything for {steps_without} steps ({seen}): the task is too easy or too "
-            "hard for this policy, or the reward cannot tell answers apart"
+            f"step {step}: every group had constant reward for {steps_without} consecutive steps ({last}): the task is "
+            "too easy or too hard for this policy, or the reward does not distinguish answers"
         )
 
 
 def check_masked(tokens: int, step: int) -> None:
     if tokens == 0:
-        raise Alarm(f"step {step}: not one token is left to train on: every row is masked (truncated, or not scorable)")
+        raise Alarm(f"step {step}: no token left to train on: every row is masked (truncated, or not scorable)")
 
 
 MONITORED = {"length": "length_factor", "format": "format_drop", "commonest": "commonest_rise",
@@ -70,9 +70,9 @@ MONITORED = {"length": "length_factor", "format": "format_drop", "commonest": "c
 
 
 def check_monitor(tripped: str, reason: str, step: int) -> None:
-    """The policy gets better at its reward and not at its task. tripped: what did, by rewards/monitor.py."""
+    """The policy improves on its reward and not on its task. tripped: the figure past its limit."""
     key = MONITORED.get(tripped, tripped)
-    raise Alarm(f"step {step}: {tripped}: {reason} (limit: monitor.{key}; null only watches)")
+    raise Alarm(f"step {step}: {tripped}: {reason} (limit: monitor.{key}; null reports without stopping)")
 
 
 __all__ = [

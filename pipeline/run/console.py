@@ -1,4 +1,4 @@
-"""What a person sees while it runs: one line a step with time left, a few samples with their scores, a summary."""
+"""Console output of a run: one line per step with the time left, a few samples with their scores, a summary table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.records import Scored
 
 
 def say(text: str) -> None:
-    """One line, once a run: of several processes only rank 0 speaks."""
+    """One line, printed by rank 0 only."""
     if ranks.is_main():
         # a completion may hold half a surrogate pair, which no terminal takes
         print(text.encode("utf-8", "backslashreplace").decode(), flush=True)
@@ -37,19 +37,19 @@ def number(value: Any) -> str:
 
 
 class Progress:
-    """One line a step: `grpo 12/128  reward 0.412  kl 0.003  1:03 left`. On a terminal the line is rewritten."""
+    """One line per step: `grpo 12/128  reward 0.412  kl 0.003  1:03 left`. On a terminal the line is rewritten."""
 
     def __init__(self, name: str, total: int, *, done: int = 0) -> None:
         self.name, self.total, self.first = name, total, done
-        self.started = self.told = time.monotonic()
+        self.started = self.printed = time.monotonic()
 
     def step(self, done: int, **figures: Any) -> None:
         now = time.monotonic()
         last = done >= self.total
         live = sys.stdout.isatty()
-        if not live and not last and now - self.told < 5.0:
+        if not live and not last and now - self.printed < 5.0:
             return
-        self.told = now
+        self.printed = now
         left = (now - self.started) / max(done - self.first, 1) * (self.total - done)
         shown = "  ".join(f"{k} {number(v)}" for k, v in figures.items())
         line = f"{self.name} {done}/{self.total}  {shown}  " + (
@@ -64,13 +64,13 @@ def visible(text: str, limit: int = 60) -> str:
 
 
 def show_samples(scored: Sequence[Scored], *, count: int = 3) -> None:
-    """The best, the worst and the middle one with their score breakdown: people catch reward hacking by reading."""
+    """The best, the worst and a middle sample with their score breakdown: people catch reward hacking by reading."""
     usable = sorted((s for s in scored if s.scorable), key=lambda s: s.reward)
     if not usable:
         return
-    places = sorted({0, len(usable) // 2, len(usable) - 1}, reverse=True)[:count]
-    for place in places:
-        s = usable[place]
+    indices = sorted({0, len(usable) // 2, len(usable) - 1}, reverse=True)[:count]
+    for index in indices:
+        s = usable[index]
         parts = " ".join(f"{k}={number(v)}" for k, v in s.parts.items())
         end = "" if s.rollout.finished else " [cut]"
         shown = f"{visible(s.rollout.prompt.text, 40)} → {visible(s.rollout.text)}{end}"

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, their hashes, and what a full or read-only disk is called by each library."""
+"""Files that are complete or absent, their hashes, and one message for a full or read-only disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 
 def atomic_write(path: Path, data: str | bytes) -> None:
-    """The whole file or the old one, also when the machine dies: written beside, flushed, renamed."""
+    """The new file or the old one, also when the machine dies: written to a temporary file, flushed, renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -45,7 +45,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        kinds = set(map(type, value))  # thousands of token ids and log-probs a line: not one by one
+        kinds = set(map(type, value))  # thousands of token ids and log-probs per line: not one by one
         if kinds <= _AS_IT_IS or (kinds <= {int, float} and all(map(math.isfinite, value))):
             return list(value)
         return [_plain(v) for v in value]
@@ -59,7 +59,7 @@ def _plain(value: Any) -> Any:
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a JSONL that may be being written: a last line without its end is left out."""
+    """Rows of a JSONL that may still be written to: a last line without a newline is left out."""
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             if line.endswith("\n"):
@@ -67,7 +67,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def drop_torn_line(path: Path) -> None:
-    """Cut off a last line without its end, which a machine that died or a full disk left: the next would grow on it."""
+    """Cut off a last line without a newline, left by a crash or a full disk: the next row would be appended to it."""
     data = path.read_bytes()
     whole = data.rfind(b"\n") + 1
     if whole < len(data):
@@ -79,9 +79,9 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(data, "sha256").hexdigest()
 
 
-def sha256_tree(place: Path, relative_to: Path) -> dict[str, str]:
+def sha256_tree(path: Path, relative_to: Path) -> dict[str, str]:
     """{relative path: sha256} of one file or of every file below a directory."""
-    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     return {str(p.relative_to(relative_to)): sha256_file(p) for p in files}
 
 
@@ -97,24 +97,24 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
-def fsync_tree(place: Path) -> None:
-    for path in [*place.rglob("*"), place]:
+def fsync_tree(directory: Path) -> None:
+    for path in [*directory.rglob("*"), directory]:
         fsync(path)
 
 
-def copy_tree(source: Path, place: Path) -> None:
-    """`place` becomes a copy of the directory `source`; a reader sees the old one or the new one whole."""
-    beside = place.with_name(f".{place.name}.tmp")
+def copy_tree(source: Path, target: Path) -> None:
+    """`target` becomes a copy of the directory `source`; a reader sees either the old or the new one, never a mix."""
+    beside = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
     shutil.copytree(source, beside)
-    put(beside, place)
+    put(beside, target)
 
 
-def put(made: Path, place: Path) -> None:
-    """Move a finished directory to its name, over what stood there."""
-    if place.exists():
-        shutil.rmtree(place)
-    os.replace(made, place)
+def put(finished: Path, target: Path) -> None:
+    """Move a finished directory to its name, replacing what is there."""
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(finished, target)
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -122,30 +122,30 @@ FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextlib.contextmanager
-def writing(place: Path) -> Iterator[None]:
-    """Libraries tell a full disk in words of their own; here all of them become one OSError that names the place."""
+def writing(path: Path) -> Iterator[None]:
+    """Libraries report a full disk in their own ways; here all of them become one OSError that names the path."""
     try:
         yield
     except OSError:
         raise
-    except Exception as exc:  # safetensors, torch and pyarrow share no parent; other faults go on as they were
+    except Exception as exc:  # safetensors, torch and pyarrow share no base class; other errors are raised as they are
         text = f"{type(exc).__name__}: {exc}".lower()
-        told = "no space left" in text or "os error 28" in text or "disk quota" in text
-        if told or ("streamwriter" in text and _free_bytes(place) < 1 << 20):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place)) from exc
+        full = "no space left" in text or "os error 28" in text or "disk quota" in text
+        if full or ("streamwriter" in text and _free_bytes(path) < 1 << 20):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from exc
         raise
 
 
-def _free_bytes(place: Path) -> int:
-    existing = next((p for p in (place, *place.parents) if p.exists()), Path("/"))
+def _free_bytes(path: Path) -> int:
+    existing = next((p for p in (path, *path.parents) if p.exists()), Path("/"))
     return shutil.disk_usage(existing).free
 
 
 def disk_fault(exc: OSError) -> str | None:
-    """One line for a disk that is full or may not be written, with the mend; None for any other fault."""
-    where = exc.filename or "the run's directory"
+    """One line for a disk that is full or not writable, with the fix; None for any other error."""
+    path = exc.filename or "the run's directory"
     if exc.errno in FULL:
-        return f"{where}: the disk is full; free space and run the same command again: it goes on where it stopped"
+        return f"{path}: the disk is full; free space and run the same command to resume"
     if exc.errno in FORBIDDEN:
-        return f"{where}: may not be written ({exc.strerror}); mend its permissions, or choose another runs_dir=..."
+        return f"{path}: not writable ({exc.strerror}); fix its permissions, or choose another runs_dir=..."
     return None

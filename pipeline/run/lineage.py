@@ -1,7 +1,7 @@
-"""Where a result came from: what a stage depends on, why it is stale, a run's tree, what differs between two runs.
+"""Lineage of a result: what a stage depends on, why it is stale, a run's tree, the differences between two runs.
 
-A stage is a function of its config, its inputs, its parents and the code its module imports. All four stand in its
-manifest by value or hash, so that a change is told by name.
+A stage is a function of its config, its inputs, its parents and the code its module imports. All four are in its
+manifest by value or hash, so that a change is reported by name.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SHARED = ("model", "prompts", "rewards", "generate", "sampling", "evaluation", "
 
 
 def redacted(value: Any, key: str = "") -> Any:
-    """The value as it may be written down: text under a key that names a secret is hidden, and keys in other text."""
+    """The value as it may be stored: text under a key that names a secret is hidden, and so are keys in other text."""
     if isinstance(value, Mapping):
         return {k: redacted(v, str(k)) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -47,7 +47,7 @@ def redacted(value: Any, key: str = "") -> Any:
 
 
 def stage_config(cfg: Config, name: str) -> dict[str, Any]:
-    """All of the config that this stage's result depends on, plain and without secrets."""
+    """The part of the config that this stage's result depends on, as plain values without secrets."""
     block = cfg.block(name)
     own = {"seed": cfg.seed, "stage": block, **{key: getattr(cfg, key) for key in SHARED}}
     if block.kind == "compare":
@@ -76,7 +76,7 @@ def code_of(module: str) -> dict[str, str]:
 
 
 def own_files(cfg: Config, name: str) -> list[Path]:
-    """Files of the user's own that decide what a stage makes and that no code of ours imports: verifiers, modules of
+    """The user's own files that a stage's result depends on and that our code does not import: verifiers, modules of
     reward functions, a chat template."""
     block = cfg.block(name)
     scored_by: list[Mapping[str, Any]] = [cfg.rewards] if stage_graph.scores_by_the_run(block) else []
@@ -96,7 +96,7 @@ def own_files(cfg: Config, name: str) -> list[Path]:
 
 
 def _module_file(name: str) -> Path | None:
-    with contextlib.suppress(ImportError, ValueError):  # that it cannot be imported is told where it is asked for
+    with contextlib.suppress(ImportError, ValueError):  # that it cannot be imported is reported where it is used
         spec = importlib.util.find_spec(name)
         return Path(spec.origin) if spec is not None and spec.origin and Path(spec.origin).is_file() else None
     return None
@@ -128,7 +128,7 @@ def _imports(path: Path) -> Iterator[str]:
 
 
 def why_stale(cfg: Config, name: str, module: str) -> str | None:
-    """Why a stage must run, in words; None where what is on disk is what the config asks for."""
+    """Why a stage must run, in words; None where what is on disk is up to date with the config."""
     stage = StageDir(cfg.run_dir, name)
     manifest = stage.manifest()
     if manifest is not None:
@@ -141,7 +141,7 @@ def why_stale(cfg: Config, name: str, module: str) -> str | None:
 
 
 def may_go_on(why: str) -> bool:
-    """What an earlier try left may be used."""
+    """Whether what an earlier try left can be used."""
     return why in ("interrupted", "not yet run")
 
 
@@ -157,8 +157,8 @@ def changed_since(record: Mapping[str, Any], cfg: Config, name: str, module: str
         more = f" and {len(files) - 1} more" if len(files) > 1 else ""
         return f"the code changed: {files[0]}{more}"
     for parent, sha in record["parents"].items():
-        made = StageDir(cfg.run_dir, parent).manifest()
-        if made is None or manifest_sha(made) != sha:
+        manifest = StageDir(cfg.run_dir, parent).manifest()
+        if manifest is None or manifest_sha(manifest) != sha:
             return f"its parent {parent} changed"
     for path, sha in record["inputs"].items():
         if not Path(path).is_file() or sha256_file(Path(path)) != sha:
@@ -206,7 +206,7 @@ def _shown(values: Mapping[str, Any], key: str) -> str:
 
 
 def manifests(run: Path) -> dict[str, dict[str, Any]]:
-    """Stage -> manifest, in the order they were completed. Raises LineageError where there is none."""
+    """Stage -> manifest, in the order they were completed. Raises LineageError where there is no stage."""
     found = [(p.stat().st_mtime_ns, p.parent.name, read_manifest(p)) for p in run.glob("*/manifest.json")]
     if not found:
         raise LineageError(f"{run}: no completed stage here; give a run's directory, as runs/demo")
@@ -255,7 +255,7 @@ def lineage(run: Path) -> tuple[str, bool]:
 
 
 def _main_parent(manifest: Mapping[str, Any], stages: Mapping[str, Any]) -> str | None:
-    """Where the policy came from: the tree is drawn along it, other parents are named."""
+    """The parent that the policy came from: the tree is drawn along it, other parents are named."""
     policy = (manifest["config"].get("stage") or {}).get("policy")
     if policy in manifest["parents"] and policy in stages:
         return policy
@@ -263,8 +263,7 @@ def _main_parent(manifest: Mapping[str, Any], stages: Mapping[str, Any]) -> str 
 
 
 def _stage_line(name: str, manifest: Mapping[str, Any], others: Sequence[str]) -> str:
-    made = manifest_sha(manifest)[:8]
-    figures = [f"made {made}", f"seed {manifest['seed']}"]
+    figures = [f"outputs {manifest_sha(manifest)[:8]}", f"seed {manifest['seed']}"]
     accuracy = manifest["metrics"].get("heldout_accuracy")
     if accuracy is not None:
         figures.append(f"held-out accuracy {accuracy:.3f}")
@@ -284,7 +283,7 @@ def _fault(run: Path, name: str, stages: Mapping[str, dict[str, Any]]) -> str | 
         if parent not in stages:
             return f"its parent {parent} is gone"
         if manifest_sha(stages[parent]) != sha:
-            return f"its parent {parent} was made again since: {manifest_sha(stages[parent])[:8]}"
+            return f"its parent {parent} was rerun since: {manifest_sha(stages[parent])[:8]}"
     return None
 
 
@@ -312,7 +311,7 @@ def _stage_diff(a: Mapping[str, Any], b: Mapping[str, Any], place_a: Path, place
     out = []
     for part in ("config", "inputs", "parents", "versions", "tokens", "metrics"):
         changes = differences(a.get(part) or {}, b.get(part) or {})
-        shown = changes if part != "parents" else [change.split(" ")[0] + " made otherwise" for change in changes]
+        shown = changes if part != "parents" else [change.split(" ")[0] + " differs" for change in changes]
         out += [f"{part}: {change}" for change in shown[:12]]
         out += [f"{part}: and {len(changes) - 12} more"] if len(changes) > 12 else []
     code = changed_files(sources(a), sources(b))
@@ -326,7 +325,7 @@ def _stage_diff(a: Mapping[str, Any], b: Mapping[str, Any], place_a: Path, place
 
 
 def first_difference(a: Path, b: Path) -> str | None:
-    """The first row in which two logs part, and its figures that differ."""
+    """The first row in which two logs differ, and its figures that differ."""
     if not a.is_file() or not b.is_file():
         return None
     rows_a, rows_b = list(read_jsonl(a)), list(read_jsonl(b))

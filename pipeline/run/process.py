@@ -1,4 +1,4 @@
-"""Settings of the process that must stand before torch is imported, and its memory."""
+"""Process settings that must be made before torch is imported, and its peak memory."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pipeline.models.model_dir import LARGE, parameters_at
 
 
 def peak_rss() -> int:
-    """Bytes: the most that this process has held in memory.
+    """Peak resident memory of this process, in bytes.
 
-    Not `ru_maxrss` where the kernel says better: that is at least what the parent held when it started this process.
+    Not `ru_maxrss` where the kernel has VmHWM: that is at least what the parent held when it started this process.
     """
     try:
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
@@ -33,13 +33,13 @@ def thread_count(threads: int | str | None, model_path: str | None) -> int | Non
 
 
 def prepare(threads: int | None) -> None:
-    """Quiet libraries, no telemetry, waiting threads that sleep, and so many of torch's."""
+    """Quiet libraries, no telemetry, idle threads that sleep, and `threads` threads for torch."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if threads:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels that it could not fetch
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports kernels that it could not fetch
     import torch
 
     if threads:

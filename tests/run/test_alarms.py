@@ -98,7 +98,7 @@ def test_a_batch_with_every_row_masked_stops_the_run(tmp_path, model, capsys):
         tmp_path, model, capsys, "grpo.groups.overlong=mask", "sampling.max_tokens=1", "grpo.samples=2",
         "grpo.prompts=2",
     )  # fmt: skip
-    assert "not one token is left to train on" in said and "truncated" in said
+    assert "no token left to train on" in said and "truncated" in said
 
 
 def test_a_broken_checker_stops_the_run_past_its_share_and_names_the_fault(tmp_path, model, capsys):
@@ -110,7 +110,7 @@ def test_equal_rewards_for_too_many_steps_stop_the_run(tmp_path, model, capsys):
     said = stopped(
         tmp_path, model, capsys, "rewards.letters.path=loop_kit:constant", "grpo.alarms.no_signal_steps=2"
     )  # fmt: skip
-    assert "step 1: no prompt taught anything for 2 steps (all rewards are 0.25)" in said
+    assert "step 1: every group had constant reward for 2 consecutive steps (all are 0.25)" in said
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_a_full_or_read_only_disk_is_told_in_a_line_and_nothing_finished_is_lost
     name = f"{fault}-{stage}"
     place = run.fresh(name, "base", *(["sft"] if stage == "grpo" else []))
     assert run(stage, name, fault=fault, given=given) == 2, run.said
-    told = "may not be written (Read-only file system)" if "read_only" in fault else "the disk is full; free space"
+    told = "not writable (Read-only file system)" if "read_only" in fault else "the disk is full; free space"
     assert told in run.said
     assert "Traceback" not in run.said
     assert not (place / stage / "manifest.json").exists()

@@ -216,7 +216,7 @@ def test_the_tree_goes_from_base_to_final_and_names_what_is_off(tmp_path):
     assert not sound and f"{cfg.run_dir}/sft/model/model.txt: changed since the stage wrote it" in drawn
     make(cfg, "sft", text="other weights")
     drawn, sound = lineage.lineage(cfg.run_dir)
-    assert not sound and "its parent sft was made again since" in drawn
+    assert not sound and "its parent sft was rerun since" in drawn
 
 
 def test_a_directory_that_is_no_run_is_told(tmp_path):

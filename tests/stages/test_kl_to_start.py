@@ -33,7 +33,7 @@ def test_many_evaluation_passes_load_the_start_once_and_leak_no_thread(
     load = models.load_policy
     monkeypatch.setattr(models, "load_policy", lambda *a, **k: loads.append(a) or load(*a, **k))
     cfg: Any = SimpleNamespace(path="x.yaml", model=Model(), sampling=Sampling(), verifier_dirs=())
-    ctx = Context(cfg, "grpo", SimpleNamespace(tokens={"completion": 7}))  # type: ignore[arg-type]
+    ctx = Context(cfg, "grpo", SimpleNamespace(logs=SimpleNamespace(tokens={"completion": 7})))  # type: ignore[arg-type]
     ctx.policy_path = place
     rollout = Rollout(Prompt(0, "a1>c1:", (5, 6), {"gold": "R"}), 0, (4, 2), (-0.5, -0.5), "R", True)
     judged = Judged({}, [Scored(rollout, 1.0, "pass")])
