@@ -39,7 +39,8 @@ def run(rounds: int = 5) -> dict[str, Any]:
 
         def draw(on_done: Any = None) -> None:
             rollouts(
-                generator, prompts, sampling, samples=WORK.samples, key=("bench",), tokenizer=tokenizer, ends=ends,
+                generator, prompts, sampling, samples=WORK.samples, key=("bench",), tokenizer=tokenizer,
+                stop_token_ids=ends,
                 on_done=on_done,
             )  # fmt: skip
 

@@ -41,7 +41,13 @@ def run(rounds: int = 7) -> dict[str, Any]:
         def ours() -> None:
             nonlocal tokens
             drawn = rollouts(
-                generator, prompts, sampling, samples=WORK.samples, key=("bench",), tokenizer=tokenizer, ends=ends
+                generator,
+                prompts,
+                sampling,
+                samples=WORK.samples,
+                key=("bench",),
+                tokenizer=tokenizer,
+                stop_token_ids=ends,
             )
             tokens = sum(len(r.ids) for r in drawn)
 

@@ -1,4 +1,4 @@
-"""The engines of this process: which backend a config means, one engine each, opened once and shared by the stages."""
+"""The engines of this process: one per backend and architecture, opened once and shared by the stages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _owner: dict[tuple[str, ...], object] = {}  # whose weights each open engine has
 
 
 def close_generators() -> None:
-    """Let go of all engines, with the memory they hold."""
+    """Close all engines and free their memory."""
     _open.clear()
     _owner.clear()
     gc.collect()
@@ -44,10 +44,11 @@ def open_generator(
     owner: object | None = None,
     weights: Callable[[], Iterable[tuple[str, torch.Tensor]]] | None = None,
 ) -> Generator:
-    """A generator holding the weights at model_dir. One engine a process and architecture: stages share it by syncing.
+    """A generator holding the weights at model_dir. One engine per process and architecture: stages share
+    it by syncing.
 
-    owner: who asks; an engine that was last given to the same one is left as it is. weights: those to hold instead.
-    Raises ConfigError where the named backend cannot be had.
+    owner: the caller; an engine last opened by the same one keeps its weights. weights: those to load instead.
+    Raises ConfigError if the named backend is not available.
     """
     # `auto` is one precision here: an engine would read it in its own way
     model = replace(model, dtype=str(precision_of(model_dir, model)).removeprefix("torch."))
@@ -64,7 +65,7 @@ def open_generator(
         try:
             made: Generator = VllmGenerator(model_dir, model, generate, max_model_len=max_model_len)
         except Exception as exc:
-            if generate.backend == "vllm" or ranks.world() > 1:  # ranks with different engines would not agree
+            if generate.backend == "vllm" or ranks.world() > 1:  # ranks with different engines would disagree
                 raise
             print(f"generator: vLLM could not start ({cause_of(exc)}); using transformers")
             made = TransformersGenerator(model_dir, model, generate)
@@ -148,6 +149,6 @@ def model_len(model_dir: str, needed: int, *, wanted: int = 0) -> int:
 
 
 def preload() -> None:
-    """Import what the generator of this machine will need, for a process that is forked to answer."""
+    """Import what this machine's generator needs, before a server process forks."""
     if choose_backend(Generate()) == "vllm":
         preload_vllm()

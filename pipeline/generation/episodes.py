@@ -87,7 +87,7 @@ def play(
     memory: Memory,
     key: tuple[int | str, ...],
     tokenizer: Any,
-    ends: frozenset[int],
+    stop_token_ids: frozenset[int],
     read: Callable[[str], Sequence[int]] | None = None,
     first: int = 0,
     context: int | None = None,
@@ -113,7 +113,7 @@ def play(
             Request(one.prompt_ids, derive(*key, first + place // samples, one.sample, turn), sampling.max_tokens)
             for place, one in live
         ]
-        drawn = sample_until_stop(generator, requests, sampling, ends, tokenizer)
+        drawn = sample_until_stop(generator, requests, sampling, stop_token_ids, tokenizer)
         texts = completion_texts(tokenizer, [d.ids for d in drawn], [one.prompt_ids for _, one in live])
         for (_, one), sample, text in zip(live, drawn, texts, strict=True):
             _advance(one, sample, text, memory, read)

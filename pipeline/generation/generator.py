@@ -35,7 +35,7 @@ def rollouts(
     samples: int,
     key: tuple[int | str, ...],
     tokenizer: Any,
-    ends: frozenset[int],
+    stop_token_ids: frozenset[int],
     first: int = 0,
     on_done: Callable[[int, Rollout], None] | None = None,
 ) -> list[Rollout]:
@@ -58,7 +58,7 @@ def rollouts(
         on_done(i, rollout(i, s, completion_text(tokenizer, s.ids, prompts[i // samples].ids)))
 
     drawn = sample_until_stop(
-        generator, requests, sampling, ends, tokenizer, on_done=None if on_done is None else report
+        generator, requests, sampling, stop_token_ids, tokenizer, on_done=None if on_done is None else report
     )
     texts = completion_texts(tokenizer, [s.ids for s in drawn], [prompts[i // samples].ids for i in range(len(drawn))])
     return [rollout(i, s, text) for i, (s, text) in enumerate(zip(drawn, texts, strict=True))]
@@ -72,7 +72,7 @@ def continuations(
     samples: int,
     key: tuple[int | str, ...],
     tokenizer: Any,
-    ends: frozenset[int],
+    stop_token_ids: frozenset[int],
 ) -> list[Rollout]:
     """For each cut (rollout, at, index): `samples` rollouts that keep its first `at` tokens and are sampled on from
     there, each up to the same limit. Seeds are a function of (key, index, sample)."""
@@ -82,7 +82,9 @@ def continuations(
         for sample in range(samples)
     ]
     kept = [(r, at, sample) for r, at, _ in cuts for sample in range(samples)]
-    drawn = sample_until_stop(generator, requests, sampling, ends, tokenizer, before=[r.ids[:at] for r, at, _ in kept])
+    drawn = sample_until_stop(
+        generator, requests, sampling, stop_token_ids, tokenizer, before=[r.ids[:at] for r, at, _ in kept]
+    )
     ids = [(*r.ids[:at], *s.ids) for (r, at, _), s in zip(kept, drawn, strict=True)]
     texts = completion_texts(tokenizer, ids, [r.prompt.ids for r, _, _ in kept])
     return [

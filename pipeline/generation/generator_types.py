@@ -37,7 +37,11 @@ class Generator(Protocol):
         ...
 
     def sample(
-        self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int], on_done: OnDone | None = None
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        stop_token_ids: frozenset[int],
+        on_done: OnDone | None = None,
     ) -> list[Sample]:
         """One sample per request, in order. on_done gets (index, sample) of each as soon as it is drawn; after a
         restart of the engine it gets some twice."""

@@ -21,9 +21,9 @@ Ids = tuple[int, ...]
 
 
 class Guided(TransformersGenerator):
-    """Two rows of one model an answer: the labelled prompt and the bare one, which read the same sampled tokens.
+    """Two rows of one model per answer: the labelled and the unlabelled prompt, which read the same sampled tokens.
 
-    bare: labelled prompt ids -> the same prompt's ids without a label. Through transformers, for vLLM mixes no rows.
+    bare: labelled prompt ids -> the same prompt's ids without a label. Through transformers: vLLM does not mix rows.
     """
 
     def __init__(
@@ -32,10 +32,10 @@ class Guided(TransformersGenerator):
         super().__init__(model_dir, model, generate)
         self.bare, self.scale = bare, scale
 
-    def _batch(self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int]) -> list[Sample]:
+    def _batch(self, requests: Sequence[Request], sampling: Sampling, stop_token_ids: frozenset[int]) -> list[Sample]:
         where = self.model.device
         step_BL, mask_BL = left_padded([*(r.ids for r in requests), *(self.bare[r.ids] for r in requests)], where)
-        noise = SeededSampler(sampling, [r.seed for r in requests], [r.ids for r in requests])
+        sampler = SeededSampler(sampling, [r.seed for r in requests], [r.ids for r in requests])
         taken: list[list[int]] = [[] for _ in requests]
         open_rows = set(range(len(requests)))
         cache: Any = None
@@ -46,16 +46,16 @@ class Guided(TransformersGenerator):
                              past_key_values=cache, use_cache=True)  # fmt: skip
             cache = out.past_key_values
             labelled_BV, bare_BV = out.logits[:, -1].float().chunk(2)
-            chosen_B = noise(step_BL, guided_logits(labelled_BV, bare_BV, self.scale)).argmax(-1)
+            chosen_B = sampler(step_BL, guided_logits(labelled_BV, bare_BV, self.scale)).argmax(-1)
             for row, token in enumerate(chosen_B.tolist()):
                 if row in open_rows:
                     taken[row].append(token)
-                    if token in ends or len(taken[row]) >= requests[row].max_tokens:
+                    if token in stop_token_ids or len(taken[row]) >= requests[row].max_tokens:
                         open_rows.remove(row)
             step_BL = chosen_B.repeat(2)[:, None]
             mask_BL = torch.cat([mask_BL, torch.ones_like(step_BL)], dim=1)
-        logprobs = torch.stack(noise.logprobs, dim=1).tolist()
-        return [Sample(tuple(ids), tuple(row[: len(ids)]), finished=ids[-1] in ends)
+        logprobs = torch.stack(sampler.logprobs, dim=1).tolist()
+        return [Sample(tuple(ids), tuple(row[: len(ids)]), finished=ids[-1] in stop_token_ids)
                 for ids, row in zip(taken, logprobs, strict=True)]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The generator of machines without vLLM: transformers, on a copy of the weights."""
+"""The transformers generator, for machines without vLLM."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.models.weights import copy_into
 
 
 class TransformersGenerator:
-    """The same distribution through transformers, for machines without vLLM. Holds a copy of the weights."""
+    """Samples the same distribution as vLLM does. Holds its own copy of the weights."""
 
     name = "transformers"
 
@@ -24,40 +24,46 @@ class TransformersGenerator:
 
     @torch.no_grad()
     def sample(
-        self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int], on_done: OnDone | None = None
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        stop_token_ids: frozenset[int],
+        on_done: OnDone | None = None,
     ) -> list[Sample]:
         out: list[Sample | None] = [None] * len(requests)
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].ids), i))
         for start in range(0, len(order), self.batch):
-            places = order[start : start + self.batch]
-            for place, sample in zip(places, self._batch([requests[i] for i in places], sampling, ends), strict=True):
-                out[place] = sample
+            batch = order[start : start + self.batch]
+            samples = self._batch([requests[i] for i in batch], sampling, stop_token_ids)
+            for index, sample in zip(batch, samples, strict=True):
+                out[index] = sample
                 if on_done is not None:
-                    on_done(place, sample)
+                    on_done(index, sample)
         return [s for s in out if s is not None]
 
-    def _batch(self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int]) -> list[Sample]:
+    def _batch(self, requests: Sequence[Request], sampling: Sampling, stop_token_ids: frozenset[int]) -> list[Sample]:
         from transformers import GenerationConfig, LogitsProcessorList
 
         width = max(len(r.ids) for r in requests)
-        pad = min(ends)
+        pad = min(stop_token_ids)
         ids = torch.tensor([[pad] * (width - len(r.ids)) + list(r.ids) for r in requests], device=self.model.device)
         mask = torch.tensor([[0] * (width - len(r.ids)) + [1] * len(r.ids) for r in requests], device=self.model.device)
         limit = max(r.max_tokens for r in requests)
-        noise = SeededSampler(sampling, [r.seed for r in requests], [r.ids for r in requests])
-        self.model.generation_config = GenerationConfig(  # replaced, for unset fields would be filled from the model's
-            do_sample=False, max_new_tokens=limit, eos_token_id=sorted(ends), pad_token_id=pad, use_cache=True
+        sampler = SeededSampler(sampling, [r.seed for r in requests], [r.ids for r in requests])
+        # replaced as a whole: unset fields would be filled from the model's own
+        self.model.generation_config = GenerationConfig(
+            do_sample=False, max_new_tokens=limit, eos_token_id=sorted(stop_token_ids), pad_token_id=pad, use_cache=True
         )  # fmt: skip
-        grown = self.model.generate(
-            input_ids=ids, attention_mask=mask, logits_processor=LogitsProcessorList([noise]), use_cache=True
+        generated = self.model.generate(
+            input_ids=ids, attention_mask=mask, logits_processor=LogitsProcessorList([sampler]), use_cache=True
         )
-        logprobs = torch.stack(noise.logprobs, dim=1).tolist()
+        logprobs = torch.stack(sampler.logprobs, dim=1).tolist()
         out = []
-        for request, row, row_logprobs in zip(requests, grown[:, width:].tolist(), logprobs, strict=True):
-            length = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
+        for request, row, row_logprobs in zip(requests, generated[:, width:].tolist(), logprobs, strict=True):
+            length = next((i + 1 for i, token in enumerate(row) if token in stop_token_ids), len(row))
             length = min(length, request.max_tokens)
             taken = tuple(row[:length])
-            out.append(Sample(taken, tuple(row_logprobs[:length]), finished=taken[-1] in ends))
+            out.append(Sample(taken, tuple(row_logprobs[:length]), finished=taken[-1] in stop_token_ids))
         return out
 
     @torch.no_grad()

@@ -45,14 +45,20 @@ class RayGenerator:
         _join_cluster()
 
     def sample(
-        self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int], on_done: OnDone | None = None
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        stop_token_ids: frozenset[int],
+        on_done: OnDone | None = None,
     ) -> list[Sample]:
-        asked = [(list(r.ids), {**sampling_fields(r, sampling, ends), "seed": r.seed % 2**63}) for r in requests]
+        asked = [
+            (list(r.ids), {**sampling_fields(r, sampling, stop_token_ids), "seed": r.seed % 2**63}) for r in requests
+        ]
         out = []
         for place, row in enumerate(self._asked(asked)):
             ids = tuple(int(i) for i in row["generated_tokens"])
             logprobs = tuple(float(at[i]["logprob"]) for at, i in zip(row["logprobs"], ids, strict=True))
-            out.append(Sample(ids, logprobs, finished=bool(ids) and ids[-1] in ends))
+            out.append(Sample(ids, logprobs, finished=bool(ids) and ids[-1] in stop_token_ids))
             if on_done is not None:
                 on_done(place, out[-1])
         return out

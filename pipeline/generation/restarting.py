@@ -1,4 +1,4 @@
-"""A generator that is opened when it is needed and opened again once when it dies."""
+"""Opens the engine lazily and restarts it once if a call crashes; the replay uses the same seeds."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ T = TypeVar("T")
 
 
 class Reliable:
-    """A generator opened on first use, and opened again once for a call in which it dies: same requests, same samples.
-    Of several ranks none opens its own again: the run ends, and goes on from its checkpoint.
+    """A generator opened on first use and restarted once if a call crashes: same requests, same samples. With several
+    ranks there is no restart: the run ends, and resumes from its checkpoint.
 
-    weights: what a policy in training sends with each sync, for an engine that starts anew in the midst of it; without
-    it the model at model_dir is what the engine holds. on_open is told which generator it is.
+    weights: what a policy in training pushes at each sync, for an engine restarted between two syncs; None: the engine
+    holds the model at model_dir. on_open gets the generator's name.
     """
 
     def __init__(
@@ -44,13 +44,19 @@ class Reliable:
         return self._engine().name
 
     def sample(
-        self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int], on_done: OnDone | None = None
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        stop_token_ids: frozenset[int],
+        on_done: OnDone | None = None,
     ) -> list[Sample]:
-        """Of several ranks each samples its share with an engine of its own, and all get every sample; on_done is told
-        of them only where there is one."""
+        """With several ranks, each samples its share with its own engine and all get every sample; on_done is only
+        called in a run of one rank."""
         if on_done is not None and ranks.world() == 1:
-            return self._twice(lambda engine: engine.sample(requests, sampling, ends, on_done))
-        return ranks.mapped(lambda mine: self._twice(lambda engine: engine.sample(mine, sampling, ends)), requests)
+            return self._twice(lambda engine: engine.sample(requests, sampling, stop_token_ids, on_done))
+        return ranks.mapped(
+            lambda mine: self._twice(lambda engine: engine.sample(mine, sampling, stop_token_ids)), requests
+        )
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         return self._twice(lambda engine: engine.logprobs(sequences))
@@ -67,11 +73,11 @@ class Reliable:
         engine = self._engine()
         try:
             return call(engine)
-        except Exception as exc:  # engines die in many ways; a fault that is not theirs comes again the second time
-            if ranks.world() > 1:  # to send it the weights takes all ranks, and the others are elsewhere
+        except Exception as exc:  # engines crash in many ways; a fault that is not theirs recurs in the second try
+            if ranks.world() > 1:  # pushing weights takes all ranks, and the others are elsewhere
                 raise
             reason = hidden((str(exc).strip().splitlines() or [""])[0])[:120]
-            print(f"generator: died ({type(exc).__name__}: {reason}); starting it once more", flush=True)
+            print(f"generator: crashed ({type(exc).__name__}: {reason}); restarting it once", flush=True)
         del engine
         close_generators()
         return call(self._engine())

@@ -19,7 +19,7 @@ def sample_until_stop(
     generator: Generator,
     requests: Sequence[Request],
     sampling: Sampling,
-    ends: frozenset[int],
+    stop_token_ids: frozenset[int],
     tokenizer: Any,
     *,
     before: Sequence[Sequence[int]] | None = None,
@@ -30,13 +30,13 @@ def sample_until_stop(
     before: per request, the ids of its completion that its prompt already ends with: a stop may begin among them.
     """
     if not sampling.stop:
-        return generator.sample(requests, sampling, ends, *([] if on_done is None else [on_done]))
+        return generator.sample(requests, sampling, stop_token_ids, *([] if on_done is None else [on_done]))
 
     def cut(index: int, sample: Sample) -> Sample:
         return cut_at_stop(sample, sampling.stop, tokenizer, before=before[index] if before else ())
 
     more = [] if on_done is None else [lambda index, sample: on_done(index, cut(index, sample))]
-    samples = generator.sample(requests, sampling, ends, *more)
+    samples = generator.sample(requests, sampling, stop_token_ids, *more)
     return [cut(index, sample) for index, sample in enumerate(samples)]
 
 

@@ -1,4 +1,4 @@
-"""vLLM in the process of the trainer. Only the modules of this folder import it, inside functions."""
+"""vLLM inside the trainer's process. Only this folder imports it, lazily."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def engine_options(model: Model, *, max_model_len: int) -> dict[str, Any]:
         "generation_config": "vllm",  # the model's own would change the sampling distribution
         "logprobs_mode": "processed_logprobs",
         "enforce_eager": not torch.cuda.is_available(),
-        # a prompt cut in two makes the engine turn back the seeded generator of its request, which on a CPU raises
+        # for a prompt prefilled in two parts the engine rewinds the request's seeded generator, which raises on CPU
         "enable_chunked_prefill": torch.cuda.is_available(),
         "trust_remote_code": model.trust_remote_code,
         "seed": 0,
@@ -40,9 +40,9 @@ def engine_options(model: Model, *, max_model_len: int) -> dict[str, Any]:
 
 
 def an_engine_a_rank(options: Mapping[str, Any]) -> dict[str, Any]:
-    """More of EngineArgs where a launcher made several ranks: left alone, every engine would take the first GPU.
+    """EngineArgs for a run of several ranks: by default every engine would take the first GPU.
 
-    Raises ConfigError where an engine is to span several GPUs as well.
+    Raises ConfigError if an engine is configured to span several GPUs.
     """
     if ranks.world() == 1:
         return {}
@@ -50,11 +50,11 @@ def an_engine_a_rank(options: Mapping[str, Any]) -> dict[str, Any]:
         if options.get(name, 1) != 1:
             raise ConfigError([f"generate.vllm.{name}: of several ranks each has an engine on its own GPU; leave it "
                                "at 1, or serve the model apart (generate.backend: vllm_server)"])  # fmt: skip
-    return {"distributed_executor_backend": "external_launcher"}  # which asks the launcher's RANK and LOCAL_RANK
+    return {"distributed_executor_backend": "external_launcher"}  # reads the launcher's RANK and LOCAL_RANK
 
 
-def sampling_fields(request: Request, sampling: Sampling, ends: frozenset[int]) -> dict[str, Any]:
-    """Fields of vLLM's SamplingParams for one request; all are given, so that no default decides."""
+def sampling_fields(request: Request, sampling: Sampling, stop_token_ids: frozenset[int]) -> dict[str, Any]:
+    """Fields of vLLM's SamplingParams for one request; every field is set, so that no default applies."""
     return {
         "n": 1,
         "seed": request.seed,
@@ -66,7 +66,7 @@ def sampling_fields(request: Request, sampling: Sampling, ends: frozenset[int]) 
         "repetition_penalty": sampling.repetition_penalty,
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
-        "stop_token_ids": sorted(ends),
+        "stop_token_ids": sorted(stop_token_ids),
         "logprobs": 0,
         "detokenize": False,
         "skip_special_tokens": False,
@@ -76,8 +76,8 @@ def sampling_fields(request: Request, sampling: Sampling, ends: frozenset[int]) 
 class VllmGenerator:
     """vLLM's engine inside this process; weights go in through `reload_weights`, no copy on disk.
 
-    With `vllm: {enable_sleep_mode: true}` it sleeps whenever it has sampled, its weights in the machine's memory and
-    its cache given up, until it is next called: an update has the GPU to itself.
+    With `vllm: {enable_sleep_mode: true}` it sleeps after each sampling, its weights offloaded to host memory and its
+    cache freed, until the next call: an update has the GPU to itself.
     """
 
     name = "vllm"
@@ -99,18 +99,24 @@ class VllmGenerator:
         self.sleeps, self.asleep = bool(options.get("enable_sleep_mode")), False
 
     def sample(
-        self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int], on_done: OnDone | None = None
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        stop_token_ids: frozenset[int],
+        on_done: OnDone | None = None,
     ) -> list[Sample]:
         from vllm import SamplingParams, TokensPrompt
 
-        parameters = [SamplingParams(**sampling_fields(r, sampling, ends)) for r in requests]
+        parameters = [SamplingParams(**sampling_fields(r, sampling, stop_token_ids)) for r in requests]
         prompts = [TokensPrompt(prompt_token_ids=list(r.ids)) for r in requests]
         self._wake()
-        self.llm.reset_prefix_cache()  # what shares a batch's arithmetic is then the batch alone, also after a resume
+        self.llm.reset_prefix_cache()  # else results would depend on earlier batches, and a resumed run would differ
         if on_done is None:
-            out = [_sample_of(answer, ends) for answer in self.llm.generate(prompts, parameters, use_tqdm=False)]
+            out = [
+                _sample_of(answer, stop_token_ids) for answer in self.llm.generate(prompts, parameters, use_tqdm=False)
+            ]
         else:
-            out = self._as_they_end(prompts, parameters, ends, on_done)
+            out = self._stream(prompts, parameters, stop_token_ids, on_done)
         if self.sleeps:
             self.llm.sleep(level=1)
             self.asleep = True
@@ -121,20 +127,20 @@ class VllmGenerator:
             self.llm.wake_up()
             self.asleep = False
 
-    def _as_they_end(
-        self, prompts: Sequence[Any], parameters: Sequence[Any], ends: frozenset[int], on_done: OnDone
+    def _stream(
+        self, prompts: Sequence[Any], parameters: Sequence[Any], stop_token_ids: frozenset[int], on_done: OnDone
     ) -> list[Sample]:
-        """What `LLM.generate` does, telling of each sample when it ends: same requests in the same batches."""
+        """`LLM.generate` with a callback per finished sample: same requests, same batches."""
         engine, out = self.llm.llm_engine, {}
-        for place, (prompt, asked) in enumerate(zip(prompts, parameters, strict=True)):
-            engine.add_request(str(place), prompt, asked)
+        for index, (prompt, one) in enumerate(zip(prompts, parameters, strict=True)):
+            engine.add_request(str(index), prompt, one)
         while engine.has_unfinished_requests():
             for answer in engine.step():
                 if answer.finished:
-                    place = int(answer.request_id.partition("-")[0])  # newer engines add a tail of their own
-                    out[place] = _sample_of(answer, ends)
-                    on_done(place, out[place])
-        return [out[place] for place in range(len(prompts))]
+                    index = int(answer.request_id.partition("-")[0])  # newer engines append a suffix
+                    out[index] = _sample_of(answer, stop_token_ids)
+                    on_done(index, out[index])
+        return [out[index] for index in range(len(prompts))]
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         from vllm import SamplingParams, TokensPrompt
@@ -145,15 +151,15 @@ class VllmGenerator:
         self.llm.reset_prefix_cache()
         answers: Any = self.llm.generate(prompts, parameters, use_tqdm=False)
         return [
-            [place[token].logprob for place, token in zip(a.prompt_logprobs[1:], s[1:], strict=True)]
+            [position[token].logprob for position, token in zip(a.prompt_logprobs[1:], s[1:], strict=True)]
             for a, s in zip(answers, sequences, strict=True)
         ]
 
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         self._wake()
-        # a list, not a lazy iterator: the engine may hold a tensor back until its layer is whole
-        whole = [(name, tensor.detach()) for name, tensor in once_where_tied(weights, self.modules)]
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(whole)})
+        # a list, not a lazy iterator: the engine may buffer a tensor until its layer is complete
+        named = [(name, tensor.detach()) for name, tensor in once_where_tied(weights, self.modules)]
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(named)})
         self.llm.reset_prefix_cache()  # cached keys and values belong to the old weights
 
 
@@ -163,8 +169,8 @@ def _module_names(model: torch.nn.Module) -> frozenset[str]:
 
 @contextlib.contextmanager
 def _classes_kept() -> Iterator[None]:
-    """What vLLM has no code for it runs by transformers' own class, which it wraps in place for its compiler: models of
-    that class could not be made outside of the engine any more."""
+    """Models without vLLM code run through transformers' own class, which vLLM wraps in place for its compiler; models
+    of that class could then not be constructed outside the engine."""
     from vllm.model_executor.models.transformers import base
 
     library: Any = base
@@ -178,8 +184,8 @@ def _classes_kept() -> Iterator[None]:
 def once_where_tied(
     weights: Iterable[tuple[str, torch.Tensor]], modules: Collection[str]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Without the second name of a tied tensor where it belongs to none of the modules: some heads are the embedding
-    itself, and an engine refuses a name that it does not know. A tensor's names follow one another."""
+    """Skip the alias of a tied weight if the engine has no module of that name: some heads are the embedding itself,
+    and an engine rejects unknown names. The names of one tensor are consecutive."""
     last = None
     for name, tensor in weights:
         if tensor is not last or name.rpartition(".")[0] in modules:
@@ -187,16 +193,16 @@ def once_where_tied(
         last = tensor
 
 
-def _sample_of(answer: Any, ends: frozenset[int]) -> Sample:
-    """answer: vLLM's; Any, for its type allows for log-probs that nobody asked for."""
+def _sample_of(answer: Any, stop_token_ids: frozenset[int]) -> Sample:
+    """answer: vLLM's RequestOutput, whose type also allows for absent log-probs."""
     one = answer.outputs[0]
     ids = tuple(one.token_ids)
-    logprobs = tuple(place[token].logprob for place, token in zip(one.logprobs, ids, strict=True))
-    return Sample(ids, logprobs, finished=bool(ids) and ids[-1] in ends)
+    logprobs = tuple(position[token].logprob for position, token in zip(one.logprobs, ids, strict=True))
+    return Sample(ids, logprobs, finished=bool(ids) and ids[-1] in stop_token_ids)
 
 
 def preload_vllm() -> None:
-    """Import it, for a process that is forked to answer."""
+    """Import vLLM before a server process forks."""
     prepare_vllm_environment()
     import vllm  # noqa: F401
 
@@ -220,5 +226,5 @@ def prepare_vllm_environment() -> None:
     if not torch.cuda.is_available():
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        # vLLM compiles the ranks of its log-probs: 8 s on first use, and an error where there is no C++ compiler
+        # vLLM compiles the ranks of log-probs: 8 s on first use, and an error without a C++ compiler
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")

@@ -94,13 +94,17 @@ class ServedGenerator:
         self.served = str(_get(self.url, "/v1/models")["data"][0]["id"])
 
     def sample(
-        self, requests: Sequence[Request], sampling: Sampling, ends: frozenset[int], on_done: OnDone | None = None
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        stop_token_ids: frozenset[int],
+        on_done: OnDone | None = None,
     ) -> list[Sample]:
         _post(self.url, "/reset_prefix_cache", {})
         fields = {
             "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k or -1,
             "min_p": sampling.min_p, "repetition_penalty": sampling.repetition_penalty, "presence_penalty": 0.0,
-            "frequency_penalty": 0.0, "stop_token_ids": sorted(ends), "logprobs": 0, "return_token_ids": True,
+            "frequency_penalty": 0.0, "stop_token_ids": sorted(stop_token_ids), "logprobs": 0, "return_token_ids": True,
             "skip_special_tokens": False,
         }  # fmt: skip
 
@@ -109,7 +113,9 @@ class ServedGenerator:
             own = {"prompt": list(request.ids), "seed": request.seed % 2**63, "max_tokens": request.max_tokens}
             choice = self._complete({**fields, **own})
             ids = tuple(choice["token_ids"])
-            out = Sample(ids, tuple(choice["logprobs"]["token_logprobs"]), finished=bool(ids) and ids[-1] in ends)
+            out = Sample(
+                ids, tuple(choice["logprobs"]["token_logprobs"]), finished=bool(ids) and ids[-1] in stop_token_ids
+            )
             if on_done is not None:
                 with telling:
                     on_done(place, out)

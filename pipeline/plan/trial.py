@@ -98,7 +98,8 @@ def try_out(cfg: Config) -> Trial:
             started = time.monotonic()
             drawn = generator.rollouts(
                 engine, asked, replace(cfg.sampling, max_tokens=1 if warm and extent.max_tokens else most),
-                samples=1 if warm else extent.samples, key=("trial",), tokenizer=ctx.tokenizer, ends=ctx.stop_token_ids,
+                samples=1 if warm else extent.samples, key=("trial",), tokenizer=ctx.tokenizer,
+                stop_token_ids=ctx.stop_token_ids,
             )  # fmt: skip
             out.sampled_per_s = sum(len(r.ids) for r in drawn) / (time.monotonic() - started)
         added = resident() - out.libraries_bytes - weights

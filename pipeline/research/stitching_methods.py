@@ -256,7 +256,7 @@ def sampled_values(bench: Bench, ctx: Context, generator: Any, step: int) -> dic
     played = play(
         generator, lambda: stitch.Environment(bench.block.medium), prompts, ctx.cfg.sampling, samples=CONTINUATIONS,
         max_turns=2, memory=bench.memory, key=(bench.seed, "continue", step), tokenizer=bench.tokenizer,
-        ends=ctx.stop_token_ids,
+        stop_token_ids=ctx.stop_token_ids,
     )  # fmt: skip
     totals = [sum(s.reward + sum(r for _, r in s.step_rewards) for s in e) for e in episodes(played)]
     scores_BKM = torch.tensor(totals).view(len(prompts), 1, CONTINUATIONS)

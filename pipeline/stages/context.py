@@ -210,7 +210,7 @@ class Context:
         as it is drawn."""
         drawn = rollouts(
             generator, asked, sampling or self.cfg.sampling, samples=samples, key=(self.cfg.seed, self.name, *key),
-            tokenizer=self.tokenizer, ends=self.stop_token_ids, on_done=on_done,
+            tokenizer=self.tokenizer, stop_token_ids=self.stop_token_ids, on_done=on_done,
         )  # fmt: skip
         self.tokens["prompt"] += sum(len(r.prompt.ids) for r in drawn)
         self.tokens["completion"] += sum(len(r.ids) for r in drawn)

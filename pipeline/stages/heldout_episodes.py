@@ -20,7 +20,7 @@ def judge_episodes(ctx: Context, generator: Generator, settings: Episodes | None
     played = play(
         generator, load_environment(settings.environment, ctx.cfg.verifier_dirs, where=where), ctx.heldout_prompts,
         ctx.cfg.sampling, samples=ctx.cfg.evaluation.samples, max_turns=settings.max_turns, memory=settings.memory,
-        key=(ctx.cfg.seed, ctx.name, "heldout episodes"), tokenizer=ctx.tokenizer, ends=ctx.stop_token_ids,
+        key=(ctx.cfg.seed, ctx.name, "heldout episodes"), tokenizer=ctx.tokenizer, stop_token_ids=ctx.stop_token_ids,
         context=ctx.context_tokens(),
     )  # fmt: skip
     found = [(merge_episode(e), turns_in(e)) for e in episodes(played)]

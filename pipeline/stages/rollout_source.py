@@ -44,7 +44,7 @@ class SampledRollouts:
         ctx, count = self.ctx, self.block.credit.continuations
         sampled = continuations(
             self.generator, [(b.scored.rollout, b.at, b.index) for b in branches], ctx.cfg.sampling, samples=count,
-            key=(ctx.cfg.seed, ctx.name, "continue", step), tokenizer=ctx.tokenizer, ends=ctx.stop_token_ids,
+            key=(ctx.cfg.seed, ctx.name, "continue", step), tokenizer=ctx.tokenizer, stop_token_ids=ctx.stop_token_ids,
         )  # fmt: skip
         scored = score(ctx.scorer_of(self.block.reward) if self.block.reward else ctx.scorer, sampled)
         return [scored[i : i + count] for i in range(0, len(scored), count)]
@@ -56,7 +56,7 @@ class SampledRollouts:
         ctx = self.ctx
         drawn = rollouts(
             self.generator, prompts, ctx.cfg.sampling, samples=self.block.samples, tokenizer=ctx.tokenizer,
-            ends=ctx.stop_token_ids, key=(ctx.cfg.seed, ctx.name, "step", step, 0),
+            stop_token_ids=ctx.stop_token_ids, key=(ctx.cfg.seed, ctx.name, "step", step, 0),
         )  # fmt: skip
         return score(self.scorer, drawn)
 
@@ -88,7 +88,7 @@ class PlayedEpisodes(SampledRollouts):
         with shutdown.at_once():
             played = play(
                 self.generator, self.environment, prompts, ctx.cfg.sampling, samples=self.block.samples,
-                tokenizer=ctx.tokenizer, ends=ctx.stop_token_ids, max_turns=self.settings.max_turns,
+                tokenizer=ctx.tokenizer, stop_token_ids=ctx.stop_token_ids, max_turns=self.settings.max_turns,
                 memory=self.settings.memory,
                 key=(ctx.cfg.seed, ctx.name, "step", step, attempt), context=ctx.context_tokens(),
             )  # fmt: skip

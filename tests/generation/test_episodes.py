@@ -70,7 +70,7 @@ def played(tokenizer, answers, *, memory, prompts=None, samples=1, environment=g
     generator: Any = Scripted(tokenizer, answers, cut)
     rows = play(
         generator, environment, prompts or [start(tokenizer)], Sampling(max_tokens=6), samples=samples, max_turns=3,
-        memory=memory, key=(1, "t"), tokenizer=tokenizer, ends=frozenset({tokenizer.eos_token_id}), **more,
+        memory=memory, key=(1, "t"), tokenizer=tokenizer, stop_token_ids=frozenset({tokenizer.eos_token_id}), **more,
     )  # fmt: skip
     return rows, generator
 

@@ -255,7 +255,7 @@ def test_a_continuation_keeps_the_first_tokens_and_is_sampled_on_up_to_the_same_
     engine = Scripted()
     made = continuations(
         engine, [(rollout, 2, 0), (rollout, 1, 1)], Sampling(max_tokens=8), samples=2, key=("k",),  # type: ignore[arg-type]
-        tokenizer=Spelling(), ends=ENDS,
+        tokenizer=Spelling(), stop_token_ids=ENDS,
     )  # fmt: skip
     assert [r.ids for r in engine.asked] == [(1, 2, 5, 6)] * 2 + [(1, 2, 5)] * 2
     assert [m.ids for m in made] == [(5, 6, 6)] * 2 + [(5, 7)] * 2
@@ -265,7 +265,7 @@ def test_a_continuation_keeps_the_first_tokens_and_is_sampled_on_up_to_the_same_
 
 def test_seeds_go_by_the_place_in_the_whole_step_whoever_samples_it():
     prompts = [Prompt(i, "p", (i + 3,)) for i in range(4)]
-    how = {"samples": 2, "key": ("k",), "tokenizer": Spelling(), "ends": ENDS}
+    how = {"samples": 2, "key": ("k",), "tokenizer": Spelling(), "stop_token_ids": ENDS}
     alone, first, second = Scripted(), Scripted(), Scripted()
     rollouts(alone, prompts, Sampling(), **how)  # type: ignore[arg-type]
     rollouts(first, prompts[:2], Sampling(), first=0, **how)  # type: ignore[arg-type]

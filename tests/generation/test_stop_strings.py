@@ -43,7 +43,7 @@ def test_a_stop_that_began_in_the_kept_part_of_a_continuation_ends_it():
     engine = SimpleNamespace(sample=lambda requests, *_: [Sample((4, 1, 1), (-0.4, -0.5, -0.6), False)])
     (found,) = continuations(
         engine, [(rollout, 3, 0)], Sampling(stop=["</answer>"]), samples=1, key=("k",), tokenizer=TOKENIZER,
-        ends=frozenset({9}),
+        stop_token_ids=frozenset({9}),
     )  # fmt: skip
     assert found.ids == (1, 2, 3, 4) and found.logprobs == (-0.1, -0.2, -0.3, -0.4) and found.finished
 
@@ -56,7 +56,7 @@ def test_rollouts_of_either_engine_are_those_without_stops_cut_short(tmp_path, k
     place = str(tiny_model(tmp_path / "m"))
     tokenizer = models.load_tokenizer(place, Model())
     prompts = [Prompt(i, "p", (3 + i, 8, 13)) for i in range(8)]
-    how = {"samples": 4, "key": ("k",), "tokenizer": tokenizer, "ends": frozenset({2})}
+    how = {"samples": 4, "key": ("k",), "tokenizer": tokenizer, "stop_token_ids": frozenset({2})}
     if kind == "vllm":
         engine = VllmGenerator(place, Model(), Generate(), max_model_len=64)
     else:

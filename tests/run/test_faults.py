@@ -70,7 +70,7 @@ def run(reference):
 def test_a_generator_that_dies_in_a_batch_is_started_once_and_samples_the_same(run):
     run.fresh("dies", "base", "sft")
     assert run("grpo", "dies", fault="generator_dies", given=[2, 1]) == 0, run.said
-    assert run.said.count("starting it once more") == 1
+    assert run.said.count("restarting it once") == 1
     assert run.same("dies", "grpo")
 
 
