@@ -130,8 +130,8 @@ def _loadable() -> frozenset[str]:
     return frozenset(names)
 
 
-def line(config: Fields, *, dtype: str, attn: str, gpu: bool) -> str:
-    """What `plan` prints of a model before anything is loaded. gpu: whether one will be used."""
+def line(config: Fields, *, dtype: str, attn: str, gpu: bool, backend: str = "auto") -> str:
+    """What `plan` prints of a model before anything is loaded. gpu: whether one is used. backend: of `generate`."""
     kinds = {"mixture of experts": is_moe(config), "recurrent layers": is_recurrent(config),
              "text part of a model with vision": config.get("vision_config") is not None}  # fmt: skip
     named = ", ".join(kind for kind, holds in kinds.items() if holds)
@@ -140,7 +140,10 @@ def line(config: Fields, *, dtype: str, attn: str, gpu: bool) -> str:
     if taken != attn:
         parts[-1] += f" ({attn} has no soft cap or is not supported by this family)"
     why = None if gpu else why_not_vllm_on_cpu(config, dtype)
-    parts.append(f"rollouts by transformers, not vLLM: {why}" if why else "rollouts by vLLM where it is installed")
+    if backend not in ("auto", "vllm"):
+        parts.append(f"rollouts by {backend}")
+    else:
+        parts.append(f"rollouts by transformers, not vLLM: {why}" if why else "rollouts by vLLM where it is installed")
     skipped = WITHOUT_ADAPTER.get(family_of(config))
     if skipped:
         parts.append(f"LoRA on all-linear leaves out {', '.join(skipped)}")

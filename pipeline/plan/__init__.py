@@ -39,9 +39,8 @@ def plan(config: str, words: Sequence[str]) -> int:
     cfg = sound(config, overrides)
     config_json = families.read_config(cfg.model.path) if cfg.model.path and not asked["json"] else None
     if config_json is not None:
-        console.say(
-            families.line(config_json, dtype=cfg.model.dtype, attn=cfg.model.attn, gpu=bool(which("nvidia-smi")))
-        )
+        gpu, backend = bool(which("nvidia-smi")), cfg.generate.backend
+        console.say(families.line(config_json, dtype=cfg.model.dtype, attn=cfg.model.attn, gpu=gpu, backend=backend))
     process.prepare(process.thread_count(cfg.threads, cfg.model.path))
     measured = try_out(config, overrides) if asked["trial"] else None
     if compared := comparison_plan.comparison_of(cfg):

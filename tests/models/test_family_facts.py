@@ -129,7 +129,11 @@ def test_plan_accepts_embeddings_in_modules_to_save_of_a_tied_model(tmp_path, ca
 
 def test_plan_says_what_config_json_says_before_anything_is_loaded(tmp_path, capsys):
     assert plan(tmp_path, tiny_model(tmp_path / "m")) == 0
-    assert capsys.readouterr().out.startswith("model: qwen2; attention sdpa; rollouts by vLLM where it is installed\n")
+    assert capsys.readouterr().out.startswith("model: qwen2; attention sdpa; rollouts by transformers\n")
+    moe = families.line(config_json("granite4-hybrid"), dtype="float32", attn="sdpa", gpu=False)
+    assert moe.startswith("model: granitemoehybrid (mixture of experts, recurrent layers); attention sdpa; rollouts by "
+                          "transformers, not vLLM: on a CPU it keeps its first experts")  # fmt: skip
+    assert "not vLLM" not in families.line(config_json("granite4-hybrid"), dtype="float32", attn="sdpa", gpu=True)
 
 
 @pytest.mark.parametrize("command", ["plan", "grpo"])

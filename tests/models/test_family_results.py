@@ -1,0 +1,44 @@
+"""Every family does what docs/models.md says of it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pipeline.models import families
+from tests import family_runs
+from tests.families import FAMILIES
+
+RESULTS = json.loads(family_runs.RESULTS.read_text())
+TRIED = list(RESULTS["families"])
+
+
+def test_at_least_thirty_families_are_tried_and_the_page_is_made_of_their_results():
+    assert len(TRIED) >= 30 and set(TRIED) | set(RESULTS["refused"]) <= set(FAMILIES)
+    assert family_runs.TABLE.read_text() == family_runs.render(RESULTS), "run python -m tests.family_runs table"
+
+
+def test_the_results_hold_what_plan_says_of_each_family():
+    for name, result in RESULTS["families"].items():
+        assert families.mistakes(family_runs.config_of(name)) == [], name
+        assert result["config"] == family_runs.facts_of(family_runs.config_of(name)), name
+        assert "not vLLM" in families.line(result["config"], dtype="float32", attn="sdpa", gpu=False) or (
+            families.why_not_vllm_on_cpu(result["config"], "float32") is None
+        )
+    for name, why in RESULTS["refused"].items():
+        assert families.mistakes(family_runs.config_of(name))[0] == why
+
+
+@pytest.mark.long
+@pytest.mark.stages
+@pytest.mark.parametrize("name", TRIED)
+def test_a_family_does_what_the_page_says_of_it(name):
+    expected, result = RESULTS["families"][name], family_runs.try_family(name, backend="transformers")
+    for part in ("sft", "grpo", "lora", "qlora", "packed"):
+        assert result[part] == expected[part], part
+    if result["lora"] is True:
+        assert result["export"] <= 1e-5
+    if result["grpo"] is True:
+        assert result["canary_max_abs"] < 1e-3 and result["mismatch_mean_abs"] < 1e-3
+        assert result["every_weight"] == [], "a weight that training leaves alone could be stale and not be seen"
