@@ -19,6 +19,7 @@ from benchmarks.measure import machine, prepare_environment
 NAMES = (
     "step", "long_prompt", "rollout", "scoring", "overlapped_scoring", "learn", "learn_short", "sync", "trainers",
     "start", "memory", "scale",
+    "real",  # not among those that run by default: it fetches a model
 )  # fmt: skip
 LATEST = Path(__file__).parent / "results" / "latest.json"
 # figure: (bound, True where more is better); what issue and README promise
@@ -37,6 +38,8 @@ TARGETS: dict[str, tuple[float, bool]] = {
     "sync_vs_copy": (3.0, False),
     "sft_vs_trl": (0.97, True),
     "reward_model_vs_trl": (0.97, True),
+    "real_rollout_vs_bare": (2.0, True),
+    "real_rollout_vs_slow_draw": (3.0, True),
     "help_s": (0.5, False),
     "wrong_config_s": (1.5, False),
     "memory_vs_trl": (0.7, False),
@@ -55,7 +58,7 @@ def main(arguments: list[str]) -> int:
         print(f"no benchmark {unknown[0]!r}; have: {', '.join(NAMES)}", file=sys.stderr)
         return 2
     prepare_environment()
-    for name in asked.names or NAMES:
+    for name in asked.names or [name for name in NAMES if name != "real"]:
         started = time.perf_counter()
         run = importlib.import_module(f"benchmarks.{name}").run
         takes_rounds = asked.rounds is not None and "rounds" in inspect.signature(run).parameters

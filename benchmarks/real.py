@@ -1,0 +1,81 @@
+"""A real pretrained model (benchmarks/real_model.py): sampling with our seeds against bare, unseeded `LLM.generate`.
+
+8 prompts x 8 samples, up to 64 new tokens, bfloat16, all sides on one engine in turns. `slow` is our generator with
+vLLM's own draw in place of the inverse CDF, as it was before. MODEL=path measures another model.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from benchmarks.measure import in_turns
+from benchmarks.real_model import fetch
+
+PROMPTS, SAMPLES, TOKENS = 8, 8, 64
+
+
+def run(rounds: int = 2, tokens: int = TOKENS) -> dict[str, Any]:
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    from vllm import SamplingParams, TokensPrompt
+
+    from pipeline.config.schema import Generate, Model, Sampling
+    from pipeline.generation.generator import Request
+    from pipeline.generation.vllm_engine import VllmGenerator
+    from pipeline.models.models import load_tokenizer
+    from pipeline.seeds import derive
+    from verifiers import word_problems
+
+    path = os.environ.get("MODEL") or str(fetch())
+    model = Model(path=path, dtype="bfloat16")
+    tokenizer = load_tokenizer(path, model)
+    prompts = [tokenizer(row["prompt"]).input_ids for row in word_problems.generate(PROMPTS, 1)]
+    engine = VllmGenerator(path, model, Generate(), max_model_len=512)
+    no_end = frozenset({len(tokenizer) - 2})  # a token that is never sampled: all sides sample as many
+    requests = [Request(tuple(ids), derive("real", i, k), tokens) for i, ids in enumerate(prompts)
+                for k in range(SAMPLES)]  # fmt: skip
+    plain = SamplingParams(max_tokens=tokens, stop_token_ids=sorted(no_end), ignore_eos=True, detokenize=False)
+    inputs = [TokensPrompt(prompt_token_ids=list(r.ids)) for r in requests]
+    sampled: dict[str, int] = {}
+
+    def ours() -> None:
+        samples = engine.sample(requests, Sampling(max_tokens=tokens), no_end)
+        sampled["ours"] = sum(len(s.ids) for s in samples)
+
+    def bare() -> None:
+        engine.llm.reset_prefix_cache()
+        answers = engine.llm.generate(inputs, plain, use_tqdm=False)
+        sampled["bare"] = sum(len(a.outputs[0].token_ids) for a in answers)
+
+    def slow() -> None:
+        engine.llm.collective_rpc(use_own_sampler)
+        try:
+            ours()
+        finally:
+            engine.llm.collective_rpc(use_inverse_cdf)
+
+    spent = in_turns({"ours": ours, "bare": bare, "slow": slow}, rounds=rounds)
+    return {
+        "ratios": {
+            "real_rollout_vs_bare": spent["bare"]["wall"] / spent["ours"]["wall"],
+            "real_rollout_vs_slow_draw": spent["slow"]["wall"] / spent["ours"]["wall"],
+        },
+        "cpu_ratios": {name: spent[name]["cpu"] / spent["ours"]["cpu"] for name in ("bare", "slow")},
+        "seconds": spent,
+        "sampled_tokens": sampled,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def use_own_sampler(worker: Any) -> None:
+    sampler = worker.model_runner.sampler
+    worker.replaced = (sampler.forward, sampler.topk_topp_sampler.forward)
+    del sampler.forward
+    sampler.topk_topp_sampler.forward = type(sampler.topk_topp_sampler).forward_cpu.__get__(sampler.topk_topp_sampler)
+
+
+def use_inverse_cdf(worker: Any) -> None:
+    sampler = worker.model_runner.sampler
+    sampler.forward, sampler.topk_topp_sampler.forward = worker.replaced
