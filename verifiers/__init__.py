@@ -4,22 +4,23 @@ A verifier is one module; the file's name is its registration. It defines
 
     class Task(TypedDict): ...           the fields a task row must have (NotRequired for the others)
     def verify(completion, task) -> Verdict
-    EXAMPLES = (Example(...), ...)       right, wrong, malformed and hostile completions, held by the conformance kit
+    EXAMPLES = (Example(...), ...)       right, wrong, malformed and hostile completions, checked by the conformance kit
 
 and may define
-    verify_batch(completions, tasks) -> list[Verdict]    where one call for many is cheaper
-    generate(n, seed) -> Iterator[row]                   where tasks can be made from nothing: prompt, completion, task
+    verify_batch(completions, tasks) -> list[Verdict]    if one call for many is cheaper
+    generate(n, seed) -> Iterator[row]                   if tasks can be generated: rows of prompt, completion, task
     mutate(example, rng) -> Iterator[Example]            right rewordings and near misses of a right example
     unavailable() -> str | None                          why it cannot run here and how to fix it; it may take what is
                                                          known of the tasks, where that decides it
     gold_fault(task) -> str | None                       why no answer can ever pass this task: an unusable gold
     DEADLINE_S = 1.0                                     the longest one verdict may take
     WHOLE_TEXT = True                                    no final answer is read: the text as a whole is judged
-    class Environment                                    where an answer takes several turns, with
+    class Environment                                    for answers of several turns, with
         reset(task) -> prompt                                the first thing the model reads
-        step(action) -> (observation, reward, done)          what it reads next, and what its answer earned
+        step(action) -> (observation, reward, done)          what it reads next, and the reward of its answer
 A user's own directory of such files is passed to `load`, or named by an installed package under the entry point group
-`whetstone.verifiers` (value: the package that holds the files). It shadows nothing: a name found twice is refused.
+`whetstone.verifiers` (value: the package that holds the files). It shadows nothing: a name that is defined twice is
+refused.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ QUICK_S = 1.0  # a verifier with a longer deadline runs code or calls a model: n
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a verifier says of one completion.
+    """The judgement of one completion.
 
     status: `pass` and `fail` judge the answer; `malformed` means no answer could be read (scored, counted apart);
         `error` means the checker broke: no score, the sample is masked, never trained as a wrong answer.
@@ -119,7 +120,7 @@ def with_opened_thinking(completion: str, prompt: Any) -> str:
 
 
 def broken(detail: str) -> Verdict:
-    """The checker itself failed on this row. What an exception says may hold a key: it is hidden."""
+    """The checker itself failed on this row. Keys in an exception's message are hidden."""
     return Verdict("error", None, hidden(detail))
 
 
@@ -130,7 +131,7 @@ class Example:
     kind: Literal["right", "wrong", "malformed", "hostile"]
     completion: str
     task: Mapping[str, Any]
-    score: float | None = None  # the exact score, where the verifier gives more than 0 and 1
+    score: float | None = None  # the exact score, if the verifier gives more than 0 and 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +169,7 @@ class Verifier:
 
     @property
     def grades_batches(self) -> bool:
-        """Whether one call for many rows is cheaper than a call for each."""
+        """Whether one call for many rows is cheaper than one call per row."""
         return hasattr(self.module, "verify_batch")
 
     @property
@@ -202,14 +203,14 @@ class Verifier:
         return verdict.detail.removeprefix(f"{self.name} raised ValueError: ") if verdict.status == "error" else None
 
     def grade(self, completions: Sequence[str], tasks: Sequence[Mapping[str, Any]]) -> list[Verdict]:
-        """One verdict per row, in order. A row that makes the verifier raise is `error` and moves no other row."""
+        """One verdict per row, in order. A row that makes the verifier raise is `error` and affects no other row."""
         completions = [with_opened_thinking(c, t.get("prompt")) for c, t in zip(completions, tasks, strict=True)]
         if self.grades_batches and not any(self.missing_fields(task) for task in tasks):
             try:
                 verdicts = list(self.module.verify_batch(completions, tasks))
                 if len(verdicts) == len(completions) and all(isinstance(v, Verdict) for v in verdicts):
                     return verdicts
-            except Exception:  # the untrusted border: fall through to one by one, so that a bad row stays alone
+            except Exception:  # the untrusted border: grade one by one, so that a bad row affects no other
                 pass
         return [self._grade_one(c, t) for c, t in zip(completions, tasks, strict=True)]
 
@@ -251,9 +252,9 @@ def _installed_directories() -> list[Path]:
 
 
 def available(directories: Sequence[str | Path] = ()) -> dict[str, Path]:
-    """Name -> file of every verifier: ours, those of installed packages and those in the user's directories.
+    """Name -> file of every verifier: built in, of installed packages and in the user's directories.
 
-    Raises ValueError where a directory is missing or two files claim one name.
+    Raises ValueError if a directory is missing or two files define one name.
     """
     found = {name: p for name, p in _files(PACKAGE_DIR).items() if _is_verifier(p)}
     for directory in [*_installed_directories(), *map(Path, directories)]:
@@ -269,7 +270,7 @@ def available(directories: Sequence[str | Path] = ()) -> dict[str, Path]:
 
 
 def load(name: str, directories: Sequence[str | Path] = ()) -> Verifier:
-    """The verifier called `name`. Raises ValueError with the known names where there is none."""
+    """The verifier called `name`. Raises ValueError with the known names if there is no such verifier."""
     found = available(directories)
     if name not in found:
         near = difflib.get_close_matches(name, found, n=1)

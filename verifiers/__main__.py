@@ -30,10 +30,10 @@ def parser() -> argparse.ArgumentParser:
     golds.add_argument("file", metavar="FILE", help='rows {"gold": ...} or {"task": {"gold": ...}}; - for stdin')
     golds.add_argument("name", nargs="?", default="math_answer", metavar="NAME", help="default: math_answer")
 
-    check = commands.add_parser("check", parents=[shared], help="hold verifiers against the conformance kit")
+    check = commands.add_parser("check", parents=[shared], help="check verifiers with the conformance kit")
     check.add_argument("names", nargs="*", metavar="NAME")
 
-    new = commands.add_parser("new", help="write a verifier that already passes the kit")
+    new = commands.add_parser("new", help="write a new verifier that passes the kit as written")
     new.add_argument("name")
     new.add_argument("--dir", default="my_verifiers", metavar="D")
 
@@ -78,7 +78,7 @@ def main() -> int:
     except ValueError as exc:
         print(f"verifiers: {exc}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of our stdout has seen enough
+    except BrokenPipeError:  # the reader of our stdout closed it
         sys.stderr.close()
         return 0
 

@@ -1,4 +1,4 @@
-"""The first version of a user's own verifier; it passes the kit as written."""
+"""Template of a new verifier; it passes the conformance kit as written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from verifiers import Example, Verdict, failed, malformed, passed
 
 
 class Task(TypedDict):
-    """What a task row must bring; wrap a field in NotRequired[...] where it may be absent."""
+    """The fields of a task row; wrap an optional one in NotRequired[...]."""
 
     expected: str
 
@@ -49,7 +49,7 @@ EXAMPLES = (
 
 
 def write(name: str, directory: str | Path) -> Path:
-    """The new file. Raises ValueError where the name cannot be a module's, is taken, or the file exists."""
+    """Write the file. Raises ValueError if the name is no module name or is taken, or if the file exists."""
     if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_") or name != name.lower():
         raise ValueError(f"{name!r} cannot name a verifier: use small letters, digits and _, as in `unit_price`")
     path = Path(directory) / f"{name}.py"

@@ -1,6 +1,6 @@
-"""Reach a target from given numbers with + - * /: the expression is parsed and evaluated exactly, by hand, never run.
+"""Reach a target from given numbers with + - * /: the expression is parsed and evaluated exactly, never executed.
 
-The answer stands in <answer>...</answer>, in a box, or on the last line, and may end in `= target`.
+The answer is in <answer>...</answer>, in a box, or on the last line, and may end in `= target`.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _atom(tokens: list[str], at: int, used: Counter[int], depth: int) -> tuple[F
             raise _Bad("a bracket that does not close")
         return value, after + 1
     if not tokens[at].isdigit():
-        raise _Bad(f"{tokens[at]!r} where a number belongs")
+        raise _Bad(f"{tokens[at]!r} instead of a number")
     used[int(tokens[at])] += 1
     return Fraction(int(tokens[at])), at + 1
 
@@ -101,7 +101,7 @@ def verify(completion: str, task: Task) -> Verdict:
         answer = answer.replace(sign, plain)
     left, equals, right = answer.strip().strip("$").partition("=")
     if equals and right.strip().rstrip(".") != str(target):
-        return failed("it says itself that it is not the target")
+        return failed("it states another value than the target")
     try:
         value, used = evaluate(left)
     except _Bad as exc:
@@ -117,10 +117,10 @@ def _last_line(completion: str) -> str | None:
 
 
 def generate(n: int, seed: int) -> Iterator[dict[str, Any]]:
-    """n puzzles that have a solution: a random expression over 3 or 4 numbers, all its steps whole and positive."""
+    """n puzzles with a solution: a random expression over 3 or 4 numbers whose steps are positive integers."""
     rng = random.Random(seed)
-    made = 0
-    while made < n:
+    count = 0
+    while count < n:
         numbers = [rng.randint(1, 25) for _ in range(rng.choice((3, 4)))]
         texts, values = [str(x) for x in numbers], list(numbers)
         while len(values) > 1:
@@ -138,7 +138,7 @@ def generate(n: int, seed: int) -> Iterator[dict[str, Any]]:
             values.append(value)
         if not 10 <= values[0] <= 200:
             continue
-        made += 1
+        count += 1
         prompt = f"Using the numbers {sorted(numbers)} each once, and + - * / and brackets, make {values[0]}."
         task = {"numbers": sorted(numbers), "target": values[0]}
         yield {"prompt": prompt, "completion": f"<answer>{texts[0][1:-1]}</answer>", "task": task}

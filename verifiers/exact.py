@@ -1,4 +1,4 @@
-"""The completion is one of the gold texts, after its thinking, up to white space; nothing more and nothing less."""
+"""The completion is one of the gold texts, after its thinking, up to white space; and nothing else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from verifiers._math.text import final_answer
 
 
 class Task(TypedDict):
-    gold: str | list[str]  # any of them will do
+    gold: str | list[str]  # any of them is right
     ignore_case: NotRequired[bool]
     final: NotRequired[bool]  # compare the final answer (box, <answer> or last line) and not the whole completion
 
@@ -25,12 +25,12 @@ def verify(completion: str, task: Task) -> Verdict:
     final = task.get("final", False)
     text = final_answer(completion, box_needed=False) if final else after_thinking(completion)
     if not text or not text.strip():
-        return malformed("nothing is said")
+        return malformed("the answer is empty")
     wanted = {_spaced(gold) for gold in golds}
     given = _spaced(text)
     if task.get("ignore_case", False):
         wanted, given = {gold.casefold() for gold in wanted}, given.casefold()
-    return passed() if given in wanted else failed("another text")
+    return passed() if given in wanted else failed("not one of the gold texts")
 
 
 _ABC = {"gold": ["a b c", "A-B-C"]}

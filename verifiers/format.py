@@ -1,6 +1,6 @@
-"""Tags in their place: `<think>why</think><answer>what</answer>`, each once, in order, none empty, nothing outside.
+"""Tags in order: `<think>why</think><answer>what</answer>`, each once, none empty, no text outside.
 
-The task may name other tags, say that the prompt already opened the first one, or allow free text after the last.
+The task may name other tags, state that the prompt already opened the first one, or require free text after the last.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DEFAULT_TAGS = ("think", "answer")
 
 
 def sections(text: str, tags: tuple[str, ...]) -> tuple[dict[str, str], str] | str:
-    """The text inside each tag and what follows the last, or what is wrong as one sentence.
+    """The text inside each tag and after the last one, or the fault as one sentence.
 
     Plain string search: linear in the text, whatever the text.
     """
@@ -28,11 +28,11 @@ def sections(text: str, tags: tuple[str, ...]) -> tuple[dict[str, str], str] | s
     for tag in tags:
         for mark in (f"<{tag}>", f"</{tag}>"):
             if (n := text.count(mark)) != 1:
-                return f"{mark} stands {n} times, not once"
+                return f"{mark} occurs {n} times, not once"
     for tag in tags:
         text = text.lstrip()
         if not text.startswith(f"<{tag}>"):
-            return f"<{tag}> is not where it belongs"
+            return f"<{tag}> is not in its place"
         body, closed, text = text[len(tag) + 2 :].partition(f"</{tag}>")
         if not closed or not body.strip():
             return f"<{tag}> is empty or closed before it opens"
@@ -53,7 +53,7 @@ def verify(completion: str, task: Task) -> Verdict:
     inside, tail = found
     for tag, body in inside.items():
         if any(f"<{other}>" in body or f"</{other}>" in body for other in tags):
-            return malformed(f"a tag stands inside <{tag}>")
+            return malformed(f"another tag is inside <{tag}>")
     if bool(tail) != bool(task.get("tail", False)):
         return failed("text follows the last tag" if tail else "no text follows the last tag")
     return passed()

@@ -1,4 +1,4 @@
-"""Grade a file without any model: rows in, verdicts out, in order, holding only a window of rows in memory."""
+"""Grade a file without any model: rows in, verdicts out, in order, with only a window of rows in memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from verifiers import Verdict, Verifier, broken
 from verifiers.deadline import DeadlinePool, Job
 
 ROWS_PER_CALL = 16
-CALLS_IN_FLIGHT = 64  # the window: what is read ahead of the slowest row
+CALLS_IN_FLIGHT = 64  # the window: how many calls are read ahead of the slowest row
 
 Row = tuple[str, dict[str, Any]]
 
@@ -26,7 +26,7 @@ Row = tuple[str, dict[str, Any]]
 def read_rows(lines: Iterable[str], source: str) -> Iterator[Row]:
     """(completion, task) of each JSON line; the task is the object under `task`, or the row's other fields.
 
-    Raises ValueError naming the line where a row is not such an object. Blank lines are no rows.
+    Raises ValueError naming the line if a row is not such an object. Blank lines are skipped.
     """
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -45,7 +45,7 @@ def read_rows(lines: Iterable[str], source: str) -> Iterator[Row]:
 
 
 def verdicts(verifier: Verifier, rows: Iterator[Row], *, threads: int, timeout_s: float) -> Iterator[Verdict]:
-    """One verdict per row, in order. A call that is late is repeated row by row, and what is late then is `error`."""
+    """One verdict per row, in order. A late call is repeated row by row, and a row that is late again is `error`."""
     pool = DeadlinePool(threads)
     size = ROWS_PER_CALL if verifier.grades_batches else 1
 
@@ -62,29 +62,29 @@ def verdicts(verifier: Verifier, rows: Iterator[Row], *, threads: int, timeout_s
             return [broken(f"{verifier.name}: no verdict within {timeout_s:g} s")]
         return [finish([row], each)[0] for row, each in [(row, submit([row])) for row in chunk]]
 
-    flying: deque[tuple[list[Row], Job]] = deque()
+    in_flight: deque[tuple[list[Row], Job]] = deque()
     while chunk := list(islice(rows, size)):
-        flying.append((chunk, submit(chunk)))
-        if len(flying) >= CALLS_IN_FLIGHT:
-            yield from finish(*flying.popleft())
-    while flying:
-        yield from finish(*flying.popleft())
+        in_flight.append((chunk, submit(chunk)))
+        if len(in_flight) >= CALLS_IN_FLIGHT:
+            yield from finish(*in_flight.popleft())
+    while in_flight:
+        yield from finish(*in_flight.popleft())
     pool.close()
 
 
 class Progress:
-    """A line on stderr: rewritten twice a second on a terminal, every ten seconds elsewhere, and one at the end."""
+    """A progress line on stderr: twice per second on a terminal, every ten seconds elsewhere, and one at the end."""
 
     def __init__(self, name: str, stream: TextIO) -> None:
         self._name, self._stream, self._terminal = name, stream, stream.isatty()
-        self._started = self._told = time.monotonic()
+        self._started = self._last_report = time.monotonic()
         self.counts: Counter[str] = Counter()
 
     def add(self, verdict: Verdict) -> None:
         self.counts[verdict.status] += 1
         now = time.monotonic()
-        if now - self._told > (0.5 if self._terminal else 10.0):
-            self._told = now
+        if now - self._last_report > (0.5 if self._terminal else 10.0):
+            self._last_report = now
             self._stream.write(self._line() + ("\r" if self._terminal else "\n"))
             self._stream.flush()
 
@@ -94,13 +94,13 @@ class Progress:
     def _line(self) -> str:
         n, seconds = self.counts.total(), max(1e-9, time.monotonic() - self._started)
         shares = ", ".join(f"{count} {status}" for status, count in sorted(self.counts.items()))
-        return f"{self._name}: {n} graded ({shares or 'no rows'}), {n / seconds:.0f} a second"
+        return f"{self._name}: {n} graded ({shares or 'no rows'}), {n / seconds:.0f} per second"
 
 
 def grade_file(verifier: Verifier, source: str, target: str, *, threads: int, timeout_s: float) -> None:
-    """Grade source into target, `-` being stdin and stdout. A target file appears whole or not at all.
+    """Grade source into target; `-` is stdin and stdout. The target file is written completely or not at all.
 
-    Raises ValueError for an input that cannot be read.
+    Raises ValueError for an input or output that cannot be opened or read.
     """
     progress = Progress(verifier.name, sys.stderr)
     if target != "-" and Path(target).is_dir():

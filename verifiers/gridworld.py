@@ -1,4 +1,4 @@
-"""Walk a grid by text: `a1>d4:` asks for a path, `RRUUU` answers it.
+"""Walk a grid by text: the prompt `a1>d4:` asks for a path, and `RRUUU` is one.
 
 A 5 x 5 board, columns a-e, rows 1-5, with walls. The path is executed, so every way that arrives counts:
 the score is 1 for a shortest path and falls by an eighth per wasted step to no less than a quarter; a path that does
@@ -72,7 +72,7 @@ def prompt(start: str, goal: str) -> str:
 
 
 class Environment:
-    """The same task in several turns: walk some of the way, be told where you are, walk on.
+    """The same task in several turns: each turn walks a part of the way, and the prompt names the new position.
 
     The board stops a turn at its first move that leaves it or hits a wall. Arriving pays what `verify` would give to
     the moves of all turns together.
@@ -84,7 +84,7 @@ class Environment:
         return prompt(self.cell, self.goal)
 
     def step(self, action: str) -> tuple[str, float, bool]:
-        """What is seen next, what was earned, and whether it is over; an answer that is no path ends it."""
+        """(next prompt, reward, done); an answer that is no path ends the episode."""
         path = action.strip()
         if not path or len(path) > MAX_MOVES or any(move not in MOVES for move in path):
             return "", 0.0, True
@@ -101,11 +101,13 @@ class Environment:
 
 
 def generate(n: int, seed: int) -> Iterator[dict[str, Any]]:
-    """n rows of {prompt, completion, task}: a random walk labelled with where it ends, so that the walks are honest
-    demonstrations of arriving and mediocre ones of arriving soon."""
+    """n rows of {prompt, completion, task}: random walks, each labelled with the cell it ends on.
+
+    As demonstrations they reach their goal, though seldom by the shortest path.
+    """
     rng = random.Random(seed)
-    made = 0
-    while made < n:
+    count = 0
+    while count < n:
         start = cell = rng.choice(CELLS)
         length = rng.randint(1, 10)
         walk = ""
@@ -116,12 +118,12 @@ def generate(n: int, seed: int) -> Iterator[dict[str, Any]]:
                 cell, walk = there, walk + move
         if cell == start:
             continue
-        made += 1
+        count += 1
         yield {"prompt": prompt(start, cell), "completion": walk, "task": {"start": start, "goal": cell}}
 
 
 def mutate(example: Example, rng: random.Random) -> Iterator[Example]:
-    """One move too few or too many never stands on the goal; a step back and forth does."""
+    """One move too few or too many never ends on the goal; a step back and forth does."""
     path, back = example.completion, {"R": "L", "L": "R", "U": "D", "D": "U"}
     yield Example("wrong", path[:-1], example.task) if len(path) > 1 else Example("malformed", "", example.task)
     for move in MOVES:

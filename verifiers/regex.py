@@ -1,7 +1,7 @@
-"""A pattern of the task's matches the whole completion (or, if asked, a part of it).
+"""The task's pattern matches the whole completion, or a part of it with `search: true`.
 
-The pattern is the task's and trusted; the text is not, and some patterns take exponential time on some texts. So a
-match has TIMEOUT_S, and a text that needs longer fails: it never masks the sample, and never holds up another.
+The pattern is trusted, the text is not, and some patterns take exponential time on some texts. So a match has
+TIMEOUT_S, and a text that needs longer fails: it never masks the sample and never delays another.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _regex = importlib.import_module("regex")
 
 class Task(TypedDict):
     pattern: str
-    search: NotRequired[bool]  # a part may match; default: the whole, without white space around it
+    search: NotRequired[bool]  # a part may match; default: all of it, without surrounding white space
     ignore_case: NotRequired[bool]
     dot_all: NotRequired[bool]  # `.` matches a line break
 
@@ -37,14 +37,14 @@ def _compiled(pattern: str, ignore_case: bool, dot_all: bool) -> Any:
 
 def verify(completion: str, task: Task) -> Verdict:
     compiled = _compiled(task["pattern"], task.get("ignore_case", False), task.get("dot_all", False))
-    said = after_thinking(completion).strip()
-    if not said:
-        return malformed("nothing is said")
-    if len(said) > MAX_CHARS:
+    text = after_thinking(completion).strip()
+    if not text:
+        return malformed("the answer is empty")
+    if len(text) > MAX_CHARS:
         return malformed(f"longer than {MAX_CHARS} characters")
     match = compiled.search if task.get("search", False) else compiled.fullmatch
     try:
-        found = match(said, timeout=TIMEOUT_S, concurrent=True)
+        found = match(text, timeout=TIMEOUT_S, concurrent=True)
     except TimeoutError:
         return failed(f"no match within {TIMEOUT_S:g} s")
     return passed() if found else failed("no match")

@@ -1,9 +1,9 @@
-"""Stitch two seen halves into a best path that nobody walked: 16 small gadgets, each with symbols of its own.
+"""Stitch the halves of two logged walks into a best path that no log holds: 16 small gadgets with their own symbols.
 
 A gadget has five places, written 1 to 5 here and as private symbols in prompts. From 1 one can step to 2 or 4, from 2
 to 3 or 5; 3, 4 and 5 are ends and pay 1, 0.6 and 0. A prompt is the place (`Q:`), an answer the next place (`x`).
 `logs` holds three walks of every gadget, equally often: 2→3, 1→4 and 1→2→5. The best walk from 1, 1→2→3, is in none of
-them: whoever judges a step by what its own walk earned learns 1→4.
+them: a method that judges a step by the return of its own walk learns 1→4.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Environment:
         return prompt(self.gadget, self.place)
 
     def step(self, action: str) -> tuple[str, float, bool]:
-        """What is seen next, what was paid, and whether the walk is over. A step that is none ends it unpaid."""
+        """(next prompt, reward, done); an impossible step ends the walk without reward."""
         ways = {symbol(self.gadget, to): to for to in STEPS[self.place]}
         if action not in ways:
             return "", 0.0, True
@@ -90,7 +90,7 @@ class Environment:
 
 
 def verify(completion: str, task: Task) -> Verdict:
-    """A whole walk in one answer: the symbols of the places gone to. It passes where no walk earns more."""
+    """A whole walk in one answer: the symbols of the places visited. Passes if no walk earns more."""
     walk = completion.strip()
     environment = Environment()
     environment.reset(task)

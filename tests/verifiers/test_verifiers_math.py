@@ -210,8 +210,8 @@ def test_a_comparison_that_costs_too_much_is_killed_and_the_next_one_answered_in
     "text", ["__import__('os')", "exec(1)", "lambda x: x", "open(1)", "5'", '5"', "5\n6", "x" * 401]
 )
 def test_code_never_reaches_math_verify(text: str) -> None:
-    assert not fallback.worth_asking(r"\lfloor x \rfloor", rf"\lfloor x \rfloor {text}")
-    assert fallback.worth_asking(r"\lfloor x \rfloor", r"\lfloor x \rfloor + 1")
+    assert not fallback.worth_comparing(r"\lfloor x \rfloor", rf"\lfloor x \rfloor {text}")
+    assert fallback.worth_comparing(r"\lfloor x \rfloor", r"\lfloor x \rfloor + 1")
 
 
 def test_verdicts_in_threads_are_those_of_one_thread() -> None:

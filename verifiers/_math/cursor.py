@@ -1,4 +1,4 @@
-"""Where in the tokens a reader stands, and its limits on depth and size."""
+"""The position of a reader in the tokens, and its limits on depth and size."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Cursor:
 
     def expect(self, kind: str, text: str) -> None:
         if not self.at(kind, text):
-            raise Unsupported(f"{self.now.text or 'the end'!r} where {text or 'the end'!r} belongs")
+            raise Unsupported(f"{self.now.text or 'the end'!r} instead of {text or 'the end'!r}")
         self.take()
 
     def make(self, op: str, *args: Node, value: object = None) -> Node:

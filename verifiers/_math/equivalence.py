@@ -1,4 +1,4 @@
-r"""Whether an answer says what the gold says, and says it as an answer.
+r"""Whether an answer means what the gold means, in the form of an answer.
 
 Equal is not enough: `\sum_{k=1}^{100} k` equals 5050 and is the question. So, beside the value:
   - a gold that is a plain rational number wants a number: no sums, products or functions left to work out,
@@ -31,7 +31,7 @@ NUMBER_OPS = frozenset({"num", "mixed", "neg", "div", "pow", "percent", "call", 
 
 
 def same_answer(gold: Node, answer: Node) -> bool:
-    """Raises Unsupported where one of them is outside what can be compared."""
+    """Raises Unsupported if one of them is outside what can be compared."""
     gold, answer = _prepared(gold), _prepared(answer)
     gold, answer = without_names(gold, answer)
     if gold.op == "unit" or answer.op in ("unit", "percent", "degree") or gold.op in ("percent", "degree"):
@@ -138,7 +138,7 @@ def _same_collection(gold: Node, answer: Node) -> bool:
         return False
     wanted, given = list(gold.args), list(answer.args)
     if max(len(wanted), len(given)) > MAX_ITEMS:
-        raise Unsupported("a collection too large to look at")
+        raise Unsupported("a collection too large to compare")
     if len(wanted) != len(given):
         return False
     return _matched(wanted, given, same_answer)

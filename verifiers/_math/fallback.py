@@ -1,6 +1,6 @@
 """math-verify for golds outside our grammar, in a process that may be killed at any time.
 
-Asked only about answers that use the very commands our grammar lacks: to the gold `\\lfloor x \\rfloor`, an answer
+Called only for answers that use the very commands our grammar lacks: for the gold `\\lfloor x \\rfloor`, an answer
 without a floor is wrong, and needs no algebra to be so. An answer that costs more than CPU_S is not the gold either.
 """
 
@@ -25,7 +25,7 @@ def available() -> bool:
     return importlib.util.find_spec("math_verify") is not None
 
 
-def worth_asking(gold: str, answer: str) -> bool:
+def worth_comparing(gold: str, answer: str) -> bool:
     if not _strange(gold) or _strange(gold) != _strange(answer) or _TOWER.search(answer) or _WORDS.search(answer):
         return False
     return all(len(text) <= MAX_CHARS and _HARMLESS.fullmatch(text) is not None for text in (gold, answer))
@@ -33,7 +33,7 @@ def worth_asking(gold: str, answer: str) -> bool:
 
 def equal(gold: str, answer: str) -> bool:
     """Raises verifiers._killable.Stalled where the machine, not the answer, is at fault."""
-    if not worth_asking(gold, answer):
+    if not worth_comparing(gold, answer):
         return False
     try:
         return bool(WORKER.ask([gold, answer]))

@@ -8,7 +8,7 @@ from typing import Literal
 
 
 class Unsupported(ValueError):
-    """The text is outside the grammar, or too large to look at."""
+    """The text is outside the grammar, or too large to read."""
 
 
 Kind = Literal["num", "letter", "command", "sign", "text", "end"]

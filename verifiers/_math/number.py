@@ -60,14 +60,14 @@ class _Evaluation:
         if isinstance(value, Fraction):
             bits = max(value.numerator.bit_length(), value.denominator.bit_length())
             if bits > MAX_BITS:
-                raise Unsupported("a number too large to look at")
+                raise Unsupported("a number too large to evaluate")
         else:
             if not self.mp.isfinite(value):
                 raise Undefined("not finite")
             self.real = self.real and is_real(value, self)
             bits = abs(int(self.mp.mag(value))) if value else 1
             if bits > MAX_BITS:
-                raise Unsupported("a number too large to look at")
+                raise Unsupported("a number too large to evaluate")
         self.bits = max(self.bits, bits)
         return value
 
@@ -147,7 +147,7 @@ class _Evaluation:
     def _factorial(self, node: Node) -> Value:
         value = self.of(node.args[0])
         if not isinstance(value, Fraction) or value.denominator != 1 or not 0 <= value <= MAX_FACTORIAL:
-            raise Unsupported("a factorial too large to look at")
+            raise Unsupported("a factorial too large to evaluate")
         return Fraction(math.factorial(int(value)))
 
     def _pow(self, node: Node) -> Value:
@@ -162,7 +162,7 @@ class _Evaluation:
             if exponent.denominator == 1:
                 bits = max(base.numerator.bit_length(), base.denominator.bit_length())
                 if (bits if abs(base) != 1 else 1) * abs(exponent) > MAX_BITS:
-                    raise Unsupported("a power too large to look at")
+                    raise Unsupported("a power too large to evaluate")
                 return base ** int(exponent)
             if base < 0 and exponent.denominator % 2:  # the real root of a negative number, as schools have it
                 root = self.power(-base, exponent)
@@ -173,7 +173,7 @@ class _Evaluation:
         if self.is_zero(base):
             raise Undefined("a power of zero")
         if abs(self.mp.mag(base)) * abs(exponent) > MAX_BITS or abs(exponent) > MAX_BITS:
-            raise Unsupported("a power too large to look at")
+            raise Unsupported("a power too large to evaluate")
         return self.mp.power(base, exponent)
 
     def _call(self, node: Node) -> Value:
@@ -193,7 +193,7 @@ class _Evaluation:
     def _binomial(self, n: Value, k: Value) -> Value:
         for value in (n, k):
             if not isinstance(value, Fraction) or value.denominator != 1 or not 0 <= value <= 10 * MAX_FACTORIAL:
-                raise Unsupported("a binomial too large to look at")
+                raise Unsupported("a binomial too large to evaluate")
         return Fraction(math.comb(int(n), int(k)))
 
     def _logarithm(self, name: str, value: Value, base: Value | None) -> Value:
@@ -207,7 +207,7 @@ class _Evaluation:
     def _transcendental(self, name: str, value: Any) -> Value:
         mp = self.mp
         if abs(value) > 1000:
-            raise Unsupported(f"{name} of a number too large to look at")
+            raise Unsupported(f"{name} of a number too large to evaluate")
         names = {"arcsin": "asin", "arccos": "acos", "arctan": "atan"}
         result = getattr(mp, names.get(name, name))(value)
         return mp.mpc(result)

@@ -240,7 +240,7 @@ class _Reader(NameReader, QuantityReader, MatrixReader):
             return self.deeper(self.bracketed)
         if token.kind == "command":
             return self.deeper(self.commanded)
-        raise Unsupported(f"{token.text or 'the end'!r} where a value belongs")
+        raise Unsupported(f"{token.text or 'the end'!r} instead of a value")
 
     def words(self, text: str) -> Node:
         if text.strip(" .").lower() in ALL_REALS:
@@ -262,7 +262,7 @@ class _Reader(NameReader, QuantityReader, MatrixReader):
             self.expect("sign", "|")
             return self.make("abs", node)
         if opened not in ("(", "["):
-            raise Unsupported(f"the sign {opened!r} where a value belongs")
+            raise Unsupported(f"the sign {opened!r} instead of a value")
         items, several = self.items()
         if not self.sign(")", "]"):
             raise Unsupported("a bracket that does not close")
