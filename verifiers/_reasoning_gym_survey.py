@@ -11,7 +11,9 @@ import ast
 import importlib
 import inspect
 import json
+import re
 import sys
+from decimal import Decimal
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,6 +39,15 @@ def calls_code(dataset_class: type) -> str:
     return ""
 
 
+def near_numbers(gold: str) -> list[str]:
+    """Numbers so near to the gold that a tolerance pays for them; none where it is no number."""
+    if not re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", gold.strip()):
+        return []
+    value, places = Decimal(gold), len(gold.partition(".")[2])
+    steps = {Decimal(1).scaleb(-places), Decimal("0.001"), Decimal("0.0001"), abs(value) / 1000}
+    return [f"{value + sign * step:f}" for step in sorted(steps - {Decimal(0)}) for sign in (1, -1)]
+
+
 def as_verifier(dataset: str) -> Verifier:
     """One dataset as a verifier module with examples of its own."""
     found = list(ours.rows(dataset, ENTRIES, seed=7))
@@ -49,6 +60,7 @@ def as_verifier(dataset: str) -> Verifier:
         wrongs.append(Example("wrong", f"<answer>{row['task']['entry']['question']}</answer>", row["task"]))
         wrongs.append(Example("wrong", own.replace("</answer>", " and nothing else</answer>"), row["task"]))
         wrongs.append(Example("wrong", f"<answer>{own[8:-9]} {own[8:-9]}</answer>", row["task"]))
+        wrongs += [Example("wrong", f"<answer>{near}</answer>", row["task"]) for near in near_numbers(own[8:-9])]
     task = rights[0].task
     texts = ("I think 42.", "None", "[]", "{}", "0", "nan", "True", "()", "1/0", "-", "a" * 5000, "[" * 500, "\x00")
     gold = rights[0].completion[8:-9].strip().lower()

@@ -2,7 +2,8 @@
 
 Only datasets on the allow-list, which `python -m verifiers._reasoning_gym_survey` writes: each passed the conformance
 kit, and its scorer neither evaluates nor parses an answer as code. Its partial credit is not used: 1.0 passes, and
-anything less fails. Scorers run in a process with limits of its own.
+anything less fails. Scorers run in a process with limits of its own. Datasets of EXACT, whose scorers pay for numbers
+near the answer, are graded here, by the exact number.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import importlib
 import importlib.util
 import json
 import random
+import re
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any, TypedDict
 
 from verifiers import Example, Verdict, after_thinking, broken, failed, malformed, passed
@@ -20,6 +23,7 @@ from verifiers._reasoning_gym_allowed import ALLOWED
 
 WORKER = Killable("verifiers._reasoning_gym_worker:score", cpu_s=1.0, memory_mb=4096)
 DEADLINE_S = 2.0
+EXACT = frozenset(("decimal_arithmetic",))  # the package pays in full within 0.001
 MAX_CHARS = 20_000
 
 
@@ -35,18 +39,23 @@ def unavailable() -> str | None:
 
 
 def verify(completion: str, task: Task) -> Verdict:
-    if task["dataset"] not in ALLOWED:
+    if task["dataset"] not in ALLOWED and task["dataset"] not in EXACT:
         raise ValueError(f"the dataset {task['dataset']!r} is not on the allow-list")
     return verify_any(completion, task)
 
 
 def verify_any(completion: str, task: Task) -> Verdict:
     """Without the allow-list; for the survey that makes it."""
+    gold = task["entry"].get("answer")
+    if gold is None or not str(gold).strip():
+        raise ValueError("the entry has no answer: nothing could be right, or anything")
     _, opened, tail = after_thinking(completion).rpartition("<answer>")
     answer, closed, _ = tail.partition("</answer>")
     answer = answer.strip()
     if not (opened and closed and answer) or len(answer) > MAX_CHARS:
         return malformed("no <answer>...</answer>")
+    if task["dataset"] in EXACT:
+        return passed() if _number(answer) == Fraction(str(gold).strip()) else failed("another number")
     try:
         score = WORKER.ask({"dataset": task["dataset"], "entry": task["entry"], "answer": answer})
     except Killed:
@@ -54,6 +63,10 @@ def verify_any(completion: str, task: Task) -> Verdict:
     except Stalled as exc:
         return broken(str(exc))
     return passed() if score == 1.0 else failed(f"scored {score:g} by the package")
+
+
+def _number(answer: str) -> Fraction | None:
+    return Fraction(answer) if re.fullmatch(r"[+-]?[0-9]{1,40}(\.[0-9]{1,40})?", answer) else None
 
 
 def rows(dataset: str, n: int, seed: int) -> Iterator[dict[str, Any]]:

@@ -1,11 +1,14 @@
 """A SQL query whose result on the task's SQLite database is that of the gold query.
 
-The query is the last ```sql fence, or the whole completion after its thinking. It runs read only, in a process of its
-own with limits on steps, rows, CPU and memory. Several databases catch a query that is right on one by accident.
+The query is the last ```sql fence (or of a dialect's name), or the whole completion after its thinking. It runs read
+only, in a process of its own with limits on steps, rows, CPU and memory. Several databases catch a query that is right
+on one by accident. Rows that tie under the gold query's own ORDER BY may come in any order, and at the edge of its
+LIMIT any of them counts (_sql_order.py).
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -15,10 +18,17 @@ from typing import Any, NotRequired, TypedDict
 
 from verifiers import Example, Verdict, after_thinking, broken, failed, malformed, passed
 from verifiers._killable import Killable, Killed, Stalled
+from verifiers._sql_order import Order, order_of
 from verifiers.sandbox import extract
 
 MAX_CHARS = 20_000
 FLOAT_TOLERANCE = 1e-9  # relative: sums in another order differ in the last digits
+ZERO_TOLERANCE = 1e-10  # absolute: what is left of a difference of equal sums
+MAX_PAIRED = 300  # rows that differ in their last digits and are paired off one by one
+LANGUAGES = (
+    "sql sqlite sqlite3 mysql mariadb postgresql postgres psql pgsql plpgsql tsql mssql plsql oracle duckdb bigquery"
+    " snowflake".split()
+)
 WORKER = Killable("verifiers._sql_worker:rows_of", cpu_s=1.0, memory_mb=400)
 DEADLINE_S = 2.0
 # possessive: what a comment has taken is not taken again in another way, or many of them would be tried for ever
@@ -35,18 +45,12 @@ class _TaskError(ValueError):
     """The task's own script or query does not run."""
 
 
-def _outermost(query: str) -> str:
-    """The query without what stands in brackets, as a subquery's own order or a function's argument."""
-    while (shorter := re.sub(r"\([^()]*\)", " ", query)) != query:
-        query = shorter
-    return query
-
-
 def verify(completion: str, task: Task) -> Verdict:
     schemas = [task["schema"]] if isinstance(task["schema"], str) else list(task["schema"])
     gold_query = task["query"]
-    ordered = task.get("ordered", re.search(r"\border\s+by\b", _outermost(gold_query), re.IGNORECASE) is not None)
-    block = extract.last_block(after_thinking(completion), ("sql", "sqlite")) or ""
+    order = order_of(gold_query)
+    ordered = task.get("ordered", order is not None)
+    block = extract.last_block(extract.answer(completion), LANGUAGES, starts=_STARTS) or ""
     query = block.strip().removesuffix("```").strip()
     if not query or len(query) > MAX_CHARS or not _STARTS.match(query):
         return malformed("no SELECT")
@@ -58,7 +62,7 @@ def verify(completion: str, task: Task) -> Verdict:
             found = WORKER.ask({"schema": schema, "query": query})
             if "refused" in found:
                 return failed(found["refused"][:150])
-            if not _same_rows(gold, found, ordered):
+            if not _same_rows(gold, found, ordered) and not (order and ordered and _ties(schema, gold, found, order)):
                 return failed("another result")
     except Killed:
         return failed("over its limit of CPU time or memory")
@@ -87,13 +91,43 @@ def _same_rows(gold: dict[str, Any], found: dict[str, Any], ordered: bool) -> bo
         return False
     if ordered:
         return all(_same_row(a, b) for a, b in zip(gold["rows"], found["rows"], strict=True))
-    wanted = Counter(_key(row) for row in gold["rows"])
-    given = Counter(_key(row) for row in found["rows"])
-    if wanted == given:
+    return _are_among(found["rows"], gold["rows"])
+
+
+def _ties(schema: str, gold: dict[str, Any], found: dict[str, Any], order: Order) -> bool:
+    """Whether the rows differ from the gold's only where its ORDER BY leaves it open."""
+    if gold["columns"] != found["columns"] or len(gold["rows"]) != len(found["rows"]) or not order.ranked_query:
+        return False
+    try:
+        ranked = json.loads(_gold_text(schema, order.ranked_query))["rows"]
+    except _TaskError:  # a query that cannot be ranked so: its order is taken as it is
+        return False
+    groups = [list(group) for _, group in itertools.groupby(ranked, key=lambda row: _key(row[-1:]))]
+    start, rows = 0, found["rows"]
+    for group in groups:
+        first, last = max(start, order.offset), min(start + len(group), order.offset + len(rows))
+        part = rows[first - order.offset : max(first, last) - order.offset]
+        if not _are_among(part, [row[:-1] for row in group]):
+            return False
+        start += len(group)
+    return start >= order.offset + len(rows)
+
+
+def _are_among(rows: list[Any], wanted: list[Any]) -> bool:
+    """Whether each row is another one of the wanted, floats within their tolerance."""
+    given, there = Counter(map(_key, rows)), Counter(map(_key, wanted))
+    if given == there:
         return True
-    # floats that differ in the last digits: pair off what is left, in sorted order
-    left, right = (sorted((x - y).elements()) for x, y in ((wanted, given), (given, wanted)))
-    return all(_same_row(json.loads(a), json.loads(b)) for a, b in zip(left, right, strict=True))
+    left = [json.loads(key) for key in sorted((given - there).elements())]
+    right = [json.loads(key) for key in sorted((there - given).elements())]
+    if len(left) > MAX_PAIRED:
+        return len(left) == len(right) and all(map(_same_row, left, right))
+    for row in left:
+        place = next((i for i, other in enumerate(right) if _same_row(row, other)), None)
+        if place is None:
+            return False
+        del right[place]
+    return True
 
 
 def _key(row: list[Any]) -> str:
@@ -106,7 +140,7 @@ def _same_row(left: list[list[Any]], right: list[list[Any]]) -> bool:
 
 def _same_cell(left: list[Any], right: list[Any]) -> bool:
     if left[0] == right[0] == "number":
-        return math.isclose(left[1], right[1], rel_tol=FLOAT_TOLERANCE)
+        return math.isclose(left[1], right[1], rel_tol=FLOAT_TOLERANCE, abs_tol=ZERO_TOLERANCE)
     return left == right
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 import verifiers
-from verifiers import countdown, instructions, json_schema, sql_query
+from verifiers import countdown, instructions, json_schema, reasoning_gym, sql_query
 from verifiers._languages import language_of
+from verifiers._reasoning_gym_survey import near_numbers
 from verifiers._sql_worker import rows_of
 
 
@@ -181,6 +182,40 @@ def test_the_worker_returns_what_a_plain_connection_returns(query: str) -> None:
     ],
 )  # fmt: skip
 def test_a_query_is_judged_by_its_result(query: str, gold: str, expected: str) -> None:
+    assert status("sql_query", query, {"schema": SHOP, "query": gold}) == expected
+
+
+@pytest.mark.parametrize(
+    ("query", "gold", "expected"),
+    [
+        # price: a .1, b .2, a .3, c NULL, b .2
+        ("SELECT id FROM sales ORDER BY price, id DESC", "SELECT id FROM sales ORDER BY price", "pass"),
+        ("SELECT id FROM sales ORDER BY price DESC", "SELECT id FROM sales ORDER BY price", "fail"),
+        ("SELECT id FROM sales WHERE id=5", "SELECT id FROM sales WHERE id>1 ORDER BY price LIMIT 1 OFFSET 1", "pass"),
+        ("SELECT id FROM sales WHERE id = 2", "SELECT id FROM sales WHERE id > 1 ORDER BY price LIMIT 1, 1;", "pass"),
+        ("SELECT id FROM sales WHERE id=3", "SELECT id FROM sales WHERE id>1 ORDER BY price LIMIT 1 OFFSET 1", "fail"),
+        ("VALUES (2), (2)", "SELECT id FROM sales WHERE price = .2 ORDER BY price LIMIT 2", "fail"),
+        ("VALUES (5), (2)", "SELECT id FROM sales WHERE price = .2 ORDER BY price LIMIT 2", "pass"),
+        ("VALUES ('b', 2), ('a', 2), ('c', 1)",
+         "SELECT item, COUNT(*) FROM sales GROUP BY item ORDER BY COUNT(*) DESC", "pass"),
+        ("VALUES ('b', 2), ('a', 2), ('c', 1)",
+         "SELECT item, COUNT(*) AS n FROM sales GROUP BY item ORDER BY n DESC", "pass"),
+        ("VALUES ('c', 1), ('b', 2), ('a', 2)",
+         "SELECT item, COUNT(*) AS n FROM sales GROUP BY item ORDER BY n DESC", "fail"),
+        ("VALUES ('c', 1), ('b', 2), ('a', 2)",
+         "SELECT item, COUNT(*) FROM sales GROUP BY item ORDER BY 2 DESC", "fail"),
+        ("VALUES ('c'), ('a'), ('b')", 'SELECT DISTINCT item FROM sales ORDER BY "item"', "fail"),
+        ("VALUES (2), (1)", "SELECT id FROM sales WHERE id < 3 AND 'order by' != item", "pass"),
+        ("VALUES (2), (1)", "SELECT id FROM sales WHERE id < 3 /* order by id */", "pass"),
+        ("VALUES (2), (1)", "SELECT id FROM sales WHERE id < 3 ORDER BY id -- order by price", "fail"),
+        ("VALUES (1e-16)", "SELECT .1 + .2 - .3", "pass"),
+        ("VALUES (1e-6)", "SELECT .1 + .2 - .3", "fail"),
+        ("```postgresql\nVALUES (1)\n```", "SELECT 1", "pass"),
+        ("VALUES (1)\n```", "SELECT 1", "pass"),
+        ("<answer>VALUES (1)</answer>", "SELECT 1", "pass"),
+    ],
+)  # fmt: skip
+def test_an_order_that_the_gold_leaves_open_is_open(query: str, gold: str, expected: str) -> None:
     assert status("sql_query", query, {"schema": SHOP, "query": gold}) == expected
 
 
@@ -388,6 +423,35 @@ def test_a_gold_that_is_no_choice_is_an_error(gold: str) -> None:
 def test_a_pattern_that_does_not_compile_is_an_error_and_an_empty_gold_too() -> None:
     assert status("regex", "x", {"pattern": "("}) == "error"
     assert status("exact", "x", {"gold": ""}) == status("exact", "x", {"gold": []}) == "error"
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("-1.316", "pass"),
+        ("-1.3160", "pass"),
+        ("-1.3151", "fail"),
+        ("-1.317", "fail"),
+        ("1.316", "fail"),
+        ("", "malformed"),
+    ],
+)
+def test_decimal_arithmetic_wants_the_exact_number(answer: str, expected: str) -> None:
+    task = {"dataset": "decimal_arithmetic", "entry": {"answer": "-1.316"}}
+    assert reasoning_gym.verify(f"<answer>{answer}</answer>", task).status == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("gold", [None, "", " "])
+def test_an_entry_without_an_answer_is_an_error(gold: str | None) -> None:
+    task = {"dataset": "chain_sum", "entry": {"question": "1 + 1 = ?", "answer": gold}}
+    (verdict,) = verifiers.load("reasoning_gym").grade(["<answer>2</answer>"], [task])
+    assert verdict.status == "error" and "no answer" in verdict.detail
+
+
+def test_the_survey_tries_numbers_near_the_gold() -> None:
+    assert {"-1.315", "-1.317", "-1.3161", "-1.314684"} <= set(near_numbers("-1.316"))
+    assert near_numbers("12") == ["12.0001", "11.9999", "12.001", "11.999", "12.012", "11.988", "13", "11"]
+    assert near_numbers("a cat") == []
 
 
 def test_a_dataset_that_is_not_allowed_is_refused() -> None:
