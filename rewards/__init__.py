@@ -17,6 +17,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import verifiers
+
+if not hasattr(verifiers, "ENTRY_POINTS"):  # theirs was installed over ours, or stands before it on the path
+    from verifiers._mixed_install import FIX
+
+    raise ImportError(
+        f"`import verifiers` finds {verifiers.__file__}, PyPI's package of that name, and not ours: {FIX}"
+    )
+
 from rewards.batch import Batch, Score
 from rewards.compose import MALFORMED, MONITOR, Composite, Pending, build, fields_needed, verifiers_of
 from rewards.learned import learned

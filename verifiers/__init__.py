@@ -41,11 +41,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from verifiers import _mixed_install
 from verifiers._secrets import hidden
 
 Status = Literal["pass", "fail", "malformed", "error"]
 PACKAGE_DIR = Path(__file__).parent
 ENTRY_POINTS = "whetstone.verifiers"
+
+if _fault := _mixed_install.fault(PACKAGE_DIR):
+    raise ImportError(_fault)
 THINKING_TAGS = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("[THINK]", "[/THINK]"))
 ANSWER_TAGS = ("<answer>", "</answer>")
 QUICK_S = 1.0  # a verifier with a longer deadline runs code or calls a model: never done just to look at a gold

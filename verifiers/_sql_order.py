@@ -12,8 +12,9 @@ _LIMIT = re.compile(r"\blimit\s+(\d+)(?:\s*(,|\boffset\b)\s*(\d+))?\s*;?\s*\Z", 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """ranked_query: all rows in the gold's order, the rank last, equal for rows that tie; empty where ties cannot be told.
-    offset: rows that the gold skips."""
+    """ranked_query: all rows in the gold's order, the rank last, equal for rows that tie; empty where that is unknown.
+    offset: rows that the gold skips.
+    """
 
     ranked_query: str
     offset: int

@@ -16,7 +16,7 @@ from collections import Counter
 from functools import lru_cache
 from typing import Any, NotRequired, TypedDict
 
-from verifiers import Example, Verdict, after_thinking, broken, failed, malformed, passed
+from verifiers import Example, Verdict, broken, failed, malformed, passed
 from verifiers._killable import Killable, Killed, Stalled
 from verifiers._sql_order import Order, order_of
 from verifiers.sandbox import extract

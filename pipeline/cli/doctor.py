@@ -134,7 +134,8 @@ def verifiers_findings(installed: Mapping[str, str], origin: str | None, root: P
         return [Finding("broken", "verifiers", f"`import verifiers` finds {origin or 'nothing'}, not ours; {mend}")]
     if "verifiers" in installed:
         text = f"PyPI's package verifiers {installed['verifiers']} has our import name; `pip uninstall verifiers`"
-        return [Finding("warn", "verifiers", text + ", or it shadows ours outside this directory")]
+        text += ", or it shadows ours outside this directory; in one environment the two overwrite each other's files"
+        return [Finding("warn", "verifiers", text)]
     return [Finding("ok", "verifiers", "`import verifiers` is this project's")]
 
 
