@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
 import torch
 
 from pipeline.config.load import ConfigError
-from pipeline.config.schema import Policy, trains_adapter
+from pipeline.config.schema import Credit, Kl, Loss, Policy, trains_adapter
 from pipeline.distributed import ranks, sharding
 from pipeline.models import adapters, models
 from pipeline.run import console
@@ -34,8 +35,26 @@ COARSE_TOLERANCE = 1e-2
 MICROBATCH_BYTES = 2 * 2**30  # of activations, on CPU: larger micro-batches gain nothing there
 
 
-def run(ctx: Context) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What makes a policy-gradient method: how scores become advantages, the loss on them, and the KL."""
+
+    credit: Credit
+    loss: Loss
+    kl: Kl
+
+    def departures(self, block: Policy) -> list[str]:
+        """The settings of a block that differ from the method's, as `kl.coef=0.2`."""
+        pairs = [("credit", self.credit, block.credit), ("loss", self.loss, block.loss), ("kl", self.kl, block.kl)]
+        return [f"{part}.{field.name}={getattr(chosen, field.name)}" for part, usual, chosen in pairs
+                for field in fields(usual) if getattr(usual, field.name) != getattr(chosen, field.name)]  # fmt: skip
+
+
+def train_policy(ctx: Context, method: Method) -> dict[str, Any]:
+    """Run the policy loop with the stage's settings. Returns the manifest's metrics."""
     block: Policy = ctx.block
+    if departures := method.departures(block):
+        console.say(f"{ctx.name}: settings that differ from {block.kind}'s own: {', '.join(departures)}")
     policy, precision = make_policy(ctx)
     learner = make_learner(ctx, policy)
     generator = ctx.generator()
@@ -199,4 +218,4 @@ def compile_in_place(policy: CompletionLogprobs) -> None:
     models.backbone(adapters.base_of(policy.model)).compile(dynamic=True)
 
 
-__all__ = ["run"]
+__all__ = ["Method", "train_policy"]
