@@ -122,6 +122,8 @@ class Groups:
     """Most batches sampled for one step when dynamic."""
     overlong: Literal["keep", "mask"] = "keep"
     """Whether truncated completions are trained on or masked."""
+    overlong_baseline: Literal["include", "exclude"] = "include"
+    """Whether the reward of a masked completion counts in its group's baseline."""
     overlong_buffer: Annotated[int, Field(ge=0)] = 0
     """Last tokens before the limit over which a length penalty rises from 0 to 1."""
     missing_eos_penalty: NonNegative = 0.0

@@ -174,22 +174,26 @@ def discounted_returns(
 
 @torch.no_grad()
 def reward_to_go_advantages(
-    rewards_BT: Tensor, mask_BT: Tensor, *, group: int, baseline: Baseline, scale: bool
+    rewards_BT: Tensor, mask_BT: Tensor, *, group: int, baseline: Baseline, scale: bool, totals_B: Tensor | None = None
 ) -> Tensor:
     """The reward still to come at each token, minus what its group earned in all; for rewards that fall along the way.
 
     A token is not credited with what came before it. rewards_BT: (B, T), prompt-major with `group` rows a prompt.
-    baseline: the mean total of the group; of its other rows (leave_one_out); of the batch (global_baseline). A row with
-    no valid token counts in none, and a row alone gets 0 from leave_one_out.
+    baseline: the mean total of the group; of its other rows (leave_one_out); of the batch (global_baseline). A row
+    alone gets 0 from leave_one_out.
+    totals_B: (B,) each row's total for the baseline, NaN = it does not count; None = the sum of its rewards, and a row
+    with no valid token does not count. Differs from None where a masked row keeps its place in the group's mean.
     scale: over the std of these differences over the group's (the batch's) valid tokens; global_baseline always does.
     Returns (B, T), 0 outside the mask; with unscaled rewards on last tokens only, each baseline's sequence form.
     Source: policy gradient with reward to go (Sutton et al. 1999, theorem 1); any constant baseline leaves it unbiased.
     """
     mask_BT = mask_BT.bool()
     togo_BT = discounted_returns(rewards_BT.double(), mask_BT, gamma=1.0)
-    used_B = mask_BT.any(1)
+    sums_B = rewards_BT.double().masked_fill(~mask_BT, 0.0).sum(1)
+    used_B = mask_BT.any(1) if totals_B is None else ~totals_B.isnan()
+    totals_B = sums_B if totals_B is None else totals_B.double().nan_to_num(nan=0.0)
     size = len(togo_BT) if baseline == "global_baseline" else group
-    totals_PG = rewards_BT.double().masked_fill(~mask_BT, 0.0).sum(1).view(-1, size)
+    totals_PG = totals_B.view(-1, size)
     count_P1 = used_B.view(-1, size).sum(1, keepdim=True)
     sum_P1 = totals_PG.sum(1, keepdim=True)
     if baseline == "leave_one_out":

@@ -157,6 +157,19 @@ def shaped_scores(scored: Sequence[Scored], groups: Groups, max_tokens: int) -> 
     return scores_B
 
 
+def returns_as_credited(scored: Sequence[Scored], groups: Groups, max_tokens: int) -> Tensor:
+    """(E,) total reward per episode as its group's baseline sees it, without the KL; NaN where it does not count."""
+    totals_B = baseline_totals(outcomes(scored, groups, max_tokens), scored, groups)
+    return episode_credit.episode_returns(totals_B, episode_credit.layout_of(scored))
+
+
+def baseline_totals(totals_B: Tensor, scored: Sequence[Scored], groups: Groups) -> Tensor:
+    """(B,) totals with NaN for the rows that are kept out of their group's baseline (groups.overlong_baseline)."""
+    if groups.overlong != "mask" or groups.overlong_baseline == "include":
+        return totals_B
+    return totals_B.masked_fill(torch.tensor([not s.rollout.finished for s in scored]), torch.nan)
+
+
 def outcomes(scored: Sequence[Scored], groups: Groups, max_tokens: int) -> Tensor:
     """(B,) total reward of finished rows: the score and what was given along the way."""
     along_B = torch.tensor([math.fsum(r for _, r in s.step_rewards) for s in scored], dtype=torch.float32)
@@ -186,13 +199,14 @@ def assign_credit(
     settings, rows = deps.block.credit, batch.rows
     layout = episode_credit.layout_of(earned.scored)
     mask_BT = stack([r.mask for r in rows]).bool()
+    totals_B = baseline_totals(earned.totals_B, earned.scored, deps.block.groups)
     if settings.kind == "gae":
         assert values is not None
         batch.advantages = _gae(deps, batch, earned, layout, values, metrics)
     elif settings.kind == "monte_carlo":
         groups, limit = deps.block.groups, deps.max_tokens
         advantages_BT = vineppo.advantages(
-            deps, state, earned.scored, earned.totals_B, mask_BT, metrics, lambda some: outcomes(some, groups, limit)
+            deps, state, earned.scored, totals_B, mask_BT, metrics, lambda some: outcomes(some, groups, limit)
         )
         batch.advantages = [a[: len(r.ids)] for a, r in zip(advantages_BT, rows, strict=True)]
     elif settings.level == "turn" or any(bool(x.any()) for x in earned.step_rewards):
@@ -200,10 +214,11 @@ def assign_credit(
         advantages_ET = credit.reward_to_go_advantages(
             stack(episode_credit.join(earned.rewards(), layout)), stack([m.float() for m in masks]).bool(),
             group=deps.block.samples, baseline=settings.kind, scale=settings.scale,
+            totals_B=episode_credit.episode_returns(totals_B, layout),
         )  # fmt: skip
         batch.advantages = episode_credit.split(list(advantages_ET), layout, rows)
     else:
-        totals_PG = episode_credit.episode_returns(earned.totals_B, layout).view(-1, deps.block.samples)
+        totals_PG = episode_credit.episode_returns(totals_B, layout).view(-1, deps.block.samples)
         batch.advantages = episode_credit.to_rows(_by_sequence(totals_PG, settings.kind, settings.scale), layout, rows)
     if settings.kind in ("gae", "monte_carlo") and settings.whiten:
         whitened_BT = credit.whiten(stack(batch.advantages), mask_BT)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from pipeline.credit import advantages as credit
 from pipeline.credit.token_rewards import KLController
@@ -19,9 +18,10 @@ from pipeline.distributed import ranks
 from pipeline.models.models import named_weights
 from pipeline.records import Prompt, Scored, episodes, merge_episode
 from pipeline.run import alarms, console, shutdown
+from pipeline.score import tally
 from pipeline.seeds import cycle_indices, permutation
 from pipeline.update import canary
-from pipeline.update.experience import describe, make_experience, token_figures
+from pipeline.update.experience import describe, make_experience, returns_as_credited, token_figures
 from pipeline.update.forward import Row
 from pipeline.update.loop_state import LoopDeps, State, Stopwatch, load, save
 from pipeline.update.policy_loss import Experience
@@ -41,7 +41,7 @@ def optimise(deps: LoopDeps) -> State:
     sync_weights(deps, state, None, state.step)
     progress = console.Progress(name, block.steps, done=state.step)
     clock = shutdown.CheckpointClock()
-    while state.step < block.steps and not budget_is_spent(deps):
+    while state.step < block.steps and not state.budget_spent:
         with shutdown.finish_first():
             watch = Stopwatch()
             metrics = train_step(deps, state, watch)
@@ -70,10 +70,12 @@ def train_step(deps: LoopDeps, state: State, watch: Stopwatch) -> dict[str, Any]
     """prompts -> rollouts -> scores -> credit -> update -> sync. Returns the step's metrics."""
     block, step = deps.block, state.step
     with watch.phase("rollout"):
-        scored, batches = sample_step(deps, state)
+        collected = sample_step(deps, state)
+    scored = collected.scored
     metrics = describe(scored)
-    if block.groups.dynamic:
-        metrics["batches_sampled"] = batches
+    if block.groups.dynamic:  # the groups that are trained on were chosen for their spread: they are not the policy
+        metrics["batches_sampled"], metrics["reward_mean_trained"] = collected.batches, metrics["reward_mean"]
+        metrics["reward_mean"] = tally(merged(collected.sampled)).reward_mean
     check_scores(deps, state, scored, metrics)
     if deps.monitor is not None:
         metrics |= deps.monitor.observe(state.monitor, scored, step)
@@ -81,6 +83,7 @@ def train_step(deps: LoopDeps, state: State, watch: Stopwatch) -> dict[str, Any]
         batch, more = make_experience(deps, state, scored)
     metrics |= more
     alarms.check_masked(sum(sum(r.mask) for r in batch.rows), step)
+    state.budget_spent = budget_is_spent(deps)  # before a prefetched batch, which is not trained on yet, is counted
     if deps.prefetch is not None:
         metrics["policy_lag"] = 1 if step else 0
         start_prefetch(deps, state)
@@ -116,7 +119,16 @@ def log_step(deps: LoopDeps, state: State, metrics: dict[str, Any], watch: Stopw
 # --- prompts -> rollouts -> scores -------------------------------------------------------------------------------
 
 
-def sample_step(deps: LoopDeps, state: State) -> tuple[list[Scored], int]:
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """scored: the rows to train on, on every rank. sampled: all rows of the `batches` batches they were chosen from."""
+
+    scored: list[Scored]
+    sampled: list[Scored]
+    batches: int
+
+
+def sample_step(deps: LoopDeps, state: State) -> Collected:
     """gather_groups; if a stop is requested meanwhile, the state at the start of the step is saved first."""
     mark, drawn = deps.directory.logs.mark(), state.prompts_drawn
     try:
@@ -130,8 +142,8 @@ def sample_step(deps: LoopDeps, state: State) -> tuple[list[Scored], int]:
         raise
 
 
-def gather_groups(deps: LoopDeps, state: State) -> tuple[list[Scored], int]:
-    """This step's scored rows, on every rank, and how many batches were sampled for them.
+def gather_groups(deps: LoopDeps, state: State) -> Collected:
+    """This step's scored rows.
 
     Dynamic sampling replaces groups with zero signal, by up to refill_cap batches; if that is not enough, the step is
     filled up with zero-signal groups, and says so. Source: DAPO, arXiv:2503.14476 §3.2.
@@ -139,18 +151,21 @@ def gather_groups(deps: LoopDeps, state: State) -> tuple[list[Scored], int]:
     block, attempt = deps.block, 0
     kept: list[list[Scored]] = []
     spare: list[list[Scored]] = []
+    sampled: list[Scored] = []
     for attempt in range(block.groups.refill_cap if block.groups.dynamic else 1):
         prompts = next_prompts(deps, state)
         state.prompts_drawn += block.prompts
         scored = deps.prefetch.take(state.step) if deps.prefetch is not None else None
         if scored is None:
             scored = deps.source.sample_and_score(prompts, state.step, attempt)
+        sampled += scored
         groups = grouped(scored, block.samples)
         lines = [{"step": state.step, "attempt": attempt, **difficulty(group)} for group in groups]
         deps.directory.logs.append("difficulty.jsonl", lines)
         for group in groups:
             along = any(reward for s in group for _, reward in s.step_rewards)
-            signal = along or len({s.reward for s in merged(group) if s.scorable}) > 1
+            returns_1G = returns_as_credited(group, block.groups, deps.max_tokens)[None]
+            signal = along or bool(credit.groups_with_signal(returns_1G))
             (kept if signal or not block.groups.dynamic else spare).append(group)
         if len(kept) >= block.prompts:
             break
@@ -159,7 +174,7 @@ def gather_groups(deps: LoopDeps, state: State) -> tuple[list[Scored], int]:
                     f"non-zero advantages after {attempt + 1} batches (groups.refill_cap); filling up with "
                     "zero-signal groups")  # fmt: skip
     chosen = (kept + spare)[: block.prompts]
-    return [s for group in chosen for s in group], attempt + 1
+    return Collected([s for group in chosen for s in group], sampled, attempt + 1)
 
 
 def next_prompts(deps: LoopDeps, state: State) -> list[Prompt]:
@@ -169,9 +184,9 @@ def next_prompts(deps: LoopDeps, state: State) -> list[Prompt]:
 
 
 def start_prefetch(deps: LoopDeps, state: State) -> None:
-    """Sample the next step's rollouts while the update runs; the last step has no next."""
+    """Sample the next step's rollouts while the update runs, unless this step is the last or spends the budget."""
     assert deps.prefetch is not None
-    if state.step + 1 < deps.block.steps:
+    if state.step + 1 < deps.block.steps and not state.budget_spent:
         # gather_groups has moved prompts_drawn on: these are the prompts that it will ask for next
         deps.prefetch.start(next_prompts(deps, state), state.step + 1)
 
@@ -204,17 +219,17 @@ def difficulty(rows: Sequence[Scored]) -> dict[str, Any]:
 
 
 def check_scores(deps: LoopDeps, state: State, scored: Sequence[Scored], metrics: dict[str, Any]) -> None:
-    """Alarms of broken checkers and of steps without signal."""
+    """Alarms of broken checkers and of steps without signal, by the rewards that credit is computed from."""
     block = deps.block
     detail = next((s.detail for s in scored if not s.scorable), "")
     alarms.check_checkers(metrics["checker_broken"], block.alarms.checker_broken_share, state.step, detail)
-    rewards_PG = torch.tensor([s.earned for s in merged(scored)]).view(-1, block.samples)
+    rewards_PG = returns_as_credited(scored, block.groups, deps.max_tokens).view(-1, block.samples)
     signal = credit.groups_with_signal(rewards_PG).float().mean().item() if block.samples > 1 else 1.0
     metrics["groups_with_signal"] = signal
     along = any(s.step_rewards for s in scored)
     if block.credit.kind in ("group", "leave_one_out") and not along:
         state.steps_without_signal = 0 if signal > 0 else state.steps_without_signal + 1
-        rewards = [s.reward for s in merged(scored) if s.scorable]
+        rewards = rewards_PG[~rewards_PG.isnan()].tolist()
         alarms.check_signal(state.steps_without_signal, block.alarms.no_signal_steps, state.step, rewards)
 
 
@@ -226,6 +241,7 @@ def update_policy(deps: LoopDeps, state: State, batch: Experience) -> dict[str, 
     block = deps.block
     warmup = block.critic.warmup_steps if block.critic is not None else 0
     kl_in_loss = block.kl.where == "loss" and deps.reference is not None
+    learning_rate = deps.learner.schedule.get_last_lr()[0]  # of the first update; each update moves the schedule on
     updates: list[dict[str, float]] = []
     for number, indices in enumerate(minibatches(deps, state, batch)):
         updates.append(
@@ -240,7 +256,7 @@ def update_policy(deps: LoopDeps, state: State, batch: Experience) -> dict[str, 
         )
     updates = [metrics for metrics in updates if metrics]  # without minibatches that were masked as a whole
     out = merge_updates(updates)
-    out["learning_rate"] = deps.learner.schedule.get_last_lr()[0]
+    out["learning_rate"] = learning_rate
     if kl_in_loss and "kl_k3" in updates[0]:
         if state.step == 0:
             alarms.check_reference(updates[0]["kl_k3"], deps.reference_tolerance)
@@ -294,7 +310,7 @@ def check_update(deps: LoopDeps, state: State, metrics: Mapping[str, Any]) -> No
         alarms.check_finite(f"the {name.replace('_', ' ')}", metrics.get(name, 0.0), state.step)
     if "mismatch_mean_abs" in metrics:
         alarms.check_mismatch(metrics["mismatch_mean_abs"], limits.mismatch_mean_abs, state.step)
-        state.mismatch = metrics["mismatch_mean_abs"]
+        state.mismatch = max(metrics["mismatch_mean_abs"], state.mismatch)  # the worst step; NaN compares as false
 
 
 # --- sync --------------------------------------------------------------------------------------------------------

@@ -89,7 +89,8 @@ class State:
     prompts_drawn: int = 0
     canary_max: float = 0.0
     canary_floor: float = math.nan  # its gap between equal weights, right after the first sync
-    mismatch: float = math.nan
+    mismatch: float = math.nan  # mean |log-prob difference| of generator and trainer in the worst step
+    budget_spent: bool = False  # token_budget completion tokens are sampled and trained on
     monitor: Monitor = field(default_factory=Monitor)
 
 

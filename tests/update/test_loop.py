@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from loop_kit import tiny_model
 
 from pipeline.config.load import ConfigError
-from pipeline.config.schema import Credit, Critic, Groups, Kl, Loss, Model, Policy
+from pipeline.config.schema import Credit, Critic, Groups, Kl, Loss, Model, Optimizer, Policy
 from pipeline.credit.token_rewards import KLController
 from pipeline.models import models
 from pipeline.records import Prompt, Rollout, Scored
@@ -24,7 +24,7 @@ from pipeline.update.critic import SharedCritic, from_model
 from pipeline.update.experience import describe, make_experience, step_rewards
 from pipeline.update.forward import CompletionLogprobs, Row
 from pipeline.update.learner import Learner
-from pipeline.update.loop import demonstrations, difficulty, gather_groups, grouped, update_policy
+from pipeline.update.loop import check_scores, demonstrations, difficulty, gather_groups, grouped, update_policy
 from pipeline.update.loop_state import LoopDeps, State
 from pipeline.update.reference import Copy
 
@@ -214,6 +214,66 @@ def test_turns_in_rows_of_their_own_are_one_episode(place, tmp_path):
     assert [len(g) for g in grouped(rows, 2)] == [3]
 
 
+@pytest.mark.parametrize("level", ["token", "turn"])
+@pytest.mark.parametrize(
+    ("baseline", "expected"), [("include", [0.5, 0.5, -0.5, -0.5]), ("exclude", [1 / 3, 1 / 3, -2 / 3, 0.0])]
+)
+def test_a_masked_row_counts_in_every_baseline_or_in_none(place, tmp_path, level, baseline, expected):
+    """Rewards 1, 1, 0 and a truncated 0: the mean of all is 1/2, without the truncated row 2/3."""
+    rows = [scored(1.0), scored(1.0), scored(0.0), scored(0.0, finished=False)]
+    groups = Groups(overlong="mask", overlong_baseline=baseline)
+    block = Policy(samples=4, credit=Credit(scale=False, level=level), groups=groups)
+    batch, _ = credited(place, tmp_path, block, rows)
+    assert not any(batch.rows[3].mask)
+    trained = [a[0] for a in lists(batch.advantages)[:3]]
+    assert trained == [round(x, 5) for x in expected[:3]]
+
+
+def test_without_overlong_rows_the_baseline_setting_changes_nothing(place, tmp_path):
+    rows = [scored(1.0), scored(0.5), scored(0.0), scored(math.nan)]
+    found = []
+    for baseline in ("include", "exclude"):
+        block = Policy(samples=4, groups=Groups(overlong="mask", overlong_baseline=baseline))  # type: ignore[arg-type]
+        found.append(lists(credited(place, tmp_path / baseline, block, rows)[0].advantages))
+    assert found[0] == found[1]
+
+
+def test_the_no_signal_alarm_looks_at_the_rewards_that_credit_is_computed_from(place, tmp_path):
+    """Equal scores, but a truncated answer is penalised: its group has an advantage, so the run must not stop."""
+    rows = [scored(0.0), scored(0.0, finished=False)]
+    for penalty, signal in ((0.5, 1.0), (0.0, 0.0)):
+        block = Policy(samples=2, groups=Groups(missing_eos_penalty=penalty))
+        deps = make_deps(place, tmp_path / str(penalty), block)
+        state, metrics = State(), describe(rows)
+        check_scores(deps, state, rows, metrics)
+        assert metrics["groups_with_signal"] == signal and state.steps_without_signal == 1 - signal
+        batch, _ = make_experience(deps, state, rows)
+        assert any(bool(a.any()) for a in batch.advantages) == bool(signal)
+
+
+def test_dynamic_sampling_keeps_a_group_that_only_a_penalty_tells_apart(place, tmp_path):
+    def sample(prompts, step, attempt):
+        return [scored(0.0, prompt=p, finished=sample_number != 1) for p in prompts for sample_number in range(2)]
+
+    groups = Groups(dynamic=True, refill_cap=3, missing_eos_penalty=0.5)
+    assert (
+        gather_groups(make_deps(place, tmp_path, Policy(prompts=2, samples=2, groups=groups), sample), State()).batches
+        == 1
+    )
+
+
+def test_the_logged_learning_rate_is_that_of_the_update_itself(place, tmp_path):
+    block = Policy(samples=2, optimizer=Optimizer(learning_rate=1e-2, schedule="linear", warmup_steps=2))
+    deps = make_deps(place, tmp_path, block)
+    batch, _ = make_experience(deps, State(), [scored(1.0), scored(0.0)])
+    logged, before = [], []
+    for step in range(3):
+        before.append([p.detach().clone() for p in deps.learner.model.parameters()])
+        logged.append(update_policy(deps, State(step=step), batch)["learning_rate"])
+    assert logged == [0.0, 5e-3, 1e-2], "warm-up over two updates starts at 0"
+    assert all(torch.equal(a, b) for a, b in zip(*before[:2], strict=True)), "and at 0 nothing moves"
+
+
 @pytest.mark.parametrize("bootstrap", [True, False])
 def test_detail_26_only_a_cut_end_continues_with_its_value(place, tmp_path, bootstrap):
     block = Policy(samples=1, critic=Critic(bootstrap=bootstrap),
@@ -304,8 +364,9 @@ def test_dynamic_sampling_replaces_groups_that_teach_nothing(place, tmp_path, ca
     block = Policy(prompts=2, samples=2, groups=Groups(dynamic=True, refill_cap=3))
     deps = make_deps(place, tmp_path, block, script([[[1, 1], [0, 1]], [[0, 0], [1, 0]], [[9, 9], [9, 9]]]))
     state = State()
-    rows, batches = gather_groups(deps, state)
-    assert [r.reward for r in rows] == [0, 1, 1, 0] and batches == 2
+    got = gather_groups(deps, state)
+    assert [r.reward for r in got.scored] == [0, 1, 1, 0] and got.batches == 2
+    assert [r.reward for r in got.sampled] == [1, 1, 0, 1, 0, 0, 1, 0], "the policy's mean is over all of them"
     assert state.prompts_drawn == 4, "fresh prompts each time"
     log = (tmp_path / "grpo" / "difficulty.jsonl").read_text().splitlines()
     assert len(log) == 4, "groups that were thrown away are logged too"
@@ -323,23 +384,23 @@ def test_dynamic_sampling_counts_what_was_earned_along_the_way(place, tmp_path):
         return [scored(0.0, prompt=p, steps=((1, 0.0),)) for p in prompts for _ in range(2)]
 
     block = Policy(prompts=2, samples=2, groups=Groups(dynamic=True, refill_cap=3))
-    rows, batches = gather_groups(make_deps(place, tmp_path, block, sample), State())
-    assert batches == 1 and [r.earned for r in rows] == [0.0, 1.0, 0.0, 1.0]
-    assert gather_groups(make_deps(place, tmp_path / "nothing", block, nothing), State())[1] == 3
+    got = gather_groups(make_deps(place, tmp_path, block, sample), State())
+    assert got.batches == 1 and [r.earned for r in got.scored] == [0.0, 1.0, 0.0, 1.0]
+    assert gather_groups(make_deps(place, tmp_path / "nothing", block, nothing), State()).batches == 3
 
 
 def test_dynamic_sampling_says_when_its_cap_was_not_enough(place, tmp_path, capsys):
     block = Policy(prompts=2, samples=2, groups=Groups(dynamic=True, refill_cap=2))
     deps = make_deps(place, tmp_path, block, script([[[1, 1], [0, 1]], [[0, 0], [1, 1]]]))
-    rows, batches = gather_groups(deps, State())
-    assert [r.reward for r in rows] == [0, 1, 1, 1] and batches == 2
+    got = gather_groups(deps, State())
+    assert [r.reward for r in got.scored] == [0, 1, 1, 1] and got.batches == 2
     assert "only 1 of 2 groups have non-zero advantages after 2 batches" in capsys.readouterr().out
 
 
 def test_without_it_every_group_is_kept(place, tmp_path):
     deps = make_deps(place, tmp_path, Policy(prompts=2, samples=2), script([[[1, 1], [0, 1]]]))
-    rows, batches = gather_groups(deps, State())
-    assert [r.reward for r in rows] == [1, 1, 0, 1] and batches == 1
+    got = gather_groups(deps, State())
+    assert [r.reward for r in got.scored] == [1, 1, 0, 1] and got.batches == 1
 
 
 def test_a_prompts_difficulty_counts_what_could_be_scored():

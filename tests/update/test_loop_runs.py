@@ -142,6 +142,20 @@ def test_asked_to_stop_while_it_samples_a_run_saves_what_the_step_began_with(tmp
     assert manifest(tmp_path / "whole", "grpo")["tokens"] == manifest(tmp_path / "stopped", "grpo")["tokens"]
 
 
+def test_with_dynamic_sampling_the_logged_reward_is_the_policys_and_not_the_chosen_groups(tmp_path, model):
+    """difficulty.jsonl holds every sampled group, those that were replaced too."""
+    given = ["grpo.groups={dynamic: true, refill_cap: 3}", "grpo.steps=2"]
+    assert run_stage(tmp_path, model, "grpo", *given) == 0
+    groups = [json.loads(line) for line in (tmp_path / "t/grpo/difficulty.jsonl").read_text().splitlines()]
+    rollouts = [json.loads(line) for line in (tmp_path / "t/grpo/rollouts.jsonl").read_text().splitlines()]
+    for number, line in enumerate(metrics(tmp_path, "grpo")):
+        every = [g["reward_mean"] for g in groups if g["step"] == number]
+        assert len(every) == 4 * line["batches_sampled"]
+        assert line["reward_mean"] == pytest.approx(sum(every) / len(every))
+        trained = [row["reward"] for row in rollouts if row["step"] == number]
+        assert line["reward_mean_trained"] == pytest.approx(sum(trained) / len(trained))
+
+
 def test_a_budget_of_tokens_ends_the_run(tmp_path, model):
     assert run_stage(tmp_path, model, "grpo", "grpo.steps=50", "grpo.token_budget=200") == 0
     steps = metrics(tmp_path, "grpo")

@@ -70,6 +70,17 @@ def test_overlap_still_learns(tmp_path, model):
     assert sum(rewards[:3]) / 3 < 0.15 and sum(rewards[-3:]) / 3 > 0.5
 
 
+def test_a_token_budget_draws_no_batch_that_is_not_trained_on(tmp_path, model):
+    assert run_stage(tmp_path, model, "grpo", *OVERLAP, "grpo.steps=50", "grpo.token_budget=200") == 0
+    steps = metrics(tmp_path, "grpo")
+    trained = [sum(m["tokens"] for m in steps[: i + 1]) for i in range(len(steps))]
+    assert len(steps) < 50 and trained[-1] >= 200 > trained[-2]
+    done = json.loads((tmp_path / "t" / "grpo" / "manifest.json").read_text())
+    assert done["tokens"]["completion"] == trained[-1]
+    assert len((tmp_path / "t" / "grpo" / "difficulty.jsonl").read_text().splitlines()) == 4 * len(steps)
+    assert done["metrics"]["mismatch_mean_abs"] == max(m["mismatch_mean_abs"] for m in steps), "the worst step"
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
