@@ -19,7 +19,8 @@ import torch
 import rewards
 from pipeline.config.schema import Generate, Model, Prompts, Sampling, Tiny
 from pipeline.credit.advantages import group_advantages
-from pipeline.data import prompts as data
+from pipeline.data.encoding import demonstrations_of
+from pipeline.data.prompts import distinct_prompts, load_rows, split
 from pipeline.generation.generator import rollouts
 from pipeline.generation.hf_engine import TransformersGenerator
 from pipeline.models import models
@@ -84,12 +85,9 @@ def setup(seed: int) -> Task:
     policy = CompletionLogprobs(models.load_policy(folder, Model()), temperature=1.0)
     generator = TransformersGenerator(folder, Model(), Generate())
     scorer = rewards.build({"gridworld": {}})
-    split = data.split(data.load_rows(SOURCE, seed=seed), SOURCE)
-    demonstrations = []
-    for row in split.train:
-        prompt_ids = data.render_ids(row, SOURCE, tokenizer)
-        ids = tuple(data.completion_ids(row, SOURCE, tokenizer, prompt_ids, ends=ends))
-        demonstrations.append(Row(tuple(prompt_ids), ids, (True,) * len(ids)))
+    rows = split(load_rows(SOURCE, seed=seed), SOURCE)
+    shown, _ = demonstrations_of(rows.train, SOURCE, tokenizer, ends=ends)
+    demonstrations = [Row(d.prompt_ids, d.completion_ids, (True,) * len(d.completion_ids)) for d in shown]
     imitate(policy, demonstrations, steps=120, lr=5e-3, seed=seed)
 
     def sample(prompts: list[Prompt], samples: int, *key: int | str) -> list[Scored]:
@@ -98,7 +96,7 @@ def setup(seed: int) -> Task:
         return score(scorer, rollouts(generator, prompts, settings, samples=samples, key=(seed, *key),
                                       tokenizer=tokenizer, ends=ends))  # fmt: skip
 
-    prompts = [data.distinct_prompts(rows, SOURCE, tokenizer) for rows in (split.train, split.heldout)]
+    prompts = [distinct_prompts(some, SOURCE, tokenizer) for some in (rows.train, rows.heldout)]
     return Task(policy, sample, *prompts)
 
 

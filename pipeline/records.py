@@ -17,7 +17,7 @@ Status = Literal["pass", "fail", "malformed", "error"]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One distinct prompt. index: its place among the distinct prompts of its split. task: what the verifier needs."""
+    """One distinct prompt. index: its number among the distinct prompts of its split. task: what the verifier needs."""
 
     index: int
     text: str
@@ -32,7 +32,7 @@ class Rollout:
 
     ids: completion token ids, the end token included when one was sampled.
     logprobs: log-prob of each id under the generator, at the sampling temperature, in nats.
-    finished: True when an end token was sampled, False when the length limit cut it.
+    finished: True if an end token was sampled, False if the length limit truncated it.
     sampled: per id, True where the policy chose it; None means all. Tool output and environment text are False and
         get no loss, no reward and no GAE step.
     turn: place in an episode whose turns have a prompt each. Rows of one episode follow one another; 0 begins one.
@@ -58,10 +58,10 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A rollout and what it earned. reward is NaN when the checker broke: masked, never zero. Where only a checker of
-    weight 0 broke there is a reward, and status `error` says that nobody knows whether it is right.
+    """A rollout and its reward. reward is NaN if the checker broke: masked, never zero. If only a checker of weight 0
+    broke there is a reward, and status `error` says that it is unknown whether the answer is right.
 
-    step_rewards: (place in ids, reward) of what was earned along the way; not in `reward`, which came at the end.
+    step_rewards: (index in ids, reward) of rewards given along the way; not in `reward`, which is given at the end.
     """
 
     rollout: Rollout
@@ -77,7 +77,7 @@ class Scored:
 
     @property
     def earned(self) -> float:
-        """At its end and along the way."""
+        """The total: at its end and along the way."""
         return self.reward + math.fsum(reward for _, reward in self.step_rewards)
 
 
@@ -123,7 +123,7 @@ def from_json(row: Mapping[str, Any]) -> Scored:
 
 
 def read_scored(path: Path) -> Iterator[Scored]:
-    """Rows of a rollouts.jsonl. Raises ValueError naming the line that is not one."""
+    """Rows of a rollouts.jsonl. Raises ValueError naming the line that is not a scored rollout."""
     with path.open() as lines:
         for number, line in enumerate(lines, 1):
             try:
@@ -133,7 +133,7 @@ def read_scored(path: Path) -> Iterator[Scored]:
 
 
 def groups(scored: Iterable[Scored]) -> list[list[Scored]]:
-    """Samples of one prompt together, prompts in order of first appearance."""
+    """Samples grouped by prompt, prompts in order of first appearance."""
     by_prompt: dict[int, list[Scored]] = {}
     for one in scored:
         by_prompt.setdefault(one.rollout.prompt.index, []).append(one)
@@ -141,7 +141,7 @@ def groups(scored: Iterable[Scored]) -> list[list[Scored]]:
 
 
 def episodes(scored: Sequence[Scored]) -> list[list[Scored]]:
-    """Rows of one episode together: a new one begins at each turn 0. A single-turn rollout is an episode of one row."""
+    """Rows grouped by episode: a new one begins at each turn 0. A single-turn rollout is an episode of one row."""
     out: list[list[Scored]] = []
     for one in scored:
         if one.rollout.turn == 0 or not out:
@@ -151,9 +151,9 @@ def episodes(scored: Sequence[Scored]) -> list[list[Scored]]:
 
 
 def merge_episode(episode: Sequence[Scored]) -> Scored:
-    """An episode as one row, for figures and display: the first prompt, all that was sampled, the sum of rewards.
+    """An episode as one row, for metrics and display: the first prompt, everything sampled, the sum of rewards.
 
-    Its ids lack what the environment said between the turns: nothing may be trained on them.
+    Its ids lack what the environment said between the turns, so it cannot be trained on.
     """
     if len(episode) == 1:
         return episode[0]
@@ -166,7 +166,7 @@ def merge_episode(episode: Sequence[Scored]) -> Scored:
         finished=all(r.finished for r in rollouts),
         sampled=None if all(r.sampled is None for r in rollouts) else tuple(m for r in rollouts for m in r.mask),
     )
-    # what was earned along the way keeps its sum; places within one turn's row mean nothing in the whole
+    # rewards along the way keep their sum; an index within one turn's row has no meaning in the merged row
     along = tuple((0, reward) for s in episode for _, reward in s.step_rewards)
     return replace(last, rollout=joined, reward=math.fsum(s.reward for s in episode), step_rewards=along)
 

@@ -27,9 +27,9 @@ def as_batch(rollouts: Sequence[Rollout]) -> rewards.Batch:
 def score_while(
     scorer: rewards.Composite, prompts: Sequence[Prompt], sample: Callable[[OnDrawn | None], Sequence[Rollout]]
 ) -> list[Scored]:
-    """sample(told) draws rollouts of the prompts and tells of each that is drawn: slow verifiers work on it meanwhile.
+    """sample(on_drawn) draws rollouts of the prompts and calls on_drawn for each: slow verifiers start on it meanwhile.
 
-    On several ranks, or where no verifier takes its time, all are scored when all are drawn.
+    With several ranks, or if no verifier is slow, scoring starts when all are drawn.
     """
     stream = scorer.stream()
     if ranks.world() > 1 or not any(stream.pays_early(p.task) for p in prompts):
@@ -39,7 +39,7 @@ def score_while(
 
 
 def submit(scorer: rewards.Composite, rollouts: Sequence[Rollout]) -> Callable[[], list[Scored]]:
-    """Start scoring; call the result to wait for it. Order is kept. Of several ranks each scores its share."""
+    """Start scoring; call the result to wait for it. Order is kept. Each rank scores its share."""
     mine = ranks.share(len(rollouts))
     pending = scorer.submit(as_batch(rollouts[mine.start : mine.stop]))
 
@@ -62,7 +62,7 @@ def score(scorer: rewards.Composite, rollouts: Sequence[Rollout]) -> list[Scored
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What a batch of scores amounts to, the three outcomes apart."""
+    """Summary of a batch of scores, the three outcomes apart."""
 
     reward_mean: float
     reward_std: float
@@ -72,7 +72,7 @@ class Tally:
 
 
 def tally(scored: Sequence[Scored]) -> Tally:
-    """Shares over all rows; reward over those that could be scored."""
+    """Shares over all rows; reward over the scorable ones."""
     n = max(len(scored), 1)
     values = [s.reward for s in scored if s.scorable]
     mean = math.fsum(values) / len(values) if values else math.nan

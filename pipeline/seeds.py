@@ -1,6 +1,6 @@
 """All randomness is a pure function of (seed, stage, step, index). Nothing else may be random.
 
-A run that was killed draws the same numbers when it goes on, because no generator has a state worth saving.
+A resumed run draws the same numbers, because no generator has a state that would need saving.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def derive(*parts: int | str) -> int:
-    """A 31-bit seed from any key. Same key, same seed, on every machine; a changed part gives an unrelated one."""
+    """A 31-bit seed from any key. Same key, same seed, on every machine; a changed part gives an unrelated seed."""
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") & 0x7FFFFFFF
 
@@ -26,15 +26,15 @@ def permutation(n: int, *parts: int | str) -> list[int]:
 
 
 def cycle_indices(n: int, start: int, count: int, *parts: int | str) -> list[int]:
-    """Places start .. start+count of an endless walk over n items, each pass in a fresh order.
+    """Indices start .. start+count of an endless walk over n items, each pass in a new order.
 
-    A pure function of its arguments: step k of a resumed run sees the items step k of an undisturbed one saw.
+    A pure function of its arguments: step k of a resumed run gets the same items as step k of an uninterrupted one.
     """
     if n < 1:
-        raise ValueError("nothing to draw from: no rows left after filtering and the held-out split")
+        raise ValueError("nothing to sample: no rows left after filtering and the held-out split")
     out, order, epoch_of_order = [], [], -1
-    for place in range(start, start + count):
-        epoch, offset = divmod(place, n)
+    for position in range(start, start + count):
+        epoch, offset = divmod(position, n)
         if epoch != epoch_of_order:
             order, epoch_of_order = permutation(n, *parts, epoch), epoch
         out.append(order[offset])

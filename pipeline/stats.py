@@ -20,14 +20,14 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     Source: arXiv:2107.03374 §2.1, the unbiased estimator.
     """
     if not 1 <= k <= n:
-        raise ValueError(f"pass@{k} needs at least {k} samples a prompt, and there are {n}")
+        raise ValueError(f"pass@{k} needs at least {k} samples per prompt, and there are {n}")
     if n - correct < k:
         return 1.0
     return 1.0 - math.prod(1.0 - k / i for i in range(n - correct + 1, n + 1))
 
 
 def bootstrap_ci95(values: Sequence[float], *, key: int | str = "ci", resamples: int = 2000) -> tuple[float, float]:
-    """95% percentile interval of the mean; `values` are one per prompt, for samples of a prompt are not independent."""
+    """95% percentile interval of the mean; one value per prompt: samples of a prompt are dependent."""
     data = np.asarray(values, dtype=float)
     if len(data) == 0:
         return math.nan, math.nan
@@ -78,7 +78,7 @@ def pass_rate(samples: Iterable[Any]) -> float:
 
 
 def best_answer_mass(group: Sequence[Any]) -> float:
-    """How sharp a policy is on the optimum: the share of a prompt's samples that are its most frequent best answer.
+    """Concentration on the optimum: the share of a prompt's samples that are its most frequent best answer.
 
     Best: right, and of the highest reward among the right ones; 0 where none is right.
     """
@@ -142,9 +142,9 @@ def paired_difference(
 ) -> Difference:
     """How much a is above b, pair by pair, by the percentile bootstrap over pairs.
 
-    a, b: one value a pair (a prompt, or a prompt under one seed), in the same order. Pairing takes out what makes a
+    a, b: one value per pair (a prompt, or a prompt under one seed), in the same order. Pairing removes what makes a
     prompt hard for both. p: twice the smaller tail of the resampled means beyond 0, at least 1/resamples.
-    Raises ValueError where the sides are of different length. NaN of nothing.
+    Raises ValueError where the sides are of different length. NaN for empty input.
     Source: Efron & Tibshirani, An Introduction to the Bootstrap, ch. 13.
     """
     gaps = np.asarray(a, dtype=float) - np.asarray(b, dtype=float) if len(a) == len(b) else None
@@ -167,11 +167,11 @@ def crossed_difference(
 ) -> Difference:
     """How much a is above b over S seeds and P prompts: a paired bootstrap over prompts, widened by the seeds' spread.
 
-    a_SP, b_SP: a value a seed and prompt, both under the same seeds and prompts. Resampling prompts alone would speak
-    of these trained models only; training again gives others. The difference's mean of each seed is taken as normal
+    a_SP, b_SP: one value per seed and prompt, both under the same seeds and prompts. Resampling prompts alone would be
+    about these trained models only; training again gives others. The difference's mean of each seed is taken as normal
     around the true one with unknown variance, so a Student t of S-1 degrees of freedom, scaled by the standard error of
     the S means, is added to each resample. With one seed nothing is known of others, and only prompts are resampled.
-    Raises ValueError where the two sides do not match. NaN of nothing.
+    Raises ValueError where the two sides do not match. NaN for empty input.
     """
     if [len(row) for row in a_SP] != [len(row) for row in b_SP]:
         raise ValueError("paired values must come in pairs: other seeds or prompts on one side")
@@ -210,10 +210,10 @@ def best_of(chosen_by: Sequence[float], worth: Sequence[float], n: int) -> float
     """
     total = len(chosen_by)
     if not 1 <= n <= total:
-        raise ValueError(f"best of {n} needs at least {n} samples a prompt, and there are {total}")
+        raise ValueError(f"best of {n} needs at least {n} samples per prompt, and there are {total}")
     order = sorted(range(total), key=lambda i: chosen_by[i])
     value: dict[float, list[float]] = {}
-    for i in order:  # what a tie is worth is the same for all of it
+    for i in order:  # tied samples share one value
         value.setdefault(chosen_by[i], []).append(worth[i])
     chance = [math.comb(place, n - 1) / math.comb(total, n) for place in range(total)]
     return math.fsum(chance[place] * mean(value[chosen_by[i]]) for place, i in enumerate(order))

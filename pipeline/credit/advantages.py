@@ -1,10 +1,7 @@
-"""Scores become advantages: by group, by leave-one-out, by batch, by GAE, by sampled step values.
+"""Scores -> advantages: by group, leave-one-out, batch, GAE, reward to go or sampled step values.
 
-Axes: P prompts, G samples a prompt, B flat batch, T completion tokens, K steps or turns of an episode,
-M continuations. A mask is True on tokens the policy sampled; it may have holes (tool or environment tokens),
-and every recursion here jumps over a hole as if it were not there.
-
-Every rank holds all rows of a step, so no sum crosses ranks. Sums are taken in float64.
+Axes: see pipeline/credit/__init__.py. A mask may have holes (tool or environment tokens); every recursion here skips a
+hole as if it were not there. Every rank holds all rows of a step, so no sum crosses ranks. Sums are taken in float64.
 """
 
 from typing import Literal
@@ -23,7 +20,7 @@ def group_advantages(rewards_PG: Tensor, *, scale: bool) -> Tensor:
     """Reward minus its group's mean, over the group's std if scale.
 
     rewards_PG: (P, G) float; NaN = not scorable: it gets 0 and counts in neither mean nor std.
-    Returns (P, G), zero mean per row over what is scorable; a row of equal rewards is all zeros: no signal.
+    Returns (P, G), zero mean per row over the scorable rewards; a row of equal rewards is all zeros: no signal.
     Raises ValueError if G < 2 or a reward is infinite.
     Source: GRPO, arXiv:2402.03300 §4.1 (std with ddof 1, eps 1e-4); scale=False is Dr. GRPO, arXiv:2503.20783.
     """
@@ -39,7 +36,7 @@ def group_advantages(rewards_PG: Tensor, *, scale: bool) -> Tensor:
 def leave_one_out(rewards_PG: Tensor) -> Tensor:
     """Reward minus the mean of the other rewards in its group: (r - mean) * n / (n - 1).
 
-    rewards_PG: (P, G); NaN = not scorable: it gets 0 and is nobody's baseline. A reward alone in its group gets 0.
+    rewards_PG: (P, G); NaN = not scorable: it gets 0 and is in no baseline. A reward alone in its group gets 0.
     Raises ValueError if G < 2 or a reward is infinite.
     Source: RLOO, arXiv:2402.14740 §3.2.
     """
@@ -69,9 +66,9 @@ def global_baseline(rewards_PG: Tensor, *, subtract_group_mean: bool = False) ->
 
 
 def groups_with_signal(rewards_PG: Tensor) -> Tensor:
-    """(P,) bool: True where a group holds two different scorable rewards, so that its advantages are not all zero.
+    """(P,) bool: True where a group has two different scorable rewards, so that its advantages are not all zero.
 
-    Dynamic sampling keeps these and refills the others (DAPO, arXiv:2503.14476 §3.2).
+    Dynamic sampling keeps these groups and samples others for the rest (DAPO, arXiv:2503.14476 §3.2).
     """
     scorable_PG = ~rewards_PG.isnan()
     highest_P = rewards_PG.masked_fill(~scorable_PG, -torch.inf).amax(1)
@@ -89,12 +86,12 @@ def gae(
     lam: float,
     last_values_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimates and the value targets that belong to them.
+    """Generalised advantage estimates and their value targets.
 
     rewards_BT: reward for token t; values_BT: V(s_t), read at the position BEFORE token t; both (B, T).
-    mask_BT: (B, T) bool. What lies outside is no step: its reward and value are not read, not even when NaN,
-    and neither discount is applied for it.
-    last_values_B: (B,) value after the last valid token, for rows cut by a length limit; None or 0 = a true end.
+    mask_BT: (B, T) bool. Tokens outside are no steps: their reward and value are not read, not even when NaN, and
+    they are not discounted for.
+    last_values_B: (B,) value after the last valid token, for rows truncated by a length limit; None or 0 = a real end.
     Returns (advantages_BT, returns_BT), 0 outside the mask; returns are advantages + values, so whiten later.
     Source: arXiv:1506.02438 eq. 16.
     """
@@ -176,9 +173,9 @@ def discounted_returns(
 def reward_to_go_advantages(
     rewards_BT: Tensor, mask_BT: Tensor, *, group: int, baseline: Baseline, scale: bool, totals_B: Tensor | None = None
 ) -> Tensor:
-    """The reward still to come at each token, minus what its group earned in all; for rewards that fall along the way.
+    """The reward still to come at each token, minus its group's baseline; for rewards given along the way.
 
-    A token is not credited with what came before it. rewards_BT: (B, T), prompt-major with `group` rows a prompt.
+    A token gets no credit for rewards before it. rewards_BT: (B, T), prompt-major with `group` rows a prompt.
     baseline: the mean total of the group; of its other rows (leave_one_out); of the batch (global_baseline). A row
     alone gets 0 from leave_one_out.
     totals_B: (B,) each row's total for the baseline, NaN = it does not count; None = the sum of its rewards, and a row
@@ -223,13 +220,13 @@ def monte_carlo_values(continuation_scores_BKM: Tensor) -> Tensor:
 def step_values_to_advantages(
     step_values_BK: Tensor, scores_B: Tensor, steps_BT: Tensor, mask_BT: Tensor, *, gamma: float = 1.0
 ) -> Tensor:
-    """What each step added to the expected score: gamma * V(next step) - V(step), given to all its tokens.
+    """How much each step raised the expected score: gamma * V(next step) - V(step), given to all its tokens.
 
     step_values_BK: V at the start of step k, from sampled continuations; NaN = unknown, or beyond a row's end.
     scores_B: the finished completion's own score, which closes its last step undiscounted.
     steps_BT: (B, T) int, the step each valid token belongs to.
     Returns (B, T), 0 outside the mask. An unknown value joins its step with the one before: both get the
-    difference between the known values around them. Where nothing is known on one side the advantage is 0.
+    difference between the known values around them. If no value is known on one side the advantage is 0.
     Source: VinePPO, arXiv:2410.01679 §4 (gamma 1 there).
     """
     mask_BT = mask_BT.bool()
@@ -254,7 +251,7 @@ def step_values_to_advantages(
 
 @torch.no_grad()
 def whiten(x_BT: Tensor, mask_BT: Tensor, *, shift_mean: bool = True) -> Tensor:
-    """Scale to unit variance over the valid tokens; mean to 0 if shift_mean, else the mean stays what it was.
+    """Scale to unit variance over the valid tokens; mean to 0 if shift_mean, else the mean is kept.
 
     Returns (B, T), 0 outside the mask. An all-masked batch gives zeros.
     Source: lm-human-preferences `utils/core.py` (population variance, eps 1e-8 under the root).
@@ -269,7 +266,7 @@ def whiten(x_BT: Tensor, mask_BT: Tensor, *, shift_mean: bool = True) -> Tensor:
 
 @torch.no_grad()
 def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns) over valid tokens: NaN where returns do not vary."""
+    """1 - Var(returns - values) / Var(returns) over valid tokens; NaN if the returns do not vary."""
     _, residual = masked_moments(returns_BT.double() - values_BT.double(), mask_BT)
     _, total = masked_moments(returns_BT, mask_BT)
     return float(1 - residual / total) if float(total) > 0 else float("nan")
@@ -297,7 +294,7 @@ def _centre_groups(rewards_PG: Tensor) -> tuple[Tensor, Tensor]:
     if rewards_PG.ndim != 2 or rewards_PG.shape[1] < 2:
         raise ValueError(
             f"rewards of shape {tuple(rewards_PG.shape)}: a group baseline needs (prompts, samples) with at least "
-            "2 samples a prompt; raise the group size, or use a global baseline"
+            "2 samples per prompt; raise the group size, or use a global baseline"
         )
     rewards_PG, scorable_PG = _split_unscorable(rewards_PG)
     mean_P1 = rewards_PG.sum(1, keepdim=True) / scorable_PG.sum(1, keepdim=True).clamp(min=1)
@@ -311,7 +308,7 @@ def _centre_groups(rewards_PG: Tensor) -> tuple[Tensor, Tensor]:
 def _split_unscorable(rewards_PG: Tensor) -> tuple[Tensor, Tensor]:
     """Rewards in float64 with 0 for NaN, and where they were not NaN."""
     if bool(rewards_PG.isinf().any()):
-        raise ValueError("an infinite reward; a verifier must give a finite score, or none (NaN) when it broke")
+        raise ValueError("an infinite reward; a verifier must return a finite score, or none (NaN) if it broke")
     scorable_PG = ~rewards_PG.isnan()
     return rewards_PG.double().masked_fill(~scorable_PG, 0.0), scorable_PG
 
@@ -323,5 +320,5 @@ def _previous_valid(index_BT: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 def _float_dtype(x: Tensor) -> torch.dtype:
-    """The dtype results come back in: that of x, but never below float32 (bfloat16 keeps 8 bits of a return)."""
+    """The dtype of the results: that of x, but at least float32 (bfloat16 keeps 8 bits of a return)."""
     return torch.promote_types(x.dtype, torch.float32)

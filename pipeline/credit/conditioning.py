@@ -1,8 +1,8 @@
-"""Reward -> bin -> condition label. The model is told in plain text what to reach, and learns to reach it.
+"""Reward -> bin -> condition label. A label in the prompt says which reward to reach; the model learns to reach it.
 
 Decision Transformer (arXiv:2106.01345) with the return as text; Quark's quantile bins (arXiv:2205.13636); SteerLM's
-attributes as text (arXiv:2310.05344). Labels are text of the existing vocabulary, so no embedding is new, any server
-can be asked, and nothing is stripped from what it answers.
+attributes as text (arXiv:2310.05344). Labels are text of the existing vocabulary: no new embeddings, any server
+can be used, and nothing has to be stripped from its answers.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Cell = TypeVar("Cell", int, tuple[int, ...])
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One thing a label speaks of: `edges` cut its values into bins, `label` shows the bin's number.
+    """One attribute of a label: `edges` divide its values into bins, `label` shows the bin's number.
 
-    of: what is measured; per_prompt: less the mean of the prompt's samples. seen: samples per bin in the training pool.
+    of: what is measured; per_prompt: minus the mean of the prompt's samples. seen: samples per bin in training.
     promised: the mean value of each bin's samples, NaN where none fell.
     """
 
@@ -45,7 +45,7 @@ class Axis:
 
     @property
     def best(self) -> int:
-        """The preferred end of the bins that samples were seen in."""
+        """The preferred end of the bins that hold training samples."""
         bins = [i for i in range(self.count) if not self.seen or self.seen[i]]
         return max(bins) if self.prefer == "high" else min(bins)
 
@@ -61,11 +61,11 @@ class Axis:
         return self.label.replace("{bin}", str(number))
 
     def bounds(self, number: int) -> list[float | None]:
-        """The bin's own bounds; None where it is open."""
+        """The bin's bounds; None on an open side."""
         return [self.edges[number - 1] if number else None, self.edges[number] if number < len(self.edges) else None]
 
     def fitted(self, values: Sequence[float]) -> Axis:
-        """The same axis with what was seen in each bin."""
+        """The same axis with the samples of each bin counted."""
         found: list[list[float]] = [[] for _ in range(self.count)]
         for value in values:
             found[self.bin_of(value)].append(value)
@@ -75,7 +75,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """All a model can be asked for. What is asked is {axis: bin}; an axis left out is left to the model."""
+    """Every attribute that can be requested. A request is {axis: bin}; an axis left out is left to the model."""
 
     axes: tuple[Axis, ...]
 
@@ -91,16 +91,16 @@ class Conditions:
         for axis in self.axes:
             if axis.name == name:
                 return axis
-        raise ValueError(f"nothing called {name!r} can be asked; have: {', '.join(a.name for a in self.axes)}")
+        raise ValueError(f"no attribute {name!r} can be requested; have: {', '.join(a.name for a in self.axes)}")
 
     def text(self, asked: Mapping[str, int]) -> str:
-        """The label in front of the prompt: the parts of the axes asked for, in the order of the axes."""
+        """The label in front of the prompt: the parts of the requested axes, in the order of the axes."""
         for name in asked:
             self.axis(name)
         return "".join(axis.text(asked[axis.name]) for axis in self.axes if axis.name in asked)
 
     def parse(self, ask: str) -> dict[str, int]:
-        """`best`, `none`, `4`, or `correct=1 length=0` -> what is asked. Raises ValueError with what can be."""
+        """`best`, `none`, `4`, or `correct=1 length=0` -> the request. Raises ValueError listing the choices."""
         words = ask.split()
         if words == ["best"]:
             return self.best
@@ -112,20 +112,20 @@ class Conditions:
             axis = self.axis(name) if equals else self.main
             value = str(axis.best) if number == "best" else number
             if not value.isdigit():
-                raise ValueError(f"{word!r} cannot be asked; give best, none, a bin from 0 to {axis.count - 1}, or "
+                raise ValueError(f"{word!r} cannot be requested; give best, none, a bin from 0 to {axis.count - 1}, or "
                                  f"{axis.name}=BIN")  # fmt: skip
             out[axis.name] = int(value)
         return out
 
     def warnings(self, asked: Mapping[str, int]) -> list[str]:
-        """What is asked beyond what was seen: extrapolation has failed wherever it was measured."""
+        """Requests beyond the training data: extrapolation has failed wherever it was measured."""
         out = []
         for name, number in asked.items():
             axis = self.axis(name)
             if not 0 <= number < axis.count:
                 out.append(f"{name}={number} is beyond the bins trained, 0 to {axis.count - 1}: the answer is a guess")
             elif axis.seen and not axis.seen[number]:
-                out.append(f"{name}={number}: not one training sample fell into this bin; the answer is a guess")
+                out.append(f"{name}={number}: no training sample is in this bin; the answer is a guess")
         return out
 
     def as_json(self) -> dict[str, Any]:
@@ -141,9 +141,9 @@ class Conditions:
 
 
 def quantile_edges(rewards: Sequence[float], count: int) -> list[float]:
-    """Edges that cut the rewards into at most `count` bins of about equal size; equal rewards share a bin.
+    """Edges that divide the rewards into at most `count` bins of about equal size; equal rewards share a bin.
 
-    Raises ValueError where fewer than two bins are left: one label teaches nothing.
+    Raises ValueError if fewer than two bins are left: a single label carries no information.
     """
     ordered = sorted(r for r in rewards if not math.isnan(r))
     if not ordered:
@@ -151,7 +151,7 @@ def quantile_edges(rewards: Sequence[float], count: int) -> list[float]:
     cuts = [ordered[min(len(ordered) * i // count, len(ordered) - 1)] for i in range(1, count)]
     edges = sorted({c for c in cuts if c > ordered[0]})
     if not edges:
-        raise ValueError(f"all rewards are {ordered[0]}: nothing to condition on; give samples of different reward")
+        raise ValueError(f"all rewards are {ordered[0]}: nothing to condition on; provide samples of different reward")
     return edges
 
 
@@ -161,7 +161,7 @@ def bin_of(reward: float, edges: Sequence[float]) -> int:
 
 
 def from_prompt_mean(values: Sequence[float], prompts: Sequence[int]) -> list[float]:
-    """Each value less the mean of its prompt's: long for this question, not for all."""
+    """Each value minus the mean of its prompt: long for this question, not in general."""
     found: dict[int, list[float]] = defaultdict(list)
     for value, prompt in zip(values, prompts, strict=True):
         found[prompt].append(value)
@@ -170,41 +170,41 @@ def from_prompt_mean(values: Sequence[float], prompts: Sequence[int]) -> list[fl
 
 
 def balanced(cells: Sequence[Cell], *, per_bin: int, seed: int) -> list[int]:
-    """Places, per_bin of every bin (or combination of bins) that occurs, shuffled; small ones repeat whole before any
-    sample a second time.
+    """Indices, per_bin of every bin (or combination of bins) that occurs, shuffled. A small bin is repeated as a whole
+    before any of its samples occurs a second time.
 
     Unbalanced, the model learns which reward is frequent instead of what the label says.
     """
-    places: dict[Cell, list[int]] = defaultdict(list)
-    for place, cell in enumerate(cells):
-        places[cell].append(place)
+    indices: dict[Cell, list[int]] = defaultdict(list)
+    for index, cell in enumerate(cells):
+        indices[cell].append(index)
     rng = random.Random(seed)
     out = []
-    for cell in sorted(places):
+    for cell in sorted(indices):
         pool: list[int] = []
         while len(pool) < per_bin:
-            pool += rng.sample(places[cell], len(places[cell]))
+            pool += rng.sample(indices[cell], len(indices[cell]))
         out += pool[:per_bin]
     rng.shuffle(out)
     return out
 
 
 def some_dropped(asked: Mapping[str, int], share: float, rng: random.Random) -> dict[str, int]:
-    """What is left of a label of several parts: nothing with probability `share`, else each part unless dropped with
-    that probability too, so that any of them can be asked alone."""
+    """A label of several parts after label dropout: nothing with probability `share`, else each part is dropped with
+    that probability too, so that any of them can be requested alone."""
     if rng.random() < share:
         return {}
     return {name: number for name, number in asked.items() if len(asked) == 1 or rng.random() >= share}
 
 
 def shuffled(cells: Sequence[Cell], *, seed: int) -> list[Cell]:
-    """The control: the same labels on other samples. Control that survives this was never control."""
+    """The control: the same labels on other samples. An effect that survives this is not one of the labels."""
     out = list(cells)
     random.Random(seed).shuffle(out)
     return out
 
 
 def calibration_error(obtained: Sequence[float], promised: Sequence[float]) -> float:
-    """Mean |obtained - promised| over bins whose promise is known; NaN of none."""
+    """Mean |obtained - promised| over bins whose promise is known; NaN if none is."""
     gaps = [abs(o - p) for o, p in zip(obtained, promised, strict=True) if not math.isnan(p)]
     return math.fsum(gaps) / len(gaps) if gaps else math.nan

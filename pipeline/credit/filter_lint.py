@@ -1,8 +1,8 @@
-"""What a chain of filters can teach, said before anything is trained on it.
+"""Lint of a filter chain: what imitating its output can reach, reported before anything is trained on it.
 
 A filter that keeps a mediocre success as readily as the best one is a bucket: imitating it gives the bucket's mean, and
-however many rounds are run, a success gets no better than a typical one. The lint compares the rewards a chain keeps
-with all rewards of the levels it keeps anything of: where the two means are alike, the chain did not choose.
+no number of rounds makes a success better than a typical one. The lint compares the rewards that a chain keeps with all
+rewards of the levels from which it keeps any: if the two means are close, the chain did not choose.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.credit.selection import Candidate, Filter, Kept, Turn, select
 
-FLAT = 0.15  # of the way from the bucket's mean to its best level: a chain that lifts less does not climb
+FLAT = 0.15  # of the way from the bucket's mean to its best level: a chain that lifts less does not improve
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,31 +47,31 @@ class Finding:
 def lint(filters: Sequence[Filter], candidates: Sequence[Candidate], turn: Turn | None = None) -> Finding:
     """Run the chain on samples of these rewards, prompts and lengths whose tokens are all different.
 
-    All different, because good answers repeat each other more: dedup would seem to avoid the best.
+    All different, because good answers repeat more often: dedup would seem to avoid the best.
     """
-    made = [replace(c, key=(-1 - i, *([i] * (c.length - 1)))) for i, c in enumerate(candidates)]
-    return judge(made, select(made, filters, turn))
+    distinct = [replace(c, key=(-1 - i, *([i] * (c.length - 1)))) for i, c in enumerate(candidates)]
+    return judge(distinct, select(distinct, filters, turn))
 
 
 def judge(candidates: Sequence[Candidate], kept: Kept) -> Finding:
-    """What `kept` says about the filter that chose it."""
+    """The finding about the filter that kept these."""
     rewards = [c.reward for c in candidates if c.scorable]
     if not kept:
         return Finding({}, float("nan"), float("nan"), 1.0)
     levels = levels_of(rewards)
-    seen = Counter(_level(reward, levels) for reward in rewards)
-    took = Counter(_level(candidates[i].reward, levels) for i in kept)
-    held = [reward for reward in rewards if took[_level(reward, levels)]]
+    sampled = Counter(_level(reward, levels) for reward in rewards)
+    chosen = Counter(_level(candidates[i].reward, levels) for i in kept)
+    held = [reward for reward in rewards if chosen[_level(reward, levels)]]
     mean_held = sum(held) / len(held)
     mean_kept = sum(candidates[i].reward for i in kept) / len(kept)
     room = max(held) - mean_held
-    # 1e-9: equal rewards summed in another order
+    # 1e-9: rounding of equal rewards summed in another order
     lift = (mean_kept - mean_held) / room if room > 1e-9 else 1.0
-    return Finding({level: took[level] / seen[level] for level in sorted(seen)}, mean_kept, max(took), lift)
+    return Finding({level: chosen[level] / sampled[level] for level in sorted(sampled)}, mean_kept, max(chosen), lift)
 
 
 def levels_of(rewards: Sequence[float], *, most: int = 10) -> list[float]:
-    """The distinct rewards where they are few, else `most` quantiles of them: a learned reward has no two alike."""
+    """The distinct rewards if they are few, else `most` quantiles of them: a learned reward has no two equal values."""
     distinct = sorted(set(rewards))
     if len(distinct) <= most:
         return distinct

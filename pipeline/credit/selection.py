@@ -1,9 +1,9 @@
 """Score -> which samples to imitate. Every filter is pure, and has a matched random control one switch away.
 
-A filter takes candidates and the places that are still in, and gives back the places it keeps, in order. A chain of
-filters is what the methods differ in: FeedME keeps what earned the top mark, best-of-n (RAFT, arXiv:2304.06767) the
+A filter takes candidates and the indices that are still in, and returns the indices it keeps, in order. Methods differ
+in their chain of filters: FeedME keeps what earned the top mark, best-of-n (RAFT, arXiv:2304.06767) the
 best of each prompt, ReST (arXiv:2308.08998) what passes a rising threshold, RFT (arXiv:2308.01825) what is right and
-differs. `pipeline.credit.filter_lint` says beforehand what a chain can and cannot teach.
+differs. `pipeline.credit.filter_lint` reports beforehand what a chain can and cannot reach.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """When a filter is asked: rising ones depend on the round, random ones on (seed, round) and nothing else."""
+    """The round in which a filter runs: rising ones depend on it, random ones on (seed, round) and nothing else."""
 
     number: int = 0
     seed: int = 0
@@ -54,10 +54,10 @@ Filter = Callable[[Sequence[Candidate], Kept, Turn], Kept]
 
 
 def threshold(candidates: Sequence[Candidate], kept: Kept, turn: Turn, *, at_least: float, rise: float = 0.0) -> Kept:
-    """Those that earned at least this, `rise` more each round. Below the maximum it is a bucket: what is above it is
+    """Those that earned at least this, `rise` more each round. Below the maximum it is a bucket: everything above it is
     imitated alike."""
-    cut = at_least + rise * turn.number
-    return [i for i in kept if candidates[i].reward >= cut]
+    limit = at_least + rise * turn.number
+    return [i for i in kept if candidates[i].reward >= limit]
 
 
 def quantile(candidates: Sequence[Candidate], kept: Kept, turn: Turn, *, q: float, rise: float = 0.0) -> Kept:
@@ -65,9 +65,9 @@ def quantile(candidates: Sequence[Candidate], kept: Kept, turn: Turn, *, q: floa
     if not kept:
         return []
     ordered = sorted(candidates[i].reward for i in kept)
-    place = math.floor(min(q + rise * turn.number, 1.0) * len(ordered))
-    cut = ordered[min(place, len(ordered) - 1)]
-    return [i for i in kept if candidates[i].reward >= cut]
+    index = math.floor(min(q + rise * turn.number, 1.0) * len(ordered))
+    limit = ordered[min(index, len(ordered) - 1)]
+    return [i for i in kept if candidates[i].reward >= limit]
 
 
 def top_k(candidates: Sequence[Candidate], kept: Kept, turn: Turn, *, k: int) -> Kept:
@@ -81,7 +81,7 @@ def best_of_n(candidates: Sequence[Candidate], kept: Kept, turn: Turn) -> Kept:
 
 
 def cap(candidates: Sequence[Candidate], kept: Kept, turn: Turn, *, n: int) -> Kept:
-    """No more than n a prompt, the best first: easy prompts must not crowd out hard ones."""
+    """At most n per prompt, the best first: easy prompts must not crowd out hard ones."""
     return top_k(candidates, kept, turn, k=n)
 
 
@@ -91,7 +91,7 @@ def correct_shortest(candidates: Sequence[Candidate], kept: Kept, turn: Turn, *,
     return _best(candidates, right, k, lambda i: candidates[i].length)
 
 
-# --- by chance, the better the likelier ---------------------------------------------------------------------------
+# --- at random, better ones with higher probability ----------------------------------------------------------------
 
 
 def softmax(candidates: Sequence[Candidate], kept: Kept, turn: Turn, *, n: int, temperature: float = 0.25) -> Kept:
@@ -108,8 +108,8 @@ def reward_weighted(candidates: Sequence[Candidate], kept: Kept, turn: Turn, *, 
 
 
 def monotone(candidates: Sequence[Candidate], kept: Kept, turn: Turn, *, power: float = 1.0) -> Kept:
-    """Each with probability ((reward - lowest) / (highest - lowest)) ** power: better is always likelier, so rounds go
-    on climbing where a bucket stops at its own mean. All of them where all earned the same."""
+    """Each with probability ((reward - lowest) / (highest - lowest)) ** power: better is always likelier, so
+    rounds keep improving where a bucket stops at its own mean. Keeps all if all earned the same."""
     if not kept:
         return []
     rewards = [candidates[i].reward for i in kept]
@@ -120,17 +120,17 @@ def monotone(candidates: Sequence[Candidate], kept: Kept, turn: Turn, *, power: 
             or u < ((candidates[i].reward - low) / spread) ** power]  # fmt: skip
 
 
-# --- by prompt and by likeness -------------------------------------------------------------------------------------
+# --- by prompt and by similarity -------------------------------------------------------------------------------------
 
 
 def dedup(candidates: Sequence[Candidate], kept: Kept, turn: Turn, *, ngram: int = 0, at_most: float = 0.8) -> Kept:
     """The first of equal completions of a prompt; with ngram also the first of those whose sets of n-grams overlap by
     more than at_most (Jaccard)."""
     out: Kept = []
-    for places in by_prompt(candidates, kept).values():
+    for indices in by_prompt(candidates, kept).values():
         shown: list[frozenset[tuple[int, ...]]] = []
         seen: set[tuple[int, ...]] = set()
-        for i in places:
+        for i in indices:
             key = candidates[i].key
             if key in seen:
                 continue
@@ -145,7 +145,7 @@ def dedup(candidates: Sequence[Candidate], kept: Kept, turn: Turn, *, ngram: int
 
 
 def teachable(candidates: Sequence[Candidate], kept: Kept, turn: Turn, *, low: float = 0.0, high: float = 1.0) -> Kept:
-    """Prompts with low < pass rate < high among all their scorable samples: neither hopeless nor known already."""
+    """Prompts with low < pass rate < high among all their scorable samples: neither hopeless nor mastered."""
     rates = pass_rates(candidates)
     return [i for i in kept if low < rates[candidates[i].prompt] < high]
 
@@ -164,8 +164,8 @@ def jaccard(a: frozenset[Any], b: frozenset[Any]) -> float:
 
 def pass_rates(candidates: Sequence[Candidate]) -> dict[int, float]:
     """Share of each prompt's scorable samples that passed; prompts without one are absent."""
-    found = by_prompt(candidates, [i for i, c in enumerate(candidates) if c.scorable])
-    return {prompt: sum(candidates[i].passed for i in places) / len(places) for prompt, places in found.items()}
+    scorable = by_prompt(candidates, [i for i, c in enumerate(candidates) if c.scorable])
+    return {prompt: sum(candidates[i].passed for i in indices) / len(indices) for prompt, indices in scorable.items()}
 
 
 def by_prompt(candidates: Sequence[Candidate], kept: Sequence[int]) -> dict[int, list[int]]:
@@ -177,8 +177,8 @@ def by_prompt(candidates: Sequence[Candidate], kept: Sequence[int]) -> dict[int,
 
 def _best(candidates: Sequence[Candidate], kept: Kept, k: int, cost: Callable[[int], float]) -> Kept:
     out: Kept = []
-    for places in by_prompt(candidates, kept).values():
-        out += sorted(places, key=lambda i: (cost(i), i))[:k]
+    for indices in by_prompt(candidates, kept).values():
+        out += sorted(indices, key=lambda i: (cost(i), i))[:k]
     return sorted(out)
 
 
@@ -200,7 +200,7 @@ FILTERS: dict[str, Callable[..., Kept]] = {
         dedup, teachable,
     )
 }  # fmt: skip
-WHOLE = {"k", "n", "ngram"}  # parameters that count
+INTEGERS = {"k", "n", "ngram"}  # parameters that are whole numbers
 RANGES: dict[str, tuple[float, float]] = {
     "k": (1, math.inf),
     "n": (1, math.inf),
@@ -217,7 +217,7 @@ RANGES: dict[str, tuple[float, float]] = {
 def parse(specs: Sequence[str | Mapping[str, Any]]) -> list[Filter]:
     """`["dedup", {"threshold": 1.0}, {"softmax": {"n": 4, "temperature": 0.2}}]` -> filters, in order.
 
-    A bare value is the filter's first parameter. Raises ValueError naming the filter, its parameter and the mend.
+    A bare value is the filter's first parameter. Raises ValueError naming the filter, its parameter and the fix.
     """
     return [_parse_one(spec) for spec in specs]
 
@@ -249,8 +249,8 @@ def _parse_one(spec: str | Mapping[str, Any]) -> Filter:
 
 
 def _check_number(name: str, key: str, value: Any) -> None:
-    kind = "a whole number" if key in WHOLE else "a number"
-    right = isinstance(value, int if key in WHOLE else (int, float)) and not isinstance(value, bool)
+    kind = "a whole number" if key in INTEGERS else "a number"
+    right = isinstance(value, int if key in INTEGERS else (int, float)) and not isinstance(value, bool)
     low, high = RANGES.get(key, (-math.inf, math.inf))
     if not right or not low <= value <= high:
         bounds = f" from {low:g} to {high:g}" if high < math.inf else f" of at least {low:g}" if low > -math.inf else ""
@@ -258,7 +258,7 @@ def _check_number(name: str, key: str, value: Any) -> None:
 
 
 def select(candidates: Sequence[Candidate], filters: Sequence[Filter], turn: Turn | None = None) -> Kept:
-    """Places of the candidates that pass every filter, in order. What could not be scored is never imitated."""
+    """Indices of the candidates that pass every filter, in order. Unscorable samples are never imitated."""
     kept = [i for i, c in enumerate(candidates) if c.scorable]
     for one in filters:
         kept = one(candidates, kept, turn or Turn())
@@ -266,10 +266,10 @@ def select(candidates: Sequence[Candidate], filters: Sequence[Filter], turn: Tur
 
 
 def blind(candidates: Sequence[Candidate], counts: Mapping[int, int], *, seed: int) -> Kept:
-    """counts[prompt] of each prompt's scorable samples, or all where there are fewer, chosen without their reward."""
+    """counts[prompt] of each prompt's scorable samples, or all if there are fewer, chosen without their reward."""
     rng = random.Random(seed)
     out = []
-    for prompt, places in by_prompt(candidates, range(len(candidates))).items():
-        usable = [i for i in places if candidates[i].scorable]
+    for prompt, indices in by_prompt(candidates, range(len(candidates))).items():
+        usable = [i for i in indices if candidates[i].scorable]
         out += rng.sample(usable, min(counts.get(prompt, 0), len(usable)))
     return sorted(out)

@@ -1,6 +1,6 @@
-"""What a score becomes before credit is assigned: KL and length penalties, placement on tokens, the KL controller.
+"""Score -> token rewards, before credit is assigned: KL and length penalties, their place on tokens, the KL controller.
 
-Axes: B flat batch, T completion tokens, K turns. A mask is True on tokens the policy sampled.
+Axes: see pipeline/credit/__init__.py.
 """
 
 import math
@@ -15,9 +15,9 @@ MAX_KL_ERROR = 0.2  # arXiv:1909.08593 §2.2: one odd batch must not swing the c
 
 @dataclass(frozen=True, slots=True)
 class KLController:
-    """The coefficient of a KL penalty: constant, or steered towards a target KL.
+    """The coefficient of a KL penalty: constant, or adapted towards a target KL.
 
-    coefficient: what multiplies the KL now. target: nats per sequence, None = constant.
+    coefficient: the present factor of the KL. target: nats per sequence, None = constant.
     horizon: episodes over which a full-size error multiplies the coefficient by about e.
     Source: arXiv:1909.08593 §2.2.
     """
@@ -84,7 +84,7 @@ def last_valid(mask_BT: Tensor) -> Tensor:
 
 
 def missing_eos_penalty(scores_B: Tensor, ended_B: Tensor, *, penalty: float) -> Tensor:
-    """Score minus penalty for the rows that did not end by themselves.
+    """Score minus penalty for the rows that did not end with an end token.
 
     ended_B: (B,) bool, from the generator's finish reason, never from a mask.
     """

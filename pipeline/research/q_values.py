@@ -1,14 +1,14 @@
 """Values from logged samples without a model of the world: Q and V heads, and two ways to a policy.
 
-V(s) is drawn to a high expectile of the Q of the actions that were logged at s, and Q(s, a) to r + gamma * V(s'): the
-best that the logs hold, without ever asking Q about an action they do not hold. IQL, arXiv:2110.06169 §4; at the level
+V(s) is fitted to a high expectile of the Q of the actions logged at s, and Q(s, a) to r + gamma * V(s'): the best that
+the logs hold, without ever evaluating Q on an action they do not hold. IQL, arXiv:2110.06169 §4; at the level
 of tokens ILQL, arXiv:2206.11871 §3.
 
-Departs from ILQL: one Q head, and linear, on the very hidden state the language head reads. So the shifted policy
-softmax(logits + beta * (Q - V)) is a plain causal model: V moves all logits of a place alike and cancels, and
-logits + beta * Q is a head of weight W + beta * W_Q (`shifted`), which any generator serves.
+Differs from ILQL: one Q head, and linear, on the very hidden state the language head reads. So the shifted policy
+softmax(logits + beta * (Q - V)) is a plain causal model: V shifts all logits of a position alike and cancels, and
+logits + beta * Q is a head of weight W + beta * W_Q (`shifted`), which any generator can serve.
 
-Axes: B rows, T completion tokens, L tokens of a row, H hidden size, V vocabulary.
+Axes: see pipeline/credit/__init__.py.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def expectile_loss(difference: Tensor, *, expectile: float) -> Tensor:
 
 
 def regression_weights(advantages: Tensor, *, beta: float, max_weight: float) -> Tensor:
-    """exp(beta * (Q - V)), at most max_weight: what an imitated token weighs.
+    """exp(beta * (Q - V)), at most max_weight: the weight of an imitated token.
 
     Source: AWR, arXiv:1910.00177 eq. 7; as in IQL eq. 7, clipped at 100 there.
     """
@@ -47,8 +47,8 @@ def regression_weights(advantages: Tensor, *, beta: float, max_weight: float) ->
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What one forward gives. q_BT: of the tokens taken. values_BS: (B, T + 1), as a critic's. nll_BT: the language
+class HeadOutputs:
+    """Result of one forward pass. q_BT: of the tokens taken. values_BS: (B, T + 1), as a critic's. nll_BT: the language
     head's. outside_BT: logsumexp of Q over the vocabulary minus the Q taken, which CQL holds down."""
 
     q_BT: Tensor
@@ -58,7 +58,7 @@ class Seen:
 
 
 class QValues(nn.Module):
-    """A causal model with a V and a Q head on its last hidden state; both start at zero: the shift starts at none."""
+    """A causal model with a V and a Q head on its last hidden state; both start at zero, and so the shift."""
 
     def __init__(self, model: Any, *, autocast: torch.dtype | None = None) -> None:
         """autocast: of the body's products; the heads are of float32."""
@@ -71,16 +71,16 @@ class QValues(nn.Module):
             nn.init.zeros_(parameter)
         self.to(next(model.parameters()).device)
 
-    def forward(self, batch: Padded) -> Seen:
+    def forward(self, batch: Padded) -> HeadOutputs:
         with lowered(batch.device, self.autocast):
             output = backbone(self.model)(
                 input_ids=batch.ids_BL, attention_mask=batch.attention_BL, use_cache=False
             )  # fmt: skip
         hidden_BLH = output.last_hidden_state.to(self.q_head.weight.dtype)
         lengths_B = batch.valid_BT.sum(1)
-        places_S = torch.arange(batch.valid_BT.shape[1] + 1, device=lengths_B.device)[None]
-        within_BS = places_S <= lengths_B[:, None]
-        at_BS = torch.where(within_BS, batch.before_BT[:, :1] + places_S, 0)
+        positions_S = torch.arange(batch.valid_BT.shape[1] + 1, device=lengths_B.device)[None]
+        within_BS = positions_S <= lengths_B[:, None]
+        at_BS = torch.where(within_BS, batch.before_BT[:, :1] + positions_S, 0)
         hidden_BSH = hidden_BLH.gather(1, at_BS[..., None].expand(-1, -1, hidden_BLH.shape[-1]))
         values_BS = self.v_head(hidden_BSH).squeeze(-1).float().masked_fill(~within_BS, 0.0)
         hidden_NH, taken_N = hidden_BSH[:, :-1][batch.valid_BT], batch.targets_BT[batch.valid_BT]
@@ -93,26 +93,29 @@ class QValues(nn.Module):
         q_BT, nll_BT, outside_BT = (
             empty_BT.masked_scatter(batch.valid_BT, x) for x in (q_N, nll_N, q_NV.logsumexp(1) - q_N)
         )
-        return Seen(q_BT, values_BS, nll_BT, outside_BT)
+        return HeadOutputs(q_BT, values_BS, nll_BT, outside_BT)
 
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """Episodes to learn from. rewards: per row, (its T,). cut: per episode, True where a limit ended it: its last
-    token's target goes on with V; where False the episode ended there."""
+    """Episodes to learn from. rewards: per row, (its T,). truncated: per episode, True if a limit ended it: its last
+    token's target continues with V; if False the episode ended there."""
 
     rows: list[Row]
     layout: Layout
     rewards: list[Tensor]
-    cut: list[bool]
+    truncated: list[bool]
 
     def part(self, chosen: Sequence[int]) -> Logged:
         """Some of the episodes, rows renumbered."""
-        places = [i for e in chosen for i in self.layout[e]]
-        number = {place: new for new, place in enumerate(places)}
+        indices = [i for e in chosen for i in self.layout[e]]
+        number = {index: new for new, index in enumerate(indices)}
         layout = [[number[i] for i in self.layout[e]] for e in chosen]
         return Logged(
-            [self.rows[i] for i in places], layout, [self.rewards[i] for i in places], [self.cut[e] for e in chosen]
+            [self.rows[i] for i in indices],
+            layout,
+            [self.rewards[i] for i in indices],
+            [self.truncated[e] for e in chosen],
         )
 
 
@@ -121,7 +124,7 @@ def fit(
 ) -> dict[str, float]:
     """Train the heads and their backbone on logged episodes. log(step, figures) every tenth step.
 
-    A step takes `batch` episodes, each pass over them in a fresh order that is a function of key.
+    A step takes `batch` episodes, each pass over them in a new order that is a function of key.
     Returns the figures of the last step.
     """
     optimizer = make_optimizer(heads, settings.optimizer)
@@ -148,23 +151,23 @@ def make_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.AdamW:
     )
 
 
-def value_step(heads: QValues, slow: QValues, optimizer: Any, seen: Logged, settings: OfflineQ) -> dict[str, float]:
-    """One optimiser step on Q, V, the language head and CQL; then the slow copy moves towards the heads.
+def value_step(heads: QValues, slow: QValues, optimizer: Any, logged: Logged, settings: OfflineQ) -> dict[str, float]:
+    """One optimizer step on Q, V, the language head and CQL; then the slow copy moves towards the heads.
 
     The targets of both losses are the slow copy's (IQL takes V's own for Q's), which saves a forward pass.
     """
-    where = next(heads.parameters()).device
-    batches = micro_batches(seen.rows, settings.tokens_per_microbatch)
+    device = next(heads.parameters()).device
+    batches = micro_batches(logged.rows, settings.tokens_per_microbatch)
     with torch.no_grad():
-        known = _per_row(slow, seen.rows, batches, where)
-    targets = td_targets(seen, [known[i][1] for i in range(len(seen.rows))], gamma=settings.gamma)
-    tokens = max(sum(sum(r.mask) for r in seen.rows), 1)
+        known = _per_row(slow, logged.rows, batches, device)
+    targets = td_targets(logged, [known[i][1] for i in range(len(logged.rows))], gamma=settings.gamma)
+    tokens = max(sum(sum(r.mask) for r in logged.rows), 1)
     sums = dict.fromkeys(("q_loss", "v_loss", "nll", "cql"), 0.0)
-    for places in batches:
-        padded = pad_rows([seen.rows[i] for i in places], where)
+    for indices in batches:
+        padded = pad_rows([logged.rows[i] for i in indices], device)
         out = heads(padded)
-        target_BT = stack([targets[i] for i in places]).to(where)
-        slow_BT = stack([known[i][0] for i in places]).to(where)
+        target_BT = stack([targets[i] for i in indices]).to(device)
+        slow_BT = stack([known[i][0] for i in indices]).to(device)
         parts = {
             "q_loss": (out.q_BT - target_BT).square(),
             "v_loss": expectile_loss(slow_BT - out.values_BS[:, :-1], expectile=settings.expectile),
@@ -179,30 +182,35 @@ def value_step(heads: QValues, slow: QValues, optimizer: Any, seen: Logged, sett
     optimizer.step()
     optimizer.zero_grad()
     with torch.no_grad():
-        for mine, theirs in zip(slow.parameters(), heads.parameters(), strict=True):
-            mine.lerp_(theirs, settings.target_rate)
+        for own, target in zip(slow.parameters(), heads.parameters(), strict=True):
+            own.lerp_(target, settings.target_rate)
     return sums
 
 
-def td_targets(seen: Logged, values_with_last: Sequence[Tensor], *, gamma: float) -> list[Tensor]:
-    """Per row, (its T,): r + gamma * V(what comes next), over a row's holes and from one turn's row to the next."""
+def td_targets(logged: Logged, values_with_last: Sequence[Tensor], *, gamma: float) -> list[Tensor]:
+    """Per row, (its T,): r + gamma * V(next state), across a row's holes and from one turn's row to the next."""
     last_E = torch.stack(
-        [values_with_last[places[-1]][-1] * cut for places, cut in zip(seen.layout, seen.cut, strict=True)]
+        [
+            values_with_last[indices[-1]][-1] * truncated
+            for indices, truncated in zip(logged.layout, logged.truncated, strict=True)
+        ]
     )
     values = [v[:-1] for v in values_with_last]
     # with lambda 0 a GAE return is the one-step target itself
-    _, targets = gae_by_episode(Credit(gamma=gamma, lam=0.0), seen.rows, seen.layout, seen.rewards, values, last_E)
+    _, targets = gae_by_episode(
+        Credit(gamma=gamma, lam=0.0), logged.rows, logged.layout, logged.rewards, values, last_E
+    )
     return targets
 
 
 def _per_row(
-    heads: QValues, rows: Sequence[Row], batches: Sequence[Sequence[int]], where: torch.device
+    heads: QValues, rows: Sequence[Row], batches: Sequence[Sequence[int]], device: torch.device
 ) -> dict[int, tuple[Tensor, Tensor]]:
-    """Place -> (its T,) Q of what was taken and (its T + 1,) values, on the CPU."""
+    """Index -> (its T,) Q of the tokens taken and (its T + 1,) values, on the CPU."""
     out = {}
-    for places in batches:
-        seen = heads(pad_rows([rows[i] for i in places], where))
-        for i, q, v in zip(places, seen.q_BT.cpu(), seen.values_BS.cpu(), strict=True):
+    for indices in batches:
+        output = heads(pad_rows([rows[i] for i in indices], device))
+        for i, q, v in zip(indices, output.q_BT.cpu(), output.values_BS.cpu(), strict=True):
             out[i] = q[: len(rows[i].ids)], v[: len(rows[i].ids) + 1]
     return out
 
@@ -210,8 +218,8 @@ def _per_row(
 @torch.no_grad()
 def token_advantages(heads: QValues, rows: Sequence[Row], *, budget: int) -> list[Tensor]:
     """Per row, (its T,): Q - V of the tokens taken."""
-    where = next(heads.parameters()).device
-    found = _per_row(heads, rows, micro_batches(rows, budget), where)
+    device = next(heads.parameters()).device
+    found = _per_row(heads, rows, micro_batches(rows, budget), device)
     return [found[i][0] - found[i][1][:-1] for i in range(len(rows))]
 
 

@@ -1,4 +1,4 @@
-"""Held-out episodes of a policy that was trained on several turns: single answers would not show what it learnt."""
+"""Held-out episodes of a policy trained on several turns: single answers would not show what it learned."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from pipeline.stats import bootstrap_ci95, counts, mean, pass_rate
 
 
 def judge_episodes(ctx: Context, generator: Generator, settings: Episodes | None) -> dict[str, Any]:
-    """Figures of episodes from every held-out start, and of their first turns alone; none without `settings`."""
+    """Figures of episodes from every held-out start, and of their first turns alone; {} without `settings`."""
     if settings is None:
         return {}
-    where = f"{ctx.cfg.path}: {ctx.name}.episodes.environment"
+    location = f"{ctx.cfg.path}: {ctx.name}.episodes.environment"
     played = play(
-        generator, load_environment(settings.environment, ctx.cfg.verifier_dirs, where=where), ctx.heldout_prompts,
+        generator, load_environment(settings.environment, ctx.cfg.verifier_dirs, where=location), ctx.heldout_prompts,
         ctx.cfg.sampling, samples=ctx.cfg.evaluation.samples, max_turns=settings.max_turns, memory=settings.memory,
         key=(ctx.cfg.seed, ctx.name, "heldout episodes"), tokenizer=ctx.tokenizer, stop_token_ids=ctx.stop_token_ids,
         context=ctx.context_tokens(),
     )  # fmt: skip
-    found = [(merge_episode(e), turns_in(e)) for e in episodes(played)]
+    played_turns = [(merge_episode(e), turns_in(e)) for e in episodes(played)]
     size = ctx.cfg.evaluation.samples
-    starts = [[one for one in found[i : i + size] if counts(one[0].reward, one[0].status)]
-              for i in range(0, len(found), size)]  # fmt: skip
+    starts = [[one for one in played_turns[i : i + size] if counts(one[0].reward, one[0].status)]
+              for i in range(0, len(played_turns), size)]  # fmt: skip
     starts = [start for start in starts if start]
     passed = [pass_rate([one for one, _ in start]) for start in starts]
     at_once = [mean([float(one.status == "pass" and turns == 1) for one, turns in start]) for start in starts]

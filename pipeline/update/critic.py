@@ -1,7 +1,7 @@
 """The value model: V(s_t) read at the position before token t, and once more after the last.
 
 On a backbone of its own (`ValueModel`), or as a second head on the policy's (`SharedCritic`). Either head starts at
-zero: the first advantages are then the plain rewards to go.
+zero, so the first advantages are the plain rewards to go.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def zero_head(hidden_size: int) -> nn.Linear:
 
 def values_at(head: nn.Linear, hidden_BSH: Tensor, batch: Padded) -> Tensor:
     """(B, T + 1): V before each completion token, then V after the last one of each row, in the column of that row's
-    own length, which is what a truncated end is bootstrapped with. 0 beyond it."""
-    with torch.autocast(hidden_BSH.device.type, enabled=False):  # a value needs its digits, like a log-prob
+    own length, with which a truncated end is bootstrapped. 0 beyond it."""
+    with torch.autocast(hidden_BSH.device.type, enabled=False):  # a value needs full precision, like a log-prob
         values_BS = head(hidden_BSH.to(head.weight.dtype)).squeeze(-1).float()
     return values_BS.masked_fill(~batch.within_BS, 0.0)
 
@@ -61,7 +61,7 @@ class ValueModel(nn.Module):
 class SharedCritic(CompletionLogprobs):
     """A policy that also gives values: forward is (log-probs, entropies, values), from one pass of one backbone.
 
-    frozen_body: values send no gradient into the policy, as in the steps in which only the critic learns.
+    frozen_body: values send no gradient into the policy, as while only the critic learns.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class SharedCritic(CompletionLogprobs):
 
     def scored(self, batch: Padded, temperature: float) -> tuple[Tensor, ...]:
         hidden_BSH = self.hidden(batch)
-        seen_BSH = hidden_BSH.detach() if self.frozen_body else hidden_BSH
-        return *self.from_hidden(hidden_BSH, batch, temperature), values_at(self.value_head, seen_BSH, batch)
+        input_BSH = hidden_BSH.detach() if self.frozen_body else hidden_BSH
+        return *self.from_hidden(hidden_BSH, batch, temperature), values_at(self.value_head, input_BSH, batch)
 
 
 def from_model(model: Any, *, autocast: torch.dtype | None = None) -> ValueModel:
@@ -90,9 +90,9 @@ def from_model(model: Any, *, autocast: torch.dtype | None = None) -> ValueModel
 def values_of(critic: nn.Module, rows: Sequence[Row], *, budget: int, device: torch.device) -> list[Tensor]:
     """Per row, (its T + 1,) values on the CPU, in the order of rows."""
     out: list[Tensor] = [torch.empty(0)] * len(rows)
-    for places in micro_batches(rows, budget, packs=packs(critic)):
-        values_BS = critic(pad_rows([rows[i] for i in places], device))
-        for i, values in zip(places, values_BS.cpu(), strict=True):
+    for indices in micro_batches(rows, budget, packs=packs(critic)):
+        values_BS = critic(pad_rows([rows[i] for i in indices], device))
+        for i, values in zip(indices, values_BS.cpu(), strict=True):
             out[i] = values[: len(rows[i].ids) + 1].clone()
     return out
 
@@ -103,8 +103,8 @@ def logprobs_and_values(
 ) -> list[tuple[Tensor, Tensor]]:
     """Per row, (its T,) log-probs and (its T + 1,) values of a `SharedCritic`, from one pass."""
     out: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(rows)
-    for places in micro_batches(rows, budget, packs=packs(policy)):
-        logprobs_BT, _, values_BS = policy(pad_rows([rows[i] for i in places], device))
-        for i, logprobs, values in zip(places, logprobs_BT.cpu(), values_BS.cpu(), strict=True):
+    for indices in micro_batches(rows, budget, packs=packs(policy)):
+        logprobs_BT, _, values_BS = policy(pad_rows([rows[i] for i in indices], device))
+        for i, logprobs, values in zip(indices, logprobs_BT.cpu(), values_BS.cpu(), strict=True):
             out[i] = logprobs[: len(rows[i].ids)].clone(), values[: len(rows[i].ids) + 1].clone()
     return out

@@ -1,8 +1,7 @@
 """Credit over episodes of several turns, where a turn may be a row of its own.
 
-Axes: B rows (turns), E episodes, T tokens of a row. A critic's values and the rewards of an episode's rows are laid end
-to end, the recursion runs over the whole episode, and what comes out is cut back into rows. With one row an episode
-this is what happens without any of it.
+The values and rewards of an episode's rows are concatenated, the recursion runs over the whole episode, and the result
+is split into rows again. With one row per episode nothing changes. Axes: see pipeline/credit/__init__.py.
 """
 
 from __future__ import annotations
@@ -17,58 +16,58 @@ from pipeline.credit import advantages as credit
 from pipeline.records import Scored
 from pipeline.update.forward import Row, stack
 
-Layout = list[list[int]]  # per episode, the places of its rows
+Layout = list[list[int]]  # per episode, the indices of its rows
 
 
 def layout_of(scored: Sequence[Scored]) -> Layout:
     """A new episode begins at each row of turn 0."""
     out: Layout = []
-    for place, one in enumerate(scored):
+    for index, one in enumerate(scored):
         if one.rollout.turn == 0 or not out:
             out.append([])
-        out[-1].append(place)
+        out[-1].append(index)
     return out
 
 
 def episode_returns(scores_B: Tensor, layout: Layout) -> Tensor:
-    """(E,) sums over the rows of each episode; NaN where one of them is."""
+    """(E,) sums over the rows of each episode; NaN if one of them is NaN."""
     return torch.stack([scores_B[rows].sum() for rows in layout])
 
 
 def to_rows(values_E: Tensor, layout: Layout, rows: Sequence[Row]) -> list[Tensor]:
-    """One number an episode -> per row, (its T,) of that number."""
+    """One number per episode -> per row, (its T,) of that number."""
     out = [torch.empty(0)] * len(rows)
-    for value, places in zip(values_E, layout, strict=True):
-        for i in places:
+    for value, indices in zip(values_E, layout, strict=True):
+        for i in indices:
             out[i] = value.expand(len(rows[i].ids))
     return out
 
 
 def join(per_row: Sequence[Tensor], layout: Layout) -> list[Tensor]:
-    """Rows' tokens laid end to end, an episode each."""
-    return [torch.cat([per_row[i] for i in places]) for places in layout]
+    """The tokens of each episode's rows, concatenated."""
+    return [torch.cat([per_row[i] for i in indices]) for indices in layout]
 
 
 def split(per_episode: Sequence[Tensor], layout: Layout, rows: Sequence[Row]) -> list[Tensor]:
-    """What `join` laid together, back in rows; padding after an episode's end is dropped."""
+    """The inverse of `join`: back to rows; padding after an episode's end is dropped."""
     out = [torch.empty(0)] * len(rows)
-    for values, places in zip(per_episode, layout, strict=True):
+    for values, indices in zip(per_episode, layout, strict=True):
         start = 0
-        for i in places:
+        for i in indices:
             out[i] = values[start : start + len(rows[i].ids)]
             start += len(rows[i].ids)
     return out
 
 
 def turn_numbers(rows: Sequence[Row], layout: Layout) -> list[Tensor]:
-    """Per episode, the turn of each token (-1 on what was not sampled): runs of sampled tokens, and rows, are turns."""
+    """Per episode, the turn of each token (-1 on tokens that were not sampled): each run of sampled tokens is a turn."""
     out = []
-    for places in layout:
-        seen, parts = 0, []
-        for i in places:
+    for indices in layout:
+        done, parts = 0, []
+        for i in indices:
             turns_T = credit.turns_of(torch.tensor([rows[i].mask]))[0]
-            parts.append(torch.where(turns_T >= 0, turns_T + seen, -1))
-            seen += int(turns_T.max()) + 1 if len(turns_T) else 0
+            parts.append(torch.where(turns_T >= 0, turns_T + done, -1))
+            done += int(turns_T.max()) + 1 if len(turns_T) else 0
         out.append(torch.cat(parts))
     return out
 
@@ -83,7 +82,7 @@ def gae_by_episode(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Advantages and returns per row, (its T,) each, by GAE that runs on from one turn into the next.
 
-    rewards, values: per row, (its T,). last_values_E: (E,) value after the last token of a cut episode, else 0.
+    rewards, values: per row, (its T,). last_values_E: (E,) value after the last token of a truncated episode, else 0.
     settings.level `turn` makes a whole turn one step: discounts count turns and its tokens share an advantage.
     """
     mask_ET = stack([m.float() for m in join([torch.tensor(r.mask) for r in rows], layout)]).bool()

@@ -1,9 +1,9 @@
 """The update's arithmetic: surrogates, KL, value loss, importance weights; each per token, with the mean kept apart.
 
-Axes: B flat batch, T completion tokens. A mask is True on tokens the policy sampled; what stands elsewhere is never
-read (it may be NaN) and gives 0. Everything returned by a `*_surrogate` or `*_loss` is to be MINIMISED.
+Axes: see pipeline/credit/__init__.py. Values outside a mask are never read (they may be NaN) and give 0. Everything
+returned by a `*_surrogate` or `*_loss` is to be MINIMISED.
 
-The mean is two numbers, so that it cannot depend on how a batch is cut. For the whole optimiser step, over all
+The mean is two numbers, so that it cannot depend on how a batch is divided. For the whole optimizer step, over all
 micro-batches and ranks: `total = Σ denominator(mask, kind)`, known before the first backward; then each micro-batch
 backpropagates `loss_sum(loss, mask, kind) / total`. DDP averages gradients over ranks: multiply by the world size.
 """
@@ -35,7 +35,7 @@ def clipped_surrogate(
 ) -> Tensor:
     """-min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A) per token; to be minimised.
 
-    advantages_BT: (B, T), or (B, 1) for one advantage a sequence. Only logprobs_BT gets gradient.
+    advantages_BT: (B, T), or (B, 1) for one advantage per sequence. Only logprobs_BT gets gradient.
     clip_high > clip_low is DAPO's clip-higher. ratio_max bounds the ratio where A < 0, which the minimum leaves
     unbounded (dual clip, arXiv:1912.09729).
     Returns (B, T), 0 outside the mask.
@@ -54,7 +54,7 @@ def gspo_surrogate(
     clip_low: float,
     clip_high: float,
 ) -> Tensor:
-    """The clipped surrogate with one ratio a sequence: exp of the mean log-ratio over its valid tokens.
+    """The clipped surrogate with one ratio per sequence: exp of the mean log-ratio over its valid tokens.
 
     Same value at each valid token of a row (if A is); made for the aggregation `sequence_mean`. Clip bounds are
     about a hundred times smaller than PPO's (paper: 3e-4 and 4e-4), since a mean moves less than a token.
@@ -104,7 +104,7 @@ def clipped_tokens(
 ) -> tuple[Tensor, Tensor]:
     """Two (B, T) bool: tokens whose gradient the lower bound removed (A < 0), and those the upper did (A > 0).
 
-    level: sequence for `gspo_surrogate`, whose rows are held as a whole by their mean log-ratio.
+    level: sequence for `gspo_surrogate`, whose rows are clipped as a whole by their mean log-ratio.
     """
     _check(level, Level, "ratio level")
     log_ratio_BT = _log_ratio(logprobs_BT.detach(), old_logprobs_BT, mask_BT)
@@ -120,7 +120,7 @@ def loss_sum(loss_BT: Tensor, mask_BT: Tensor, *, kind: Aggregation, max_length:
     token_mean: the sum over tokens (long sequences weigh more: DAPO, arXiv:2503.14476 §3.3).
     sequence_mean: each row's mean, summed (GRPO, arXiv:2402.03300).
     constant_length: the sum over tokens, over max_length (Dr. GRPO, arXiv:2503.20783): the longest length allowed,
-    not the longest seen, else short wrong answers are punished more.
+    not the longest in the batch, else short wrong answers are punished more.
     Raises ValueError for constant_length without a max_length.
     """
     mask_BT = mask_BT.bool()
@@ -136,7 +136,7 @@ def loss_sum(loss_BT: Tensor, mask_BT: Tensor, *, kind: Aggregation, max_length:
 
 
 def denominator(mask_BT: Tensor, *, kind: Aggregation) -> Tensor:
-    """What `loss_sum` is to be divided by, once summed over all micro-batches and ranks; a float64 scalar.
+    """The divisor of `loss_sum`, to be summed over all micro-batches and ranks; a float64 scalar.
 
     Valid tokens for token_mean, rows with any for the others: a fully masked row is no sequence.
     """
@@ -155,7 +155,7 @@ def aggregate(
 ) -> Tensor:
     """`loss_sum` over `total`, the denominator of the whole step; None = this batch is the whole step.
 
-    0 (with a graph, so that backward runs) where nothing is valid.
+    0 (with a graph, so that backward runs) if nothing is valid.
     """
     total = denominator(mask_BT, kind=kind) if total is None else total
     return loss_sum(loss_BT, mask_BT, kind=kind, max_length=max_length) / max(float(total), 1.0)
@@ -237,7 +237,7 @@ def importance_weights(
     cap: float = 2.0,
     floor: float = 0.0,
 ) -> Tensor:
-    """What to multiply a per-token loss by, since the generator sampled from not quite the trainer's policy.
+    """Factors for a per-token loss, since the generator samples from not quite the trainer's policy.
 
     trainer_logprobs_BT: the OLD policy's, by the trainer's forward. The ratio trainer/generator is per token, or the
     product over the row for level sequence.
