@@ -37,7 +37,7 @@ from pipeline.update.policy_loss import Experience
 
 def run(ctx: Context) -> dict[str, Any]:
     block: OfflineQ = ctx.block
-    ctx.dir.checkpoints.resume()  # it keeps no checkpoints: a try that was killed is cut from the logs
+    ctx.dir.checkpoints.resume()  # it keeps no checkpoints: the lines of a killed attempt are removed
     scored = logged_samples(ctx)
     logged = as_logged(scored)
     console.say(f"{ctx.name}: {len(logged.layout)} episodes of {len(logged.rows)} turns")
@@ -101,8 +101,8 @@ def whole_episodes(scored: Sequence[Scored], barred: Collection[str]) -> list[Sc
 def as_logged(scored: Sequence[Scored]) -> Logged:
     rows = [Row(s.rollout.prompt.ids, s.rollout.ids, s.rollout.mask) for s in scored]
     layout = layout_of(scored)
-    cut = [not scored[places[-1]].rollout.finished for places in layout]
-    return Logged(rows, layout, [token_rewards(s, r) for s, r in zip(scored, rows, strict=True)], cut)
+    truncated = [not scored[indices[-1]].rollout.finished for indices in layout]
+    return Logged(rows, layout, [token_rewards(s, r) for s, r in zip(scored, rows, strict=True)], truncated)
 
 
 def token_rewards(scored: Scored, row: Row) -> Tensor:

@@ -60,7 +60,7 @@ def split(per_episode: Sequence[Tensor], layout: Layout, rows: Sequence[Row]) ->
 
 
 def turn_numbers(rows: Sequence[Row], layout: Layout) -> list[Tensor]:
-    """Per episode, the turn of each token (-1 on tokens that were not sampled): each run of sampled tokens is a turn."""
+    """Per episode, the turn of each token, -1 on tokens that were not sampled: each run of sampled tokens is a turn."""
     out = []
     for indices in layout:
         done, parts = 0, []

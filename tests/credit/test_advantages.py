@@ -146,7 +146,7 @@ def test_half_precision_rewards_are_not_rounded_to_half_precision_advantages() -
 
 @pytest.mark.parametrize("estimate", [lambda r: group_advantages(r, scale=True), leave_one_out])
 def test_group_of_one_is_refused(estimate: Callable[[Tensor], Tensor]) -> None:
-    with pytest.raises(ValueError, match="at least 2 samples a prompt"):
+    with pytest.raises(ValueError, match="at least 2 samples per prompt"):
         estimate(torch.zeros(4, 1))
 
 

@@ -83,7 +83,7 @@ def test_asking_beyond_the_bins_or_in_an_empty_one_warns():
     empty = Conditions((Axis("reward", (0.25, 0.75), "<{bin}> ").fitted([0.0, 1.0]),))
     assert BOTH.warnings({"reward": 2, "length": 0}) == []
     assert "beyond the bins trained, 0 to 2" in BOTH.warnings({"reward": 3})[0]
-    assert "not one training sample" in empty.warnings({"reward": 1})[0]
+    assert "no training sample" in empty.warnings({"reward": 1})[0]
 
 
 def test_conditions_survive_json():

@@ -74,7 +74,7 @@ def test_targets_jump_over_what_the_environment_said_and_run_on_into_the_next_tu
     rows = [Row((1,), (2, 3, 4), (True, False, True)), Row((5,), (6,), (True,)), Row((1,), (2, 3), (True, True))]
     rewards = [torch.tensor([0.1, 7.0, 0.2]), torch.tensor([1.0]), torch.tensor([0.0, 0.5])]
     values = [torch.tensor([1.0, 77.0, 2.0, 88.0]), torch.tensor([3.0, 99.0]), torch.tensor([4.0, 5.0, 6.0])]
-    logged = Logged(rows, [[0, 1], [2]], rewards, cut=[False, True])
+    logged = Logged(rows, [[0, 1], [2]], rewards, truncated=[False, True])
     first, second, third = td_targets(logged, values, gamma=0.5)
     assert [first[0].item(), first[2].item()] == pytest.approx([0.1 + 0.5 * 2.0, 0.2 + 0.5 * 3.0])
     assert second.tolist() == [1.0], "an episode that ended has nothing after its end"
@@ -119,7 +119,7 @@ def test_best_in_data_discounts_and_counts_rewards_on_the_way():
 
 def test_a_cycle_that_pays_is_told_and_one_that_does_not_is_no_way_out():
     round_and_round = [[Step("a", "b", 1.0), Step("b", "a", 0.0), Step("a", "end", 0.0)]]
-    with pytest.raises(ValueError, match="grow without end; give gamma below 1"):
+    with pytest.raises(ValueError, match="grow without bound; set gamma below 1"):
         best_in_data(round_and_round)
     # v = 1 + 0.5 * (0 + 0.5 * v)
     assert best_in_data(round_and_round, gamma=0.5)[0][0] == pytest.approx(4 / 3)
