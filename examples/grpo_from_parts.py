@@ -87,8 +87,9 @@ def setup(seed: int) -> Task:
     scorer = rewards.build({"gridworld": {}})
     rows = split(load_rows(SOURCE, seed=seed), SOURCE)
     shown, _ = demonstrations_of(rows.train, SOURCE, tokenizer, ends=ends)
-    demonstrations = [Row(d.prompt_ids, d.completion_ids, (True,) * len(d.completion_ids)) for d in shown]
-    imitate(policy, demonstrations, steps=120, lr=5e-3, seed=seed)
+    short = [d for d in shown if len(d.completion_ids) <= 7]  # most demonstrations wander about before they arrive
+    demonstrations = [Row(d.prompt_ids, d.completion_ids, (True,) * len(d.completion_ids)) for d in short]
+    imitate(policy, demonstrations, steps=300, lr=5e-3, seed=seed)
 
     def sample(prompts: list[Prompt], samples: int, *key: int | str) -> list[Scored]:
         generator.sync(models.named_weights(policy.model))
@@ -101,9 +102,10 @@ def setup(seed: int) -> Task:
 
 
 def imitate(policy: CompletionLogprobs, rows: list[Row], *, steps: int, lr: float, seed: int, size: int = 64) -> None:
-    """Supervised steps on the completions: the mean negative log-likelihood of their tokens."""
+    """Supervised steps on the completions: mean negative log-likelihood of their tokens, learning rate down to 0."""
     optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, weight_decay=0.0)
     for step in range(steps):
+        optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
         batch = pad_rows([rows[i] for i in cycle_indices(len(rows), step * size, size, seed, "sft")], CPU)
         aggregate(-policy(batch)[0], batch.mask_BT, kind="token_mean").backward()
         optimizer.step()
