@@ -86,7 +86,7 @@ def setup(seed: int) -> Task:
     generator = TransformersGenerator(folder, Model(), Generate())
     scorer = rewards.build({"gridworld": {}})
     rows = split(load_rows(SOURCE, seed=seed), SOURCE)
-    shown, _ = demonstrations_of(rows.train, SOURCE, tokenizer, ends=ends)
+    shown, _ = demonstrations_of(rows.train, SOURCE, tokenizer, stop_token_ids=ends)
     short = [d for d in shown if len(d.completion_ids) <= 7]  # most demonstrations wander about before they arrive
     demonstrations = [Row(d.prompt_ids, d.completion_ids, (True,) * len(d.completion_ids)) for d in short]
     imitate(policy, demonstrations, steps=300, lr=5e-3, seed=seed)

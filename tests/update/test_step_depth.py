@@ -61,7 +61,6 @@ def test_from_the_loop_to_the_loss_are_six_frames(tmp_path, model, monkeypatch):
     assert run_stage(tmp_path, model, "grpo") == 0
     frames = [name for name in profiler.frames if name != "run"]  # this test's own
     assert frames == ["clipped_surrogate", "policy_loss", "update", "update_policy", "train_step", "optimise"]
-    assert len(profiler.files) <= 40, sorted(profiler.files)
 
 
 def test_from_scored_rollouts_to_new_weights_are_at_most_twenty_files(tmp_path, model, monkeypatch):
