@@ -1,4 +1,4 @@
-"""Read what a run left on disk. Nothing is trusted to be whole: a stage may be running, killed, or older than this."""
+"""Read what a run left on disk. Nothing is assumed complete: a stage may be running, killed, or of an older version."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.config.load import ConfigError
 from pipeline.config.schema import recorded_kind
 from pipeline.run.manifest import read_manifest
 
-POINTS = 500  # a curve of more points than pixels is thinned
+POINTS = 500  # a curve with more points than pixels is thinned
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def parents_first(stages: Sequence[Stage]) -> list[Stage]:
-    """Topological order; among stages that could come next, the usual order of a chain. A cycle is left as it lies."""
+    """Topological order; among stages that could come next, the usual order of a chain. A cycle keeps its order."""
     left = sorted(stages, key=lambda s: (recorded_kind(s.kind).order, s.name))
     names = {s.name for s in left}
     out: list[Stage] = []
@@ -104,7 +104,7 @@ def parents_first(stages: Sequence[Stage]) -> list[Stage]:
 
 
 def curves(stage: Stage) -> list[dict[str, Any]]:
-    """[{label, x, series: {name: [number or None]}}]: one entry a part of the stage (a round, a control, the whole)."""
+    """[{label, x, series: {name: [number or None]}}]: one entry per part of the stage (a round, a control, all)."""
     parts: dict[str, list[dict[str, Any]]] = {}
     for row in stage.metrics:
         parts.setdefault(str(row.get("part", "")), []).append(row)

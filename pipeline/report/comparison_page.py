@@ -23,8 +23,8 @@ def stitching(names: Mapping[str, str], place: Path) -> dict[str, Any]:
     rows = {r["method"]: r for r in found["metrics"].get("table", []) if r.get("prompts") == "state"}
     figures = {method: rows[name]["stitched"] for method, name in names.items() if name in rows}
     words = (
-        "Stitching: the probability of the one best walk, of which the logs hold only halves; the same logs for every "
-        "method, so sampling afresh cannot help. Its own table is in docs/stitch.md."
+        "Stitching: the probability of the one best walk, of which the logs hold only halves; every method learns from "
+        "the same logs, so fresh samples cannot help. Its own table is in docs/stitch.md."
     )
     return {"methods": figures, "words": words}
 
@@ -39,16 +39,16 @@ class Compared:
 
 
 def read(place: Path) -> Compared | None:
-    """The comparison at `place`, or None where it is a run of another kind, or has not come to its conclusion."""
+    """The comparison at `place`, or None where it is a run of another kind, or is not finished."""
     manifest = read_manifest(place / "compare" / "manifest.json")
     if manifest is None or not manifest["metrics"].get("runs"):
         return None
     data = dict(manifest["metrics"])
-    seen: dict[Path, Stage] = {}  # the start's stages lie in each seed's run by a link: count them once
+    seen: dict[Path, Stage] = {}  # the start's stages are linked into each seed's run: count them once
     for run in data["runs"]:
         for stage in read_stages(place / str(run)):
             seen.setdefault(stage.path.resolve(), stage)
     settings = manifest.get("config", {}).get("stage", {})
     data["stitching"] = stitching(settings.get("stitching") or {}, Path(str(settings.get("stitching_run") or "")))
-    budget = [["budget", f"{data.get('budget', 0):,} tokens a method"]]
+    budget = [["budget", f"{data.get('budget', 0):,} tokens per method"]]
     return Compared(read_stages(place / str(data["runs"][0])), facts(list(seen.values())) + budget, data)

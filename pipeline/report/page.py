@@ -1,4 +1,4 @@
-"""One HTML file from data, styles and scripts. It asks for nothing from outside, and what a run wrote cannot run in it.
+"""One HTML file from data, styles and scripts. It fetches nothing, and what a run wrote cannot execute in it.
 
 Everything of a run travels as JSON in a data block, never as markup; the scripts put it on the page as text only. A
 content security policy allows these scripts by their hash and nothing else.
@@ -41,7 +41,7 @@ def finite(value: Any) -> Any:
 
 
 def render(title: str, report: Mapping[str, Any], rollouts: Mapping[str, Any]) -> str:
-    """The whole page. Raises nothing that depends on what a run holds."""
+    """The complete page. Never raises because of what a run contains."""
     script = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS)
     script = f'"use strict";\n(() => {{\n{script}\n}})();\n'
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -1,7 +1,7 @@
-"""Scored rollouts as columns, small enough to open at once: what repeats is written once and referred to.
+"""Scored rollouts as columns, small enough to open quickly: repeated values are stored once and referenced.
 
-A run may hold more than a page should. Then whole prompts are kept, chosen evenly by a hash of their text, so that all
-samples of a prompt and all its steps stay together and two policies can be held side by side.
+A run may have more rollouts than a page should carry. Then all rollouts of some prompts are kept, chosen by a hash of
+the prompt's text, so that the samples and steps of a prompt stay together and two policies can be compared.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 from pipeline.config.schema import recorded_kind
 from pipeline.report.collect import Stage, read_rows
 
-LIMIT = 12_000  # rollouts a page
-TOKENS = 600_000  # tokens with their figures a page
-TEXT = 12_000_000  # characters of completions a page
+LIMIT = 12_000  # rollouts per page
+TOKENS = 600_000  # tokens with their figures per page
+TEXT = 12_000_000  # characters of completions per page
 LONGEST = 20_000  # characters of one completion
 EXPECTED = 2_000  # characters of a task's expected answer
 ANSWERS = ("gold", "answer", "answers", "solution", "expected", "target", "reference", "ground_truth", "label", "test",
@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 
 class Table:
-    """Distinct values in order of first appearance; a column then holds their places."""
+    """Distinct values in order of first appearance; a column then holds their indices."""
 
     def __init__(self) -> None:
         self.places: dict[Any, int] = {}
@@ -57,9 +57,9 @@ def gather(stages: Sequence[Stage], limit: int = LIMIT) -> tuple[list[Row], int]
 
 
 def room(sizes: Mapping[str, int], judged: set[str], limit: int) -> dict[str, int]:
-    """How many rows each stage may show: what judged stages need up to half, then the rest in equal parts.
+    """How many rows each stage may show: judged stages get what they need up to half, the rest is split equally.
 
-    A stage that needs less leaves its part to the others.
+    A stage that needs less leaves its share to the others.
     """
     out = dict.fromkeys(sizes, 0)
     left = limit
@@ -75,7 +75,7 @@ def room(sizes: Mapping[str, int], judged: set[str], limit: int) -> dict[str, in
 
 
 def whole_prompts(rows: Sequence[Row], limit: int) -> list[Row]:
-    """All rows of so many prompts as fit, at least one prompt; order is kept."""
+    """All rows of as many prompts as fit, at least one prompt; order is kept."""
     if len(rows) <= limit:
         return list(rows)
     counts: dict[str, int] = {}
@@ -175,7 +175,7 @@ def expected_of(task: Any) -> str:
 
 
 def source_of(row: Row) -> str:
-    """What made the sample: the policy that was judged, else the stage that sampled it."""
+    """The policy that was evaluated, else the stage that sampled."""
     return str(row["policy"]) if "policy" in row else str(row["stage"])
 
 

@@ -1,4 +1,4 @@
-"""What a report says about a run, as plain data: facts, headline, one row a policy, lineage, checks, settings. Pure."""
+"""The content of a report as plain data: facts, headline, one row per policy, lineage, checks, settings. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.stats import counts, mean, paired_difference
 
 
 def facts(stages: Sequence[Stage]) -> list[list[str]]:
-    """What to know before reading on: [name, value]."""
+    """The facts at the top of the page: [name, value]."""
     made = [s.manifest for s in stages if s.manifest is not None]
     if not made:
         return [["stages", f"{len(stages)}, none complete"]]
@@ -35,8 +35,8 @@ def clock(seconds: float) -> str:
 
 
 def policies(stages: Sequence[Stage]) -> list[dict[str, Any]]:
-    """One row a policy: from the last evaluation where there is one (the same prompts and seeds for all), else from
-    what each stage found at its own end."""
+    """One row per policy: from the last evaluation where there is one (the same prompts and seeds for all), else from
+    what each stage reported at its end."""
     judged = [s for s in stages if isinstance(s.figures.get("policies"), list)]
     cost = {s.name: {"sampled_tokens": s.tokens, "wall_s": (s.manifest or {}).get("wall_s")} for s in stages}
     if judged:
@@ -56,7 +56,7 @@ def figures_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def controls_of(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """A stage's control and what it reached, in the words of the table."""
+    """A stage's control and its accuracy, as columns of the table."""
     if is_number(figures.get("random_control_accuracy")):
         return {"control": "random filter", "control_accuracy": figures["random_control_accuracy"]}
     if is_number(figures.get("top_bin_accuracy")):
@@ -173,9 +173,9 @@ def round_figures(rounds: Any) -> list[dict[str, Any]]:
 
 
 def checks(stage: Stage) -> list[dict[str, Any]]:
-    """What the monitor watched: the worst value seen, its limit, and whether the two are near.
+    """The monitor's readings: the worst value, its limit, and whether the two are close.
 
-    state: good, near (past half of the limit) or bad. limit None: no alarm stands behind it; `near` is then a reading.
+    state: good, near (past half of the limit) or bad. limit None: no alarm depends on it, and it is never bad.
     """
     alarms, monitor = stage.block.get("alarms") or {}, stage.block.get("monitor") or {}
     stops = monitor.get("alarm") is not False and any("monitor_strict" in row for row in stage.metrics)
@@ -203,7 +203,7 @@ def checks(stage: Stage) -> list[dict[str, Any]]:
         seen = [(row[name], row.get("step")) for row in stage.metrics if is_number(row.get(name))]
         if not seen or (stage.kind not in ("ppo", "grpo") and name == "grad_norm"):
             continue
-        # a monitor's figure below 0 is the second score doing better than the first
+        # a monitor figure below 0 means that the second score is the better one
         worst, step = max(seen, key=lambda pair: pair[0] if name.startswith("monitor_") else abs(pair[0]))
         bound = limit if limit is not None else concern
         state = "good" if bound is None or abs(worst) <= bound / 2 else "near" if abs(worst) <= bound else "bad"
@@ -218,7 +218,7 @@ def checks(stage: Stage) -> list[dict[str, Any]]:
 
 
 def own_settings(stage: Stage) -> list[list[str]]:
-    """[key, value, default]: what the YAML set otherwise than the code would have."""
+    """[key, value, default]: settings that differ from the code's defaults."""
     kind = KINDS.get(stage.kind)
     if kind is None:
         return [[k, show(v), ""] for k, v in flat(stage.block)]

@@ -1,9 +1,9 @@
-"""conditioned: tell the model what to reach, and it reaches it.
+"""conditioned: train on condition labels, then request the result by its label.
 
-Scored samples are labelled with the bin their reward (or any attribute) falls in, as text in front of the prompt; all
-are imitated under their label; asked for the best bin the model answers as its best samples did. Decision Transformer
-(arXiv:2106.01345), Quark (arXiv:2205.13636). Where feedme keeps the best, this labels all. The control is
-trained on shuffled labels; `filtered_control` is FeedME's way on the very same pool.
+Scored samples are labelled with the bin of their reward (or of any attribute), as text in front of the prompt; all are
+imitated under their label; under the label of the best bin the model answers like its best samples. Source: Decision
+Transformer (arXiv:2106.01345), Quark (arXiv:2205.13636). FeedME keeps the best samples; this stage labels all of them.
+The control is trained on shuffled labels; `filtered_control` is FeedME's selection on the same pool.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def run(ctx: Context) -> dict[str, Any]:
 
 
 def first_pool(ctx: Context) -> list[Scored]:
-    """From the stages or files the YAML names, or sampled from the policy; what cannot be learnt from is left out."""
+    """From the stages or files the YAML names, or sampled from the policy; what cannot be trained on is left out."""
     block = ctx.block
     if block.pool:
         return from_pool(ctx, block.pool, f"{ctx.name}.pool")
@@ -81,7 +81,7 @@ def first_pool(ctx: Context) -> list[Scored]:
 
 
 def online_pool(ctx: Context, conditions: Conditions, number: int) -> list[Scored]:
-    """Sampled under the best label, to be relabelled by what came out."""
+    """Sampled under the best label, to be relabelled by the result."""
     block = ctx.block
     label = conditions.text(conditions.best)
     bare = next_prompts(ctx, ctx.train_prompts, block.prompts, number=number + 1)
@@ -89,7 +89,7 @@ def online_pool(ctx: Context, conditions: Conditions, number: int) -> list[Score
     generator = open_generator(ctx, str(ctx.dir.model_dir), asked, bare, guidance=block.guidance)
     found = draw(ctx, generator, asked, block.samples, "online", number, budget=share_of_budget(ctx))
     ctx.record(found, round=number + 1, asked=label)
-    # the pool holds prompts as they are: controls see no label, and the KL is from what was asked without one
+    # the pool holds unlabelled prompts: controls see no label, and the KL is measured against the unlabelled prompt
     return usable(ctx, restored(found, bare))
 
 
@@ -101,12 +101,12 @@ def share_of_budget(ctx: Context) -> int | None:
 def usable(ctx: Context, found: Sequence[Scored]) -> list[Scored]:
     out = [s for s in found if s.scorable and s.rollout.finished]
     if not out:
-        raise ConfigError([f"{ctx.cfg.path}: {ctx.name}: not one scorable, finished sample to learn from"])
+        raise ConfigError([f"{ctx.cfg.path}: {ctx.name}: no scorable, finished sample to train on"])
     return out
 
 
 def scored_demonstrations(ctx: Context) -> list[Scored]:
-    """SFT rows as if they had been sampled: they hold rewards the policy seldom reaches."""
+    """SFT rows as if they had been sampled: they have rewards that the policy rarely reaches."""
     count = ctx.block.demonstrations
     if not count:
         return []
@@ -220,7 +220,7 @@ def tell(ctx: Context, conditions: Conditions, pool: Sequence[Scored]) -> None:
 def shuffled(
     ctx: Context, start: str, pool: Sequence[Scored], conditions: Conditions, attributes: dict[str, Attribute]
 ) -> dict[str, Any]:
-    """The same training with labels that say nothing: what control is left was never control."""
+    """The same training with shuffled labels: control that survives this is an artefact."""
     place = ctx.dir.path / "control"
     teach(ctx, start, labelled(ctx, pool, conditions, attributes, shuffle=True), place, "shuffled", anchor=start)
     answers = control_curve.ask_all(ctx, str(place), conditions, conditions.main, "shuffled")
@@ -236,13 +236,14 @@ def filtered_sft(
 ) -> dict[str, float]:
     """The best bin's samples alone, without labels, for as many steps: FeedME's way on the same pool.
 
-    Of several attributes the best bins may have no sample in common: then there is no such control, and a line says so.
+    Of several attributes the best bins may have no sample in common: the control is then not available, and a line
+    reports it.
     """
     best = tuple(conditions.best.values())
     cells = cells_of(pool, conditions, attributes)
     kept = [s for s, cell in zip(pool, cells, strict=True) if cell == best]
     if not kept:
-        console.say(f"{ctx.name}: no filtered_control: not one sample lies in the best bin of every attribute")
+        console.say(f"{ctx.name}: filtered_control is not available: no sample lies in the best bin of every attribute")
         return {}
     place = ctx.dir.path / "filtered"
     train(ctx, ctx.policy_path, [Example(s.rollout.prompt.ids, s.rollout.ids) for s in kept], place,

@@ -1,7 +1,7 @@
-"""What a stage works with: its config block, its place on disk, data, policies, generator and scorer.
+"""What a stage works with: its config block, its directory, data, policies, generator and scorer.
 
-Everything a stage reads is registered here on the way in, so that its manifest can name it: parents by the hash of
-what they made, inputs by the hash of the file.
+Everything a stage reads is registered here, so that its manifest can name it: parents by the hash of their outputs,
+inputs by the hash of the file.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Context:
     cfg: Config
     name: str
     dir: StageDir
-    parents: dict[str, str] = field(default_factory=dict)  # stage -> sha of what it made
+    parents: dict[str, str] = field(default_factory=dict)  # stage -> sha256 of its outputs
     inputs: dict[str, str] = field(default_factory=dict)  # path -> sha256
-    trained: dict[Path, list[str]] = field(default_factory=dict)  # place -> trainings whose model went there
+    trained: dict[Path, list[str]] = field(default_factory=dict)  # directory -> trainings whose model went there
     scorers: dict[str, rewards.Composite] = field(default_factory=dict)  # rewards block as JSON -> its scorer
     pools: dict[str, list[Scored]] = field(default_factory=dict)  # config key -> its pool of scored samples
     frozen: dict[str, Any] = field(default_factory=dict)  # model directory -> the model that KLs are measured from
@@ -50,7 +50,7 @@ class Context:
 
     @property
     def tokens(self) -> dict[str, int]:
-        """Sampled so far; they go with everything saved, so that a resumed stage counts on."""
+        """Sampled so far; saved with every checkpoint, so that a resumed stage continues the count."""
         return self.dir.logs.tokens
 
     @tokens.setter
@@ -66,9 +66,9 @@ class Context:
     # --- parents ------------------------------------------------------------------------------------------------
 
     def model_path(self, reference: str, key: str) -> str:
-        """A stage of this run (its model directory), else a local path or Hub id. Registers what is depended on.
+        """A stage of this run (its model directory), else a local path or Hub id. Registers the dependency.
 
-        Raises ConfigError for a path that holds no model, LineageError for a stage that is not what it says.
+        Raises ConfigError for a path that holds no model, LineageError for a stage that is not what its manifest says.
         """
         if reference == "model" and self.cfg.model.path:
             reference = self.cfg.model.path
@@ -91,7 +91,7 @@ class Context:
         return self.model_path(self.block.policy, f"{self.name}.policy")
 
     def switch_policy(self, policy_path: str) -> None:
-        """Another model from here on, with its own tokenizer, and with prompts and ends in its ids."""
+        """Another model from here on, with its own tokenizer, stop tokens and prompts in its ids."""
         self.policy_path = policy_path
         for name in ("tokenizer", "stop_token_ids", "train_prompts", "heldout_prompts"):
             self.__dict__.pop(name, None)
@@ -119,13 +119,13 @@ class Context:
 
     @cached_property
     def barred(self) -> frozenset[str]:
-        """Texts of the run's own held-out prompts: nothing is trained on them, whatever file holds them too."""
+        """Texts of the run's held-out prompts: they are never trained on, whatever other file holds them."""
         source = self.cfg.prompts
         named = source.path or source.procedural
         return frozenset(prompts.prompt_text(row, source) for row in self.split.heldout) if named else frozenset()
 
     def rows_of(self, source: Any, where: str) -> prompts.Split:
-        """Rows of a source of the stage's own, split, without what the run holds out. Raises ConfigError."""
+        """Rows of the stage's own data source, split, without what the run holds out. Raises ConfigError."""
         return self._some_left(prompts.without(self._split_of(source, where), self.barred, source), where)
 
     def _split_of(self, source: Any, where: str) -> prompts.Split:
@@ -180,7 +180,7 @@ class Context:
 
     @cached_property
     def scorer(self) -> rewards.Composite:
-        """The run's own rewards: what every policy is judged by."""
+        """The run's own rewards: every policy is evaluated by them."""
         return self.scorer_of(self.cfg.rewards)
 
     def scorer_of(self, block: Mapping[str, Mapping[str, Any]]) -> rewards.Composite:
@@ -206,8 +206,8 @@ class Context:
         sampling: Any = None,
         on_done: OnDrawn | None = None,
     ) -> list[Any]:
-        """Rollouts, prompt-major, seeded by (seed, stage, key); their tokens are counted. on_done: told of each as soon
-        as it is drawn."""
+        """Rollouts, prompt-major, seeded by (seed, stage, key); their tokens are counted. on_done: called for each as
+        soon as it is sampled."""
         drawn = rollouts(
             generator, asked, sampling or self.cfg.sampling, samples=samples, key=(self.cfg.seed, self.name, *key),
             tokenizer=self.tokenizer, stop_token_ids=self.stop_token_ids, on_done=on_done,
@@ -225,21 +225,23 @@ class Context:
         scorer: rewards.Composite | None = None,
         piece: str = "",
     ) -> list[Scored]:
-        """Samples and their scores, kept on disk once they are finished: a resumed stage reads them instead.
+        """Samples and their scores, saved once they are finished: a resumed stage reads them instead.
 
-        Kept with their scores, so that a checker that was late or away the first time changes nothing the second.
-        piece: the name they are kept under where several share a key, and so their seeds.
+        Saved with their scores, so that a checker that timed out or was unavailable the first time changes nothing.
+        piece: the name they are saved under where several share a key, and so their seeds.
         """
 
         def draw() -> list[Scored]:
             return score_while(
-                scorer or self.scorer, asked, lambda told: self.sample(generator, asked, samples, *key, on_done=told)
+                scorer or self.scorer,
+                asked,
+                lambda on_done: self.sample(generator, asked, samples, *key, on_done=on_done),
             )
 
         return self.kept(asked, draw, *key, *([piece] if piece else []))
 
     def kept(self, asked: Sequence[Prompt], draw: Callable[[], list[Scored]], *name: int | str) -> list[Scored]:
-        """What `draw` samples and scores, done once under this name. asked: the prompts it may be of."""
+        """What `draw` samples and scores, done once under this name. asked: the prompts that the samples belong to."""
 
         def make(place: Path) -> None:
             save_scored(place / "scored.jsonl", draw(), asked)
@@ -253,15 +255,15 @@ class Context:
         asked: Sequence[Prompt] | None = None,
         piece: str = "",
     ) -> Judged:
-        """A policy's figures on the held-out prompts, by the run's own rewards."""
+        """A policy's figures on the held-out prompts, scored by the run's own rewards."""
         settings = self.cfg.evaluation
         before = dict(self.tokens)
         scored = self.scored(generator, asked or self.heldout_prompts, settings.samples, "heldout", *key, piece=piece)
-        self.tokens = before  # judging is not part of a method's budget
+        self.tokens = before  # evaluation is not part of a method's budget
         return Judged(describe_groups(groups(scored), k=settings.k), scored)
 
     def record(self, scored: Sequence[Scored], *, each: Sequence[Mapping[str, Any]] = (), **where: Any) -> None:
-        """Into rollouts.jsonl. each: per row, what else is to stand there, as its advantage."""
+        """Append to rollouts.jsonl. each: further fields per row, such as its advantage."""
         own = each or [{}] * len(scored)
         rows = [as_json(s, stage=self.name, **where, **more) for s, more in zip(scored, own, strict=True)]
         self.dir.logs.append("rollouts.jsonl", rows)

@@ -1,4 +1,4 @@
-"""What a condition-trained model gives for what it is asked: the proof of control, or its absence, and the picture."""
+"""What a condition-trained model obtains for each requested label: evidence of control, or of its absence."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pipeline.stats import bootstrap_ci95, counted, mean, spearman
 
 
 def judge(ctx: Context, model_dir: str, conditions: Conditions, *, start: str) -> dict[str, Any]:
-    """Every bin of every axis asked alone, all axes' best together, nothing, and one bin beyond what was trained.
+    """Every bin of every axis requested alone, all axes' best together, no label, and one bin beyond those trained.
 
-    start: what it was trained from, with the same vocabulary, for the KL.
+    start: the model it was trained from, with the same vocabulary, for the KL.
     """
     axis = conditions.main
     answers = ask_all(ctx, model_dir, conditions, axis)
@@ -56,7 +56,7 @@ def judge(ctx: Context, model_dir: str, conditions: Conditions, *, start: str) -
 
 
 def ask(ctx: Context, model_dir: str, conditions: Conditions, asked: Mapping[str, int], *key: str) -> Judged:
-    """Held-out figures under one label; with the stage's guidance, when it has one."""
+    """Held-out figures under one label; with the stage's guidance where it has one."""
     bare = ctx.heldout_prompts
     label = conditions.text(asked)
     prompts = [condition_prompts.relabel(p, label, ctx.cfg.prompts, ctx.tokenizer) for p in bare]
@@ -71,12 +71,12 @@ def top_accuracy(ctx: Context, model_dir: str, conditions: Conditions, *key: str
 
 
 def ask_all(ctx: Context, model_dir: str, conditions: Conditions, axis: Axis, *key: str) -> list[Judged]:
-    """Every bin of the axis, asked alone."""
+    """Every bin of the axis, requested alone."""
     return [ask(ctx, model_dir, conditions, {axis.name: number}, *key) for number in range(axis.count)]
 
 
 def curve_of(axis: Axis, answers: Sequence[Judged]) -> list[dict[str, Any]]:
-    """One row a bin: what was asked, and what was obtained with its interval over prompts."""
+    """One row per bin: what was requested, and what was obtained with its interval over prompts."""
     rows = []
     for number, (judged, values) in enumerate(zip(answers, obtained_of(axis, answers), strict=True)):
         obtained = list(values.values())
@@ -133,7 +133,7 @@ def rank_correlation(curve: Sequence[Mapping[str, Any]]) -> float:
 
 def is_monotone(curve: Sequence[Mapping[str, Any]]) -> bool:
     means = [c["obtained"] for c in curve]
-    return all(low <= high for low, high in itertools.pairwise(means))  # of a NaN neither is said
+    return all(low <= high for low, high in itertools.pairwise(means))  # False where a mean is NaN
 
 
 def extrapolation(
@@ -151,7 +151,7 @@ def extrapolation(
     out = {"asked": beyond, "label": label, "obtained": obtained,
            "accuracy": judged.figures["heldout_accuracy"], "best_seen": curve[axis.best]["obtained"],
            "warning": warning}  # fmt: skip
-    console.say(f"{ctx.name}: asked beyond the bins seen: {label.strip()} gave {console.number(out['obtained'])} where "
+    console.say(f"{ctx.name}: beyond the trained bins: {label.strip()} gave {console.number(out['obtained'])} where "
                 f"{axis.text(axis.best).strip()} gives {console.number(out['best_seen'])}; {warning}")  # fmt: skip
     return out
 

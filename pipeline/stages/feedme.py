@@ -1,7 +1,7 @@
 """feedme: sample, score, keep the best, imitate, repeat: how text-davinci-002 was made.
 
-Beside it run its rivals, from the same start: as many samples of each prompt chosen blindly, as many more steps on the
-demonstrations, and the best of n without any training. What FeedME gains over them it gained by looking at the score.
+Its controls run from the same start: as many samples of each prompt chosen blindly, as many more steps on the
+demonstrations, and best-of-n without training. What FeedME gains over them comes from selection by score.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def run(ctx: Context) -> dict[str, Any]:
     elif block.more_sft_control:
         console.say(f"{ctx.name}: more_sft_control is not available: the rows hold no completions to imitate")
     rounds, judged, counts = chain(ctx, ctx.dir.model_dir)
-    lasting = rounds[: len(counts)]  # what the model that is left went through; `stop` may have gone back
+    lasting = rounds[: len(counts)]  # the rounds behind the saved model; `stop` may have gone back to an earlier one
     metrics: dict[str, Any] = {**judged.figures, "rounds": rounds}
     metrics |= {key: lasting[-1][key] for key in ("reward_when_solved", "heldout_kl")}
     spent = dict(ctx.tokens)
@@ -63,10 +63,10 @@ def run(ctx: Context) -> dict[str, Any]:
 
 
 def chain(ctx: Context, place: Path, *, matched: Counts | None = None) -> tuple[list[dict[str, Any]], Judged, Counts]:
-    """All rounds; the model is left in `place`. matched: the control, keeping so many a prompt, chosen blindly.
+    """All rounds; the final model is in `place`. matched: for the control, how many samples to keep per prompt.
 
-    Returns the figures of each round, the judgement of the model that is left, and what was kept of each prompt in the
-    rounds up to that model's.
+    Returns the figures of each round, the evaluation of the final model, and the samples kept per prompt in the rounds
+    up to that model's.
     """
     block, start = ctx.block, ctx.policy_path
     role = "feedme" if matched is None else "control"
@@ -154,14 +154,14 @@ def report_missing(ctx: Context, number: int, kept: int, wanted: int) -> None:
 
 
 def scorer(ctx: Context) -> rewards.Composite:
-    """What samples are chosen by: the stage's own rewards (a learned one, or both) or the run's."""
+    """What samples are selected by: the stage's own rewards (a learned one, or both) or the run's."""
     return ctx.scorer_of(ctx.block.reward) if ctx.block.reward else ctx.scorer
 
 
 def keep(
     ctx: Context, candidates: Sequence[selection.Candidate], filters: Sequence[selection.Filter], number: int
 ) -> selection.Kept:
-    """Places kept. Says before the first training when the filter is a bucket. Raises ConfigError where none is."""
+    """Indices kept. Reports before the first training if the filter is a bucket. Raises ConfigError if none is kept."""
     turn = selection.Turn(number, ctx.seed("filters"))
     if number == 0:
         finding = filter_lint.lint(filters, candidates, turn)
@@ -183,14 +183,14 @@ def parse_filters(ctx: Context) -> list[selection.Filter]:
 
 
 def as_candidate(scored: Scored) -> selection.Candidate:
-    # what was cut off has no end to imitate: to a filter it is not scorable
+    # a truncated answer has no end to imitate: filters treat it as not scorable
     reward = scored.reward if scored.rollout.finished else float("nan")
     rollout = scored.rollout
     return selection.Candidate(rollout.prompt.index, reward, rollout.ids, passed=scored.status == "pass")
 
 
 def with_share(own: Sequence[Example], mix: Sequence[Example], share: float, *, key: int) -> list[Example]:
-    """`own` plus so many of `mix` that they are `share` of the whole."""
+    """`own` plus enough of `mix` to make up `share` of the total."""
     if not share or not mix:
         return list(own)
     count = round(len(own) * share / (1 - share)) if share < 1 else len(mix)
@@ -201,7 +201,7 @@ def with_share(own: Sequence[Example], mix: Sequence[Example], share: float, *, 
 
 
 def described(scored: Sequence[Scored], kept: Sequence[int], judged: Judged) -> dict[str, Any]:
-    """What a round kept of what it saw, and how good a success has become."""
+    """What a round kept of its samples, and the mean reward of successes."""
     asked = {s.rollout.prompt.index for s in scored}
     covered = {scored[i].rollout.prompt.index for i in kept}
     seen = tally(scored)
@@ -225,7 +225,7 @@ def tell(ctx: Context, role: str, figures: Mapping[str, Any], number: int) -> No
 
 
 def stop_reason(figures: Sequence[Mapping[str, Any]], rule: Stop) -> str | None:
-    """Why to stop after these rounds, in words; None to go on. Judged on held-out figures."""
+    """Why to stop after these rounds, in words; None to continue. Decided on held-out figures."""
     scores = [f["heldout_accuracy"] for f in figures]
     best = max(range(len(scores)), key=lambda i: (scores[i], -i))
     since = next((i for i in range(len(scores)) if scores[i] > max(scores) - rule.min_gain), best)
@@ -233,7 +233,7 @@ def stop_reason(figures: Sequence[Mapping[str, Any]], rule: Stop) -> str | None:
         return f"held-out accuracy has not risen by more than {rule.min_gain:g} for {rule.patience} rounds"
     distinct = figures[-1]["distinct_answers"]
     if distinct < rule.min_distinct:
-        return f"{distinct:.2f} distinct answers a prompt are fewer than {rule.min_distinct:g}"
+        return f"{distinct:.2f} distinct answers per prompt are fewer than {rule.min_distinct:g}"
     return None
 
 
@@ -259,9 +259,10 @@ def go_back(ctx: Context, place: Path, figures: Sequence[Mapping[str, Any]]) -> 
 
 
 def without_training(ctx: Context, start: Judged) -> dict[str, Any]:
-    """The best of n samples of the start, chosen by the stage's own score, judged by the run's: the honest rival.
+    """Best of n samples of the start, chosen by the stage's own score, evaluated by the run's: the control without
+    training.
 
-    With a verifier as the score it is an upper bound: it needs the answer at the time of asking.
+    With a verifier as the score it is an upper bound: it needs the answer at inference time.
     """
     n = min(ctx.block.samples, ctx.cfg.evaluation.samples)
     ranked = score(scorer(ctx), [s.rollout for s in start.scored])
@@ -281,7 +282,7 @@ def has_demonstrations(ctx: Context) -> bool:
 
 
 def more_sft(ctx: Context, examples: Sequence[Example], steps: int) -> Judged:
-    """As many more steps on the demonstrations: what training longer gives by itself."""
+    """As many more steps on the demonstrations: the effect of longer training alone."""
     place = ctx.dir.path / "more_sft"
     train(ctx, ctx.policy_path, examples, place, {**ctx.block.trainer, "max_steps": steps}, key=("more sft",))
     judged = ctx.evaluate(ctx.generator(str(place)), "more sft")

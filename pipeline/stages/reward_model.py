@@ -1,7 +1,7 @@
-"""reward_model: learn to tell better from worse, with TRL's RewardTrainer, on pairs of scored samples.
+"""reward_model: learn to rank answers, with TRL's RewardTrainer, on pairs of scored samples.
 
-Pairs are of one prompt, of different reward, both with their end token. Corrupted negatives (cut, changed, prolonged)
-teach what sampled pairs never show; without them a policy finds the holes in seconds (a reward of length about 1).
+A pair is of one prompt, with different rewards, both with their end token. Corrupted negatives (truncated, changed,
+extended) cover what sampled pairs never show; without them a policy exploits the gaps within seconds.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def run(ctx: Context) -> dict[str, Any]:
     else:
         train_pairs, heldout_pairs, reference = pairs_from_samples(ctx)
     if not train_pairs:
-        raise ConfigError([f"{ctx.cfg.path}: {ctx.name}: no preference pair: of each prompt all samples that ended "
-                           "earned the same; if few end, raise sampling.max_tokens"])  # fmt: skip
+        raise ConfigError([f"{ctx.cfg.path}: {ctx.name}: no preference pair: all finished samples of each prompt "
+                           "have the same reward; if few finish, raise sampling.max_tokens"])  # fmt: skip
     found, longest_allowed = len(train_pairs), max_length(block.trainer, RewardConfig)
     train_pairs = fitting(train_pairs, longest_allowed, where=f"{ctx.cfg.path}: {ctx.name}")
     console.say(f"{ctx.name}: {len(train_pairs)} training pairs, {len(heldout_pairs)} held out")
@@ -106,7 +106,7 @@ def pairs_from_samples(ctx: Context) -> tuple[list[Pair], list[Pair], list[list[
 
 
 def samples_of(ctx: Context, generator: Any) -> list[Scored]:
-    """Drawn from the policy, or out of the pool of what other stages and people scored."""
+    """Sampled from the policy, or read from a pool of what other stages and people scored."""
     block = ctx.block
     if block.pool:
         return from_pool(ctx, block.pool, f"{ctx.name}.pool")
@@ -132,10 +132,10 @@ def pairs_from_rows(ctx: Context) -> tuple[list[Pair], list[Pair], list[list[int
 
 
 def preference_pairs(scored: Sequence[Scored], *, per_prompt: int, rng: random.Random) -> list[Pair]:
-    """Up to per_prompt pairs of each prompt whose rewards differ, the widest gaps first; ties broken by rng."""
+    """Up to per_prompt pairs per prompt with different rewards, the widest gaps first; ties broken by rng."""
     out: list[Pair] = []
     for group in groups(scored):
-        # one of equal completions, and none that was cut off: a reward is read at the end token
+        # one of equal completions, and no truncated one: a reward is read at the end token
         usable = {s.rollout.ids: s for s in group if s.scorable and s.rollout.finished}
         ranked = sorted(usable.values(), key=lambda s: -s.reward)
         found = [(a, b) for i, a in enumerate(ranked) for b in ranked[i + 1 :] if a.reward > b.reward]
@@ -148,7 +148,7 @@ def preference_pairs(scored: Sequence[Scored], *, per_prompt: int, rng: random.R
 def corruptions(
     scored: Sequence[Scored], *, count: int, vocabulary: Sequence[int], rng: random.Random
 ) -> list[tuple[Rollout, Ids]]:
-    """Good samples, each with a copy of itself in which a token is cut, changed or added before the end token."""
+    """Good samples, each with a copy in which tokens are removed, changed or added before the end token."""
     best = [s for s in scored if s.scorable and s.status == "pass" and s.rollout.finished and len(s.rollout.ids) > 2]
     good = {(s.rollout.prompt.ids, s.rollout.ids) for s in best}
     out: list[tuple[Rollout, Ids]] = []
@@ -171,8 +171,8 @@ def corruptions(
 
 
 def worse(ctx: Context, broken: Sequence[tuple[Rollout, Ids]]) -> list[Pair]:
-    """Pairs of those that the run's rewards score below what they were made from: a change may be another right answer,
-    and would teach the opposite."""
+    """Pairs of those corruptions that the run's rewards score below their original: a changed answer may also be right,
+    and would train the opposite."""
     if not broken:
         return []
     texts = completion_texts(ctx.tokenizer, [ids for _, ids in broken], [r.prompt.ids for r, _ in broken])
@@ -184,7 +184,7 @@ def worse(ctx: Context, broken: Sequence[tuple[Rollout, Ids]]) -> list[Pair]:
 
 
 def reset_head(model: Any, seed: int) -> None:
-    """A head drawn from our seed: loading draws one from a global state."""
+    """A head initialised from our seed: loading initialises it from global state."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -193,7 +193,7 @@ def reset_head(model: Any, seed: int) -> None:
 
 
 def distinct_pad(tokenizer: Any) -> None:
-    """A pad token that is not EOS: the library finds a sequence's end as its last token that is not padding."""
+    """A pad token that is not EOS: the library takes the last token that is not padding as a sequence's end."""
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         other = next(i for i in range(len(tokenizer)) if i != tokenizer.eos_token_id)
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(other)
@@ -208,7 +208,7 @@ def calibrate(model: Any, sequences: Sequence[Sequence[int]]) -> None:
 
 
 def pair_accuracy(model: Any, pairs: Sequence[Pair]) -> float:
-    """Share of pairs in which the chosen one scores higher; NaN of none."""
+    """Share of pairs in which the chosen one scores higher; NaN without pairs."""
     scores = partial(models.reward_scores, model)
     chosen = ranks.mapped(scores, [[*p, *c] for p, c, _ in pairs])
     rejected = ranks.mapped(scores, [[*p, *r] for p, _, r in pairs])

@@ -133,8 +133,8 @@ def _train(
 
 
 def fit_head_buffer(vocabulary: int) -> None:
-    """TRL's fused head takes a buffer 32,768 tokens wide whatever the vocabulary, and the rows of a small one then lie
-    a memory page apart: 7 of 48 ms of a demo step. Its results do not change."""
+    """TRL's fused head allocates a buffer 32,768 tokens wide whatever the vocabulary, so that the rows of a small one
+    are a memory page apart: 7 of 48 ms of a demo step. Results do not change."""
     from trl.trainer import utils
 
     utils._CHUNKED_LOGPROB_CHUNK_SIZE = min(32_768, vocabulary)

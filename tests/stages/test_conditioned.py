@@ -318,7 +318,7 @@ def test_best_bins_without_a_sample_in_common_leave_the_filtered_control_out(cap
     ctx: Any = SimpleNamespace(name="conditioned")
     assert conditioned.filtered_sft(ctx, [right, short], Conditions(axes), attributes, 10) == {}
     said = capsys.readouterr().out
-    assert said == "conditioned: no filtered_control: not one sample lies in the best bin of every attribute\n"
+    assert said == "conditioned: filtered_control is not available: no sample lies in the best bin of every attribute\n"
 
 
 def test_an_axis_less_the_prompts_mean_obtains_distances_from_it():

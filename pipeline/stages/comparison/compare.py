@@ -1,9 +1,9 @@
-"""compare: the methods a YAML names, from one model, at one budget of sampled tokens, over seeds, with controls.
+"""compare: the methods that a YAML names, from one model, at one budget of sampled tokens, over seeds, with controls.
 
-Every part is an ordinary stage in an ordinary run below this one, so what is complete is never run twice:
+Every part is an ordinary stage in an ordinary run below this one, so a complete part is never run twice:
 
     runs/NAME/start/      up to the model all methods start from; made once
-    runs/NAME/seed-1/     the methods under seed 1, and `judge`, which holds them all against the same prompts
+    runs/NAME/seed-1/     the methods under seed 1, and `judge`, which evaluates them all on the same prompts
     runs/NAME/compare/    manifest.json: the table, the traits and the sentences (`pipeline.stages.comparison.findings`)
 """
 
@@ -30,7 +30,7 @@ def run(ctx: Context) -> dict[str, Any]:
     start, *seeds = runs_of(cfg, ctx.name)
     workers = at_once(cfg, ctx.name)
     if cfg.generate.backend in ONE_PLACE:
-        console.say(f"{ctx.name}: one part after another, for {cfg.generate.backend} holds one set of weights")
+        console.say(f"{ctx.name}: parts run one after another, because {cfg.generate.backend} holds one set of weights")
     run_parts(parts_of(start, seeds), workers=workers, logs=ctx.dir.path / "logs")
     manifests = [verified_manifest(c.run_dir / JUDGE) for c in seeds]
     ctx.depend_on(*(StageDir(c.run_dir, JUDGE).manifest_path for c in seeds))
@@ -44,7 +44,7 @@ def run(ctx: Context) -> dict[str, Any]:
     return {**figures, "runs": [Path(c.run).name for c in seeds], "seeds": list(block.seeds), "budget": block.budget}
 
 
-# --- what runs, and after what ----------------------------------------------------------------------------------
+# --- what runs, in which order ----------------------------------------------------------------------------------
 
 
 def parts_of(start: Config, seeds: Sequence[Config]) -> list[Part]:
@@ -63,8 +63,8 @@ def parts_of(start: Config, seeds: Sequence[Config]) -> list[Part]:
 def link_start(start: Config, cfg: Config) -> None:
     """The start's stages as stages of this run: one copy on disk, one lineage to follow.
 
-    A comparison whose start was another before has links that lead nowhere now, which go, and stages in the place of
-    new links, which are set aside.
+    A comparison that had another start before has dangling links, which are removed, and stages where new links belong,
+    which are set aside.
     """
     cfg.run_dir.mkdir(parents=True, exist_ok=True)
     above = Path("..") / Path(start.run).name
@@ -82,16 +82,16 @@ def link_start(start: Config, cfg: Config) -> None:
 
 
 def inputs_of(runs: Sequence[Config]) -> dict[str, str]:
-    """Path -> sha256 of all that the parts read, so that the comparison is stale when one of them is."""
+    """Path -> sha256 of everything the parts read, so that the comparison is stale when one of them is."""
     made = [StageDir(cfg.run_dir, name).manifest() or {} for cfg in runs for name in cfg.stages]
     return {path: sha for manifest in made for path, sha in manifest.get("inputs", {}).items()}
 
 
-# --- what it amounts to -----------------------------------------------------------------------------------------
+# --- conclusions -----------------------------------------------------------------------------------------
 
 
 def conclude(block: Any, judged: Sequence[Mapping[str, Any]], seeds: Sequence[Config]) -> dict[str, Any]:
-    """The table, the traits, the sentences and the paths of all plots, from what the judges found."""
+    """The table, the traits, the sentences and the paths of all plots, from the judges' figures."""
     roles = policies_of(block)
     rows = findings.table(judged, roles, block.start, block.budget)
     among = findings.pairs(judged, block.methods)
@@ -107,7 +107,7 @@ def conclude(block: Any, judged: Sequence[Mapping[str, Any]], seeds: Sequence[Co
 
 
 def path_of(cfg: Config, policy: str) -> list[dict[str, float]]:
-    """The looks along the way of one policy under one seed; of a control inside a stage, its rounds."""
+    """The evaluation passes of one policy under one seed; for a control inside a stage, its rounds."""
     stage, _, inside = policy.partition("/")
     directory = StageDir(cfg.run_dir, stage)
     metrics = (directory.manifest() or {}).get("metrics", {})

@@ -1,6 +1,6 @@
-"""judge: every method of a comparison on the same held-out prompts with the same seeds, and what each one cost.
+"""judge: every method of a comparison on the same held-out prompts with the same seeds, and the cost of each.
 
-Beyond `evaluate`: condition tokens are asked for the best bin, controls that lie inside a stage are judged too, the
+Beyond `evaluate`: condition tokens are evaluated under the best label, controls inside a stage are evaluated too, the
 distance from the common start is measured, and a learned reward (the proxy) scores what the verifier (gold) scored.
 """
 
@@ -93,7 +93,7 @@ def with_part(scored: Sequence[Scored], name: str, judged: Sequence[Scored]) -> 
 
 
 def by_prompt(scored: Sequence[Scored], prompts: Sequence[str]) -> dict[str, list[float]]:
-    """A value a prompt, in the order of `prompts`, for paired statistics; pass@k over k the samples allow."""
+    """One value per prompt, in the order of `prompts`, for paired statistics; pass@k for each k the samples allow."""
     found = {g[0].rollout.prompt.text: counted(g) for g in groups(scored)}
     right = [[float(s.status == "pass") for s in found[p]] for p in prompts]
     seen = [r for r in right if r]  # a prompt without a sample that counts has no value: NaN below

@@ -1,7 +1,7 @@
-"""Run stages that wait for one another in a few processes at once: one a core, each with one thread.
+"""Run stages that depend on one another in a few processes at once: one per core, each with one thread.
 
-A process stays for several stages, for importing the libraries costs as long as a small stage does. What a stage prints
-goes into a file of its own; here appears one line a stage.
+A process runs several stages, because importing the libraries takes as long as a small stage. What a stage prints goes
+into a file of its own; here one line per stage is printed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline.run.alarms import Alarm
 from pipeline.run.errors import LineageError
 from verifiers._killable import PR_SET_PDEATHSIG
 
-STAGES_A_PROCESS = 8  # a generator's memory does not all come back: a process that lives on grows by the stage
+STAGES_A_PROCESS = 8  # a generator's memory is not all returned: a long-lived process grows with every stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +85,8 @@ def processes(count: int) -> ProcessPoolExecutor:
 
 
 def die_with(parent: int) -> None:
-    """In a worker: the kernel ends it when the parent dies, however it does. The parent's lock on the run is gone then,
-    and the same command, given again, must not find a second writer."""
+    """In a worker: the kernel kills it when the parent dies in any way. The parent's lock on the run is released then,
+    and the same command, started again, must not meet a second writer."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before it could be watched
         os._exit(1)
@@ -97,8 +97,10 @@ def ended(future: Future[Ended], part: Part) -> Ended:
     try:
         return future.result()
     except BrokenProcessPool as exc:
-        words = f"a process was killed while {part.label} or a part beside it ran, most likely for want of memory"
-        raise ConfigError([f"{words}; the same command goes on, with compare.workers=1 in less memory"]) from exc
+        words = f"a process was killed while {part.label} or a part beside it ran, most likely out of memory"
+        raise ConfigError(
+            [f"{words}; run the same command to resume, with compare.workers=1 to use less memory"]
+        ) from exc
 
 
 def report(part: Part, ended: Ended, number: int, total: int, spent: float, logs: Path) -> None:
