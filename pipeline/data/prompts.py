@@ -58,7 +58,8 @@ def _recognised(rows: Sequence[Row], source: Prompts, where: str) -> str | None:
     own = source.template is not None or source.prompt != "prompt" or source.completion != "completion"
     name = None if own or source.procedural else formats.recognised(rows)
     if name:
-        key = f"{where.rpartition(': ')[2]}.format"
+        block = where.rpartition(": ")[2].removesuffix(".heldout_path").removesuffix(".heldout_split")
+        key = f"{block}.format"
         notice(f"{source.path}: read as format {name!r}, by its columns; {key}: {name} fixes the choice, "
                f"{key}: {formats.PLAIN} reads the columns as they are")  # fmt: skip
     return name

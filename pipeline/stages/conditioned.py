@@ -20,7 +20,7 @@ from pipeline.credit import conditioning
 from pipeline.credit.conditioning import Axis, Conditions
 from pipeline.data import condition_prompts
 from pipeline.data.completion_text import completion_text
-from pipeline.data.prompts import prompt_text
+from pipeline.data.prompts import has_completion, prompt_text
 from pipeline.distributed import ranks
 from pipeline.records import Prompt, Rollout, Scored
 from pipeline.run import console
@@ -110,7 +110,7 @@ def scored_demonstrations(ctx: Context) -> list[Scored]:
     count = ctx.block.demonstrations
     if not count:
         return []
-    rows = ctx.split.train
+    rows = [row for row in ctx.split.train if has_completion(row, ctx.cfg.prompts)]
     by_text = {p.text: p for p in ctx.train_prompts}
     chosen = [rows[i] for i in cycle_indices(len(rows), 0, min(count, len(rows)), ctx.cfg.seed, ctx.name, "demos")]
     out = []
