@@ -119,7 +119,7 @@ diff: $(STAMP) ## what differs between RUN and OTHER in config, data, versions a
 verifier: $(STAMP) ## start a new verifier: NAME=my_task [DIR=my_verifiers]
 	$(PY) -m verifiers new $(NAME) $(if $(DIR),--dir $(DIR))
 
-check-verifiers: $(STAMP) ## hold every verifier against its examples and the hostile set
+check-verifiers: $(STAMP) ## hold every verifier against its examples and the hostile set; NAME=one [DIR=my_verifiers]
 	$(PY) -m verifiers check $(NAME) $(if $(DIR),--dir $(DIR))
 
 ##@ Measure

@@ -134,7 +134,7 @@ class Feedme:
     """Arguments of PEFT's LoraConfig; null trains all weights."""
 
     def work(self, name: str, cfg: Config, data: Data) -> Work:
-        per_round = data.own_rows.get(name, self.prompts * self.samples)
+        per_round = data.pool_rows.get(name, 0) or self.prompts * self.samples
         out = Work(name, self.kind, samples=0 if self.pool else self.rounds * per_round, likely=0.4)
         chains = 1 + bool(self.random_control)
         out.judged = evaluation_samples(cfg, data) * (self.rounds * chains + bool(self.more_sft_control))

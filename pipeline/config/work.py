@@ -27,7 +27,9 @@ class Data:
     truncated: float
     """Share of demonstrations longer than sampling.max_tokens."""
     own_rows: Mapping[str, int] = field(default_factory=dict)
-    """Stage -> rows of its own `data:` or `pool:`."""
+    """Stage -> rows of its own `data:`."""
+    pool_rows: Mapping[str, int] = field(default_factory=dict)
+    """Stage -> scored samples in the files and finished stages of its `pool:`."""
 
 
 @dataclass(slots=True)

@@ -18,6 +18,7 @@ from pipeline.distributed import ranks
 from pipeline.generation import vllm_sampler
 from pipeline.generation.generator import OnDone, Request, Sample
 from pipeline.models import families
+from pipeline.run import process
 
 TEXT_ONLY = Path(__file__).parent / "text_only"
 
@@ -87,7 +88,12 @@ class VllmGenerator:
         from vllm import LLM
 
         of_family = {} if torch.cuda.is_available() else families.vllm_options(families.read_config(model_dir))
-        options = {"disable_log_stats": True, **engine_options(model, max_model_len=max_model_len), **of_family}
+        options = {
+            "disable_log_stats": True,
+            "use_tqdm_on_load": process.verbose(),
+            **engine_options(model, max_model_len=max_model_len),
+            **of_family,
+        }
         options |= generate.vllm
         options |= an_engine_a_rank(options)
         with _classes_kept():
@@ -221,7 +227,7 @@ def stand_in_for_torchvision() -> bool:
 def prepare_vllm_environment() -> None:
     stand_in_for_torchvision()
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO" if process.verbose() else "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if not torch.cuda.is_available():
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 import verifiers
 from pipeline.config.library_fields import nearest
 from pipeline.config.load import Config, ConfigError
@@ -211,6 +213,26 @@ def imitates_prompts(block: Any) -> bool:
     return getattr(block, "demonstrations", 0) > 0 or getattr(block, "sft_share", 0) > 0
 
 
+PYTHON_WORDS = {"'NoneType' object": "null", "'dict' object": "a block of keys", "'list' object": "a list",
+                "'str' object": "text", "'int' object": "a whole number", "'float' object": "a number",
+                "'bool' object": "true or false"}  # fmt: skip
+
+
+def plain(exc: Exception) -> str:
+    """An error of other people's code in one line, without names of classes and addresses of a library's pages."""
+    if isinstance(exc, ValidationError):
+        found = exc.errors(include_url=False)
+        return "; ".join(
+            f"{'.'.join(map(str, each['loc']))}: {each['msg'][0].lower()}{each['msg'][1:]}" for each in found
+        )
+    if isinstance(exc, KeyError):
+        return f"no key {exc.args[0]!r}" if exc.args else "a key is missing"
+    text = " ".join(str(exc).split())
+    for python, words in PYTHON_WORDS.items():
+        text = text.replace(python, words)
+    return text or "it failed without a message"
+
+
 def faults_of(where: str, attempt: Callable[[], Any]) -> list[str]:
     """The lines of what goes wrong, each with its key."""
     try:
@@ -221,6 +243,6 @@ def faults_of(where: str, attempt: Callable[[], Any]) -> list[str]:
         return [f"{where}: not readable: {' '.join(str(exc).split())}"]
     except (ValueError, TypeError, OSError, KeyError, AttributeError) as exc:
         # data sets, verifiers and reward functions are other people's: what they raise is reported, not thrown
-        text = " ".join(str(exc).split()) or type(exc).__name__
+        text = plain(exc)
         return [text if text.startswith(where) else f"{where}: {text}"]
     return []

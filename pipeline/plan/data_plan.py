@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,6 +47,8 @@ def data_of(cfg: Config, tokenizer: Any) -> tuple[Data, dict[str, Marked]]:
         completion_tokens=spread(lengths) if lengths else None,
         own_rows={key.partition(".")[0]: own_rows(cfg, key, own, barred) for key, own in own_sources(cfg)
                   if key.endswith(".data")},
+        pool_rows={name: pool_rows(cfg, block.pool) for name, block in cfg.blocks.items()
+                   if getattr(block, "pool", None)},
         dropped=1 - len(shown) / max(distinct, 1),
         truncated=sum(n > cfg.sampling.max_tokens for n in lengths) / max(len(lengths), 1),
     )  # fmt: skip
@@ -142,6 +145,12 @@ def own_rows(cfg: Config, key: str, source: Prompts, barred: Collection[str]) ->
     rows = prompts.load_rows(source, seed=cfg.seed, where=key, dirs=cfg.verifier_dirs)
     named = prompts.named_heldout(source, seed=cfg.seed, where=key, dirs=cfg.verifier_dirs)
     return len(prompts.without(prompts.split(rows, source, where=key, heldout=named), barred, source).train)
+
+
+def pool_rows(cfg: Config, references: Sequence[str]) -> int:
+    """Lines in the files of scored samples, and of stages that have left theirs."""
+    paths = [cfg.run_dir / name / "rollouts.jsonl" if name in cfg.blocks else Path(name) for name in references]
+    return sum(sum(1 for _ in path.open("rb")) for path in paths if path.is_file())
 
 
 def spread(lengths: Sequence[int]) -> tuple[float, int, int]:

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import resource
+import warnings
 from pathlib import Path
 
 from pipeline.models.model_dir import LARGE, parameters_at
@@ -32,19 +33,44 @@ def thread_count(threads: int | str | None, model_path: str | None) -> int | Non
     return None if model_path and parameters_at(model_path) > LARGE else 1
 
 
+def verbose() -> bool:
+    """Whether the user wants the libraries' own logs: --verbose, or WHETSTONE_VERBOSE=1."""
+    return os.environ.get("WHETSTONE_VERBOSE") == "1"
+
+
+def silence() -> None:
+    """No library log that a user cannot act on, in this process and in those it starts.
+
+    Deprecations are about the libraries' own calls; NUMA and thread binding are chosen by us; bars of weights come and
+    go within a second. Warnings of other kinds stay.
+    """
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=category)
+    quiet = ",".join(f"ignore::{name}" for name in ("DeprecationWarning", "FutureWarning"))
+    os.environ.setdefault("PYTHONWARNINGS", quiet)
+    # kernels that could not be fetched, and a compiler for GPUs that a CPU machine lacks
+    for name in ("bitsandbytes", "torch._library.triton"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def prepare(threads: int | None) -> None:
-    """Quiet libraries, no telemetry, idle threads that sleep, and `threads` threads for torch."""
+    """Quiet libraries (unless --verbose), no telemetry, idle threads that sleep, and `threads` threads for torch."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if threads:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports kernels that it could not fetch
+    if not verbose():
+        silence()
     import torch
 
     if threads:
         torch.set_num_threads(threads)
     import transformers
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    if not verbose():
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()

@@ -12,7 +12,7 @@ from loop_kit import manifest, run_stage
 from pipeline import plan
 from pipeline.config.load import ConfigError, load
 from pipeline.config.work import Data, trained_steps
-from pipeline.plan import estimate, one_run
+from pipeline.plan import data_checks, data_plan, estimate, one_run
 from pipeline.plan.estimate import Shape
 from pipeline.plan.trial import Trial
 from pipeline.records import read_scored
@@ -224,3 +224,44 @@ def test_a_plan_tells_the_tokens_and_the_memory_that_the_run_then_takes(tmp_path
     assert again["grpo"]["sampled_tokens"] == pytest.approx(made["grpo"]["tokens"]["completion"], rel=0.02)
     peak = max(stage["memory_bytes"] for stage in told.values())
     assert peak == pytest.approx(max(m["peak_rss_bytes"] for m in made.values()), rel=0.15)
+
+
+def test_a_pool_of_ratings_foresees_no_samples(tmp_path):
+    """451 ratings are trained on and nothing is sampled, in any of the stages that take a pool."""
+    ratings = tmp_path / "ratings.jsonl"
+    ratings.write_text('{"prompt": "a1>b2:", "completion": "RD", "rating": 7}\n' * 451)
+    words = [
+        f"runs_dir={tmp_path}",
+        f"feedme.pool={ratings}",
+        f"reward_model.pool={ratings}",
+        f"conditioned.pool={ratings}",
+    ]
+    cfg = load(DEMO, [*words, "feedme.trainer={per_device_train_batch_size: 10, num_train_epochs: 1}",
+                      "feedme.rounds=1", "feedme.more_sft_control=false"])  # fmt: skip
+    assert data_plan.pool_rows(cfg, cfg.block("feedme").pool) == 451
+    data = replace(DATA, pool_rows=dict.fromkeys(("feedme", "reward_model", "conditioned"), 451))
+    works = [estimate.work_of(cfg, name, data) for name in ("feedme", "reward_model", "conditioned")]
+    assert [work.samples for work in works] == [0, 0, 0]
+    assert works[0].judged == 120 * 16 * 2 and works[0].steps == 46 * 2  # 451 rows, 10 per step, with the control
+
+
+@pytest.mark.parametrize(
+    ("raised", "line"),
+    [
+        (AttributeError("'NoneType' object has no attribute 'get'"), "x: null has no attribute 'get'"),
+        (KeyError("gold"), "x: no key 'gold'"),
+        (ValueError(""), "x: it failed without a message"),
+    ],
+)
+def test_a_plan_speaks_of_values_and_not_of_classes(raised, line):
+    def attempt():
+        raise raised
+
+    assert data_checks.faults_of("x", attempt) == [line]
+
+
+def test_a_plan_prints_no_address_of_the_validation_library():
+    from pydantic import TypeAdapter
+
+    (line,) = data_checks.faults_of("x", lambda: TypeAdapter(dict[str, int]).validate_python({"a": "many"}))
+    assert line.startswith("x: a: input should be a valid integer") and "http" not in line

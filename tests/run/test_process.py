@@ -1,0 +1,52 @@
+"""Library logs: silent by default, back with --verbose; in a process of its own, for they are settings of a process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CODE = """
+import os, sys, warnings
+from pipeline import __main__ as cli
+from pipeline.run import process
+words = sys.argv[1:]
+cli.main([*words, "--version"]) if words else None
+if not process.verbose():
+    process.silence()
+warnings.warn("old call", DeprecationWarning, stacklevel=2)
+warnings.warn("old call of the future", FutureWarning, stacklevel=2)
+warnings.warn("look at your data", UserWarning, stacklevel=2)
+print(os.environ.get("VLLM_LOGGING_LEVEL"), os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS"))
+"""
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    known = ("VLLM_LOGGING_LEVEL", "HF_HUB_DISABLE_PROGRESS_BARS", "PYTHONWARNINGS", "WHETSTONE_VERBOSE")
+    environment = {k: v for k, v in os.environ.items() if k not in known} | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "default", "-c", CODE, *words]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+
+
+def test_logs_that_a_user_cannot_act_on_are_off_and_other_warnings_stay():
+    quiet = run()
+    assert "old call" not in quiet.stderr and "look at your data" in quiet.stderr
+    assert quiet.stdout.splitlines()[-1] == "ERROR 1"
+
+
+def test_verbose_brings_them_back():
+    loud = run("--verbose")
+    assert "old call" in loud.stderr and "old call of the future" in loud.stderr
+    assert loud.stdout.splitlines()[-1] == "None None"
+
+
+@pytest.mark.stages
+def test_a_stage_with_vllm_writes_nothing_to_stderr(tmp_path):
+    pytest.importorskip("vllm")
+    words = ["stages=[base]", f"runs_dir={tmp_path}", "prompts.rows=300", "evaluation.samples=2", "evaluation.k=2",
+             "generate.backend=vllm"]  # fmt: skip
+    command = [sys.executable, "-m", "pipeline", "run", "configs/demo/pipeline.yaml", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0 and done.stderr == ""
