@@ -1,13 +1,13 @@
-"""Rows laid end to end in one sequence without padding, a prompt that several of them share only once.
+"""Rows packed end to end into one sequence without padding; a prompt that several rows share is stored once.
 
 Axes: N tokens of the packed sequence, B rows of a bucket, Q and K tokens of its longest query and key run, S places of
-a row's completion and one more, h heads, D head size. All that treats tokens singly (norms, projections, MLP, head)
-runs on the N tokens; only attention looks across, so only there are rows cut out again, in buckets of like length. A
-completion whose prompt is shared asks with its own tokens only, and sees the prompt's keys and values before its own:
-no mask of N x N.
+a row's completion and one more, h heads, D head size. All per-token work (norms, projections, MLP, head)
+runs on the N tokens; only attention mixes tokens, so only there are rows cut out again, in buckets of similar length. A
+completion whose prompt is shared queries with its own tokens only, and attends to the prompt's keys and values before
+its own: no N x N mask.
 
 Covered: causal decoders with full and sliding-window attention through transformers' attention interface, on its SDPA
-kernels, adapters and gradient checkpointing included. Not covered, and found out by `enable`: attention biases, linear
+kernels, adapters and gradient checkpointing included. Not covered, and detected by `enable`: attention biases, linear
 or chunked layers, weights that are sharded already, and any model whose packed rows do not give what padded ones give.
 """
 
@@ -64,7 +64,7 @@ class _Run:
     prompt_tokens: int = 0
 
 
-def pack(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], where: torch.device) -> Packed:
+def pack(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], device: torch.device) -> Packed:
     """One sequence of all rows. Equal prompts are shared wherever they stand, if that saves enough."""
     whole = [tuple(p) for p in prompts]
     counts = Counter(whole)
@@ -93,13 +93,13 @@ def pack(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]],
         start = add(completion, len(prompt), _Run(shared[prompt], len(prompt))) if tokens else 0
         places_BS[row, 0] = shared[prompt] + len(prompt) - 1
         places_BS[row, 1 : tokens + 1] = start + np.arange(tokens)
-    buckets, back_N = _buckets(runs, len(ids), where)
+    buckets, back_N = _buckets(runs, len(ids), device)
     return Packed(
-        torch.tensor([ids], device=where),
-        torch.from_numpy(np.concatenate(positions)[None]).to(where),
-        torch.from_numpy(places_BS).to(where),
+        torch.tensor([ids], device=device),
+        torch.from_numpy(np.concatenate(positions)[None]).to(device),
+        torch.from_numpy(places_BS).to(device),
         buckets,
-        torch.from_numpy(back_N).to(where),
+        torch.from_numpy(back_N).to(device),
     )
 
 
@@ -122,15 +122,15 @@ def packed_batches(prompts: Sequence[Sequence[int]], lengths: Sequence[int], bud
     return out
 
 
-def _buckets(runs: Sequence[_Run], total: int, where: torch.device) -> tuple[list[Bucket], np.ndarray]:
+def _buckets(runs: Sequence[_Run], total: int, device: torch.device) -> tuple[list[Bucket], np.ndarray]:
     back_N = np.zeros(total, dtype=np.int64)
     out, offset = [], 0
-    for members in _alike(runs, CALL_PAIRS.get(where.type, CALL_PAIRS["cuda"])):
+    for members in _alike(runs, CALL_PAIRS.get(device.type, CALL_PAIRS["cuda"])):
         width = max(r.tokens for r in members)
         for number, run in enumerate(members):
             back_N[run.start : run.start + run.tokens] = offset + number * width + np.arange(run.tokens)
         offset += len(members) * width
-        out.append(_bucket(members, width, where))
+        out.append(_bucket(members, width, device))
     return out, back_N
 
 
@@ -153,11 +153,11 @@ def _pairs(members: Sequence[_Run]) -> int:
     return len(members) * longest * (longest + max((r.prompt_tokens for r in members), default=0))
 
 
-def _bucket(members: Sequence[_Run], width: int, where: torch.device) -> Bucket:
+def _bucket(members: Sequence[_Run], width: int, device: torch.device) -> Bucket:
     starts_B1 = np.array([[r.start] for r in members])
     tokens_B1 = np.array([[r.tokens] for r in members])
     own_BQ = np.where(np.arange(width) < tokens_B1, starts_B1 + np.arange(width), 0)
-    queries_J = torch.from_numpy(own_BQ.reshape(-1)).to(where)
+    queries_J = torch.from_numpy(own_BQ.reshape(-1)).to(device)
     prompts = {r.prompt_tokens for r in members}
     longest = max(prompts)
     if not longest:  # padding lies to the right, where causal attention does not look
@@ -165,11 +165,11 @@ def _bucket(members: Sequence[_Run], width: int, where: torch.device) -> Bucket:
     # prompts end where completions begin: shorter ones are padded on the left
     before_BP = np.arange(longest) - np.array([[longest - r.prompt_tokens] for r in members])
     prompts_BP = np.where(before_BP >= 0, np.array([[r.prompt_start] for r in members]) + before_BP, 0)
-    keys_J = torch.from_numpy(np.concatenate([prompts_BP, own_BQ], axis=1).reshape(-1)).to(where)
-    bias_B1QK = torch.zeros(len(members) if len(prompts) > 1 else 1, 1, width, longest + width, device=where)
-    bias_B1QK[..., longest:].masked_fill_(torch.ones(width, width, device=where).triu(1).bool(), -torch.inf)
+    keys_J = torch.from_numpy(np.concatenate([prompts_BP, own_BQ], axis=1).reshape(-1)).to(device)
+    bias_B1QK = torch.zeros(len(members) if len(prompts) > 1 else 1, 1, width, longest + width, device=device)
+    bias_B1QK[..., longest:].masked_fill_(torch.ones(width, width, device=device).triu(1).bool(), -torch.inf)
     if len(prompts) > 1:
-        absent_BP = torch.from_numpy(before_BP < 0).to(where)
+        absent_BP = torch.from_numpy(before_BP < 0).to(device)
         bias_B1QK[..., :longest].masked_fill_(absent_BP[:, None, None], -torch.inf)
     return Bucket(len(members), queries_J, keys_J, bias_B1QK)
 
@@ -210,9 +210,9 @@ def _windowed(packed: Packed, number: int, window: int | None) -> Tensor | None:
     if window is None or window >= keys:
         return bucket.bias
     if (number, window) not in packed.biases:
-        where = bucket.queries_J.device
-        distance_QK = keys - queries + torch.arange(queries, device=where)[:, None] - torch.arange(keys, device=where)
-        causal = torch.zeros(1, 1, queries, keys, device=where).masked_fill_(distance_QK < 0, -torch.inf)
+        device = bucket.queries_J.device
+        distance_QK = keys - queries + torch.arange(queries, device=device)[:, None] - torch.arange(keys, device=device)
+        causal = torch.zeros(1, 1, queries, keys, device=device).masked_fill_(distance_QK < 0, -torch.inf)
         base = causal if bucket.bias is None else bucket.bias
         packed.biases[number, window] = base.masked_fill(distance_QK >= window, -torch.inf)
     return packed.biases[number, window]
@@ -236,8 +236,8 @@ def hidden_states(transformer: Any, packed: Packed) -> Tensor:
 
 @torch.no_grad()
 def enable(transformer: Any) -> bool:
-    """Route the transformer's attention through `packed_attention`, and say whether packed rows give what padded ones
-    give, tried on a few tokens. Where not, it is left as it was."""
+    """Route the transformer's attention through `packed_attention`; returns whether packed rows give what padded rows
+    give, tried on a few tokens. If not, the transformer is left unchanged."""
     config = transformer.config
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
     if (
@@ -270,18 +270,18 @@ def windows_of(config: Any) -> set[int]:
 
 
 def _agrees(transformer: Any) -> bool:
-    where, vocabulary = transformer.device, transformer.config.vocab_size
+    device, vocabulary = transformer.device, transformer.config.vocab_size
     long, short = ([(7 * i + k) % vocabulary for i in range(n)] for k, n in ((1, 40), (3, 4)))
     prompts = [long, long, short, long]
     completions = [[(5 * i + n) % vocabulary for i in range(n)] for n in (3, 20, 6, 9)]
-    packed = pack(prompts, completions, where)
+    packed = pack(prompts, completions, device)
     packed_BSH = hidden_states(transformer, packed).float()
     # these rows may be shorter than the window: then only the layers' word tells that it would have been kept
     if packed.windows - {None} != windows_of(transformer.config):
         return False
     gap = 0.0
     for prompt, completion, seen_SH in zip(prompts, completions, packed_BSH, strict=True):
-        alone = transformer(input_ids=torch.tensor([[*prompt, *completion]], device=where), use_cache=False)
+        alone = transformer(input_ids=torch.tensor([[*prompt, *completion]], device=device), use_cache=False)
         plain_SH = alone.last_hidden_state[0, len(prompt) - 1 :].float()
         gap = max(gap, float((plain_SH - seen_SH[: len(plain_SH)]).abs().max() / plain_SH.abs().max()))
     return gap <= TOLERANCE.get(transformer.dtype, 0.2)
