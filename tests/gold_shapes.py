@@ -64,7 +64,7 @@ def percentage(rng: random.Random) -> Answer:
     value = Fraction(rng.randint(-200, 200), rng.choice((1, 1, 2)))
     readings = {value / 100, value} if abs(value) > 1 else {value / 100}
     shown = str(float(value)) if value.denominator > 1 else str(value)
-    return Answer(rf"{shown}\%", frozenset(("number", reading) for reading in readings))
+    return Answer(rf"{shown}\%", frozenset({("share", value), *(("number", reading) for reading in readings)}))
 
 
 def radical(rng: random.Random) -> Answer:
@@ -105,7 +105,9 @@ def interval(rng: random.Random) -> Answer:
         return one(f"x > {low_text}", ("from", low, False))
     if kind == 2:
         signs = (r"\le" if opening == "[" else "<", r"\le" if closing == "]" else "<")
-        return one(f"{low_text} {signs[0]} x {signs[1]} {high_text}", ("pair", low, high, opening + closing))
+        return one(
+            f"{low_text} {signs[0]} x {signs[1]} {high_text}", ("pair", low, high, opening + closing), "inequality"
+        )
     return one(f"{opening}{low_text},{high_text}{closing}", ("pair", low, high, opening + closing))
 
 
@@ -129,7 +131,7 @@ def point(rng: random.Random) -> Answer:
     text = "(" + ", ".join(written(rng, value) for value in values) + ")"
     if len(values) == 2:
         meanings = ("pair", *values, "()")
-        return one(f"(x,y)={text}" if rng.random() < 0.2 else text, meanings)
+        return one(f"(x,y)={text}", meanings, "coordinates") if rng.random() < 0.2 else one(text, meanings)
     return one(text, ("triple", *values))
 
 
@@ -159,7 +161,8 @@ def polynomial(rng: random.Random) -> Answer:
             terms.append(f"{'-' if c < 0 else '+'}{size}{power}")
     text = "".join(terms).removeprefix("+")
     names = ("", "", "", "y=" if variable == "x" else "", f"f({variable})=")
-    return one(rng.choice(names) + text, ("polynomial", variable, coefficients))
+    identity = ["a line or a number"] if coefficients == (0, 1) else []  # x alone may be either
+    return one(rng.choice(names) + text, ("polynomial", variable, coefficients), *identity)
 
 
 def line(rng: random.Random) -> Answer:
