@@ -27,7 +27,7 @@ if not hasattr(verifiers, "ENTRY_POINTS"):  # theirs was installed over ours, or
     )
 
 from rewards.batch import Batch, Score
-from rewards.compose import MALFORMED, MONITOR, Composite, Pending, build, fields_needed, verifiers_of
+from rewards.compose import MALFORMED, MONITOR, Composite, Pending, build, fields_needed, learned_models, verifiers_of
 from rewards.learned import learned
 from rewards.shaping import format, length, missing_eos, random, repetition
 
@@ -42,6 +42,7 @@ __all__ = [
     "fields_needed",
     "format",
     "learned",
+    "learned_models",
     "length",
     "missing_eos",
     "random",

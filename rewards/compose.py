@@ -33,6 +33,7 @@ SHAPING: dict[str, Callable[..., shaping.RewardFunction]] = {
     "random": shaping.random,
 }
 KINDS = ("verifier", "learned", "function", "potential", *SHAPING)
+LEARNED_NAMES = ("reward_model", "learned")  # parts that are reward models without saying so
 Learned = Callable[[str], LearnedReward]
 
 
@@ -204,6 +205,18 @@ def verifiers_of(
             yield name, verifiers.load(verifier, dirs), fields
 
 
+def learned_models(block: Mapping[str, Mapping[str, Any] | None]) -> dict[str, str]:
+    """Part name -> what it names as its model, of the parts of a `rewards:` block that are reward models.
+
+    The one rule of what such a part is: kind `learned`, or no kind and the name `reward_model` or `learned`.
+    """
+    return {
+        name: str((fields or {}).get("model") or name)
+        for name, fields in block.items()
+        if ((fields or {}).get("kind") or ("learned" if name in LEARNED_NAMES else None)) == "learned"
+    }
+
+
 def fields_needed(
     block: Mapping[str, Mapping[str, Any] | None], dirs: Sequence[str | Path]
 ) -> dict[str, frozenset[str]]:
@@ -236,7 +249,7 @@ def _part(name: str, fields: dict[str, Any], dirs: Sequence[str | Path], learned
 def _default_kind(name: str, dirs: Sequence[str | Path]) -> str:
     if name in KINDS:
         return name
-    if name == "reward_model":
+    if name in LEARNED_NAMES:
         return "learned"
     if name in verifiers.available(dirs):
         return "verifier"

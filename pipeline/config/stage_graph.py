@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import rewards
 from pipeline.config.load import Config, ConfigError, nearest
 from pipeline.config.schema import KINDS, Judge
 
@@ -33,13 +34,7 @@ def references(cfg: Config, name: str) -> list[tuple[str, str]]:
 
 def learned_parts(where: str, parts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(key, model) of the parts of a `rewards:` block that are reward models."""
-    out = []
-    for part, fields in parts.items():
-        given = fields or {}
-        kind = given.get("kind") or ("learned" if part in ("reward_model", "learned") else None)
-        if kind == "learned":
-            out.append((f"{where}.{part}", str(given.get("model") or part)))
-    return out
+    return [(f"{where}.{part}", model) for part, model in rewards.learned_models(parts).items()]
 
 
 def scores_by_the_run(block: Any) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import rewards
 from pipeline.config.load import Config
 from pipeline.config.schema import KINDS, Policy, trains_adapter
 from pipeline.config.work import TRAINER_DEFAULTS, Data, Work
@@ -136,8 +137,8 @@ def memory_of(cfg: Config, name: str, shape: Shape, data: Data, trial: Trial) ->
             parts["reference"] = shape.parameters * 4 if block.kl.reference == "ema" else weights
         if block.critic is not None and not block.critic.shared:
             parts["critic"] = 4 * shape.parameters * 4
-        if block.reward and any(part == "reward_model" for part in block.reward):
-            parts["reward model"] = weights
+        if learned := rewards.learned_models(block.reward or {}):
+            parts["reward model"] = weights * len(set(learned.values()))
         rows = min(block.tokens_per_microbatch, block.prompts * block.samples * length)
         parts["logits"] = 2 * 256 * shape.vocabulary * 4  # the head is applied in chunks
         # of a layer, in bytes a token and unit of width; checkpointing keeps what goes into each, and one whole

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+import rewards
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Credit, Kl, Loss, Policy, trains_adapter
 from pipeline.distributed import ranks, sharding
@@ -150,10 +151,9 @@ def make_critic(ctx: Context, autocast: torch.dtype | None) -> ValueModel | None
     settings = ctx.block.critic
     if settings is None or settings.shared:
         return None
-    reward = ctx.block.reward or {}
-    learned = [n for n, part in reward.items() if n == "reward_model" or (part or {}).get("kind") == "learned"]
+    learned = list(rewards.learned_models(ctx.block.reward or {}).values())
     if settings.init == "reward_model" and learned:
-        path = ctx.model_path((reward[learned[0]] or {}).get("model", learned[0]), f"{ctx.name}.critic")
+        path = ctx.model_path(learned[0], f"{ctx.name}.critic")
         start = models.load_reward_model(path, ctx.cfg.model)
     else:
         start = models.load_policy(ctx.policy_path, ctx.cfg.model)

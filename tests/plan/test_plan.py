@@ -104,6 +104,8 @@ def test_memory_by_part_is_the_parameters_times_what_is_kept_of_each():
     assert (parts["weights"], parts["gradients"], parts["optimizer"]) == (4000, 4000, 8000)
     assert parts["requests"] == 1920 * 3 * 1024  # 120 held-out prompts x 16, more than a step's 256
     assert (parts["reference"], parts["critic"], parts["reward model"]) == (4000, 16000, 4000)
+    named = load(DEMO, ["ppo.reward={preference: {kind: learned, model: reward_model}}"])
+    assert estimate.memory_of(named, "ppo", shape, DATA, trial).parts["reward model"] == 4000
     assert "reference" not in estimate.memory_of(cfg, "grpo", shape, DATA, trial).parts  # no KL is asked for
     assert "weights" not in estimate.memory_of(cfg, "evaluate", shape, DATA, trial).parts
 

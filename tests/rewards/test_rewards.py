@@ -381,3 +381,25 @@ def test_rewards_and_verifiers_import_without_torch() -> None:
     code = "import rewards, verifiers, sys; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     root = Path(verifiers.__file__).parent.parent
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_a_reward_model_is_recognised_by_its_kind_and_not_by_its_name_alone() -> None:
+    block = {
+        "reward_model": {"weight": 0.5},
+        "preference": {"kind": "learned", "model": "runs/a/reward_model"},
+        "other": {"kind": "learned"},
+        "learned": None,
+        "math_answer": {},
+        "strict": {"kind": "verifier", "verifier": "exact"},
+    }
+    assert rewards.learned_models(block) == {
+        "reward_model": "reward_model",
+        "preference": "runs/a/reward_model",
+        "other": "other",
+        "learned": "learned",
+    }
+    built = build(block, learned=lambda reference: lambda prompts, completions: [0.0] * len(prompts))
+    assert [part.name for part in built.parts if type(part).__name__ == "LearnedPart"] == list(
+        rewards.learned_models(block)
+    )
+    built.close()
