@@ -16,8 +16,8 @@ from pipeline.seeds import cycle_indices
 from pipeline.stats import pass_rate
 from pipeline.update.forward import Row
 
-ROUNDS, PROMPTS = 3, 256
-FILTERS = parse([{"threshold": 0.25}, "dedup", {"cap": 4}])
+ROUNDS, PROMPTS = 3, 128
+FILTERS = parse([{"threshold": 1.0}, "dedup", {"cap": 4}])
 
 
 def main(seed: int = 1, rounds: int = ROUNDS) -> tuple[float, float]:
@@ -33,7 +33,7 @@ def main(seed: int = 1, rounds: int = ROUNDS) -> tuple[float, float]:
         kept = select(candidates, FILTERS, Turn(number, seed))
         # credit -> update
         rows = [Row(scored[i].rollout.prompt.ids, scored[i].rollout.ids, scored[i].rollout.mask) for i in kept]
-        imitate(policy, rows, steps=40, lr=1e-3, seed=seed)
+        imitate(policy, rows, steps=20, lr=1e-3, seed=seed)
         rewards = [s.reward for s in scored]
         print(f"round {number + 1}  reward {sum(rewards) / len(rewards):.3f}  kept {len(kept)} of {len(scored)}")
     after = pass_rate(sample(heldout_prompts, 4, "after"))
