@@ -2,6 +2,7 @@
 
 run_schema.py     model, prompts, sampling, generation, evaluation
 policy_schema.py  policy optimisation: ppo, grpo and their parts
+preference_schema.py  dpo and kto
 stage_schema.py   the other stages; research_schema.py those of the research questions
 alarm_config.py   alarms and the monitor
 
@@ -23,6 +24,7 @@ from pipeline.config.policy_schema import (
     Ppo,
     trains_adapter,
 )
+from pipeline.config.preference_schema import Dpo, Kto
 from pipeline.config.registry import KINDS, StageKind, recorded_kind
 from pipeline.config.research_schema import OfflineQ, Probe, Stitch
 from pipeline.config.run_schema import Evaluation, Generate, Model, Prompts, Sampling, Tiny
@@ -40,8 +42,8 @@ from pipeline.config.stage_schema import (
 )
 
 __all__ = [
-    "KINDS", "STRICT", "Alarms", "Attribute", "Base", "Compare", "Conditioned", "Credit", "Critic", "Episodes",
-    "Evaluate", "Evaluation", "Feedme", "Generate", "Groups", "Grpo", "Judge", "Kl", "Loss", "Model", "Monitor",
+    "KINDS", "STRICT", "Alarms", "Attribute", "Base", "Compare", "Conditioned", "Credit", "Critic", "Dpo", "Episodes",
+    "Evaluate", "Evaluation", "Feedme", "Generate", "Groups", "Grpo", "Judge", "Kl", "Kto", "Loss", "Model", "Monitor",
     "NonNegative", "OfflineQ", "Optimizer", "Policy", "Positive", "Ppo", "Probe", "Prompts", "RewardModel", "Sampling",
     "Sft", "Share", "StageKind", "Stitch", "Stop", "Tiny", "recorded_kind",
     "trains_adapter",

@@ -1,0 +1,101 @@
+"""What dpo and kto share: samples of a round, TRL's trainer fed with token ids, and the rounds.
+
+Departs from TRL in what it is fed. TRL's trainers render and tokenize text: a prompt that merges with the first token
+of its completion is cut, a pair whose prompt fills max_length is dropped silently, and KTO reads rows in the order of
+the file, all good ones before all bad ones where it splits pairs. Here rows are the ids that were sampled, in an order
+drawn from the seed, and what does not fit is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pipeline.config.load import ConfigError
+from pipeline.config.schema import trains_adapter
+from pipeline.models import models
+from pipeline.records import Scored
+from pipeline.run import console
+from pipeline.stages.context import Context
+from pipeline.stages.kl_to_start import from_start
+from pipeline.stages.sampling import draw, from_pool, next_prompts
+from pipeline.stages.trl_trainer import train_with
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def run_rounds(
+    ctx: Context,
+    trainer_class: Any,
+    config_class: Any,
+    rows_of: Callable[[Context, str, int], tuple[Rows, dict[str, Any]]],
+) -> dict[str, Any]:
+    """All rounds of a preference stage; the last one's model is left in model/.
+
+    rows_of(ctx, policy, number): the training rows of a round, with columns of token ids, and what they change of
+    `trainer:`. Returns the stage's metrics.
+    """
+    block, start, rounds = ctx.block, ctx.policy_path, []
+    if block.peft and block.rounds > 1 and block.reference == "start":
+        raise ConfigError([f"{ctx.cfg.path}: {ctx.name}.reference: start cannot be kept under peft, where the "
+                           "reference is the adapter switched off; write reference: last"])  # fmt: skip
+    for number in range(block.rounds):
+        rows, derived = rows_of(ctx, start, number)
+        anchor = start if block.reference == "last" else ctx.policy_path
+        settings = {**derived, **block.trainer}
+        figures = train(ctx, trainer_class, config_class, rows, settings, start, anchor, number)
+        start = str(ctx.dir.model_dir)
+        judged = ctx.evaluate(ctx.generator(start), block.kind, number)
+        rounds.append({**judged.figures, **figures, "rows": len(rows), **from_start(ctx, judged, block.reward)})
+        if block.rounds > 1:
+            console.say(f"{ctx.name} round {number + 1}/{block.rounds}: {len(rows)} rows, held-out accuracy "
+                        f"{rounds[-1]['heldout_accuracy']:.3f}")  # fmt: skip
+    console.show_samples(judged.scored)
+    return {**rounds[-1], "rounds": rounds}
+
+
+def train(
+    ctx: Context,
+    trainer_class: Any,
+    config_class: Any,
+    rows: Rows,
+    settings: dict[str, Any],
+    start: str,
+    anchor: str,
+    number: int,
+) -> dict[str, Any]:
+    """One round from the model at `start`, against the one at `anchor`; the result is in model/."""
+    from datasets import Dataset
+
+    adapted = trains_adapter(ctx.block)
+
+    class OnIds(trainer_class):  # type: ignore[misc]
+        def _prepare_dataset(self, dataset: Any, *arguments: Any) -> Any:
+            return dataset  # already ids
+
+    def reference() -> Any:
+        if adapted:
+            return None  # the library switches the adapter off
+        # in float32, as the weights that learn: else the KL would not be 0 at the first step
+        return models.load_policy(anchor, ctx.cfg.model).float().eval().requires_grad_(False)
+
+    return train_with(
+        ctx, OnIds, config_class, start,
+        lambda: models.load_policy(start, ctx.cfg.model, adapted=adapted),
+        {"train_dataset": Dataset.from_list(list(rows)), "ref_model": reference()}, settings,
+        place=ctx.dir.model_dir, key=(ctx.block.kind, number),
+    )  # fmt: skip
+
+
+def samples_of(ctx: Context, policy: str, number: int) -> list[Scored]:
+    """A round's scored samples: drawn from the policy, or out of the pool."""
+    block = ctx.block
+    if block.pool:
+        return from_pool(ctx, block.pool, f"{ctx.name}.pool")
+    scorer = ctx.scorer_of(block.reward) if block.reward else ctx.scorer
+    requests = next_prompts(ctx, ctx.train_prompts, block.prompts, number=number)
+    spent = ctx.tokens["completion"]
+    budget = block.token_budget and max(block.token_budget * (number + 1) // block.rounds - spent, 1)
+    scored = draw(ctx, ctx.generator(policy), requests, block.samples, block.kind, number, scorer=scorer, budget=budget)
+    ctx.record(scored, round=number)
+    return scored
