@@ -44,7 +44,7 @@ FEW = ["{0}.prompts=128", "{0}.samples=8", "{0}.trainer.num_train_epochs=1", "{0
 
 
 def settings(kind: str, *more: str) -> list[str]:
-    return [f"{kind}={{policy: sft}}", *(text.format(kind) for text in (*FEW, *more))]
+    return [f"{kind}={{policy: sft}}", *(text.replace("{0}", kind) for text in (*FEW, *more))]
 
 
 def log(runs, stage):
@@ -52,18 +52,33 @@ def log(runs, stage):
 
 
 @pytest.mark.stages
-@pytest.mark.parametrize(("kind", "more"), [("dpo", "dpo.rounds=2"), ("kto", "kto.at_least=1.0")])
-def test_a_preference_stage_starts_at_its_reference_and_ends_above_its_start(runs, kind, more):
-    assert command(runs, kind, *settings(kind, more)) == 0
-    lines = [line for line in log(runs, kind) if "loss" in line]
-    first = lines[0]
-    if kind == "dpo":  # policy and reference are equal: both rewards 0, the loss log 2
-        assert first["loss"] == pytest.approx(math.log(2), abs=1e-3)
-        assert first["rewards/margins"] == pytest.approx(0, abs=1e-4)
-        assert lines[-1]["rewards/margins"] > 0
-    figures, start = manifest(runs, kind)["metrics"], manifest(runs, "sft")["metrics"]
+def test_dpo_starts_at_its_reference_where_the_loss_is_log_2(runs):
+    assert command(runs, "dpo", *settings("dpo", "dpo.trainer.max_steps=1")) == 0
+    [first] = [line for line in log(runs, "dpo") if "loss" in line]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-3)  # -log sigmoid(0): policy and reference are equal
+    assert first["rewards/margins"] == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.stages
+def test_two_rounds_of_dpo_that_also_imitate_the_chosen_answers_earn_more_than_their_start(runs):
+    more = [
+        "dpo.rounds=2",
+        "dpo.prompts=256",
+        "dpo.trainer.loss_type=[sigmoid,sft]",
+        "dpo.trainer.loss_weights=[1.0,1.0]",
+    ]
+    assert command(runs, "dpo", *settings("dpo", *more)) == 0
+    figures, start = manifest(runs, "dpo")["metrics"], manifest(runs, "sft")["metrics"]
+    assert len(figures["rounds"]) == 2 and figures["heldout_kl"] > 0
     assert figures["heldout_reward"] > start["heldout_reward"]
-    assert figures["kl_from_start"] > 0 and len(figures["rounds"]) == (2 if kind == "dpo" else 1)
+
+
+@pytest.mark.stages
+def test_kto_widens_the_margin_between_good_and_bad_answers_and_weighs_the_rarer_label(runs, capsys):
+    assert command(runs, "kto", *settings("kto", "kto.at_least=1.0")) == 0
+    assert "desirable_weight" in capsys.readouterr().out
+    lines = [line for line in log(runs, "kto") if "rewards/margins" in line]
+    assert lines[-1]["rewards/margins"] > max(lines[0]["rewards/margins"], 0)
 
 
 @pytest.mark.stages
