@@ -67,6 +67,7 @@ class Preference:
     makes_policy=True,
     samples=True,
     trl_config="trl.trainer.dpo_config:DPOConfig",
+    reads_pairs=True,
 )
 @dataclass(slots=True)
 class Dpo(Preference):

@@ -40,6 +40,8 @@ class StageKind:
     """Whether the processes of a torchrun launch share its work."""
     scores_by_run_rewards: bool = True
     """Whether it scores samples by the run's own `rewards:`."""
+    reads_pairs: bool = False
+    """Whether rows of its own `data:` are preference pairs, with columns chosen and rejected."""
     may_be_start: bool = False
     """Whether the report may count a run's gain from its policy."""
     compares_policies: bool = False

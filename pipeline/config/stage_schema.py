@@ -151,6 +151,7 @@ class Feedme:
     order=30,
     samples=True,
     trl_config="trl.trainer.reward_config:RewardConfig",
+    reads_pairs=True,
     several_processes=True,
 )
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from pipeline.config.load import Config, ConfigError
-from pipeline.config.schema import Prompts
+from pipeline.config.schema import KINDS, Prompts
 from pipeline.config.work import Data
 from pipeline.data import encoding, prompts
 from pipeline.data.conversations import Demonstration
@@ -91,7 +91,7 @@ def own_examples(
     if key.partition(".")[0] not in cfg.stages:
         return {}
     rows = prompts.load_rows(source, seed=cfg.seed, where=key, dirs=cfg.verifier_dirs)[:OWN_ROWS]
-    if cfg.blocks[key.partition(".")[0]].kind == "reward_model":
+    if KINDS[cfg.blocks[key.partition(".")[0]].kind].reads_pairs:
         prompt, chosen, rejected = encoding.pair_of(
             rows[0], source, tokenizer, stop_token_ids=stop_token_ids, number=1, where=key
         )

@@ -16,7 +16,7 @@ import rewards
 import verifiers
 from pipeline.config import stage_graph
 from pipeline.config.load import Config, ConfigError, nearest
-from pipeline.config.schema import Policy, Prompts, trains_adapter
+from pipeline.config.schema import KINDS, Policy, Prompts, trains_adapter
 from pipeline.config.stage_graph import references, strict_of
 from pipeline.credit import selection
 from pipeline.data import prompts
@@ -80,14 +80,14 @@ def chain_mistakes(cfg: Config, names: Sequence[str], *, alone: bool) -> list[st
         if isinstance(getattr(block, "ptx_data", None), Prompts):
             lines += data_mistakes(cfg, block.ptx_data, f"{name}.ptx_data", {}, completions=True)
         if isinstance(getattr(block, "data", None), Prompts):
-            preference = ("chosen", "rejected") if block.kind == "reward_model" else ()
+            preference = ("chosen", "rejected") if KINDS[block.kind].reads_pairs else ()
             lines += data_mistakes(cfg, block.data, f"{name}.data", {}, completions=not preference, columns=preference)
     return [line if line.startswith(f"{cfg.path}: ") else f"{cfg.path}: {line}" for line in dict.fromkeys(lines)]
 
 
 def place_mistakes(cfg: Config) -> list[str]:
     """The run directory can be made and written."""
-    closed = f"{cfg.run_dir} may not be written; mend its permissions, or choose another with runs_dir=..."
+    closed = f"{cfg.run_dir} may not be written; fix its permissions, or choose another with runs_dir=..."
     try:
         place = next(p for p in (cfg.run_dir, *cfg.run_dir.parents, Path.cwd()) if p.exists())
     except PermissionError:

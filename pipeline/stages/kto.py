@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from pipeline.config.load import ConfigError
-from pipeline.data import prompts
+from pipeline.data import encoding
 from pipeline.records import Scored
 from pipeline.run import console
 from pipeline.stages.context import Context
@@ -84,12 +85,15 @@ def labelled(scored: Sequence[Scored], at_least: float | None) -> list[Labelled]
 
 def labelled_rows(ctx: Context) -> list[Labelled]:
     """Rows of a file with prompt, completion and a true or false `label`: TRL's unpaired preference format."""
-    source, out = ctx.block.data, []
+    # by its columns such a file would be recognised as demonstrations, without the rows labelled false
+    source, out = replace(ctx.block.data, format=ctx.block.data.format or "plain"), []
     for number, row in enumerate(ctx.rows_of(source, f"{ctx.name}.data").train, 1):
         if not isinstance(row.get("label"), bool):
             raise ConfigError([f"{ctx.cfg.path}: {ctx.name}.data: row {number}: label must be true or false, "
                                f"found {row.get('label')!r}"])  # fmt: skip
-        prompt = tuple(prompts.render_ids(row, source, ctx.tokenizer, number=number))
-        completion = prompts.completion_ids(row, source, ctx.tokenizer, prompt, ends=ctx.ends, number=number)
+        prompt = tuple(encoding.render_ids(row, source, ctx.tokenizer, number=number))
+        completion = encoding.completion_ids(
+            row, source, ctx.tokenizer, prompt, stop_token_ids=ctx.stop_token_ids, number=number
+        )
         out.append((prompt, tuple(completion), row["label"]))
     return out

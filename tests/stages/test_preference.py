@@ -84,13 +84,13 @@ def test_kto_widens_the_margin_between_good_and_bad_answers_and_weighs_the_rarer
 @pytest.mark.stages
 def test_preferences_of_files_are_read_and_their_mistakes_named(runs, tmp_path, capsys):
     pairs = [
-        {"prompt": "a1>b1:", "chosen": "R", "rejected": "RRL"},
-        {"prompt": "b1>a1:", "chosen": "L", "rejected": "U"},
+        {"prompt": "a1:", "chosen": "R", "rejected": "RRL"},
+        {"prompt": "b1:", "chosen": "L", "rejected": "U"},
     ]
     path = write_rows(tmp_path / "pairs.jsonl", pairs * 4)
     assert command(runs, "dpo", *settings("dpo", f"dpo.data={{path: {path}, heldout: 0.0}}"), "run=small") == 0
     assert manifest(runs, "dpo")["metrics"]["rows"] == 8
-    path = write_rows(tmp_path / "labels.jsonl", [{"prompt": "a1>b1:", "completion": "R", "label": "yes"}] * 4)
+    path = write_rows(tmp_path / "labels.jsonl", [{"prompt": "a1:", "completion": "R", "label": "yes"}] * 4)
     capsys.readouterr()
     assert command(runs, "kto", *settings("kto", f"kto.data={{path: {path}, heldout: 0.0}}")) == 2
     assert "label must be true or false, found 'yes'" in capsys.readouterr().err
