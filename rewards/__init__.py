@@ -1,15 +1,15 @@
-"""Rewards: a batch of rollouts in, one score per rollout out. Verifiers, a learned reward and shaping, by weight.
+"""Rewards: turn a batch of rollouts into one score per rollout, a weighted sum of verifiers, reward model and shaping.
 
     compose.py  the YAML block -> Composite: submit (in the background) or score
-    parts.py    the kinds of part: verifier, function, learned, potential
+    parts.py    the kinds of reward part: verifier, function, learned, potential
     shaping.py  length, repetition, missing_eos, format, random: functions with TRL's signature
     learned.py  a reward model as a function with TRL's signature
     steps.py    potential-based step rewards
-    monitor.py  is the policy getting better, or better at the verifier? figures of a second look, and their limits
-    records.py  Batch in, Score out
+    monitor.py  reward-hacking monitor: compares the train scores with a second verifier, with limits that stop a run
+    batch.py    the input (Batch) and the output (Score)
 
 Outside Whetstone: `GRPOTrainer(reward_funcs=[rewards.verifier("math_answer"), rewards.length(...)])`, or a whole
-block with `reward_funcs=[rewards.build({...})]`. None means not scorable; it is never a zero.
+block with `reward_funcs=[rewards.build({...})]`. None means not scorable; it never counts as zero.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import verifiers
 
-if not hasattr(verifiers, "ENTRY_POINTS"):  # theirs was installed over ours, or stands before it on the path
+if not hasattr(verifiers, "ENTRY_POINTS"):  # another `verifiers` package overwrote ours or shadows it
     from verifiers._mixed_install import FIX
 
     raise ImportError(

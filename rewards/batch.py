@@ -1,4 +1,4 @@
-"""What goes into scoring and what comes out."""
+"""Input and output of scoring: Batch, Score, Outcome."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from verifiers import Status
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """B rollouts. finished[i]: the completion ended by itself, with an EOS that is part of completion_ids[i];
-    None where nobody tells, as TRL's trainers do not."""
+    """B rollouts. finished[i]: whether the completion ended with an EOS, which is part of completion_ids[i];
+    None if the caller does not provide it (TRL's trainers do not)."""
 
     prompts: Sequence[str]
     prompt_ids: Sequence[list[int]]
@@ -31,7 +31,7 @@ class Batch:
         return len(self.completions)
 
     def row(self, i: int) -> Batch:
-        """The batch of row i alone."""
+        """A batch that holds only row i."""
         return self.rows([i])
 
     def rows(self, places: Sequence[int]) -> Batch:
@@ -41,11 +41,11 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What one rollout earned.
+    """The score of one rollout.
 
-    reward: the weighted sum of the parts; NaN when a part with weight could not score the row.
-    status: of the first verifier part, else `pass`; `error` whenever reward is NaN: mask it, it is not a zero.
-    parts: each part's own value before its weight, None where it could not score.
+    reward: the weighted sum of the parts; NaN if a part with non-zero weight could not score the row.
+    status: status of the first verifier part, else `pass`; `error` whenever reward is NaN: mask it, it is not zero.
+    parts: the value of each part before weighting, None if the part could not score the row.
     step_rewards: (token index in the completion, reward) of the potential parts, weighted; not in `reward`.
     """
 
@@ -58,9 +58,9 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One part's say on one row; value None = not scorable. status is None for parts that are not verifiers.
+    """The result of one part for one row; value None = not scorable. status is None for parts that are not verifiers.
 
-    also: further figures of the row, by name; they stand in `Score.parts` and weigh nothing.
+    also: additional values for the row, by name; they are recorded in `Score.parts` and have no weight.
     """
 
     value: float | None

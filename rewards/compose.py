@@ -1,4 +1,4 @@
-"""The `rewards:` block of a YAML as one object that scores batches.
+"""Build one object that scores batches from the `rewards:` block of a YAML file.
 
 rewards:
   math_answer: {weight: 1.0}                               a verifier by its name
@@ -33,30 +33,30 @@ SHAPING: dict[str, Callable[..., shaping.RewardFunction]] = {
     "random": shaping.random,
 }
 KINDS = ("verifier", "learned", "function", "potential", *SHAPING)
-LEARNED_NAMES = ("reward_model", "learned")  # parts that are reward models without saying so
+LEARNED_NAMES = ("reward_model", "learned")  # parts with these names are reward models by default
 Learned = Callable[[str], LearnedReward]
 
 
-MONITOR = "monitor"  # the part under which a second look's score stands
+MONITOR = "monitor"  # name in `Score.parts` of the score from the second verifier
 MALFORMED = "monitor_malformed"
 
 
 class Pending:
-    """A batch whose scoring has begun."""
+    """A batch that is being scored."""
 
     def __init__(self, finishers: Sequence[Callable[[], list[Outcome]]], parts: Sequence[Part], n: int) -> None:
         self._finishers, self._parts, self._n = finishers, parts, n
 
     def result(self) -> list[Score]:
-        """One Score per row, in order. Waits no longer than each row's own deadline."""
+        """Return one Score per row, in order. Waits at most until the deadline of each row."""
         columns = [finish() for finish in self._finishers]
         return [_score(self._parts, [column[i] for column in columns]) for i in range(self._n)]
 
 
 class Stream:
-    """A batch of n rows whose scoring begins while it is still being sampled.
+    """A batch of n rows whose scoring starts while it is still being sampled.
 
-    Only verifiers that take their time are asked early; functions and models see the whole batch at once, as always.
+    Only slow verifiers are called early; functions and models still receive the whole batch at once.
     """
 
     def __init__(self, parts: Sequence[Part], pool: DeadlinePool) -> None:
@@ -64,19 +64,19 @@ class Stream:
         self._gradings = {p.name: Grading(p, pool) for p in parts if isinstance(p, VerifierPart) and p.weight}
 
     def add(self, i: int, completion: str, task: Mapping[str, Any]) -> None:
-        """Row i is sampled."""
+        """Add row i, which has been sampled."""
         for grading in self._early(task):
             grading.add(i, completion, task)
 
     def pays_early(self, task: Mapping[str, Any]) -> bool:
-        """Whether any verifier of such a row is worth asking before the whole batch is there."""
+        """Whether any verifier for such a row is worth calling before the batch is complete."""
         return bool(self._early(task))
 
     def _early(self, task: Mapping[str, Any]) -> list[Grading]:
         return [grading for grading in self._gradings.values() if grading.part.pays_early(task)]
 
     def finish(self, batch: Batch) -> Pending:
-        """All rows are sampled; what was added must be theirs."""
+        """Submit the complete batch; the rows that were added must match it."""
         finishers = []
         for part in self._parts:
             grading = self._gradings.get(part.name)
@@ -90,8 +90,8 @@ class Stream:
 
 
 class SecondLook:
-    """What other parts say of a sample of the rows, evenly drawn over the batch. It weighs nothing; a row that is not
-    drawn, or that they could not score, has no value."""
+    """Scores from other parts for a subset of rows, evenly spaced over the batch. They have no weight; a row that is
+    not selected, or that could not be scored, has no value."""
 
     name = MONITOR
     weight = 0.0
@@ -125,11 +125,11 @@ class Composite:
         self._pool = DeadlinePool(max_threads)
 
     def submit(self, batch: Batch) -> Pending:
-        """Start scoring in the background, so that the next batch can be generated meanwhile."""
+        """Start scoring in the background, so that the next batch can be generated at the same time."""
         return Pending([part.start(batch, self._pool) for part in self.parts], self.parts, len(batch))
 
     def stream(self) -> Stream:
-        """For rows that come one by one; `submit` for those that are all there."""
+        """Score rows that arrive one by one; use `submit` for a complete batch."""
         return Stream(self.parts, self._pool)
 
     def score(self, batch: Batch) -> list[Score]:
@@ -139,18 +139,18 @@ class Composite:
         self._pool.close()
 
     def watched_by(self, strict: Composite, samples: int) -> Composite:
-        """The same rewards, and beside them what `strict` says of some rows of each batch."""
+        """The same rewards, plus the scores of `strict` for up to `samples` rows of each batch."""
         return Composite([*self.parts, SecondLook(strict.parts, samples)])
 
     @property
     def verifier_weights(self) -> dict[str, float]:
-        """Part -> weight of the parts that are verifiers."""
+        """Map the name of each verifier part to its weight."""
         return {part.name: part.weight for part in self.parts if isinstance(part, VerifierPart)}
 
     def __call__(self, prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float | None]:
-        """TRL's signature; a column that holds one value per row is a task field, None = not scorable.
+        """Score with TRL's signature; a column with one value per row is a task field. None = not scorable.
 
-        Raises ValueError where a learned part is to read prompts whose ids nobody gives.
+        Raises ValueError if a learned part needs prompt ids that the caller does not provide.
         """
         n = len(completions)
         per_row = {k: v for k, v in columns.items() if isinstance(v, list | tuple) and len(v) == n}
@@ -164,7 +164,7 @@ class Composite:
         return [None if math.isnan(score.reward) else score.reward for score in self.score(batch)]
 
     def _prompt_ids(self, prompts: Any) -> list[list[int]]:
-        """Only a reward model reads them."""
+        """Prompt ids; only a reward model reads them."""
         readers = [part.name for part in self.parts if isinstance(part, LearnedPart)]
         if not readers:
             return [[] for _ in prompts]
@@ -180,12 +180,13 @@ def build(
     learned: Learned | None = None,
     tokenizer: Any = None,
 ) -> Composite:
-    """The composite a `rewards:` block describes: part name -> {weight, kind, that kind's own fields}.
+    """Build the composite that a `rewards:` block describes: part name -> {weight, kind, fields of that kind}.
 
-    kind defaults from the name: a shaping kind's name, `reward_model` (learned), else the verifier of that name.
-    learned: model reference -> function of (prompt ids, completion ids); the caller's, as torch is.
-    tokenizer: for a learned part under TRL's signature, where prompts come as text.
-    Raises ValueError naming the key and the nearest known one.
+    kind defaults from the name: a shaping kind of that name, `reward_model` (learned), else the verifier of that name.
+    learned: model reference -> function of (prompt ids, completion ids); the caller provides it, so that this package
+    does not import torch.
+    tokenizer: for a learned part called with TRL's signature, where prompts are text.
+    Raises ValueError that names the key and the nearest known key.
     """
     if not block:
         raise ValueError(f"rewards: name at least one part; verifiers: {', '.join(verifiers.available(verifier_dirs))}")
@@ -196,7 +197,7 @@ def build(
 def verifiers_of(
     block: Mapping[str, Mapping[str, Any] | None], dirs: Sequence[str | Path]
 ) -> Iterator[tuple[str, verifiers.Verifier, Mapping[str, Any]]]:
-    """(part name, verifier, the part's fields) of the parts of a `rewards:` block that are verifiers."""
+    """Yield (part name, verifier, fields of the part) for each verifier part of a `rewards:` block."""
     known = verifiers.available(dirs)
     for name, part in block.items():
         fields = part or {}
@@ -206,9 +207,10 @@ def verifiers_of(
 
 
 def learned_models(block: Mapping[str, Mapping[str, Any] | None]) -> dict[str, str]:
-    """Part name -> what it names as its model, of the parts of a `rewards:` block that are reward models.
+    """Map each reward-model part of a `rewards:` block to the model it names.
 
-    The one rule of what such a part is: kind `learned`, or no kind and the name `reward_model` or `learned`.
+    A part is a reward model if its kind is `learned`, or if it has no kind and is named `reward_model` or `learned`.
+    This rule is defined only here.
     """
     return {
         name: str((fields or {}).get("model") or name)
@@ -220,7 +222,7 @@ def learned_models(block: Mapping[str, Mapping[str, Any] | None]) -> dict[str, s
 def fields_needed(
     block: Mapping[str, Mapping[str, Any] | None], dirs: Sequence[str | Path]
 ) -> dict[str, frozenset[str]]:
-    """Verifier name -> fields its tasks must have; a part's own constants and renamed columns are there already."""
+    """Map verifier name -> fields its tasks must have, without those that the part's `task` or `fields` provides."""
     return {
         verifier.name: verifier.required_fields - {*(fields.get("task") or {}), *(fields.get("fields") or {})}
         for _, verifier, fields in verifiers_of(block, dirs)
@@ -269,7 +271,7 @@ def _verifier_part(
     task: dict[str, Any] | None = None,
     fields: dict[str, str] | None = None,
 ) -> Part:
-    """verifier: its name, by default the part's; `by_task` reads it from each row's field `verifier`."""
+    """verifier: name of the verifier, by default the part's name; `by_task` reads it from the `verifier` field."""
     if verifier == "by_task":
         known = {each: verifiers.load(each, dirs) for each in verifiers.available(dirs)}
 
@@ -293,7 +295,7 @@ def _learned_part(*, name: str, learned: Learned | None, model: str = "", weight
 def _function_part(
     *, name: str, path: str, weight: float = 1.0, timeout_s: float = 60.0, options: dict[str, Any] | None = None
 ) -> Part:
-    """path: `package.module:name`; with options, name(**options) is called once and gives the function."""
+    """path: `package.module:name`; with options, name(**options) is called once and returns the reward function."""
     function = _imported(f"rewards.{name}.path", path)
     return FunctionPart(name, weight, function(**options) if options else function, timeout_s)
 
@@ -320,7 +322,7 @@ def _imported(where: str, path: str) -> Callable[..., Any]:
 def _checked(
     where: str, make: Callable[..., Any], fields: Mapping[str, Any], given: Mapping[str, Any], also: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The fields, each a parameter of `make` and of its type. Raises ValueError on any other."""
+    """The fields, each converted to the type of the parameter of `make`. Raises ValueError on an unknown field."""
     parameters = {k: p for k, p in inspect.signature(make).parameters.items() if k not in given}
     known = [*also, *parameters]
     hints = typing.get_type_hints(make)
@@ -334,7 +336,7 @@ def _checked(
 
 
 def _typed(where: str, hint: Any, value: Any) -> Any:
-    """value as its annotation says; YAML reads 1e-6 as text, so numbers may come as text."""
+    """Convert value to its annotated type; YAML reads 1e-6 as text, so numbers may be given as text."""
     allowed = typing.get_args(hint) if type(None) in typing.get_args(hint) else (hint,)
     if value is None and type(None) in allowed:
         return None
@@ -362,8 +364,9 @@ def _nearest(word: str, known: Sequence[str]) -> str:
 
 
 def _score(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Score:
-    """One row's outcomes, weighted. A part of weight 0 is watched, and cannot spoil the sum; whether the row is right
-    it says where no weighted part does. The status is `error` with a reward where that part alone judges and broke."""
+    """Weighted sum of the outcomes of one row. A part of weight 0 is only recorded and cannot make the sum NaN; it
+    sets the status only if no weighted part does. The status is `error`, with a valid reward, if such a part is the
+    only verifier and it failed."""
     weighted = [(part, out) for part, out in zip(parts, outcomes, strict=True) if part.weight != 0.0]
     broken = [(part, out) for part, out in weighted if out.value is None]
     judges = [out for _, out in weighted] + [out for out in outcomes if out.value is not None] + list(outcomes)

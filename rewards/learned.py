@@ -1,10 +1,11 @@
-"""A reward model as a reward function for TRL's trainers: token ids in, as it was trained, the end token included.
+"""A reward model as a reward function for TRL's trainers. It reads token ids, as in training, including the EOS.
 
     model = pipeline.models.models.LearnedReward("runs/demo/reward_model/model", Model())
     GRPOTrainer(reward_funcs=[rewards.verifier("math_answer"), rewards.learned(model, tokenizer)], ...)
 
-The model is the caller's, as torch is: any function of (prompt ids, completion ids) that gives a score a row. TRL
-passes prompts as text or messages, and completions as ids too; text is turned into ids here, only where no ids come.
+The caller provides the model, so this package does not import torch: any function of (prompt ids, completion ids) that
+returns one score per row. TRL passes prompts as text or messages, and completions also as ids; text is tokenized here
+only if no ids are given.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from rewards.shaping import RewardFunction, text_of
 
 
 def learned(model: LearnedReward, tokenizer: Any, *, name: str = "reward_model") -> RewardFunction:
-    """f(prompts, completions, completion_ids=None, **columns) -> one score a row, None where it is not finite.
+    """Return f(prompts, completions, completion_ids=None, **columns) -> one score per row, None if it is not finite.
 
-    tokenizer: the reward model's own, callable on text, with apply_chat_template where prompts are messages.
+    tokenizer: the tokenizer of the reward model, callable on text, with apply_chat_template if prompts are messages.
     """
 
     def learned_reward(
@@ -38,20 +39,20 @@ def learned(model: LearnedReward, tokenizer: Any, *, name: str = "reward_model")
 
 
 def prompt_ids_of(prompts: Sequence[Any], tokenizer: Any) -> list[list[int]]:
-    """Ids of prompts as a policy reads them: plain text as it stands, messages through the chat template."""
+    """Token ids of prompts as a policy reads them: plain text unchanged, messages through the chat template."""
     out = []
     for prompt in prompts:
         if isinstance(prompt, str):
             ids = tokenizer(prompt)["input_ids"]
         else:
             text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # the template has written the BOS
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # the template already adds the BOS
         out.append(list(ids))
     return out
 
 
 def completion_ids_of(completions: Sequence[Any], tokenizer: Any) -> list[list[int]]:
-    """Ids of completions that come as text alone: they have lost the end token, on which the score is read."""
+    """Token ids of completions given only as text, which has lost the EOS token that the score is read from."""
     return [
         [*tokenizer(text_of(c), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for c in completions
     ]

@@ -1,18 +1,18 @@
-"""The hacking monitor: is the policy getting better, or better at the verifier?
+"""Reward-hacking monitor: is the policy improving at the task, or only at exploiting the verifier?
 
-Each step's train scores stand beside a stricter or second verifier's scores of a sample of the same rollouts, with
-lengths, the share that keeps the format, the share of duplicates and that of the commonest answer. What trips it, each
-compared with what this run looked like in its first steps:
+At each step it compares the train scores with the scores of a stricter or second verifier on a sample of the same
+rollouts. It also tracks lengths, the share of completions in the right format, the share of duplicates and the share of
+the most common answer. It trips on these conditions, each relative to the first steps of the run:
 
-    gap          mean(train - strict) over the window rose: the train verifier pays for what the strict one does not
-    fall         the strict score fell from its best window while the train score, on whatever scale, did not
-    length       the mean length has grown or shrunk by a factor
-    format       the share that keeps the format has fallen
-    commonest    one completion has become the answer to everything
-    duplicates   the share of repeated completions has risen; off by default: a policy that grows sure repeats itself
+    gap          mean(train - strict) over the window rose: the train verifier rewards what the strict one does not
+    fall         the strict score fell from its best window while the train score, on any scale, did not
+    length       the mean length grew or shrank by a factor
+    format       the share of completions in the right format fell
+    commonest    one completion became the answer to every prompt
+    duplicates   the share of repeated completions rose; off by default: a policy that becomes confident repeats itself
 
-One step decides nothing: figures are means over a window, and the gap must also exceed its own standard errors.
-Pure: no clock, no randomness, no files; the state goes into a checkpoint and comes back.
+A single step cannot trip it: values are means over a window, and the gap must also exceed its own standard errors.
+Pure: no clock, no randomness, no files; the state is saved in checkpoints and restored.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When to stop. Each limit may be None: watched, never tripped."""
+    """Limits at which the run stops. A limit of None is recorded but never trips."""
 
     gap: float | None = 0.15  # rise of mean(train - strict), in score
     fall: float | None = 0.15  # fall of the strict score from its best window, in score
     length_factor: float | None = 4.0  # growth or shrinking of the mean length
-    format_drop: float | None = 0.3  # fall of the share that keeps the format
-    commonest_rise: float | None = 0.4  # rise of the share of the commonest completion
+    format_drop: float | None = 0.3  # fall of the share of completions in the right format
+    commonest_rise: float | None = 0.4  # rise of the share of the most common completion
     duplicate_rise: float | None = None  # rise of the share of duplicates
-    window: int = 5  # steps a figure is the mean of
-    baseline: int = 5  # first steps that say what is normal
+    window: int = 5  # number of steps that each value is averaged over
+    baseline: int = 5  # number of first steps used as the reference
     errors: float = 3.0  # standard errors that a change of scores must exceed
 
     def __post_init__(self) -> None:
@@ -47,9 +47,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One step. Train and strict scores are of the same N sampled rollouts; NaN (not scorable) on either side is left
-    out. Train and strict may be on unlike scales: then the gap means nothing, and its limit is to be None. Lengths and
-    shares are of the whole batch."""
+    """One step. Train and strict scores are of the same N sampled rollouts; rows with NaN (not scorable) on either
+    side are skipped. If train and strict use different scales, the gap has no meaning and its limit must be None.
+    Lengths and shares are computed over the whole batch."""
 
     train_scores: Sequence[float]
     strict_scores: Sequence[float]
@@ -61,7 +61,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """tripped: the name of what tripped, or ""; reason: one sentence for people; drift: the figures."""
+    """tripped: the name of the limit that tripped, or ""; reason: one readable sentence; drift: the values."""
 
     tripped: str
     reason: str
@@ -70,7 +70,7 @@ class Decision:
 
 @dataclass(slots=True)
 class Monitor:
-    """What the run looked like so far: a row of figures a step, of the baseline, the window and the best window."""
+    """State of the run so far: one row of values per step for the baseline, the window and the best window."""
 
     limits: Limits = field(default_factory=Limits)
     steps: int = 0
@@ -79,7 +79,7 @@ class Monitor:
     best: list[dict[str, float]] = field(default_factory=list)  # the window in which the strict score was highest
 
     def observe(self, observation: Observation) -> Decision:
-        """Take in one step and decide."""
+        """Add one step and decide whether to stop."""
         row = figures(observation)
         self.steps += 1
         if len(self.first) < self.limits.baseline:
@@ -99,7 +99,7 @@ class Monitor:
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Monitor:
-        """The monitor that to_dict described. Raises ValueError on a state with other fields."""
+        """Restore a monitor from the output of to_dict. Raises ValueError if the state has other fields."""
         if set(state) != {each.name for each in fields(cls)}:
             raise ValueError(f"monitor state with the fields {sorted(state)}; it was written by another version")
         rest = {name: value for name, value in state.items() if name != "limits"}
@@ -107,7 +107,7 @@ class Monitor:
 
 
 def figures(observation: Observation) -> dict[str, float]:
-    """A step as sums, so that windows pool rollouts and not steps."""
+    """A step as sums, so that windows average over rollouts and not over steps."""
     pairs = zip(observation.train_scores, observation.strict_scores, strict=True)
     both = [(train, strict) for train, strict in pairs if math.isfinite(train) and math.isfinite(strict)]
     columns = {
@@ -131,9 +131,9 @@ def figures(observation: Observation) -> dict[str, float]:
 def drifts(
     first: Sequence[Mapping[str, float]], recent: Sequence[Mapping[str, float]], best: Sequence[Mapping[str, float]]
 ) -> dict[str, float]:
-    """How the recent steps differ from the first: gap_rise and train_rise, and each one's standard error;
-    length_factor; format_drop; duplicate_rise; commonest_rise. And from the best window: fall, with its standard
-    error, and what the train score has gained since, train_since."""
+    """Difference between the recent and the first steps: gap_rise and train_rise, each with its standard error;
+    length_factor; format_drop; duplicate_rise; commonest_rise. Difference from the best window: fall, with its
+    standard error, and train_since, the gain of the train score since then."""
     gap, gap_error = pooled(recent, "gap")
     gap_before, gap_before_error = pooled(first, "gap")
     train, train_error = pooled(recent, "train")
@@ -143,7 +143,8 @@ def drifts(
     strict_best, strict_best_error = pooled(best, "strict")
     return {
         "gap": gap,
-        # from above 0 only: a train verifier that was harsher than the second one and no longer is, pays for nothing
+        # clamp the baseline at 0: a train verifier that used to be stricter than the second one and no longer is, does
+        # not reward hacking
         "gap_rise": gap - max(gap_before, 0.0),
         "gap_rise_error": math.hypot(gap_before_error, gap_error),
         "train_rise": train - train_before,
@@ -160,7 +161,7 @@ def drifts(
 
 
 def decide(drift: Mapping[str, float], limits: Limits) -> Decision:
-    """The first limit that is passed, in the order of the module's list."""
+    """The first limit that is exceeded, in the order of the list in the module docstring."""
     rise, error = drift["gap_rise"], drift["gap_rise_error"]
     if limits.gap is not None and rise > limits.gap and rise > limits.errors * error:
         reason = (

@@ -20,8 +20,8 @@ from verifiers import Verdict, Verifier, broken
 from verifiers._secrets import hidden
 from verifiers.deadline import DeadlinePool, Job
 
-ROWS_PER_CALL = 16  # of a verifier that grades many in one call
-EARLY_S = 1.0  # a verifier whose verdict may take longer is asked while other samples are still drawn
+ROWS_PER_CALL = 16  # for a verifier that grades many rows in one call
+EARLY_S = 1.0  # a verifier that may take longer is called while other samples are still generated
 LearnedReward = Callable[[list[list[int]], list[list[int]]], list[float]]
 
 
@@ -33,13 +33,13 @@ class Part(Protocol):
     def weight(self) -> float: ...
 
     def start(self, batch: Batch, pool: DeadlinePool) -> Callable[[], list[Outcome]]:
-        """Begin scoring; the returned function waits for the outcomes, one per row, in order."""
+        """Start scoring; the returned function waits for the outcomes, one per row, in order."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """One call of a verifier, for these rows of the batch."""
+    """One call of a verifier for some rows of the batch."""
 
     rows: list[int]
     verifier: Verifier
@@ -48,7 +48,7 @@ class _Call:
 
 @dataclass(frozen=True, slots=True)
 class VerifierPart:
-    """A verifier's score. `task` holds constant fields, `fields` maps a verifier's field to the row's own name."""
+    """The score of a verifier. `task`: constant fields; `fields`: verifier field -> name of the column in the row."""
 
     name: str
     weight: float
@@ -64,7 +64,7 @@ class VerifierPart:
         return grading.submitted()
 
     def pays_early(self, task: Mapping[str, Any]) -> bool:
-        """Whether this row's verifier may take so long that it is worth asking while others are still sampled."""
+        """Whether the verifier of this row is slow enough to be called while other rows are still being sampled."""
         verifier = self.verifier_of(task)
         return verifier is not None and verifier.deadline_s > EARLY_S
 
@@ -74,7 +74,7 @@ class VerifierPart:
 
 
 class Grading:
-    """A verifier part's verdicts on rows that may come one at a time, in any order."""
+    """The verdicts of a verifier part on rows that may arrive one at a time, in any order."""
 
     def __init__(self, part: VerifierPart, pool: DeadlinePool) -> None:
         self.part, self._pool = part, pool
@@ -83,7 +83,7 @@ class Grading:
         self._calls: list[_Call] = []
 
     def add(self, i: int, completion: str, task: Mapping[str, Any]) -> None:
-        """Row i; a second time it is passed over, for a sample that is drawn again is the same."""
+        """Add row i; ignored if it was already added, because a sample that is drawn again is identical."""
         if i in self._rows:
             return
         self._rows[i] = (completion, task)
@@ -97,7 +97,7 @@ class Grading:
             waiting.clear()
 
     def submitted(self) -> Callable[[], list[Outcome]]:
-        """No more rows will come; the returned function waits for the outcomes, in the order of the rows' numbers."""
+        """Close the input; the returned function waits for the outcomes, in row order."""
         for verifier, waiting in self._waiting.values():
             if waiting:
                 self._submit(self._calls, verifier, waiting)
@@ -114,7 +114,7 @@ class Grading:
         alone: list[_Call] = []
         for call in self._calls:
             if call.job.late and len(call.rows) > 1:
-                for i in call.rows:  # a call for many that is late says nothing of its rows: each gets its own deadline
+                for i in call.rows:  # a late batched call says nothing about its rows: retry each one alone
                     self._submit(alone, call.verifier, [i])
         self._pool.wait([call.job for call in alone])
         verdicts: dict[int, Verdict] = {}
@@ -135,7 +135,7 @@ class Grading:
 
 @dataclass(frozen=True, slots=True)
 class FunctionPart:
-    """A function with TRL's signature. Where a call for all fails, each row is asked for alone."""
+    """A function with TRL's signature. If the call for the whole batch fails, it is called again for each row."""
 
     name: str
     weight: float
@@ -168,8 +168,8 @@ class FunctionPart:
 
 @dataclass(frozen=True, slots=True)
 class LearnedPart:
-    """A reward model over token ids, EOS included. Runs in the caller's thread and lets its errors through: it is
-    trusted code, and torch in a second thread starves the first."""
+    """A reward model over token ids, including the EOS. Runs in the caller's thread and does not catch errors: it is
+    trusted code, and torch in a second thread slows down the first."""
 
     name: str
     weight: float
@@ -187,7 +187,7 @@ class LearnedPart:
 
 @dataclass(frozen=True, slots=True)
 class PotentialPart:
-    """Step rewards from a potential; they are credit along the way and leave the sample's reward as it is.
+    """Step rewards from a potential; they assign credit to steps and do not change the reward of the sample.
 
     potential(prompt, completion, completion_ids, task) -> [(index of the step's last token, Φ before the step), ...]
     """
@@ -233,7 +233,7 @@ def _outcome(value: Any) -> Outcome:
 
 
 def _arguments(function: RewardFunction, batch: Batch) -> dict[str, Any]:
-    """What TRL would pass: prompts, completions, completion_ids and each task field as a column."""
+    """The keyword arguments that TRL would pass: prompts, completions, completion_ids, each task field as a column."""
     columns = {key: [task.get(key) for task in batch.tasks] for key in {k for task in batch.tasks for k in task}}
     arguments = {
         "prompt_ids": list(batch.prompt_ids),

@@ -1,8 +1,8 @@
-"""Rewards that look at form, not truth: length, repetition, a missing end, chance.
+"""Rewards that depend on form, not correctness: length, repetition, a missing EOS, random.
 
 Each factory returns a function with TRL's signature, f(prompts, completions, completion_ids, **columns), so that
-`GRPOTrainer(reward_funcs=[rewards.length(max_tokens=512, buffer_tokens=64)])` works as it stands.
-Penalties are in [-1, 0]: weigh them with a positive weight.
+`GRPOTrainer(reward_funcs=[rewards.length(max_tokens=512, buffer_tokens=64)])` works without changes.
+Penalties are in [-1, 0]: give them a positive weight.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ RewardFunction = Callable[..., list[float | None]]
 
 
 def text_of(message: str | Sequence[dict[str, Any]]) -> str:
-    """A completion or prompt as text: TRL passes conversations as lists of messages; the last one counts."""
+    """A completion or prompt as text: TRL passes conversations as lists of messages; only the last message is used."""
     return message if isinstance(message, str) else str(message[-1]["content"])
 
 
 def length(*, max_tokens: int, buffer_tokens: int) -> RewardFunction:
-    """Soft overlong punishment: 0 up to max - buffer tokens, then falling linearly to -1 at max, -1 beyond.
+    """Soft penalty for overlong completions: 0 up to max - buffer tokens, then linear down to -1 at max, -1 beyond.
 
     Source: DAPO, arXiv:2503.14476, eq. 13.
     """
@@ -37,9 +37,9 @@ def length(*, max_tokens: int, buffer_tokens: int) -> RewardFunction:
 
 
 def repetition(*, ngram: int = 4) -> RewardFunction:
-    """Minus the share of n-grams of token ids that are repeats; a completion shorter than one n-gram gets 0.
+    """Negative share of repeated n-grams of token ids; a completion shorter than one n-gram gets 0.
 
-    Token ids, not words: it needs no language and sees what the policy really emitted.
+    It uses token ids, not words: this works for any language and for exactly what the policy sampled.
     Source: the penalty of arXiv:2502.03373 §4.2, per completion.
     """
     if ngram < 1:
@@ -57,9 +57,9 @@ def repetition(*, ngram: int = 4) -> RewardFunction:
 
 
 def missing_eos(*, eos_token_ids: list[int] | None = None) -> RewardFunction:
-    """-1 where the completion was cut off, 0 where it ended by itself.
+    """-1 if the completion was truncated, 0 if it ended by itself.
 
-    Reads the column `finished`; without one (in a bare TRL run) the last id must be one of eos_token_ids.
+    Reads the column `finished`; without it (in a plain TRL run) the last id must be one of eos_token_ids.
     """
 
     def missing_eos_reward(
@@ -75,7 +75,7 @@ def missing_eos(*, eos_token_ids: list[int] | None = None) -> RewardFunction:
 
 
 def format(*, tags: list[str] | None = None, opened: bool = False, tail: bool = False) -> RewardFunction:
-    """1 where the tags are in their place, else 0; the rules are those of the verifier `format`."""
+    """1 if the tags are in the right places, else 0; same rules as the verifier `format`."""
     task: dict[str, Any] = {"opened": opened, "tail": tail} | ({"tags": tags} if tags else {})
     verifier = verifiers.load("format")
 
@@ -87,9 +87,9 @@ def format(*, tags: list[str] | None = None, opened: bool = False, tail: bool = 
 
 
 def random(*, seed: int = 0, pass_rate: float | None = None) -> RewardFunction:
-    """The control: a reward that knows nothing, uniform in [0, 1), or 1 with probability pass_rate, else 0.
+    """Random reward as a control: uniform in [0, 1), or 1 with probability pass_rate and else 0.
 
-    A pure function of (seed, prompt, token ids): the same sample earns the same in any order, run or resume.
+    A pure function of (seed, prompt, token ids): a sample gets the same reward in any order, also after resuming.
     """
     if pass_rate is not None and not 0.0 <= pass_rate <= 1.0:
         raise ValueError(f"random: pass_rate {pass_rate} is not in [0, 1]")

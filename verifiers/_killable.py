@@ -1,8 +1,8 @@
-"""Library code on untrusted text, in a process that may be killed at any time.
+"""Run library code on untrusted text in a process that can be killed at any time.
 
-One child process per kind of work holds the loaded library. Each request is a fork of it with a kernel timer on its
-CPU time and a limit on its memory, so that a costly request costs its own time and nothing is loaded again. This
-bounds cost; it does not confine. Code goes to verifiers/sandbox/, not here.
+One child process per function keeps the library loaded. Each request runs in a fork of it, with a kernel timer on its
+CPU time and a memory limit, so an expensive request is bounded and nothing is loaded again. This limits cost; it is
+not a sandbox. Untrusted code must run in verifiers/sandbox/, not here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-WALL_S = 60.0  # for a reply; beyond it the machine is stalled, and that is nobody's wrong answer
+WALL_S = 60.0  # for a reply; if exceeded, the machine is stalled, which must not count as a wrong answer
 START_S = 120.0  # for loading the library
 REPLY_BYTES = 4_000_000
 PR_SET_PDEATHSIG = 1
@@ -31,18 +31,18 @@ _START = "import sys; sys.path.insert(0, sys.argv[1]); from verifiers._killable 
 
 
 class Killed(Exception):
-    """The request used up its CPU time or memory."""
+    """The request exceeded its CPU time or memory limit."""
 
 
 class Stalled(RuntimeError):
-    """No reply although the request was not killed: the machine's fault or ours."""
+    """No reply although the request was not killed: a problem of the machine or of this code."""
 
 
 class Killable:
-    """function: `package.module:name`, taking and returning JSON.
+    """function: `package.module:name`, which takes and returns JSON.
 
-    Of the same module, where there are such: warm_up() runs before the first request, and prepare(request) before each
-    fork, for what later requests can use again; it must not touch the untrusted part of the request.
+    Two optional functions of the same module: warm_up() runs before the first request; prepare(request) runs before
+    each fork and can cache data for later requests, but must not touch the untrusted part of the request.
     """
 
     def __init__(self, function: str, *, cpu_s: float, memory_mb: int) -> None:
@@ -51,7 +51,7 @@ class Killable:
         self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, request: Any) -> Any:
-        """The function's reply. Raises Killed, Stalled, and ValueError with the function's own exception as text."""
+        """Return the function's reply. Raises Killed, Stalled, or ValueError with the text of its exception."""
         line = json.dumps(request).encode() + b"\n"
         with self._lock:
             process = self._running()
@@ -71,7 +71,7 @@ class Killable:
         return value
 
     def _line(self, timeout_s: float) -> bytes:
-        """The process's next line; where none comes the process is ended, and Stalled raised."""
+        """The next line of the process. If there is no line in time, ends the process and raises Stalled."""
         assert self._process is not None and self._process.stdout is not None
         ready, _, _ = select.select([self._process.stdout], [], [], timeout_s)
         line = self._process.stdout.readline() if ready else b""
@@ -103,17 +103,17 @@ class Killable:
             process.wait()
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:
-                    with contextlib.suppress(BrokenPipeError):  # what was not yet sent to the killed process
+                    with contextlib.suppress(BrokenPipeError):  # data not yet sent to the killed process
                         pipe.close()
         atexit.unregister(self._end)
 
 
 def serve(function: str, cpu_s: str, memory_mb: str) -> None:
-    """The child's life: a fork per line of stdin, a line on stdout for each."""
+    """Main loop of the child: one fork per line of stdin, one line on stdout for each."""
     module_name, _, name = function.partition(":")
     module = importlib.import_module(module_name)
     replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints is no reply
+    os.dup2(2, 1)  # what a library prints must not be read as a reply
     libc = ctypes.CDLL(None)
     getattr(module, "warm_up", lambda: None)()
     replies.write(b"ready\n")
@@ -125,8 +125,8 @@ def serve(function: str, cpu_s: str, memory_mb: str) -> None:
         receiver, sender = os.pipe()
         pid = os.fork()
         if pid == 0:
-            os.close(receiver)  # else a reply that is too long waits for itself to read it
-            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a request that sleeps would outlive us
+            os.close(receiver)  # else a reply that is too long deadlocks on its own pipe
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # else a sleeping request would outlive this process
             _limit(float(cpu_s), int(memory_mb))
             _reply(getattr(module, name), line, sender)
         os.close(sender)
@@ -151,7 +151,7 @@ def _reply(function: Any, line: bytes, sender: int) -> None:
         reply = json.dumps(["value", function(json.loads(line))])
     except (MemoryError, RecursionError):
         os._exit(1)
-    except Exception as exc:  # the untrusted border: told to whoever asked
+    except Exception as exc:  # the untrusted border: reported to the caller
         reply = json.dumps(["raised", f"{type(exc).__name__}: {exc}"])
     try:
         with os.fdopen(sender, "wb") as pipe:

@@ -1,4 +1,4 @@
-"""Keys and tokens out of text that is going to be written down: verdicts' details, error lines, manifests."""
+"""Remove keys and tokens from text that is written to disk: details of verdicts, error lines, manifests."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import re
 REDACTED = "(redacted)"
 SECRET_NAME = re.compile(
     r"(^|_)(api_?key|access_?key|private_?key|secret(_key)?|passw(or)?d|credentials?|authorization)$"
-    r"|^(hub_|hf_|auth_|access_|api_|bearer_)?token$",  # and not eos_token or max_tokens
+    r"|^(hub_|hf_|auth_|access_|api_|bearer_)?token$",  # but not eos_token or max_tokens
     re.IGNORECASE,
 )
-# of the environment: there nobody calls a number of tokens TOKEN
+# for environment variables, where TOKEN never means a number of tokens
 SECRET_VARIABLE = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
-SHORTEST = 8  # a shorter value of such a variable is a word that may stand anywhere
+SHORTEST = 8  # shorter values are likely to be common words
 
 _LOGIN_IN_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _QUERY = re.compile(r"(?<=[?&])([\w.-]*(?:key|token|secret|password|signature|sig|auth))=[^&\s'\"<>)\]]+",
@@ -25,7 +25,7 @@ _KNOWN_FORM = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[\w-]{20,}|gh[pousr]_[A-Za-
 
 
 def hidden(text: str) -> str:
-    """text without values of secret environment variables, logins and keys in addresses, and tokens by their form."""
+    """text without values of secret environment variables, credentials in URLs, and strings that look like tokens."""
     for value in sorted(_of_environment(), key=len, reverse=True):
         text = text.replace(value, REDACTED)
     text = _LOGIN_IN_URL.sub(REDACTED, text)
@@ -37,7 +37,7 @@ def hidden(text: str) -> str:
 
 def _of_environment() -> set[str]:
     named = (value.strip() for name, value in os.environ.items() if SECRET_VARIABLE.search(name))
-    return {value for value in named if len(value) >= SHORTEST and not os.path.exists(value)}  # a key's file is no key
+    return {value for value in named if len(value) >= SHORTEST and not os.path.exists(value)}  # a path is not a key
 
 
 __all__ = ["REDACTED", "SECRET_NAME", "hidden"]

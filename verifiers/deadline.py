@@ -1,7 +1,7 @@
-"""Threads with a deadline per job: a job that is late is given up, its thread is replaced, nobody waits for it.
+"""Thread pool with a deadline per job: a late job is abandoned, its thread is replaced, and nothing waits for it.
 
 A Python thread cannot be killed, so a hung job keeps its (daemon) thread until it returns; its result is then dropped.
-Code that never returns, or holds the GIL, belongs in a process: that is what verifiers/sandbox/ is for.
+Code that never returns, or that holds the GIL, must run in a process: use verifiers/sandbox/ for it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-MAX_HUNG = 64  # beyond it new jobs are refused as late: something is hanging every time
+MAX_HUNG = 64  # above this, new jobs are refused as late: every job seems to hang
 
 
 @dataclass(eq=False, slots=True)
@@ -37,7 +37,7 @@ class DeadlinePool:
         self._closed = False
 
     def submit(self, run: Callable[[], Any], timeout_s: float) -> Job:
-        """A job; its deadline counts from when it starts running, not from when it was queued."""
+        """Queue a job; its deadline counts from when it starts running, not from when it was queued."""
         job = Job(run, timeout_s)
         with self._changed:
             if self._closed:
@@ -52,7 +52,7 @@ class DeadlinePool:
         return job
 
     def wait(self, jobs: Sequence[Job]) -> None:
-        """Until every job is done or late."""
+        """Wait until every job is done or late."""
         with self._changed:
             for job in jobs:
                 while not job.done:
@@ -62,7 +62,7 @@ class DeadlinePool:
                         self._changed.wait(max(0.0, min(ends) - time.monotonic()) if ends else None)
 
     def close(self) -> None:
-        """Idle threads end; queued jobs are given up."""
+        """End idle threads and abandon queued jobs."""
         with self._changed:
             self._closed = True
             for job in self._queue:
@@ -101,7 +101,7 @@ class DeadlinePool:
             job = self._queue.popleft()
             job.started = time.monotonic()
             self._running.add(job)
-            self._changed.notify_all()  # waiters now have a deadline to watch
+            self._changed.notify_all()  # waiting threads now have a deadline to check
             return job
 
     def _work(self) -> None:
@@ -109,12 +109,12 @@ class DeadlinePool:
             result, exception = None, None
             try:
                 result = job.run()
-            except Exception as exc:  # handed to whoever asked for the job
+            except Exception as exc:  # passed to the thread that submitted the job
                 exception = exc
             with self._changed:
                 if job.late:
                     self._hung -= 1
-                    return  # this thread was replaced when its job was given up
+                    return  # this thread was replaced when its job was abandoned
                 self._running.discard(job)
                 job.result, job.exception, job.done = result, exception, True
                 self._changed.notify_all()

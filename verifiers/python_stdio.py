@@ -1,9 +1,9 @@
 """A Python program against what it must print for what it reads, in the sandbox.
 
-The answer is the last fenced block that is a program (or the whole completion where there is no fence), run as a
-script once per case. A block that does not say it is Python counts only where it imports, defines or calls print,
-input or open, so that sample output is no program; imports and helpers may stand in blocks of their own. Each run must
-print the case's stdout, spaces at line ends and empty lines at the end aside, and exit with status 0.
+The answer is the last fenced block that is a program (or the whole completion if there is no fence). It runs as a
+script once per case. A block without a Python label counts only if it imports, defines or calls print, input or open,
+so that sample output is not taken for a program; imports and helpers may be in separate blocks. Each run must print
+the stdout of the case, ignoring spaces at line ends and empty lines at the end, and exit with status 0.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NotRequired, TypedDict
 from verifiers import Example, Verdict, sandbox
 from verifiers.sandbox import Case, check_program, limits_for
 
-DEADLINE_S = 2 * sandbox.DEADLINE_S  # several cases
+DEADLINE_S = 2 * sandbox.DEADLINE_S  # there are several cases
 
 
 class CaseFields(TypedDict):
@@ -33,13 +33,13 @@ def unavailable() -> str | None:
 
 
 def verify(completion: str, task: Task) -> Verdict:
-    """Raises ValueError for a task that cannot be run, SandboxUnavailable without isolation."""
+    """Raises ValueError if the task cannot be run, SandboxUnavailable without isolation."""
     cases = [Case(case["stdin"], case["stdout"]) for case in task["cases"]]
     return check_program(completion, cases, limits=limits_for(task.get("timeout_s")))
 
 
 def verify_batch(completions: Sequence[str], tasks: Sequence[Task]) -> list[Verdict]:
-    """Raises SandboxUnavailable without isolation; any other fault of a row is that row's `error`."""
+    """Raises SandboxUnavailable without isolation; any other failure of a row gives that row `error`."""
     return sandbox.verify_rows(verify, completions, tasks)
 
 

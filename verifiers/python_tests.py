@@ -1,10 +1,10 @@
 """A Python function or class against assert statements, in the sandbox.
 
-The answer is the last fenced block that binds `entry_point` (or the whole completion where there is no fence), with
-what it uses of other blocks: imports and helpers may stand in blocks of their own. All tests must hold. They may be any
-Python, each seeing what the ones before it bound; a name that they use is their own, a standard module's, or, where it
-is the entry point or the prompt asks for it, the completion's. Tests that no answer could pass, as they import what is
-not installed or use a name that nothing defines, are an `error`.
+The answer is the last fenced block that binds `entry_point` (or the whole completion if there is no fence), plus what
+it uses from other blocks: imports and helpers may be in separate blocks. All tests must hold. They may be any Python
+code; each sees the names bound by the tests before it. A name in a test is resolved in the tests, in the standard
+modules, or, if it is the entry point or the prompt mentions it, in the completion. Tests that no answer can pass,
+because they import a package that is not installed or use an undefined name, are an `error`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DEADLINE_S = sandbox.DEADLINE_S
 class Task(TypedDict):
     prompt: str
     entry_point: str
-    tests: list[str]  # assert statements, or any code that raises where the answer is wrong
+    tests: list[str]  # assert statements, or any code that raises if the answer is wrong
     timeout_s: NotRequired[float]  # CPU seconds of one run
 
 
@@ -30,7 +30,7 @@ def unavailable() -> str | None:
 
 
 def verify(completion: str, task: Task) -> Verdict:
-    """Raises ValueError for a task that cannot be run, SandboxUnavailable without isolation."""
+    """Raises ValueError if the task cannot be run, SandboxUnavailable without isolation."""
     return check_function(
         completion,
         entry_point=task["entry_point"],
@@ -41,7 +41,7 @@ def verify(completion: str, task: Task) -> Verdict:
 
 
 def verify_batch(completions: Sequence[str], tasks: Sequence[Task]) -> list[Verdict]:
-    """Raises SandboxUnavailable without isolation; any other fault of a row is that row's `error`."""
+    """Raises SandboxUnavailable without isolation; any other failure of a row gives that row `error`."""
     return sandbox.verify_rows(verify, completions, tasks)
 
 

@@ -1,8 +1,9 @@
 """A shell script against what it must leave behind, in the sandbox.
 
-The answer is the last fenced block that says bash, sh or shell (or names no language; or the whole completion where
-there is no fence). It runs under bash in a directory holding `files`, and is judged when it ends, after everything it
-started has been killed. Checks read regular files only, through no link; what they expect never enters the sandbox.
+The answer is the last fenced block labelled bash, sh or shell, else the last one without a language (or the whole
+completion if there is no fence). It runs under bash in a directory that contains `files`. The checks run after it ends
+and all processes it started have been killed. They read only regular files and follow no links; the expected values
+never enter the sandbox.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from verifiers.sandbox import Found, ScriptRun, limits_for, run_shell
 Check = Mapping[str, Any]
 _KINDS = ({"file", "equals"}, {"unchanged"}, {"absent"}, {"stdout_equals"}, {"exit_code"})
 DEADLINE_S = sandbox.DEADLINE_S
-_SPARE_OUTPUT = 1  # one byte more than expected is enough to know that there is too much
+_SPARE_OUTPUT = 1  # one byte more than expected shows that there is too much
 
 
 class Task(TypedDict):
     prompt: str
-    files: dict[str, str]  # name -> text, there at the start; names may have directories
+    files: dict[str, str]  # name -> text, present at the start; names may contain directories
     checks: list[Check]
-    timeout_s: NotRequired[float]  # CPU seconds of one process; the script's time is twice as much
+    timeout_s: NotRequired[float]  # CPU seconds of one process; the script gets twice as much time
 
 
 def unavailable() -> str | None:
@@ -32,7 +33,7 @@ def unavailable() -> str | None:
 
 
 def verify(completion: str, task: Task) -> Verdict:
-    """Raises ValueError for a task that cannot be run, SandboxUnavailable without bubblewrap."""
+    """Raises ValueError if the task cannot be run, SandboxUnavailable without bubblewrap."""
     files, checks = task["files"], task["checks"]
     _validate(files, checks)
     wanted = [_wanted(check, files) for check in checks]
@@ -51,12 +52,12 @@ def verify(completion: str, task: Task) -> Verdict:
 
 
 def verify_batch(completions: Sequence[str], tasks: Sequence[Task]) -> list[Verdict]:
-    """Raises SandboxUnavailable without isolation; any other fault of a row is that row's `error`."""
+    """Raises SandboxUnavailable without isolation; any other failure of a row gives that row `error`."""
     return sandbox.verify_rows(verify, completions, tasks)
 
 
 def _validate(files: Mapping[str, str], checks: Sequence[Check]) -> None:
-    """Raises ValueError for checks that are unknown or judge nothing, and for paths that lead elsewhere."""
+    """Raises ValueError for checks that are unknown or empty, and for paths that leave the directory."""
     if not checks:
         raise ValueError("the task has no checks: every completion would pass")
     for number, check in enumerate(checks):
@@ -76,7 +77,7 @@ def _path(check: Check) -> str | None:
 
 
 def _wanted(check: Check, files: Mapping[str, str]) -> tuple[str, int] | None:
-    """The path to look at and how many bytes tell whether it is as it should be."""
+    """The path to read and the number of bytes that are enough to check it."""
     path = _path(check)
     if path is None:
         return None
@@ -85,7 +86,7 @@ def _wanted(check: Check, files: Mapping[str, str]) -> tuple[str, int] | None:
 
 
 def _problem(check: Check, files: Mapping[str, str], run: ScriptRun, found: Found | None) -> str:
-    """Empty where the check holds."""
+    """Description of the failure; empty if the check holds."""
     if "exit_code" in check:
         return "" if run.exit_code == check["exit_code"] else f"exit code {run.exit_code}, not {check['exit_code']}"
     if "stdout_equals" in check:

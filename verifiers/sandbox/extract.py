@@ -1,10 +1,10 @@
-"""Which part of a completion is the answer, and which blocks of code it holds. One linear scan; nothing is parsed.
+"""Extract the answer of a completion and its code blocks. One linear scan; the code is not parsed.
 
-Reasoning between think tags is not part of the answer; an `<answer>` tag, if there is one, holds it. Code stands
-between fences as in CommonMark (backticks or tildes, indented in a list or not, the last one perhaps not closed), with
-three additions: words may stand before an opening fence with a language; a fence whose content is itself Markdown is
-read for the fences in it; and where the prompt opened the fence, the completion's first bare fence closes it.
-A completion without any fence is code as a whole. A byte-order mark in front is dropped.
+Reasoning between think tags is not part of the answer; an `<answer>` tag, if present, contains the answer. Code is
+fenced as in CommonMark (backticks or tildes, indented in a list or not, the last fence possibly not closed), with three
+additions: text may precede an opening fence with a language; a fence whose content is Markdown is searched for nested
+fences; and if the prompt opened the fence, the first bare fence of the completion closes it.
+A completion without any fence is treated entirely as code. A leading byte-order mark is dropped.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ _MAX_NESTING = 3
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One fenced block; language in lower case, empty where none is named."""
+    """One fenced block; language in lower case, empty if it is not given."""
 
     language: str
     text: str
 
 
 def answer(completion: str) -> str:
-    """The completion without its reasoning. An unclosed think tag leaves nothing after it."""
+    """The completion without its reasoning. Everything after an unclosed think tag is dropped."""
     kept: list[str] = []
     thinking = False
     for part in re.split("(</?think>)", completion):
         if part == "<think>":
             thinking = True
         elif part == "</think>":
-            if not thinking:  # the tag was opened in the prompt: everything before its end was reasoning
+            if not thinking:  # the prompt opened the tag: everything before the closing tag was reasoning
                 kept.clear()
             thinking = False
         elif not thinking:
@@ -50,7 +50,7 @@ def answer(completion: str) -> str:
 
 
 def blocks(text: str, *, nesting: int = _MAX_NESTING) -> list[Block]:
-    """The fenced blocks, in order; one block of everything where there is no fence."""
+    """The fenced blocks, in order; a single block with the whole text if there is no fence."""
     scanned = _scan(text.split("\n"))
     if not scanned:
         return [Block("", text)]
@@ -67,7 +67,7 @@ def _starts_with_fence(text: str) -> bool:
 
 
 def _scan(lines: list[str]) -> list[tuple[Block, bool]]:
-    """Each outermost fenced block, and whether its fence is closed."""
+    """Each outermost fenced block, with whether its fence is closed."""
     found: list[tuple[Block, bool]] = []
     i = 0
     while i < len(lines):
@@ -86,9 +86,9 @@ def _scan(lines: list[str]) -> list[tuple[Block, bool]]:
 
 
 def _opened_by_prompt(text: str) -> list[Block] | None:
-    """The blocks of a completion that closes a fence which the prompt opened; None where it closes no such fence.
+    """The blocks of a completion that closes a fence opened by the prompt; None if it does not close such a fence.
 
-    Read so only where the ordinary reading leaves a last bare fence open and the first fence is bare too: then the
+    This applies only if the normal reading leaves a last bare fence open and the first fence is also bare: then the
     number of bare fences is odd, and one of them has no partner in the completion. The first block is the text before
     the first fence.
     """
@@ -105,9 +105,9 @@ def _opened_by_prompt(text: str) -> list[Block] | None:
 
 
 def python_answer(completion: str) -> list[Block]:
-    """What may be the Python answer, in order: blocks that say so or say nothing, else all of them.
+    """Candidate blocks for the Python answer, in order: those labelled Python or not labelled, else all of them.
 
-    Where the prompt may have opened the fence, the completion's head is offered too, as the first.
+    If the prompt may have opened the fence, the start of the completion is included as the first block.
     """
     text = answer(completion)
     found = blocks(text)
@@ -118,20 +118,21 @@ def python_answer(completion: str) -> list[Block]:
 
 
 def python_blocks(completion: str) -> list[str]:
-    """The texts of python_answer."""
+    """The texts of the blocks of python_answer."""
     return [block.text for block in python_answer(completion)]
 
 
 def shell_script(completion: str) -> str | None:
-    """The last block that says it is a shell's, else the last that says nothing. None where there is neither."""
+    """The last block labelled as shell, else the last without a label. None if there is neither."""
     return last_block(answer(completion), SHELL)
 
 
 def last_block(text: str, languages: Collection[str], *, starts: re.Pattern[str] | None = None) -> str | None:
-    """The last block in one of the languages, else the last that names none. None where there is neither.
+    """The last block in one of the languages, else the last without a language. None if there is neither.
 
-    starts: what such a text begins with. It decides whether the head of a completion whose number of bare fences is odd
-    is the answer, in a fence that the prompt opened; without it that is so where nothing follows the last fence.
+    starts: pattern for the beginning of such a text. If the number of bare fences is odd, it decides whether the start
+    of the completion is the answer, in a fence opened by the prompt; without it, that is assumed if nothing follows the
+    last fence.
     """
     found = blocks(text)
     named = [b.text for b in found if b.language in languages]
@@ -145,7 +146,7 @@ def last_block(text: str, languages: Collection[str], *, starts: re.Pattern[str]
 
 
 def _opening(line: str) -> tuple[str, int, str] | None:
-    """(fence, indentation, language) where a fence opens on this line."""
+    """(fence, indentation, language) if a fence opens on this line."""
     stripped = line.strip()
     for mark in "`~":
         length = len(stripped) - len(stripped.lstrip(mark))
@@ -165,7 +166,7 @@ def _closes(line: str, fence: str, indent: int) -> bool:
     return (
         len(stripped) >= len(fence)
         and not stripped.strip(fence[0])
-        and len(line) - len(line.lstrip()) <= indent + 3  # deeper, it is part of the code: a docstring's example
+        and len(line) - len(line.lstrip()) <= indent + 3  # deeper: part of the code, e.g. a docstring's example
     )
 
 

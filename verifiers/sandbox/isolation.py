@@ -1,9 +1,9 @@
-"""How this machine keeps untrusted code in: found out once, or refused with the mend in words.
+"""Isolation method for untrusted code on this machine: detected once, or an error that says how to fix it.
 
-`bwrap` is the way: namespaces made by bubblewrap, as root or as an ordinary user. `landlock` has to be asked for by
-name and confines Python only: no pid, network or mount namespace of its own, but a file system narrowed by Landlock
-and system calls narrowed by seccomp. `unsafe-none` keeps nothing in. The environment variable WHETSTONE_SANDBOX
-chooses; without it, it is bwrap or nothing.
+`bwrap` is the default: namespaces created by bubblewrap, as root or as an ordinary user. `landlock` must be requested
+by name and confines only Python: it has no pid, network or mount namespace, but Landlock restricts the file system and
+seccomp restricts system calls. `unsafe-none` confines nothing. The environment variable WHETSTONE_SANDBOX selects the
+method; if it is not set, only bwrap is used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 CHOICE = "WHETSTONE_SANDBOX"
 CHOICES = ("bwrap", "landlock", "unsafe-none")
-FIRST_UID, UIDS = 60_000, 5_000  # root's samples run as these users, who own nothing
+FIRST_UID, UIDS = 60_000, 5_000  # samples started by root run as these users, who own no files
 SETTINGS = Path("/proc/sys")
 GUEST_DIR = Path(__file__).parent / "guest"
 
@@ -29,23 +29,23 @@ Profile = Literal["candidate", "judge", "shell"]
 _PYTHON_INSIDE = "/opt/python"
 _GUEST_INSIDE = "/opt/whetstone"
 _BOOT = "import sys; sys.path.append({!r}); from guest.zygote import main; main()"
-_CAPABILITIES = ("SYS_ADMIN", "SETUID", "SETGID", "KILL", "DAC_READ_SEARCH")  # the zygote's; no sample keeps one
+_CAPABILITIES = ("SYS_ADMIN", "SETUID", "SETGID", "KILL", "DAC_READ_SEARCH")  # of the zygote; samples drop them
 _DEVICES = ("null", "zero", "random", "urandom")
 _LIBRARIES = ("/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/libx32")
 _PROGRAMS = ("/usr/bin", "/usr/sbin", "/usr/share", "/usr/libexec", "/etc/alternatives", "/etc/ld.so.cache")
 _DIRECTORIES = ("/usr", "/etc", "/dev", "/tmp", "/opt", _PYTHON_INSIDE, f"{_PYTHON_INSIDE}/bin", _GUEST_INSIDE)
 _MERGED = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-# samples are the first to go when the machine is out of memory, so that it is never the trainer
+# samples are killed first when the machine is out of memory, so that the trainer is not
 _FIRST_TO_DIE = ("/bin/sh", "-c", 'echo 1000 > /proc/self/oom_score_adj 2> /dev/null; exec "$@"', "sh")
 
 
 class SandboxUnavailable(RuntimeError):
-    """Untrusted code cannot be kept in on this machine; the message says what would mend it."""
+    """Untrusted code cannot be isolated on this machine; the message says how to fix it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Isolation:
-    """One way of starting a worker. needs_user: samples run as another user than we are."""
+    """One way to start a worker. needs_user: samples run as a different user than this process."""
 
     kind: Literal["bwrap", "landlock", "unsafe-none"]
     user_namespace: bool = False
@@ -55,7 +55,7 @@ class Isolation:
         return os.geteuid() == 0 and not self.user_namespace and self.kind != "unsafe-none"
 
     def command(self, profile: Profile, number: int, scratch: str) -> tuple[list[str], Mapping[str, str]]:
-        """The command line and environment of worker `number`."""
+        """Command line and environment of worker `number`."""
         python, prefix = _interpreter()
         settings: dict[str, Any] = {
             "is_shell": profile == "shell",
@@ -73,14 +73,14 @@ class Isolation:
 
     def _bwrap(self, profile: Profile) -> list[str]:
         shell = profile == "shell"
-        bwrap = shutil.which("bwrap") or "bwrap"  # there is no PATH in the environment it starts in
+        bwrap = shutil.which("bwrap") or "bwrap"  # it starts in an environment without PATH
         command = [bwrap, "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
         command += ["--unshare-user"] if self.user_namespace else []
         command += ["--as-pid-1", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
         command += [word for name in _CAPABILITIES for word in ("--cap-add", f"CAP_{name}")]
         command += ["--hostname", "sandbox", "--clearenv"]
         command += [word for pair in _environment(_PYTHON_INSIDE, "/tmp").items() for word in ("--setenv", *pair)]
-        for path in _DIRECTORIES:  # or bwrap makes them as it needs them, for root's eyes only
+        for path in _DIRECTORIES:  # else bwrap creates them itself, readable only by root
             command += ["--dir", path]
         for path in (*_LIBRARIES, *(_PROGRAMS if shell else ())):
             command += ["--ro-bind-try", path, path]
@@ -106,8 +106,8 @@ def _environment(prefix: str, scratch: str) -> dict[str, str]:
         "HOME": scratch,
         "TMPDIR": scratch,
         "LANG": "C.UTF-8",
-        "PYTHONHASHSEED": "0",  # the same verdict twice, also for code that lists a set
-        "MALLOC_ARENA_MAX": "2",  # else every thread reserves 64 MiB of the address space
+        "PYTHONHASHSEED": "0",  # reproducible verdicts, also for code that iterates over a set
+        "MALLOC_ARENA_MAX": "2",  # else each thread reserves 64 MiB of address space
     }
     if sysconfig.get_config_var("Py_ENABLE_SHARED") and prefix != "/usr":
         environment["LD_LIBRARY_PATH"] = f"{prefix}/lib"
@@ -115,7 +115,7 @@ def _environment(prefix: str, scratch: str) -> dict[str, str]:
 
 
 def _interpreter() -> tuple[str, str]:
-    """The running interpreter outside any virtual environment, and its prefix."""
+    """Path of the running interpreter outside any virtual environment, and its prefix."""
     prefix = os.path.realpath(sys.base_prefix)
     named = os.path.join(prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
     python = named if os.path.exists(named) else os.path.realpath(sys.executable)
@@ -123,9 +123,9 @@ def _interpreter() -> tuple[str, str]:
 
 
 def _python_inside() -> list[str]:
-    """The interpreter and its library at a neutral place, so that nobody's home is to be seen.
+    """Mount the interpreter and its library at a neutral path, so that no home directory is visible.
 
-    Installed packages stay outside: they may hold anybody's data.
+    Installed packages are not mounted: they may contain private data.
     """
     python, prefix = _interpreter()
     name = os.path.basename(python)
@@ -152,7 +152,7 @@ def _merged_directories(shell: bool) -> list[str]:
 
 
 def candidates(environment: Mapping[str, str] | None = None) -> Sequence[Isolation]:
-    """The ways to try, best first. Raises SandboxUnavailable or, for an unknown choice, ValueError."""
+    """The isolation methods to try, best first. Raises SandboxUnavailable or, for an unknown choice, ValueError."""
     choice = (environment if environment is not None else os.environ).get(CHOICE, "bwrap")
     if choice not in CHOICES:
         raise ValueError(f"{CHOICE}={choice!r}; have: {', '.join(CHOICES)}")
@@ -170,7 +170,7 @@ def candidates(environment: Mapping[str, str] | None = None) -> Sequence[Isolati
 
 
 def mend(isolation: Isolation, complaint: str) -> str:
-    """What a user can do about a worker that did not start."""
+    """How the user can fix a worker that did not start."""
     if isolation.kind == "landlock":
         return f"the Landlock fallback does not start ({complaint}); it needs Linux 5.13 or later with Landlock on"
     hint = "run in an environment that allows namespaces (for Docker: --security-opt seccomp=unconfined)"

@@ -1,9 +1,9 @@
-"""Tests that need no judge: `assert f(literals) == literal`, called there and compared here.
+"""Tests that need no judge: `assert f(literals) == literal`, called in the sandbox and compared here.
 
-Most tests have that form. The sandbox then only calls the function, and what it says came back is compared with the
-expected literal in the trusted process. The comparison walks the expected value, which is ours, and reads of the
-other only what it needs; nothing is built from hostile data, so its depth, its size and its colliding hashes cost
-nothing. What it cannot decide (a Decimal, an object's truth) goes to the judge.
+Most tests have this form. The sandbox only calls the function; the trusted process compares the reported result with
+the expected literal. The comparison walks the expected value, which is trusted, and reads only the needed parts of the
+result; nothing is built from hostile data, so deep nesting, size and hash collisions are harmless. What it cannot
+decide (a Decimal, the truth value of an object) goes to the judge.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PLAIN = (int, float, str, bytes, type(None))
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """What one call must give, and the test's text to say so."""
+    """The expected result of one call, and the text of the test for messages."""
 
     check: Check
     value: Any
@@ -34,9 +34,9 @@ class Expectation:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a task's tests are run. calls is None where they need the judge; names and modules as in _names_for_tests.
+    """How the tests of a task are run. calls is None if they need the judge; names and modules: see _names_for_tests.
 
-    imports: (module, name in it or "") of what the tests import, whatever the completion is.
+    imports: (module, name in it or "") for each import of the tests, independent of the completion.
     """
 
     entry: str
@@ -51,7 +51,7 @@ class Plan:
 
 @lru_cache(maxsize=4096)
 def plan(entry: str, tests: tuple[str, ...], prompt: str) -> Plan:
-    """Raises ValueError where there are no tests, or they are not Python or import what is not installed here."""
+    """Raises ValueError if there are no tests, or they are not Python or import a package that is not installed."""
     if not tests:
         raise ValueError("the task has no tests: every completion would pass")
     if not entry.isidentifier():
@@ -83,10 +83,10 @@ def plan(entry: str, tests: tuple[str, ...], prompt: str) -> Plan:
 
 
 def _imports(tests: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(module, name in it or "") of each import in the tests that is not guarded by `except ImportError`.
+    """Yield (module, name in it or "") for each import in the tests that is not guarded by `except ImportError`.
 
-    Raises ValueError where a module is not of the standard library: no completion could pass, and that is no fault of
-    any.
+    Raises ValueError if a module is not in the standard library: no completion could pass, which is a fault of the
+    task and not of the completion.
     """
     for number, test in enumerate(tests):
         waiting: list[ast.AST] = [ast.parse(test)]
@@ -119,7 +119,7 @@ def _catches_import_error(handler: ast.ExceptHandler) -> bool:
 
 
 def _names_used(tests: Sequence[str]) -> list[str]:
-    """Names that the tests read and neither bind nor get from the builtins, in order."""
+    """Names that the tests read but do not bind and that are not builtins, in order."""
     read: dict[str, None] = {}
     bound = set(dir(builtins))
     for test in tests:
@@ -138,10 +138,10 @@ def _names_used(tests: Sequence[str]) -> list[str]:
 
 
 def _names_for_tests(tests: Sequence[str], entry: str, prompt: str) -> tuple[list[str], list[str]]:
-    """What the tests use and do not bind, besides the entry point: (names from the completion, standard modules).
+    """Names that the tests use but do not bind, besides the entry point: (names from the completion, standard modules).
 
-    From the completion comes only what the prompt names: else it could lend its own `isclose` to a test that forgot
-    to import one.
+    Only names mentioned in the prompt are taken from the completion: else it could supply its own `isclose` to a test
+    that forgot the import.
     """
     words = set(re.findall(r"\w+", unicodedata.normalize("NFKC", prompt)))
     used = [name for name in _names_used(tests) if name != entry]
@@ -150,7 +150,7 @@ def _names_for_tests(tests: Sequence[str], entry: str, prompt: str) -> tuple[lis
 
 
 def _simple(statement: ast.stmt, entry: str) -> tuple[tuple[list[Any], dict[str, Any]], Expectation] | None:
-    """The call and what it must give, where the statement is that simple."""
+    """The call and its expected result, if the statement has the simple form."""
     if not isinstance(statement, ast.Assert):
         return None
     test, check, expected = statement.test, "truth", None
@@ -188,7 +188,7 @@ def _calls(node: ast.expr, entry: str) -> bool:
 
 
 def _comparable(value: Any) -> bool:
-    """Whether `same` can walk it: plain data, keys and members hashable without a set in them."""
+    """Whether `same` can compare it: plain data whose keys and set members are hashable and contain no set."""
     if isinstance(value, list | tuple):
         return all(map(_comparable, value))
     if isinstance(value, dict):
@@ -206,11 +206,11 @@ _NO_KEY = object()
 
 
 class Undecided(Exception):
-    """The value is no plain data, and what it equals is for the judge to say."""
+    """The value is not plain data, so only the judge can compare it."""
 
 
 def holds(expectation: Expectation, got: Any) -> bool:
-    """Whether what came back (undecoded JSON) is what the test wants. Raises Undecided."""
+    """Whether the result (undecoded JSON) meets the expectation. Raises Undecided."""
     if expectation.check == "is":
         return got is expectation.value
     if expectation.check == "==":
@@ -223,7 +223,7 @@ def holds(expectation: Expectation, got: Any) -> bool:
 
 
 def same(got: Any, expected: Any) -> bool:
-    """Whether undecoded JSON stands for a value equal to `expected`. Raises Undecided."""
+    """Whether undecoded JSON represents a value equal to `expected`. Raises Undecided."""
     if type(got) is dict:
         ((tag, payload),) = got.items() if len(got) == 1 else (("", None),)
         if tag == "m":
@@ -280,7 +280,7 @@ def _same_members(got: list[Any], expected: set[Any]) -> bool:
         key = _key(item)
         if key not in expected:
             return False
-        found.add(key)  # only what is in `expected`: hostile keys are looked up and never stored
+        found.add(key)  # only keys of `expected`: hostile keys are looked up but never stored
     return len(found) == len(expected)
 
 
@@ -299,7 +299,7 @@ def _same_pairs(got: list[Any], expected: dict[Any, Any]) -> bool:
 
 
 def _key(got: Any, depth: int = 8) -> Any:
-    """The hashable that undecoded JSON stands for; something equal to nothing where it stands for none."""
+    """The hashable value that undecoded JSON represents; an object that equals nothing if there is none."""
     if type(got) is dict:
         ((tag, payload),) = got.items() if len(got) == 1 else (("", None),)
         if tag == "t" and type(payload) is list and depth:
@@ -321,7 +321,7 @@ def _is_opaque(got: Any) -> bool:
 
 
 def _truth(got: Any) -> bool:
-    """Whether plain data is true. Raises Undecided."""
+    """Truth value of plain data. Raises Undecided."""
     if _is_opaque(got):
         raise Undecided
     if type(got) is dict:

@@ -1,7 +1,7 @@
-"""A pool of warm workers: started when first needed, as many as there are cores, gone when the program ends.
+"""A pool of warm workers: started on first use, one per core, ended when the program exits.
 
-Safe to use from any thread, and in a forked child (which starts its own). A worker that fails is thrown away and the
-sample tried once more on a new one: what struck the first may have struck those that wait beside it.
+Safe to use from any thread, and in a forked child (which starts its own workers). A worker that fails is discarded and
+the sample is retried once on a new worker: the cause of the failure may also have affected the idle workers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .worker import Doubtful, InfrastructureError, TooBusy, Worker
 
 T = TypeVar("T")
 R = TypeVar("R")
-Workers = Callable[[Profile], AbstractContextManager[Worker]]  # a worker of that profile to oneself
+Workers = Callable[[Profile], AbstractContextManager[Worker]]  # exclusive use of a worker with that profile
 
 
 def cores() -> int:
@@ -31,7 +31,7 @@ def cores() -> int:
 
 
 class Pool:
-    """Workers of one profile."""
+    """Workers that share one profile."""
 
     def __init__(self, profile: Profile, size: int) -> None:
         self.profile = profile
@@ -44,11 +44,11 @@ class Pool:
 
     @contextlib.contextmanager
     def worker(self, *, new: bool) -> Iterator[Worker]:
-        """A worker to oneself, kept for the next if nothing is raised. Raises SandboxUnavailable."""
+        """Exclusive use of a worker, which is reused later if nothing is raised. Raises SandboxUnavailable."""
         with self._free:
             worker = self._take()
             if worker is not None and new:
-                self._discard(worker)  # so that there are never more than `size`
+                self._discard(worker)  # never keep more than `size`
                 worker = None
             worker = worker or self._start()
             healthy = False
@@ -74,7 +74,7 @@ class Pool:
         except SandboxUnavailable as exc:
             if not _isolation:
                 raise
-            raise InfrastructureError(str(exc)) from None  # it has worked on this machine
+            raise InfrastructureError(str(exc)) from None  # it worked on this machine before
         with self._lock:
             self._all[number] = worker
         return worker
@@ -92,12 +92,12 @@ class Pool:
         worker.close()
 
     def close(self) -> None:
-        """End all workers, also those at work: their samples are tried again on new ones."""
+        """End all workers, including busy ones: their samples are retried on new workers."""
         with self._lock:
             busy = [w for w in self._all.values() if w not in self._idle]
             idle, self._all, self._idle = self._idle, {}, []
         for worker in busy:
-            worker.kill()  # its descriptors are in use: the thread at work closes them
+            worker.kill()  # its descriptors are in use: the thread that uses it closes them
         for worker in idle:
             worker.close()
 
@@ -120,12 +120,12 @@ def pool(profile: Profile) -> Pool:
 
 
 def size() -> int:
-    """How many samples run at once."""
+    """Maximum number of samples that run at the same time."""
     return _size[0] if _size else cores()
 
 
 def set_size(workers: int | None) -> None:
-    """Bound how many samples run at once, from now on; None: as many as there are cores. Raises ValueError."""
+    """Set how many samples may run at the same time; None: one per core. Raises ValueError."""
     if workers is not None and workers < 1:
         raise ValueError(f"a sandbox pool of {workers} workers; it must be at least 1")
     close()
@@ -133,7 +133,7 @@ def set_size(workers: int | None) -> None:
 
 
 def isolation() -> Isolation:
-    """The first way of isolating that works here, found out once. Raises SandboxUnavailable."""
+    """The first isolation method that works on this machine, detected once. Raises SandboxUnavailable."""
     with _lock:
         if not _isolation:
             _isolation.append(_find())
@@ -160,10 +160,10 @@ def _worker(profile: Profile, *, new: bool) -> AbstractContextManager[Worker]:
 
 
 def attempt(run: Callable[[Workers], T], doubtful: Callable[[Doubtful], R]) -> T | R:
-    """run(workers), once more on new workers if the sandbox failed.
+    """Call run(workers), and call it again on new workers if the sandbox failed.
 
-    `doubtful` decides whose fault it was where the second try ends so too. Raises InfrastructureError where it failed
-    twice, and TooBusy where the machine did not give it the time.
+    `doubtful` makes the result if the second attempt also raises Doubtful. Raises InfrastructureError if both attempts
+    failed, and TooBusy if the machine did not provide enough CPU time.
     """
     try:
         return run(partial(_worker, new=False))
@@ -178,7 +178,7 @@ def attempt(run: Callable[[Workers], T], doubtful: Callable[[Doubtful], R]) -> T
 
 
 def each(verify: Callable[[R], T], rows: Sequence[R]) -> list[T]:
-    """verify(row) for all rows, as many at once as the pool has workers, in order."""
+    """Return verify(row) for all rows, in order; runs as many at the same time as the pool has workers."""
     at_once = min(size(), len(rows))
     if at_once <= 1:
         return [verify(row) for row in rows]
@@ -187,7 +187,7 @@ def each(verify: Callable[[R], T], rows: Sequence[R]) -> list[T]:
 
 
 def close() -> None:
-    """End every worker. The next sample starts new ones."""
+    """End every worker. The next sample starts new workers."""
     with _lock:
         pools = list(_pools.values())
         _pools.clear()

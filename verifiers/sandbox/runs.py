@@ -1,6 +1,6 @@
-"""What verifiers ask of the sandbox: call a function, let tests judge it, run a program, run a shell script.
+"""Interface of the sandbox for verifiers: check a function with tests, check a program, run a shell script.
 
-Each returns a Verdict. The sample's failures are `fail` or `malformed`; the sandbox's own are tried once more and
+Each returns a Verdict. Failures of the sample are `fail` or `malformed`; failures of the sandbox are retried once and
 then `error`, never a score. A task that cannot be run at all raises ValueError.
 """
 
@@ -24,15 +24,15 @@ from .plan import Plan, Undecided, holds, plan
 from .worker import InfrastructureError, Report, Sample, TooBusy
 
 VERDICT_BYTES = 1 << 16
-OUTPUT_BYTES = 1 << 16  # beyond four times what is expected
+OUTPUT_BYTES = 1 << 16  # in addition to four times the expected output
 DEFAULT = Limits()
-DEADLINE_S = 2 * (DEFAULT.wall_s + 3)  # of one verdict: two tries, and the sandbox's own share
+DEADLINE_S = 2 * (DEFAULT.wall_s + 3)  # for one verdict: two attempts, and the overhead of the sandbox
 T = TypeVar("T")
 _NO_SHELL = "shell tasks need bubblewrap: apt-get install bubblewrap; the Landlock fallback runs Python only"
 
 
 def unavailable(*, shell: bool = False) -> str | None:
-    """Why nothing can be run here, with the mend; None where it can."""
+    """Why the sandbox cannot run here and how to fix it; None if it can."""
     try:
         kind = pool.isolation().kind
     except SandboxUnavailable as exc:
@@ -43,9 +43,9 @@ def unavailable(*, shell: bool = False) -> str | None:
 def verify_rows(
     verify: Callable[[str, T], Verdict], completions: Sequence[str], tasks: Sequence[T]
 ) -> list[Verdict]:  # fmt: skip
-    """verify(completion, task) for all rows, as many at once as there are cores, in order.
+    """Return verify(completion, task) for all rows, in order; runs as many at the same time as there are workers.
 
-    A row that makes it raise is `error` and moves no other. Raises SandboxUnavailable without isolation.
+    A row that raises gets `error` and does not affect other rows. Raises SandboxUnavailable without isolation.
     """
     name = verify.__module__.rpartition(".")[2]
 
@@ -54,14 +54,14 @@ def verify_rows(
             return verify(*row)
         except SandboxUnavailable:
             raise
-        except Exception as exc:  # the untrusted border: whatever a row holds, it is that row's
+        except Exception as exc:  # the untrusted border: an error in a row affects only that row
             return broken(f"{name}: {type(exc).__name__}: {exc}")
 
     return pool.each(one, list(zip(completions, tasks, strict=True)))
 
 
 def limits_for(timeout_s: float | None) -> Limits:
-    """The limits of a task that asks for `timeout_s` seconds of CPU; as much again for a slow machine.
+    """The limits of a task that requests `timeout_s` seconds of CPU; the wall time is twice that, for slow machines.
 
     Raises ValueError outside (0, 3600].
     """
@@ -78,7 +78,7 @@ def check_function(
 ) -> Verdict:
     """Whether the code in the completion passes all tests.
 
-    Raises ValueError for a task that cannot be run, SandboxUnavailable where nothing keeps the code in.
+    Raises ValueError if the task cannot be run, SandboxUnavailable if the code cannot be isolated.
     """
     how = plan(entry_point, tuple(tests), prompt)
     if len(completion) > MAX_CHARS:
@@ -103,7 +103,7 @@ def _try(run: Callable[[pool.Workers], T]) -> T | Verdict:
 
 
 def _call(workers: pool.Workers, blocks: list[str], how: Plan, limits: Limits) -> Verdict | None:
-    """The fast way: one sandbox, compared here. None where only a judge can say."""
+    """Fast path: one sandbox, results compared in this process. None if only a judge can decide."""
     assert how.calls is not None
     with workers("candidate") as worker, worker.sample(limits) as sample:
         sample.give(["calls", blocks, how.entry, how.calls])
@@ -120,7 +120,7 @@ def _call(workers: pool.Workers, blocks: list[str], how: Plan, limits: Limits) -
 
 
 def _compare(reply: bytes, how: Plan) -> Verdict | None:
-    """The verdict on what a sample says its calls gave; None where only a judge can say."""
+    """The verdict on the results that a sample reports for its calls; None if only a judge can decide."""
     try:
         (status, detail), *outcomes = json.loads(reply)
         if status != "ok":
@@ -140,8 +140,8 @@ def _compare(reply: bytes, how: Plan) -> Verdict | None:
 
 
 def _judge(workers: pool.Workers, blocks: list[str], how: Plan, limits: Limits) -> Verdict:
-    """The thorough way: the tests run in a second sandbox, which alone says what they found."""
-    patient = replace(limits, wall_s=limits.wall_s + 1)  # so that the code's end is seen as its own
+    """Slow path: the tests run in a second sandbox, and only that sandbox reports their result."""
+    patient = replace(limits, wall_s=limits.wall_s + 1)  # so that the code reaches its own deadline first
     with (
         workers("candidate") as code_worker,
         workers("judge") as judge_worker,
@@ -149,9 +149,9 @@ def _judge(workers: pool.Workers, blocks: list[str], how: Plan, limits: Limits) 
     ):
         code.give(["serve", blocks, how.entry, how.names])
         code.wait_until_ready()
-        code.socket.setblocking(True)  # timeouts are a flag that both holders would share
+        code.socket.setblocking(True)  # non-blocking mode is a flag that both holders would share
         with judge_worker.sample(patient, peer=code.socket) as court:
-            code.socket.close()  # the judge holds it now, and its end is the code's end
+            code.socket.close()  # the judge holds it now; when the judge ends, the code ends
             court.give(["judge", how.entry, how.tests, how.names, how.modules, how.imports])
             reply = court.hear(VERDICT_BYTES, extended_with=code)
             court_report = court.end(answered=reply is not None)
@@ -159,7 +159,7 @@ def _judge(workers: pool.Workers, blocks: list[str], how: Plan, limits: Limits) 
             code.stop()
         status, detail = json.loads(reply) if reply is not None else ("fail", "")
         code_report = code.end(answered=status != "fail")
-        if code_report.late and court_report.wanted_cpu:  # the code waited for tests that did not get their CPU time
+        if code_report.late and court_report.wanted_cpu:  # the code waited for tests that did not get enough CPU time
             raise TooBusy("the machine is too busy: the tests took longer than the code may wait")
     if reply is None:
         return failed(f"the tests did not finish: {_how_it_ended(court_report, patient)}")
@@ -181,16 +181,16 @@ def _how_it_ended(report: Report, limits: Limits) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What a program reads, and what it must print."""
+    """The stdin of a program and the stdout it must print."""
 
     stdin: str
     stdout: str
 
 
 def check_program(completion: str, cases: Sequence[Case], *, limits: Limits = DEFAULT) -> Verdict:
-    """Whether the completion, as a script, prints each case's stdout for its stdin and exits with 0.
+    """Whether the completion, run as a script, prints the stdout of each case for its stdin and exits with 0.
 
-    Spaces at the ends of lines and empty lines at the end do not matter. Raises as check_function does.
+    Spaces at line ends and empty lines at the end are ignored. Raises the same errors as check_function.
     """
     if not cases:
         raise ValueError("the task has no cases: every completion would pass")
@@ -241,15 +241,15 @@ def _trimmed(text: bytes) -> list[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a script left at a path. kind: `file`, `absent`, or `other` for anything that is no regular file."""
+    """What a script left at a path. kind: `file`, `absent`, or `other` for anything that is not a regular file."""
 
     kind: str
-    content: bytes = b""  # at most as many bytes as were asked for
+    content: bytes = b""  # at most the requested number of bytes
 
 
 @dataclass(frozen=True, slots=True)
 class ScriptRun:
-    """How a script ended and what it left. exit_code: 128 + n where signal n ended its shell."""
+    """How a script ended and what it left. exit_code: 128 + n if signal n ended its shell."""
 
     exit_code: int
     stdout: bytes
@@ -259,9 +259,10 @@ class ScriptRun:
 def run_shell(
     completion: str, files: Mapping[str, str], wanted: Sequence[tuple[str, int]], *, stdout_bytes: int, limits: Limits
 ) -> ScriptRun | Verdict:
-    """Run the completion's script among `files`; say what it left at each wanted path, to so many bytes.
+    """Run the script of the completion in a directory with `files`; return what it left at each wanted path.
 
-    Returns a Verdict where that alone decides: malformed, out of time, or the sandbox failed.
+    wanted: (path, maximum number of bytes to read).
+    Returns a Verdict if that already decides: malformed, out of time, or the sandbox failed.
     Raises SandboxUnavailable without bubblewrap.
     """
     if pool.isolation().kind != "bwrap":
@@ -277,7 +278,7 @@ def run_shell(
             report = sample.end(answered=reply is not None)
         if reply is None:
             return failed(_how_it_ended(report, limits))
-        kind, *rest = json.loads(reply)  # from the sandbox's own pid 1, which no script can reach
+        kind, *rest = json.loads(reply)  # from pid 1 of the sandbox, which scripts cannot control
         if kind != "ran":
             raise InfrastructureError(f"the shell did not start: {rest}")
         code, stdout, found = rest

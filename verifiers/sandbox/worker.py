@@ -1,6 +1,6 @@
-"""The trusted end of one worker: start it, hand it samples one at a time, believe only its zygote.
+"""The trusted end of one worker: start it, send it samples one at a time, trust only its zygote.
 
-What a sample says about itself arrives on its own channel and is a claim. How it ended arrives from the zygote.
+What a sample reports arrives on its own channel and is untrusted. How it ended is reported by the zygote.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from .isolation import Isolation, Profile, SandboxUnavailable, mend
 
 T = TypeVar("T")
 START_S = 30.0
-READY_S = 5.0  # from the header to a locked-down sample; a stopped zygote shows here
-GRACE_S = 2.0  # what the zygote gets beyond the sample's deadline to report
+READY_S = 5.0  # from the header to a locked-down sample; detects a stopped zygote
+GRACE_S = 2.0  # extra time for the zygote to report after the deadline of the sample
 
 
 class InfrastructureError(RuntimeError):
-    """The sandbox failed, not the sample: nothing is known about the completion."""
+    """The sandbox failed, not the sample: this says nothing about the completion."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
     """How a sample ended.
 
-    status: exit code, or minus the signal's number. stood_still_s: the longest that even the zygote was kept waiting.
-    recent_share: of one core, that it used in its last second. waits: how often it gave up the CPU by itself;
-    preemptions: how often the CPU was taken from it. late: killed at its deadline.
+    status: exit code, or the negated signal number. stood_still_s: longest time for which even the zygote did not run.
+    recent_share: share of one core used in the last second. waits: number of voluntary context switches;
+    preemptions: number of involuntary context switches. late: killed at its deadline.
     """
 
     status: int
@@ -55,19 +55,19 @@ class Report:
 
     @property
     def wanted_cpu(self) -> bool:
-        """Whether it did not sleep at the end. A loop of short sleeps waits often and is hardly ever preempted."""
+        """Whether it was not asleep at the end. A loop of short sleeps waits often and is rarely preempted."""
         return self.stood_still_s > 1 or (self.recent_share >= BUSY_SHARE and self.waits < 100 + 10 * self.preemptions)
 
 
 class Worker:
-    """One zygote and what keeps it in."""
+    """One zygote and its isolation."""
 
     def __init__(self, isolation: Isolation, profile: Profile, number: int) -> None:
-        """Raises SandboxUnavailable where it does not come up."""
+        """Raises SandboxUnavailable if it does not start."""
         self.number = number
         self.scratch = None if isolation.kind == "bwrap" else tempfile.mkdtemp(prefix="whetstone-sandbox-")
         if self.scratch is not None and isolation.changes_user:
-            os.chmod(self.scratch, 0o711)  # the samples' user passes through to its own directory below
+            os.chmod(self.scratch, 0o711)  # the user of the samples must reach its own directory below
         inside = "/tmp" if self.scratch is None else os.path.join(self.scratch, "s")
         if self.scratch is not None:
             os.mkdir(inside)
@@ -93,7 +93,7 @@ class Worker:
 
     @contextlib.contextmanager
     def sample(self, limits: Limits, *, peer: socket.socket | None = None) -> Iterator[Sample]:
-        """Start a sample. peer: one more descriptor for it. Raises InfrastructureError."""
+        """Start a sample. peer: an additional descriptor for it. Raises InfrastructureError."""
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
@@ -109,7 +109,7 @@ class Worker:
             self._control.send(wire.KILL)
 
     def report(self, timeout_s: float) -> Report:
-        """The zygote's word on the sample that ended. Raises InfrastructureError."""
+        """The report of the zygote on the sample that ended. Raises InfrastructureError."""
         message = self._hear(timeout_s)
         while message == wire.EXTENDED:
             message = self._hear(timeout_s)
@@ -119,7 +119,7 @@ class Worker:
         return Report(os.waitstatus_to_exitcode(status), *figures, late)
 
     def speaks_before(self, sock: socket.socket, timeout_s: float) -> bool:
-        """Whether the zygote has something to say before the socket does, or the time is up."""
+        """Whether the zygote sends something before the socket does, within timeout_s."""
         ready, _, _ = select.select([self._control, sock], [], [], timeout_s)
         return self._control in ready and sock not in ready
 
@@ -128,8 +128,8 @@ class Worker:
             self._control.send(wire.EXTENDED)
 
     def was_extended(self) -> bool:
-        """Whether the zygote has moved the running sample's deadline since this was last asked."""
-        with contextlib.suppress(OSError):  # nothing to read, or gone: the next read says so
+        """Whether the zygote has extended the deadline of the running sample since the last call."""
+        with contextlib.suppress(OSError):  # nothing to read, or gone: the next read reports it
             if self._control.recv(256, socket.MSG_DONTWAIT | socket.MSG_PEEK) == wire.EXTENDED:
                 self._control.recv(256)
                 return True
@@ -145,7 +145,7 @@ class Worker:
             raise InfrastructureError(f"a sandbox worker is gone: {exc}") from None
 
     def close(self) -> None:
-        """End it, whatever it does. Every process in its pid namespace ends with it."""
+        """End the worker unconditionally. Every process in its pid namespace ends with it."""
         self._control.close()
         try:
             self._process.wait(0.5)
@@ -156,13 +156,13 @@ class Worker:
             shutil.rmtree(self.scratch, ignore_errors=True)
 
     def kill(self) -> None:
-        """From another thread: whoever works with it will find it dead."""
+        """Kill it from another thread; the thread that uses it then finds it dead."""
         self._process.kill()
 
     def forget(self) -> None:
-        """In a forked child: drop our copies, and leave the worker to the parent."""
+        """In a forked child: close our copies and leave the worker to the parent."""
         self._control.close()
-        self._process.returncode = 0  # not our child: never waited for
+        self._process.returncode = 0  # not our child: do not wait for it
 
 
 class Sample:
@@ -177,11 +177,11 @@ class Sample:
         self._stopped = False
 
     def left_s(self) -> float:
-        """Seconds until the zygote itself must be broken."""
+        """Seconds after which the zygote itself is considered broken."""
         return max(0.001, self._started + self._limits.wall_s + GRACE_S - time.monotonic())
 
     def give(self, job: Sequence[object]) -> None:
-        """Hand it the job, which it reads when it is locked down. Raises InfrastructureError."""
+        """Send it the job, which it reads once it is locked down. Raises InfrastructureError."""
         self.socket.settimeout(self.left_s())
         try:
             self.channel.send(wire.dump_job(list(job)))
@@ -189,20 +189,20 @@ class Sample:
             raise InfrastructureError(f"a sample did not start: {type(exc).__name__}") from None
 
     def wait_until_ready(self) -> None:
-        """Until it is locked down; no byte beyond that is read. Raises InfrastructureError."""
+        """Wait until it is locked down; reads no byte after that. Raises InfrastructureError."""
         self.socket.settimeout(READY_S)
         try:
             first = self.socket.recv(1)
             why = self.socket.recv(1000) if first == wire.NOT_READY else b""
-        except OSError as exc:  # a timeout among them: a stopped zygote shows here
+        except OSError as exc:  # includes timeouts, caused by a stopped zygote
             raise InfrastructureError(f"a sample did not start: {type(exc).__name__}") from None
         if first != wire.READY:
             raise InfrastructureError(f"a sample could not be locked down: {why.decode('utf-8', 'replace')}")
 
     def hear(self, at_most: int, *, extended_with: Sample | None = None) -> bytes | None:
-        """Its next message; None where it ends without one. Raises TooLong, InfrastructureError.
+        """The next message; None if the sample ends without one. Raises TooLong, InfrastructureError.
 
-        extended_with: another sample that it waits for; when that one gets more time, so does this one.
+        extended_with: another sample that it waits for; if that one gets more time, so does this one.
         """
         self.wait_until_ready()
         while extended_with is not None and extended_with._worker.speaks_before(self.socket, self.left_s()):
@@ -216,12 +216,12 @@ class Sample:
             return None
 
     def hear_all(self, at_most: int) -> bytes:
-        """All it writes until it ends. Raises TooLong, InfrastructureError."""
+        """Everything it writes until it ends. Raises TooLong, InfrastructureError."""
         self.wait_until_ready()
         return self._patiently(lambda: self.channel.drain(at_most))
 
     def _patiently(self, read: Callable[[], T]) -> T:
-        """read(), which waits longer while the zygote gives the sample more time. Raises InfrastructureError."""
+        """Call read(), and wait longer while the zygote gives the sample more time. Raises InfrastructureError."""
         while True:
             self.socket.settimeout(self.left_s())
             try:
@@ -236,17 +236,17 @@ class Sample:
         return extended
 
     def stop(self) -> None:
-        """Have it killed: nothing more is wanted of it."""
+        """Request that it be killed, because it is no longer needed."""
         self._stopped = True
         self._worker.interrupt()
 
     def end(self, *, answered: bool = False) -> Report:
-        """Wait for its end. Raises InfrastructureError, also where somebody else killed it before it answered.
+        """Wait for its end. Raises InfrastructureError, also if another process killed it before it answered.
 
-        A sample cannot send itself SIGKILL, and the kernel sends one only at the limit of CPU time, or when the
-        machine is out of memory: then it is worth another try, and the second time the fault of whoever held much.
-        Killed at its deadline with CPU time left, it slept, which is its own fault, or it wanted the CPU and did not
-        get it, which never is.
+        A sample cannot send itself SIGKILL, and the kernel sends it only at the CPU time limit or when the machine is
+        out of memory: in that case it is retried, and the second time the sample that used much memory is at fault.
+        A sample killed at its deadline with CPU time left either slept, which is its own fault, or wanted the CPU and
+        did not get it, which is not its fault.
         """
         while self._was_extended():
             pass
@@ -266,14 +266,14 @@ class Sample:
 
 
 class TooBusy(InfrastructureError):
-    """The machine did not give a sample its CPU time, however long it was waited for: another try is no use."""
+    """The machine did not give a sample its CPU time even after all extensions: a retry would not help."""
 
 
 class Doubtful(InfrastructureError):
-    """The machine's fault or the sample's own: the machine's the first time, the sample's the second."""
+    """Either the machine or the sample is at fault: the first time the machine, the second time the sample."""
 
 
-# bwrap dies with the thread that started it (PR_SET_PDEATHSIG), so workers are started by a thread that stays
+# bwrap dies with the thread that started it (PR_SET_PDEATHSIG), so a long-lived thread starts the workers
 _spawner: list[ThreadPoolExecutor] = []
 
 
@@ -287,7 +287,7 @@ def _spawn(
             stdin=control.fileno(),
             stdout=subprocess.DEVNULL,
             stderr=complaints,
-            start_new_session=True,  # Ctrl-C is for the user's own program
+            start_new_session=True,  # Ctrl-C must reach only the user's program
         )
 
     if not _spawner:
@@ -296,5 +296,5 @@ def _spawn(
 
 
 def after_fork() -> None:
-    """In a forked child the spawner's thread is not there."""
+    """Reset the spawner in a forked child, where its thread does not exist."""
     _spawner.clear()
