@@ -1,9 +1,10 @@
-"""make chaos: kill every stage at seeded instants, go on, and compare what it made with an undisturbed run, by hash.
+"""make chaos: kill every stage at seeded instants, resume it, and compare its outputs by hash with an undisturbed run.
 
-The reference is one `python -m pipeline run` from a cold start. Each stage is then made again from the reference's
-parents by processes that are killed with SIGKILL (or asked to stop with SIGTERM) at random instants of its course.
-Those are forked from servers that have imported the libraries, each with its own hash seed, so that an order which
-depends on the process shows; starting one for each kill would spend most of the time on imports.
+The reference is one `python -m pipeline run` from a cold start. Each stage is then run again from the reference's
+parents, in processes that receive SIGKILL (or SIGTERM or SIGINT) at random instants.
+These processes are forked from servers that have already imported the libraries, because starting a new interpreter
+for each kill would spend most of the time on imports. Each server has its own hash seed, to reveal any order that
+depends on the process.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pipeline.run.manifest import verified_manifest
 
 SERVERS = 3
 STUCK_S = 1800.0
-LEAD_S = 6.0  # about what a stage spends on loading before its first new work
+LEAD_S = 6.0  # approximate loading time of a stage before its first new work
 ENDINGS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
 
 
@@ -43,7 +44,7 @@ class Settings:
 
     @classmethod
     def taken_from(cls, overrides: Sequence[str]) -> tuple[Settings, list[str]]:
-        """Ours among the key=value words, and the rest, which is the config's. Raises ConfigError."""
+        """Split the key=value words into these settings and the config's overrides. Raises ConfigError."""
         ours: dict[str, Any] = {}
         rest = []
         for word in overrides:
@@ -63,18 +64,18 @@ class Settings:
 
 @dataclass(slots=True)
 class Server:
-    """A process that has imported everything and forks one child a request."""
+    """A process that has imported everything and forks one child per request."""
 
     log: Path
     command: Sequence[str] = (sys.executable, "-m", "pipeline.cli.chaos")
     process: subprocess.Popen[bytes] = field(init=False)
-    took_s: float = field(init=False, default=0.0)  # of the last child, from its fork
+    took_s: float = field(init=False, default=0.0)  # duration of the last child, from its fork
 
     def __post_init__(self) -> None:
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONHASHSEED"}
         self.process = subprocess.Popen(
             list(self.command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
-            bufsize=0,  # a line held back in a buffer is none that select() could see
+            bufsize=0,  # select() cannot see a line that is still in a buffer
         )  # fmt: skip
 
     def run(
@@ -86,7 +87,10 @@ class Server:
         ending: str = "kill",
         **more: Any,
     ) -> tuple[int, bool]:
-        """(exit code, whether it was ended by us) of `python -m pipeline WORDS` in a child; more: for its `prepare`."""
+        """Run `python -m pipeline WORDS` in a child and return (exit code, whether we interrupted it).
+
+        more: passed on to the server's `prepare`.
+        """
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps({"words": list(words), "log": str(self.log), **more}).encode() + b"\n")
         child = self._answer(STUCK_S)["pid"]
@@ -97,19 +101,19 @@ class Server:
             return answer["code"], False
         if end_after_s is None and end_when is None:
             raise TimeoutError(f"{' '.join(words)} did not end within {STUCK_S:.0f} s; see {self.log}")
-        with contextlib.suppress(ProcessLookupError):  # it ended by itself just now
+        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
             os.kill(child, ENDINGS[ending])
         return self._answer(60.0)["code"], True
 
     def _watched(self, end_when: Callable[[], bool]) -> dict[str, Any]:
-        """The answer, or nothing once `end_when` is true."""
+        """The server's answer, or an empty dict once `end_when` returns True."""
         answer: dict[str, Any] = {}
         while not answer and not end_when():
             answer = self._answer(0.01)
         return answer
 
     def _answer(self, timeout_s: float) -> dict[str, Any]:
-        """The server's next line; empty where none came in time."""
+        """The server's next line; empty if none arrives in time."""
         assert self.process.stdout is not None
         ready, _, _ = select.select([self.process.stdout], [], [], timeout_s)
         return json.loads(self.process.stdout.readline()) if ready else {}
@@ -121,7 +125,7 @@ class Server:
 
 
 def chaos(config: str, overrides: Sequence[str]) -> int:
-    """0 where every stage ends in the reference's bytes, 1 where one does not; else the undisturbed run's own fault."""
+    """Return 0 if every stage reproduces the reference's bytes, else 1; if the undisturbed run fails, its exit code."""
     settings, rest = Settings.taken_from(overrides)
     cfg = load(config, rest)
     root = cfg.run_dir.with_name(f"{cfg.run_dir.name}-chaos")
@@ -150,10 +154,10 @@ def _stage(
     config: str, rest: list[str], cfg: Config, reference: Config, root: Path, name: str, settings: Settings,
     servers: Sequence[Server],
 ) -> bool:  # fmt: skip
-    """Make one stage again undisturbed and then interrupted, as many passes as its kills take; compare each pass.
+    """Run one stage undisturbed, then with interruptions, in as many passes as its kills need; compare each pass.
 
-    The undisturbed pass says how long the stage takes here: in a process that need not import anything, which may be
-    a tenth of what the reference took. Instants of a longer course than that would be spent on finished stages.
+    The undisturbed pass measures how long the stage takes in a process that has nothing to import, which may be a
+    tenth of the reference's time. Instants drawn from the longer time would mostly hit finished stages.
     """
     parents = verified_manifest(reference.run_dir / name)["parents"]
     draw = random.Random(f"{settings.instants_seed} {name}")
@@ -181,10 +185,10 @@ def _one_pass(
     words: Sequence[str], instants: Sequence[float], longest_lead_s: float, draw: random.Random,
     servers: Sequence[Server], ending: str,
 ) -> tuple[int, float]:  # fmt: skip
-    """Interrupt at each instant in turn until the stage is complete: (interruptions, seconds of the last process).
+    """Interrupt at each instant in turn until the stage completes; return (interruptions, seconds of the last process).
 
-    A process first reads back what its forerunner finished, so its time runs from a start that is drawn too: some
-    die while starting, some while reading back, most in the midst of new work.
+    A process first reads back what its predecessor finished, so the start of its time is drawn at random too: some
+    die while starting, some while reading back, most during new work.
     """
     at = 0.0
     for number, instant in enumerate(instants):
@@ -208,7 +212,7 @@ def _expect(code: int, good: Sequence[int], words: Sequence[str]) -> None:
 
 
 def _link_parents(source: Path, place: Path, parents: Sequence[str]) -> None:
-    """The finished stages that this one starts from, as hard links: they are only read."""
+    """Hard-link the finished stages that this one starts from; they are only read."""
     for parent in parents:
         shutil.copytree(source / parent, place / parent, copy_function=os.link)
 
@@ -224,8 +228,8 @@ def _compare(expected: Path, made: Path) -> str | None:
 
 
 def serve(prepare: Callable[[Mapping[str, Any]], None] = lambda request: None) -> None:
-    """Fork a child for each request on stdin; tell its pid and then how it ended. `prepare` runs in the child first."""
-    main = runpy.run_module("pipeline.__main__", run_name="command line")["main"]  # what a person would interrupt
+    """Fork a child for each request on stdin; report its pid, then its exit code. The child runs `prepare` first."""
+    main = runpy.run_module("pipeline.__main__", run_name="command line")["main"]  # the user's entry point
     from pipeline.generation import engines
 
     process.prepare(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -241,7 +245,7 @@ def serve(prepare: Callable[[Mapping[str, Any]], None] = lambda request: None) -
             try:
                 prepare(request)
                 code = main(request["words"])
-            except Exception:  # into the log; a child must never go on as a second server
+            except Exception:  # goes into the log; a child must never continue as a second server
                 traceback.print_exc()
             finally:
                 sys.stdout.flush()
@@ -252,8 +256,8 @@ def serve(prepare: Callable[[Mapping[str, Any]], None] = lambda request: None) -
 
 
 def _become(log: Path) -> None:
-    """A child of its own: output into the log, nothing from the server's pipes, and an ear for Ctrl-C, which a shell
-    takes from what it starts in the background."""
+    """Detach the child from the server: write output to the log, do not use the server's pipes, and handle Ctrl-C,
+    which a shell disables for background processes."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     log.parent.mkdir(parents=True, exist_ok=True)
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

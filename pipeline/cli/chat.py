@@ -1,5 +1,7 @@
-"""Ask the model a run left: `generate` for a file or one prompt, `chat` for a conversation. A condition-trained model
-is asked with label=best, label=3 or label="correct=1 length=0"; without it, for nothing.
+"""Sample from the model of a finished run: `generate` for a file or one prompt, `chat` for a conversation.
+
+label=best, label=3 or label="correct=1 length=0" sets the label for a condition-trained model; without it, the prompt
+has no label.
 
     python -m pipeline generate RUN_DIR prompt="a1>d4:" label=best samples=4
     python -m pipeline generate RUN_DIR prompts=tasks.jsonl to=answers.jsonl temperature=0
@@ -31,12 +33,12 @@ from pipeline.run.files import atomic_write
 from pipeline.run.manifest import read_manifest
 from pipeline.seeds import derive
 
-GREEDY = 1e-4  # a temperature this low leaves no chance to any token but the likeliest
+GREEDY = 1e-4  # at a temperature this low, only the most likely token is ever sampled
 
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """A run's model and how it is asked."""
+    """A run's model, with its prompt format and sampling settings."""
 
     place: Path
     source: Prompts
@@ -66,7 +68,10 @@ class Voice:
 
 
 def open_voice(run: Path, asked: Mapping[str, str]) -> Voice:
-    """The run's best policy, or the stage named, with the sampling it was judged at. Warns of a label never trained."""
+    """Open the run's best policy, or the named stage, with the sampling settings of its evaluation.
+
+    Warns if the label was never trained.
+    """
     stage = policy_stage(run, asked.get("stage"))
     manifest = read_manifest(run / stage / "manifest.json")
     assert manifest is not None, "policy_stage found it"
@@ -92,9 +97,9 @@ def open_voice(run: Path, asked: Mapping[str, str]) -> Voice:
 
 
 def in_chat(source: Prompts, tokenizer: Any, dirs: Sequence[str]) -> bool:
-    """Did the run's prompts go through the chat template: its config says so, or its rows are messages.
+    """Whether the run's prompts used the chat template: its config says so, or its rows are messages.
 
-    Warns where the rows cannot be read any more.
+    Warns if the rows can no longer be read.
     """
     if source.chat or source.system is not None:
         return True
@@ -109,7 +114,7 @@ def in_chat(source: Prompts, tokenizer: Any, dirs: Sequence[str]) -> bool:
 
 
 def number(asked: Mapping[str, str], key: str, default: float, *, low: float) -> float:
-    """A word's number. Raises ConfigError for anything else."""
+    """The value of `key` as a number. Raises ConfigError if it is not one."""
     try:
         value = float(asked.get(key, default))
     except ValueError:
@@ -120,7 +125,7 @@ def number(asked: Mapping[str, str], key: str, default: float, *, low: float) ->
 
 
 def generate(run: Path, words: Sequence[str]) -> None:
-    """Answers as JSON lines, to the terminal or to the file `to`."""
+    """Write answers as JSON lines to the terminal, or to the file `to`."""
     asked = options("generate", words)
     if ("prompt" in asked) == ("prompts" in asked):
         raise ConfigError(["generate: give prompt=TEXT, or prompts=FILE.jsonl with a column prompt"])
@@ -147,7 +152,10 @@ def prompt_column(path: Path) -> Iterator[str | list[dict[str, str]]]:
 
 
 def chat(run: Path, words: Sequence[str]) -> None:
-    """Line by line until the input ends. A model of the chat template hears all turns, another the last line alone."""
+    """Answer line by line until the input ends.
+
+    A model that uses the chat template sees all turns; any other model sees only the last line.
+    """
     voice = open_voice(run, options("chat", words))
     turns: list[dict[str, str]] = []
     remembers = voice.source.chat
@@ -163,5 +171,5 @@ def chat(run: Path, words: Sequence[str]) -> None:
         turns.append({"role": "user", "content": line})
         [[text]] = voice.answer([list(turns) if remembers else line], 1)
         turns.append({"role": "assistant", "content": text})
-        voice = replace(voice, seed=voice.seed + 1)  # the same question again may be answered otherwise
+        voice = replace(voice, seed=voice.seed + 1)  # the same question may get a different answer next time
         print(text, flush=True)

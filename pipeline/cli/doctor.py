@@ -1,9 +1,9 @@
-"""`make doctor`: is what is installed what the lock says, and can this machine do what the stages ask? One line each.
+"""`make doctor`: check the installed packages against the lock, and the machine against what the stages need.
 
-`pip check` cannot answer this: it reports the packages that requirements/left-out.txt leaves out on purpose, and is
-content with a CUDA torchvision beside a CPU torch, which breaks every import of transformers.
+Prints one line per finding. `pip check` is not enough: it reports the packages that requirements/left-out.txt omits on
+purpose, and accepts a CUDA torchvision next to a CPU torch, which breaks every import of transformers.
 
-Exit codes: 0 when everything works (a warning is no fault), 2 when something is broken. No config and no model needed.
+Exit codes: 0 if everything works (warnings are not failures), 2 if something is broken. Needs no config and no model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKS = {"ok": "ok    ", "note": "note  ", "warn": "WARN  ", "broken": "BROKEN"}
-SHOWN = 6  # names in a line before it says how many more
+SHOWN = 6  # names listed in a line; the rest is counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +49,14 @@ def shortened(names: Iterable[str]) -> str:
 
 
 def requirements_in(text: str) -> list[Requirement]:
-    """The requirements of a lock or a list of names, those whose marker excludes this Python or machine left away."""
+    """The requirements in a lock or a list of names, without those whose marker excludes this Python or machine."""
     lines = (line.split(" #")[0].strip() for line in text.splitlines())
     found = [Requirement(line) for line in lines if line and not line.startswith(("#", "-"))]
     return [requirement for requirement in found if requirement.marker is None or requirement.marker.evaluate()]
 
 
 def installed_versions() -> dict[str, str]:
-    """Canonical name -> version of every distribution Python finds; the first on the path wins, as in an import."""
+    """Canonical name -> version of every installed distribution; the first on the path wins, as in an import."""
     found: dict[str, str] = {}
     for distribution in metadata.distributions():
         found.setdefault(canonical(distribution.name), distribution.version)
@@ -64,7 +64,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def lock_findings(lock: str, wanted: Iterable[Requirement], installed: Mapping[str, str]) -> list[Finding]:
-    """Every pin of the lock against what is there."""
+    """Compare every pin of the lock with the installed version."""
     pins = {canonical(r.name): r for r in wanted}
     missing = sorted(name for name in pins if name not in installed)
     differing = sorted(
@@ -87,7 +87,7 @@ def declared_requirements() -> Iterable[tuple[str, Requirement]]:
             try:
                 requirement = Requirement(text)
             except InvalidRequirement:
-                continue  # somebody else's malformed metadata; pip ignores it too
+                continue  # malformed third-party metadata; pip ignores it too
             if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
                 yield distribution.name, requirement
 
@@ -95,7 +95,7 @@ def declared_requirements() -> Iterable[tuple[str, Requirement]]:
 def dependency_findings(
     declared: Iterable[tuple[str, Requirement]], installed: Mapping[str, str], left_out: frozenset[str]
 ) -> list[Finding]:
-    """What `pip check` would say, with the packages that are left out on purpose told apart."""
+    """What `pip check` would report, with packages that are omitted on purpose listed separately."""
     without: set[str] = set()
     faults: set[str] = set()
     for owner, requirement in declared:
@@ -117,7 +117,7 @@ def dependency_findings(
 
 
 def cuda_beside_cpu(installed: Mapping[str, str]) -> list[Finding]:
-    """A torchvision, torchaudio or torchcodec that is not the CPU build, beside a torch that is."""
+    """Report a torchvision, torchaudio or torchcodec that is not a CPU build although torch is."""
     if not installed.get("torch", "").endswith("+cpu"):
         return []
     names = ("torchvision", "torchaudio", "torchcodec")
@@ -127,7 +127,10 @@ def cuda_beside_cpu(installed: Mapping[str, str]) -> list[Finding]:
 
 
 def verifiers_findings(installed: Mapping[str, str], origin: str | None, root: Path) -> list[Finding]:
-    """PyPI has another package that imports as `verifiers`. origin: the file Python would load for the name."""
+    """Check which `verifiers` is imported, as PyPI has another package of that name.
+
+    origin: the file that Python would load for the name.
+    """
     ours = str(root / "verifiers" / "__init__.py")
     if origin is None or Path(origin).resolve() != Path(ours).resolve():
         mend = "pip uninstall verifiers" if "verifiers" in installed else "run from the repository's root"
@@ -142,7 +145,7 @@ def verifiers_findings(installed: Mapping[str, str], origin: str | None, root: P
 def torch_findings() -> list[Finding]:
     try:
         import torch
-    except Exception as error:  # a half-installed torch fails in many ways, and every one is the finding
+    except Exception as error:  # a partly installed torch fails in many ways; each of them is a finding
         return [Finding("broken", "torch", f"cannot be imported: {error}; run `make install`")]
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     if devices:
@@ -163,7 +166,7 @@ def vllm_findings(installed: Mapping[str, str]) -> list[Finding]:
         return [Finding("broken", "vllm", text)]
     probe = [sys.executable, "-c", "from vllm import LLM"]
     try:
-        # in a process of its own: a broken vLLM may end the interpreter, not only raise
+        # in a separate process: a broken vLLM may kill the interpreter instead of raising
         done = subprocess.run(probe, capture_output=True, text=True, timeout=180, check=False)
     except subprocess.TimeoutExpired:
         return [Finding("broken", "vllm", f"{both[0]} {installed[both[0]]}: not imported after 180 s")]
@@ -174,7 +177,7 @@ def vllm_findings(installed: Mapping[str, str]) -> list[Finding]:
 
 
 def torchvision_findings(installed: Mapping[str, str]) -> list[Finding]:
-    """Whether vLLM imports its model classes that can also see, where our stand-in takes the place of torchvision."""
+    """Whether vLLM can import its vision-language model classes when our stub replaces torchvision."""
     if "torchvision" in installed:
         return []
     code = (
@@ -192,7 +195,7 @@ def torchvision_findings(installed: Mapping[str, str]) -> list[Finding]:
 
 
 def bwrap_findings(which: Callable[[str], str | None] = shutil.which) -> list[Finding]:
-    """Whether bubblewrap can make the namespaces in which untrusted code runs."""
+    """Whether bubblewrap can create the namespaces in which untrusted code runs."""
     path = which("bwrap")
     if path is None:
         text = "not found; verifiers that run code refuse to; `apt-get install bubblewrap`"
@@ -227,7 +230,7 @@ def hub_findings(environment: Mapping[str, str]) -> list[Finding]:
 
 
 def lock_in_use(prefix: Path) -> str | None:
-    """The lock the last install used, as its stamp says; None in an environment that make did not fill."""
+    """The lock that the last install used, from its stamp; None if the environment was not installed by make."""
     try:
         stamp = json.loads((prefix / "installed.json").read_text())
     except (OSError, ValueError):
@@ -236,7 +239,7 @@ def lock_in_use(prefix: Path) -> str | None:
 
 
 def installation_findings(root: Path, prefix: Path, installed: Mapping[str, str]) -> list[Finding]:
-    """The lock, what is left out of it, and strays; a note where there is no lock to compare with."""
+    """Findings on the lock, omitted packages and stray packages; a note if there is no lock to compare with."""
     lock = lock_in_use(prefix)
     if lock is None or not (root / lock).is_file():
         return [Finding("note", "lock", "this environment was not made by make; versions are not compared")]

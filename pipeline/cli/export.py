@@ -1,9 +1,9 @@
-"""Export a finished run: a folder that plain transformers loads, with its model card; push, serve, evaluate.
+"""Export a finished run to a folder that plain transformers can load, with a model card; push, serve, evaluate.
 
 export  runs/NAME/export/: merged safetensors, tokenizer, chat template, generation config, model card, lineage
 push    that folder to the Hub
-serve   vLLM's OpenAI-compatible server on it
-lm-eval EleutherAI's harness on it, for the tasks everybody compares on
+serve   run vLLM's OpenAI-compatible server on it
+lm-eval run EleutherAI's evaluation harness on it, for the standard benchmark tasks
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from pipeline.generation.server_key import SERVER_KEY
 from pipeline.run.files import atomic_write, dump_json
 from pipeline.run.manifest import manifest_sha, read_manifest, verified_manifest
 
-# keys of generation_config.json that say nothing of sampling
+# keys of generation_config.json that do not affect sampling
 OF_THE_MODEL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version")
 
 
 def policy_stage(run: Path, named: str | None = None) -> str:
-    """The stage to hand out: the one named, else the best of `evaluate`, else the last policy stage that finished.
+    """The stage to export: the named one, else the best of `evaluate`, else the last policy stage that finished.
 
-    Raises ConfigError where the run has none.
+    Raises ConfigError if the run has no such stage.
     """
     if not run.is_dir():
         raise ConfigError([f"{run}: no such run directory"])
@@ -55,9 +55,9 @@ def kind_of(manifest: Mapping[str, Any]) -> str:
 
 
 def export(run: Path, words: Sequence[str]) -> Path:
-    """Write run/export from a finished policy stage (`stage=`, `to=`). Returns its path; it is whole or absent.
+    """Write run/export from a finished policy stage (`stage=`, `to=`) and return its path; it is complete or absent.
 
-    Raises ConfigError, or LineageError where the stage's files are not what it wrote.
+    Raises ConfigError, or LineageError if the stage's files have changed since it wrote them.
     """
     asked = options("export", words)
     stage = policy_stage(run, asked.get("stage"))
@@ -83,7 +83,7 @@ def export(run: Path, words: Sequence[str]) -> Path:
 
 
 def _merge(place: Path) -> None:
-    """An adapter's folder becomes the merged model's."""
+    """Replace an adapter's folder with the merged model."""
     from peft import AutoPeftModelForCausalLM
 
     model = AutoPeftModelForCausalLM.from_pretrained(place).merge_and_unload()
@@ -93,7 +93,7 @@ def _merge(place: Path) -> None:
 
 
 def _without_names_of_places(directory: Path) -> None:
-    """The libraries note where they loaded from; of a local directory its name is kept."""
+    """Shorten local paths to the directory's name in the places where the libraries record what they loaded."""
     for name in ("config.json", "tokenizer_config.json"):
         path = directory / name
         noted = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -104,8 +104,8 @@ def _without_names_of_places(directory: Path) -> None:
 
 
 def _generation_config(place: Path, sampling: Mapping[str, Any]) -> None:
-    """The sampling the model was judged at, so that a plain `generate` gives what the card says. Of the base's own
-    nothing stays that would change it: Qwen2.5 ships a repetition penalty."""
+    """Write the sampling settings of the evaluation, so that a plain `generate` matches the model card. Sampling
+    settings of the base model are removed, as they would change it: Qwen2.5 ships a repetition penalty."""
     path = place / "generation_config.json"
     base = json.loads(path.read_text()) if path.is_file() else {}
     config = {key: base[key] for key in OF_THE_MODEL if key in base} | {
@@ -121,7 +121,7 @@ def _generation_config(place: Path, sampling: Mapping[str, Any]) -> None:
 
 
 def lineage(run: Path, stage: str) -> list[dict[str, Any]]:
-    """Manifests from the first ancestor to the stage, each once. Raises ConfigError where one is not what it was."""
+    """Manifests from the first ancestor to the stage, each once. Raises ConfigError if one has changed."""
     order: list[dict[str, Any]] = []
     seen: set[str] = set()
 
@@ -141,7 +141,7 @@ def lineage(run: Path, stage: str) -> list[dict[str, Any]]:
 
 
 def exported(run: Path) -> Path | None:
-    """The run's export, if there is one. Raises ConfigError where its stage was trained again since."""
+    """The run's export, if there is one. Raises ConfigError if its stage was trained again after the export."""
     place = run / "export"
     if not (place / "config.json").is_file():
         return None
@@ -154,7 +154,7 @@ def exported(run: Path) -> Path | None:
 
 
 def push(run: Path, words: Sequence[str]) -> str:
-    """Upload run/export (`repo=me/model`, `private=false`). Returns its address. Raises ConfigError."""
+    """Upload run/export (`repo=me/model`, `private=false`) and return its URL. Raises ConfigError."""
     asked = options("push", words)
     if "/" not in asked.get("repo", ""):
         raise ConfigError(["push: name the repository, as repo=me/my-model"])
@@ -180,20 +180,20 @@ def push(run: Path, words: Sequence[str]) -> str:
 
 
 def newest(run: Path) -> Path:
-    """What a run hands out: its export where there is one, else the stage `policy_stage` chooses."""
+    """The model to serve: the run's export if there is one, else the stage that `policy_stage` chooses."""
     return exported(run) or run / policy_stage(run) / "model"
 
 
-# log-probs of the sampling distribution, and no sampling setting of the model's own: generation/generator.py says why
+# log-probs of the sampling distribution, and none of the model's own sampling settings: see generation/generator.py
 ROLLOUT_FLAGS = ("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--no-enable-chunked-prefill")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def serve_command(run: Path, words: Sequence[str]) -> list[str]:
-    """The server's command line; every word `key=value` becomes `--key value`, but for `stage`, `host` and `rollouts`.
+    """The server's command line; each word `key=value` becomes `--key value`, except `stage`, `host` and `rollouts`.
 
-    rollouts=true: as a training run wants its generator, which it sends weights to. Raises ConfigError for such a
-    server on another interface without a key: it would take weights from anybody who reaches it.
+    rollouts=true: configured as the generator of a training run, which sends it weights. Raises ConfigError if such a
+    server would listen beyond loopback without a key: it would accept weights from anyone who can reach it.
     """
     own, rest = own_and_rest("serve", words)
     model = run / policy_stage(run, own["stage"]) / "model" if "stage" in own else newest(run)
@@ -207,13 +207,13 @@ def serve_command(run: Path, words: Sequence[str]) -> list[str]:
     for word in rest:
         key, equals, value = word.partition("=")
         flags += [f"--{key.replace('_', '-')}", *([value] if equals else [])]
-    # `python -m`, for the `vllm` program is missing from the CPU build
+    # `python -m`, because the CPU build has no `vllm` program
     server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     return [*server, "--served-model-name", run.name, *flags]
 
 
 def serve(run: Path, words: Sequence[str]) -> None:
-    """Become vLLM's OpenAI-compatible server. Does not return. Raises ConfigError where vLLM is not installed."""
+    """Replace this process with vLLM's OpenAI-compatible server. Raises ConfigError if vLLM is not installed."""
     import importlib.util
 
     command = serve_command(run, words)
@@ -229,10 +229,10 @@ def serve(run: Path, words: Sequence[str]) -> None:
 
 
 def harness_command(run: Path, words: Sequence[str]) -> list[str]:
-    """lm-eval's command line: `tasks=gsm8k,ifeval`, and every other word `key=value` as `--key value`.
+    """lm-eval's command line: `tasks=gsm8k,ifeval`, and each other word `key=value` as `--key value`.
 
-    Its figures are of greedy answers to its own prompts, so they stand beside ours and do not replace them. Raises
-    ConfigError where no task is named or the run's model is an adapter that was not merged.
+    lm-eval scores greedy answers to its own prompts, so its figures complement ours and do not replace them. Raises
+    ConfigError if no task is named or the run's model is an adapter that was not merged.
     """
     asked = dict(word.partition("=")[::2] for word in words)
     if not asked.get("tasks"):
@@ -246,7 +246,7 @@ def harness_command(run: Path, words: Sequence[str]) -> list[str]:
 
 
 def harness(run: Path, words: Sequence[str]) -> None:
-    """Become lm-eval. Does not return. Raises ConfigError where it is not installed."""
+    """Replace this process with lm-eval. Raises ConfigError if it is not installed."""
     import importlib.util
 
     command = harness_command(run, words)

@@ -1,8 +1,8 @@
-"""`make gpu-check`: every stage for a few steps on a mid-size random model, and a table of what was seen.
+"""`make gpu-check`: run every stage for a few steps on a mid-size random model and print a table of measurements.
 
-It answers, in minutes and without a model hub, whether this machine's GPU runs the pipeline as it should: bfloat16 with
-float32 log-probs, the generator that is installed (vLLM or transformers), canary and mismatch, peak memory beside what
-`plan` says, and tokens a second by phase. On a machine without a GPU it says so and stops.
+It checks, in minutes and without a model hub, whether this machine's GPU runs the pipeline correctly: bfloat16 with
+float32 log-probs, the installed generator (vLLM or transformers), canary and mismatch, peak memory compared with
+`plan`, tokens per second, and seconds per step by phase. Without a GPU it reports that and stops.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.run.files import atomic_write, dump_json, read_jsonl
 from pipeline.run.manifest import read_manifest, versions
 from pipeline.run.stage_dir import StageDir
 
-SIZES = {  # hidden, intermediate, layers, heads: about 180M parameters, and one for trying the check itself on a CPU
+SIZES = {  # hidden, intermediate, layers, heads: about 180M parameters, and a small one to test the check on a CPU
     "mid": (1024, 4096, 10, 16),
     "small": (64, 128, 2, 2),
 }
@@ -31,7 +31,7 @@ PHASES = ("rollout", "score", "experience", "update", "sync")
 
 
 def recipe(place: Path, *, size: str, dtype: str) -> dict[str, Any]:
-    """The YAML of the check. Random models solve nothing, so the filter keeps what ended."""
+    """The YAML of the check. Random models solve nothing, so the filter keeps every completion that ended."""
     hidden, intermediate, layers, heads = SIZES[size]
     on_policy = {"policy": "sft", "steps": 6, "prompts": 64, "samples": 8, "optimizer": {"learning_rate": 1e-6}}
     return {
@@ -62,7 +62,7 @@ def recipe(place: Path, *, size: str, dtype: str) -> dict[str, Any]:
 
 
 def check(place: Path, *, size: str = "mid", dtype: str = "bfloat16") -> list[dict[str, Any]]:
-    """Run the recipe; one row a stage. Raises what a stage raises: a check that fails has its reason."""
+    """Run the recipe and return one row per stage. Exceptions of a stage propagate: they explain the failure."""
     from pipeline import stages
 
     place.mkdir(parents=True, exist_ok=True)
@@ -81,13 +81,13 @@ def check(place: Path, *, size: str = "mid", dtype: str = "bfloat16") -> list[di
         before = _reset_peak()
         stages.run_stage(cfg, name)
         peak = peak_gib()
-        planned = planned or planned_gib(cfg)  # of the model that the first stage has made
+        planned = planned or planned_gib(cfg)  # from the model that the first stage created
         seen.append(row_of(StageDir(cfg.run_dir, name), before, peak, planned[name]))
     return seen
 
 
 def planned_gib(cfg: configs.Config) -> dict[str, float]:
-    """Stage -> what `plan` says that it takes beside the generator: what is learnt from, and looked at."""
+    """Stage -> GiB that `plan` predicts without the generator and the requests."""
     from pipeline.models import models
     from pipeline.plan import data_plan, estimate, trial
 
@@ -99,8 +99,8 @@ def planned_gib(cfg: configs.Config) -> dict[str, float]:
 
 
 def row_of(stage: StageDir, before: float | None, peak: float | None, planned: float) -> dict[str, Any]:
-    """What one stage showed: seconds, peak memory and how much of it came with the stage beside what was planned (the
-    first stage opens the generator, which stays), sync health, and seconds a step by phase."""
+    """Measurements of one stage: seconds; peak memory, the part that the stage added, and the planned amount (the first
+    stage opens the generator, which stays open); sync health; seconds per step by phase."""
     manifest = read_manifest(stage.manifest_path)
     assert manifest is not None, "a stage that returned has its manifest"
     metrics = manifest["metrics"]
@@ -128,7 +128,7 @@ def peak_gib() -> float | None:
 
 
 def _reset_peak() -> float | None:
-    """GiB allocated now, from which the peak is counted anew."""
+    """Reset the peak counter and return the GiB allocated now."""
     import torch
 
     if not torch.cuda.is_available():
@@ -138,7 +138,7 @@ def _reset_peak() -> float | None:
 
 
 def main(words: Sequence[str]) -> int:
-    """`to=DIR` (default runs/gpu-check) and `size=small dtype=float32` to try the check itself without a GPU."""
+    """Options: `to=DIR` (default runs/gpu-check); `size=small dtype=float32` tests the check itself without a GPU."""
     import torch
 
     from pipeline.cli.commands import options

@@ -1,4 +1,4 @@
-"""Historical lineages as pipelines of the demo's task: python -m pipeline recipe NAME."""
+"""Historical lineages as pipelines on the demo's task: python -m pipeline recipe NAME."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ RECIPES = {
 
 
 def recipe_path(name: str) -> str:
-    """The YAML of a recipe, as seen from here where it can be. Raises ConfigError for a name there is none of."""
+    """The path of a recipe's YAML, relative to the working directory if possible.
+
+    Raises ConfigError if there is no recipe of that name.
+    """
     if name not in RECIPES:
         raise ConfigError([f"recipe: no recipe {name!r}{nearest(name, RECIPES)}"])
     path = PLACE / f"{name}.yaml"

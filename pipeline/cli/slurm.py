@@ -1,7 +1,7 @@
-"""A Slurm script for a run: nodes and GPUs, where ranks meet, a signal in time, and back into the queue.
+"""A Slurm script for a run: nodes and GPUs, rendezvous of the ranks, an early signal, and requeueing.
 
-The job is told a while before its time is up (`--signal`), passes SIGTERM on, and every rank finishes its step and
-writes a checkpoint (`pipeline.run.shutdown`); then the job requeues itself, and the same command goes on from there.
+Slurm signals the job some time before its time limit (`--signal`); the job passes SIGTERM on, and every rank finishes
+its step and writes a checkpoint (`pipeline.run.shutdown`). The job then requeues itself, and the same command resumes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DEFAULTS = {
     "account": "", "warn_s": "180", "port": "29500", "venv": ".venv",
 }  # fmt: skip
 WHOLE_NUMBERS = ("nodes", "gpus", "cpus", "hours", "warn_s", "port")
-LEAST_WARNING_S = 60  # a step in flight has 20 s to end, and a checkpoint must reach the disk
+LEAST_WARNING_S = 60  # a running step has 20 s to finish, and a checkpoint must reach the disk
 
 SCRIPT = """#!/bin/bash
 #SBATCH --job-name={name}
@@ -56,7 +56,7 @@ exit "$code"
 
 
 def parsed(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """What was asked of the job, by the keys of DEFAULTS, and the other words, which are the pipeline's own.
+    """Split the words into the job's options, with the keys of DEFAULTS, and the words for the pipeline.
 
     Raises ConfigError.
     """
@@ -81,7 +81,7 @@ def parsed(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def sbatch(config: str, words: Sequence[str]) -> str:
-    """The script. words: as `parsed` takes them. Raises ConfigError."""
+    """The batch script. words: see `parsed`. Raises ConfigError."""
     asked, overrides = parsed(words)
     more = "".join(f"\n#SBATCH --{key}={asked[key]}" for key in ("partition", "account") if asked[key])
     inner = " ".join(shlex.quote(word) for word in (asked["stage"], config, *overrides))

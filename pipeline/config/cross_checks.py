@@ -1,4 +1,4 @@
-"""What no single key can say: keys that contradict each other, counts that do not divide, blocks that need another."""
+"""Checks across keys: keys that contradict each other, counts that do not divide, blocks that need another block."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pipeline.config.schema import Attribute, Conditioned, Policy, trains_adapte
 if TYPE_CHECKING:
     from pipeline.config.load import Config
 
-MEASURES = ("reward", "correct", "format", "length")  # what an attribute may measure beside parts of the rewards
-MOST_TINY = 1e9  # parameters: beyond it a slip of the keyboard takes the machine's memory
+MEASURES = ("reward", "correct", "format", "length")  # what an attribute may measure besides parts of the rewards
+MOST_TINY = 1e9  # parameters: above this, a typo would use up the machine's memory
 
 
 def cross_checks(config: Config) -> list[str]:
-    """What no single field can say."""
+    """The mistakes that involve more than one field, one line each."""
     out: list[str] = []
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", config.run) or ".." in config.run:
         out.append(f"run: {config.run!r} must be a name of letters, digits, '.', '_', '-'")
@@ -53,7 +53,7 @@ def cross_checks(config: Config) -> list[str]:
 
 
 def _label_checks(name: str, block: Conditioned, config: Config) -> list[str]:
-    """Of what a label speaks of: the attributes, or the reward alone."""
+    """Mistakes in what a label describes: the attributes, or only the reward."""
     out: list[str] = []
     known = [*MEASURES, *config.rewards]
     parts: dict[str, Conditioned | Attribute] = {f"{name}.attributes.{key}": a for key, a in block.attributes.items()}

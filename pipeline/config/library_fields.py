@@ -1,7 +1,7 @@
 """Fields of other libraries' config classes, read from their source: importing TRL or vLLM costs seconds.
 
-A `trainer:`, `peft:` or `vllm:` block passes verbatim to its class; here its keys, and the types of plain values, are
-checked against that class before anything loads.
+A `trainer:`, `peft:` or `vllm:` block is passed verbatim to its class. Its keys, and the types of plain values, are
+checked here against that class before anything loads.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PLAIN = {"int": "a whole number", "float": "a finite number", "bool": "true or f
 
 @cache
 def library_fields(target: str) -> Mapping[str, str]:
-    """Name -> annotation of the fields of a dataclass `module:Class` and its bases; empty where it is not installed."""
+    """Name -> annotation of the fields of a dataclass `module:Class` and its bases; empty if it is not installed."""
     module, class_name = target.split(":")
     source = _source(module)
     if source is None:
@@ -65,7 +65,7 @@ def _source(module: str) -> Path | None:
 
 
 def block_mistakes(where: str, block: Any, target: str, *, ours: frozenset[str] = frozenset()) -> list[str]:
-    """One line for each key the class lacks or the pipeline sets, and for each plain value of another type."""
+    """One line for each key that the class lacks or the pipeline sets, and for each plain value of the wrong type."""
     known = library_fields(target)
     if not known or not isinstance(block, Mapping):
         return []  # the library is not installed, or a type error; both are reported elsewhere
@@ -84,7 +84,7 @@ def block_mistakes(where: str, block: Any, target: str, *, ours: frozenset[str] 
 
 
 def fits(value: Any, annotation: str) -> bool:
-    """False only where the annotation is of plain types and the value can be read as none of them."""
+    """False only if the annotation consists of plain types and the value cannot be read as any of them."""
     names = _names(annotation)
     return not set(names) <= PLAIN.keys() or any(_is(value, name) for name in names)
 

@@ -1,7 +1,7 @@
-"""YAML -> typed config. Every mistake is found before anything loads, reported in one line with its key and its fix.
+"""YAML -> typed config. Every mistake is found before anything loads and reported in one line with its key and fix.
 
-Our own blocks are the dataclasses of schema.py. What TRL, PEFT or vLLM already name passes verbatim through `trainer:`,
-`peft:` and `vllm:`, checked against that library's own fields, read from its source without importing it.
+Our own blocks are the dataclasses of schema.py. Options that TRL, PEFT or vLLM already name are passed verbatim through
+`trainer:`, `peft:` and `vllm:` and checked against that library's fields, read from its source without importing it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OURS = frozenset({"output_dir", "seed", "data_seed", "resume_from_checkpoint", "
 
 @dataclass(slots=True)
 class Config:
-    """A whole YAML: settings that all stages share, and one block per stage."""
+    """A complete YAML: settings shared by all stages, and one block per stage."""
 
     __pydantic_config__: ClassVar = STRICT
     path: str
@@ -99,7 +99,7 @@ def _stage_names(raw: Mapping[str, Any], mistakes: list[str]) -> list[str]:
 
 
 def _blocks(raw: Mapping[Any, Any], stage_names: Sequence[str], mistakes: list[str]) -> dict[str, Any]:
-    """Stage name -> its raw block, for every key that is no top-level one."""
+    """Stage name -> its raw block, for every key that is not a top-level key."""
     blocks: dict[str, Any] = {}
     unknown: list[str] = []
     for key, value in raw.items():
@@ -127,13 +127,13 @@ def _blocks(raw: Mapping[Any, Any], stage_names: Sequence[str], mistakes: list[s
 
 
 def _meant(key: str, where: str, blocks: Mapping[str, Any], known: Sequence[str]) -> str:
-    """The end of the line about an unknown key: what the field calls so, where it belongs, or the nearest name.
+    """The hint for an unknown key: the key that it is a synonym of, the block it belongs to, or the nearest name.
 
-    where: the dotted block it stands in; "" at the top level. blocks: stage -> raw block.
+    where: the dotted name of the block that contains it; "" at the top level. blocks: stage -> raw block.
     """
     stage = where.partition(".")[0]
     synonyms = SYNONYMS.get(key.lower().replace("-", "_"), ())
-    for ours in synonyms:  # of the block it stands in: a critic's lr is the critic's
+    for ours in synonyms:  # first in its own block: lr in a critic block means the critic's
         if where and ours.rpartition(".")[2].lstrip("/") in known:
             return f"; it is {where}.{ours.rpartition('.')[2]} here"
     stages = [stage] if stage in blocks else [*blocks, "grpo"]
@@ -160,7 +160,7 @@ def _kind(stage: str, blocks: Mapping[str, Any]) -> str:
 
 @cache
 def _paths(kind: str) -> tuple[str, ...]:
-    """Dotted keys of a kind of stage, or of the top level ("")."""
+    """Dotted keys of a kind of stage, or of the top level for ""."""
     if not kind:
         return tuple(path for path, _ in describe.walk(Config, "") if path.partition(".")[0] in TOP)
     known = KINDS[kind]
@@ -179,7 +179,10 @@ def _adapter(cls: type) -> TypeAdapter[Any]:
 
 
 def _validate(cls: type, raw: Any, where: str, mistakes: list[str], blocks: Mapping[str, Any]) -> Any:
-    """A dataclass from a mapping, every mistake noted by dotted key; what is wrong is left out of it, or it is None."""
+    """Build a dataclass from a mapping and add every mistake, with its dotted key, to `mistakes`.
+
+    Returns the dataclass without the wrong values, or None if it cannot be built.
+    """
     if raw is None:
         raw = {}
     if not isinstance(raw, dict):
@@ -198,9 +201,9 @@ def _validate(cls: type, raw: Any, where: str, mistakes: list[str], blocks: Mapp
 
 
 def _line(cls: type, where: str, error: Any, blocks: Mapping[str, Any]) -> str:
-    """One of pydantic's errors in our words."""
+    """Rewrite one of pydantic's errors as a line for the user."""
     *inside, last = error["loc"] or ("",)
-    unknown = error["type"] in ("extra_forbidden", "unexpected_keyword_argument")  # `last` is what a user typed
+    unknown = error["type"] in ("extra_forbidden", "unexpected_keyword_argument")  # `last` is a user's key
     loc = [str(part) for part in inside if not _is_type_tag(part)]
     loc += [str(last)] if unknown or not _is_type_tag(last) else []
     dotted = ".".join(filter(None, [where, *loc]))
@@ -221,7 +224,7 @@ def _line(cls: type, where: str, error: Any, blocks: Mapping[str, Any]) -> str:
 
 
 def _with_lists(cls: type, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A single value where a list is meant becomes a list of one."""
+    """Turn a single value into a list of one where a list is expected."""
     out = dict(raw)
     nested = describe.nested_blocks(cls)
     for f in fields(cls):
@@ -237,7 +240,7 @@ def _with_lists(cls: type, raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without(raw: dict[str, Any], locations: Sequence[Sequence[Any]]) -> dict[str, Any]:
-    """A copy without the values at these locations; of a location inside a list, without the list."""
+    """A copy without the values at these locations; if a location is inside a list, without the whole list."""
     out = copy.deepcopy(raw)
     for location in locations:
         inner: Any = out
@@ -258,14 +261,14 @@ def _is_type_tag(part: Any) -> bool:
 
 
 def _fields_at(cls: type, loc: Sequence[str]) -> set[str]:
-    """Keys of the block at this location below a block; empty where there is none."""
+    """Keys of the block at this location inside a block; empty if there is no such block."""
     rest = iter(loc)
     for name in rest:
         inner = describe.nested_blocks(cls).get(name)
         if inner is None:
             return set()
         if next(str(f.type) for f in fields(cls) if f.name == name).startswith("dict["):
-            next(rest, None)  # the name of one of several blocks
+            next(rest, None)  # the user's name for this block
         cls = inner
     return {f.name for f in fields(cls)}
 
@@ -282,9 +285,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config | None, list[str]]:
-    """The config and its mistakes. With mistakes, what is sound of it is kept, the rest is at its default.
+    """The config and its mistakes. If there are mistakes, valid values are kept and the others take their defaults.
 
-    So that a plan can go on and find the mistakes beyond. Raises ConfigError where there is no YAML to speak of.
+    A plan can thus continue and find further mistakes. Raises ConfigError if there is no usable YAML.
     """
     raw = read_yaml(path)
     apply_overrides(raw, overrides)
@@ -324,7 +327,7 @@ def _stage(name: str, raw: Any, mistakes: list[str], blocks: Mapping[str, Any]) 
 
 
 def _preset_of(kind: schema.StageKind, raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the kind sets where the YAML is silent, and over it what the named method sets."""
+    """Values that apply if the YAML does not set them: those of the kind, overridden by those of the named method."""
     method = raw.get("method")
     if not issubclass(kind.schema, Policy) or not isinstance(method, str) or method not in PRESETS:
         return kind.defaults

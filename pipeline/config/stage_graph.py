@@ -1,4 +1,4 @@
-"""Which stages a stage needs, and the ordinary runs that a comparison is made of. Nothing heavy is imported."""
+"""Dependencies between stages, and the ordinary runs that make up a comparison. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pipeline.config.load import Config, ConfigError, nearest
 from pipeline.config.schema import KINDS, Judge
 
 JUDGE = "judge"
-ONE_PLACE = ("vllm_server", "ray")  # backends whose weights pass through one place: a second writer would mix them
+ONE_PLACE = ("vllm_server", "ray")  # backends whose weights go to one location: a second writer would mix them up
 
-# --- what a stage refers to ---------------------------------------------------------------------------------------
+# --- references of a stage ----------------------------------------------------------------------------------------
 
 
 def references(cfg: Config, name: str) -> list[tuple[str, str]]:
-    """(key, what it names) for the policy, start, judged policies and learned rewards of a stage.
+    """(key, reference) for the policy, start, evaluated policies and learned rewards of a stage.
 
-    Keys of the run's own rewards begin with `rewards.`, all others are of the stage's block.
+    Keys of the run's rewards begin with `rewards.`; all others belong to the stage's block.
     """
     block = cfg.blocks[name]
     if block.kind == "compare":
@@ -33,30 +33,30 @@ def references(cfg: Config, name: str) -> list[tuple[str, str]]:
 
 
 def learned_parts(where: str, parts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(key, model) of the parts of a `rewards:` block that are reward models."""
+    """(key, model) for the parts of a `rewards:` block that are reward models."""
     return [(f"{where}.{part}", model) for part, model in rewards.learned_models(parts).items()]
 
 
 def scores_by_the_run(block: Any) -> bool:
-    """Whether the stage scores samples by the run's rewards; all that judge on the held-out prompts do."""
+    """Whether the stage scores samples with the run's rewards; every stage that evaluates on held-out prompts does."""
     on_pairs_alone = block.kind == "reward_model" and block.data is not None
     return KINDS[block.kind].scores_by_run_rewards and not on_pairs_alone
 
 
 def strict_of(block: Any) -> Mapping[str, Any]:
-    """What a stage's monitor scores by, where the YAML says so."""
+    """The rewards that a stage's monitor scores with, if the YAML sets them."""
     return getattr(getattr(block, "monitor", None), "strict", None) or {}
 
 
 def parents(cfg: Config, name: str) -> list[str]:
-    """The stages of this YAML that a stage starts from, is scored by, or takes scored samples from."""
+    """The stages of this YAML that a stage starts from, is scored with, or takes scored samples from."""
     named = [reference.partition("/")[0] for _, reference in references(cfg, name)]
     named += getattr(cfg.blocks[name], "pool", None) or []
     return [stage for stage in dict.fromkeys(named) if stage in cfg.blocks]
 
 
 def ancestors(cfg: Config, name: str) -> list[str]:
-    """The stages a stage needs, parents first, itself left out. A circle is cut; `preflight` tells of it."""
+    """The stages that a stage needs, parents first, without itself. Cycles are broken; `preflight` reports them."""
     out: list[str] = []
     open_: set[str] = set()
 
@@ -71,11 +71,11 @@ def ancestors(cfg: Config, name: str) -> list[str]:
     return out
 
 
-# --- what a comparison is made of ---------------------------------------------------------------------------------
+# --- parts of a comparison ----------------------------------------------------------------------------------------
 
 
 def policies_of(block: Any) -> dict[str, str]:
-    """Every policy to judge -> its role; the methods first. A control named twice keeps its first role."""
+    """Every policy to evaluate -> its role, methods first. A control named twice keeps its first role."""
     out = {block.start: "start"} | dict.fromkeys(block.methods, "method")
     for method, control in block.controls.items():
         out.setdefault(control, f"control of {method}")
@@ -85,7 +85,7 @@ def policies_of(block: Any) -> dict[str, str]:
 
 
 def check(cfg: Config, name: str) -> None:
-    """Raises ConfigError for what the YAML names and does not define."""
+    """Raise ConfigError for names that the YAML uses but does not define, and for contradictory settings."""
     block = cfg.block(name)
     mistakes = []
     asked = [*policies_of(block), *(block.proxy_methods or []), *([block.proxy] if block.proxy else [])]
@@ -114,22 +114,22 @@ def check(cfg: Config, name: str) -> None:
 
 
 def at_once(cfg: Config, name: str) -> int:
-    """How many parts of a comparison run beside each other: a core each by default, at most 4."""
+    """How many parts of a comparison run in parallel: by default one per core, at most 4."""
     if cfg.generate.backend in ONE_PLACE:
-        return 1  # another's weights would answer
+        return 1  # else a part could sample from another part's weights
     return cfg.block(name).workers or min(os.cpu_count() or 1, 4)
 
 
 def start_config(cfg: Config, name: str) -> Config:
-    """The ordinary run up to the model all methods start from."""
+    """The ordinary run up to the model that all methods start from."""
     start = cfg.block(name).start
     return replace(cfg, run=f"{cfg.run}/start", stages=[*ancestors(cfg, start), start])
 
 
 def seed_config(cfg: Config, name: str, number: int) -> Config:
-    """The ordinary run of one seed: the methods and what they need, then their judge.
+    """The ordinary run of one seed: the methods and their ancestors, then their evaluation.
 
-    The proxy's part runs under the first seed only. Blocks that may spend the budget and set none of their own get it.
+    The proxy's part runs only with the first seed. Blocks that accept a token budget and set none get the comparison's.
     """
     block = cfg.block(name)
     policies = [p for p in policies_of(block) if p != block.start]
@@ -148,7 +148,7 @@ def seed_config(cfg: Config, name: str, number: int) -> Config:
 
 
 def runs_of(cfg: Config, name: str) -> list[Config]:
-    """The ordinary runs a comparison is made of: the start, then one a seed."""
+    """The ordinary runs that make up a comparison: the start, then one per seed."""
     seeds = range(len(cfg.block(name).seeds))
     return [start_config(cfg, name), *(seed_config(cfg, name, number) for number in seeds)]
 

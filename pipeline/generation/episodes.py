@@ -1,14 +1,14 @@
-"""Tasks of several turns: the policy answers, the environment says what comes of it, the policy reads that and answers.
+"""Multi-turn tasks: the policy answers, the environment returns an observation, the policy reads it and answers again.
 
-Two ways of remembering, which are two ways of writing an episode down:
+There are two kinds of memory, which determine how an episode is stored:
 
-    state     each turn's prompt is the last observation alone. A Rollout a turn, numbered by `turn`; what is learned
-              at a state serves every episode that passes it.
-    history   each turn's prompt is all that went before. One Rollout an episode, its `sampled` False on what the
-              environment said: no loss, no reward, no step of GAE falls there.
+    state     each turn's prompt is only the last observation. One Rollout per turn, numbered by `turn`; what is learned
+              in a state applies to every episode that passes through it.
+    history   each turn's prompt is everything before it. One Rollout per episode, with `sampled` False on the
+              environment's tokens: they have no loss, no reward and no GAE step.
 
-An environment is a class in a verifier's file (`verifiers/gridworld.py`). What it raises ends that episode as broken:
-no score, and no other row is touched.
+An environment is a class in a verifier's file (`verifiers/gridworld.py`). An exception in it ends that episode as
+broken: the episode has no score, and no other row is affected.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ Memory = Literal["state", "history"]
 
 
 class Environment(Protocol):
-    """One episode. A new instance is made for each."""
+    """One episode. Each episode uses a new instance."""
 
     def reset(self, task: Any) -> str:
-        """What the policy reads first."""
+        """The first observation."""
         ...
 
     def step(self, action: str) -> tuple[str, float, bool]:
-        """(observation, reward, done) of an answer, given as text without its end token."""
+        """(observation, reward, done) for an answer, given as text without its end token."""
         ...
 
 
 def load_environment(name: str, dirs: Sequence[str] = (), *, where: str = "environment") -> Callable[[], Environment]:
-    """The `Environment` of the verifier `name`. Raises ConfigError where there is none."""
+    """The `Environment` of the verifier `name`. Raises ConfigError if there is none."""
     try:
         module = verifiers.load(name, dirs).module
     except ValueError as exc:
@@ -64,7 +64,7 @@ class _Turn:
 
 @dataclass(slots=True)
 class _Play:
-    """One episode under way."""
+    """One episode in progress."""
 
     environment: Environment
     start: Prompt
@@ -92,16 +92,16 @@ def play(
     first: int = 0,
     context: int | None = None,
 ) -> list[Scored]:
-    """`samples` episodes of each prompt, prompt-major, the rows of an episode one after the other.
+    """Play `samples` episodes per prompt; returns them prompt-major, with the rows of an episode adjacent.
 
-    prompts: the starts; `task` goes to the environment, and the ids are what the policy reads first. A turn's row
-    holds its own prompt under the start's index, and what the turn earned. The seed of each turn is a function of
-    (key, place, sample, turn), whatever else is played beside it. All episodes take a turn at once.
-    read: an observation's ids; None tokenizes it as plain text, with a BOS only where it is a prompt of its own.
-    An answer that hits the length limit ends its episode: what it would have said is not known.
-    first: the place of the first prompt, where these are a rank's share of more.
-    context: tokens that the engine is opened for. An observation that leaves no room for an answer ends its episode as
-    broken, and says so.
+    prompts: the starts; `task` goes to the environment, and the ids are the first prompt that the policy reads. A
+    turn's row holds its own prompt under the start's index, and the turn's reward. The seed of each turn is a function
+    of (key, prompt index, sample, turn), whatever else is played with it. All episodes take each turn together.
+    read: returns an observation's ids; None tokenizes it as plain text, with a BOS only if it is a prompt by itself.
+    An answer that hits the length limit ends its episode, because the rest of the answer is not known.
+    first: index of the first prompt, if these are a rank's share of a larger list.
+    context: context length of the engine in tokens. An observation that leaves no room for an answer ends its episode
+    as broken, with the reason.
     """
     read = read or (lambda text: tokenizer(text, add_special_tokens=memory == "state").input_ids)
     plays = [_begin(environment(), prompt, sample) for prompt in prompts for sample in range(samples)]
@@ -126,18 +126,18 @@ def _begin(environment: Environment, prompt: Prompt, sample: int) -> _Play:
     one = _Play(environment, prompt, sample, prompt.ids, prompt.text)
     try:
         environment.reset(prompt.task)
-    except Exception as exc:  # the untrusted border: an environment's exception never becomes a reward
+    except Exception as exc:  # untrusted code: an environment's exception never becomes a reward
         one.fault = f"reset raised {type(exc).__name__}: {exc}"
     return one
 
 
 def _advance(one: _Play, sample: Sample, text: str, memory: Memory, read: Callable[[str], Sequence[int]]) -> None:
-    """Hand the answer to the environment and make the next prompt of what it says."""
+    """Pass the answer to the environment and build the next prompt from its observation."""
     observation, reward, one.done = "", 0.0, True
     if sample.finished and not one.fault:
         try:
             observation, reward, one.done = one.environment.step(text)
-        except Exception as exc:  # the untrusted border, as above
+        except Exception as exc:  # untrusted code, as above
             one.fault = f"step {len(one.turns) + 1} raised {type(exc).__name__}: {exc}"
     one.turns.append(_Turn(one.prompt_ids, one.prompt_text, sample, text, float(reward)))
     if one.done:
@@ -153,7 +153,7 @@ def _advance(one: _Play, sample: Sample, text: str, memory: Memory, read: Callab
 
 
 def _check_room(one: _Play, context: int | None, max_tokens: int) -> None:
-    """End the episode where its next prompt and an answer would not fit into the engine's context."""
+    """End the episode if its next prompt and an answer would not fit into the engine's context."""
     needed = len(one.prompt_ids) + max_tokens
     if not one.done and context is not None and needed > context:
         one.fault, one.done = (
@@ -170,7 +170,7 @@ def _status(one: _Play) -> Status:
 
 
 def _rows(one: _Play) -> list[Scored]:
-    """A row a turn."""
+    """One row per turn."""
     out = []
     for number, turn in enumerate(one.turns):
         prompt = replace(one.start, ids=turn.prompt_ids, text=turn.prompt_text)
@@ -182,7 +182,7 @@ def _rows(one: _Play) -> list[Scored]:
 
 
 def _sequence(one: _Play) -> list[Scored]:
-    """One row, with what the environment said between the turns masked."""
+    """One row, with the environment's tokens between the turns masked."""
     ids: list[int] = []
     logprobs: list[float] = []
     sampled: list[bool] = []

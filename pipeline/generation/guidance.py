@@ -1,7 +1,8 @@
-"""Classifier-free guidance in generation: sample from bare + scale * (labelled - bare) logits, arXiv:2207.12598.
+"""Classifier-free guidance in generation, arXiv:2207.12598: samples from the logits
+unlabelled + scale * (labelled - unlabelled).
 
-scale 1 is the label alone, 0 no label, above 1 exaggerates what the label changes. Measured on the demo, 1.25 changes
-little and 2 hurts, so nothing switches it on by itself.
+With scale 1 only the labelled prompt counts, with 0 only the unlabelled one; above 1 the label's effect is exaggerated.
+In measurements on the demo, 1.25 changes little and 2 hurts, so guidance is off by default.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ Ids = tuple[int, ...]
 
 
 class Guided(TransformersGenerator):
-    """Two rows of one model per answer: the labelled and the unlabelled prompt, which read the same sampled tokens.
+    """Runs two rows per answer, the labelled and the unlabelled prompt, with the same sampled tokens.
 
-    bare: labelled prompt ids -> the same prompt's ids without a label. Through transformers: vLLM does not mix rows.
+    bare: labelled prompt ids -> the same prompt's ids without a label. Uses transformers: vLLM does not mix rows.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Guided(TransformersGenerator):
         open_rows = set(range(len(requests)))
         cache: Any = None
         while open_rows:
-            # positions from the mask: padding on the left must not shift what a row reads
+            # positions come from the mask, so that left padding does not shift a row
             places_BL = (mask_BL.cumsum(-1) - 1).clamp(min=0)[:, -step_BL.shape[1] :]
             out = self.model(input_ids=step_BL, attention_mask=mask_BL, position_ids=places_BL,
                              past_key_values=cache, use_cache=True)  # fmt: skip
@@ -60,7 +61,7 @@ class Guided(TransformersGenerator):
 
 
 def guided_logits(labelled_BV: Tensor, bare_BV: Tensor, scale: float) -> Tensor:
-    """(B, V) of log-probs, mixed: both sides normalised first, so that their offsets do not count."""
+    """(B, V) mixture of log-probs; both sides are normalized first, so that constant offsets cancel."""
     labelled, bare = labelled_BV.log_softmax(-1), bare_BV.log_softmax(-1)
     return labelled if scale == 1 else bare + scale * (labelled - bare)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 512
-CHUNK_NUMBERS = 2**22  # of the logits that are in float32 at a time: 16 MiB, measured as the quickest
+CHUNK_NUMBERS = 2**22  # logits converted to float32 at a time: 16 MiB
 
 
 def uniforms(generators: Sequence[torch.Generator]) -> Tensor:

@@ -1,9 +1,9 @@
-"""Ray Data as the generator: a round's sampling spread over a Ray cluster, an engine of vLLM's on each share.
+"""Ray Data as the generator: distributes a round's sampling over a Ray cluster, with a vLLM engine for each share.
 
-For stages that draw much at once (FeedME, conditions, evaluate). Ray starts its engines for each call and stops them
-after it, so the loops of PPO and GRPO take `vllm_server` instead. Ray Data deals rows out, feeds engines as they get
-free, and draws the share of a node that died again; here is only what it is asked and what it answers. What shares a
-batch depends on arrival, so a round drawn again is not the same to the last bit.
+For stages that sample much at once (FeedME, conditions, evaluate). Ray starts its engines for each call and stops them
+afterwards, so PPO and GRPO use `vllm_server` instead. Ray Data distributes rows, feeds engines as they become free, and
+repeats the share of a node that died; this module only builds its requests and reads its results. Batch composition
+depends on arrival order, so repeating a round does not give bitwise identical results.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from pipeline.generation.vllm_engine import engine_options, once_where_tied, pre
 from pipeline.generation.vllm_server import Checkpoints, gather_for
 from pipeline.models.model_dir import is_local
 
-SENT = ("VLLM_", "HF_", "TORCH", "OMP_")  # variables of these kinds hold for the engines too
+SENT = ("VLLM_", "HF_", "TORCH", "OMP_")  # environment variables with these prefixes are passed to the engines
 
 
 class RayGenerator:
-    """`generate.ray` are fields of ray.data.llm's vLLMEngineProcessorConfig (concurrency, batch_size, accelerator_type,
-    placement_group_config, ...), `generate.vllm` its engine_kwargs; RAY_ADDRESS names a cluster that runs already."""
+    """`generate.ray` holds fields of ray.data.llm's vLLMEngineProcessorConfig (concurrency, batch_size,
+    accelerator_type, placement_group_config, ...), `generate.vllm` its engine_kwargs; RAY_ADDRESS names a running
+    cluster."""
 
     name = "ray"
 
@@ -72,11 +73,11 @@ class RayGenerator:
         ]
 
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        once = once_where_tied(weights, ())  # a fresh engine makes the second name itself
+        once = once_where_tied(weights, ())  # a new engine adds the second name itself
         self.model_source = str(gather_for(self.checkpoints.write, once))
 
     def _asked(self, asked: Sequence[tuple[list[int], dict[str, Any]]]) -> list[dict[str, Any]]:
-        """vLLM's answers in the order of (token ids, fields of SamplingParams)."""
+        """vLLM's results in the order of the requests: (token ids, fields of SamplingParams)."""
         import ray
         from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
@@ -104,7 +105,7 @@ def _answer(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _join_cluster() -> None:
-    """The cluster at RAY_ADDRESS, or one of this machine alone. Raises ConfigError where Ray is missing or away."""
+    """Join the cluster at RAY_ADDRESS, or start one on this machine. Raises ConfigError if Ray is not available."""
     try:
         import ray
     except ImportError as exc:
@@ -122,7 +123,7 @@ def _join_cluster() -> None:
         where = os.environ.get("RAY_ADDRESS", "this machine")
         raise ConfigError([f"generate.backend: no Ray cluster at {where}: {' '.join(str(exc).split())[:200]}"]) from exc
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)  # Ray takes it for itself; a stage saves before it ends
+        signal.signal(signal.SIGTERM, before)  # Ray replaces the handler, but a stage must save before it ends
     ray.data.DataContext.get_current().enable_progress_bars = False
 
 

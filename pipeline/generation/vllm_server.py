@@ -1,9 +1,9 @@
-"""A vLLM server as the generator: rollouts over HTTP, token ids in and out; weights through a directory both sides see.
+"""A vLLM server as the generator: rollouts over HTTP, token ids in and out; weights through a shared directory.
 
 The server runs on other GPUs or another machine: `python -m pipeline serve RUN stage=sft rollouts=true port=8000`.
-After each update rank 0 writes a checkpoint under `generate.weights_dir` and has every server reload it, the tied head
-by its own name too; the canary then compares both sides as it does in process. TRL calls this mode `server`.
-The batch a request shares depends on when it arrives, so here a run resumed is not the same to the last bit.
+After each update, rank 0 writes a checkpoint under `generate.weights_dir` and every server reloads it, including a tied
+head under its own name; the canary then compares both sides as it does in process. TRL calls this mode `server`.
+Batch composition depends on arrival times, so a resumed run is not bitwise identical with this generator.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ from pipeline.generation import server_key
 from pipeline.generation.generator import OnDone, Request, Sample
 
 T = TypeVar("T")
-AT_ONCE = 256  # requests in flight: the server batches what is there
+AT_ONCE = 256  # requests in flight; the server batches them
 TIMEOUT_S = 1800.0
-UNKNOWN_NAME = "no module or parameter named"  # vLLM's words
+UNKNOWN_NAME = "no module or parameter named"  # from vLLM's error message
 
 
 class Checkpoints:
-    """Weights on their way, in a directory of this writer's own under one that trainer and samplers see: each under a
-    new name, so that who still reads the last ones is not disturbed; those are kept, older ones go, and all at the end.
+    """Writes weights for the samplers to a private directory below `weights_dir`, which trainer and samplers share.
 
-    model_dir: whose config they get, a directory or a Hub id.
+    Each checkpoint has a new name, so that a reader of the previous one is not disturbed. The last two are kept, older
+    ones are deleted, and all are deleted with this object or at exit.
+    model_dir: directory or Hub id of the model whose config is written with the weights.
     """
 
     def __init__(self, model_dir: str, weights_dir: str) -> None:
@@ -66,22 +67,24 @@ class Checkpoints:
 
 
 def _removed(place: Path, writer: int) -> None:
-    if os.getpid() == writer:  # not by a process forked from it, which may end before
+    if os.getpid() == writer:  # not in a forked process, which may end earlier
         shutil.rmtree(place, ignore_errors=True)
 
 
 def gather_for(main: Callable[[dict[str, torch.Tensor]], T], weights: Iterable[tuple[str, torch.Tensor]]) -> T:
-    """Give copies of the weights to `main` on the first rank; what it returns, on all. All ranks call it, for each may
-    hold a part, and wait."""
+    """Call `main` with copies of the weights on the first rank and return its result on all ranks.
+
+    All ranks must call it, because each may hold a shard, and all wait for the result.
+    """
     whole = {}
-    for name, tensor in weights:  # which the others help to gather, one after the other
+    for name, tensor in weights:  # all ranks help to gather each tensor in turn
         if ranks.is_main():
             whole[name] = tensor.detach().cpu().contiguous().clone()
     return ranks.from_main(lambda: main(whole))
 
 
 class ServedGenerator:
-    """Asks `generate.url`; of several servers each rank samples from one, and all get the weights."""
+    """Samples from `generate.url`; with several servers each rank samples from one, and all servers get the weights."""
 
     name = "vllm_server"
 
@@ -121,7 +124,7 @@ class ServedGenerator:
                     on_done(place, out)
             return out
 
-        telling = Lock()  # who listens need not know of threads
+        telling = Lock()  # callbacks need not be thread-safe
         return self._all(ask, list(enumerate(requests)))
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -148,7 +151,7 @@ class ServedGenerator:
         gather_for(lambda whole: self._send(whole, second), told())
 
     def _send(self, whole: dict[str, torch.Tensor], second: set[str]) -> None:
-        """A server whose head is the embedding itself refuses a tied head's name; any other needs it."""
+        """Send the weights. A server that shares head and embedding rejects a tied head's name; others need it."""
         if self.heads_own_name:
             try:
                 self._push(whole)
@@ -190,7 +193,10 @@ def _post(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _answer(url: str, request: urllib.request.Request) -> dict[str, Any]:
-    """The server's JSON. Raises ConfigError where none listens or it is not set up for rollouts, else RuntimeError."""
+    """The server's JSON response.
+
+    Raises ConfigError if no server listens or it is not configured for rollouts, RuntimeError for other errors.
+    """
     how = "python -m pipeline serve RUN stage=NAME rollouts=true port=8000"
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
@@ -210,7 +216,7 @@ def _answer(url: str, request: urllib.request.Request) -> dict[str, Any]:
 
 
 def wait_until_ready(url: str, *, seconds: float) -> None:
-    """Until the server answers. Raises ConfigError when it does not in time."""
+    """Wait until the server answers. Raises ConfigError if it does not answer in time."""
     until = time.monotonic() + seconds
     while True:
         try:

@@ -1,12 +1,12 @@
-"""make plan: every mistake of a config, or what it would run: stages, rows, tokens, memory, time, one example.
+"""make plan: every mistake in a config, or what it would run: stages, rows, tokens, memory, time, one example.
 
-one_run.py     the plan of one run
-comparison.py  of a comparison, which is many
-estimate.py    steps, tokens and memory, counted
-trial.py       the machine, measured for some seconds in a process of its own (`trial=false` leaves it out, and memory
-               and time with it)
+one_run.py          plan of one run
+comparison_plan.py  plan of a comparison, which consists of many runs
+estimate.py         counts of steps, tokens and memory
+trial.py            measures the machine for some seconds in a separate process (`trial=false` skips it, and with it
+                    the memory and time estimates)
 
-Nothing of the run is started and nothing is written into its directory.
+A plan starts no stage and writes nothing into the run's directory.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from pipeline.plan import comparison_plan, one_run, preflight
 from pipeline.plan.trial import Trial
 from pipeline.run import console, process
 
-TRIAL_S = 600.0  # for imports, the generator, 1,280 completions and some updates: a longer trial is no plan
+TRIAL_S = 600.0  # limit for imports, the generator, 1,280 completions and some updates
 
 
 def plan(config: str, words: Sequence[str]) -> int:
-    """0 with the plan on the terminal; raises ConfigError with all mistakes."""
+    """Print the plan and return 0. Raises ConfigError with all mistakes."""
     asked = {"trial": True, "json": False}
     overrides = []
     for word in words:
@@ -59,7 +59,7 @@ def plan(config: str, words: Sequence[str]) -> int:
 
 
 def sound(config: str, overrides: Sequence[str]) -> Config:
-    """The config without a mistake in its keys, data, verifiers and models. Raises ConfigError with all of them."""
+    """Load a config whose keys, data, verifiers and models have no mistakes. Raises ConfigError with all mistakes."""
     cfg, mistakes = read(config, overrides)
     if cfg is not None:
         compared = comparison_plan.comparison_of(cfg)
@@ -71,7 +71,7 @@ def sound(config: str, overrides: Sequence[str]) -> Config:
 
 
 def try_out(config: str, overrides: Sequence[str]) -> Trial:
-    """Raises ConfigError with the last line of a trial that fails."""
+    """Run the trial in a separate process. Raises ConfigError with the last line of its output if it fails."""
     command = [sys.executable, "-m", "pipeline.plan.trial", config, *overrides]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TRIAL_S)

@@ -1,4 +1,4 @@
-"""make plan of a comparison: its parts, each a stage of a run below it, and the budget they share. Starts nothing."""
+"""Plan of a comparison: its parts, each a stage of one of its runs, and the budget they share. Starts nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MIB = 1 << 20
 
 
 def comparison_of(cfg: Config) -> str | None:
-    """The compare block of a YAML that names no stages of its own; `python -m pipeline compare` runs it."""
+    """The compare block of a YAML that lists no stages itself; `python -m pipeline compare` runs it."""
     named = [name for name, block in cfg.blocks.items() if block.kind == "compare"]
     return named[0] if named and not cfg.stages else None
 

@@ -1,4 +1,4 @@
-"""What can be wrong with a run's data, found before torch is imported. Every check gives lines and none raises."""
+"""Checks of a run's data, made before torch is imported. Every check returns lines and none raises."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pipeline.config.schema import Policy, Prompts
 from pipeline.data import columns, prompts
 from pipeline.data.notices import notice
 
-REPORTED = 3  # rows reported of one fault before the rest is counted
-SAMPLED = 500  # rows whose golds are tried
+REPORTED = 3  # rows listed for one fault; the rest is counted
+SAMPLED = 500  # rows whose golds are checked
 Required = Mapping[str, frozenset[str]]  # verifier -> fields its tasks must have
 
 
@@ -26,9 +26,9 @@ def data_mistakes(
     cfg: Config, source: Prompts, where: str, required: Required, *, completions: bool, columns: Sequence[str] = (),
     parts: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[str]:  # fmt: skip
-    """The rows can be read, have the columns that are needed, and leave something to train and to evaluate on.
+    """Check that the rows can be read, have the needed columns, and leave something to train and evaluate on.
 
-    parts: verifier or `by_task` -> the reward part that reads the rows' tasks, to try their golds.
+    parts: verifier or `by_task` -> the reward part that reads the rows' tasks, used to check their golds.
     """
     rows: list[prompts.Row] = []
     named: list[prompts.Row] = []
@@ -46,7 +46,7 @@ def data_mistakes(
 
 
 def rows_of(cfg: Config, source: Prompts, where: str) -> list[prompts.Row]:
-    """The rows; a data set that is neither here nor on a Hub that answers is reported at once."""
+    """Read the rows. A data set that is not local is reported at once if the Hub cannot be reached."""
     if source.path and not source.procedural and not Path(source.path).exists():
         away = not prompts.is_file_name(source.path) and not hub_answers() and not _cached_data(source.path)
         if away:
@@ -55,7 +55,7 @@ def rows_of(cfg: Config, source: Prompts, where: str) -> list[prompts.Row]:
 
 
 def hub_answers(timeout_s: float = 3.0) -> bool:
-    """Whether the Hub can be reached at all; where not, the process is told to use its cache and not to wait for it."""
+    """Whether the Hub can be reached; if not, sets this process to use the local cache without waiting for the Hub."""
     import socket
     from urllib.parse import urlsplit
 
@@ -65,7 +65,7 @@ def hub_answers(timeout_s: float = 3.0) -> bool:
     try:
         socket.create_connection((address.hostname or "", address.port or 443), timeout_s).close()
     except OSError:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # an unreachable Hub costs most of a minute per look-up
+        os.environ["HF_HUB_OFFLINE"] = "1"  # each look-up on an unreachable Hub takes most of a minute
         return False
     return True
 
@@ -84,7 +84,7 @@ def _faults(
     rows: Sequence[prompts.Row], source: Prompts, where: str, required: Required, *,
     completions: bool = False, columns: Sequence[str] = (),
 ) -> list[str]:  # fmt: skip
-    """What rows lack, the first few of it."""
+    """What the rows lack, limited to the first few faults."""
     faults: list[str] = []
     for number, row in enumerate(rows, 1):
         faults += _row_faults(row, number, source, where, required, completions=completions, needed_columns=columns)
@@ -120,7 +120,7 @@ def _row_faults(
 
 
 def _only_a_prompt(row: prompts.Row, source: Prompts) -> bool:
-    """Rows that a stage leaves out and counts: labelled as bad, or a conversation that ends with a question."""
+    """Whether a stage skips and counts this row: labelled as bad, or a conversation that ends with a question."""
     labelled = row.get("imitate") is False
     return labelled or (source.completion not in row and "messages" in row)
 
@@ -145,10 +145,11 @@ def gold_mistakes(
     rows: Sequence[prompts.Row], source: Prompts, where: str, parts: Mapping[str, Mapping[str, Any]],
     dirs: Sequence[str],
 ) -> list[str]:  # fmt: skip
-    """Golds of a sample of rows that no answer can meet: of a wrong type, a mistake; unreadable, a line on stderr.
+    """Check a sample of rows for golds that no answer can match.
 
-    A set of real golds holds some that no grammar reads. They are graded as errors and masked, so a share of them is
-    reported and does not stop a run; all of them do.
+    A gold of the wrong type is a mistake; an unreadable one is a line on stderr. Real data sets contain some golds that
+    no grammar can read. They are graded as errors and masked, so some of them are reported without stopping a run; if
+    no sampled gold is usable, that is a mistake.
     """
     step = max(len(rows) // SAMPLED, 1)
     sample = [(number, row) for number, row in enumerate(rows, 1) if (number - 1) % step == 0]
@@ -172,7 +173,7 @@ def gold_mistakes(
 def _gold_faults(
     row: prompts.Row, number: int, source: Prompts, verifier: str, part: Mapping[str, Any], dirs: Sequence[str]
 ) -> Iterator[tuple[str, str, bool]]:
-    """(row, reason, whether the gold is a struct or a list). Columns renamed and constants set as the part does."""
+    """(row, reason, whether the gold is a struct or list), with columns renamed and constants set as in the part."""
     task = {**prompts.task_of(row, source, number=number)}
     task |= {field: task[column] for field, column in (part.get("fields") or {}).items() if column in task}
     task |= part.get("task") or {}
@@ -219,7 +220,7 @@ PYTHON_WORDS = {"'NoneType' object": "null", "'dict' object": "a block of keys",
 
 
 def plain(exc: Exception) -> str:
-    """An error of other people's code in one line, without names of classes and addresses of a library's pages."""
+    """An error from third-party code in one line, without class names and links to library pages."""
     if isinstance(exc, ValidationError):
         found = exc.errors(include_url=False)
         return "; ".join(
@@ -234,7 +235,7 @@ def plain(exc: Exception) -> str:
 
 
 def faults_of(where: str, attempt: Callable[[], Any]) -> list[str]:
-    """The lines of what goes wrong, each with its key."""
+    """Run `attempt` and return a line with its key for each thing that goes wrong."""
     try:
         attempt()
     except ConfigError as exc:
@@ -242,7 +243,7 @@ def faults_of(where: str, attempt: Callable[[], Any]) -> list[str]:
     except (UnicodeDecodeError, json.JSONDecodeError) as exc:
         return [f"{where}: not readable: {' '.join(str(exc).split())}"]
     except (ValueError, TypeError, OSError, KeyError, AttributeError) as exc:
-        # data sets, verifiers and reward functions are other people's: what they raise is reported, not thrown
+        # data sets, verifiers and reward functions are third-party code: their exceptions are reported, not raised
         text = plain(exc)
         return [text if text.startswith(where) else f"{where}: {text}"]
     return []

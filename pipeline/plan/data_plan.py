@@ -1,4 +1,4 @@
-"""What a run's data come to: rows, prompts, lengths, and one example of each kind of row as it is trained on."""
+"""Summary of a run's data: rows, prompts, lengths, and one example of each kind of row as it is trained on."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pipeline.plan.data_checks import imitates_prompts
 from pipeline.run import console
 
 Marked = list[tuple[str, bool]]  # (token's text, whether it is trained on)
-ROWS = 2000  # whose completions are tokenised for their lengths
-OWN_ROWS = 200  # of a stage's own data, for the examples
+ROWS = 2000  # rows whose completions are tokenized to measure lengths
+OWN_ROWS = 200  # rows of a stage's own data that are read for the examples
 
 
 def data_of(cfg: Config, tokenizer: Any) -> tuple[Data, dict[str, Marked]]:
-    """Counts and lengths, and an example per row kind. Raises ConfigError for a row that a stage could not read."""
+    """Counts and lengths, and an example per kind of row. Raises ConfigError for a row that a stage could not read."""
     source = cfg.prompts
     rows = prompts.load_rows(source, seed=cfg.seed, where="prompts", dirs=cfg.verifier_dirs)
     named = prompts.named_heldout(source, seed=cfg.seed, dirs=cfg.verifier_dirs)
@@ -58,7 +58,7 @@ def data_of(cfg: Config, tokenizer: Any) -> tuple[Data, dict[str, Marked]]:
 def imitated(
     cfg: Config, rows: Sequence[prompts.Row], tokenizer: Any, stop_token_ids: frozenset[int], barred: Collection[str]
 ) -> list[Demonstration]:
-    """Demonstrations in the run's own rows. What cannot be rendered matters only where a stage imitates it."""
+    """Demonstrations in the run's own rows. Rows that cannot be rendered matter only if a stage imitates them."""
     answered = [row for row in rows if prompts.has_completion(row, cfg.prompts)]
     if not answered:
         return []
@@ -76,7 +76,7 @@ def imitated(
 
 
 def own_sources(cfg: Config) -> Iterator[tuple[str, Prompts]]:
-    """(key, data) of every stage that reads rows of its own."""
+    """(key, data) for every stage that reads its own rows."""
     for name, block in cfg.blocks.items():
         for field in ("data", "ptx_data"):
             own = getattr(block, field, None)
@@ -87,7 +87,7 @@ def own_sources(cfg: Config) -> Iterator[tuple[str, Prompts]]:
 def own_examples(
     cfg: Config, key: str, source: Prompts, tokenizer: Any, stop_token_ids: frozenset[int]
 ) -> dict[str, Marked]:
-    """Examples of a stage's own rows: demonstrations, or both sides of a pair. Only of stages that would run."""
+    """Examples of a stage's own rows: demonstrations, or both sides of a pair. Only for stages that would run."""
     if key.partition(".")[0] not in cfg.stages:
         return {}
     rows = prompts.load_rows(source, seed=cfg.seed, where=key, dirs=cfg.verifier_dirs)[:OWN_ROWS]
@@ -105,7 +105,7 @@ def own_examples(
 
 
 def by_kind(key: str, found: Sequence[Demonstration], tokenizer: Any) -> dict[str, Marked]:
-    """The first row of each kind, its tokens marked."""
+    """The first row of each kind, with its tokens marked."""
     first: dict[str, Marked] = {}
     for one in found:
         if f"{key}: {one.kind}" not in first:
@@ -121,34 +121,34 @@ def marked(one: Demonstration, tokenizer: Any) -> Marked:
 
 
 def show(examples: Mapping[str, Marked]) -> None:
-    """A line each; runs of trained tokens in brackets, a bracket per token."""
+    """Print one line per example, with each trained token in brackets."""
     for kind, tokens in examples.items():
         shown = "".join(f"[{text}]" if trained else text for text, trained in tokens)
         console.say(f"example ({kind}), trained tokens in brackets: " + console.visible(shown, 400))
 
 
 def ends_of(cfg: Config, tokenizer: Any) -> frozenset[int]:
-    """Ids that end a completion, as a stage will have them: the tokenizer's and the generation config's."""
+    """Ids that end a completion, as in a stage: from the tokenizer and the generation config."""
     from transformers import GenerationConfig
 
     from pipeline.models import models
 
     try:
         config = GenerationConfig.from_pretrained(cfg.model.path) if cfg.model.path else None
-    except (OSError, ValueError):  # none, or one that no stage could read either
+    except (OSError, ValueError):  # missing, or unreadable for a stage too
         config = None
     return models.end_ids(tokenizer, SimpleNamespace(generation_config=config))
 
 
 def own_rows(cfg: Config, key: str, source: Prompts, barred: Collection[str]) -> int:
-    """Rows to train on of a stage's own `data:`, those with a prompt that the run holds out left out."""
+    """Number of training rows in a stage's own `data:`, without those whose prompt the run holds out."""
     rows = prompts.load_rows(source, seed=cfg.seed, where=key, dirs=cfg.verifier_dirs)
     named = prompts.named_heldout(source, seed=cfg.seed, where=key, dirs=cfg.verifier_dirs)
     return len(prompts.without(prompts.split(rows, source, where=key, heldout=named), barred, source).train)
 
 
 def pool_rows(cfg: Config, references: Sequence[str]) -> int:
-    """Lines in the files of scored samples, and of stages that have left theirs."""
+    """Number of lines in the files of scored samples, including those of finished stages."""
     paths = [cfg.run_dir / name / "rollouts.jsonl" if name in cfg.blocks else Path(name) for name in references]
     return sum(sum(1 for _ in path.open("rb")) for path in paths if path.is_file())
 

@@ -1,8 +1,8 @@
-"""What a stage will take, counted from its config and its data: steps, samples, tokens, memory by part. No torch.
+"""Estimate of a stage from its config and data: steps, samples, tokens, memory by part. No torch.
 
-Counts of rows, steps and samples are exact. The mean length of what a policy will sample is not known before it is
-trained: it comes from a run of the same stage on disk, else from the YAML's `expected_tokens`, else from the
-demonstrations, and the plan says which.
+Counts of rows, steps and samples are exact. The mean length of a policy's samples is not known before training: it
+comes from a run of the same stage on disk, else from the YAML's `expected_tokens`, else from the demonstrations. The
+plan reports which.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from pipeline.plan.trial import Trial
 from pipeline.run.errors import LineageError
 from pipeline.run.manifest import read_manifest
 
-# bytes a sample takes while it is drawn and scored: 16,384 of 6 tokens took 465 MiB, most of it vLLM's objects
+# bytes per sample during sampling and scoring: 16,384 samples of 6 tokens took 465 MiB, mostly for vLLM's objects
 REQUEST_VLLM, REQUEST = 28 << 10, 3 << 10
 
 
 def work_of(cfg: Config, name: str, data: Data) -> Work:
-    """The stage's own estimate; a kind without one has no figures. Raises nothing."""
+    """The stage's own estimate; without figures if its kind has none. Never raises."""
     block = cfg.blocks[name]
     return block.work(name, cfg, data) if hasattr(block, "work") else Work(name, block.kind)
 
 
-# --- how long answers are -------------------------------------------------------------------------------------------
+# --- lengths of answers ---------------------------------------------------------------------------------------------
 
 
 def expect_lengths(cfg: Config, works: list[Work], data: Data, known: Mapping[str, Mapping[str, Any]]) -> None:
-    """Fill mean_tokens and its source. known: stage -> manifest of a stage like it."""
+    """Fill in mean_tokens and its source. known: stage -> manifest of a comparable stage."""
     mean = data.completion_tokens[0] if data.completion_tokens else cfg.sampling.max_tokens
     source = "demonstrations" if data.completion_tokens else "sampling.max_tokens, the most"
     for work in works:
@@ -57,7 +57,7 @@ def expect_lengths(cfg: Config, works: list[Work], data: Data, known: Mapping[st
 
 
 def keep_to_budget(work: Work, budget: int | None, *, stops_within: bool) -> None:
-    """A stage with a token_budget samples up to it, and a policy stage stops with the step that reaches it."""
+    """Limit the estimate to the stage's token_budget; a policy stage stops after the step that reaches it."""
     if budget is None or work.tokens <= budget:
         return
     work.samples = math.ceil(budget / work.tokens_each)
@@ -67,7 +67,7 @@ def keep_to_budget(work: Work, budget: int | None, *, stops_within: bool) -> Non
 
 
 def like_it(cfg: Config, name: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The manifest of this stage in this run, or in another run beside it under the same settings and another seed."""
+    """The manifest of this stage in this run, or in a run next to it with the same settings and another seed."""
     places = [cfg.run_dir, *sorted(p for p in Path(cfg.runs_dir).glob("*") if p.is_dir() and p != cfg.run_dir)]
     for place in places:
         try:
@@ -85,7 +85,7 @@ def like_it(cfg: Config, name: str, config: Mapping[str, Any]) -> dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Of a model: parameters, and what its activations and its cache are made of."""
+    """Size of a model: parameters, and the dimensions of its activations and cache."""
 
     parameters: int
     hidden: int
@@ -97,7 +97,7 @@ class Shape:
 
 @dataclass(slots=True)
 class Memory:
-    """Bytes by part; `libraries` is what the process takes before any of it."""
+    """Bytes by part; `libraries` is the process's memory before a model is loaded."""
 
     parts: dict[str, int] = field(default_factory=dict)
 
@@ -107,19 +107,19 @@ class Memory:
 
 
 def _asked_at_once(block: Any) -> int:
-    """Samples that one call of the generator draws."""
+    """Number of samples that one call of the generator draws."""
     return int(getattr(block, "prompts", None) or 0) * int(getattr(block, "samples", None) or 0)
 
 
 def in_4_bits(shape: Shape) -> int:
-    """Bytes of a base kept for QLoRA: 4 bits a weight and 0.127 for their scales (arXiv:2305.14314 section 3); the
+    """Bytes of a base model for QLoRA: 4 bits per weight plus 0.127 for the scales (arXiv:2305.14314 section 3); the
     embedding and the head, which may be one tensor, keep their precision."""
     kept = min(2 * shape.vocabulary * shape.hidden, shape.parameters)
     return round(kept * shape.bytes_each + (shape.parameters - kept) * 4.127 / 8)
 
 
 def memory_of(cfg: Config, name: str, shape: Shape, data: Data, trial: Trial) -> Memory:
-    """The stage's peak. One process keeps its generator through all stages, so its part stands in each."""
+    """The stage's peak memory. A process keeps its generator through all stages, so each stage includes it."""
     block = cfg.blocks[name]
     weights = shape.parameters * shape.bytes_each
     at_once = max(data.heldout_prompts * cfg.evaluation.samples, _asked_at_once(block))
@@ -128,7 +128,7 @@ def memory_of(cfg: Config, name: str, shape: Shape, data: Data, trial: Trial) ->
     length = data.prompt_tokens[2] + cfg.sampling.max_tokens
     adapted = trains_adapter(block)
     if KINDS[block.kind].trl_config or isinstance(block, Policy):
-        # what learns is float32 whatever the model's precision; an adapter's share of the parameters is about 2%
+        # trained weights are float32 whatever the model's precision; an adapter has about 2% of the parameters
         learning = round(shape.parameters * 4 * (0.02 if adapted else 1.0))
         held = learning if not adapted else weights if cfg.model.quantization is None else in_4_bits(shape)
         parts |= {"weights": held, "gradients": learning, "optimizer": 2 * learning}
@@ -141,7 +141,7 @@ def memory_of(cfg: Config, name: str, shape: Shape, data: Data, trial: Trial) ->
             parts["reward model"] = weights * len(set(learned.values()))
         rows = min(block.tokens_per_microbatch, block.prompts * block.samples * length)
         parts["logits"] = 2 * 256 * shape.vocabulary * 4  # the head is applied in chunks
-        # of a layer, in bytes a token and unit of width; checkpointing keeps what goes into each, and one whole
+        # per layer, in bytes per token and unit of width; checkpointing keeps each layer's input, and one full layer
         layers = shape.layers * 4 + 34 * 2 if block.gradient_checkpointing else shape.layers * 34 * 2
         parts["activations"] = rows * shape.hidden * layers
     elif "weights" in parts:

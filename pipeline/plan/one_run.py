@@ -1,4 +1,4 @@
-"""The plan of one run: what each of its stages would do, whether it is stale and why, memory, time, examples."""
+"""Plan of one run: what each of its stages would do, whether it is stale and why, memory, time, examples."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pipeline.plan.trial import Trial
 from pipeline.run import console, lineage
 
 MIB = 1 << 20
-# beside what is counted: a stage's lock, data and manifest; a step of TRL's trainer; a policy step's sync and records
+# on top of the counts: a stage's lock, data and manifest; a step of TRL's trainer; a policy step's sync and records
 START_S, TRAINER_STEP_S, POLICY_STEP_S = 1.0, 0.0085, 0.05
-LOAD_S = 0.5  # of each policy that is only judged, into the generator and out again
+LOAD_S = 0.5  # per policy that is only evaluated: to load it into the generator and remove it
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +29,10 @@ class Plan:
     stale: dict[str, str | None]
     memory: dict[str, Memory]
     seconds: dict[str, float]
-    examples: dict[str, Marked]  # kind of row -> its tokens, those that are trained on marked
+    examples: dict[str, Marked]  # kind of row -> its tokens, each marked if trained on
 
     def as_json(self) -> dict[str, Any]:
-        """For programs: plan CONFIG json=true."""
+        """The plan as JSON, for `plan CONFIG json=true`."""
         return {
             w.name: {"why": self.stale[w.name], "steps": w.steps, "samples": w.samples, "sampled_tokens": w.tokens,
                      "memory": self.memory[w.name].parts if w.name in self.memory else None,
@@ -43,7 +43,7 @@ class Plan:
 
 
 def make(cfg: Config, measured: Trial | None) -> Plan:
-    """The plan of a sound config; without a trial, no memory and no time."""
+    """The plan of a valid config; without a trial it has no memory and no time."""
     tokenizer = tokenizer_of(cfg)
     data, examples = data_plan.data_of(cfg, tokenizer)
     works = [estimate.work_of(cfg, name, data) for name in cfg.stages]
@@ -65,7 +65,7 @@ def make(cfg: Config, measured: Trial | None) -> Plan:
 
 
 def label_of(block: Any) -> str:
-    """What stands in front of each prompt of a stage that trains on conditions; empty in any other."""
+    """The label in front of each prompt of a stage that trains on conditions; empty for any other stage."""
     labels = [a.label for a in getattr(block, "attributes", {}).values()] or [getattr(block, "label", "")]
     return "".join(labels).replace("{bin}", "0")
 
@@ -88,7 +88,7 @@ def tokenizer_of(cfg: Config) -> Any:
 
 
 def seconds_of(cfg: Config, work: Work, data: Data, trial: Trial, done: Mapping[str, Any] | None) -> float:
-    """From a run of the same stage on disk, else counted tokens over the trial's rates."""
+    """Seconds from a run of the same stage on disk, else the estimated tokens divided by the trial's rates."""
     if done is not None:
         return float(done["wall_s"])
     prompt, answer = data.prompt_tokens[0] + work.label_tokens, work.mean_tokens
@@ -106,7 +106,7 @@ def seconds_of(cfg: Config, work: Work, data: Data, trial: Trial, done: Mapping[
     return START_S + sampled + learned + LOAD_S * work.loads
 
 
-# --- shown ------------------------------------------------------------------------------------------------------------
+# --- output -----------------------------------------------------------------------------------------------------------
 
 
 def show(cfg: Config, made: Plan, trial: Trial | None) -> None:
@@ -136,7 +136,7 @@ def show(cfg: Config, made: Plan, trial: Trial | None) -> None:
 
 
 def rows_of(made: Plan) -> list[dict[str, Any]]:
-    """A row a stage, for a table."""
+    """One table row per stage."""
     return [_row(work, made) for work in made.works]
 
 

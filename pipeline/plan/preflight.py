@@ -1,6 +1,6 @@
-"""What can be wrong with a run besides its keys, found before torch is imported: data, verifiers, models, places.
+"""Checks of a run beyond its keys, made before torch is imported: data, verifiers, models, directories.
 
-Every check gives lines and none raises, so that `plan` lists all mistakes and `run` stops on them within a second.
+Every check returns lines and none raises, so that `plan` lists all mistakes and `run` stops on them within a second.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from pipeline.run.stage_dir import StageDir
 
 
 def check(cfg: Config, stages: Sequence[str] | None = None) -> None:
-    """Raises ConfigError with every mistake that stands in the way of these stages; None: all the YAML names."""
+    """Raise ConfigError with every mistake that prevents these stages from running; None: all stages of the YAML."""
     found = mistakes(cfg, stages)
     if found:
         raise ConfigError(found)
 
 
 def mistakes(cfg: Config, stages: Sequence[str] | None = None) -> list[str]:
-    """Of these stages; of a comparison, of all that it would run."""
+    """Mistakes of these stages; for a comparison, of everything that it would run."""
     names = list(stages if stages is not None else cfg.stages)
     compared = [name for name in names if cfg.blocks[name].kind == "compare"]
     lines = [line for name in compared for line in comparison_mistakes(cfg, name)]
@@ -46,7 +46,7 @@ def mistakes(cfg: Config, stages: Sequence[str] | None = None) -> list[str]:
 
 
 def comparison_mistakes(cfg: Config, name: str) -> list[str]:
-    """Of all its parts, as one chain in the order in which they may run."""
+    """Mistakes of all parts of a comparison, as one chain in an order in which they can run."""
     try:
         stage_graph.check(cfg, name)
     except ConfigError as exc:
@@ -55,7 +55,7 @@ def comparison_mistakes(cfg: Config, name: str) -> list[str]:
 
 
 def chain_mistakes(cfg: Config, names: Sequence[str], *, alone: bool) -> list[str]:
-    """Of stages that run one after another. alone: one runs by itself, so its parents must be complete."""
+    """Mistakes of stages that run one after another. alone: a single stage runs, so its parents must be complete."""
     lines = [] if names else ["stages: name at least one stage to run"]
     lines += place_mistakes(cfg)
     lines += model_mistakes(cfg, names)
@@ -86,7 +86,7 @@ def chain_mistakes(cfg: Config, names: Sequence[str], *, alone: bool) -> list[st
 
 
 def place_mistakes(cfg: Config) -> list[str]:
-    """The run directory can be made and written."""
+    """Check that the run directory can be created and written."""
     closed = f"{cfg.run_dir} may not be written; fix its permissions, or choose another with runs_dir=..."
     try:
         place = next(p for p in (cfg.run_dir, *cfg.run_dir.parents, Path.cwd()) if p.exists())
@@ -114,7 +114,7 @@ def model_mistakes(cfg: Config, names: Sequence[str]) -> list[str]:
 
 
 def family_mistakes(cfg: Config, names: Sequence[str]) -> list[str]:
-    """What config.json alone says against this model, and against LoRA as the stages want it."""
+    """What config.json alone rules out: this model, or LoRA with the stages' settings."""
     config = families.read_config(cfg.model.path or "")
     adapted = [name for name in names if trains_adapter(cfg.blocks[name])]
     lines = [f"{name}.peft.{line}" for name in adapted for line in families.lora_mistakes(cfg.blocks[name].peft)]
@@ -127,7 +127,7 @@ def family_mistakes(cfg: Config, names: Sequence[str]) -> list[str]:
 
 
 def _hub_fault(path: str) -> str | None:
-    """What keeps a Hub id from being read: a name that is none, or a Hub that is away and no copy here."""
+    """Why a Hub id cannot be read: not a valid id, or the Hub is unreachable and there is no local copy."""
     if is_local(path):
         return None
     from huggingface_hub import try_to_load_from_cache
@@ -145,9 +145,9 @@ def _hub_fault(path: str) -> str | None:
 
 
 def reference_mistakes(cfg: Config, name: str, before: Sequence[str], *, alone: bool) -> list[str]:
-    """Every model a stage starts from is a stage that is complete or runs before it, or a directory with a model.
+    """Check that every model a stage refers to is a stage that is complete or runs earlier, or a model directory.
 
-    alone: the stage runs by itself, so its parents must be complete and unaltered.
+    alone: only this stage runs, so its parents must be complete and unchanged.
     """
     lines = []
     for key, reference in references(cfg, name):
@@ -174,7 +174,7 @@ def reference_mistakes(cfg: Config, name: str, before: Sequence[str], *, alone: 
 
 
 def pool_mistakes(cfg: Config, name: str, before: Sequence[str], *, alone: bool) -> list[str]:
-    """Every pool of scored samples is a stage that is complete or runs before it, or a file."""
+    """Check that every pool of scored samples is a stage that is complete or runs earlier, or a file."""
     lines = []
     for reference in getattr(cfg.blocks[name], "pool", None) or []:
         where = f"{name}.pool"
@@ -202,7 +202,7 @@ def _parent_fault(cfg: Config, where: str, stage: str, *, alone: bool) -> list[s
 
 
 def _required(cfg: Config, names: Sequence[str]) -> dict[str, frozenset[str]]:
-    """Verifier name -> fields its tasks must have, over the run's rewards and those of its stages."""
+    """Verifier name -> fields its tasks must have, for the rewards of the run and of its stages."""
     out: dict[str, frozenset[str]] = {}
     for block in _reward_blocks(cfg, names).values():
         out |= rewards.fields_needed(block, cfg.verifier_dirs)
@@ -210,7 +210,7 @@ def _required(cfg: Config, names: Sequence[str]) -> dict[str, frozenset[str]]:
 
 
 def _parts_of_tasks(cfg: Config, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-    """Verifier, or by_task -> the reward part whose tasks it reads."""
+    """Verifier or `by_task` -> the reward part that reads the rows' tasks."""
     out: dict[str, Mapping[str, Any]] = {}
     for block in _reward_blocks(cfg, names).values():
         out |= {verifier.name: fields for _, verifier, fields in rewards.verifiers_of(block, cfg.verifier_dirs)}
@@ -221,7 +221,7 @@ def _parts_of_tasks(cfg: Config, names: Sequence[str]) -> dict[str, Mapping[str,
 
 
 def _reward_blocks(cfg: Config, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-    """Key -> block, of all that would be scored by."""
+    """Key -> block, for every reward block that would be used."""
     blocks: dict[str, Mapping[str, Any]] = {"rewards": cfg.rewards}
     for name in names:
         blocks[f"{name}.reward"] = getattr(cfg.blocks[name], "reward", None) or {}
@@ -230,7 +230,7 @@ def _reward_blocks(cfg: Config, names: Sequence[str]) -> dict[str, Mapping[str, 
 
 
 def away_mistakes(cfg: Config, names: Sequence[str]) -> list[str]:
-    """Verifiers that cannot run on this machine, each with the mend: else every row would end as an error."""
+    """Verifiers that cannot run on this machine, each with its fix; otherwise every row would end as an error."""
     lines = []
     for where, block in _reward_blocks(cfg, names).items():
         for part, verifier, fields in rewards.verifiers_of(block, cfg.verifier_dirs):
@@ -246,7 +246,7 @@ def _ask_whether_it_runs(verifier: verifiers.Verifier, given: Mapping[str, Any],
 
 
 def _first_task(cfg: Config) -> dict[str, Any]:
-    """The first row's task; what is wrong with the data is told elsewhere."""
+    """The first row's task; mistakes in the data are reported elsewhere."""
     task: dict[str, Any] = {}
     faults_of("prompts", lambda: task.update(
         prompts.task_of(rows_of(cfg, replace(cfg.prompts, rows=1), "prompts")[0], cfg.prompts, number=1)

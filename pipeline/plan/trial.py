@@ -1,7 +1,7 @@
-"""A short trial of this machine on this model: seconds to start, tokens a second sampled, rows a second learned.
+"""A short trial of this machine on this model: seconds to start, tokens per second sampled and trained on.
 
-`python -m pipeline.plan.trial CONFIG [key=value ...]` prints one JSON object. A process of its own, so that its memory
-before any model is what the libraries take, and so that a plan itself starts nothing that would linger.
+`python -m pipeline.plan.trial CONFIG [key=value ...]` prints one JSON object. It runs in a separate process, so that
+its memory before any model is that of the libraries, and so that a plan leaves nothing running.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pipeline.config.load import Config, load
 from pipeline.config.schema import trains_adapter
 from pipeline.run import process
 
-STEPS = 6  # timed, after one that warms up
-MICRO_BATCH = 8192  # tokens, padding among them
+STEPS = 6  # timed steps, after one warm-up step
+MICRO_BATCH = 8192  # tokens, including padding
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """How much is tried: prompts and samples of each, at most so many tokens per completion, tokens that are learned,
-    and timed steps over them."""
+    """Size of the trial: prompts, samples per prompt, maximum tokens per completion, tokens to train on, and timed
+    steps over them."""
 
     prompts: int = 256
     samples: int = 4
@@ -36,7 +36,7 @@ class Extent:
     steps: int = STEPS
 
 
-# of a model above precision.LARGE every token takes long enough to be timed: a few give the rate
+# for a model above precision.LARGE each token takes long enough that a few are enough to measure the rate
 LARGE_EXTENT = Extent(prompts=16, samples=4, max_tokens=8, learned=512, steps=1)
 
 
@@ -44,18 +44,18 @@ LARGE_EXTENT = Extent(prompts=16, samples=4, max_tokens=8, learned=512, steps=1)
 class Trial:
     imports_s: float = 0.0
     engine_s: float = 0.0
-    libraries_bytes: int = 0  # resident before a model is there
-    generator_bytes: int = 0  # what a model, a generator and one batch added, weights and cache apart
+    libraries_bytes: int = 0  # resident before a model is loaded
+    generator_bytes: int = 0  # added by a model, a generator and one batch, without weights and cache
     cache_bytes: int = 0
     generator: str = ""
     sampled_per_s: float = 0.0  # tokens
-    fetched_per_s: float = 0.0  # tokens forward only
-    learned_per_s: float = 0.0  # tokens forward and backward, with the optimizer's step
+    fetched_per_s: float = 0.0  # tokens, forward only
+    learned_per_s: float = 0.0  # tokens, forward and backward with the optimizer step
     shape: dict[str, int] = field(default_factory=dict)
 
 
 def resident() -> int:
-    """Bytes: of the GPU's memory what is in use, where there is one; else the most that we held of the machine's."""
+    """Bytes of GPU memory in use, if there is a GPU; else this process's peak resident memory."""
     import torch
 
     if torch.cuda.is_available():
@@ -104,17 +104,17 @@ def try_out(cfg: Config) -> Trial:
             out.sampled_per_s = sum(len(r.ids) for r in drawn) / (time.monotonic() - started)
         added = resident() - out.libraries_bytes - weights
         space = int(os.environ.get("VLLM_CPU_KVCACHE_SPACE", "0")) << 30 if engine.name == "vllm" else 0
-        out.cache_bytes = min(space, added)  # of vLLM on a CPU, which takes all it is given at once
+        out.cache_bytes = min(space, added)  # vLLM on a CPU allocates its full cache at once
         out.generator_bytes = added - out.cache_bytes
         rows = first_tokens([[*r.prompt.ids, *r.ids] for r in drawn[:256]], extent.learned)
-        if block is not None:  # what the stages learn, where some of them learn an adapter
+        if block is not None:  # train what the stages train, if some of them train an adapter
             model = adapters.add_lora(model, block.peft, key=f"{cfg.path}: {block.kind}")
         out.fetched_per_s, out.learned_per_s = learning_rates(model, rows, extent.steps)
     return out
 
 
 def first_tokens(rows: Sequence[Sequence[int]], tokens: int | None) -> list[Sequence[int]]:
-    """The first rows that hold no more tokens than that, at least one; None: all."""
+    """The first rows with at most `tokens` tokens in total, at least one row; None: all rows."""
     out: list[Sequence[int]] = []
     for row in rows:
         if tokens is not None and out and sum(map(len, out)) + len(row) > tokens:
@@ -124,8 +124,8 @@ def first_tokens(rows: Sequence[Sequence[int]], tokens: int | None) -> list[Sequ
 
 
 def learning_rates(model: Any, rows: Sequence[Sequence[int]], steps: int = STEPS) -> tuple[float, float]:
-    """Tokens a second (forward only, forward and backward with AdamW) of these rows, as many at once as a stage takes:
-    the logits of all would not fit a machine."""
+    """Tokens per second of these rows: (forward only, forward and backward with AdamW). Runs as many rows at once as a
+    stage does, because the logits of all rows would not fit into memory."""
     import torch
 
     from pipeline.models.models import batches_by_tokens, pad_right
@@ -158,12 +158,12 @@ def learning_rates(model: Any, rows: Sequence[Sequence[int]], steps: int = STEPS
 
 
 def bytes_here(model: Any) -> int:
-    """What the weights take of the memory that `resident` tells of."""
+    """Bytes that the weights take of the memory that `resident` measures."""
     return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 def shape_of(model: Any) -> dict[str, int]:
-    """The fields of `pipeline.plan.estimate.Shape`, tied weights counted once."""
+    """The fields of `pipeline.plan.estimate.Shape`, with tied weights counted once."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -33,7 +33,7 @@ from pipeline.update.reference import AdapterOff, Copy, Reference
 # KL per token between a policy and its copy that rounding may explain
 REFERENCE_TOLERANCE = {torch.float32: 1e-5}
 COARSE_TOLERANCE = 1e-2
-MICROBATCH_BYTES = 2 * 2**30  # of activations, on CPU: larger micro-batches gain nothing there
+MICROBATCH_BYTES = 2 * 2**30  # limit for the activations of a micro-batch on CPU
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
-"""Rows of token ids -> log-probs of their completions, in micro-batches cut by tokens.
+"""Rows of token ids -> log-probs of their completions, in micro-batches limited by their number of tokens.
 
-Axes: B rows, L tokens of prompt and completion, T completion tokens, S = T + 1 places, H hidden size. Where the model's
-attention allows it rows are packed without padding and share equal prompts (packing.py). Else they are right-padded, so
-that positions are counted from the left and padding is never seen; each micro-batch is as long as its own longest row.
+Axes: B rows, L tokens of prompt and completion, T completion tokens, S = T + 1 positions, H hidden size. If the model's
+attention supports it, rows are packed without padding and share equal prompts (packing.py). Otherwise they are
+right-padded, so that positions count from the left and padding is never attended to; each micro-batch is padded to its
+own longest row.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Padded:
-    """Rows as a batch. targets_BT: completion ids; before_BT: the place in the row whose hidden state predicts each
+    """Rows as a batch. targets_BT: completion ids; before_BT: index in the row of the hidden state that predicts each
     target; valid_BT: True on real completion tokens; mask_BT: True on those the policy sampled."""
 
     rows: tuple[Row, ...]
@@ -57,7 +58,7 @@ class Padded:
 
     @property
     def within_BS(self) -> Tensor:
-        """True on the place before each token and on the one after the last."""
+        """True at the position before each token and at the one after the last."""
         places_S = torch.arange(self.valid_BT.shape[1] + 1, device=self.device)[None]
         return places_S <= self.valid_BT.sum(1)[:, None]
 
@@ -78,20 +79,20 @@ def pad_rows(rows: Sequence[Row], device: torch.device) -> Padded:
 
 
 def micro_batches(rows: Sequence[Row], budget: int, *, packs: bool = False) -> list[list[int]]:
-    """Places of rows, cut by the tokens that are computed: real ones where they are packed, else sorted by length."""
+    """Indices of rows, split by computed tokens: packed rows have no padding, others are sorted by length."""
     if packs:
         return packing.packed_batches([r.prompt_ids for r in rows], [len(r.ids) for r in rows], budget)
     return batches_by_tokens([len(r) for r in rows], budget)
 
 
 def packs(forward: nn.Module) -> bool:
-    """Whether a forward, wrapped for several devices or not, packs its rows."""
+    """Whether a forward module, wrapped for several devices or not, packs its rows."""
     return bool(getattr(getattr(forward, "module", forward), "packs", False))
 
 
 def hidden_states(transformer: Any, batch: Padded, *, packs: bool) -> Tensor:
-    """(B, S, H) last hidden states: before each completion token, then after the last, in the column of the row's own
-    length. Beyond it they mean nothing."""
+    """(B, S, H) last hidden states: one before each completion token and one after the last, at the column equal to the
+    row's own length. Later columns are undefined."""
     if packs:
         rows = batch.rows
         return packing.hidden_states(
@@ -103,12 +104,12 @@ def hidden_states(transformer: Any, batch: Padded, *, packs: bool) -> Tensor:
 
 
 class CompletionLogprobs(nn.Module):
-    """A causal language model whose forward is (log-probs, entropies) of completions, both (B, T) float32.
+    """A causal language model whose forward returns (log-probs, entropies) of completions, both (B, T) float32.
 
-    A module, so that DDP and FSDP wrap the very forward that training calls. The head is applied to completion
-    positions only and in chunks: batch x length x vocabulary never exists.
-    autocast: the dtype of the matrix products where the weights are kept in float32; None computes in their own.
-    float32_head: the head's products in float32 all the same, several times as slow; softmax is in float32 either way.
+    It is a module so that DDP and FSDP wrap the forward that training calls. The head is applied in chunks and only to
+    completion positions: batch x length x vocabulary is never materialized.
+    autocast: dtype of the matrix products if the weights are kept in float32; None computes in the weights' dtype.
+    float32_head: compute the head's products in float32 nevertheless, which is slower; softmax is always in float32.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class CompletionLogprobs(nn.Module):
         self.packs = plain_head(model) and packing.enable(backbone(base_of(model)))
 
     def forward(self, batch: Padded, temperature: float | None = None) -> tuple[Tensor, ...]:
-        """temperature: another than the sampling one, as for demonstrations, which nobody sampled."""
+        """temperature: overrides the sampling temperature, for example for demonstrations, which were not sampled."""
         with lowered(batch.device, self.autocast):
             return self.scored(batch, temperature or self.temperature)
 
@@ -139,7 +140,7 @@ class CompletionLogprobs(nn.Module):
     def from_hidden(self, hidden_BSH: Tensor, batch: Padded, temperature: float) -> tuple[Tensor, Tensor]:
         head = base_of(self.model).get_output_embeddings()
         if self.autocast is not None and not self.float32_head:
-            hidden_BSH = hidden_BSH.to(self.autocast)  # under autocast the residual stream is float32
+            hidden_BSH = hidden_BSH.to(self.autocast)  # the residual stream is float32 under autocast
         return chunked_token_logprobs(
             hidden_BSH[:, :-1], head.weight, batch.targets_BT, temperature=temperature, bias_V=head.bias,
             mask_BT=batch.valid_BT, float32_head=self.float32_head,
@@ -147,16 +148,16 @@ class CompletionLogprobs(nn.Module):
 
 
 def lowered(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
-    """Matrix products in dtype; None leaves them as the weights are."""
+    """Autocast context for matrix products in `dtype`; None disables it."""
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def affordable_tokens(model: Any, memory: int) -> int:
-    """Tokens of one micro-batch whose activations, kept for backward in at most float32, fit into `memory` bytes.
+    """Tokens per micro-batch whose activations, kept for backward in at most float32, fit into `memory` bytes.
 
-    An estimate from the config, on the safe side: of a layer about 10 tensors as wide as the hidden state, 5 as the
-    MLP, and queries, keys and values twice. Of a head that is not plain, three logits per token of the vocabulary; a
-    plain one has its logits in chunks.
+    A conservative estimate from the config: per layer about 10 tensors of the hidden size, 5 of the MLP's size, and
+    queries, keys and values twice. A head that is not plain adds three tensors of the vocabulary's size; a plain head
+    computes its logits in chunks.
     """
     config = model.config.get_text_config()
     hidden, heads = config.hidden_size, getattr(config, "num_attention_heads", 1)
@@ -167,15 +168,15 @@ def affordable_tokens(model: Any, memory: int) -> int:
     return max(memory // (4 * numbers), 1)
 
 
-LOGIT_SCALES = (  # Gemma, Cohere, Granite, Falcon-H1, Grok and their like do this to logits after the head
+LOGIT_SCALES = (  # what Gemma, Cohere, Granite, Falcon-H1, Grok and others apply to logits after the head
     "final_logit_softcapping", "logits_soft_cap", "logit_scale", "logits_scaling", "lm_head_multiplier",
     "output_multiplier", "output_multiplier_scale", "output_logit_soft_cap", "logits_mup_width_multiplier",
 )  # fmt: skip
 
 
 def plain_head(model: Any) -> bool:
-    """True where logits are head(hidden) and nothing more: no soft cap, no scale, no adapter on the head."""
-    config = model.config.get_text_config()  # of a model that also sees, the part that speaks
+    """Whether logits are exactly head(hidden): no soft cap, no scale, no adapter on the head."""
+    config = model.config.get_text_config()  # the language model of a vision-language model
     head = base_of(model).get_output_embeddings()
     return type(head) is nn.Linear and not any(getattr(config, name, None) for name in LOGIT_SCALES)
 
@@ -188,19 +189,19 @@ def _at(x_BLH: Tensor, places_BT: Tensor) -> Tensor:
 def completion_logprobs(
     forward: nn.Module, rows: Sequence[Row], *, budget: int, device: torch.device, temperature: float | None = None
 ) -> list[Tensor]:
-    """Per row, (its T,) log-probs in float32 on the CPU, in the order of rows; no gradient.
+    """Log-probs of each row's completion tokens, float32 on the CPU, in the order of rows; no gradient.
 
-    temperature: another than the sampling one.
+    temperature: overrides the sampling temperature.
     """
     out: list[Tensor] = [torch.empty(0)] * len(rows)
     for places in micro_batches(rows, budget, packs=packs(forward)):
         logprobs_BT = forward(pad_rows([rows[i] for i in places], device), temperature)[0]
         for i, values in zip(places, logprobs_BT.cpu(), strict=True):
-            out[i] = values[: len(rows[i].ids)].clone()  # a view would hold, and send to other ranks, all of the batch
+            out[i] = values[: len(rows[i].ids)].clone()  # a view would keep, and send to other ranks, the full batch
     return out
 
 
 def stack(values: Sequence[Tensor | Sequence[float]]) -> Tensor:
-    """(B, longest) float32, zeros after each row's end."""
+    """(B, longest) float32, with zeros after each row's end."""
     rows = [torch.as_tensor(v, dtype=torch.float32) for v in values]
     return nn.utils.rnn.pad_sequence(rows, batch_first=True)

@@ -1,11 +1,11 @@
-"""Log-probs of given tokens in float32 without ever holding batch x length x vocabulary in float32.
+"""Log-probs of given tokens in float32, without materializing batch x length x vocabulary in float32.
 
 Axes: B batch, T tokens, H hidden size, V vocabulary, N flat tokens, C tokens of one chunk.
 
-`chunked_token_logprobs` goes from hidden states through the head, so that the logits live for one chunk at a time,
-in forward and again in backward; `token_logprobs` starts from logits somebody else made.
-Covered: tied and untied heads, a head bias, a head in float32 over a bfloat16 body, gradients to hidden states, head
-and bias, first order. Not covered: second-order gradients, a head sharded over ranks (gather it first).
+`chunked_token_logprobs` applies the head to hidden states, so that logits exist for one chunk at a time, in forward and
+again in backward; `token_logprobs` starts from existing logits.
+Supported: tied and untied heads, a head bias, a float32 head on a bfloat16 body, first-order gradients to hidden
+states, head and bias. Not supported: second-order gradients, a head sharded over ranks (gather it first).
 """
 
 from typing import Any
@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# A chunk is large enough that its head products are worth their launch and the sum into the head's gradient, and
-# small enough that its few temporaries stay near the cache: 2**24 float32 numbers are 64 MiB.
+# Large enough to amortize the launch of the head's products and the accumulation into its gradient, and small enough to
+# limit the size of the temporaries: 2**24 float32 numbers are 64 MiB.
 CHUNK_NUMBERS = 2**24
 MIN_CHUNK = 256  # tokens
-# exp of it is exactly 0, in float64 too; a log-prob of -inf (a banned token) would make 0 * -inf = NaN in an entropy
+# exp(IMPOSSIBLE) is exactly 0, also in float64; a log-prob of -inf (a banned token) would give 0 * -inf = NaN in an
+# entropy
 IMPOSSIBLE = -1000.0
 
 
@@ -26,8 +27,8 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """log_softmax(logits / temperature) at ids, and the entropy of that distribution; both (B, T) float32.
 
-    temperature: the one the tokens were sampled at, or ratio and KL are those of another policy.
-    chunk: tokens in float32 at a time; None = by vocabulary.
+    temperature: the sampling temperature of the tokens; otherwise ratio and KL are those of another policy.
+    chunk: tokens in float32 at a time; None = chosen from the vocabulary size.
     Raises ValueError unless temperature > 0.
     """
     _check_temperature(temperature)
@@ -51,9 +52,9 @@ def chunked_token_logprobs(
     """Log-probs of ids under softmax((hidden @ weight.T + bias) / temperature), and entropies; both (B, T) float32.
 
     hidden_BTH: the last hidden state at the position BEFORE each token (after the final norm).
-    chunk: tokens whose logits exist at a time; None = by vocabulary.
-    mask_BT: True = wanted; elsewhere both are 0 and no head product is spent.
-    float32_head: multiply in float32 even if hidden states come in bfloat16; else in the hidden states' dtype.
+    chunk: tokens whose logits exist at a time; None = chosen from the vocabulary size.
+    mask_BT: True = compute this token; elsewhere both outputs are 0 and the head is not applied.
+    float32_head: multiply in float32 even if hidden states are bfloat16; otherwise in the hidden states' dtype.
     Raises ValueError unless temperature > 0.
     """
     _check_temperature(temperature)
@@ -70,7 +71,7 @@ def chunked_token_logprobs(
 
 
 class _FromLogits(torch.autograd.Function):
-    """Saves the logits it was given (they live anyway) instead of the float32 copies autograd would keep."""
+    """Saves its input logits (they stay alive anyway) instead of the float32 copies that autograd would keep."""
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, ids_N: Tensor, temperature: float, chunk: int) -> tuple[Tensor, Tensor]:
@@ -93,7 +94,7 @@ class _FromLogits(torch.autograd.Function):
 
 
 class _FromHidden(torch.autograd.Function):
-    """Makes the logits of one chunk at a time, and again in backward: one more head product for V less memory."""
+    """Computes the logits of one chunk at a time, and again in backward: one more head product, but far less memory."""
 
     @staticmethod
     def forward(
@@ -122,7 +123,7 @@ class _FromHidden(torch.autograd.Function):
         hidden_NH, weight_VH, bias_V, ids_N, entropy_N, normaliser_N = ctx.saved_tensors
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_NH = torch.empty_like(hidden_NH) if wants_hidden else None
-        # many chunks add up here: a bfloat16 sum would lose the small ones
+        # sum over many chunks: a bfloat16 accumulator would lose small terms
         wide = torch.promote_types(weight_VH.dtype, torch.float32)
         grad_VH = torch.zeros_like(weight_VH, dtype=wide) if wants_weight else None
         grad_V = torch.zeros_like(bias_V, dtype=wide) if wants_bias else None
@@ -146,7 +147,7 @@ class _FromHidden(torch.autograd.Function):
 
 def _add_product(sum_VH: Tensor, left_VC: Tensor, right_CH: Tensor) -> None:
     if sum_VH.dtype == left_VC.dtype:
-        sum_VH.addmm_(left_VC, right_CH)  # no second tensor of the head's size
+        sum_VH.addmm_(left_VC, right_CH)  # avoids a second tensor of the head's size
     else:
         sum_VH += left_VC @ right_CH
 
@@ -185,7 +186,7 @@ def _grad_scaled(
 
 
 def _head(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias in the hidden states' dtype, converted once and not once a chunk."""
+    """Weight and bias in the hidden states' dtype, converted once instead of once per chunk."""
     return weight_VH.to(hidden_NH.dtype), None if bias_V is None else bias_V.to(hidden_NH.dtype)
 
 
@@ -194,7 +195,7 @@ def _logits(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tens
 
 
 def _scaled(logits_CV: Tensor, temperature: float) -> Tensor:
-    """A new tensor in at least float32, never the logits themselves: what follows writes into it."""
+    """A new tensor in at least float32, never an alias of the logits: callers overwrite it."""
     return logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)) / temperature
 
 
@@ -208,7 +209,7 @@ def _rows(grads: tuple[Tensor | None, ...], rows: slice) -> tuple[Tensor | None,
 
 
 def _joined(parts: list[tuple[Tensor, Tensor, Tensor]], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The chunks' columns in one piece each; three empty tensors for no token at all."""
+    """Concatenate the chunks of each output; three empty tensors if there are no tokens."""
     if not parts:
         empty = like.new_zeros(0, dtype=torch.promote_types(like.dtype, torch.float32))
         return empty, empty.clone(), empty.clone()

@@ -1,14 +1,14 @@
 """Rows packed end to end into one sequence without padding; a prompt that several rows share is stored once.
 
-Axes: N tokens of the packed sequence, B rows of a bucket, Q and K tokens of its longest query and key run, S places of
-a row's completion and one more, h heads, D head size. All per-token work (norms, projections, MLP, head)
-runs on the N tokens; only attention mixes tokens, so only there are rows cut out again, in buckets of similar length. A
-completion whose prompt is shared queries with its own tokens only, and attends to the prompt's keys and values before
-its own: no N x N mask.
+Axes: N tokens of the packed sequence, B rows of a bucket, Q and K tokens of its longest query and key run, S positions
+of a row's completion plus one, h heads, D head size. All per-token work (norms, projections, MLP, head) runs on the N
+tokens. Only attention mixes tokens, so only attention splits the sequence into rows again, in buckets of similar
+length. A completion with a shared prompt uses only its own tokens as queries, and attends to the prompt's keys and
+values before its own. No N x N mask is needed.
 
-Covered: causal decoders with full and sliding-window attention through transformers' attention interface, on its SDPA
-kernels, adapters and gradient checkpointing included. Not covered, and detected by `enable`: attention biases, linear
-or chunked layers, weights that are sharded already, and any model whose packed rows do not give what padded ones give.
+Supported: causal decoders with full and sliding-window attention through transformers' attention interface, on its SDPA
+kernels, including adapters and gradient checkpointing. Not supported, and detected by `enable`: attention biases,
+linear or chunked layers, weights that are already sharded, and any model whose packed rows differ from padded ones.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ import torch
 from torch import Tensor
 
 NAME = "whetstone_packed"
-WORTH_SHARING = 32  # prompt tokens saved by sharing; with fewer, the mask that it needs costs more than they do
-# What one more attention call costs, in query-key pairs of padding it may save: on a GPU calls are dear, pairs cheap
+WORTH_SHARING = 32  # minimum prompt tokens saved by sharing; below it, the mask for sharing costs more than it saves
+# Cost of one more attention call, in padded query-key pairs: on a GPU, calls are expensive and pairs are cheap
 CALL_PAIRS = {"cpu": 2**10, "cuda": 2**20}
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # log-probs of packed against padded rows; lower precision: 0.2
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # on log-probs of packed and padded rows; lower precision: 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Attention of some rows. queries_J, keys_J: places in the packed sequence, B x Q and B x K of them, padding at
-    place 0; bias: what is added to the scores, (B or 1, 1, Q, K); None = causal, and K equals Q."""
+    """Attention of a group of rows. queries_J, keys_J: B x Q and B x K indices into the packed sequence, 0 for padding;
+    bias: added to the scores, (B or 1, 1, Q, K); None = causal, and K equals Q."""
 
     rows: int
     queries_J: Tensor
@@ -42,21 +42,21 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """ids_1N, positions_1N; places_BS: the last token of the prompt, then each completion token, 0 past a row's end;
-    back_N: where each token's attention lies in the buckets' outputs laid end to end."""
+    """Rows as one packed sequence. places_BS: index of the prompt's last token, then of each completion token, 0 after
+    a row's end; back_N: index of each token's attention output in the concatenated outputs of the buckets."""
 
     ids_1N: Tensor
     positions_1N: Tensor
     places_BS: Tensor
     buckets: list[Bucket]
     back_N: Tensor
-    windows: set[int | None] = field(default_factory=set)  # the attention windows that layers asked for
-    biases: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # of (bucket, window), made once per batch
+    windows: set[int | None] = field(default_factory=set)  # the attention windows that layers requested
+    biases: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # by (bucket, window), built once per batch
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """Tokens start .. start + tokens of the packed sequence attend causally to themselves, and to a prompt before."""
+    """Tokens start .. start + tokens of the packed sequence, which attend causally to themselves and to a prompt."""
 
     start: int
     tokens: int
@@ -65,10 +65,10 @@ class _Run:
 
 
 def pack(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], device: torch.device) -> Packed:
-    """One sequence of all rows. Equal prompts are shared wherever they stand, if that saves enough."""
+    """Pack all rows into one sequence. Equal prompts are shared, whatever their order, if that saves enough."""
     whole = [tuple(p) for p in prompts]
     counts = Counter(whole)
-    shared: dict[tuple[int, ...], int] = {}  # prompt -> where it starts
+    shared: dict[tuple[int, ...], int] = {}  # prompt -> its start
     ids: list[int] = []
     positions: list[np.ndarray] = []
     runs: list[_Run] = []
@@ -104,8 +104,8 @@ def pack(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]],
 
 
 def packed_batches(prompts: Sequence[Sequence[int]], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Places of rows, rows of one prompt side by side, cut so that the tokens a batch computes stay within budget (one
-    row may exceed it alone). lengths: tokens of the completions."""
+    """Indices of rows, with rows of the same prompt adjacent, split so that each batch computes at most `budget` tokens
+    (a single row may exceed it). lengths: tokens of the completions."""
     first: dict[tuple[int, ...], int] = {}
     order = sorted(range(len(prompts)), key=lambda i: (first.setdefault(tuple(prompts[i]), i), i))
     out: list[list[int]] = []
@@ -135,7 +135,7 @@ def _buckets(runs: Sequence[_Run], total: int, device: torch.device) -> tuple[li
 
 
 def _alike(runs: Sequence[_Run], call: int) -> Iterator[list[_Run]]:
-    """Runs with and without a shared prompt apart, by length, joined while padding costs less than one more call."""
+    """Group runs by length, those with a shared prompt separately, while padding costs less than one more call."""
     group: list[_Run] = []
     for run in sorted(runs, key=lambda r: (r.prompt_tokens > 0, r.tokens, r.prompt_tokens, r.start)):
         apart = _pairs(group) + _pairs([run]) + call
@@ -148,7 +148,7 @@ def _alike(runs: Sequence[_Run], call: int) -> Iterator[list[_Run]]:
 
 
 def _pairs(members: Sequence[_Run]) -> int:
-    """Query-key pairs of a bucket, padding included."""
+    """Query-key pairs of a bucket, including padding."""
     longest = max((r.tokens for r in members), default=0)
     return len(members) * longest * (longest + max((r.prompt_tokens for r in members), default=0))
 
@@ -160,9 +160,9 @@ def _bucket(members: Sequence[_Run], width: int, device: torch.device) -> Bucket
     queries_J = torch.from_numpy(own_BQ.reshape(-1)).to(device)
     prompts = {r.prompt_tokens for r in members}
     longest = max(prompts)
-    if not longest:  # padding lies to the right, where causal attention does not look
+    if not longest:  # padding is on the right, where causal attention ignores it
         return Bucket(len(members), queries_J, queries_J, None)
-    # prompts end where completions begin: shorter ones are padded on the left
+    # prompts end where completions begin, so shorter prompts are padded on the left
     before_BP = np.arange(longest) - np.array([[longest - r.prompt_tokens] for r in members])
     prompts_BP = np.where(before_BP >= 0, np.array([[r.prompt_start] for r in members]) + before_BP, 0)
     keys_J = torch.from_numpy(np.concatenate([prompts_BP, own_BQ], axis=1).reshape(-1)).to(device)
@@ -178,7 +178,7 @@ def packed_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
     scaling: float | None = None, packed: Packed | None = None, sliding_window: int | None = None, **options: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """transformers' attention interface: (1, h, N, D) in, (1, N, h, D) out. Without `packed` it is plain SDPA."""
+    """transformers' attention interface: (1, h, N, D) in, (1, N, h, D) out. Without `packed`, plain SDPA."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     if packed is None:
@@ -201,9 +201,9 @@ def packed_attention(
 
 
 def _windowed(packed: Packed, number: int, window: int | None) -> Tensor | None:
-    """What is added to the scores of a bucket in a layer that sees `window` tokens, itself included; None = causal.
+    """Bias on a bucket's scores in a layer whose window is `window` tokens, including the query; None = causal.
 
-    Prompts end where completions begin, so the distance of key k to query q is the same for every row: K - Q + q - k.
+    Prompts end where completions begin, so the distance from key k to query q is K - Q + q - k in every row.
     """
     bucket = packed.buckets[number]
     queries, keys = len(bucket.queries_J) // bucket.rows, len(bucket.keys_J) // bucket.rows
@@ -225,7 +225,7 @@ def _cut(x_NhD: Tensor, places_J: Tensor, rows: int, repeat: int) -> Tensor:
 
 def hidden_states(transformer: Any, packed: Packed) -> Tensor:
     """(B, S, H) last hidden states at packed.places_BS."""
-    # a mask of four axes is passed through untouched: no library mask of N x N is made
+    # transformers passes a 4-dimensional mask through unchanged, so it does not build an N x N mask
     unused = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packed.ids_1N.device)
     output = transformer(
         input_ids=packed.ids_1N, position_ids=packed.positions_1N, attention_mask=unused, packed=packed, use_cache=False
@@ -236,13 +236,13 @@ def hidden_states(transformer: Any, packed: Packed) -> Tensor:
 
 @torch.no_grad()
 def enable(transformer: Any) -> bool:
-    """Route the transformer's attention through `packed_attention`; returns whether packed rows give what padded rows
-    give, tried on a few tokens. If not, the transformer is left unchanged."""
+    """Route the transformer's attention through `packed_attention`, and return whether packed and padded rows agree,
+    checked on a few tokens. If they do not, the transformer is left unchanged."""
     config = transformer.config
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
     if (
         config._attn_implementation not in ("sdpa", NAME)
-        or not hasattr(config, "vocab_size")  # of several parts, text among them
+        or not hasattr(config, "vocab_size")  # a model of several parts, of which text is one
         or not getattr(transformer, "_supports_attention_backend", False)
         or not layers <= {"full_attention", "sliding_attention"}
         or (getattr(config, "max_position_embeddings", None) or 64) < 64
@@ -262,7 +262,7 @@ def enable(transformer: Any) -> bool:
 
 
 def windows_of(config: Any) -> set[int]:
-    """The attention windows of a model's layers, as its config names them."""
+    """The attention windows of a model's layers, according to its config."""
     window = getattr(config, "sliding_window", None)
     layers = getattr(config, "layer_types", None)
     sliding = "sliding_attention" in layers if layers else getattr(config, "use_sliding_window", True)
@@ -276,7 +276,7 @@ def _agrees(transformer: Any) -> bool:
     completions = [[(5 * i + n) % vocabulary for i in range(n)] for n in (3, 20, 6, 9)]
     packed = pack(prompts, completions, device)
     packed_BSH = hidden_states(transformer, packed).float()
-    # these rows may be shorter than the window: then only the layers' word tells that it would have been kept
+    # these rows may be shorter than the window; then only the windows that the layers requested can be checked
     if packed.windows - {None} != windows_of(transformer.config):
         return False
     gap = 0.0
