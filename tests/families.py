@@ -50,7 +50,7 @@ MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_n_g
          "mamba_expand": 2, "mamba_chunk_size": 16}  # fmt: skip
 GDN = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
        "layer_types": ["linear_attention", "full_attention"]}  # fmt: skip
-WINDOWS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16}
+WINDOWS: dict[str, Any] = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16}
 
 FAMILIES: dict[str, Family] = {
     "qwen2": Family("qwen2", "qwen2_5", config={"tie_word_embeddings": True}),

@@ -216,7 +216,9 @@ def versions() -> str:
 def main(words: Sequence[str]) -> int:
     from pipeline.models import families
 
-    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"versions": "", "families": {}, "refused": {}}
+    results: dict[str, Any] = {"versions": "", "families": {}, "refused": {}}
+    if RESULTS.is_file():
+        results = json.loads(RESULTS.read_text())
     names = [] if list(words) == ["table"] else [w for w in words if not w.startswith("-")] or list(FAMILIES)
     for name in names:
         config = config_of(name)

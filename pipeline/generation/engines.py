@@ -7,6 +7,7 @@ import importlib.util
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -51,7 +52,8 @@ def open_generator(
     Raises ConfigError if the named backend is not available.
     """
     # `auto` is one precision here: an engine would read it in its own way
-    model = replace(model, dtype=str(precision_of(model_dir, model)).removeprefix("torch."))
+    precision: Any = str(precision_of(model_dir, model)).removeprefix("torch.")
+    model = replace(model, dtype=precision)
     backend = backend_for(model_dir, model, generate)
     key = (backend, architecture_key(model_dir, model), repr(generate), repr(model), str(max_model_len))
     known = _open.get(key)

@@ -46,7 +46,11 @@ class Method:
 
     def departures(self, block: Policy) -> list[str]:
         """The settings of a block that differ from the method's, as `kl.coef=0.2`."""
-        pairs = [("credit", self.credit, block.credit), ("loss", self.loss, block.loss), ("kl", self.kl, block.kl)]
+        pairs: list[tuple[str, Any, Any]] = [
+            ("credit", self.credit, block.credit),
+            ("loss", self.loss, block.loss),
+            ("kl", self.kl, block.kl),
+        ]
         return [f"{part}.{field.name}={getattr(chosen, field.name)}" for part, usual, chosen in pairs
                 for field in fields(usual) if getattr(usual, field.name) != getattr(chosen, field.name)]  # fmt: skip
 

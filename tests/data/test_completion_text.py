@@ -68,8 +68,9 @@ class Scripted:
 def test_thinking_that_never_ended_is_not_paid(prompt: str, completion: str, status: str, special: bool) -> None:
     one = tokenizer(tags_are_special=special)
     start = Prompt(0, "2+2?", tuple(one(prompt).input_ids), {"gold": "4"})
-    drawn = rollouts(Scripted(one(completion + "<|end|>").input_ids), [start], Sampling(), samples=1, key=("k",),
-                     tokenizer=one, stop_token_ids=frozenset({one.eos_token_id}))  # fmt: skip
+    scripted: Any = Scripted(one(completion + "<|end|>").input_ids)
+    drawn = rollouts(scripted, [start], Sampling(), samples=1, key=("k",), tokenizer=one,
+                     stop_token_ids=frozenset({one.eos_token_id}))  # fmt: skip
     (scored,) = score(rewards.build({"math_answer": {"weight": 1.0}}), drawn)
     assert scored.status == status, scored
 

@@ -5,6 +5,7 @@ A turn's prompt must be the template's own rendering for sampling; the whole row
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trl
@@ -27,7 +28,7 @@ CALL = {"type": "function", "function": {"name": "look", "arguments": {"place": 
 TALK = [("user", "Hi?"), ("assistant", "Yo."), ("user", "How?"), ("assistant", "So.")]
 THOUGHTS = [("user", "Hi?"), ("assistant", "<think>\nHm\n</think>\n\nYo."), ("user", "How?"),
             ("assistant", "<think>\nOh\n</think>\n\nSo.")]  # fmt: skip
-ASKED = {"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "tool_calls": [CALL]},
+ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "tool_calls": [CALL]},
                       {"role": "tool", "name": "look", "content": "snow"}, {"role": "assistant", "content": "Cold."}],
          "tools": [TOOL]}  # fmt: skip
 
@@ -67,7 +68,8 @@ def rows_of(row, tokenizer, **settings):
 
 def trained(one, tokenizer):
     """Runs of trained tokens as texts."""
-    runs, last = [], False
+    runs: list[list[int]] = []
+    last = False
     for token, flag in zip(one.completion_ids, one.trained, strict=True):
         if flag:
             runs = [*runs[:-1], [*runs[-1], token]] if last else [*runs, [token]]
@@ -242,7 +244,7 @@ def test_an_earlier_turn_that_answers_a_held_out_prompt_is_not_trained(base):
     found, line = encoding.demonstrations_of([turns(TALK)], Prompts(), tokenizer, barred={"user: Hi?"},
                                              stop_token_ids=frozenset({tokenizer.eos_token_id}))  # fmt: skip
     assert [trained(one, tokenizer) for one in found] == [["So.<|im_end|>"]]
-    assert "left out: 1 turns whose prompt is held out" in line
+    assert line is not None and "left out: 1 turns whose prompt is held out" in line
 
 
 def test_a_last_question_without_an_answer_is_counted(base):

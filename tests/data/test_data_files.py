@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from typing import Any
 
 import datasets
 import pyarrow
@@ -119,12 +120,13 @@ def test_dates_and_decimals_of_parquet_are_text_as_in_json(tmp_path):
 
 def test_the_hub_gives_the_values_that_the_file_holds(tmp_path):
     golds = ["2024-01-02T03:04:05", "0.50", "1e3", "007"]
-    rows = [{"prompt": f"p{i}", "gold": gold} for i, gold in enumerate(golds)]
+    rows: list[dict[str, Any]] = [{"prompt": f"p{i}", "gold": gold} for i, gold in enumerate(golds)]
     mixed = [*rows, {"prompt": "p", "gold": 3}]
     path = write(tmp_path / "train.jsonl", mixed)
     from_hub = data_files._read_hub(str(tmp_path), "train", None, "prompts")
     assert from_hub == mixed == load(path)
-    guessed = [row["gold"] for row in datasets.load_dataset(str(tmp_path), split="train")]
+    library: Any = datasets.load_dataset(str(tmp_path), split="train")
+    guessed = [row["gold"] for row in library]
     assert guessed != [row["gold"] for row in mixed]  # what the library's own reader makes of them
 
 

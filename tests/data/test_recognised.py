@@ -5,6 +5,7 @@ What a row must say is worked out here by hand from how the row was written: a s
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -140,7 +141,7 @@ def test_rows_that_are_labelled_as_bad_are_never_imitated_and_counted(tokenizer)
         found, line = encoding.demonstrations_of(
             rows, source, tokenizer, stop_token_ids=frozenset({tokenizer.eos_token_id})
         )
-        assert len(found) == good and f"{12 - good} rows labelled as bad" in line
+        assert len(found) == good and line is not None and f"{12 - good} rows labelled as bad" in line
         assert all("A lot." not in tokenizer.decode(one.completion_ids) for one in found)
 
 
@@ -149,7 +150,7 @@ def config(tmp_path, name, **more):
     kinds = ["reward_model"] if pair else (["sft"] if trained else []) + (["grpo"] if gold or not trained else [])
     own = {"data": {"path": str(FILES / name), "heldout": 0.2}} if pair or name == "trl_text.jsonl" else {}
     trainer = {"max_steps": 2, "per_device_train_batch_size": 4, "max_length": 512}
-    raw = {
+    raw: dict[str, Any] = {
         "run": "x", "runs_dir": str(tmp_path), "stages": ["base", *kinds],
         "model": {"tiny": {"characters": CHARACTERS, "max_position_embeddings": 640}, "chat_template": TEMPLATE},
         "prompts": {"procedural": "gridworld", "rows": 40} if own else {"path": str(FILES / name), "heldout": 0.3},

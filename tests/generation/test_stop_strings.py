@@ -2,6 +2,7 @@
 
 import importlib.util
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from loop_kit import tiny_model
@@ -58,7 +59,7 @@ def test_rollouts_of_either_engine_are_those_without_stops_cut_short(tmp_path, k
     prompts = [Prompt(i, "p", (3 + i, 8, 13)) for i in range(8)]
     how = {"samples": 4, "key": ("k",), "tokenizer": tokenizer, "stop_token_ids": frozenset({2})}
     if kind == "vllm":
-        engine = VllmGenerator(place, Model(), Generate(), max_model_len=64)
+        engine: Any = VllmGenerator(place, Model(), Generate(), max_model_len=64)
     else:
         engine = TransformersGenerator(place, Model(), Generate())
     free = rollouts(engine, prompts, Sampling(max_tokens=12), **how)

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def checkpoint(place: Path, *, rows: int, saved_in: str = "float32") -> str:
     """A directory whose safetensors header names `rows` x 1000 parameters; nobody reads the weights."""
     place.mkdir(parents=True, exist_ok=True)
     (place / "config.json").write_text(json.dumps({"model_type": "qwen2", "dtype": saved_in}))
-    header = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     header |= {name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]} for name, shape in
                (("a", [rows, 999]), ("b", [rows]))}  # fmt: skip
     text = json.dumps(header).encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -72,7 +73,12 @@ def test_a_save_that_loses_any_tensor_is_refused(gemma4, tmp_path, monkeypatch, 
 def test_a_run_whose_save_differs_from_what_it_trained_ends_with_exit_3(tmp_path, monkeypatch, capsys):
     model = tiny_model(tmp_path / "m")
     write = models._write
-    monkeypatch.setattr(models, "_write", lambda m, *rest: (perturb(m, seed=1), write(m, *rest)))
+
+    def write_another(trained: Any, *rest: Any) -> None:
+        perturb(trained, seed=1)
+        write(trained, *rest)
+
+    monkeypatch.setattr(models, "_write", write_another)
     assert run_stage(tmp_path, model, "grpo") == 3
     assert "differs from the trained one" in capsys.readouterr().err
     assert not (tmp_path / "t" / "grpo" / "manifest.json").exists()
@@ -84,7 +90,7 @@ def test_a_difference_in_one_entry_of_one_weight_is_found(tmp_path):
     perturb(model, seed=2)
     models.save(model, models.load_tokenizer(str(tmp_path / "m"), Model()), tmp_path / "s")
     expected = saved_check.outputs(model)
-    kind = {"kind": AutoModelForCausalLM, "attn": None, "remote_code": False}
+    kind: dict[str, Any] = {"kind": AutoModelForCausalLM, "attn": None, "remote_code": False}
     assert saved_check.check_saved(expected, tmp_path / "s", **kind) < 1e-6
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight[0, : TINY.hidden_size] += 1.0

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from verifiers.deadline import DeadlinePool
 
 FUSSY = """
 import threading, time
-from typing import TypedDict
+from typing import Any, TypedDict
 from verifiers import Example, passed, failed, malformed
 
 class Task(TypedDict):
@@ -384,7 +385,7 @@ def test_rewards_and_verifiers_import_without_torch() -> None:
 
 
 def test_a_reward_model_is_recognised_by_its_kind_and_not_by_its_name_alone() -> None:
-    block = {
+    block: dict[str, dict[str, Any] | None] = {
         "reward_model": {"weight": 0.5},
         "preference": {"kind": "learned", "model": "runs/a/reward_model"},
         "other": {"kind": "learned"},

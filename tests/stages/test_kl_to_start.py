@@ -29,9 +29,14 @@ def test_many_evaluation_passes_load_the_start_once_and_leak_no_thread(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = str(tiny_model(tmp_path / "model"))
-    loads = []
+    loads: list[Any] = []
     load = models.load_policy
-    monkeypatch.setattr(models, "load_policy", lambda *a, **k: loads.append(a) or load(*a, **k))
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        loads.append(arguments)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(models, "load_policy", counted)
     cfg: Any = SimpleNamespace(path="x.yaml", model=Model(), sampling=Sampling(), verifier_dirs=())
     ctx = Context(cfg, "grpo", SimpleNamespace(logs=SimpleNamespace(tokens={"completion": 7})))  # type: ignore[arg-type]
     ctx.policy_path = place

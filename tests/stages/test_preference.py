@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from pipeline.stages.kto import labelled, with_mismatched
 from tests.small_chain import command, manifest, write_rows
 
 
-def scored(completion: int, reward: float, *, status: str = "pass", finished: bool = True) -> Scored:
+def scored(completion: int, reward: float, *, status: Any = "pass", finished: bool = True) -> Scored:
     rollout = Rollout(Prompt(0, "p", (7, 8)), 0, (completion, 2), (0.0, 0.0), "t", finished)
     return Scored(rollout, reward, status, {"r": reward})
 

@@ -3,6 +3,7 @@
 import gc
 import importlib.util
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ def both_sides(request, tmp_path_factory):
         pytest.skip("vLLM is not installed")
     place = str(tiny_model(tmp_path_factory.mktemp("canary"), tied=False))
     if engine == "vllm":
-        generator = VllmGenerator(place, Model(dtype=dtype), Generate(), max_model_len=64)
+        generator: Any = VllmGenerator(place, Model(dtype=dtype), Generate(), max_model_len=64)
     else:
         generator = TransformersGenerator(place, Model(dtype=dtype), Generate())
     model = moved(place)

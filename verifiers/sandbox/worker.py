@@ -116,7 +116,9 @@ class Worker:
         if len(message) != wire.REPORT.size:
             raise InfrastructureError("a sandbox worker ended in the middle of a sample")
         status, *figures, late = wire.REPORT.unpack(message)
-        return Report(os.waitstatus_to_exitcode(status), *figures, late)
+        cpu_s, wall_s, stood_still_s, peak_mb, recent_share, waits, preemptions = figures
+        return Report(os.waitstatus_to_exitcode(status), cpu_s, wall_s, stood_still_s, peak_mb, recent_share, waits,
+                      preemptions, late)  # fmt: skip
 
     def speaks_before(self, sock: socket.socket, timeout_s: float) -> bool:
         """Whether the zygote sends something before the socket does, within timeout_s."""

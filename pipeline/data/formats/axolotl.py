@@ -21,7 +21,7 @@ def convert(row: Mapping[str, Any]) -> Row:
 
 
 def matches(row: Mapping[str, Any]) -> bool:
-    segments = row.get("segments")
+    segments: Any = row.get("segments")
     some = isinstance(segments, list) and bool(segments)
     return some and all(isinstance(s, Mapping) and {"label", "text"} <= s.keys() for s in segments)
 

@@ -30,7 +30,7 @@ def reinforcement(row: Mapping[str, Any]) -> Row:
 
 
 def reinforcement_matches(row: Mapping[str, Any]) -> bool:
-    messages = row.get("messages")
+    messages: Any = row.get("messages")
     prompt_only = is_messages(messages) and messages[-1]["role"] in ("user", "tool")
     return prompt_only and "prompt" not in row and any(name in row for name in GOLDS) and "dataset" not in row
 

@@ -52,7 +52,7 @@ def implicit_preference(row: Mapping[str, Any]) -> Row:
 
 
 def implicit_matches(row: Mapping[str, Any]) -> bool:
-    sides = [row.get("chosen"), row.get("rejected")]
+    sides: list[Any] = [row.get("chosen"), row.get("rejected")]
     talks = all(ends_with_assistant(s) and len(s) > 1 for s in sides)
     texts = all(isinstance(s, str) and not s.lstrip("\n").startswith("Human: ") for s in sides)
     return not {"prompt", "messages", "conversations", "instruction"} & row.keys() and (talks or texts)

@@ -20,8 +20,9 @@ def convert(row: Mapping[str, Any]) -> Row:
 def matches(row: Mapping[str, Any]) -> bool:
     """TRL's explicit preferences have a prompt of messages, and no turn of the user in the answers."""
     chosen = row.get("chosen")
-    whole = isinstance(chosen, list) and len(chosen) > 1 and isinstance(chosen[0], Mapping)
-    return whole and isinstance(row.get("prompt"), str) and chosen[0].get("content") == row["prompt"]
+    if not (isinstance(chosen, list) and len(chosen) > 1 and isinstance(chosen[0], Mapping)):
+        return False
+    return isinstance(row.get("prompt"), str) and chosen[0].get("content") == row["prompt"]
 
 
 FORMAT = Format(
