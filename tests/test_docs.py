@@ -1,4 +1,4 @@
-"""What the documents tell people to write is what the config takes."""
+"""Documentation: the configuration accepts what it says, its links lead somewhere, its commands exist."""
 
 import re
 from pathlib import Path
@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from pipeline.config.load import load
+from pipeline.config.schema import KINDS
 
 ROOT = Path(__file__).parent.parent
 METHODS = [
@@ -36,3 +37,31 @@ def test_a_method_of_the_table_is_taken_by_the_config(tmp_path, name, settings):
     config = tmp_path / "method.yaml"
     config.write_text(yaml.safe_dump(raw | {"stages": ["base", "sft", "method"]}))
     assert load(str(config), []).blocks["method"].kind == block["kind"]
+
+
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks/NOTES.md", *(ROOT / "docs").glob("*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_and_every_file_a_page_names_exists(page):
+    text = page.read_text()
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if not link.startswith(("http:", "https:"))]
+    missing = [link for link in links if not (page.parent / link).exists()]
+    named = re.findall(
+        r"`((?:pipeline|tests|benchmarks|configs|verifiers|rewards|examples|requirements)/[\w./-]+\.\w+)`", text
+    )
+    missing += [path for path in named if not (ROOT / path).exists()]
+    assert missing == []
+
+
+def test_the_index_of_the_documentation_names_every_page():
+    index = (ROOT / "docs/README.md").read_text()
+    assert [
+        page.name for page in (ROOT / "docs").glob("*.md") if page.name != "README.md" and page.name not in index
+    ] == []
+
+
+def test_every_make_target_that_readme_names_exists():
+    targets = re.findall(r"^([a-z_-]+(?: [a-z_-]+)*):", (ROOT / "Makefile").read_text(), re.M)
+    known = {name for line in targets for name in line.split()} | set(KINDS)
+    assert set(re.findall(r"\bmake ([a-z_-]+)", (ROOT / "README.md").read_text())) - known == set()
