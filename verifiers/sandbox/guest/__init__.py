@@ -1,5 +1,5 @@
-"""What runs inside the sandbox. Imports the standard library and itself only, for no other code can be seen from there.
+"""Code that runs inside the sandbox. Imports only the standard library and itself; no other code is visible there.
 
-`zygote` forks one process per sample; `lockdown` and `seccomp` take its powers away; `candidate`, `judge` and `shell`
-are what such a process then does; `wire` and `peer` are the languages they speak.
+`zygote` forks one process per sample; `lockdown` and `seccomp` remove its privileges; `candidate`, `judge_process` and
+`shell` do the work of such a process; `wire` and `peer` define how the processes communicate.
 """

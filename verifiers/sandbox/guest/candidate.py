@@ -1,7 +1,7 @@
-"""Run a completion's code. Nothing here is trusted by anyone: the code may rewrite all of this module.
+"""Run the code of a completion. Nothing in this process is trusted: the code may overwrite all of this module.
 
-Three ways: `calls` makes given calls and says what came back; `serve` lets a judge in another sandbox work with the
-code from afar; `program` runs it as a script. None of them knows an expected value.
+Three modes: `run_calls` makes the given calls and reports the results; `serve` lets a judge in another sandbox use the
+code remotely; `run_program` runs it as a script. None of them has access to an expected value.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _NESTED = (ast.If, ast.Try, ast.With, ast.For, ast.While)
 
 
 class Malformed(Exception):
-    """No block of the completion is the code that was asked for."""
+    """No block of the completion contains the requested code."""
 
 
 def choose(blocks: Sequence[str], entry: str) -> str:
     """The last block that binds the entry point.
 
-    A block that says `def ENTRY` and does not parse is an answer too, a broken one: earlier drafts do not stand in.
+    A block that contains `def ENTRY` but does not parse counts as a broken answer: earlier drafts are not used instead.
     Raises Malformed.
     """
     for text in reversed(blocks):
@@ -50,10 +50,10 @@ def choose(blocks: Sequence[str], entry: str) -> str:
 
 
 def choose_program(blocks: Sequence[str], labelled: Sequence[bool]) -> str:
-    """The last block that is a program: Python that does something when it runs.
+    """The last block that is a program: Python code that does something when it runs.
 
-    A block that does not say it is Python counts only where it imports, defines, or calls print, input or open: sample
-    output can be Python by accident. Definitions alone are a program only where no other block is.
+    A block without a Python label counts only if it imports, defines, or calls print, input or open: sample output can
+    be valid Python by accident. Definitions alone are a program only if there is no other program.
     Raises Malformed.
     """
     definitions, accidents = [], []
@@ -77,7 +77,7 @@ def choose_program(blocks: Sequence[str], labelled: Sequence[bool]) -> str:
 
 
 def _is_inert(node: ast.stmt) -> bool:
-    """Whether the statement defines, or only states a value: a module of such prints nothing."""
+    """Whether the statement is a definition or a plain value: a module with only such statements prints nothing."""
     if isinstance(node, ast.Assign | ast.AnnAssign | ast.Expr):
         return not any(isinstance(inner, ast.Call) for inner in ast.walk(node))
     return isinstance(node, _DEFINITIONS)
@@ -93,10 +93,10 @@ def _is_deliberate(body: Sequence[ast.stmt]) -> bool:
 
 
 def with_helpers(text: str, blocks: Sequence[str]) -> ast.Module:
-    """The chosen block, preceded by the statements of other blocks that bind what it uses and does not bind.
+    """The chosen block, preceded by the statements of other blocks that bind the names it uses but does not bind.
 
-    Imports or a helper may stand in a block of their own. Of each missing name the last binding before the chosen
-    block counts, or else the first after it. Raises what ast.parse raises for the chosen block.
+    Imports or a helper may be in separate blocks. For each missing name, the last binding before the chosen block is
+    used, or else the first one after it. Raises what ast.parse raises for the chosen block.
     """
     tree = ast.parse(text)
     missing = _unbound(tree.body)
@@ -116,7 +116,7 @@ def with_helpers(text: str, blocks: Sequence[str]) -> ast.Module:
             taken.add(place)
             missing |= _unbound([statements[place]])
             tried |= set(_bound([statements[place]]))
-    if missing - {name for i in taken for name in _bound([statements[i]])}:  # perhaps of `from math import *`
+    if missing - {name for i in taken for name in _bound([statements[i]])}:  # may come from `from math import *`
         taken |= {i for i, node in enumerate(statements) if _imports_all(node)}
     helpers = [statements[i] for i in sorted(taken)]
     future = [n for n in tree.body if isinstance(n, ast.ImportFrom) and n.module == "__future__"]
@@ -135,7 +135,7 @@ def _imports_all(node: ast.stmt) -> bool:
 
 
 def _unbound(body: Sequence[ast.stmt]) -> set[str]:
-    """Names that the statements read and bind nowhere, builtins aside."""
+    """Names that the statements read but do not bind, except builtins."""
     read: set[str] = set()
     bound = {*dir(builtins), "__name__", "__file__", "__doc__", *_bound(body)}
     for node in (n for statement in body for n in ast.walk(statement)):
@@ -155,7 +155,7 @@ def _unbound(body: Sequence[ast.stmt]) -> set[str]:
 
 
 def compiled(blocks: Sequence[str], choose_from: Callable[[Sequence[str]], str]) -> types.CodeType:
-    """The chosen block, and what it needs of the others, as code. Raises Malformed."""
+    """The chosen block, and what it needs from the other blocks, as code. Raises Malformed."""
     try:
         if len(blocks) == 1:
             return compile(blocks[0], "solution.py", "exec", dont_inherit=True)
@@ -166,7 +166,7 @@ def compiled(blocks: Sequence[str], choose_from: Callable[[Sequence[str]], str])
 
 
 def _bound(body: Sequence[ast.stmt]) -> Iterator[str]:
-    """Names that the statements bind at module level. An import counts where it can succeed."""
+    """Names that the statements bind at module level. An import counts only if it can succeed."""
     for node in body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name
@@ -184,7 +184,7 @@ def _bound(body: Sequence[ast.stmt]) -> Iterator[str]:
 
 
 def load(blocks: Sequence[str], entry: str) -> Any:
-    """Run the chosen block as a module and return what it calls `entry`. Raises Malformed, or what the code raises."""
+    """Run the chosen block as a module and return its object `entry`. Raises Malformed, or what the code raises."""
     code = compiled(blocks, lambda several: choose(several, entry))
     module = types.ModuleType("solution")
     sys.modules["solution"] = module
@@ -197,17 +197,17 @@ def load(blocks: Sequence[str], entry: str) -> Any:
 def _told(exc: BaseException) -> str:
     try:
         return f"{type(exc).__name__}: {exc}"[:300]
-    except BaseException:  # the border: a candidate's own __str__
+    except BaseException:  # the untrusted border: a candidate's own __str__
         return "an exception that cannot be shown"
 
 
 def _load_or_tell(blocks: Sequence[str], entry: str, tell: Callable[[list[Any]], None]) -> Any:
-    """What `load` returns, told as ["ok", ""]; or None after telling why not."""
+    """Return the result of `load` and report ["ok", ""]; or report the failure and return None."""
     try:
         value = load(blocks, entry)
     except Malformed as exc:
         tell(["malformed", str(exc)[:300]])
-    except BaseException as exc:  # the border: SystemExit and KeyboardInterrupt are a candidate's failures like others
+    except BaseException as exc:  # the untrusted border: includes SystemExit and KeyboardInterrupt
         tell(["raised", _told(exc)])
     else:
         tell(["ok", ""])
@@ -216,7 +216,7 @@ def _load_or_tell(blocks: Sequence[str], entry: str, tell: Callable[[list[Any]],
 
 
 def run_calls(channel: wire.Channel, blocks: Sequence[str], entry: str, calls: Sequence[Any]) -> None:
-    """Tell [["ok", ""], outcome per call]; an outcome is [True, value] or [False, exception], and ends the list."""
+    """Report [["ok", ""], outcome per call]; outcome: [True, value], or [False, exception], which ends the list."""
     told: list[Any] = []
     function = _load_or_tell(blocks, entry, told.append)
     if told[0][0] == "ok":
@@ -234,7 +234,7 @@ def _opaque(value: Any) -> dict[str, Any]:
 
 
 def serve(channel: wire.Channel, blocks: Sequence[str], entry: str, names: Sequence[str]) -> None:
-    """Load, tell how it went, then answer a judge. names: what else the tests use and the prompt asks for."""
+    """Load the code, report the result, serve a judge. names: other names in both tests and prompt."""
     peer = Peer(channel, strict=False)
     value = _load_or_tell(blocks, entry, lambda told: channel.send(wire.dumps(told)))
     if "solution" not in sys.modules:
@@ -250,11 +250,11 @@ def serve(channel: wire.Channel, blocks: Sequence[str], entry: str, names: Seque
 
 
 def run_program(channel: wire.Channel, blocks: Sequence[str], labelled: Sequence[bool], stdin: str) -> int:
-    """Run the last block that is a program as `__main__`, its output on the channel. Returns the exit status.
+    """Run the last block that is a program as `__main__`, with its output on the channel. Returns the exit status.
 
-    labelled: whether each block says that it is Python.
+    labelled: whether each block is labelled as Python.
 
-    The first byte told is P for a program or M for none.
+    The first byte sent is P if there is a program, else M.
     """
     try:
         code = compiled(blocks, lambda several: choose_program(several, labelled))
@@ -267,7 +267,7 @@ def run_program(channel: wire.Channel, blocks: Sequence[str], labelled: Sequence
     module.__dict__["__builtins__"] = builtins
     sys.modules["__main__"] = module
     sys.argv = ["solution.py"]
-    stdout = sys.stdout  # the program may put another in its place, and what this one holds is still its output
+    stdout = sys.stdout  # the program may replace it, and text buffered in this one is still output
     status = _exit_status(lambda: exec(code, module.__dict__))
     return _exit_status(lambda: _finish(stdout)) or status
 
@@ -289,13 +289,13 @@ def _exit_status(run: Callable[[], object]) -> int:
         run()
     except SystemExit as exc:
         return exc.code & 0xFF if isinstance(exc.code, int) else int(exc.code is not None)
-    except BaseException:  # the border: an uncaught exception is exit status 1, as for any script
+    except BaseException:  # the untrusted border: an uncaught exception is exit status 1, as for any script
         return 1
     return 0
 
 
 def _finish(stdout: TextIO) -> None:
-    """What an interpreter does at its end: wait for threads, run atexit, flush."""
+    """Do what an interpreter does at exit: wait for threads, run atexit functions, flush."""
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, stdout):

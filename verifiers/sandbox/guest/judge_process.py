@@ -1,4 +1,4 @@
-"""Run a task's tests against code that lives in another sandbox. No completion is ever executed in this process."""
+"""Run the tests of a task against code in another sandbox. This process never executes code of a completion."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def judge(
     modules: Sequence[str],
     imports: Sequence[tuple[str, str]],
 ) -> Verdict:
-    """Returns (status, detail); `error` where the tests themselves cannot run, whatever the completion is.
+    """Returns (status, detail); `error` if the tests themselves cannot run, independent of the completion.
 
-    names: what the tests take from the completion besides `entry`; modules: what they use and forgot to import;
-    imports: (module, name or "") of what they import.
+    names: names that the tests use from the completion besides `entry`; modules: modules they use without an import;
+    imports: (module, name or "") for each import of the tests.
     """
     if missing := next((what for what in imports if not _is_importable(*what)), None):
         return "error", f"the task's tests import {' '.join(filter(None, missing))!r}, which is not there"
@@ -38,7 +38,7 @@ def judge(
         scope.update((name, importlib.import_module(name)) for name in modules if name not in scope)
         for number, test in enumerate(tests, 1):
             problem, undefined = _run(test, scope)
-            if peer.gone:  # a bare `except:` in a test may have swallowed it
+            if peer.gone:  # a bare `except:` in a test may have caught it
                 raise Gone(peer.gone)
             if undefined and undefined not in names:
                 return "error", f"the task's tests[{number - 1}] uses {undefined!r}, which nothing defines"
@@ -50,19 +50,19 @@ def judge(
 
 
 def _meet(peer: Peer, candidate: wire.Channel, entry: str, names: Sequence[str]) -> dict[str, Any] | Verdict:
-    """The tests' namespace with the candidate's names in it, or the verdict on a completion that did not load."""
+    """The namespace of the tests with the names of the candidate, or the verdict if the completion did not load."""
     try:
         status, detail = wire.decoder(_no_tag)(candidate.receive(MESSAGE_BYTES))
         if status != "ok":
             return ("malformed" if status == "malformed" else "fail"), f"loading the code: {detail}"
         found = dict(peer.decode(candidate.receive(MESSAGE_BYTES)))
-        scope = {name: found[name] for name in (entry, *names) if name in found}  # and nothing it was not asked for
+        scope = {name: found[name] for name in (entry, *names) if name in found}  # only requested names
     except wire.Closed:
         return "fail", "the completion's process ended while loading"
-    except Exception as exc:  # the border: hostile bytes
+    except Exception as exc:  # the untrusted border: hostile bytes
         return "fail", f"the completion's process sent what cannot be read: {type(exc).__name__}"
     subject = scope.get(entry)
-    if type(subject) is Remote and entry[:1].isupper():  # so is a class spelt; what the other side calls one is hearsay
+    if type(subject) is Remote and entry[:1].isupper():  # a class by its spelling; the other side's claim is untrusted
         scope[entry] = Remote(peer, subject._remote_ident_, makes=True)
     scope["__name__"] = "tests"
     return scope
@@ -83,24 +83,24 @@ def _is_importable(module: str, name: str) -> bool:
 
 
 def _run(test: str, scope: dict[str, Any]) -> tuple[str, str]:
-    """(empty where the test holds, else why not; a name that the test itself uses and nothing defines). Raises Gone."""
+    """(reason for the failure, "" if the test holds; undefined name that the test itself uses, or ""). Raises Gone."""
     try:
         exec(compile(test, _TEST_FILE, "exec", dont_inherit=True), scope)
     except Gone:
         raise
     except AssertionError as exc:
         return f"{_first_line(test)} does not hold{f': {exc}' if str(exc) else ''}"[:300], ""
-    except BaseException as exc:  # the border: SystemExit too is only a failure
+    except BaseException as exc:  # the untrusted border: SystemExit is also a failure
         problem = f"{_first_line(test)} raised {type(exc).__name__}: {_lines(exc)}"[:300]
         return problem, _undefined(exc, scope)
     return "", ""
 
 
 def _undefined(exc: BaseException, scope: Mapping[str, Any]) -> str:
-    """The name that the test's own code looked up in vain, or "".
+    """The undefined name that the code of the test itself looked up, or "".
 
-    What the completion raises comes through frames of remote.py; a test that raises what it was given names no name
-    of its own.
+    Exceptions of the completion pass through frames of remote.py; a test that raises an exception it received from the
+    completion does not count either.
     """
     trace = exc.__traceback__
     while trace is not None and trace.tb_next is not None:
@@ -114,7 +114,7 @@ def _undefined(exc: BaseException, scope: Mapping[str, Any]) -> str:
 def _lines(exc: BaseException) -> str:
     try:
         return str(exc)
-    except Exception:  # the border: a candidate's text
+    except Exception:  # the untrusted border: text from a candidate
         return ""
 
 

@@ -1,7 +1,7 @@
-"""A freshly forked process gives up its powers, for good, before it reads a byte that it should not trust.
+"""Drop all privileges of a newly forked process, permanently, before it reads any untrusted byte.
 
-In order: resource limits, the user, capabilities, the file system (Landlock, where no mount namespace hides it),
-new privileges, system calls. Every step raises OSError where the kernel refuses it: a half-locked sample never starts.
+In order: resource limits, the user, capabilities, the file system (Landlock, if there is no mount namespace), new
+privileges, system calls. Every step raises OSError if the kernel refuses it: a partly locked sample never starts.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _SIGKILL = 9
 MIB = 1 << 20
 
 Confinement = Literal["namespaces", "landlock", "none"]
-_Call = tuple[Any, ...]  # a system call's number and arguments
+_Call = tuple[Any, ...]  # number and arguments of a system call
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one sample may use. wall_s is the zygote's to enforce, the rest the kernel's."""
+    """Resource limits of one sample. The zygote enforces wall_s, the kernel enforces the rest."""
 
     wall_s: float = 6.0
     cpu_s: int = 3
     memory_mb: int = 1024
     file_mb: int = 16
     open_files: int = 128
-    processes: int = 64  # threads count too
+    processes: int = 64  # includes threads
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
@@ -45,12 +45,12 @@ class Limits:
 
 
 def load_libc() -> ctypes.CDLL:
-    """The C library, called without letting go of the GIL: for forks, and because it touches less memory."""
+    """The C library, called without releasing the GIL: needed for forks, and it touches less memory."""
     return ctypes.PyDLL(None, use_errno=True)
 
 
 def check(result: int, what: str) -> int:
-    """The result of a C call. Raises OSError where it says so."""
+    """Return the result of a C call. Raises OSError if it indicates an error."""
     if result < 0:
         raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
     return result
@@ -61,14 +61,14 @@ def forbid_new_privileges(libc: ctypes.CDLL) -> None:
 
 
 def hide_memory(libc: ctypes.CDLL) -> None:
-    """Nobody of the same user may read /proc/PID of this process, its descriptors and memory included."""
+    """Prevent processes of the same user from reading /proc/PID of this process, including descriptors and memory."""
     check(libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "PR_SET_DUMPABLE")
 
 
 class LockDown:
-    """Everything that one sample gives up, written down before the fork as a list of system calls.
+    """All privileges that a sample drops, prepared before the fork as a list of system calls.
 
-    A forked process pays for every page that it touches, so what it does on its own is one short loop over data.
+    A forked process pays for every page it touches, so it only runs one short loop over this list.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class LockDown:
         scratch: str = "/tmp",
         keep: int = 5,
     ) -> None:
-        """keep: descriptors from this one on are closed."""
+        """keep: descriptors with this number or higher are closed."""
         self._libc = libc
         self._numbers = syscalls.numbers(platform.machine())
         self._uid = uid
@@ -96,7 +96,7 @@ class LockDown:
         self._names: list[str] = []
 
     def prepare(self, limits: Limits) -> None:
-        """In the zygote, before the fork."""
+        """Run in the zygote, before the fork."""
         if limits == self._limits:
             return
         self._limits = limits
@@ -109,14 +109,14 @@ class LockDown:
         ]
         if self._confinement != "none":
             named += self._user_calls()
-            # after the change of user, which clears it
+            # must come after the change of user, which clears it
             named.append(("PR_SET_PDEATHSIG", (number["prctl"], 1, _SIGKILL, 0, 0, 0)))
             named.append(("seccomp", (number["prctl"], *self._filter.prctl)))
         self._names = [name for name, _ in named]
         self._calls = [call for _, call in named]
 
     def apply(self) -> None:
-        """In the child. Raises OSError."""
+        """Run in the child. Raises OSError."""
         syscall = self._libc.syscall
         self._filter.put_pid(os.getpid())
         for i, call in enumerate(self._calls):
@@ -126,7 +126,7 @@ class LockDown:
                 check(-1, self._names[i])
 
     def _limit_calls(self, limits: Limits) -> list[tuple[str, _Call]]:
-        # where the kernel would count every process of the user's whole session, it counts none
+        # no limit if the kernel would count all processes of the user's session
         processes = limits.processes if self._confinement == "namespaces" or self._uid is not None else None
         calls: list[tuple[str, _Call]] = []
         for which, value in (
@@ -141,17 +141,17 @@ class LockDown:
             if value is not None:
                 _, hard = resource.getrlimit(which)
                 bounded = value if hard == resource.RLIM_INFINITY else min(value, hard)
-                # SIGXCPU first: it says what happened. A sample that ignores it gets SIGKILL a second later
+                # SIGXCPU first, because it shows the cause. A sample that ignores it gets SIGKILL a second later
                 spare = int(which == resource.RLIMIT_CPU)
                 both = (ctypes.c_uint64 * 2)(bounded, bounded + spare)
                 calls.append(("setrlimit", (self._numbers["prlimit64"], 0, which, both, None)))
         return calls
 
     def _user_calls(self) -> list[tuple[str, _Call]]:
-        """Become the samples' user, with no capability left.
+        """Switch to the user of the samples and drop all capabilities.
 
-        Without a mount namespace CAP_DAC_READ_SEARCH stays, for an interpreter that only root can reach: Landlock
-        bounds it all the same.
+        Without a mount namespace, CAP_DAC_READ_SEARCH is kept for an interpreter that only root can access: Landlock
+        still restricts it.
         """
         calls: list[tuple[str, _Call]] = []
         kept = 0
@@ -169,7 +169,7 @@ class LockDown:
         return calls
 
 
-# Landlock: linux/landlock.h; the calls have these numbers on every machine
+# Landlock: linux/landlock.h; the calls have these numbers on every architecture
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _RULE_PATH_BENEATH, _RULESET_VERSION = 1, 1
 _FS_EXECUTE, _FS_WRITE_FILE, _FS_READ_FILE, _FS_READ_DIR, _FS_TRUNCATE = 1, 2, 4, 8, 1 << 14
@@ -178,14 +178,14 @@ _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
 
 
 def landlock_version(libc: ctypes.CDLL) -> int:
-    """The kernel's Landlock ABI, 0 where it has none."""
+    """The Landlock ABI version of the kernel, 0 if it has none."""
     return max(0, libc.syscall(_CREATE_RULESET, None, 0, _RULESET_VERSION))
 
 
 def restrict_files(libc: ctypes.CDLL, readable: Sequence[str], scratch: str) -> None:
-    """Leave `readable` to be read, `scratch` to be written, a few devices, and nothing else of the file system."""
+    """Allow only reads of `readable`, writes to `scratch`, and a few devices; deny the rest of the file system."""
     version = landlock_version(libc)
-    # each ABI knows more rights, and refuses to be asked for those it does not know
+    # each ABI version adds rights and rejects those it does not know
     every_right = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1
     network = 3 if version >= 4 else 0  # bind and connect over TCP
     scoped = 3 if version >= 6 else 0  # abstract sockets and signals outside this domain

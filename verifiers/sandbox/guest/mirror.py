@@ -1,4 +1,4 @@
-"""Likenesses of one process's classes in another: exceptions, subclasses of plain data, functions with a signature."""
+"""Copies of classes of one process in another: exceptions, subclasses of plain data, functions with a signature."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Mixed:
-    """Mixed into a plain type: content held here, further attributes asked of the owner (a namedtuple, an IntEnum)."""
+    """Mixin for a plain type: content is stored here, other attributes are requested from the owner (e.g. IntEnum)."""
 
     _remote_: Any
 
@@ -45,7 +45,7 @@ def make_mixed(content: Any, remote: Any) -> Any:
 
 
 def describe_exception(cls: type[BaseException], export: Callable[[Any], int]) -> Any:
-    """A builtin class by name, one of the standard library by module and name, any other by number, name and bases."""
+    """Builtin classes by name, standard library classes by module and name, others by number, name and bases."""
     if builtins.__dict__.get(cls.__name__) is cls:
         return cls.__name__
     if cls.__module__.partition(".")[0] in sys.stdlib_module_names:
@@ -55,13 +55,13 @@ def describe_exception(cls: type[BaseException], export: Callable[[Any], int]) -
 
 
 def exception_class(description: Any, known: dict[int, Any]) -> type[BaseException]:
-    """The class itself where both sides have it, else its likeness, kept in `known` by number.
+    """The class itself if both sides have it, else a copy, stored in `known` by number.
 
-    Raises ValueError for a description of no exception.
+    Raises ValueError if the description is not that of an exception.
     """
     if isinstance(description, str):
         return _an_exception(builtins.__dict__.get(description))
-    if len(description) == 2:  # never imported on the other side's word
+    if len(description) == 2:  # never import at the request of the other side
         module, name = description
         return _an_exception(getattr(sys.modules.get(str(module)), str(name), Exception))
     ident, name, bases = description
@@ -93,7 +93,7 @@ def make_exception(cls: type[BaseException], args: list[Any], text: str, peer: A
     if cls.__module__ != "solution":
         try:
             return cls(*args)
-        except Exception:  # a library's exception with another signature than its args
+        except Exception:  # a library exception whose signature differs from its args
             pass
     exc = cls.__new__(cls, *args)
     exc.args = tuple(args)
@@ -109,7 +109,7 @@ def describe_function(function: Any) -> list[Any]:
 
 
 def build_function(description: list[Any], call: Any) -> Any:
-    """A function with those parameters, for code that counts them (`curry`); what it does is `call`."""
+    """A function with those parameters that runs `call`; for code that counts parameters (e.g. `curry`)."""
     name, parameters = description
     if all(kind == inspect.Parameter.POSITIONAL_OR_KEYWORD and not default for _, kind, default in parameters):
         names = ", ".join(p[0] for p in parameters)

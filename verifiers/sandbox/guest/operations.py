@@ -1,4 +1,4 @@
-"""What one process may ask another to do with an object, by name: calls, attributes, operators, iteration."""
+"""Operations that one process may request on an object of another, by name: calls, attributes, operators, iteration."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 
 def _take(iterator: Iterator[Any], count: int) -> tuple[list[Any], BaseException | None]:
-    """Up to `count` items, and what ended the iteration, if something did."""
+    """Up to `count` items, and the exception that ended the iteration, if any."""
     taken: list[Any] = []
     try:
         while len(taken) < count:
             taken.append(next(iterator))
-    except BaseException as exc:  # the border: it is raised again where the items are used
+    except BaseException as exc:  # the untrusted border: raised again where the items are used
         return taken, exc
     return taken, None
 

@@ -1,14 +1,15 @@
-"""Objects of one process, used from another: how tests reach the code they judge.
+"""Use objects of one process from another process; tests access the code they judge this way.
 
-Two `Peer`s share a channel, symmetrically. Plain data crosses by content (wire.py); anything else stays where it is
-and crosses as a handle, which becomes a `Remote` on the other side: calling it, reading an attribute or adding to it
-asks the owner. Lists and dicts that a call changes are changed for the caller too, by content. Exceptions are
-rebuilt from the nearest class both sides know, so `except ValueError` sees a candidate's subclass of it.
+Two `Peer`s share a channel symmetrically. Plain data is copied (wire.py). Any other object stays in its process and is
+sent as a handle, which becomes a `Remote` on the other side: calling it, reading an attribute or adding to it sends a
+request to the owner. Lists and dicts that a call changes are also changed for the caller, by content. Exceptions are
+rebuilt from the nearest class that both sides know, so `except ValueError` catches a candidate's subclass of it.
 
-The judge's peer is `strict`, for the candidate is its enemy. What that means for what the candidate hands over stands
-in remote.py. What the judge hands over (a test's lambda, an object of a test's class) the candidate may call, and read
-and change in public attributes; not those of functions, frames or modules, behind which the expected values lie. When
-the candidate is gone, `Gone` is raised, which no `except Exception` in a test can swallow, and `gone` says so for good.
+The judge's peer is `strict`, because the candidate is hostile. remote.py describes what this means for objects from the
+candidate. The candidate may call objects from the judge (a lambda or an instance of a class of a test), and read and
+change their public attributes, but not those of functions, frames or modules, from which the expected values could be
+reached. When the candidate is gone, `Gone` is raised, which no `except Exception` in a test can catch, and `gone`
+stays set.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ _KINDS = {
 
 
 class Gone(BaseException):
-    """The other process ended, or speaks nonsense."""
+    """The other process ended or sent invalid messages."""
 
 
 def _well_formed(message: Any) -> bool:
@@ -77,7 +78,7 @@ def _well_formed(message: Any) -> bool:
 
 
 def _overwrite(old: Any, new: Any) -> None:
-    """Give a mutable value the content of another of its type."""
+    """Replace the content of a mutable value by that of another value of the same type."""
     if isinstance(old, list | bytearray):
         old[:] = new
     else:
@@ -88,17 +89,17 @@ def _overwrite(old: Any, new: Any) -> None:
 def _text(exc: BaseException) -> str:
     try:
         return str(exc)[:1000]
-    except Exception:  # the border: a candidate's own __str__
+    except Exception:  # the untrusted border: a candidate's own __str__
         return ""
 
 
 class Peer:
-    """One end. strict: the other end is hostile."""
+    """One end of the connection. strict: the other end is hostile."""
 
     def __init__(self, channel: wire.Channel, *, strict: bool) -> None:
         self.strict = strict
         self.gone = ""
-        self.handed: Counter[int] = Counter()  # how often the other side handed out each of its objects
+        self.handed: Counter[int] = Counter()  # how often the other side sent each of its objects
         self.printed: io.StringIO | None = None
         self._channel = channel
         self._lock = threading.RLock()
@@ -108,7 +109,7 @@ class Peer:
         self._decode = wire.decoder(self._resolve)
 
     def export(self, value: Any) -> int:
-        """The number under which the other side may ask for `value`, which stays alive from now on."""
+        """The number by which the other side can request `value`, which is kept alive from now on."""
         ident = self._idents.get(id(value))
         if ident is None:
             ident = self._idents[id(value)] = len(self._exports)
@@ -122,7 +123,7 @@ class Peer:
         return wire.encode(value, self._describe)
 
     def ask(self, operation: str, ident: int, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        """Have the other side do it. Raises what it raised, or Gone."""
+        """Request an operation from the other side. Raises what it raised, or Gone."""
         question = ["?", operation, ident, [self.encode(a) for a in args], self.encode(list((kwargs or {}).items()))]
         with self._lock:
             self._send(question)
@@ -133,7 +134,7 @@ class Peer:
                 self._serve(message)
 
     def serve_forever(self) -> None:
-        """Answer until the other side goes. Raises Gone."""
+        """Answer requests until the other side ends. Raises Gone."""
         while True:
             message = self._receive()
             if message[0] == "?":
@@ -154,7 +155,7 @@ class Peer:
             message = self._decode(self._channel.receive(MESSAGE_BYTES))
         except wire.Closed:
             raise self._lost("it ended") from None
-        except Exception as exc:  # the border: hostile bytes can make decoding fail in any way
+        except Exception as exc:  # the untrusted border: hostile bytes can make decoding fail in any way
             raise self._lost(f"its answer cannot be read: {type(exc).__name__}") from None
         if not _well_formed(message):
             raise self._lost("its answer cannot be read: not a message")
@@ -172,7 +173,7 @@ class Peer:
         if isinstance(value, StopIteration | StopAsyncIteration) and operation not in ("next", "send", "await", "call"):
             raise RuntimeError(f"raised {type(value).__name__}")
         if isinstance(value, StopIteration) and operation == "call" and self.strict:
-            raise RuntimeError("raised StopIteration")  # else all(map(f, ...)) in a test would end early, and hold
+            raise RuntimeError("raised StopIteration")  # else all(map(f, ...)) in a test would end early and pass
         raise value
 
     def _serve(self, message: list[Any]) -> None:
@@ -186,7 +187,7 @@ class Peer:
             kind, value = "=", OPERATIONS[operation](obj, *args, **dict(kwargs))
         except Gone:
             raise
-        except BaseException as exc:  # the border: whatever it is, it is the asker's to handle
+        except BaseException as exc:  # the untrusted border: the caller must handle it
             kind, value = "!", exc
         try:
             changes = [[i, now] for i, a, then in before if (now := self.encode(a)) != then]
@@ -207,7 +208,7 @@ class Peer:
             raise AttributeError(name)
 
     def _describe(self, value: Any) -> dict[str, Any]:
-        """What crosses in place of an object that is no plain data."""
+        """The description that is sent instead of an object that is not plain data."""
         kind = type(value)
         if kind is Remote:
             return {"r": value._remote_ident_}
@@ -222,7 +223,7 @@ class Peer:
         return {"h": [self.export(value), name, describe_function(value) if kind is types.FunctionType else None]}
 
     def _resolve(self, tag: str, payload: Any) -> Any:
-        """What a tag of `_describe` becomes here."""
+        """The local object for a tag produced by `_describe`."""
         if tag == "r":
             return self._exports[payload]
         if tag == "m":

@@ -1,9 +1,9 @@
-"""`Remote`: stands for an object of another process (peer.py), and what it may be asked.
+"""`Remote`: proxy for an object of another process (peer.py), and the operations it allows.
 
-Before a hostile owner (a `strict` peer) a Remote never equals, precedes, contains or adds to plain data: what a test
-compares has to be data itself, so an object whose `__eq__` says True to everything, or whose `__sub__` returns 0.0,
-earns nothing. The exception is an object that the test itself made by calling the class under test, and that its
-owner never handed out by other ways: its operators are what is being tested.
+If the owner is hostile (a `strict` peer), a Remote never equals, precedes, contains or adds to plain data: a value that
+a test compares must be data itself, so an object whose `__eq__` always returns True, or whose `__sub__` returns 0.0,
+gains nothing. The exception is an object that the test itself created by calling the class under test and that its
+owner never sent in any other way: its operators are what is being tested.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .peer import Peer
 
 _RAISE = dis.opmap["RAISE_VARARGS"]
-# methods of plain data that answer yes or no: on a foreign object they would let it grade itself
+# boolean methods of plain data: on an untrusted object they would let it grade itself
 _PREDICATES = frozenset(
     name
     for kind in (str, set, float)
@@ -29,17 +29,17 @@ _PREDICATES = frozenset(
 
 
 class Remote:
-    """Stands for an object of the other process."""
+    """Proxy for an object of the other process."""
 
     __slots__ = ("_remote_ident_", "_remote_made_", "_remote_makes_", "_remote_peer_")
 
     def __init__(self, peer: Peer, ident: int, *, makes: bool = False) -> None:
-        """makes: it is the class under test, as the test itself names it."""
+        """makes: it is the class under test, as named by the test itself."""
         set_slot = object.__setattr__
         set_slot(self, "_remote_peer_", peer)
         set_slot(self, "_remote_ident_", ident)
         set_slot(self, "_remote_makes_", makes)
-        set_slot(self, "_remote_made_", False)  # by calling that class
+        set_slot(self, "_remote_made_", False)  # created by calling that class
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         result = self._remote_peer_.ask("call", self._remote_ident_, args, kwargs)
@@ -80,7 +80,7 @@ class Remote:
 
     def __await__(self) -> Iterator[Any]:
         return self._remote_peer_.ask("await", self._remote_ident_)
-        yield  # makes this a generator, as `await` wants
+        yield  # makes this a generator, as `await` requires
 
     def __aiter__(self) -> Remote:
         return self
@@ -101,19 +101,19 @@ class Remote:
 
 
 def _is_the_tests_own(remote: Remote) -> bool:
-    """Whether the test made it by calling the class under test, and the other side never handed it out otherwise."""
+    """Whether the test created it by calling the class under test and the other side never sent it in another way."""
     return remote._remote_made_ and not remote._remote_peer_.handed[remote._remote_ident_]
 
 
 def _may_meet(remote: Remote, other: Any) -> bool:
-    """Whether the other side may be asked what the two are to each other."""
+    """Whether the other side may be asked to compare or combine the two."""
     return isinstance(other, Remote | Mixed) or not remote._remote_peer_.strict or _is_the_tests_own(remote)
 
 
 def _may_be_swallowed(exc: BaseException) -> bool:
-    """A context manager under test may swallow what a test raises for it to swallow, and no sign of its own failure.
+    """Whether a context manager under test may suppress exc: yes if the test raised it on purpose.
 
-    So not what `assert` raises; and what refused operations raise only where the test says `raise`.
+    It may not suppress what `assert` raises, and what refused operations raise only if the test contains `raise`.
     """
     if isinstance(exc, AssertionError):
         return False
@@ -125,7 +125,7 @@ def _may_be_swallowed(exc: BaseException) -> bool:
 
 
 def _walk(iterator: Remote) -> Iterator[Any]:
-    """Items one by one, then ever more at a time, so that a long iteration is not a round trip per item."""
+    """Yield items, requested one at a time at first and then in growing batches, to save round trips."""
     count = 0
     while True:
         taken, end = iterator._remote_peer_.ask("take", iterator._remote_ident_, (max(1, min(count // 8, 256)),))
@@ -138,7 +138,7 @@ def _walk(iterator: Remote) -> Iterator[Any]:
 
 
 def _ask_and_stay(remote: Remote, operation: str, args: tuple[Any, ...]) -> Any:
-    """Ask what usually returns the object itself, which does not count as handing it out."""
+    """Request an operation that usually returns the object itself, which does not count as sending it."""
     result = remote._remote_peer_.ask(operation, remote._remote_ident_, args)
     if result is remote:
         remote._remote_peer_.handed[remote._remote_ident_] -= 1
@@ -168,7 +168,7 @@ for _name in (*(f"i{n}" for n in BINARY), *COMPARE):
 
 
 def local_generator(remote: Remote) -> Iterator[Any]:
-    """A real generator, for tests that ask whether it is one."""
+    """A real generator, for tests that check whether it is one."""
     ask, ident = remote._remote_peer_.ask, remote._remote_ident_
     sent = None
     try:

@@ -1,9 +1,9 @@
-"""Two seccomp filters: the zygote's allow-list once, and on top of it per sample the little that a sample gives up.
+"""Two seccomp filters: the allow-list of the zygote, installed once, and a short filter per sample on top of it.
 
-A filter costs its length at every installation, so the long list is installed once and inherited; what a sample adds
-is about fifty instructions. Both are classic BPF over `struct seccomp_data` (linux/seccomp.h): nr at 0, arch at 4,
-the six arguments as 64-bit words from 16. Arguments are compared by their low 32 bits where the kernel itself reads
-32 (ioctl's command, pids, signals), so high bits set by hand change nothing; flags beyond 32 bits do not exist here.
+The cost of an installation grows with the length of the filter, so the long list is installed once and inherited; a
+sample adds about fifty instructions. Both are classic BPF over `struct seccomp_data` (linux/seccomp.h): nr at 0, arch
+at 4, the six arguments as 64-bit words from 16. Arguments are compared by their low 32 bits if the kernel itself reads
+32 (ioctl's command, pids, signals), so high bits set on purpose have no effect; there are no flags beyond 32 bits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from . import syscalls
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _ERRNO, _KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-_X32_BIT = 0x40000000  # x86-64's other ABI: the same calls under other numbers
+_X32_BIT = 0x40000000  # the other ABI of x86-64: the same calls with other numbers
 
 _CLONE_THREAD = 0x00010000
 _CLONE_NEW_NAMESPACES = 0x7E020000  # user, pid, net, mount, ipc, uts, cgroup
@@ -27,8 +27,8 @@ _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
 
 _IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX
 _FCNTLS = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1032)  # dup, flags, locks, pipe size; not F_SETOWN, F_SETSIG
-_PRCTLS = (15, 16)  # the thread's name
-_UNCATCHABLE = (9, 19)  # SIGKILL, SIGSTOP: whoever dies of SIGKILL was killed from outside, and that must stay a proof
+_PRCTLS = (15, 16)  # thread name
+_UNCATCHABLE = (9, 19)  # SIGKILL, SIGSTOP: death by SIGKILL must prove a kill from outside
 
 Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, k
 
@@ -42,12 +42,12 @@ def _refuse(number: int) -> Instruction:
 
 
 def _argument(index: int) -> Instruction:
-    """Load the low half of an argument (both machines are little-endian)."""
+    """Load the low half of an argument (both architectures are little-endian)."""
     return _statement(_LOAD, 16 + 8 * index)
 
 
 def _prologue(machine: str) -> list[Instruction]:
-    """Refuse foreign ABIs, then leave the call's number loaded."""
+    """Refuse other ABIs, then leave the number of the call loaded."""
     program = [
         _statement(_LOAD, 4),
         (_EQUAL, 1, 0, _AUDIT_ARCH[machine]),
@@ -68,7 +68,7 @@ def _per_call(names: Iterable[str], numbers: dict[str, int], action: Instruction
 
 
 def _when(name: str, numbers: dict[str, int], body: list[Instruction]) -> list[Instruction]:
-    """`body` judges the call called `name`, to the end; other calls pass by with their number still loaded."""
+    """Apply `body` to the call `name` as the final decision; other calls continue with their number still loaded."""
     if name not in numbers:
         return []
     return [(_EQUAL, 0, len(body), numbers[name]), *body]
@@ -82,7 +82,7 @@ def _only(index: int, values: Iterable[int], refusal: int = errno.EPERM) -> list
 
 
 def _signal_to(pid: int, signal_index: int) -> list[Instruction]:
-    """Signals go to oneself, and only those that can be caught."""
+    """Allow only signals to the own process, and only those that can be caught."""
     body = [_argument(0), (_EQUAL, 1, 0, pid), _refuse(errno.EPERM), _argument(signal_index)]
     for number in _UNCATCHABLE:
         body += [(_EQUAL, 0, 1, number), _refuse(errno.EPERM)]
@@ -90,7 +90,7 @@ def _signal_to(pid: int, signal_index: int) -> list[Instruction]:
 
 
 def _clone(allowed_with: int, refused_with: int) -> list[Instruction]:
-    """clone's flags must hold a bit of `allowed_with` (if any) and none of `refused_with`."""
+    """The flags of clone must contain a bit of `allowed_with` (if any) and none of `refused_with`."""
     body = [_argument(0)]
     if refused_with:
         body += [(_ANY_BIT, 0, 1, refused_with), _refuse(errno.EPERM)]
@@ -120,7 +120,7 @@ def zygote_filter(*, shell: bool, machine: str | None = None) -> bytes:
 
 
 def sample_filter(*, shell: bool, pid: int, machine: str | None = None) -> bytes:
-    """What a sample gives up on top. pid: its own, the only one it may signal outside a shell's own pid namespace."""
+    """Additional restrictions of a sample. pid: its own pid, the only one it may signal without a pid namespace."""
     machine = machine or platform.machine()
     numbers = syscalls.numbers(machine)
     program = [
@@ -146,12 +146,12 @@ def _assemble(program: list[Instruction]) -> bytes:
 
 
 class _Program(ctypes.Structure):
-    instructions: object  # `filter` is only their address, which keeps nothing alive
+    instructions: object  # `filter` is only their address and does not keep them alive
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
 
 class Filter:
-    """A filter laid out for the kernel. mark: what in it stands for the pid of whoever installs it."""
+    """A filter in kernel layout. mark: placeholder in it for the pid of the process that installs it."""
 
     def __init__(self, program: bytes, mark: int | None = None) -> None:
         buffer = bytearray(program)
@@ -160,7 +160,7 @@ class Filter:
         instructions = (ctypes.c_char * len(buffer)).from_buffer(buffer)
         argument = _Program(len(program) // 8, ctypes.addressof(instructions))
         argument.instructions = instructions
-        #: prctl's arguments that put it on this process and all it forks, for good; no_new_privs comes first
+        #: arguments of prctl that install it in this process and its forks, permanently; set no_new_privs first
         self.prctl = (_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(argument), 0, 0)
 
     def put_pid(self, pid: int) -> None:
@@ -173,6 +173,6 @@ def for_zygote(*, shell: bool) -> Filter:
 
 
 def for_samples(*, shell: bool) -> Filter:
-    """sample_filter made once for all the pids to come, which are all that differs."""
+    """sample_filter built once for all future samples, which differ only in their pid."""
     mark = 0x5EC0BB0F
     return Filter(sample_filter(shell=shell, pid=mark), mark)

@@ -1,8 +1,8 @@
-"""One shell script in namespaces of its own: this process is its pid 1, and outlives it to say what it left behind.
+"""Run one shell script in its own namespaces: this process is its pid 1 and reports the result after the script ends.
 
-The script gets a fresh tmpfs with the task's files in `/tmp/work`, a `/proc` that shows only its own processes, and
-no power to touch pid 1. When its shell ends, everything it started is killed, and only then are files looked at:
-without following links, regular files only, no more bytes than were asked for. Nothing here knows what is expected.
+The script gets a new tmpfs with the files of the task in `/tmp/work`, a `/proc` that shows only its own processes, and
+cannot affect pid 1. When its shell ends, everything it started is killed, and only then are files read: regular files
+only, without following links, at most the requested number of bytes. This process does not know the expected values.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NEW_NAMESPACES = _CLONE_NEWNS | _CLONE_NEWIPC | _CLONE_NEWPID
 
 
 def mount_scratch(libc: ctypes.CDLL, *, megabytes: int, owner: int | None = None, inodes: int = _INODES) -> None:
-    """A new tmpfs over /tmp, bounded in bytes and in files. Raises OSError."""
+    """Mount a new tmpfs over /tmp, bounded in bytes and number of files. Raises OSError."""
     owned = "mode=1777" if owner is None else f"mode=700,uid={owner},gid={owner}"
     options = f"size={megabytes}m,nr_inodes={inodes},{owned}".encode()
     if libc.mount(b"tmpfs", b"/tmp", b"tmpfs", _MS_NOSUID | _MS_NODEV, options):
@@ -38,7 +38,7 @@ def mount_scratch(libc: ctypes.CDLL, *, megabytes: int, owner: int | None = None
 
 
 def enter(libc: ctypes.CDLL, limits: Limits, owner: int) -> None:
-    """Furnish the fresh namespaces. Raises OSError."""
+    """Set up the new namespaces. Raises OSError."""
     hide_memory(libc)
     mount_scratch(libc, megabytes=4 * limits.file_mb, owner=owner)
     if libc.mount(b"proc", b"/proc", b"proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, None):
@@ -52,10 +52,10 @@ def run_script(
     lock_down: Callable[[], None],
     job: tuple[str, Mapping[str, str], Sequence[tuple[str, int]], int],
 ) -> None:
-    """Tell ["ran", exit code, stdout, [what became of each wanted file]], or ["setup", why it could not start].
+    """Report ["ran", exit code, stdout, [state of each wanted file]], or ["setup", why it could not start].
 
-    job: the script, the files it finds, the wanted (path below the work directory, bytes to read at most), and how
-    many bytes of its output to keep.
+    job: the script, the initial files, the wanted files as (path below the work directory, maximum bytes to read), and
+    the number of output bytes to keep.
     """
     script, files, wanted, stdout_bytes = job
     output, output_end = os.pipe2(os.O_CLOEXEC)
@@ -79,7 +79,7 @@ def _become_shell(
 ) -> NoReturn:
     try:
         os.dup2(output, 1)
-        trouble = os.dup2(trouble, 3, inheritable=False)  # over pid 1's channel; lock_down closes all beyond it
+        trouble = os.dup2(trouble, 3, inheritable=False)  # replaces pid 1's channel; lock_down closes all above it
         lock_down()
         os.mkdir(WORK)
         _write(_SCRIPT, script)
@@ -89,7 +89,7 @@ def _become_shell(
             _write(f"{WORK}/{name}", text)
         os.chdir(WORK)
         os.execv("/bin/bash", ["bash", "--noprofile", "--norc", _SCRIPT])
-    except BaseException as exc:  # this process must not return into its parent's code
+    except BaseException as exc:  # this process must not return into the code of its parent
         os.write(trouble, f"{type(exc).__name__}: {exc}".encode("utf-8", "replace")[:500])
     finally:
         os._exit(127)
@@ -104,7 +104,7 @@ def _write(path: str, text: str) -> None:
 
 
 def _wait(pid: int, output: int, limits: Limits, stdout_bytes: int) -> tuple[int, bytes]:
-    """Wait for the shell, kill all that is left, and return its exit code (128 + n for signal n) and output."""
+    """Wait for the shell, kill the remaining processes, return its exit code (128 + n for signal n) and output."""
     kept = bytearray()
     ended = os.pidfd_open(pid)
     poll = select.poll()
@@ -120,7 +120,7 @@ def _wait(pid: int, output: int, limits: Limits, stdout_bytes: int) -> tuple[int
                 poll.unregister(output)
         if ended in ready:
             break
-        if time.monotonic() >= look_at:  # by the clock: a script that never stops writing is looked at too
+        if time.monotonic() >= look_at:  # by the clock: also checks a script that never stops writing
             if _resident_bytes() > limits.memory_mb * MIB:
                 break
             look_at = time.monotonic() + _TICK_MS / 1000
@@ -132,7 +132,7 @@ def _wait(pid: int, output: int, limits: Limits, stdout_bytes: int) -> tuple[int
 
 
 def _read_some(fd: int, kept: bytearray, at_most: int) -> bool:
-    """Keep what fits, drop the rest; False at the end of the stream."""
+    """Read and keep what fits, drop the rest; return False at the end of the stream."""
     chunk = os.read(fd, 1 << 16)
     kept += chunk[: max(0, at_most - len(kept))]
     return bool(chunk)
@@ -153,20 +153,20 @@ def _kill_all(shell: int) -> int:
 
 
 def _resident_bytes() -> int:
-    """Memory that the processes of this pid namespace hold, shared pages counted for each."""
+    """Memory used by the processes of this pid namespace; shared pages are counted for each process."""
     pages = 0
     for name in os.listdir("/proc"):
         if name.isdigit() and name != "1":
             try:
                 with open(f"/proc/{name}/statm") as file:
                     pages += int(file.read().split()[1])
-            except (OSError, IndexError):  # it ended meanwhile
+            except (OSError, IndexError):  # it has ended
                 continue
     return pages * os.sysconf("SC_PAGESIZE")
 
 
 def _look(path: str, at_most: int) -> list[Any]:
-    """["file", content in hexadecimal], ["absent"] or ["other", what it is]. Follows no link, opens no device."""
+    """["file", content in hexadecimal], ["absent"] or ["other", what it is]. Does not follow links or open devices."""
     *parents, name = path.split("/")
     place = os.open(WORK, os.O_PATH | os.O_DIRECTORY)
     try:
@@ -185,7 +185,7 @@ def _look(path: str, at_most: int) -> list[Any]:
         return ["file", content.hex()]
     except FileNotFoundError:
         return ["absent"]
-    except OSError as exc:  # a link among the parents, a parent that is a file, ...
+    except OSError as exc:  # e.g. a parent is a link or a file
         return ["other", os.strerror(exc.errno or 0)]
     finally:
         os.close(place)

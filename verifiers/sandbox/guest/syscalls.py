@@ -1,12 +1,12 @@
-"""System calls by name: what an untrusted process may ask of the kernel, and each call's number on two machines.
+"""Allow-list of system calls by name, and the number of each call on two architectures.
 
-The numbers are those of Linux's own headers (asm/unistd_64.h for x86-64, asm-generic/unistd.h for aarch64).
-Whatever no group names is refused, so a call that a later kernel brings is refused until somebody thinks about it.
+The numbers are those of the Linux headers (asm/unistd_64.h for x86-64, asm-generic/unistd.h for aarch64).
+Calls that are in no group are refused, so new calls of later kernels are refused until they have been reviewed.
 """
 
 from __future__ import annotations
 
-# files, directories and what the tmpfs can hold
+# files, directories and other objects on the tmpfs
 FILES = frozenset(
     """
     read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 close close_range open openat creat
@@ -22,7 +22,7 @@ MEMORY = frozenset(
     mmap mprotect munmap mremap madvise brk msync mincore mlock munlock
     """.split()
 )
-# threads, time, signals to oneself, questions about oneself; seccomp.py narrows clone, kill, prctl and prlimit64
+# threads, time, signals to the own process, process information; seccomp.py restricts clone, kill, prctl, prlimit64
 PROCESS = frozenset(
     """
     rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsuspend sigaltstack pause alarm
@@ -34,7 +34,7 @@ PROCESS = frozenset(
     prctl clone kill tgkill
     """.split()
 )
-# pipes, polling and socket pairs; seccomp.py narrows fcntl, ioctl and socketpair. socket() is in no group
+# pipes, polling and socket pairs; seccomp.py restricts fcntl, ioctl and socketpair. socket() is in no group
 EVENTS = frozenset(
     """
     pipe pipe2 dup dup2 dup3 fcntl ioctl select pselect6 poll ppoll epoll_create epoll_create1 epoll_ctl
@@ -42,7 +42,7 @@ EVENTS = frozenset(
     socketpair sendto recvfrom sendmsg recvmsg shutdown getsockopt setsockopt getsockname getpeername
     """.split()
 )
-# what a shell needs above that: programs, jobs, any signal inside its own pid namespace
+# additional calls for a shell: programs, jobs, any signal inside its own pid namespace
 SHELL = frozenset(
     """
     fork vfork execve execveat wait4 waitid setrlimit setsid setpgid tkill rt_sigqueueinfo mknod mknodat chown
@@ -50,7 +50,7 @@ SHELL = frozenset(
     timer_create timer_settime timer_gettime timer_getoverrun timer_delete readahead signalfd signalfd4
     """.split()
 )
-# what the zygote keeps for itself and every sample gives up
+# calls that only the zygote may use
 ZYGOTE = frozenset(
     """
     fork vfork wait4 waitid setrlimit setsid setuid setgid setreuid setregid setresuid setresgid setgroups
@@ -59,7 +59,7 @@ ZYGOTE = frozenset(
     """.split()
 )
 ABSENT = frozenset({"clone3"})  # glibc falls back to clone only on ENOSYS; clone3 hides its flags behind a pointer
-UNSUPPORTED = frozenset(  # ENOTSUP, so that `cp -a` and `sed -i` take it for a file system without attributes
+UNSUPPORTED = frozenset(  # ENOTSUP, so that `cp -a` and `sed -i` assume a file system without attributes
     "setxattr lsetxattr fsetxattr removexattr lremovexattr fremovexattr".split()
 )
 
@@ -104,7 +104,7 @@ MACHINES = ("x86_64", "aarch64")
 
 
 def numbers(machine: str) -> dict[str, int]:
-    """Call name -> number on `machine`; calls that it never had are left out. Raises ValueError for another machine."""
+    """Call name -> number on `machine`, without calls that it does not have. Raises ValueError if it is unsupported."""
     if machine not in MACHINES:
         raise ValueError(f"no system call table for {machine!r}; have: {', '.join(MACHINES)}")
     column = 1 + MACHINES.index(machine)

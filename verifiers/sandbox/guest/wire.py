@@ -1,15 +1,15 @@
-"""Values as JSON between processes that do not trust each other: plain data by content, all else by a handle.
+"""Encode values as JSON between processes that do not trust each other: plain data by content, the rest by handle.
 
-None, bool, int, str, float and list stand for themselves. Anything else is an object with one key, its tag:
+None, bool, int, str, float and list are encoded directly. Anything else is an object with one key, its tag:
 
     t tuple   s set   f frozenset   d dict, as pairs   b bytes   B bytearray   c complex   i an int too long for JSON
     k a value of the standard library, by name and parts (Decimal, deque, range, ...) or a builtin by its name
     m a value of the candidate's own subclass of plain data: [its plain content, its handle]
-    and whatever `export` makes of an object that is no data at all
+    or the tag that `export` returns for an object that is not data
 
-Content is taken from the C level (`list.__iter__`, not `iter`), so a subclass cannot lie about itself by accident.
-Decoding builds nothing but these types, and is safe on hostile bytes up to the size the reader allows: the JSON
-scanner is bounded in depth, long integers come as hexadecimal, and there is no name to import and nothing to call.
+Content is read at the C level (`list.__iter__`, not `iter`), so a subclass cannot misreport its content by accident.
+Decoding builds only these types, and is safe on hostile bytes up to the size the reader allows: the depth of the JSON
+scanner is bounded, long integers are hexadecimal, and nothing is imported or called.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-MAX_DEPTH = 150  # two frames a level while encoding
+MAX_DEPTH = 150  # encoding uses two frames per level
 _LONG_INT = 1 << 8192  # below Python's limit of 4300 digits
 Export = Callable[[Any], dict[str, Any]]
 Resolve = Callable[[str, Any], Any]
 
-# where it is defined -> (its parts, how to build it from its decoded parts and its class); none is imported for this
+# module and name -> (its parts, how to build it from its decoded parts and its class); nothing is imported for this
 _LIBRARY: dict[str, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] = {
     "decimal.Decimal": (str, lambda p, cls: cls(p)),
     "fractions.Fraction": (lambda v: [v.numerator, v.denominator], lambda p, cls: cls(*p)),
@@ -51,7 +51,7 @@ _LIBRARY: dict[str, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] = {
 
 _BUILTIN_KINDS = (type, type(len))
 
-# what subclasses are reduced to; bool has none, and complex is left to its handle
+# base types of encoded subclasses; bool has no subclasses, and subclasses of complex are sent as handles
 _BASES: tuple[tuple[type, Callable[[Any], Any]], ...] = (
     (str, str.__str__),
     (int, int.__int__),
@@ -66,7 +66,7 @@ _BASES: tuple[tuple[type, Callable[[Any], Any]], ...] = (
 
 
 def encode(value: Any, export: Export, depth: int = MAX_DEPTH) -> Any:
-    """`value` as what json.dumps takes. Raises ValueError where it is nested deeper than MAX_DEPTH."""
+    """Convert `value` to what json.dumps accepts. Raises ValueError if it is nested deeper than MAX_DEPTH."""
     kind = type(value)
     if value is None or kind is bool or kind is str or kind is float:
         return value
@@ -92,7 +92,7 @@ def encode(value: Any, export: Export, depth: int = MAX_DEPTH) -> Any:
 
 def _encode_object(value: Any, kind: type, export: Export, depth: int) -> Any:
     place = f"{kind.__module__}.{kind.__qualname__}"
-    if place in _LIBRARY and not getattr(value, "tzinfo", None):  # a time zone is code: by handle
+    if place in _LIBRARY and not getattr(value, "tzinfo", None):  # a time zone is code: use a handle
         return {"k": [place, encode(_LIBRARY[place][0](value), export, depth)]}
     name = getattr(value, "__name__", None) if kind in _BUILTIN_KINDS else None
     if name is not None and builtins.__dict__.get(name) is value:
@@ -126,9 +126,9 @@ _DECODE: dict[str, Callable[[Any], Any]] = {
 
 
 def decoder(resolve: Resolve) -> Callable[[bytes], Any]:
-    """A function from bytes to the value. resolve(tag, payload) builds what is tagged and no data, or raises.
+    """Return a function that decodes bytes. resolve(tag, payload) builds tagged values that are not data, or raises.
 
-    The function raises ValueError, TypeError, KeyError or RecursionError on bytes that are no such value.
+    The function raises ValueError, TypeError, KeyError or RecursionError if the bytes are not a valid value.
     """
 
     def build(tagged: dict[str, Any]) -> Any:
@@ -153,7 +153,7 @@ def dumps(encoded: Any) -> bytes:
 
 
 def dump_job(job: list[Any]) -> bytes:
-    """A job for a sample: plain data from the trusted process, which alone may be so trusted. Raises ValueError."""
+    """Serialize a job for a sample: plain data, only from the trusted process. Raises ValueError."""
     return marshal.dumps(job)
 
 
@@ -161,22 +161,22 @@ def load_job(data: bytes) -> Any:
     return marshal.loads(data)
 
 
-# the zygote's control socket, in messages of fixed size
-HEADER = struct.Struct("<6d")  # the fields of Limits, in order; comes with the sample's descriptors
-# wait status; the figures of worker.Report; late or not
+# messages of fixed size on the control socket of the zygote
+HEADER = struct.Struct("<6d")  # the fields of Limits, in order; sent with the descriptors of the sample
+# wait status; the numbers of worker.Report; whether it was late
 REPORT = struct.Struct("<i7d?")
-EXTENDED = b"x"  # the running sample gets more time: the zygote's word, or, of a judge whose code got it, ours
-EXTENSIONS = 3  # at most, each as long as the first deadline
-BUSY_SHARE = 0.02  # of one core: whoever used more than that was not asleep
+EXTENDED = b"x"  # the sample gets more time: sent by the zygote, or by us to a judge whose code got more time
+EXTENSIONS = 3  # maximum number, each as long as the first deadline
+BUSY_SHARE = 0.02  # share of one core: a sample that used more was not asleep
 UP = b"up"
 KILL = b"k"
-# a sample's first byte on its channel
+# first byte of a sample on its channel
 READY = b"R"
-NOT_READY = b"E"  # and then why
+NOT_READY = b"E"  # followed by the reason
 
 
 class Closed(Exception):
-    """The other side went away, in the middle of a message or between two."""
+    """The other side closed the connection, in the middle of a message or between two messages."""
 
 
 class TooLong(Exception):
@@ -184,7 +184,7 @@ class TooLong(Exception):
 
 
 class Channel:
-    """Messages of bytes over a stream: four bytes of length, then the body. This end holds a bare descriptor.
+    """Messages of bytes over a stream: four bytes of length, then the body. This end uses a plain file descriptor.
 
     (A socket object costs a forked process a hundred pages.)
     """
@@ -203,7 +203,7 @@ class Channel:
             raise Closed from None
 
     def receive(self, at_most: int) -> bytes:
-        """The next message. Raises Closed, TooLong, and TimeoutError where this end has a deadline."""
+        """The next message. Raises Closed, TooLong, or, if this end has a deadline, TimeoutError."""
         size = self._LENGTH.size
         self._receive_up_to(size)
         (length,) = self._LENGTH.unpack_from(self._received)
@@ -215,12 +215,12 @@ class Channel:
         return message
 
     def _receive_up_to(self, count: int) -> None:
-        """What has come stays in the buffer, so that after a TimeoutError it can be waited for again."""
+        """Received bytes stay in the buffer, so that the call can be repeated after a TimeoutError."""
         while len(self._received) < count:
             self._more()
 
     def drain(self, at_most: int) -> bytes:
-        """All bytes up to the end. Raises TooLong."""
+        """All bytes until the end of the stream. Raises TooLong."""
         try:
             while len(self._received) <= at_most:
                 self._more()
@@ -229,7 +229,7 @@ class Channel:
         raise TooLong(f"more than {at_most} bytes")
 
     def write(self, data: bytes) -> None:
-        """All of it, bare."""
+        """Write all of data, without a length prefix."""
         while data:
             data = data[os.write(self.descriptor, data) :]
 
@@ -247,7 +247,7 @@ class Channel:
 
 
 class SocketChannel(Channel):
-    """The trusted end: a socket, whose timeout bounds every step."""
+    """The trusted end: a socket whose timeout applies to each operation."""
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock.fileno())

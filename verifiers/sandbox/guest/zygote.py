@@ -1,10 +1,10 @@
-"""The first process of a sandbox: warm, single-threaded, forking one child per sample and outliving them all.
+"""The first process of a sandbox: warm and single-threaded, it forks one child per sample and outlives all of them.
 
 It reads fixed-size headers from its control socket (its stdin) and never a byte of a completion. Each header comes
-with the descriptor of the sample's own channel, and sometimes with one more, the channel to another sandbox's sample.
-The child locks itself down, writes R on its channel, and only then reads from it what to do. When it has ended, or
-has been killed at its deadline, the zygote reports its exit status and time on the control socket, which no sample
-ever holds.
+with the descriptor of the sample's own channel, and optionally with a second one, the channel to a sample of another
+sandbox. The child locks itself down, writes R on its channel, and only then reads its job from it. When it has ended,
+or has been killed at its deadline, the zygote reports its exit status and times on the control socket, which samples
+cannot access.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import NoReturn
 from . import candidate, judge_process, lockdown, seccomp, shell, syscalls, wire
 from .wire import BUSY_SHARE, EXTENDED, EXTENSIONS, HEADER, KILL, NOT_READY, READY, REPORT, UP
 
-# what completions import most often is imported once, here; a fork gets it for nothing
+# the modules that completions import most often; imported once here, at no cost for the forks
 _WARM = (
     "abc bisect collections collections.abc contextlib copy dataclasses enum functools heapq itertools json math"
     " operator random re string threading typing"
@@ -37,25 +37,25 @@ _WARM = (
 
 CHANNEL_FD, PEER_FD = 3, 4
 _MNT_DETACH = 2
-_CPUCLOCK_SCHED = 2  # clock_getcpuclockid(3): the id of a process's CPU clock is made of its pid
+_CPUCLOCK_SCHED = 2  # clock_getcpuclockid(3): the id of the CPU clock of a process is derived from its pid
 TICK_S = 0.25
-RECENT_TICKS = 4  # the last second before the deadline says whether a sample wanted the CPU or slept
+RECENT_TICKS = 4  # the last second before the deadline shows whether a sample wanted the CPU or slept
 REHEARSALS = 20
 
 
 def warm_up() -> None:
-    """Import what samples will want, with the random generator as reproducible as the rest."""
+    """Import the modules that samples need, and make the random generator reproducible."""
     for name in _WARM:
         __import__(name)
     sys.modules["random"].seed(0)
-    for name in ("exit", "quit"):  # what `site` would have added, had it not been left out
+    for name in ("exit", "quit"):  # `site`, which is disabled, would have added them
         setattr(builtins, name, _sitebuiltins.Quitter(name, "Ctrl-D"))
 
 
 def rehearse() -> None:
-    """Do what samples do until the interpreter has settled, so that they need not write its memory anew.
+    """Do what samples do until the interpreter has specialized its code, so that samples need not write these pages.
 
-    CPython 3.11 and later rewrite code where it runs, a few times; in a child each such write copies a page.
+    CPython 3.11 and later rewrite bytecode in place during the first runs; in a child each such write copies a page.
     """
     stdout = sys.stdout
     code, test = "def f(x):\n    return x\n", "assert f(1) == 1\n"
@@ -74,13 +74,13 @@ def rehearse() -> None:
         with theirs, ours:
             judge_process.judge(wire.Channel(ours.fileno()), "f", [test] * 4, [], [], [])
             ours.shutdown(socket.SHUT_RDWR)
-            other.join()  # no thread is left when the first sample is forked
+            other.join()  # no thread may be left when the first sample is forked
     sys.stdout = stdout
     del sys.modules["solution"]
 
 
 class Zygote:
-    """settings: shell or not, the samples' user, how they are confined, what they may read, where they may write."""
+    """settings: whether it runs shell scripts; user, confinement, readable paths, scratch directory of the samples."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class Zygote:
                 shell.mount_scratch(self.libc, megabytes=lockdown.Limits().file_mb)
         else:
             self._clean()
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the user's own program
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C must reach only the user's program
             self.libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
         if self.confinement != "none":
             lockdown.forbid_new_privileges(self.libc)
@@ -124,16 +124,16 @@ class Zygote:
         if not self.is_shell:
             rehearse()
         gc.collect()
-        gc.freeze()  # what is here by now is never garbage, and a child that collects need not touch it
+        gc.freeze()  # these objects are never garbage, so garbage collection in a child does not touch them
 
     def run(self) -> None:
-        """One sample after another, until the control socket closes."""
+        """Run one sample after another until the control socket closes."""
         self.control.send(UP)
         while True:
             header, descriptors, _, _ = socket.recv_fds(self.control, HEADER.size, 2)
             if not header:
                 return
-            if header in (KILL, EXTENDED):  # it came too late: the sample had ended
+            if header in (KILL, EXTENDED):  # too late: the sample had already ended
                 continue
             limits = _unpack(header)
             self.lock_down.prepare(limits)
@@ -146,12 +146,12 @@ class Zygote:
             report = self._watch(pid, started, limits.wall_s)
             if self.confinement == "none":
                 _kill_group(pid)
-            self._clean()  # before the report: whoever reads it may start the next sample
+            self._clean()  # before the report, because its reader may start the next sample
             self.control.send(report)
 
     def _fork(self, flags: int) -> int:
-        """os.fork, without what it does for threads that are not here and hooks that nobody wants: a third of the
-        cost of a small sample. flags: SIGCHLD and new namespaces.
+        """os.fork without its handling of threads and hooks, which are not needed here and take a third of the cost of
+        a small sample. flags: SIGCHLD and new namespaces.
         """
         pid = self.libc.syscall(self.clone_number, ctypes.c_ulong(flags), None, None, None, None)
         if pid < 0:
@@ -159,10 +159,10 @@ class Zygote:
         return pid
 
     def _watch(self, pid: int, started: float, wall_s: float) -> bytes:
-        """Wait for the sample, to its deadline. Killed early when the control socket speaks or closes.
+        """Wait for the sample until its deadline. Kill it early if the control socket sends a message or closes.
 
-        The deadline is moved, at most EXTENSIONS times, while the sample uses what CPU it gets: on a busy machine a
-        second of CPU takes many of wall time, and only time asleep counts against a sample.
+        The deadline is extended, at most EXTENSIONS times, while the sample uses the CPU it gets: on a busy machine a
+        second of CPU time takes many seconds of wall time, and only time asleep counts against a sample.
         """
         ended = os.pidfd_open(pid)
         poll = select.poll()
@@ -196,19 +196,19 @@ class Zygote:
         return REPORT.pack(status, *figures, not ready)
 
     def _cpu_s(self, pid: int) -> float:
-        """CPU seconds that a running sample has used; for a shell, with everything that it started."""
+        """CPU seconds that a running sample has used; for a shell, including everything that it started."""
         try:
             return _cpu_of_others_s() if self.is_shell else time.clock_gettime(~pid << 3 | _CPUCLOCK_SCHED)
-        except OSError:  # it has just ended
+        except OSError:  # it has already ended
             return 0.0
 
     def _be_sample(self, limits: lockdown.Limits, descriptors: list[int]) -> NoReturn:
-        """In the child: from here to the end of the process."""
+        """Run the sample in the child; never returns."""
         status = 1
         try:
             self.control.detach()
             os.dup2(descriptors[0], CHANNEL_FD, inheritable=False)
-            if descriptors[-1] != PEER_FD:  # the sample's own channel once more, where there is no second
+            if descriptors[-1] != PEER_FD:  # a duplicate of the sample's own channel if there is no second one
                 os.dup2(descriptors[-1], PEER_FD)
             os.set_inheritable(PEER_FD, False)
             channel = wire.Channel(CHANNEL_FD)
@@ -253,7 +253,7 @@ class Zygote:
         return 0
 
     def _clean(self) -> None:
-        """Leave the next sample an empty scratch place, however the last one left it."""
+        """Empty the scratch directory for the next sample, in whatever state the last one left it."""
         if self.confinement == "namespaces":
             if not self.is_shell and (os.listdir("/tmp") or stat.S_IMODE(os.stat("/tmp").st_mode) != 0o1777):
                 if self.libc.umount2(b"/tmp", _MNT_DETACH):
@@ -272,12 +272,12 @@ def _unpack(header: bytes) -> lockdown.Limits:
 
 
 def _share(used: list[tuple[float, float]]) -> float:
-    """Of one core, from (time, CPU seconds so far) at several moments."""
+    """Share of one core that was used, from (time, CPU seconds so far) at several times."""
     return (used[-1][1] - used[0][1]) / max(TICK_S, used[-1][0] - used[0][0])
 
 
 def _cpu_of_others_s() -> float:
-    """CPU seconds of all processes of this pid namespace but the zygote, with the ended children they waited for."""
+    """CPU seconds of all processes of this pid namespace except the zygote, including children they waited for."""
     ticks = 0
     for name in os.listdir("/proc"):
         if name.isdigit() and name != "1":
@@ -288,13 +288,13 @@ def _cpu_of_others_s() -> float:
 
 
 def _kill_group(pid: int) -> None:
-    """What a sample left running, where nothing else keeps it from forking: the best that can be done."""
+    """Kill what a sample left running, as far as possible, if nothing else prevents it from forking."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
 
 
 def _remove_tree(path: str) -> None:
-    import shutil  # with its compressors too large to be forked with every sample
+    import shutil  # with its compressors, too large to be forked with every sample
 
     def make_writable(function: object, name: str, _: object) -> None:
         os.chmod(os.path.dirname(name), 0o700)
@@ -305,7 +305,7 @@ def _remove_tree(path: str) -> None:
 
 
 def main() -> None:
-    """argv: one JSON object with the settings of Zygote. The control socket is stdin; trouble goes to stderr."""
+    """argv: one JSON object with the settings of Zygote. The control socket is stdin; errors go to stderr."""
     settings = json.loads(sys.argv[1])
     warm_up()
     control = socket.socket(fileno=os.dup(0))
