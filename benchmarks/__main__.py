@@ -19,10 +19,10 @@ from benchmarks.measure import machine, prepare_environment
 NAMES = (
     "step", "long_prompt", "rollout", "scoring", "overlapped_scoring", "learn", "learn_short", "sync", "trainers",
     "start", "memory", "scale",
-    "real",  # not among those that run by default: it fetches a model
+    "real",  # not run by default: it downloads a model
 )  # fmt: skip
 LATEST = Path(__file__).parent / "results" / "latest.json"
-# figure: (bound, True where more is better); what issue and README promise
+# figure: (bound, True if higher is better)
 TARGETS: dict[str, tuple[float, bool]] = {
     "step_vs_trl_hf": (2.2, True),
     "step_vs_trl_vllm": (2.0, True),
@@ -71,14 +71,14 @@ def main(arguments: list[str]) -> int:
 
 
 def merge(name: str, found: Mapping[str, Any]) -> None:
-    """Into latest.json: ratios side by side, details under the benchmark's name, each with its machine."""
+    """Merge into latest.json: ratios in one table, details under the benchmark's name, each with its machine."""
     here = machine()
     ratios = {k: round(float(v), 4) for k, v in found.get("ratios", {}).items()}
     details = {k: v for k, v in found.items() if k != "ratios"}
     LATEST.parent.mkdir(exist_ok=True)
     folder = os.open(LATEST.parent, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)  # two benchmarks may end at once
+        fcntl.flock(folder, fcntl.LOCK_EX)  # two benchmarks may finish at the same time
         known = json.loads(LATEST.read_text()) if LATEST.exists() else {"ratios": {}, "details": {}}
         merged = {
             "machine": here,

@@ -1,7 +1,7 @@
-"""One side of a comparison in a process of its own, which does one step whenever it is asked to.
+"""One side of a comparison in its own process, which runs one step per request.
 
-So two trainers with an engine each can take turns, step by step, without sharing a process, its memory or its threads.
-A worker blocks at the start of each step; what it spent until it blocks again is the step.
+Two trainers, each with an engine, can thus take turns step by step without sharing a process, memory or threads.
+A worker blocks at the start of each step; the time until it blocks again is the time of the step.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SIDES = ("ours", "ours_transformers", "trl_hf", "trl_vllm")
 
 
 class Worker:
-    """Outside: start a side, ask it for steps, stop it."""
+    """The measuring process's handle: starts a side, requests steps, stops it."""
 
     def __init__(self, side: str, work: Workload, lay: Callable[[Path, Workload], None] = lay_out) -> None:
         self.side, self.folder = side, tempfile.TemporaryDirectory(prefix=f"bench-{side}-")
@@ -41,7 +41,7 @@ class Worker:
         self.ready = self._answer()
 
     def step(self) -> dict[str, float]:
-        """Figures of one step: wall, cpu, tokens, peak_mib and what the side itself timed."""
+        """Figures of one step: wall, cpu, tokens, peak_mib and the side's own timings."""
         self.asked.write("step\n")
         self.asked.flush()
         return self._answer()
@@ -72,7 +72,7 @@ class Worker:
 
 
 def take_turns(workers: Sequence[Worker], *, rounds: int, warmup: int) -> dict[str, list[dict[str, float]]]:
-    """Each worker's steps, one a round, the order reversed in every other round."""
+    """The steps of each worker, one per round; the order is reversed in every other round."""
     out: dict[str, list[dict[str, float]]] = {w.side: [] for w in workers}
     for number in range(rounds + warmup):
         for worker in workers if number % 2 == 0 else list(reversed(workers)):
@@ -103,7 +103,7 @@ def main(side: str, place: str, work: str, requests: str, answers: str) -> None:
     except Stopped:
         pass
     sys.stdout.flush()
-    os._exit(0)  # engines take seconds to let go, and nothing of theirs is wanted
+    os._exit(0)  # engines take seconds to shut down, and nothing of theirs is needed
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""An engine of ours on the workload's model, for questions that need one and no trainer."""
+"""Our engine on the workload's model, for benchmarks that need an engine but no trainer."""
 
 from __future__ import annotations
 

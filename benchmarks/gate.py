@@ -1,4 +1,4 @@
-"""Where a worker waits between two steps, and tells what the last one took."""
+"""Where a worker waits between steps and reports the cost of the previous one."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pipeline.run import process
 
 
 class Stopped(BaseException):
-    """The measuring process wants no further step."""
+    """Raised when the measuring process requests no further step."""
 
 
 class Gate:
-    """Inside a worker. `step` is called at the start of every step; notes are figures of the step under way.
+    """Used inside a worker. `step` is called at the start of every step; notes are figures of the current step.
 
-    judge: where set, it is asked after every `every` steps, outside of what is timed.
+    judge: if set, it is called after every `every` steps, outside the timed part.
     """
 
     def __init__(self, requests: int, answers: int) -> None:

@@ -1,4 +1,4 @@
-"""Held-out accuracy of the weights a side has reached, by the same code for all: sampled at temperature 1."""
+"""Held-out accuracy of a side's current weights, computed by the same code for all sides: sampled at temperature 1."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ SAMPLES = 4
 
 
 def judge(place: Path, model: Any, work: Workload) -> float:
-    """Share of samples with full reward on heldout.jsonl, or their mean score, as work.judge_by says. The side's own
-    random state is left as it was."""
+    """Share of samples with full reward on heldout.jsonl, or their mean score, as set by work.judge_by. Does not change
+    the side's own random state."""
     import torch
     from transformers import AutoTokenizer
 

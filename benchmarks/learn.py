@@ -1,9 +1,9 @@
-"""CPU and wall time, and sampled tokens, until a policy reaches a held-out score: ours and TRL's two ways.
+"""CPU time, wall time and sampled tokens until a policy reaches a held-out score: ours against TRL with either engine.
 
-The work is `step`'s: 64 completions of a heavy tail of lengths, about 80 tokens on average and 256 at most, and the
-share of vowels as reward. All start from the same random model of 3.4M weights and learn at one rate, without a KL;
-every few steps the same code judges them on prompts they never saw, which is not counted. `learn_short` has answers of
-five tokens.
+The workload is that of `step`: 64 completions with heavy-tailed lengths, 80 tokens on average and at most 256, and the
+share of vowels as reward. All sides start from the same random model of 3.4M weights and use the same learning rate,
+without a KL. Every few steps the same code evaluates them on unseen prompts; this is not counted. `learn_short` has
+answers of five tokens.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WORK = Workload(steps=81, kl=0.0, learning_rate=1.5e-4, judge_every=3, judge_by=
 
 @dataclass(frozen=True, slots=True)
 class Race:
-    """lay(place, work): lays out what a side is given. gain: the target, this much more on held-out prompts."""
+    """lay(place, work): writes the inputs of a side. gain: the target, as an increase of the held-out score."""
 
     work: Workload
     lay: Callable[[Path, Workload], None]
@@ -36,7 +36,7 @@ class Race:
 
 
 def run(rounds: int = len(SEEDS)) -> dict[str, Any]:
-    """rounds: how many of the seeds."""
+    """rounds: number of seeds to use."""
     races = [Race(replace(WORK, seed=seed), lay, ("ours", "trl_hf", "trl_vllm"), 0.25) for seed in SEEDS[:rounds]]
     return compared(races, "learn_vs_trl")
 
@@ -50,7 +50,7 @@ def lay(place: Path, work: Workload) -> None:
 
 
 def compared(races: Sequence[Race], name: str) -> dict[str, Any]:
-    """Medians over the races of TRL's better way over ours; `at_least` and `ours_missed` name the seeds of bounds."""
+    """Medians over the races of TRL's better side over ours; `at_least` and `ours_missed`: the seeds with bounds."""
     ended = []
     for each in races:
         ended.append(race(each))
@@ -71,20 +71,20 @@ def compared(races: Sequence[Race], name: str) -> dict[str, Any]:
 
 
 def better(sides: dict[str, dict[str, Any]], figure: str) -> float:
-    """TRL's best of its ways over ours. A way of TRL's that never reached the target counts with what it had spent, so
-    that the ratio is a lower bound; where ours never did it is 0."""
+    """TRL's best side over ours. A TRL side that never reached the target counts with what it had spent, so the ratio
+    is a lower bound; if ours never reached it, the ratio is 0."""
     ours, theirs = (cheapest(sides, ours=own, figure=figure) for own in (True, False))
     return float(theirs[figure] / ours[figure]) if ours["reached"] else 0.0
 
 
 def cheapest(sides: dict[str, dict[str, Any]], *, ours: bool, figure: str = "cpu") -> dict[str, Any]:
-    """Of ours the cheapest way that reached the target, if any did; of TRL's the cheapest, whether or not it did."""
+    """Of our sides the cheapest that reached the target, if any; of TRL's the cheapest, whether or not it did."""
     ways = [s for side, s in sides.items() if side.startswith("ours") is ours]
     return min(ways, key=lambda s: (ours and not s["reached"], s[figure]))
 
 
 def race(each: Race) -> dict[str, Any]:
-    """Steps in turns until every side has reached the target."""
+    """Run steps in turns until every side has reached the target."""
     work = each.work
     with contextlib.ExitStack() as open_:
         workers = [open_.enter_context(Worker(side, work, each.lay)) for side in each.sides]

@@ -1,6 +1,6 @@
-"""`learn` where its costs are fixed ones: the demo's gridworld, five-token answers of a model of 0.14M weights.
+"""`learn` with mostly fixed costs: the demo's gridworld, five-token answers, a model of 0.14M weights.
 
-Both sides generate by transformers, which is the faster way of each on answers this short.
+Both sides generate with transformers, which is faster for each of them on answers this short.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WORK = Workload(
 
 
 def run(rounds: int = len(SEEDS)) -> dict[str, Any]:
-    """rounds: how many of the seeds."""
+    """rounds: number of seeds to use."""
     races = [
         Race(replace(WORK, seed=seed), partial(lay, start=imitated(seed)), ("ours_transformers", "trl_hf"), 0.15)
         for seed in SEEDS[:rounds]
@@ -32,7 +32,7 @@ def run(rounds: int = len(SEEDS)) -> dict[str, Any]:
 
 
 def imitated(seed: int) -> Path:
-    """The demo's sft stage with this seed, made once: where both sides start."""
+    """The demo's sft stage with this seed, run once; both sides start from it."""
     name = f"bench-learn-{seed}"
     command = [sys.executable, "-m", "pipeline", "run", "configs/demo/pipeline.yaml", f"run={name}", f"seed={seed}"]
     subprocess.run([*command, "stages=[base, sft]"], check=True, stdout=subprocess.DEVNULL)

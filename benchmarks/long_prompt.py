@@ -1,4 +1,4 @@
-"""The same step with 256-token prompts shared by groups of 8: ours computes a prompt once, TRL once a completion."""
+"""The same step with 256-token prompts shared by groups of 8: ours computes a prompt once, TRL once per completion."""
 
 from __future__ import annotations
 

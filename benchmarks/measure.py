@@ -1,4 +1,4 @@
-"""Turns, medians and ratios. Times are wall and CPU: on a machine that others use too, CPU is the steadier one."""
+"""Turns, medians and ratios. Times are wall and CPU; on a shared machine CPU time varies less."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-# one thread a process: beside another busy process two threads of one wait for each other
+# one thread per process: next to another busy process, two threads of one process wait for each other
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 QUIET = {
     "HF_HUB_OFFLINE": "1",
@@ -31,19 +31,19 @@ ENGINE = {
 
 
 def prepare_environment() -> None:
-    """For this process and its children; before torch is imported."""
+    """Set the environment of this process and its children; call before torch is imported."""
     os.environ.update({**THREADS, **QUIET, **ENGINE})
 
 
 def timed(work: Callable[[], Any]) -> dict[str, float]:
-    """Wall and CPU seconds of one call, in this process."""
+    """Wall and CPU seconds of one call in this process."""
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
 
 
 def in_turns(sides: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int = 1) -> dict[str, dict[str, float]]:
-    """Median wall and CPU seconds of each side. All take a turn a round, in reversed order in every other one."""
+    """Median wall and CPU seconds of each side. All take one turn per round, in reversed order every other round."""
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for number in range(rounds + warmup):
         names = list(sides) if number % 2 == 0 else list(sides)[::-1]
@@ -55,7 +55,7 @@ def in_turns(sides: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int
 
 
 def medians(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Of each figure that all of them have."""
+    """The median of each figure that all entries have."""
     names = set.intersection(*(set(v) for v in values))
     return {name: statistics.median(v[name] for v in values) for name in sorted(names)}
 

@@ -1,8 +1,8 @@
-"""Peak memory of whole processes that train: ours against stock TRL, each with transformers generation.
+"""Peak memory of whole training processes: ours against stock TRL, each with transformers generation.
 
-Small: 64 rows with a heavy tail up to 512 tokens, 3.4M weights. Large: 16 rows, 51M weights and 32,000 tokens, of which
-the end never comes by chance, so every row runs to its 512; and with a heavy tail of mean 100. `above_start` leaves out
-what a process holds before its first step.
+Small: 64 rows with heavy-tailed lengths up to 512 tokens, 3.4M weights. Large: 16 rows, 51M weights and a vocabulary of
+32,000 tokens, in which the end token never comes by chance, so every row has 512 tokens; also with heavy-tailed lengths
+of mean 100. `above_start` excludes what a process holds before its first step.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def run(rounds: int = 2) -> dict[str, Any]:
 
 
 def peak(side: str, work: Workload, steps: int) -> dict[str, float]:
-    """The highest resident set of a process of its own over some steps, which are never measured side by side: two
-    processes at once would press on each other's memory."""
+    """Peak resident set of a separate process over some steps. Sides never run concurrently: two processes at once
+    would compete for memory."""
     with Worker(side, work) as worker:
         highest = max(worker.step()["peak_mib"] for _ in range(steps))
         return {"peak_mib": highest, "above_start_mib": highest - worker.ready["peak_mib"]}

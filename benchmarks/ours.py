@@ -1,4 +1,4 @@
-"""Our side of a step: the grpo stage as `python -m pipeline run` runs it, files and logs included."""
+"""Our side of a step: the grpo stage as run by `python -m pipeline run`, including files and logs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def train(place: Path, work: Workload, gate: Gate, *, backend: str) -> None:
         return learner
 
     class GatedRollouts(SampledRollouts):
-        """Samples when the gate opens the step."""
+        """Waits for the gate to open the step, then samples."""
 
         def sample_and_score(self, prompts: Sequence[Prompt], step: int, attempt: int) -> list[Scored]:
             note_phases(self.ctx.dir.path / "timing.jsonl", gate, waited.pop("s", 0.0))
@@ -51,7 +51,7 @@ def train(place: Path, work: Workload, gate: Gate, *, backend: str) -> None:
 
 
 def note_phases(timing: Path, gate: Gate, waited_s: float) -> None:
-    """Wall seconds by phase of the step that has just ended, as the stage logged them; its rollout holds the wait."""
+    """Note the last step's wall seconds by phase, as logged by the stage; its rollout phase includes the wait."""
     if timing.exists():
         last = json.loads(timing.read_text().splitlines()[-1])
         for name in PHASES:

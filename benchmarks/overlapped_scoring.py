@@ -1,7 +1,7 @@
-"""What scoring adds to a rollout when it runs beside it: the generator's finished samples go to the sandbox at once.
+"""What scoring adds to a rollout when both overlap: finished samples go from the generator to the sandbox immediately.
 
-The sampled text of a random model is no program, so each sample that ends hands over a program of its own: right and
-wrong answers to a task of five assertions, as in `score`. `afterwards` begins to score when all are drawn.
+A random model does not sample programs, so each finished sample submits a prepared program instead: right and wrong
+answers to a task of five assertions, as in `scoring`. `afterwards` starts scoring when all samples are drawn.
 """
 
 from __future__ import annotations

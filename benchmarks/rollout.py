@@ -1,7 +1,7 @@
 """Our generator against bare `vllm.LLM.generate` on the same engine and the same requests.
 
-Ours makes requests with a seed each, and rollouts with ids, log-probs and text. The bare call is given requests made
-beforehand and its answers are left as they come. `plain` is what seeds and log-probs cost: a bare call without either.
+Ours builds requests with one seed each, and rollouts with ids, log-probs and text. The bare call gets prepared requests
+and its outputs are not processed. `plain` is a bare call without seeds and log-probs, which shows what they cost.
 """
 
 from __future__ import annotations

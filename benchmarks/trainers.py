@@ -1,7 +1,8 @@
-"""What our sft and reward_model stages cost over TRL's SFTTrainer and RewardTrainer used bare, on the same rows.
+"""Overhead of our sft and reward_model stages over TRL's SFTTrainer and RewardTrainer alone, on the same rows.
 
-Both sides train the same tokens for as many steps, load the model before and save it after. Ours also renders, logs to
-its own files, hashes what it wrote and keeps checkpoints that resume to the bit. A full run each is one turn.
+Both sides train on the same tokens for the same number of steps, load the model before and save it after. Ours also
+renders, logs to its own files, hashes its outputs and keeps checkpoints that resume bit for bit. One turn is a full run
+of a side.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def run(rounds: int = 3) -> dict[str, Any]:
         place = Path(folder)
         lay_out(place, WORK)
         write_rows(place)
-        os.chdir(place)  # runs/ of our stages go there
+        os.chdir(place)  # runs/ of our stages is created there
         try:
             sft = in_turns({"ours": Sft(place), "trl": BareSft(place)}, rounds=rounds)
             reward = in_turns({"ours": Reward(place), "trl": BareReward(place)}, rounds=rounds)
@@ -47,7 +48,7 @@ def run(rounds: int = 3) -> dict[str, Any]:
 
 
 def write_rows(place: Path) -> None:
-    """Demonstrations, and pairs of a chosen and a rejected completion."""
+    """Write demonstrations, and pairs of a chosen and a rejected completion."""
     random = Random(WORK.seed)
 
     def text(low: int, high: int) -> str:
@@ -65,7 +66,7 @@ def rows_of(place: Path) -> list[dict[str, str]]:
 
 
 class Ours:
-    """A stage's training with nothing after it: no judging, which TRL does not do."""
+    """A stage's training only: no evaluation, which TRL does not do either."""
 
     def __init__(self, place: Path) -> None:
         self.place, self.turn = place, 0
@@ -120,7 +121,7 @@ class Reward(Ours):
 
 
 class Bare:
-    """The trainer as its documentation shows it."""
+    """The trainer, used as in its documentation."""
 
     def __init__(self, place: Path) -> None:
         self.place = place

@@ -1,8 +1,8 @@
-"""Their side of a step: stock TRL GRPOTrainer, with transformers generation or its own colocated vLLM.
+"""TRL's side of a step: stock TRL GRPOTrainer, with transformers generation or its own colocated vLLM.
 
-Two things are mended, and here only. On a CPU `sync_weights` crashes, for vLLM has repacked its weights; they go in by
-vLLM's `reload_weights` instead, the tied head by its own name too. And its engine runs eagerly, as ours does: compiling
-for a CPU needs a C++ compiler. Phases come from TRL's own profiling contexts.
+Two things are changed, only here. On a CPU `sync_weights` crashes because vLLM has repacked its weights; they are
+loaded with vLLM's `reload_weights` instead, the tied head under its own name too. The engine runs eagerly, as ours
+does, because compiling for a CPU needs a C++ compiler. Phases come from TRL's own profiling contexts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.workload import Workload
 
 
 class Gated(TrainerCallback):
-    """Opens the gate at the start of each optimizer step, which for TRL begins with generation."""
+    """Waits at the gate at the start of each optimizer step, which in TRL begins with generation."""
 
     def __init__(self, gate: Gate) -> None:
         self.gate = gate
@@ -43,7 +43,7 @@ def reload_weights(generation: VLLMGeneration) -> None:
 
 
 def options(place: Path, work: Workload, *, vllm: bool) -> dict[str, Any]:
-    """What TRL is told so that it does the same step. Its micro-batch holds all rows; smaller ones were not tried."""
+    """TRL's settings for the same step. Its micro-batch contains all rows; smaller ones were not tried."""
     return {
         "output_dir": str(place / "trl"),
         "use_cpu": True,
@@ -101,7 +101,7 @@ def make_trainer(place: Path, work: Workload, gate: Gate | None = None, *, vllm:
     rows = [json.loads(line) for line in (place / "prompts.jsonl").read_text().splitlines()]
     columns = {"prompt": [r["prompt"] for r in rows], "task": [json.dumps(r["task"]) for r in rows]}
     model = AutoModelForCausalLM.from_pretrained(place / "model", dtype="float32")
-    make: Any = GRPOTrainer  # its stubs do not know the columns a reward function is given
+    make: Any = GRPOTrainer  # its stubs do not declare the columns that a reward function receives
     return make(
         model=model,
         reward_funcs=reward,

@@ -1,8 +1,9 @@
-"""What both sides are given: a model of a few million weights, prompts, a reward, and the settings of a step.
+"""The inputs of both sides: a model of a few million weights, prompts, a reward, and the settings of a step.
 
-The model is random and has about 80 tokens, so that the end token comes by chance: completions have a mean near 80
-tokens and a tail cut at 256, and about a third of a padded batch is real. Of a larger vocabulary the end is made as
-likely as `mean_tokens` asks. The learning rate is so small that lengths stay.
+The model is random and has a vocabulary of about 80 tokens, so that the end token is sampled by chance: completions
+have a mean near 80 tokens and a tail truncated at 256, and about a third of a padded batch is not padding. With a
+larger vocabulary the end token is made as likely as `mean_tokens` requires. The learning rate is so small that the
+lengths do not change.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ EXAMPLES = (
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """kl: coefficient of the KL in the loss; 0 needs no reference. vocabulary: of fewer tokens than the keyboard has
-    characters, 3 more are added. mean_tokens: of a completion, were it not cut; None leaves the end to chance."""
+    """kl: coefficient of the KL in the loss; 0 needs no reference. vocabulary: number of tokens; up to the
+    number of keyboard characters, 3 are added. mean_tokens: of untruncated completions; None leaves it to chance."""
 
     hidden_size: int = 256
     layers: int = 4
@@ -73,7 +74,7 @@ class Workload:
 
 
 def lay_out(place: Path, work: Workload) -> None:
-    """Model, prompts, verifier and our config, under one directory."""
+    """Write model, prompts, verifier and our config to one directory."""
     from pipeline.config.schema import Tiny
     from pipeline.models.models import make_tiny
 
@@ -98,7 +99,7 @@ def lay_out(place: Path, work: Workload) -> None:
 
 
 def enlarge(model_dir: Path, vocabulary: int, *, seed: int) -> None:
-    """As many tokens as that, in the tokenizer's file and in the model."""
+    """Enlarge the vocabulary to this many tokens, in the tokenizer's file and in the model."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -114,14 +115,14 @@ def enlarge(model_dir: Path, vocabulary: int, *, seed: int) -> None:
 
 
 def end_after(model_dir: Path, mean_tokens: int) -> None:
-    """Have completions end as often as this mean asks: one column of the tied embedding becomes the same for all
-    tokens, so that every state has it, and the end token's larger, so that its logit is."""
+    """Make completions end as often as this mean requires: one column of the tied embedding becomes equal for all
+    tokens, so that it is part of every hidden state, and larger for the end token, which raises its logit."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(model_dir)
     weight, end = model.get_input_embeddings().weight.data, model.config.eos_token_id
-    weight[:, 0] = 10.0  # far above the rest of a state, so that it differs little from place to place
+    weight[:, 0] = 10.0  # much larger than the rest of a hidden state, so that it varies little between positions
     with torch.no_grad():
         ids = torch.randint(3, len(weight), (8, 64), generator=torch.Generator().manual_seed(0))
         out = model(ids, output_hidden_states=True)
@@ -148,7 +149,7 @@ def our_config(place: Path, work: Workload) -> dict[str, Any]:
             "prompts": work.prompts,
             "samples": work.samples,
             "kl": {"coef": work.kl},
-            "optimizer": {"learning_rate": work.learning_rate, "eps": 1e-8},  # TRL's; with 1e-5 a step is smaller
+            "optimizer": {"learning_rate": work.learning_rate, "eps": 1e-8},  # as in TRL; with 1e-5 steps are smaller
             "tokens_per_microbatch": work.tokens_per_microbatch,
             "alarms": {"loss_abs": 1e9},
         },

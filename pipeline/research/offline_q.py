@@ -1,9 +1,9 @@
-"""offline_q: what the logs were worth at best, and a policy that does it; nothing need be sampled.
+"""offline_q: the best return the logged samples support, and a policy that reaches it, without any sampling.
 
-Q and V heads are fitted to scored samples (q_values.py), turn by turn where the samples are episodes of
-several turns; then the policy imitates every logged token by exp(beta * (Q - V)) (IQL), or its logits are shifted by
-beta * (Q - V) (ILQL). Both leave a plain causal model. What a policy gradient cannot, this can: join two halves that
-no episode walked together (`configs/stitch/`).
+Q and V heads are fitted to scored samples (q_values.py), turn by turn if the samples are multi-turn episodes. Then the
+policy imitates every logged token with weight exp(beta * (Q - V)) (IQL), or its logits are shifted by beta * (Q - V)
+(ILQL). Both produce a plain causal model. Unlike a policy gradient, this can join two halves that never occurred
+together in one episode (`configs/stitch/`).
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from pipeline.update.policy_loss import Experience
 
 def run(ctx: Context) -> dict[str, Any]:
     block: OfflineQ = ctx.block
-    ctx.dir.checkpoints.resume()  # it keeps no checkpoints: the lines of a killed attempt are removed
+    ctx.dir.checkpoints.resume()  # no checkpoints are kept: this removes the lines of a killed attempt
     scored = logged_samples(ctx)
     logged = as_logged(scored)
     console.say(f"{ctx.name}: {len(logged.layout)} episodes of {len(logged.rows)} turns")
     model = models.load_policy(ctx.policy_path, ctx.cfg.model)
     precision = model.dtype
     autocast = precision if precision != torch.float32 else None
-    heads = QValues(model.float(), autocast=autocast)  # as `make_policy`: small steps in bfloat16 are rounded away
+    heads = QValues(model.float(), autocast=autocast)  # as in `make_policy`: bfloat16 rounds small steps away
     log = progress(ctx, "values", block.value_steps)
     figures = fit(heads, logged, block, key=(ctx.cfg.seed, ctx.name), log=log)
     advantages = token_advantages(heads, logged.rows, budget=block.tokens_per_microbatch)
@@ -62,7 +62,7 @@ def run(ctx: Context) -> dict[str, Any]:
 
 
 def logged_samples(ctx: Context) -> list[Scored]:
-    """Episodes from the files and stages that `pool` names, or of the policy, rows of an episode in order."""
+    """Episodes from the files and stages named in `pool`, or from the policy; an episode's rows are in order."""
     block: OfflineQ = ctx.block
     if not block.pool:
         asked = next_prompts(ctx, ctx.train_prompts, block.prompts)
@@ -78,7 +78,7 @@ def logged_samples(ctx: Context) -> list[Scored]:
 
 
 def read_samples(ctx: Context, reference: str) -> list[Scored]:
-    """The samples of a stage of this run, or of a file; registers what is read."""
+    """The samples of a stage of this run, or of a file; registers the files it reads."""
     place = Path(reference)
     if reference in ctx.cfg.blocks:
         ctx.model_path(reference, f"{ctx.name}.pool")  # registers the parent and checks its files
@@ -89,7 +89,7 @@ def read_samples(ctx: Context, reference: str) -> list[Scored]:
 
 
 def whole_episodes(scored: Sequence[Scored], barred: Collection[str]) -> list[Scored]:
-    """All rows of the episodes that can be learnt from: an episode with a gap would credit the wrong step."""
+    """All rows of the episodes usable for training: an episode with a gap would credit the wrong step."""
     return [
         row
         for episode in episodes(scored)
@@ -106,7 +106,7 @@ def as_logged(scored: Sequence[Scored]) -> Logged:
 
 
 def token_rewards(scored: Scored, row: Row) -> Tensor:
-    """(its T,): what was earned along the way where it fell, the reward on the last token that was sampled."""
+    """(its T,): step rewards at the tokens where they were given; the final reward on the last sampled token."""
     rewards_T = step_rewards(scored, row)
     sampled = [place for place, on in enumerate(row.mask) if on]
     if sampled:
@@ -118,9 +118,9 @@ def regress(
     forward: CompletionLogprobs, logged: Logged, advantages: Sequence[Tensor], block: OfflineQ, *,
     key: tuple[int | str, ...], log: Any,
 ) -> Any:  # fmt: skip
-    """The model, trained to imitate each logged token by exp(beta * (Q - V)); one learner of the policy loop."""
+    """The model trained to imitate each logged token with weight exp(beta * (Q - V)), by the policy loop's learner."""
     weights = [regression_weights(a, beta=block.beta, max_weight=block.max_weight) for a in advantages]
-    # with the weight in the place of an advantage, REINFORCE's loss is weighted imitation
+    # with the weight in place of an advantage, the REINFORCE loss is weighted imitation
     batch = Experience(logged.rows, weights, [torch.zeros(len(r.ids)) for r in logged.rows])
     longest = max(len(r.ids) for r in logged.rows)
     learner = Learner(
@@ -138,7 +138,7 @@ def regress(
 
 
 def progress(ctx: Context, part: str, steps: int) -> Any:
-    """Figures to metrics.jsonl and a line to the terminal."""
+    """Write the figures to metrics.jsonl and a line to the terminal."""
     shown = console.Progress(f"{ctx.name} {part}", steps)
 
     def log(step: int, figures: dict[str, float]) -> None:
@@ -149,7 +149,7 @@ def progress(ctx: Context, part: str, steps: int) -> Any:
 
 
 def told_apart(logged: Logged, advantages: Sequence[Tensor]) -> dict[str, float]:
-    """How far the heads tell logged tokens apart: mean and mean size of Q - V."""
+    """How well the heads separate logged tokens: mean and mean absolute value of Q - V."""
     mask_BT = stack([r.mask for r in logged.rows]).bool()
     advantages_BT = stack(advantages)
     return {

@@ -1,9 +1,10 @@
 """probe: what a condition label does inside the model. `python -m pipeline probe CONFIG`
 
-Per layer, at the last token of the prompt, where the answer begins: how far activations under the best label lie from
-those under the worst, how well a linear probe reads the label there (fitted on training prompts, judged on held-out
-ones), and what adding that difference does to the reward of prompts without a label, against a random direction of the
-same length. A label may be readable where adding it changes nothing: reading is not use.
+Measures, for each layer at the last token of the prompt, where the answer begins:
+- the distance between the activations under the best and the worst label;
+- the accuracy of a linear probe that reads the label (fitted on training prompts, evaluated on held-out ones);
+- the reward of unlabelled prompts when that difference is added, compared with a random direction of the same length.
+A label can be readable in a layer where adding it changes nothing: being readable does not mean being used.
 """
 
 from __future__ import annotations
@@ -59,13 +60,13 @@ def run(ctx: Context) -> dict[str, Any]:
 
 
 def worst_solvable(axis: Axis, bins: Sequence[int]) -> int:
-    """The other end of what can be asked: the bin of failures is left out where more than two were seen."""
+    """The worst bin that can be requested; the bin of failures is left out if more than two bins were seen."""
     order = list(bins) if axis.prefer == "high" else list(reversed(bins))
     return order[1] if axis.of == "reward" and len(order) > 2 else order[0]
 
 
 def decoder_layers(model: Any) -> list[nn.Module]:
-    """The blocks of the transformer, in order. Raises ConfigError for an architecture that keeps them elsewhere."""
+    """The transformer's blocks, in order. Raises ConfigError for an architecture that stores them elsewhere."""
     inner = models.backbone(model)
     for name in ("layers", "h", "blocks"):
         if isinstance(getattr(inner, name, None), nn.ModuleList):
@@ -77,7 +78,7 @@ def decoder_layers(model: Any) -> list[nn.Module]:
 def activations(
     ctx: Context, model: Any, layers: Sequence[nn.Module], axis: Axis, bins: Sequence[int], prompts: Sequence[Prompt]
 ) -> Tensor:
-    """(bins, prompts, layers, H): what each block hands on at the last token of the prompt under each label."""
+    """(bins, prompts, layers, H): output of each block at the last token of the prompt, under each label."""
     out = []
     for number in bins:
         asked = [condition_prompts.relabel(p, axis.text(number), ctx.cfg.prompts, ctx.tokenizer) for p in prompts]
@@ -114,16 +115,16 @@ def hidden_of(output: Any) -> Tensor:
 
 
 def read_at(fit_NPH: Tensor, held_NPH: Tensor, direction_H: Tensor) -> dict[str, float]:
-    """Length of the difference, alone and against a typical activation, and a linear probe's held-out accuracy."""
+    """Length of the difference, absolute and relative to a typical activation; held-out accuracy of a linear probe."""
     size = float(fit_NPH.norm(dim=-1).mean())
     return {"difference": float(direction_H.norm()), "relative_difference": float(direction_H.norm()) / size,
             "probe_accuracy": probe_accuracy(fit_NPH, held_NPH)}  # fmt: skip
 
 
 def probe_accuracy(fit_NPH: Tensor, held_NPH: Tensor) -> float:
-    """Share of held-out activations whose label a linear read-out names: ridge regression onto one-hot labels.
+    """Share of held-out activations whose label a linear probe predicts: ridge regression onto one-hot labels.
 
-    fit_NPH, held_NPH: labels x prompts x width. Centred and scaled by what was fitted.
+    fit_NPH, held_NPH: labels x prompts x width. Centred and scaled with the statistics of fit_NPH.
     """
     labels = fit_NPH.shape[0]
     x, y = flat(fit_NPH)
@@ -151,7 +152,7 @@ def steer(
     direction_LH: Tensor,
     chosen: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """Reward of unlabelled held-out prompts with each layer's difference, or a random direction as long, added."""
+    """Reward of unlabelled held-out prompts after adding each layer's difference or a random vector of equal length."""
     rows = [{"layer": -1, "direction": "none", "scale": 0.0, **obtained(ctx, generator)}]
     for layer in chosen:
         noise = torch.Generator().manual_seed(ctx.seed("direction", layer))
@@ -166,11 +167,11 @@ def steer(
 
 @contextmanager
 def adding(layer: nn.Module, vector_H: Tensor) -> Iterator[None]:
-    """Adds a vector to what the layer hands on, from the last token of the prompt onwards."""
+    """Add a vector to the layer's output, from the last token of the prompt onwards."""
 
     def add(module: nn.Module, inputs: Any, output: Any) -> Any:
         hidden = hidden_of(output).clone()
-        # prompts are padded on the left: the last place is the prompt's last token, later the newest sampled one
+        # prompts are left-padded: the last index is the prompt's last token, and later the newest sampled token
         hidden[:, -1] += vector_H.to(hidden)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
@@ -185,6 +186,6 @@ def obtained(ctx: Context, generator: TransformersGenerator) -> dict[str, Any]:
     prompts = ctx.heldout_prompts[: ctx.block.prompts]
     spent = dict(ctx.tokens)
     scored = score(ctx.scorer, ctx.sample(generator, prompts, ctx.block.samples, "steer"))
-    ctx.tokens = spent  # looking is not a method's budget
+    ctx.tokens = spent  # probing does not count towards a method's budget
     rewards = [mean([s.reward for s in g if s.scorable]) for g in groups(scored)]
     return {"reward": mean(rewards), "ci95": list(bootstrap_ci95(rewards)), "accuracy": pass_rate(scored)}

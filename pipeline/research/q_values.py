@@ -1,12 +1,12 @@
-"""Values from logged samples without a model of the world: Q and V heads, and two ways to a policy.
+"""Model-free values from logged samples: Q and V heads, and two ways to turn them into a policy.
 
-V(s) is fitted to a high expectile of the Q of the actions logged at s, and Q(s, a) to r + gamma * V(s'): the best that
-the logs hold, without ever evaluating Q on an action they do not hold. IQL, arXiv:2110.06169 §4; at the level
-of tokens ILQL, arXiv:2206.11871 §3.
+V(s) is fitted to a high expectile of the Q of the actions logged at s, and Q(s, a) to r + gamma * V(s'): the best
+value in the logs, without evaluating Q on an action that is not in them. Source: IQL, arXiv:2110.06169 §4; at token
+level ILQL, arXiv:2206.11871 §3.
 
-Differs from ILQL: one Q head, and linear, on the very hidden state the language head reads. So the shifted policy
-softmax(logits + beta * (Q - V)) is a plain causal model: V shifts all logits of a position alike and cancels, and
-logits + beta * Q is a head of weight W + beta * W_Q (`shifted`), which any generator can serve.
+Differs from ILQL in having a single, linear Q head on the hidden state that the language head reads. The shifted policy
+softmax(logits + beta * (Q - V)) is therefore a plain causal model: V shifts all logits of a position equally and
+cancels, and logits + beta * Q is a head with weight W + beta * W_Q (`shifted`), which any generator can serve.
 
 Axes: see pipeline/credit/__init__.py.
 """
@@ -32,7 +32,7 @@ from pipeline.update.learner import make_schedule
 def expectile_loss(difference: Tensor, *, expectile: float) -> Tensor:
     """|expectile - 1(difference < 0)| * difference², elementwise, with difference = target - v.
 
-    Its mean is least where v is that expectile of the targets: their mean at 0.5, nearing their maximum to 1.
+    Its mean is minimal when v is that expectile of the targets: their mean at 0.5, approaching their maximum at 1.
     Source: IQL, arXiv:2110.06169 eq. 4.
     """
     return torch.where(difference < 0, 1 - expectile, expectile) * difference.square()
@@ -41,15 +41,15 @@ def expectile_loss(difference: Tensor, *, expectile: float) -> Tensor:
 def regression_weights(advantages: Tensor, *, beta: float, max_weight: float) -> Tensor:
     """exp(beta * (Q - V)), at most max_weight: the weight of an imitated token.
 
-    Source: AWR, arXiv:1910.00177 eq. 7; as in IQL eq. 7, clipped at 100 there.
+    Source: AWR, arXiv:1910.00177 eq. 7; also IQL eq. 7, which clips at 100.
     """
     return (beta * advantages).exp().clamp(max=max_weight)
 
 
 @dataclass(frozen=True, slots=True)
 class HeadOutputs:
-    """Result of one forward pass. q_BT: of the tokens taken. values_BS: (B, T + 1), as a critic's. nll_BT: the language
-    head's. outside_BT: logsumexp of Q over the vocabulary minus the Q taken, which CQL holds down."""
+    """Result of one forward pass. q_BT: Q of the tokens taken. values_BS: (B, T + 1), as for a critic. nll_BT: of the
+    language head. outside_BT: logsumexp of Q over the vocabulary minus the Q taken, which CQL penalises."""
 
     q_BT: Tensor
     values_BS: Tensor
@@ -58,10 +58,10 @@ class HeadOutputs:
 
 
 class QValues(nn.Module):
-    """A causal model with a V and a Q head on its last hidden state; both start at zero, and so the shift."""
+    """A causal model with a V and a Q head on its last hidden state; both start at zero, and so does the shift."""
 
     def __init__(self, model: Any, *, autocast: torch.dtype | None = None) -> None:
-        """autocast: of the body's products; the heads are of float32."""
+        """autocast: dtype of the backbone's matrix products; the heads are float32."""
         super().__init__()
         self.model, self.autocast = model, autocast
         hidden = model.config.hidden_size
@@ -98,8 +98,8 @@ class QValues(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """Episodes to learn from. rewards: per row, (its T,). truncated: per episode, True if a limit ended it: its last
-    token's target continues with V; if False the episode ended there."""
+    """Episodes to learn from. rewards: per row, (its T,). truncated: per episode, True if a limit ended it, so the
+    target of its last token bootstraps from V; False if the episode ended there."""
 
     rows: list[Row]
     layout: Layout
@@ -124,7 +124,7 @@ def fit(
 ) -> dict[str, float]:
     """Train the heads and their backbone on logged episodes. log(step, figures) every tenth step.
 
-    A step takes `batch` episodes, each pass over them in a new order that is a function of key.
+    A step uses `batch` episodes; each pass over the data has a new order, which is a function of key.
     Returns the figures of the last step.
     """
     optimizer = make_optimizer(heads, settings.optimizer)
@@ -154,7 +154,8 @@ def make_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.AdamW:
 def value_step(heads: QValues, slow: QValues, optimizer: Any, logged: Logged, settings: OfflineQ) -> dict[str, float]:
     """One optimizer step on Q, V, the language head and CQL; then the slow copy moves towards the heads.
 
-    The targets of both losses are the slow copy's (IQL takes V's own for Q's), which saves a forward pass.
+    The targets of both losses come from the slow copy (IQL uses the current V in the target of Q), which saves a
+    forward pass.
     """
     device = next(heads.parameters()).device
     batches = micro_batches(logged.rows, settings.tokens_per_microbatch)
@@ -188,7 +189,7 @@ def value_step(heads: QValues, slow: QValues, optimizer: Any, logged: Logged, se
 
 
 def td_targets(logged: Logged, values_with_last: Sequence[Tensor], *, gamma: float) -> list[Tensor]:
-    """Per row, (its T,): r + gamma * V(next state), across a row's holes and from one turn's row to the next."""
+    """Per row, (its T,): r + gamma * V(next state), across masked gaps in a row and from one turn's row to the next."""
     last_E = torch.stack(
         [
             values_with_last[indices[-1]][-1] * truncated
@@ -196,7 +197,7 @@ def td_targets(logged: Logged, values_with_last: Sequence[Tensor], *, gamma: flo
         ]
     )
     values = [v[:-1] for v in values_with_last]
-    # with lambda 0 a GAE return is the one-step target itself
+    # with lambda 0 a GAE return is the one-step target
     _, targets = gae_by_episode(
         Credit(gamma=gamma, lam=0.0), logged.rows, logged.layout, logged.rewards, values, last_E
     )
@@ -225,7 +226,7 @@ def token_advantages(heads: QValues, rows: Sequence[Row], *, budget: int) -> lis
 
 @torch.no_grad()
 def shifted(heads: QValues, *, beta: float) -> Any:
-    """A plain causal model of its own that samples from softmax(logits + beta * (Q - V)), its head untied."""
+    """A separate plain causal model that samples from softmax(logits + beta * (Q - V)); its head is untied."""
     model = copy.deepcopy(heads.model)
     old = model.get_output_embeddings()
     head = nn.Linear(old.in_features, old.out_features, bias=old.bias is not None).to(old.weight)

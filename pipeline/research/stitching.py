@@ -1,9 +1,9 @@
-"""stitch: which method joins two halves of a best walk that nobody walked, from the same logs (`verifiers/stitch.py`).
+"""stitch: which methods join two logged halves into the best walk, which no log contains (`verifiers/stitch.py`).
 
-The figure of a method is P(1→2→3), exact from its policy's log-probs, and its credit accuracy: the share of logged
-pairs of steps from one place that its credit ranks as the best play from there does. Every method runs the code of its
-own stage (`pipeline.research.stitching_methods`), for each seed and for each way of remembering: prompts that show the
-state alone, and prompts that hold the history.
+A method is measured by P(1→2→3), computed exactly from its policy's log-probs, and by its credit accuracy: the share of
+logged pairs of steps from one place that its credit ranks in the same order as optimal play. Every method runs the code
+of its own stage (`pipeline.research.stitching_methods`) on the same logs, for each seed and each kind of memory:
+prompts that show only the state, and prompts that contain the history.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COLUMNS = ("method", "prompts", "stitched", "low", "high", "credit_accuracy", "e
 def run(ctx: Context) -> dict[str, Any]:
     block = ctx.block
     names = check_methods(ctx)
-    ctx.dir.checkpoints.resume()  # it keeps no checkpoints: a try that was killed is cut from the logs
+    ctx.dir.checkpoints.resume()  # no checkpoints are kept: this removes a killed attempt from the logs
     runs: list[dict[str, Any]] = []
     for seed in block.seeds:
         base = base_model(ctx, seed)
@@ -67,7 +67,7 @@ def check_methods(ctx: Context) -> list[str]:
 
 
 def base_model(ctx: Context, seed: int) -> str:
-    """A tiny model of this seed, or the model the YAML names."""
+    """A tiny model initialised from this seed, or the model named in the YAML."""
     if ctx.cfg.model.tiny is None:
         return ctx.model_path("model", "model.path")
     place = ctx.dir.path / f"base-{seed}"
@@ -76,7 +76,7 @@ def base_model(ctx: Context, seed: int) -> str:
 
 
 def stitched(bench: Bench, outcome: Outcome) -> float:
-    """P(1→2→3) from place 1, the mean over gadgets; each step with its end token, at temperature 1."""
+    """Mean over gadgets of P(1→2→3) from place 1; each step includes its end token, at temperature 1."""
     tokenizer, rows = bench.tokenizer, []
     label = tuple(tokenizer(outcome.label, add_special_tokens=False).input_ids)
     for gadget in range(stitch.GADGETS):
@@ -93,9 +93,9 @@ def stitched(bench: Bench, outcome: Outcome) -> float:
 
 
 def credit_accuracy(credit: Sequence[float], medium: float) -> float:
-    """Share of pairs of steps from one place whose mean credit is ordered as Q* orders them; a tie counts half.
+    """Share of pairs of steps from one place whose mean credit has the same order as Q*; a tie counts half.
 
-    Credit that was learnt is never quite equal: a gap below 2% of all credit's spread is a tie.
+    Learned credit is never exactly equal: a gap below 2% of the spread of all credit is a tie.
     """
     given: dict[tuple[int, int, int], list[float]] = defaultdict(list)
     turns = [turn for walk in stitch.logs(medium) for turn in walk]
@@ -112,7 +112,7 @@ def credit_accuracy(credit: Sequence[float], medium: float) -> float:
 
 
 def summary(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One line a method and way of remembering: means over seeds, and the lowest and highest seed."""
+    """One line per method and kind of memory: mean over seeds, and the lowest and highest seed."""
     lines: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
     for one in runs:
         lines[one["prompts"], one["method"]].append(one)

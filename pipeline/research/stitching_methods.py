@@ -1,7 +1,7 @@
-"""The methods that `stitch` compares: each makes a policy from the same logged walks, by the code its own stage runs.
+"""The methods that `stitch` compares: each trains a policy on the same logged walks with the code of its own stage.
 
-A method says what it credits each logged turn with, and returns the policy it came to. Those of the policy loop take
-the logs as if the current policy had drawn them; only monte_carlo asks the environment anything.
+A method returns its credit for each logged turn and the policy it trained. Methods of the policy loop treat the logs as
+if the current policy had sampled them; only monte_carlo queries the environment.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from pipeline.update.loop_state import Branch, LoopDeps
 from pipeline.update.policy_loss import Experience
 from verifiers import stitch
 
-SAMPLES = 2  # walks in a group: from place 1 the two that were logged, from place 2 the one there is, twice
+SAMPLES = 2  # walks in a group: from place 1 the two logged ones; from place 2 the only one, twice
 LABEL, EDGES = "<{bin}>", (0.3, 0.8)  # returns of 0, the medium, 1
 CONTINUATIONS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """credit: what each logged turn was credited with. label: put in front of a prompt to ask for the best."""
+    """credit: per logged turn. label: prepended to a prompt to request the best return."""
 
     model: Any
     credit: list[float]
@@ -55,7 +55,7 @@ class Outcome:
 
 @dataclass
 class Bench:
-    """One seed and one way of remembering. scored: every logged walk once, a row a turn."""
+    """One seed and one kind of memory. scored: every logged walk once, one row per turn."""
 
     ctx: Context
     seed: int
@@ -81,15 +81,15 @@ class Bench:
 
     @cached_property
     def steps(self) -> list[list[Step]]:
-        """The logs as a table: a state is what the policy reads."""
+        """The logs as a table; a state is the text that the policy reads."""
         return [[Step(s.rollout.prompt.ids, s.rollout.ids, s.reward) for s in e] for e in episodes(self.scored)]
 
     def context(self, name: str, block: Any, start: str) -> Context:
-        """A place of its own in which a stage's functions work as they do in that stage."""
+        """A separate context in which a stage's functions work as they do in that stage."""
         cfg = replace(self.ctx.cfg, seed=self.seed, blocks={name: block})
         made = Context(cfg, name, StageDir(self.ctx.dir.path / f"seed-{self.seed}-{self.memory}", name))
         made.policy_path, made.tokenizer = start, self.tokenizer
-        shutil.rmtree(made.dir.path, ignore_errors=True)  # a method takes seconds: a killed one starts anew
+        shutil.rmtree(made.dir.path, ignore_errors=True)  # a method takes seconds: a killed one starts again
         made.dir.open()
         return made
 
@@ -100,7 +100,7 @@ class Bench:
 
     @cached_property
     def sft(self) -> str:
-        """What every method but the conditions starts from: the logs, imitated."""
+        """SFT on the logs: the start of every method except the conditioned ones."""
         return self.imitate("sft", self.base, [example(s) for s in self.scored])
 
     @cached_property
@@ -124,7 +124,7 @@ def logged_walks(tokenizer: Any, memory: Memory, medium: float) -> list[Scored]:
             text = stitch.symbol(turn.gadget, turn.to)
             ids = (*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id)
             prompt = Prompt(start, tokenizer.decode(seen), seen, {"gadget": turn.gadget, "place": turn.place})
-            # the logs do not say how likely their steps were
+            # the logs do not record the probabilities of their steps
             rollout = Rollout(prompt, 0, ids, (0.0,) * len(ids), text, True, turn=number)
             out.append(Scored(rollout, turn.reward, "pass" if turn.reward else "fail"))
             history = (*seen, *ids)
@@ -136,7 +136,7 @@ def example(scored: Scored, label: Sequence[int] = ()) -> Example:
 
 
 def per_turn(values: Sequence[Tensor]) -> list[float]:
-    """Credit of a turn: the sum over its tokens."""
+    """Credit per turn: the sum over its tokens."""
     return [float(v.sum()) for v in values]
 
 
@@ -148,7 +148,7 @@ def sft(bench: Bench) -> Outcome:
 
 
 def feedme(bench: Bench) -> Outcome:
-    """The best walk of each start, imitated."""
+    """Imitate the best walk from each start."""
     candidates = [
         selection.Candidate(
             e[0].rollout.prompt.index, sum(s.reward for s in e), tuple(i for s in e for i in s.rollout.ids)
@@ -162,7 +162,7 @@ def feedme(bench: Bench) -> Outcome:
 
 
 def conditions(bench: Bench, *, best: bool) -> Outcome:
-    """Every turn imitated under a label of its return, or of the best return the logs know from there; asked for 1."""
+    """Imitate every turn under a label of its return, or of the best logged return from there; request return 1."""
     values = [v for e in (best_in_data if best else returns_to_go)(bench.steps) for v in e]
     axis = Axis("reward", EDGES, LABEL).fitted(values)
     bins = [axis.bin_of(v) for v in values]
@@ -180,7 +180,7 @@ def conditions(bench: Bench, *, best: bool) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A rollout source that gives back logged walks: pairs[i] are the episodes of prompt i."""
+    """A rollout source that returns logged walks: pairs[i] are the episodes of prompt i."""
 
     pairs: Sequence[Sequence[Sequence[Scored]]]
 
@@ -195,9 +195,9 @@ class Replay:
 
 
 def replayed(bench: Bench, name: str, given: Credit, loss: Loss, critic: Critic | None = None) -> Outcome:
-    """`pipeline.update.loop` on the logs: a step is all of them, in groups by where a walk starts."""
+    """`pipeline.update.loop` on the logs: every step uses all of them, grouped by the start of the walk."""
     groups = [[e for e in episodes(bench.scored) if e[0].rollout.prompt.index == i] for i in range(2 * stitch.GADGETS)]
-    # walks equally often: a pair from place 2 is one walk twice, so a pair from place 1 comes twice
+    # every walk occurs equally often: a pair from place 2 is one walk twice, so a pair from place 1 is repeated
     pairs = [pair for group in groups for pair in ([group] * SAMPLES if len(group) == SAMPLES else [group * SAMPLES])]
     prompts = [replace(pair[0][0].rollout.prompt, index=number) for number, pair in enumerate(pairs)]
     alarms = replace(bench.block.loop.alarms, mismatch_mean_abs=1e9)
@@ -235,7 +235,7 @@ def ppo(bench: Bench, *, lam: float) -> Outcome:
 
 
 def monte_carlo(bench: Bench) -> Outcome:
-    """Each logged turn by what it added to the mean score of walks sampled on from there, by the policy as it is."""
+    """Credit each logged turn with the change in mean score of walks that the current policy continues from there."""
     block = replace(bench.block.loop, critic=None, loss=Loss(kind="reinforce"))
     ctx = bench.context("monte_carlo", block, bench.sft)
     policy, _ = policy_stage.make_policy(ctx)
@@ -251,7 +251,7 @@ def monte_carlo(bench: Bench) -> Outcome:
 
 
 def sampled_values(bench: Bench, ctx: Context, generator: Any, step: int) -> dict[tuple[int, ...], float]:
-    """What the policy reads at a turn -> the mean score of walks it goes on from there."""
+    """Prompt ids at a turn -> mean score of the walks that the policy continues from there."""
     prompts = list({s.rollout.prompt.ids: s.rollout.prompt for s in bench.scored}.values())
     played = play(
         generator, lambda: stitch.Environment(bench.block.medium), prompts, ctx.cfg.sampling, samples=CONTINUATIONS,

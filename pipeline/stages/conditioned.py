@@ -1,9 +1,9 @@
 """conditioned: train on condition labels, then request the result by its label.
 
-Scored samples are labelled with the bin of their reward (or of any attribute), as text in front of the prompt; all are
-imitated under their label; under the label of the best bin the model answers like its best samples. Source: Decision
+Every scored sample is labelled with the bin of its reward (or of any attribute), as text in front of the prompt, and is
+imitated under its label. Under the label of the best bin the model then answers like its best samples. Source: Decision
 Transformer (arXiv:2106.01345), Quark (arXiv:2205.13636). FeedME keeps the best samples; this stage labels all of them.
-The control is trained on shuffled labels; `filtered_control` is FeedME's selection on the same pool.
+The control is trained on shuffled labels; `filtered_control` applies FeedME's selection to the same pool.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def run(ctx: Context) -> dict[str, Any]:
     tops = [control_curve.top_accuracy(ctx, str(place), conditions, "offline")] if block.online_rounds else []
     for number in range(block.online_rounds):
         pool += online_pool(ctx, conditions, number)
-        conditions = fit(ctx, attributes, pool)  # quantiles move with the pool, as Quark's do
+        conditions = fit(ctx, attributes, pool)  # quantiles move with the pool, as in Quark
         examples = labelled(ctx, pool, conditions, attributes, number + 1)
         steps += teach(ctx, str(place), examples, place, "online", number, anchor=start)
         tops.append(control_curve.top_accuracy(ctx, str(place), conditions, "online", number))
@@ -62,7 +62,7 @@ def run(ctx: Context) -> dict[str, Any]:
         metrics |= shuffled(ctx, start, pool, conditions, attributes)
     if block.filtered_control:
         metrics |= filtered_sft(ctx, pool, conditions, attributes, steps)
-    ctx.tokens = spent  # controls are evidence, not budget
+    ctx.tokens = spent  # controls do not count towards the budget
     return metrics
 
 
@@ -70,7 +70,7 @@ def run(ctx: Context) -> dict[str, Any]:
 
 
 def first_pool(ctx: Context) -> list[Scored]:
-    """From the stages or files the YAML names, or sampled from the policy; what cannot be trained on is left out."""
+    """Samples from the stages or files named in the YAML, or from the policy; unusable samples are left out."""
     block = ctx.block
     if block.pool:
         return from_pool(ctx, block.pool, f"{ctx.name}.pool")
@@ -81,7 +81,7 @@ def first_pool(ctx: Context) -> list[Scored]:
 
 
 def online_pool(ctx: Context, conditions: Conditions, number: int) -> list[Scored]:
-    """Sampled under the best label, to be relabelled by the result."""
+    """Samples drawn under the best label, to be relabelled with the result they obtained."""
     block = ctx.block
     label = conditions.text(conditions.best)
     bare = next_prompts(ctx, ctx.train_prompts, block.prompts, number=number + 1)
@@ -106,7 +106,7 @@ def usable(ctx: Context, found: Sequence[Scored]) -> list[Scored]:
 
 
 def scored_demonstrations(ctx: Context) -> list[Scored]:
-    """SFT rows as if they had been sampled: they have rewards that the policy rarely reaches."""
+    """SFT rows treated as samples: their rewards are ones the policy rarely reaches."""
     count = ctx.block.demonstrations
     if not count:
         return []
@@ -127,7 +127,7 @@ def scored_demonstrations(ctx: Context) -> list[Scored]:
 
 
 def attributes_of(ctx: Context) -> dict[str, Attribute]:
-    """The attributes of the YAML, or the reward alone."""
+    """The attributes from the YAML, or only the reward."""
     block = ctx.block
     return block.attributes or {
         "reward": Attribute("reward", block.label, block.bins, block.count, list(block.edges))
@@ -135,7 +135,7 @@ def attributes_of(ctx: Context) -> dict[str, Attribute]:
 
 
 def values_of(attribute: Attribute, pool: Sequence[Scored]) -> list[float]:
-    """What the attribute measures of each sample. Raises ValueError naming a reward part that does not exist."""
+    """The attribute's value for each sample. Raises ValueError if it names a reward part that does not exist."""
     values = [control_curve.measure(attribute.of, s) for s in pool]
     if not attribute.per_prompt:
         return values
@@ -143,7 +143,7 @@ def values_of(attribute: Attribute, pool: Sequence[Scored]) -> list[float]:
 
 
 def fit(ctx: Context, attributes: dict[str, Attribute], pool: Sequence[Scored]) -> Conditions:
-    """The axes with their edges and what the pool holds of each bin."""
+    """The axes with their edges and the pool's statistics for each bin."""
     axes = []
     for name, attribute in attributes.items():
         where = f"{ctx.cfg.path}: {ctx.name}" + (f".attributes.{name}" if ctx.block.attributes else "")
@@ -173,7 +173,7 @@ def labelled(
     *,
     shuffle: bool = False,
 ) -> list[Example]:
-    """Balanced over bins; some without a label, or with a part of it; with shuffle, each under the label of another."""
+    """Examples balanced over bins; some have no label, or part of it. With shuffle, each gets the label of another."""
     block = ctx.block
     cells = cells_of(pool, conditions, attributes)
     if shuffle:
@@ -198,7 +198,7 @@ def asked_for(ctx: Context, prompts: Sequence[Prompt], label: str) -> list[Promp
 
 
 def teach(ctx: Context, start: str, examples: Sequence[Example], place: Path, *key: str | int, anchor: str) -> int:
-    """Imitate under labels, for so many steps. anchor: what the KL is from, which knows label tokens that are new."""
+    """Imitate under labels for the configured steps. anchor: the model for the KL, which knows new label tokens."""
     block = ctx.block
     settings = block.trainer | (block.online_trainer if key[0] == "online" else {})
     figures = train(ctx, start, examples, place, settings, key=key, kl_coef=block.kl_coef, anchor=anchor)
@@ -220,7 +220,7 @@ def tell(ctx: Context, conditions: Conditions, pool: Sequence[Scored]) -> None:
 def shuffled(
     ctx: Context, start: str, pool: Sequence[Scored], conditions: Conditions, attributes: dict[str, Attribute]
 ) -> dict[str, Any]:
-    """The same training with shuffled labels: control that survives this is an artefact."""
+    """The same training with shuffled labels: any control that remains is an artefact."""
     place = ctx.dir.path / "control"
     teach(ctx, start, labelled(ctx, pool, conditions, attributes, shuffle=True), place, "shuffled", anchor=start)
     answers = control_curve.ask_all(ctx, str(place), conditions, conditions.main, "shuffled")
@@ -234,9 +234,9 @@ def shuffled(
 def filtered_sft(
     ctx: Context, pool: Sequence[Scored], conditions: Conditions, attributes: dict[str, Attribute], steps: int
 ) -> dict[str, float]:
-    """The best bin's samples alone, without labels, for as many steps: FeedME's way on the same pool.
+    """Train on the best bin's samples only, without labels, for as many steps: FeedME's selection on the same pool.
 
-    Of several attributes the best bins may have no sample in common: the control is then not available, and a line
+    With several attributes, the best bins may have no sample in common: the control is then unavailable, and a line
     reports it.
     """
     best = tuple(conditions.best.values())

@@ -1,7 +1,7 @@
-"""What a stage works with: its config block, its directory, data, policies, generator and scorer.
+"""The context of a stage: its config block, directory, data, policies, generator and scorer.
 
-Everything a stage reads is registered here, so that its manifest can name it: parents by the hash of their outputs,
-inputs by the hash of the file.
+Everything a stage reads is registered here, so that its manifest can list it: parents with the hash of their outputs,
+inputs with the hash of the file.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Context:
     dir: StageDir
     parents: dict[str, str] = field(default_factory=dict)  # stage -> sha256 of its outputs
     inputs: dict[str, str] = field(default_factory=dict)  # path -> sha256
-    trained: dict[Path, list[str]] = field(default_factory=dict)  # directory -> trainings whose model went there
+    trained: dict[Path, list[str]] = field(default_factory=dict)  # directory -> trainings whose model was saved there
     scorers: dict[str, rewards.Composite] = field(default_factory=dict)  # rewards block as JSON -> its scorer
     pools: dict[str, list[Scored]] = field(default_factory=dict)  # config key -> its pool of scored samples
-    frozen: dict[str, Any] = field(default_factory=dict)  # model directory -> the model that KLs are measured from
+    frozen: dict[str, Any] = field(default_factory=dict)  # model directory -> the model that the KL is measured from
 
     @property
     def block(self) -> Any:
@@ -50,7 +50,7 @@ class Context:
 
     @property
     def tokens(self) -> dict[str, int]:
-        """Sampled so far; saved with every checkpoint, so that a resumed stage continues the count."""
+        """Tokens sampled so far; saved with every checkpoint, so that a resumed stage continues the count."""
         return self.dir.logs.tokens
 
     @tokens.setter
@@ -68,7 +68,7 @@ class Context:
     def model_path(self, reference: str, key: str) -> str:
         """A stage of this run (its model directory), else a local path or Hub id. Registers the dependency.
 
-        Raises ConfigError for a path that holds no model, LineageError for a stage that is not what its manifest says.
+        Raises ConfigError for a path without a model, LineageError for a stage that does not match its manifest.
         """
         if reference == "model" and self.cfg.model.path:
             reference = self.cfg.model.path
@@ -91,7 +91,7 @@ class Context:
         return self.model_path(self.block.policy, f"{self.name}.policy")
 
     def switch_policy(self, policy_path: str) -> None:
-        """Another model from here on, with its own tokenizer, stop tokens and prompts in its ids."""
+        """Switch to another model, with its own tokenizer, stop tokens and prompt ids."""
         self.policy_path = policy_path
         for name in ("tokenizer", "stop_token_ids", "train_prompts", "heldout_prompts"):
             self.__dict__.pop(name, None)
@@ -102,7 +102,7 @@ class Context:
 
     @cached_property
     def stop_token_ids(self) -> frozenset[int]:
-        """Ids that end a completion: the tokenizer's and those of the model's generation config."""
+        """Ids that end a completion: those of the tokenizer and of the model's generation config."""
         from transformers import GenerationConfig
 
         try:
@@ -119,13 +119,13 @@ class Context:
 
     @cached_property
     def barred(self) -> frozenset[str]:
-        """Texts of the run's held-out prompts: they are never trained on, whatever other file holds them."""
+        """Texts of the run's held-out prompts: they are never trained on, even if another file contains them."""
         source = self.cfg.prompts
         named = source.path or source.procedural
         return frozenset(prompts.prompt_text(row, source) for row in self.split.heldout) if named else frozenset()
 
     def rows_of(self, source: Any, where: str) -> prompts.Split:
-        """Rows of the stage's own data source, split, without what the run holds out. Raises ConfigError."""
+        """Rows of the stage's own data source, split, without the run's held-out prompts. Raises ConfigError."""
         return self._some_left(prompts.without(self._split_of(source, where), self.barred, source), where)
 
     def _split_of(self, source: Any, where: str) -> prompts.Split:
@@ -170,7 +170,7 @@ class Context:
         )
 
     def context_tokens(self, model_dir: str | None = None) -> int:
-        """Tokens that the engine is opened for: a prompt, its label and its answer, or an episode of them."""
+        """Context length of the engine in tokens: a prompt, its label and its answer, or an episode of them."""
         longest = max(len(p.ids) for p in [*self.train_prompts, *self.heldout_prompts])
         settings = getattr(self.block, "episodes", None)
         turns = settings.max_turns if settings is not None and settings.memory == "history" else 1
@@ -180,11 +180,11 @@ class Context:
 
     @cached_property
     def scorer(self) -> rewards.Composite:
-        """The run's own rewards: every policy is evaluated by them."""
+        """The run's own rewards, with which every policy is evaluated."""
         return self.scorer_of(self.cfg.rewards)
 
     def scorer_of(self, block: Mapping[str, Mapping[str, Any]]) -> rewards.Composite:
-        """The scorer of a rewards block, built once: it holds threads and, for learned parts, models."""
+        """The scorer of a rewards block, built once because it owns threads and, for learned parts, models."""
         key = dump_json(block)
         if key not in self.scorers:
             try:
@@ -206,8 +206,8 @@ class Context:
         sampling: Any = None,
         on_done: OnDrawn | None = None,
     ) -> list[Any]:
-        """Rollouts, prompt-major, seeded by (seed, stage, key); their tokens are counted. on_done: called for each as
-        soon as it is sampled."""
+        """Rollouts, prompt-major, seeded by (seed, stage, key); their tokens are counted. on_done: called for each
+        rollout as soon as it is sampled."""
         drawn = rollouts(
             generator, asked, sampling or self.cfg.sampling, samples=samples, key=(self.cfg.seed, self.name, *key),
             tokenizer=self.tokenizer, stop_token_ids=self.stop_token_ids, on_done=on_done,
@@ -225,10 +225,10 @@ class Context:
         scorer: rewards.Composite | None = None,
         piece: str = "",
     ) -> list[Scored]:
-        """Samples and their scores, saved once they are finished: a resumed stage reads them instead.
+        """Samples and their scores, saved when finished; a resumed stage reads the saved ones instead.
 
-        Saved with their scores, so that a checker that timed out or was unavailable the first time changes nothing.
-        piece: the name they are saved under where several share a key, and so their seeds.
+        Scores are saved too, so that a checker that timed out or was unavailable the first time changes nothing.
+        piece: the name to save under if several calls share a key, and therefore their seeds.
         """
 
         def draw() -> list[Scored]:
@@ -241,7 +241,7 @@ class Context:
         return self.kept(asked, draw, *key, *([piece] if piece else []))
 
     def kept(self, asked: Sequence[Prompt], draw: Callable[[], list[Scored]], *name: int | str) -> list[Scored]:
-        """What `draw` samples and scores, done once under this name. asked: the prompts that the samples belong to."""
+        """The samples and scores of `draw`, computed once per name. asked: the prompts that the samples belong to."""
 
         def make(place: Path) -> None:
             save_scored(place / "scored.jsonl", draw(), asked)
@@ -255,7 +255,7 @@ class Context:
         asked: Sequence[Prompt] | None = None,
         piece: str = "",
     ) -> Judged:
-        """A policy's figures on the held-out prompts, scored by the run's own rewards."""
+        """A policy's metrics on the held-out prompts, scored by the run's own rewards."""
         settings = self.cfg.evaluation
         before = dict(self.tokens)
         scored = self.scored(generator, asked or self.heldout_prompts, settings.samples, "heldout", *key, piece=piece)
@@ -263,7 +263,7 @@ class Context:
         return Judged(describe_groups(groups(scored), k=settings.k), scored)
 
     def record(self, scored: Sequence[Scored], *, each: Sequence[Mapping[str, Any]] = (), **where: Any) -> None:
-        """Append to rollouts.jsonl. each: further fields per row, such as its advantage."""
+        """Append to rollouts.jsonl. each: additional fields per row, such as its advantage."""
         own = each or [{}] * len(scored)
         rows = [as_json(s, stage=self.name, **where, **more) for s, more in zip(scored, own, strict=True)]
         self.dir.logs.append("rollouts.jsonl", rows)

@@ -1,4 +1,4 @@
-"""What a condition-trained model obtains for each requested label: evidence of control, or of its absence."""
+"""What a condition-trained model obtains for each requested label: evidence for or against control."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pipeline.stats import bootstrap_ci95, counted, mean, spearman
 
 
 def judge(ctx: Context, model_dir: str, conditions: Conditions, *, start: str) -> dict[str, Any]:
-    """Every bin of every axis requested alone, all axes' best together, no label, and one bin beyond those trained.
+    """Request every bin of every axis alone, all axes' best bins together, no label, and one bin beyond those trained.
 
-    start: the model it was trained from, with the same vocabulary, for the KL.
+    start: the model it was trained from, with the same vocabulary; the KL is measured from it.
     """
     axis = conditions.main
     answers = ask_all(ctx, model_dir, conditions, axis)
@@ -56,7 +56,7 @@ def judge(ctx: Context, model_dir: str, conditions: Conditions, *, start: str) -
 
 
 def ask(ctx: Context, model_dir: str, conditions: Conditions, asked: Mapping[str, int], *key: str) -> Judged:
-    """Held-out figures under one label; with the stage's guidance where it has one."""
+    """Held-out metrics under one label, with the stage's guidance if it has one."""
     bare = ctx.heldout_prompts
     label = conditions.text(asked)
     prompts = [condition_prompts.relabel(p, label, ctx.cfg.prompts, ctx.tokenizer) for p in bare]
@@ -71,7 +71,7 @@ def top_accuracy(ctx: Context, model_dir: str, conditions: Conditions, *key: str
 
 
 def ask_all(ctx: Context, model_dir: str, conditions: Conditions, axis: Axis, *key: str) -> list[Judged]:
-    """Every bin of the axis, requested alone."""
+    """Evaluate every bin of the axis, requested alone."""
     return [ask(ctx, model_dir, conditions, {axis.name: number}, *key) for number in range(axis.count)]
 
 
@@ -89,9 +89,9 @@ def curve_of(axis: Axis, answers: Sequence[Judged]) -> list[dict[str, Any]]:
 
 
 def obtained_of(axis: Axis, answers: Sequence[Judged]) -> list[dict[int, float]]:
-    """Per answer, prompt -> mean of what the axis speaks of; of a `per_prompt` axis, less the prompt's mean over all
-    bins asked, for its edges and promises are such distances. A prompt is left out where the checker broke on all of
-    its samples."""
+    """Per answer, prompt -> mean of the quantity that the axis measures. For a `per_prompt` axis the prompt's mean over
+    all requested bins is subtracted, because its edges and values are such differences. A prompt is left out if the
+    checker broke on all of its samples."""
     usable = [[counted(group) for group in groups(judged.scored)] for judged in answers]
     found = [{g[0].rollout.prompt.index: mean([measure(axis.of, s) for s in g]) for g in some if g} for some in usable]
     if not axis.per_prompt:
@@ -101,7 +101,7 @@ def obtained_of(axis: Axis, answers: Sequence[Judged]) -> list[dict[int, float]]
 
 
 def measure(of: str, scored: Scored) -> float:
-    """What an attribute speaks of, on one sample. Raises ValueError naming a reward part that does not exist."""
+    """An attribute's value for one sample. Raises ValueError if it names a reward part that does not exist."""
     known = {"reward": scored.reward, "correct": float(scored.status == "pass"),
              "format": float(scored.status != "malformed"), "length": float(len(scored.rollout.ids))}  # fmt: skip
     if of in known:
@@ -118,8 +118,8 @@ def promised(axis: Axis, number: int) -> float:
 
 
 def solvable(axis: Axis, curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The curve without the bin of failures, where a high reward is preferred and there are more than two bins: failing
-    on purpose is harder than by accident, so bin 0 is not a reward that can be asked for."""
+    """The curve without the bin of failures, if a high reward is preferred and there are more than two bins: failing on
+    purpose is harder than failing by accident, so the reward of bin 0 cannot be requested."""
     return curve[1:] if axis.of == "reward" and axis.prefer == "high" and len(curve) > 2 else curve
 
 
@@ -139,7 +139,7 @@ def is_monotone(curve: Sequence[Mapping[str, Any]]) -> bool:
 def extrapolation(
     ctx: Context, model_dir: str, conditions: Conditions, answers: Sequence[Judged], curve: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any] | None:
-    """What asking one bin beyond the preferred end gave; None where such a label cannot be written."""
+    """The result of requesting one bin beyond the preferred end; None if such a label cannot be written."""
     axis = conditions.main
     beyond = axis.beyond
     label = axis.text(beyond)
@@ -157,7 +157,7 @@ def extrapolation(
 
 
 def joint(conditions: Conditions, alone: Judged, together: Judged) -> dict[str, Any]:
-    """All axes' best at once against the first's best alone, and what the others cost."""
+    """The best bins of all axes together against the first axis's best bin alone, and what the other axes cost."""
     key, tokens = "heldout_accuracy", "mean_completion_tokens"
     return {"asked": conditions.text(conditions.best), "accuracy": together.figures[key],
             "tokens": together.figures[tokens], "alone_accuracy": alone.figures[key],

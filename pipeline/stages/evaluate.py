@@ -1,4 +1,4 @@
-"""evaluate: every policy of the run on the same held-out prompts with the same seeds, side by side."""
+"""evaluate: compare every policy of the run on the same held-out prompts with the same seeds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(ctx: Context) -> dict[str, Any]:
 
 
 def of_its_stage(ctx: Context, name: str) -> dict[str, Any]:
-    """What the stage's manifest says of it: its cost, and the accuracy it reported itself."""
+    """The stage's figures from its manifest: its cost, and the accuracy it reported itself."""
     manifest = read_manifest(ctx.cfg.run_dir / name / "manifest.json") if name in ctx.cfg.blocks else None
     if manifest is None:
         return {}

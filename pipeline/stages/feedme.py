@@ -1,7 +1,7 @@
 """feedme: sample, score, keep the best, imitate, repeat: how text-davinci-002 was made.
 
-Its controls run from the same start: as many samples of each prompt chosen blindly, as many more steps on the
-demonstrations, and best-of-n without training. What FeedME gains over them comes from selection by score.
+Its controls run from the same start: the same number of samples per prompt chosen blindly, the same number of extra
+steps on the demonstrations, and best-of-n without training. What FeedME gains over them comes from selection by score.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from pipeline.stages.sft import Example, encode, train
 from pipeline.stats import counted, mean, pass_rate
 
 Counts = list[Mapping[int, int]]  # per round: prompt -> samples kept
-TOP_UPS = 8  # further draws for prompts of which the blind control lacks usable samples
+TOP_UPS = 8  # extra sampling passes for prompts with too few usable samples for the blind control
 
 
 def run(ctx: Context) -> dict[str, Any]:
     block = ctx.block
-    demonstrations: list[Example] = []  # encoded now: what is wrong with them stops the stage before it starts
+    demonstrations: list[Example] = []  # encoded now, so that an error in them stops the stage before it starts
     if block.more_sft_control and has_demonstrations(ctx):
         demonstrations = encode(ctx.split.train, ctx.cfg.prompts, ctx)
     elif block.more_sft_control:
@@ -55,7 +55,7 @@ def run(ctx: Context) -> dict[str, Any]:
             "more_sft_accuracy": more_sft(ctx, demonstrations, steps).figures["heldout_accuracy"],
             "more_sft_steps": steps,
         }
-    ctx.tokens = spent  # controls are evidence, not budget
+    ctx.tokens = spent  # controls do not count towards the budget
     console.show_table([metrics], [k for k in ("start_accuracy", "heldout_accuracy", "random_control_accuracy",
                                                "more_sft_accuracy", "best_of_n_accuracy") if k in metrics])  # fmt: skip
     console.show_samples(judged.scored)
@@ -63,10 +63,10 @@ def run(ctx: Context) -> dict[str, Any]:
 
 
 def chain(ctx: Context, place: Path, *, matched: Counts | None = None) -> tuple[list[dict[str, Any]], Judged, Counts]:
-    """All rounds; the final model is in `place`. matched: for the control, how many samples to keep per prompt.
+    """Run all rounds; the final model is in `place`. matched: for the control, how many samples to keep per prompt.
 
-    Returns the figures of each round, the evaluation of the final model, and the samples kept per prompt in the rounds
-    up to that model's.
+    Returns the figures of each round, the evaluation of the final model, and the number of samples kept per prompt in
+    the rounds up to that model.
     """
     block, start = ctx.block, ctx.policy_path
     role = "feedme" if matched is None else "control"
@@ -113,7 +113,7 @@ def chain(ctx: Context, place: Path, *, matched: Counts | None = None) -> tuple[
 
 
 def samples_of(ctx: Context, policy: str, number: int, *, spent: int) -> list[Scored]:
-    """A round's scored samples: drawn from the policy, or read from the pool the YAML names (human ratings)."""
+    """A round's scored samples: drawn from the policy, or read from the pool named in the YAML (human ratings)."""
     block = ctx.block
     if block.pool:
         return from_pool(ctx, block.pool, f"{ctx.name}.pool")
@@ -125,16 +125,16 @@ def samples_of(ctx: Context, policy: str, number: int, *, spent: int) -> list[Sc
 
 
 def blind_samples(ctx: Context, policy: str, number: int, counts: Mapping[int, int]) -> list[Scored]:
-    """What the control chooses from. To choose k of n samples blindly is to draw k, so hardly more than that is drawn.
+    """The samples that the control chooses from. Choosing k of n blindly equals drawing k, so few more are drawn.
 
-    A prompt of which too few answers ended or could be scored is sampled again, TOP_UPS times at most: a control that
-    trains on less than its method proves nothing.
+    A prompt with too few finished and scorable answers is sampled again, at most TOP_UPS times: a control that trains
+    on less than its method proves nothing.
     """
     block = ctx.block
     if block.pool:
         return from_pool(ctx, block.pool, f"{ctx.name}.pool")
     asked = [p for p in ctx.train_prompts if counts.get(p.index)]
-    # two more than are kept at most, for answers that were cut off
+    # at most two more than are kept, to allow for truncated answers
     samples = max(counts.values()) + 2
     generator = ctx.generator(policy)
     scored = draw(ctx, generator, asked, samples, "control", number, scorer=scorer(ctx))
@@ -154,14 +154,14 @@ def report_missing(ctx: Context, number: int, kept: int, wanted: int) -> None:
 
 
 def scorer(ctx: Context) -> rewards.Composite:
-    """What samples are selected by: the stage's own rewards (a learned one, or both) or the run's."""
+    """The scorer used for selection: the stage's own rewards (a learned one, or both) or the run's."""
     return ctx.scorer_of(ctx.block.reward) if ctx.block.reward else ctx.scorer
 
 
 def keep(
     ctx: Context, candidates: Sequence[selection.Candidate], filters: Sequence[selection.Filter], number: int
 ) -> selection.Kept:
-    """Indices kept. Reports before the first training if the filter is a bucket. Raises ConfigError if none is kept."""
+    """Indices kept. In round 0, reports if the filter is a bucket. Raises ConfigError if no sample is kept."""
     turn = selection.Turn(number, ctx.seed("filters"))
     if number == 0:
         finding = filter_lint.lint(filters, candidates, turn)
@@ -197,11 +197,11 @@ def with_share(own: Sequence[Example], mix: Sequence[Example], share: float, *, 
     return [*own, *(mix[i] for i in cycle_indices(len(mix), 0, count, key))]
 
 
-# --- figures, guards, rivals ---------------------------------------------------------------------------------------
+# --- figures, stopping, controls -----------------------------------------------------------------------------------
 
 
 def described(scored: Sequence[Scored], kept: Sequence[int], judged: Judged) -> dict[str, Any]:
-    """What a round kept of its samples, and the mean reward of successes."""
+    """Statistics of the samples a round kept, and the mean reward of successes."""
     asked = {s.rollout.prompt.index for s in scored}
     covered = {scored[i].rollout.prompt.index for i in kept}
     seen = tally(scored)
@@ -242,7 +242,7 @@ def round_place(place: Path, number: int) -> Path:
 
 
 def go_back(ctx: Context, place: Path, figures: Sequence[Mapping[str, Any]]) -> int:
-    """Leaves the best round's model in `place` and returns its number, from 0."""
+    """Restore the best round's model to `place` and return that round's number, starting from 0."""
     scores = [f["heldout_accuracy"] for f in figures]
     best = scores.index(max(scores))
     why = figures[-1].get("stopped", "all rounds done")
@@ -259,10 +259,10 @@ def go_back(ctx: Context, place: Path, figures: Sequence[Mapping[str, Any]]) -> 
 
 
 def without_training(ctx: Context, start: Judged) -> dict[str, Any]:
-    """Best of n samples of the start, chosen by the stage's own score, evaluated by the run's: the control without
-    training.
+    """The control without training: best of n samples of the start, chosen by the stage's own score and evaluated by
+    the run's.
 
-    With a verifier as the score it is an upper bound: it needs the answer at inference time.
+    With a verifier as the score it is an upper bound, because it needs the answer at inference time.
     """
     n = min(ctx.block.samples, ctx.cfg.evaluation.samples)
     ranked = score(scorer(ctx), [s.rollout for s in start.scored])
@@ -277,12 +277,12 @@ def without_training(ctx: Context, start: Judged) -> dict[str, Any]:
 
 
 def has_demonstrations(ctx: Context) -> bool:
-    """Whether the run's rows hold completions to imitate; rows of verifiable tasks often hold prompts alone."""
+    """Whether the run's rows contain completions to imitate; rows of verifiable tasks often contain only prompts."""
     return any(has_completion(row, ctx.cfg.prompts) for row in ctx.split.train)
 
 
 def more_sft(ctx: Context, examples: Sequence[Example], steps: int) -> Judged:
-    """As many more steps on the demonstrations: the effect of longer training alone."""
+    """The same number of extra steps on the demonstrations: the effect of longer training alone."""
     place = ctx.dir.path / "more_sft"
     train(ctx, ctx.policy_path, examples, place, {**ctx.block.trainer, "max_steps": steps}, key=("more sft",))
     judged = ctx.evaluate(ctx.generator(str(place)), "more sft")

@@ -1,4 +1,4 @@
-"""Held-out episodes of a policy trained on several turns: single answers would not show what it learned."""
+"""Held-out episodes of a policy trained on multi-turn tasks: single answers would not show what it learned."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.stats import bootstrap_ci95, counts, mean, pass_rate
 
 
 def judge_episodes(ctx: Context, generator: Generator, settings: Episodes | None) -> dict[str, Any]:
-    """Figures of episodes from every held-out start, and of their first turns alone; {} without `settings`."""
+    """Metrics of episodes from every held-out start, and of their first turns alone; {} without `settings`."""
     if settings is None:
         return {}
     location = f"{ctx.cfg.path}: {ctx.name}.episodes.environment"
@@ -40,7 +40,7 @@ def judge_episodes(ctx: Context, generator: Generator, settings: Episodes | None
 
 
 def turns_in(episode: list[Any]) -> int:
-    """Rows, or runs of sampled tokens in the one row of an episode."""
+    """The number of turns: rows, or spans of sampled tokens if the episode is a single row."""
     mask = episode[0].rollout.mask
     runs = sum(now and not before for before, now in zip((False, *mask), mask, strict=False))
     return max(len(episode), runs)

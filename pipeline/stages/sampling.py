@@ -1,4 +1,4 @@
-"""Scored samples for a stage: drawn now, with scoring beside sampling, or out of the pool of what was drawn before."""
+"""Scored samples for a stage: drawn now, with scoring beside sampling, or read from a pool of earlier samples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.stages.context import Context
 from pipeline.stages.token_budget import sample_within
 from pipeline.stats import mean
 
-CHUNK = 2048  # samples that are scored while the next ones are drawn
+CHUNK = 2048  # samples scored while the next chunk is drawn
 
 
 def draw(
@@ -33,7 +33,7 @@ def draw(
 ) -> list[Scored]:
     """`samples` scored samples of each prompt, prompt-major, a function of (seed, stage, key); kept on disk at once.
 
-    Scoring of one chunk overlaps with sampling of the next. budget: completion tokens after which no more is sampled.
+    Scoring of one chunk overlaps with sampling of the next. budget: completion tokens after which sampling stops.
     """
     chosen_by = scorer or ctx.scorer
 
@@ -51,7 +51,7 @@ def draw(
 
 
 def restored(scored: Sequence[Scored], prompts: Sequence[Prompt]) -> list[Scored]:
-    """The same samples under the prompts as they are without a label."""
+    """The same samples with their unlabelled prompts restored."""
     by_index = {p.index: p for p in prompts}
     return [replace(s, rollout=replace(s.rollout, prompt=by_index[s.rollout.prompt.index])) for s in scored]
 
@@ -59,7 +59,7 @@ def restored(scored: Sequence[Scored], prompts: Sequence[Prompt]) -> list[Scored
 def open_generator(
     ctx: Context, model_dir: str, asked: Sequence[Prompt], bare: Sequence[Prompt], *, guidance: float = 1.0
 ) -> Generator:
-    """The run's generator, or one that guides labelled prompts (`asked`) away from the same without (`bare`)."""
+    """The run's generator, or one that guides labelled prompts (`asked`) away from the unlabelled ones (`bare`)."""
     if guidance == 1.0:
         return ctx.generator(model_dir)
     from pipeline.generation.guidance import Guided
@@ -69,16 +69,16 @@ def open_generator(
 
 
 def next_prompts(ctx: Context, prompts: Sequence[Prompt], count: int, *, number: int = 0) -> list[Prompt]:
-    """The prompts of round `number`: an endless walk over all of them, `count` a round."""
+    """The prompts of round `number`: `count` per round, cycling through all of them."""
     places = cycle_indices(len(prompts), number * count, count, ctx.cfg.seed, ctx.name, "order")
     return [prompts[i] for i in places]
 
 
 def from_pool(ctx: Context, references: Sequence[str], key: str) -> list[Scored]:
-    """Usable samples of stages of this run or of files, its held-out prompts left out, read once per stage; one line
-    accounts for the rows that are not used. Registers what is read.
+    """Usable samples from stages of this run or from files, without the run's held-out prompts; read once per stage.
+    One line accounts for the rows that are not used. Registers the files it reads.
 
-    Raises ConfigError where nothing usable is left.
+    Raises ConfigError if no usable sample is left.
     """
     if key in ctx.pools:
         return ctx.pools[key]
@@ -102,12 +102,12 @@ def from_pool(ctx: Context, references: Sequence[str], key: str) -> list[Scored]
 
 
 def reward_when_solved(scored: Sequence[Scored]) -> float:
-    """Mean reward of the samples that passed: how good a success is, apart from how frequent. NaN of none."""
+    """Mean reward of the samples that passed: how good a success is, apart from how frequent. NaN if none passed."""
     return mean([s.reward for s in scored if s.status == "pass" and s.scorable])
 
 
 def best_of(scored: Sequence[Scored], n: int) -> list[Scored]:
-    """The best of each n samples of a prompt, in order; what is left over of a group is not used."""
+    """The best of every n samples of a prompt, in order; the remainder of a group is not used."""
     out = []
     for group in groups([s for s in scored if s.scorable]):
         for start in range(0, len(group) - n + 1, n):

@@ -1,4 +1,4 @@
-"""Sampling within a budget of tokens: what makes methods comparable that sample answers of different length."""
+"""Sampling within a token budget, which makes methods with answers of different length comparable."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 from pipeline.records import Prompt, Rollout
 from pipeline.stages.context import Context
 
-SLICE = 16  # prompts at once: a budget is overshot by less than what they take
+SLICE = 16  # prompts per call: the budget is exceeded by less than the tokens of one slice
 
 
 def sample_within(
     ctx: Context, generator: Any, asked: Sequence[Prompt], samples: int, *key: int | str, budget: int | None
 ) -> list[Rollout]:
-    """Rollouts of `asked` in their order until `budget` completion tokens are sampled; None: of all.
+    """Rollouts of `asked`, in order, until `budget` completion tokens are sampled; None: rollouts of all.
 
-    At least one slice is sampled. What is sampled is a function of (seed, stage, key) with or without a budget's end.
+    At least one slice is sampled. The samples are a function of (seed, stage, key), whether or not the budget ends.
     """
     if budget is None:
         return ctx.sample(generator, asked, samples, *key)

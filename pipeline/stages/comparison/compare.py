@@ -1,10 +1,10 @@
-"""compare: the methods that a YAML names, from one model, at one budget of sampled tokens, over seeds, with controls.
+"""compare: methods trained from one model with one budget of sampled tokens, over several seeds, with controls.
 
-Every part is an ordinary stage in an ordinary run below this one, so a complete part is never run twice:
+Every part is an ordinary stage in an ordinary run below this one, so a finished part is not run again:
 
-    runs/NAME/start/      up to the model all methods start from; made once
+    runs/NAME/start/      the stages up to the common starting model; run once
     runs/NAME/seed-1/     the methods under seed 1, and `judge`, which evaluates them all on the same prompts
-    runs/NAME/compare/    manifest.json: the table, the traits and the sentences (`pipeline.stages.comparison.findings`)
+    runs/NAME/compare/    manifest.json: table, traits and sentences (`pipeline.stages.comparison.findings`)
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ def run(ctx: Context) -> dict[str, Any]:
     return {**figures, "runs": [Path(c.run).name for c in seeds], "seeds": list(block.seeds), "budget": block.budget}
 
 
-# --- what runs, in which order ----------------------------------------------------------------------------------
+# --- what runs, and in which order ------------------------------------------------------------------------------
 
 
 def parts_of(start: Config, seeds: Sequence[Config]) -> list[Part]:
-    """Every stage to run, with the parts it waits for. The start's stages appear in each seed's run by a link."""
+    """Every stage to run, with the parts it waits for. Each seed's run links to the stages of the start."""
     first = [Part(start, name, after=[(start.run, n) for n in start.stages[:i]]) for i, name in enumerate(start.stages)]
     out = list(first)
     for cfg in seeds:
@@ -61,10 +61,10 @@ def parts_of(start: Config, seeds: Sequence[Config]) -> list[Part]:
 
 
 def link_start(start: Config, cfg: Config) -> None:
-    """The start's stages as stages of this run: one copy on disk, one lineage to follow.
+    """Link the start's stages into this run: one copy on disk, one lineage to follow.
 
-    A comparison that had another start before has dangling links, which are removed, and stages where new links belong,
-    which are set aside.
+    If the comparison had another start before, dangling links are removed, and stages in the way of new links are set
+    aside.
     """
     cfg.run_dir.mkdir(parents=True, exist_ok=True)
     above = Path("..") / Path(start.run).name
@@ -82,7 +82,7 @@ def link_start(start: Config, cfg: Config) -> None:
 
 
 def inputs_of(runs: Sequence[Config]) -> dict[str, str]:
-    """Path -> sha256 of everything the parts read, so that the comparison is stale when one of them is."""
+    """Path -> sha256 of everything the parts read, so that the comparison becomes stale when one of them changes."""
     made = [StageDir(cfg.run_dir, name).manifest() or {} for cfg in runs for name in cfg.stages]
     return {path: sha for manifest in made for path, sha in manifest.get("inputs", {}).items()}
 
@@ -91,7 +91,7 @@ def inputs_of(runs: Sequence[Config]) -> dict[str, str]:
 
 
 def conclude(block: Any, judged: Sequence[Mapping[str, Any]], seeds: Sequence[Config]) -> dict[str, Any]:
-    """The table, the traits, the sentences and the paths of all plots, from the judges' figures."""
+    """Table, traits, sentences and plot data, computed from the metrics of the judge stages."""
     roles = policies_of(block)
     rows = findings.table(judged, roles, block.start, block.budget)
     among = findings.pairs(judged, block.methods)
@@ -107,7 +107,7 @@ def conclude(block: Any, judged: Sequence[Mapping[str, Any]], seeds: Sequence[Co
 
 
 def path_of(cfg: Config, policy: str) -> list[dict[str, float]]:
-    """The evaluation passes of one policy under one seed; for a control inside a stage, its rounds."""
+    """The evaluation passes of one policy under one seed; the rounds if it is a control inside a stage."""
     stage, _, inside = policy.partition("/")
     directory = StageDir(cfg.run_dir, stage)
     metrics = (directory.manifest() or {}).get("metrics", {})
@@ -117,7 +117,7 @@ def path_of(cfg: Config, policy: str) -> list[dict[str, float]]:
 
 
 def proxy_part(block: Any, judged: Mapping[str, Any], cfg: Config) -> dict[str, Any]:
-    """The learned reward against the true one along the KL, for best-of-n and the methods that learned from it."""
+    """Learned and true reward as a function of the KL, for best-of-n and the methods trained on the learned reward."""
     sampled = next(r for r in judged["policies"] if r["policy"] == block.start)
     origin = {"kl": 0.0, "proxy": sampled["proxy"], "reward": sampled["heldout_reward"], "tokens": 0.0}
     picked = [

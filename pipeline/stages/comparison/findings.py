@@ -1,7 +1,7 @@
-"""Judged methods over seeds -> the comparison's table, traits and sentences. Pure: numbers in, numbers and words out.
+"""Metrics of the judge stages -> the comparison's table, traits and sentences. Pure: numbers in, numbers and text out.
 
-Every interval is `crossed_difference`: prompts resampled in pairs, widened by the spread of the seeds. Who is above
-whom is said only where that survives Holm's correction for the number of pairs asked about.
+Every interval is `crossed_difference`: prompts resampled in pairs, widened by the spread over seeds. A difference
+between two methods is reported only if it survives Holm's correction for the number of pairs tested.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any
 
 from pipeline.stats import Difference, crossed_difference, holm, mean
 
-Judged = Mapping[str, Any]  # a judge stage's metrics: one a seed
+Judged = Mapping[str, Any]  # the metrics of a judge stage; one per seed
 LEVEL = 0.05
-OVER = 1.05  # a method that sampled this much more than the budget is marked
+OVER = 1.05  # a method that sampled more than this multiple of the budget is marked
 KEPT = ("heldout_reward", "pass_at", "kl_from_start", "entropy", "distinct_answers", "mean_completion_tokens",
         "best_answer_mass", "malformed_share", "sampled_tokens", "learned_tokens", "wall_s")  # fmt: skip
 
 
 def values_of(judged: Sequence[Judged], method: str, column: str = "accuracy_by_prompt") -> list[list[float]]:
-    """(S, P): a value a seed and prompt; prompts in one order, those of `comparable`."""
+    """(S, P): one value per seed and prompt; the prompts of `comparable`, always in the same order."""
     shared = comparable(judged)
     out = []
     for one in judged:
@@ -31,9 +31,9 @@ def values_of(judged: Sequence[Judged], method: str, column: str = "accuracy_by_
 
 
 def comparable(judged: Sequence[Judged]) -> set[str]:
-    """The prompts that every seed judged, with a scorable sample of every policy: the same for all who are compared.
+    """The prompts for which every policy under every seed has a scorable sample: the same set for all comparisons.
 
-    Raises ValueError where there is none.
+    Raises ValueError if there are none.
     """
     shared = set.intersection(*({*j["prompts"]} for j in judged))
     for one in judged:
@@ -46,7 +46,7 @@ def comparable(judged: Sequence[Judged]) -> set[str]:
 
 
 def table(judged: Sequence[Judged], methods: Mapping[str, str], start: str, budget: int) -> list[dict[str, Any]]:
-    """One row a policy, means over seeds. methods: name -> role (start, method, control of ..., drawn once ...)."""
+    """One row per policy, means over seeds. methods: name -> role (start, method, control of ..., drawn once ...)."""
     rows = []
     before = values_of(judged, start)
     for name, role in methods.items():
@@ -65,7 +65,7 @@ def table(judged: Sequence[Judged], methods: Mapping[str, str], start: str, budg
 
 
 def within_unit(d: Difference) -> list[float]:
-    """The interval of a share: a Student t knows no bounds, a share has them."""
+    """Clip the interval of a share to its bounds, which a Student t ignores."""
     return [max(d.low, 0.0), min(d.high, 1.0)]
 
 
@@ -76,7 +76,7 @@ def averaged(values: Sequence[Any]) -> Any:
 
 
 def flops(row: Mapping[str, Any], parameters: int) -> float:
-    """2 N a token read or sampled, 6 N a token learned from (arXiv:2001.08361 §2.1); attention's own share left out."""
+    """2 N per token read or sampled, 6 N per trained token (arXiv:2001.08361 §2.1); attention scores not counted."""
     return parameters * (2.0 * row["forward_tokens"] + 6.0 * row["learned_tokens"])
 
 
@@ -85,7 +85,7 @@ def as_json(d: Difference) -> dict[str, float]:
 
 
 def best_of_rows(judged: Sequence[Judged], sizes: Sequence[int], start: str) -> list[dict[str, Any]]:
-    """Best-of-n at test time as rows of the table: nothing is trained, every answer costs n samples."""
+    """Rows of the table for best-of-n at test time: nothing is trained, and every answer costs n samples."""
     out = []
     before = values_of(judged, start)
     shared = comparable(judged)
@@ -104,7 +104,7 @@ def best_of_rows(judged: Sequence[Judged], sizes: Sequence[int], start: str) -> 
 
 
 def pairs(judged: Sequence[Judged], methods: Sequence[str]) -> list[dict[str, Any]]:
-    """All pairs of methods: the difference, its interval, and p by Holm over all of them."""
+    """For every pair of methods: the difference, its interval, and p with Holm's correction over all pairs."""
     found = [(a, b, crossed_difference(values_of(judged, a), values_of(judged, b), key=f"{a}-{b}"))
              for a, b in combinations(methods, 2)]  # fmt: skip
     adjusted = holm([d.p for *_, d in found])
@@ -113,7 +113,7 @@ def pairs(judged: Sequence[Judged], methods: Sequence[str]) -> list[dict[str, An
 
 
 def against(judged: Sequence[Judged], twins: Mapping[str, str]) -> list[dict[str, Any]]:
-    """A method against its control, or against itself drawn once: method - twin."""
+    """A method compared with its control, or with its drawn-once variant: method - twin."""
     out = []
     for method, twin in twins.items():
         d = crossed_difference(values_of(judged, method), values_of(judged, twin), key=f"{method}-{twin}")
@@ -122,14 +122,14 @@ def against(judged: Sequence[Judged], twins: Mapping[str, str]) -> list[dict[str
 
 
 def trajectory(metrics: Sequence[Mapping[str, Any]], rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Looks at the held-out prompts along the way: of a loop's steps, or of the rounds of a chain."""
+    """Evaluation passes on the held-out prompts during training: at steps of a loop, or after rounds of a chain."""
     looks = [r for r in metrics if "heldout_accuracy" in r] or list(rounds)
     names = {"sampled_tokens": "tokens", "heldout_accuracy": "accuracy", "heldout_reward": "reward", "heldout_kl": "kl",
              "best_answer_mass": "best_answer_mass", "heldout_train_reward": "proxy"}  # fmt: skip
     return [{short: float(r[n]) for n, short in names.items() if r.get(n) is not None} for r in looks]
 
 
-# --- words ------------------------------------------------------------------------------------------------------
+# --- text -------------------------------------------------------------------------------------------------------
 
 
 def sentence(
@@ -141,7 +141,7 @@ def sentence(
     start: str,
     seeds: int,
 ) -> str:
-    """What the data support about a method, and no more."""
+    """A sentence about a method that claims no more than the data support."""
     name, gain = row["method"], row["gain"]
     said = [f"{name} reaches {share(row['accuracy'])} (95% {share(row['ci95'][0])} to {share(row['ci95'][1])})"]
     sampled = row["sampled_tokens"]
@@ -190,7 +190,7 @@ def points(x: float) -> str:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], start: str) -> str:
-    """The table for a README: what it reached, over seeds, and what it cost."""
+    """The table in Markdown: what each policy reached over the seeds, and what it cost."""
     head = ["method", "role", "held-out accuracy", "95%", "by seed", f"gain over {start}", "KL, nats", "sampled tokens"]
     lines = [head, ["---"] * len(head)]
     for r in rows:
@@ -208,8 +208,8 @@ def listed(names: Sequence[str]) -> str:
 
 
 def overoptimised(name: str, path: Sequence[Mapping[str, float]], *, fall: float = 0.02) -> dict[str, Any]:
-    """Where a learned reward parts from the true one: the KL at which gold peaks before it ends lower by `fall`, while
-    the proxy ends higher than it was there. onset None: not within this path."""
+    """Where the learned reward diverges from the true one: the KL at which gold peaks, if gold ends lower by at least
+    `fall` while the proxy ends higher than at the peak. onset None: no divergence on this path."""
     looks = [p for p in path if {"kl", "proxy", "reward"} <= p.keys()]
     if not looks:
         return {"method": name, "onset": None, "words": f"{name}: no look at both rewards."}

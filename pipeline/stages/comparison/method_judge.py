@@ -1,7 +1,8 @@
-"""judge: every method of a comparison on the same held-out prompts with the same seeds, and the cost of each.
+"""judge: evaluate every method of a comparison on the same held-out prompts with the same seeds, and report its cost.
 
-Beyond `evaluate`: condition tokens are evaluated under the best label, controls inside a stage are evaluated too, the
-distance from the common start is measured, and a learned reward (the proxy) scores what the verifier (gold) scored.
+In addition to `evaluate`: condition-trained models are evaluated under the best label, controls inside a stage are
+evaluated too, the KL from the common start is measured, and a learned reward (the proxy) scores the same samples as the
+verifier (gold).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ CURVE = (1, 2, 4, 8, 16, 32, 64)  # k of pass@k, n of best-of-n
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A policy to judge. inside: a directory of the stage other than model/, as a control's."""
+    """A policy to judge. inside: a directory of the stage other than model/, such as a control's."""
 
     name: str
     stage: str
@@ -66,13 +67,13 @@ def run(ctx: Context) -> dict[str, Any]:
 
 
 def parse(name: str) -> Candidate:
-    """`feedme`, or `feedme/control`: a stage, and the directory of its control."""
+    """Parse `feedme` or `feedme/control`: a stage, and optionally the directory of its control."""
     stage, _, inside = name.partition("/")
     return Candidate(name, stage, inside or "model")
 
 
 def model_of(ctx: Context, candidate: Candidate) -> Path:
-    """The model's directory; its stage becomes a parent. Raises ConfigError where the stage keeps no such control."""
+    """The model's directory; its stage becomes a parent. Raises ConfigError if the stage has no such control."""
     place = Path(ctx.model_path(candidate.stage, f"{ctx.name}.methods"))
     found = place if candidate.inside == "model" else place.parent / candidate.inside
     if not found.is_dir():
@@ -82,7 +83,7 @@ def model_of(ctx: Context, candidate: Candidate) -> Path:
 
 
 def prompts_for(ctx: Context, candidate: Candidate) -> list[Prompt]:
-    """The held-out prompts; with the best bins' label in front where the model was trained on labels (no guidance)."""
+    """The held-out prompts, preceded by the best bins' label if the model was trained on labels (no guidance)."""
     manifest = read_manifest(StageDir(ctx.cfg.run_dir, candidate.stage).manifest_path) or {}
     label = manifest.get("metrics", {}).get("best_label")
     return asked_for(ctx, ctx.heldout_prompts, label) if label else ctx.heldout_prompts
@@ -93,10 +94,10 @@ def with_part(scored: Sequence[Scored], name: str, judged: Sequence[Scored]) -> 
 
 
 def by_prompt(scored: Sequence[Scored], prompts: Sequence[str]) -> dict[str, list[float]]:
-    """One value per prompt, in the order of `prompts`, for paired statistics; pass@k for each k the samples allow."""
+    """One value per prompt, in the order of `prompts`, for paired statistics; pass@k for every k the samples allow."""
     found = {g[0].rollout.prompt.text: counted(g) for g in groups(scored)}
     right = [[float(s.status == "pass") for s in found[p]] for p in prompts]
-    seen = [r for r in right if r]  # a prompt without a sample that counts has no value: NaN below
+    seen = [r for r in right if r]  # a prompt without a scorable sample has no value: NaN below
     least = min(map(len, seen), default=0)
     curve = [mean([pass_at_k(len(r), int(sum(r)), k) for r in seen]) for k in CURVE if k <= least]
     return {"accuracy_by_prompt": [round(pass_rate(found[p]), 6) for p in prompts],
@@ -105,7 +106,7 @@ def by_prompt(scored: Sequence[Scored], prompts: Sequence[str]) -> dict[str, lis
 
 
 def best_of_curves(scored: Sequence[Scored], proxy: bool) -> dict[str, list[dict[str, Any]]]:
-    """Best-of-n of the start's samples: chosen by the run's rewards, and by the proxy where there is one."""
+    """Best-of-n of the start's samples, chosen by the run's rewards, and by the proxy if there is one."""
     usable = [counted(g) for g in groups(scored)]
     least = min((len(g) for g in usable if g), default=0)
     sizes = [n for n in CURVE if n <= least]
@@ -114,7 +115,7 @@ def best_of_curves(scored: Sequence[Scored], proxy: bool) -> dict[str, list[dict
 
 
 def best_of_row(usable: Sequence[Sequence[Scored]], n: int, judge: Any) -> dict[str, Any]:
-    """accuracy_by_prompt: NaN for a prompt without a sample that counts, which is in no mean."""
+    """accuracy_by_prompt: NaN for a prompt without a scorable sample; means exclude it."""
     seen = [g for g in usable if g]
     picked = [[judge(s) for s in g] for g in seen]
     gold = [best_of(p, [s.reward for s in g], n) for p, g in zip(picked, seen, strict=True)]
@@ -129,11 +130,11 @@ def best_of_row(usable: Sequence[Sequence[Scored]], n: int, judge: Any) -> dict[
     }
 
 
-# --- what it cost -----------------------------------------------------------------------------------------------
+# --- cost -------------------------------------------------------------------------------------------------------
 
 
 def cost(cfg: Config, candidate: Candidate, start: str) -> dict[str, Any]:
-    """Tokens sampled, tokens learned from and seconds of all stages that lie between the start and the method."""
+    """Sampled tokens, trained tokens and seconds of all stages between the start and the method."""
     spent = {"sampled_tokens": 0, "learned_tokens": 0, "wall_s": 0.0, "forward_tokens": 0}
     for name in lineage(cfg, candidate.stage, start):
         manifest = read_manifest(StageDir(cfg.run_dir, name).manifest_path) or {}
@@ -147,7 +148,7 @@ def cost(cfg: Config, candidate: Candidate, start: str) -> dict[str, Any]:
 
 
 def lineage(cfg: Config, stage: str, start: str) -> list[str]:
-    """The stage and its ancestors within the run, up to the start and without it."""
+    """The stage and its ancestors within the run, up to but excluding the start."""
     if stage == start:
         return []
     manifest = read_manifest(StageDir(cfg.run_dir, stage).manifest_path) or {}
@@ -158,7 +159,7 @@ def lineage(cfg: Config, stage: str, start: str) -> list[str]:
 
 
 def learned_tokens(cfg: Config, name: str, manifest: Mapping[str, Any]) -> int:
-    """Tokens that went through a backward pass, each as often as it did; the stage's own controls left out."""
+    """Tokens that went through a backward pass, counted once per pass; the stage's own controls are excluded."""
     figures = manifest.get("metrics", {})
     noted = [r.get("train_tokens", 0) for r in figures.get("rounds") or [figures]]
     if sum(noted):
@@ -171,7 +172,7 @@ def learned_tokens(cfg: Config, name: str, manifest: Mapping[str, Any]) -> int:
             seen[part] = max(seen.get(part, 0), int(row["num_input_tokens_seen"]))
     if seen:
         return sum(seen.values())
-    epochs = manifest.get("config", {}).get("stage", {}).get("epochs", 0)  # a policy loop's own
+    epochs = manifest.get("config", {}).get("stage", {}).get("epochs", 0)  # of a policy loop
     return int(sum(manifest.get("tokens", {}).values()) * epochs)
 
 

@@ -1,7 +1,7 @@
-"""Run stages that depend on one another in a few processes at once: one per core, each with one thread.
+"""Run interdependent stages in a few processes at once: one per core, each with one thread.
 
-A process runs several stages, because importing the libraries takes as long as a small stage. What a stage prints goes
-into a file of its own; here one line per stage is printed.
+A process runs several stages, because importing the libraries takes as long as a small stage. The output of each stage
+goes to its own file; the parent prints one line per stage.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline.run.alarms import Alarm
 from pipeline.run.errors import LineageError
 from verifiers._killable import PR_SET_PDEATHSIG
 
-STAGES_A_PROCESS = 8  # a generator's memory is not all returned: a long-lived process grows with every stage
+STAGES_A_PROCESS = 8  # a generator does not return all of its memory: a long-lived process grows with every stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a part ended. error: what kind of exception of ours, and its words; None where it went well."""
+    """Result of a part. error: the kind and message of one of our exceptions; None on success."""
 
     seconds: float
     error: str | None = None
@@ -55,9 +55,9 @@ class Ended:
 
 
 def run_parts(parts: Sequence[Part], *, workers: int, logs: Path) -> None:
-    """Bring every part up to date, as many at once as there are workers.
+    """Bring every part up to date, at most `workers` at once.
 
-    Raises what the first failing part raised; parts that are complete by then stay complete.
+    Re-raises the exception of the first part that fails; parts that are complete by then stay complete.
     """
     logs.mkdir(parents=True, exist_ok=True)
     known = {p.key for p in parts}
@@ -79,21 +79,21 @@ def run_parts(parts: Sequence[Part], *, workers: int, logs: Path) -> None:
 
 
 def processes(count: int) -> ProcessPoolExecutor:
-    """Workers that end with us."""
+    """Worker processes that die with this process."""
     context = multiprocessing.get_context("spawn")  # a forked torch can hang
     return ProcessPoolExecutor(count, context, die_with, (os.getpid(),), max_tasks_per_child=STAGES_A_PROCESS)
 
 
 def die_with(parent: int) -> None:
-    """In a worker: the kernel kills it when the parent dies in any way. The parent's lock on the run is released then,
-    and the same command, started again, must not meet a second writer."""
+    """In a worker: have the kernel kill it when the parent dies for any reason. The parent's lock on the run is then
+    released, and a restarted command must not find a second writer."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before it could be watched
+    if os.getppid() != parent:  # the parent died before prctl took effect
         os._exit(1)
 
 
 def ended(future: Future[Ended], part: Part) -> Ended:
-    """The part's end. Raises ConfigError where its process was killed, which the kernel does when memory runs out."""
+    """The part's result. Raises ConfigError if its process was killed, as the kernel does when memory runs out."""
     try:
         return future.result()
     except BrokenProcessPool as exc:
@@ -104,7 +104,7 @@ def ended(future: Future[Ended], part: Part) -> Ended:
 
 
 def report(part: Part, ended: Ended, number: int, total: int, spent: float, logs: Path) -> None:
-    """One line; where the part failed, its own exception again."""
+    """Print one line; if the part failed, re-raise its exception."""
     if ended.error is None:
         console.say(f"  {number}/{total} {part.label} {ended.seconds:.0f} s  ({console.clock(spent)} so far)")
         return
@@ -113,7 +113,7 @@ def report(part: Part, ended: Ended, number: int, total: int, spent: float, logs
 
 
 def bring_up(part: Part, log: str) -> Ended:
-    """In a worker: the stage, unless it is up to date. Our own exceptions come back as words: they do not pickle."""
+    """In a worker: run the stage unless it is up to date. Our exceptions are returned as text: they do not pickle."""
     from pipeline.stages import bring_up_to_date
 
     begun = time.monotonic()
@@ -127,7 +127,7 @@ def bring_up(part: Part, log: str) -> Ended:
 
 @contextlib.contextmanager
 def printing_to(path: str) -> Iterator[None]:
-    """Everything written to standard output and error, by C++ too, into a file."""
+    """Redirect standard output and error to a file, including what C++ code writes."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = os.dup(1), os.dup(2)
