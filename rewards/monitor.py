@@ -201,7 +201,7 @@ def duplicate_share(completions: Sequence[str]) -> float:
 
 
 def commonest_share(completions: Sequence[str]) -> float:
-    """The share of completions that are the commonest one; 0 where each is another."""
+    """The share of completions equal to the most common one; 0 if all completions differ."""
     most = max(Counter(completions).values(), default=0)
     return most / len(completions) if most > 1 else 0.0
 
