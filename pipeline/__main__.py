@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if ranks.lost_another(exc):
             return ranks.give_up(exc)
-        if type(exc).__name__ != "Alarm":
+        if type(exc).__name__ not in ("Alarm", "SavedModelDiffers"):
             raise
         report(f"stopped by an alarm: {exc}")
         return 3

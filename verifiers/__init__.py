@@ -118,9 +118,14 @@ def opened_thinking(prompt: Any) -> str:
 
 
 def with_opened_thinking(completion: str, prompt: Any) -> str:
-    """The completion after the thinking tag that its prompt leaves open, unless the tag is there already."""
+    """The completion after the thinking tag that its prompt leaves open, unless the tag is there already.
+
+    A completion that is no text is returned as it is: its row alone is reported as broken.
+    """
     opened = opened_thinking(prompt)
-    return completion if completion.startswith(opened.rstrip()) else opened + completion
+    return (
+        completion if not isinstance(completion, str) or completion.startswith(opened.rstrip()) else opened + completion
+    )
 
 
 def broken(detail: str) -> Verdict:

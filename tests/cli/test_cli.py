@@ -281,7 +281,7 @@ def test_a_directory_without_the_right_to_write_is_told_in_one_line(write, capsy
                 os.setgid(65534)
                 os.setuid(65534)
             told = preflight.place_mistakes(cfg) == [
-                f"runs_dir: {place}/demo may not be written; mend its permissions, or choose another with runs_dir=..."
+                f"runs_dir: {place}/demo may not be written; fix its permissions, or choose another with runs_dir=..."
             ]
         finally:
             os._exit(0 if told else 1)
@@ -305,7 +305,7 @@ def test_a_full_disk_ends_with_2_and_one_line(write, capsys, monkeypatch):
     monkeypatch.setattr(cli, "train", fill)
     assert cli.main(["run", write()]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("runs/demo/sft/metrics.jsonl: the disk is full") and "same command again" in line
+    assert line.startswith("runs/demo/sft/metrics.jsonl: the disk is full") and "run the same command to resume" in line
 
 
 def test_our_own_faults_keep_their_traceback(write, monkeypatch):

@@ -103,7 +103,7 @@ def test_a_mistake_is_told_without_the_key_that_stands_in_it(tmp_path, words):
 
 
 def test_a_traceback_of_ours_shows_no_key(tmp_path):
-    code = (f"import sys\nfrom pipeline import __main__ as m\nsys.excepthook = m.tell_traceback\n"
+    code = (f"import sys\nfrom pipeline import __main__ as m\nsys.excepthook = m.report_traceback\n"
             f"raise RuntimeError('Authorization: Bearer {TOKEN}')")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
     assert "Traceback" in done.stderr and "RuntimeError" in done.stderr and TOKEN not in done.stderr

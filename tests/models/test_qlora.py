@@ -67,7 +67,9 @@ def test_without_an_adapter_the_base_is_loaded_in_full(tmp_path):
 def test_four_bits_without_an_adapter_anywhere_are_a_mistake(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("run: r\nmodel: {path: x, quantization: nf4}\nprompts: {procedural: countdown}\nsft: {}\n")
-    with pytest.raises(ConfigError, match=r"model\.quantization: 4 bits do not learn, and no stage trains an adapter"):
+    with pytest.raises(
+        ConfigError, match=r"model\.quantization: quantized weights cannot be trained and no stage uses LoRA"
+    ):
         load.load(path)
 
 

@@ -107,7 +107,7 @@ def test_what_can_be_asked_is_saved_beside_the_model_and_read_back(tokenizer, tm
     assert condition_prompts.label_of(tmp_path, "best") == ("<2> (0)", [])
     text, [warning] = condition_prompts.label_of(tmp_path, "3")
     assert text == "<3> " and "beyond the bins trained" in warning
-    with pytest.raises(ConfigError, match="label: nothing called 'colour' can be asked; have: reward, length"):
+    with pytest.raises(ConfigError, match="label: no attribute 'colour' can be requested; have: reward, length"):
         condition_prompts.label_of(tmp_path, "colour=2")
 
 
