@@ -20,6 +20,8 @@ NAME :=
 OTHER :=
 DIR :=
 UPGRADE :=
+# processes of `make test`; a file stays on one
+WORKERS ?= 2
 MODEL :=
 
 export HF_HUB_DISABLE_TELEMETRY ?= 1
@@ -58,8 +60,8 @@ demo-real: $(STAMP) ## the same chain on a real pretrained model, fetched once; 
 	model="$(MODEL)"; [ -n "$$model" ] || model=$$($(PY) -m benchmarks.real_model fetch) && \
 	$(PY) -m pipeline run $(REAL) model.path="$$model" $(SET)
 
-test: $(STAMP) ## run the tests; ARGS="-k name" chooses
-	HF_HUB_OFFLINE=1 $(PY) -m pytest -q --durations=15 -m "not long" $(ARGS)
+test: $(STAMP) ## run the tests in WORKERS=2 processes; ARGS="-k name" chooses
+	HF_HUB_OFFLINE=1 $(PY) -m pytest -q --durations=15 -m "not long" -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-long: $(STAMP) ## the tests that take minutes each: learning over seeds, ten thousand sandboxed runs, several processes
 	HF_HUB_OFFLINE=1 $(PY) -m pytest -q --durations=15 -m long $(ARGS)
