@@ -133,8 +133,8 @@ def verifiers_findings(installed: Mapping[str, str], origin: str | None, root: P
     """
     ours = str(root / "verifiers" / "__init__.py")
     if origin is None or Path(origin).resolve() != Path(ours).resolve():
-        mend = "pip uninstall verifiers" if "verifiers" in installed else "run from the repository's root"
-        return [Finding("broken", "verifiers", f"`import verifiers` finds {origin or 'nothing'}, not ours; {mend}")]
+        fix = "pip uninstall verifiers" if "verifiers" in installed else "run from the repository's root"
+        return [Finding("broken", "verifiers", f"`import verifiers` finds {origin or 'nothing'}, not ours; {fix}")]
     if "verifiers" in installed:
         text = f"PyPI's package verifiers {installed['verifiers']} has our import name; `pip uninstall verifiers`"
         text += ", or it shadows ours outside this directory; in one environment the two overwrite each other's files"
@@ -208,8 +208,8 @@ def bwrap_findings(which: Callable[[str], str | None] = shutil.which) -> list[Fi
         return [Finding("warn", "bwrap", f"{path} did not end within 20 s; verifiers that run code refuse to")]
     if done.returncode:
         why = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
-        mend = "on Ubuntu 24.04: sysctl kernel.apparmor_restrict_unprivileged_userns=0"
-        return [Finding("warn", "bwrap", f"{path} is refused its namespaces ({why}); {mend}")]
+        fix = "on Ubuntu 24.04: sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+        return [Finding("warn", "bwrap", f"{path} is refused its namespaces ({why}); {fix}")]
     return [Finding("ok", "bwrap", f"{path} isolates: namespaces for network and processes work")]
 
 
@@ -218,8 +218,8 @@ def thread_findings(environment: Mapping[str, str], cores: int) -> list[Finding]
     policy = environment.get("OMP_WAIT_POLICY", "unset")
     text = f"{cores} cores, OMP_NUM_THREADS {threads}, OMP_WAIT_POLICY {policy}"
     if policy.upper() != "PASSIVE" and threads != "1":
-        mend = "spinning threads stall beside another process; make sets OMP_WAIT_POLICY=PASSIVE"
-        return [Finding("warn", "threads", f"{text}: {mend}")]
+        fix = "spinning threads stall beside another process; make sets OMP_WAIT_POLICY=PASSIVE"
+        return [Finding("warn", "threads", f"{text}: {fix}")]
     return [Finding("ok", "threads", text)]
 
 

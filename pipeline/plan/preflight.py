@@ -69,7 +69,7 @@ def chain_mistakes(cfg: Config, names: Sequence[str], *, alone: bool) -> list[st
         lines += reference_mistakes(cfg, name, names[:number], alone=alone)
         lines += pool_mistakes(cfg, name, names[:number], alone=alone)
         if isinstance(block, Policy) and cfg.generate.backend == "ray":
-            lines.append(f"generate.backend: ray starts its engines anew for each batch, and {name} would wait for "
+            lines.append(f"generate.backend: ray starts its engines again for each batch, and {name} would wait for "
                          "that in every step; give vllm_server")  # fmt: skip
         if getattr(block, "reward", None):
             lines += _reward_mistakes(f"{name}.reward", block.reward, cfg)
@@ -139,9 +139,7 @@ def _hub_fault(path: str) -> str | None:
         return f"{path!r} is neither a directory nor a Hub id (owner/name)"
     if here or hub_answers():
         return None
-    return (
-        f"{path!r} is not in the local cache and the Hub does not answer; give a local directory, or mend the network"
-    )
+    return f"{path!r} is not in the local cache and the Hub does not answer; give a local directory, or fix the network"
 
 
 def reference_mistakes(cfg: Config, name: str, before: Sequence[str], *, alone: bool) -> list[str]:

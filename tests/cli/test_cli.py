@@ -1,4 +1,4 @@
-"""The command line told wrong things: one line each with file, key or row and the mend, exit 2, before models load."""
+"""Mistakes on the command line: one line each with file, key or row and the fix, exit 2, before models load."""
 
 import json
 import os

@@ -44,7 +44,7 @@ def holed_mask(rows: int, columns: int, seed: int = 0) -> Tensor:
 def brute_force_gae(
     rewards: Sequence[float], values: Sequence[float], gamma: float, lam: float, last_value: float = 0.0
 ) -> list[float]:
-    """The definition: the sum over l of (γλ)^l (r + γ V' - V), each term computed anew."""
+    """The definition: the sum over l of (γλ)^l (r + γ V' - V), each term computed again."""
     nexts = [*values, last_value][1:]
     errors = [r + gamma * after - v for r, after, v in zip(rewards, nexts, values, strict=True)]
     return [math.fsum((gamma * lam) ** (i - t) * errors[i] for i in range(t, len(errors))) for t in range(len(errors))]

@@ -21,7 +21,7 @@ REQUESTS = [Request((3, 4, 5 + i % 3), seed=100 + i, max_tokens=6) for i in rang
 def test_a_policy_loop_on_ray_is_refused_before_anything_starts(model, tmp_path):
     assert run_stage(tmp_path, model, "grpo", "generate={backend: ray}") == 2
     cfg = load.load(tmp_path / "config.yaml", ["generate={backend: ray}"])
-    assert [line for line in preflight.mistakes(cfg, ["grpo"]) if "ray starts its engines anew" in line]
+    assert [line for line in preflight.mistakes(cfg, ["grpo"]) if "ray starts its engines again" in line]
 
 
 @pytest.mark.long

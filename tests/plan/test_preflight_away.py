@@ -1,4 +1,4 @@
-"""A verifier that cannot run on this machine is told before anything loads: one line, exit 2, the mend in it."""
+"""A verifier that cannot run on this machine is reported before anything loads: one line, exit 2, with the fix."""
 
 from __future__ import annotations
 

@@ -267,19 +267,19 @@ def test_a_bubblewrap_that_may_not_isolate_is_refused_with_its_own_words(choose,
 
 
 @pytest.mark.parametrize(
-    ("setting", "value", "mend"),
+    ("setting", "value", "fix"),
     [
         ("kernel/apparmor_restrict_unprivileged_userns", "1", "kernel.apparmor_restrict_unprivileged_userns=0"),
         ("kernel/unprivileged_userns_clone", "0", "kernel.unprivileged_userns_clone=1"),
         ("user/max_user_namespaces", "0", "user.max_user_namespaces=10000"),
     ],
 )
-def test_a_system_that_forbids_user_namespaces_is_told_which_switch(tmp_path, monkeypatch, setting, value, mend):
+def test_a_system_that_forbids_user_namespaces_is_told_which_switch(tmp_path, monkeypatch, setting, value, fix):
     (tmp_path / setting).parent.mkdir(parents=True)
     (tmp_path / setting).write_text(value + "\n")
     monkeypatch.setattr(isolation, "SETTINGS", tmp_path)
-    words = isolation.mend(isolation.Isolation("bwrap", user_namespace=True), "no permissions")
-    assert f"sysctl -w {mend}" in words and "no permissions" in words
+    words = isolation.fix_for(isolation.Isolation("bwrap", user_namespace=True), "no permissions")
+    assert f"sysctl -w {fix}" in words and "no permissions" in words
 
 
 def test_an_unknown_choice_is_refused_with_the_known_ones(choose):

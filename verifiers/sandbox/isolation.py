@@ -169,7 +169,7 @@ def candidates(environment: Mapping[str, str] | None = None) -> Sequence[Isolati
     return [Isolation("bwrap"), ordinary] if os.geteuid() == 0 else [ordinary]
 
 
-def mend(isolation: Isolation, complaint: str) -> str:
+def fix_for(isolation: Isolation, complaint: str) -> str:
     """How the user can fix a worker that did not start."""
     if isolation.kind == "landlock":
         return f"the Landlock fallback does not start ({complaint}); it needs Linux 5.13 or later with Landlock on"

@@ -22,7 +22,7 @@ from typing import IO, TypeVar
 from .guest import wire
 from .guest.lockdown import Limits
 from .guest.wire import BUSY_SHARE
-from .isolation import Isolation, Profile, SandboxUnavailable, mend
+from .isolation import Isolation, Profile, SandboxUnavailable, fix_for
 
 T = TypeVar("T")
 START_S = 30.0
@@ -81,7 +81,7 @@ class Worker:
                 self.close()
                 complaints.seek(0)
                 lines = complaints.read().decode("utf-8", "replace").strip().splitlines()
-                raise SandboxUnavailable(mend(isolation, lines[-1] if lines else "no word from it")) from None
+                raise SandboxUnavailable(fix_for(isolation, lines[-1] if lines else "no word from it")) from None
 
     def _expect_up(self) -> None:
         if self._hear(START_S) != wire.UP:

@@ -151,7 +151,7 @@ def sentence(
     for control in (c for c in controls if c["method"] == name):
         said.append(verdict(control, f"its control {control['twin']}"))
     for twin in (t for t in once if t["method"] == name):
-        said.append(f"samples drawn afresh were worth {points(twin['mean'])} over samples drawn once "
+        said.append(f"fresh samples were worth {points(twin['mean'])} over samples drawn once "
                     f"({between(twin)}{'' if twin['apart'] else ', so perhaps nothing'})")  # fmt: skip
     stands = zip(("above", "below", "not told apart from"), standing(name, all_pairs), strict=True)
     said += [f"{words} {listed(others)}" for words, others in stands if others]
