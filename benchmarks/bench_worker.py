@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from benchmarks.gate import Gate, Stopped
+from benchmarks.gate import Gate, GateStopped
 from benchmarks.workload import Workload, lay_out
 
 SIDES = ("ours", "ours_transformers", "trl_hf", "trl_vllm")
 
 
-class Worker:
+class SideProcess:
     """The measuring process's handle: starts a side, requests steps, stops it."""
 
     def __init__(self, side: str, work: Workload, lay: Callable[[Path, Workload], None] = lay_out) -> None:
@@ -54,7 +54,7 @@ class Worker:
             raise RuntimeError(f"{self.side} ended with {self.process.returncode}:\n{self.log.read()[-3000:]}")
         return json.loads(line)
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> SideProcess:
         return self
 
     def __exit__(
@@ -71,7 +71,7 @@ class Worker:
         self.folder.cleanup()
 
 
-def take_turns(workers: Sequence[Worker], *, rounds: int, warmup: int) -> dict[str, list[dict[str, float]]]:
+def take_turns(workers: Sequence[SideProcess], *, rounds: int, warmup: int) -> dict[str, list[dict[str, float]]]:
     """The steps of each worker, one per round; the order is reversed in every other round."""
     out: dict[str, list[dict[str, float]]] = {w.side: [] for w in workers}
     for number in range(rounds + warmup):
@@ -100,7 +100,7 @@ def main(side: str, place: str, work: str, requests: str, answers: str) -> None:
 
             trl_side.train(folder, settings, gate, vllm=side == "trl_vllm")
         gate.step()
-    except Stopped:
+    except GateStopped:
         pass
     sys.stdout.flush()
     os._exit(0)  # engines take seconds to shut down, and nothing of theirs is needed

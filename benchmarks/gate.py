@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pipeline.run import process
 
 
-class Stopped(BaseException):
+class GateStopped(BaseException):
     """Raised when the measuring process requests no further step."""
 
 
@@ -40,7 +40,7 @@ class Gate:
         else:
             self._say({"peak_mib": _peak_mib()})
         if self.requests.readline().strip() != "step":
-            raise Stopped
+            raise GateStopped
         self.notes = {}
         self.started = time.perf_counter(), time.process_time()
 

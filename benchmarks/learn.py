@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from benchmarks.bench_worker import Worker
+from benchmarks.bench_worker import SideProcess
 from benchmarks.workload import CHARACTERS, Workload, lay_out
 
 SEEDS = (1, 2, 3)
@@ -87,7 +87,7 @@ def race(each: Race) -> dict[str, Any]:
     """Run steps in turns until every side has reached the target."""
     work = each.work
     with contextlib.ExitStack() as open_:
-        workers = [open_.enter_context(Worker(side, work, each.lay)) for side in each.sides]
+        workers = [open_.enter_context(SideProcess(side, work, each.lay)) for side in each.sides]
         start = start_accuracy(Path(workers[0].folder.name), work)
         target = start + each.gain
         running, taken = list(workers), {side: list[dict[str, float]]() for side in each.sides}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.bench_worker import Worker
+from benchmarks.bench_worker import SideProcess
 from benchmarks.workload import Workload
 
 LARGE = Workload(
@@ -47,6 +47,6 @@ def run(rounds: int = 2) -> dict[str, Any]:
 def peak(side: str, work: Workload, steps: int) -> dict[str, float]:
     """Peak resident set of a separate process over some steps. Sides never run concurrently: two processes at once
     would compete for memory."""
-    with Worker(side, work) as worker:
+    with SideProcess(side, work) as worker:
         highest = max(worker.step()["peak_mib"] for _ in range(steps))
         return {"peak_mib": highest, "above_start_mib": highest - worker.ready["peak_mib"]}

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench_worker import Worker, take_turns
+from benchmarks.bench_worker import SideProcess, take_turns
 from benchmarks.measure import medians
 from benchmarks.workload import Workload, lay_out
 
@@ -37,7 +37,7 @@ def run(rounds: int = 7) -> dict[str, Any]:
 
 def compare(work: Workload, sides: Sequence[str], rounds: int) -> dict[str, list[dict[str, float]]]:
     with ExitStack() as stack:
-        workers = [stack.enter_context(Worker(side, work)) for side in sides]
+        workers = [stack.enter_context(SideProcess(side, work)) for side in sides]
         return take_turns(workers, rounds=rounds, warmup=1)
 
 

@@ -33,7 +33,7 @@ def run(rounds: int = 3) -> dict[str, Any]:
         write_rows(place)
         os.chdir(place)  # runs/ of our stages is created there
         try:
-            sft = in_turns({"ours": Sft(place), "trl": BareSft(place)}, rounds=rounds)
+            sft = in_turns({"ours": SftSide(place), "trl": BareSft(place)}, rounds=rounds)
             reward = in_turns({"ours": Reward(place), "trl": BareReward(place)}, rounds=rounds)
         finally:
             os.chdir(home)
@@ -89,7 +89,7 @@ class Ours:
         return ctx
 
 
-class Sft(Ours):
+class SftSide(Ours):
     def __call__(self) -> None:
         from pipeline.stages import sft
 

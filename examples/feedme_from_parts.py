@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from grpo_from_parts import SAMPLES, imitate, setup
 
-from pipeline.credit.selection import Candidate, Turn, parse, select
+from pipeline.credit.selection import Candidate, FilterRound, parse, select
 from pipeline.seeds import cycle_indices
 from pipeline.stats import pass_rate
 from pipeline.update.forward import Row
@@ -30,7 +30,7 @@ def main(seed: int = 1, rounds: int = ROUNDS) -> tuple[float, float]:
         scored = sample([train_prompts[i] for i in indices], SAMPLES, "round", number)
         # scores -> credit: which samples to imitate
         candidates = [Candidate(s.rollout.prompt.index, s.reward, s.rollout.ids, s.status == "pass") for s in scored]
-        kept = select(candidates, FILTERS, Turn(number, seed))
+        kept = select(candidates, FILTERS, FilterRound(number, seed))
         # credit -> update
         rows = [Row(scored[i].rollout.prompt.ids, scored[i].rollout.ids, scored[i].rollout.mask) for i in kept]
         imitate(policy, rows, steps=20, lr=1e-3, seed=seed)

@@ -37,7 +37,7 @@ TINY = Tiny(64, 64, 2, 2, 192, "abcde12345>:<0RLUD ")
 CPU = torch.device("cpu")
 
 
-class Task(NamedTuple):
+class SampledTask(NamedTuple):
     """sample(prompts, samples, *key) -> scored rollouts of the policy, prompt-major; the key decides every draw."""
 
     policy: CompletionLogprobs
@@ -76,7 +76,7 @@ def main(seed: int = 1, steps: int = STEPS) -> tuple[float, float]:
     return before, after
 
 
-def setup(seed: int) -> Task:
+def setup(seed: int) -> SampledTask:
     """A small model that has seen demonstrations and is right now and then, and what samples and scores its answers."""
     folder = str(Path(tempfile.mkdtemp()) / "model")
     models.make_tiny(TINY, Path(folder), seed=seed)
@@ -98,7 +98,7 @@ def setup(seed: int) -> Task:
                                       tokenizer=tokenizer, stop_token_ids=ends))  # fmt: skip
 
     prompts = [distinct_prompts(some, SOURCE, tokenizer) for some in (rows.train, rows.heldout)]
-    return Task(policy, sample, *prompts)
+    return SampledTask(policy, sample, *prompts)
 
 
 def imitate(policy: CompletionLogprobs, rows: list[Row], *, steps: int, lr: float, seed: int, size: int = 64) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class MonitorLimits:
     """Limits at which the run stops. A limit of None is recorded but never trips."""
 
     gap: float | None = 0.15  # rise of mean(train - strict), in score
@@ -69,10 +69,10 @@ class Decision:
 
 
 @dataclass(slots=True)
-class Monitor:
+class MonitorHistory:
     """State of the run so far: one row of values per step for the baseline, the window and the best window."""
 
-    limits: Limits = field(default_factory=Limits)
+    limits: MonitorLimits = field(default_factory=MonitorLimits)
     steps: int = 0
     first: list[dict[str, float]] = field(default_factory=list)
     recent: list[dict[str, float]] = field(default_factory=list)
@@ -98,12 +98,12 @@ class Monitor:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> Monitor:
+    def from_dict(cls, state: Mapping[str, Any]) -> MonitorHistory:
         """Restore a monitor from the output of to_dict. Raises ValueError if the state has other fields."""
         if set(state) != {each.name for each in fields(cls)}:
             raise ValueError(f"monitor state with the fields {sorted(state)}; it was written by another version")
         rest = {name: value for name, value in state.items() if name != "limits"}
-        return cls(limits=Limits(**state["limits"]), **rest)
+        return cls(limits=MonitorLimits(**state["limits"]), **rest)
 
 
 def figures(observation: Observation) -> dict[str, float]:
@@ -160,7 +160,7 @@ def drifts(
     }
 
 
-def decide(drift: Mapping[str, float], limits: Limits) -> Decision:
+def decide(drift: Mapping[str, float], limits: MonitorLimits) -> Decision:
     """The first limit that is exceeded, in the order of the list in the module docstring."""
     rise, error = drift["gap_rise"], drift["gap_rise_error"]
     if limits.gap is not None and rise > limits.gap and rise > limits.errors * error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,23 @@ def test_the_tree_breaks_no_arrow() -> None:
     }
     assert {path.split("/")[0] for path in sources} == set(PACKAGES), "the test looked in the wrong place"
     assert broken_arrows(sources) == []
+
+
+# names of a contract, so each file that keeps it has its own: a verifier's task, the environment it may play
+CONTRACTS = {"Task", "Environment"}
+
+
+def test_no_module_name_and_no_public_class_name_stands_twice() -> None:
+    paths = [path for package in (*PACKAGES, "examples") for path in sorted((ROOT / package).rglob("*.py"))]
+    modules = Counter(path.stem for path in paths if not path.stem.startswith("__"))
+    classes = Counter(
+        node.name
+        for path in paths
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert [name for name, count in modules.items() if count > 1] == []
+    assert [name for name, count in classes.items() if count > 1 and name not in CONTRACTS] == []
 
 
 def test_the_map_in_the_package_docstring_is_the_tree_in_the_order_of_the_arrows() -> None:

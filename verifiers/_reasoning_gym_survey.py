@@ -21,7 +21,7 @@ from typing import Any
 from verifiers import Example, Verifier
 from verifiers import reasoning_gym as ours
 from verifiers._killable import Killed
-from verifiers.kit import Report, check
+from verifiers.kit import ConformanceReport, check
 
 ENTRIES = 6
 AS_CODE = frozenset("eval exec compile sympify parse_expr parse_latex".split())
@@ -98,7 +98,7 @@ def survey() -> tuple[list[str], dict[str, str]]:
             print(name, refused[name], file=sys.stderr, flush=True)
             continue
         try:
-            report: Report = check(as_verifier(name))
+            report: ConformanceReport = check(as_verifier(name))
         except Exception as exc:  # a dataset that cannot be made, or has no gold answer, is not allowed either
             refused[name] = f"cannot be made: {type(exc).__name__}: {exc}"[:100]
             continue

@@ -72,7 +72,7 @@ def verdicts(verifier: Verifier, rows: Iterator[Row], *, threads: int, timeout_s
     pool.close()
 
 
-class Progress:
+class ProgressLine:
     """A progress line on stderr: twice per second on a terminal, every ten seconds elsewhere, and one at the end."""
 
     def __init__(self, name: str, stream: TextIO) -> None:
@@ -102,7 +102,7 @@ def grade_file(verifier: Verifier, source: str, target: str, *, threads: int, ti
 
     Raises ValueError for an input or output that cannot be opened or read.
     """
-    progress = Progress(verifier.name, sys.stderr)
+    progress = ProgressLine(verifier.name, sys.stderr)
     if target != "-" and Path(target).is_dir():
         raise ValueError(f"{target}: a directory; name a file")
     partial = Path(f"{target}.{os.getpid()}.partial")

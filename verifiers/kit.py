@@ -68,7 +68,7 @@ CANDIDATES = (
 
 
 @dataclass(slots=True)
-class Report:
+class ConformanceReport:
     """What the kit found about one verifier."""
 
     name: str
@@ -150,8 +150,8 @@ def _mutations(verifier: Verifier, example: Example, rng: random.Random) -> Iter
         yield Example("wrong", example.completion[len(example.completion) // 2 + 1 :] + "?", example.task)
 
 
-def check(verifier: Verifier, *, seed: int = 0) -> Report:
-    report = Report(verifier.name)
+def check(verifier: Verifier, *, seed: int = 0) -> ConformanceReport:
+    report = ConformanceReport(verifier.name)
     if reason := verifier.unavailable():
         return replace(report, skipped=reason)
     kinds = {example.kind for example in verifier.examples}
@@ -174,7 +174,7 @@ def check(verifier: Verifier, *, seed: int = 0) -> Report:
     return report
 
 
-def _timed(verifier: Verifier, row: Example, report: Report) -> Verdict:
+def _timed(verifier: Verifier, row: Example, report: ConformanceReport) -> Verdict:
     started, queued = time.monotonic(), _queued_s()
     (verdict,) = verifier.grade([row.completion], [row.task])
     taken = time.monotonic() - started - (_queued_s() - queued)
@@ -202,7 +202,7 @@ def _slowdown() -> float:
     return max(1.0, (time.monotonic() - started) / 0.05)
 
 
-def _judge(row: Example, verdict: Verdict, report: Report) -> None:
+def _judge(row: Example, verdict: Verdict, report: ConformanceReport) -> None:
     if verdict.status == "error":
         report.faults.append(f"breaks ({verdict.detail[:100]}) on {_shown(row)}")
     elif row.kind == "right":
@@ -219,7 +219,9 @@ def _judge(row: Example, verdict: Verdict, report: Report) -> None:
             report.faults.append(f"accepts {_shown(row)}")
 
 
-def _check_one_answer(verifier: Verifier, rows: Sequence[Example], first: Sequence[Verdict], report: Report) -> None:
+def _check_one_answer(
+    verifier: Verifier, rows: Sequence[Example], first: Sequence[Verdict], report: ConformanceReport
+) -> None:
     """A verifier may read the first answer or the last, but not whichever is right.
 
     Each right completion is joined with wrong ones of its task, line after line: if with every one of them both orders
@@ -253,7 +255,9 @@ def _to_join(rows: Sequence[Example], first: Sequence[Verdict]) -> list[tuple[Ex
     return joined[:JOINED_RIGHTS]
 
 
-def _check_repeatable(verifier: Verifier, rows: Sequence[Example], first: Sequence[Verdict], report: Report) -> None:
+def _check_repeatable(
+    verifier: Verifier, rows: Sequence[Example], first: Sequence[Verdict], report: ConformanceReport
+) -> None:
     """The same verdicts again: in another order, in threads, and as one batch."""
     order = random.Random(1).sample(range(len(rows)), len(rows))
     with ThreadPoolExecutor(4) as threads:
@@ -266,7 +270,7 @@ def _check_repeatable(verifier: Verifier, rows: Sequence[Example], first: Sequen
                 report.faults.append(f"says {verdict.status} {how}, {first[i].status} alone, of {_shown(rows[i])}")
 
 
-def _check_cost(verifier: Verifier, report: Report) -> None:
+def _check_cost(verifier: Verifier, report: ConformanceReport) -> None:
     """Verdicts per second on the verifier's own right and wrong examples, and how much memory grows by them."""
     own = [e for e in verifier.examples if e.kind in ("right", "wrong")] or list(verifier.examples)
     if not own:
@@ -288,7 +292,7 @@ def _shown(row: Example) -> str:
     return f"{row.kind} {text if len(text) <= 80 else text[:77] + '...'} for {json.dumps(task, default=repr)[:120]}"
 
 
-def table(reports: Sequence[Report]) -> str:
+def table(reports: Sequence[ConformanceReport]) -> str:
     """The reports as text, one line each."""
     header = ("verifier", "right refused", "wrong accepted", "slowest", "per second", "memory", "")
     lines = [header]

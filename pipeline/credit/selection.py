@@ -36,7 +36,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class FilterRound:
     """The round in which a filter runs: rising ones depend on it, random ones on (seed, round) and nothing else."""
 
     number: int = 0
@@ -47,20 +47,22 @@ class Turn:
 
 
 Kept = list[int]
-Filter = Callable[[Sequence[Candidate], Kept, Turn], Kept]
+Filter = Callable[[Sequence[Candidate], Kept, FilterRound], Kept]
 
 
 # --- by score ----------------------------------------------------------------------------------------------------
 
 
-def threshold(candidates: Sequence[Candidate], kept: Kept, turn: Turn, *, at_least: float, rise: float = 0.0) -> Kept:
+def threshold(
+    candidates: Sequence[Candidate], kept: Kept, turn: FilterRound, *, at_least: float, rise: float = 0.0
+) -> Kept:
     """Those that earned at least this, `rise` more each round. Below the maximum it is a bucket: everything above it is
     imitated alike."""
     limit = at_least + rise * turn.number
     return [i for i in kept if candidates[i].reward >= limit]
 
 
-def quantile(candidates: Sequence[Candidate], kept: Kept, turn: Turn, *, q: float, rise: float = 0.0) -> Kept:
+def quantile(candidates: Sequence[Candidate], kept: Kept, turn: FilterRound, *, q: float, rise: float = 0.0) -> Kept:
     """Those at or above the q-quantile of what is left, a reward that occurred; `rise` higher each round."""
     if not kept:
         return []
@@ -70,22 +72,22 @@ def quantile(candidates: Sequence[Candidate], kept: Kept, turn: Turn, *, q: floa
     return [i for i in kept if candidates[i].reward >= limit]
 
 
-def top_k(candidates: Sequence[Candidate], kept: Kept, turn: Turn, *, k: int) -> Kept:
+def top_k(candidates: Sequence[Candidate], kept: Kept, turn: FilterRound, *, k: int) -> Kept:
     """The k best of each prompt; ties go to the earlier sample."""
     return _best(candidates, kept, k, lambda i: -candidates[i].reward)
 
 
-def best_of_n(candidates: Sequence[Candidate], kept: Kept, turn: Turn) -> Kept:
+def best_of_n(candidates: Sequence[Candidate], kept: Kept, turn: FilterRound) -> Kept:
     """The best of each prompt's samples (RAFT)."""
     return top_k(candidates, kept, turn, k=1)
 
 
-def cap(candidates: Sequence[Candidate], kept: Kept, turn: Turn, *, n: int) -> Kept:
+def cap(candidates: Sequence[Candidate], kept: Kept, turn: FilterRound, *, n: int) -> Kept:
     """At most n per prompt, the best first: easy prompts must not crowd out hard ones."""
     return top_k(candidates, kept, turn, k=n)
 
 
-def correct_shortest(candidates: Sequence[Candidate], kept: Kept, turn: Turn, *, k: int = 1) -> Kept:
+def correct_shortest(candidates: Sequence[Candidate], kept: Kept, turn: FilterRound, *, k: int = 1) -> Kept:
     """Of those the verifier passed, the k shortest of each prompt."""
     right = [i for i in kept if candidates[i].passed]
     return _best(candidates, right, k, lambda i: candidates[i].length)
@@ -94,12 +96,14 @@ def correct_shortest(candidates: Sequence[Candidate], kept: Kept, turn: Turn, *,
 # --- at random, better ones with higher probability ----------------------------------------------------------------
 
 
-def softmax(candidates: Sequence[Candidate], kept: Kept, turn: Turn, *, n: int, temperature: float = 0.25) -> Kept:
+def softmax(
+    candidates: Sequence[Candidate], kept: Kept, turn: FilterRound, *, n: int, temperature: float = 0.25
+) -> Kept:
     """n of each prompt, drawn without replacement with weights exp(reward / temperature)."""
     return _drawn(candidates, kept, n, turn.rng("softmax"), lambda i: candidates[i].reward / temperature)
 
 
-def reward_weighted(candidates: Sequence[Candidate], kept: Kept, turn: Turn, *, n: int) -> Kept:
+def reward_weighted(candidates: Sequence[Candidate], kept: Kept, turn: FilterRound, *, n: int) -> Kept:
     """n of each prompt, drawn without replacement with weights reward - lowest reward of all; the lowest never."""
     low = min((candidates[i].reward for i in kept), default=0.0)
     above = [i for i in kept if candidates[i].reward > low]
@@ -107,7 +111,7 @@ def reward_weighted(candidates: Sequence[Candidate], kept: Kept, turn: Turn, *, 
     return _drawn(candidates, above, n, rng, lambda i: math.log(candidates[i].reward - low))
 
 
-def monotone(candidates: Sequence[Candidate], kept: Kept, turn: Turn, *, power: float = 1.0) -> Kept:
+def monotone(candidates: Sequence[Candidate], kept: Kept, turn: FilterRound, *, power: float = 1.0) -> Kept:
     """Each with probability ((reward - lowest) / (highest - lowest)) ** power: better is always likelier, so
     rounds keep improving where a bucket stops at its own mean. Keeps all if all earned the same."""
     if not kept:
@@ -123,7 +127,9 @@ def monotone(candidates: Sequence[Candidate], kept: Kept, turn: Turn, *, power: 
 # --- by prompt and by similarity -------------------------------------------------------------------------------------
 
 
-def dedup(candidates: Sequence[Candidate], kept: Kept, turn: Turn, *, ngram: int = 0, at_most: float = 0.8) -> Kept:
+def dedup(
+    candidates: Sequence[Candidate], kept: Kept, turn: FilterRound, *, ngram: int = 0, at_most: float = 0.8
+) -> Kept:
     """The first of equal completions of a prompt; with ngram also the first of those whose sets of n-grams overlap by
     more than at_most (Jaccard)."""
     out: Kept = []
@@ -144,7 +150,9 @@ def dedup(candidates: Sequence[Candidate], kept: Kept, turn: Turn, *, ngram: int
     return sorted(out)
 
 
-def teachable(candidates: Sequence[Candidate], kept: Kept, turn: Turn, *, low: float = 0.0, high: float = 1.0) -> Kept:
+def teachable(
+    candidates: Sequence[Candidate], kept: Kept, turn: FilterRound, *, low: float = 0.0, high: float = 1.0
+) -> Kept:
     """Prompts with low < pass rate < high among all their scorable samples: neither hopeless nor mastered."""
     rates = pass_rates(candidates)
     return [i for i in kept if low < rates[candidates[i].prompt] < high]
@@ -257,11 +265,11 @@ def _check_number(name: str, key: str, value: Any) -> None:
         raise ValueError(f"filter {name!r}: {key} must be {kind}{bounds}, found {value!r}")
 
 
-def select(candidates: Sequence[Candidate], filters: Sequence[Filter], turn: Turn | None = None) -> Kept:
+def select(candidates: Sequence[Candidate], filters: Sequence[Filter], turn: FilterRound | None = None) -> Kept:
     """Indices of the candidates that pass every filter, in order. Unscorable samples are never imitated."""
     kept = [i for i, c in enumerate(candidates) if c.scorable]
     for one in filters:
-        kept = one(candidates, kept, turn or Turn())
+        kept = one(candidates, kept, turn or FilterRound())
     return kept
 
 

@@ -73,7 +73,7 @@ def _converted(rows: list[Row], name: str | None, source: Prompts, where: str) -
         origin = columns.origin(row, number, source.path or source.procedural)
         try:
             out.append(DataRow(formats.convert(row, name, origin=origin, where=where), origin))
-        except formats.Unsupported as exc:
+        except formats.UnsupportedRow as exc:
             left_out[str(exc)] += 1
         except ValueError as exc:
             raise ConfigError([str(exc)]) from exc

@@ -22,7 +22,7 @@ from pipeline.config.load import ConfigError
 from pipeline.config.schema import Generate, Model, Sampling
 from pipeline.generation.generator import OnDone, Request, Sample
 from pipeline.generation.vllm_engine import engine_options, once_where_tied, prepare_vllm_environment, sampling_fields
-from pipeline.generation.vllm_server import Checkpoints, gather_for
+from pipeline.generation.vllm_server import SharedWeights, gather_for
 from pipeline.models.model_dir import is_local
 
 SENT = ("VLLM_", "HF_", "TORCH", "OMP_")  # environment variables with these prefixes are passed to the engines
@@ -37,7 +37,7 @@ class RayGenerator:
 
     def __init__(self, model_dir: str, model: Model, generate: Generate, *, max_model_len: int) -> None:
         self.model_source = str(Path(model_dir).resolve()) if is_local(model_dir) else model_dir
-        self.checkpoints = Checkpoints(model_dir, generate.weights_dir)
+        self.checkpoints = SharedWeights(model_dir, generate.weights_dir)
         self.options = {**engine_options(model, max_model_len=max_model_len), **generate.vllm}
         self.fields: dict[str, Any] = {"batch_size": 64, "concurrency": 1, "log_engine_metrics": False, **generate.ray}
         if not torch.cuda.is_available():

@@ -36,7 +36,7 @@ TIMEOUT_S = 1800.0
 UNKNOWN_NAME = "no module or parameter named"  # from vLLM's error message
 
 
-class Checkpoints:
+class SharedWeights:
     """Writes weights for the samplers to a private directory below `weights_dir`, which trainer and samplers share.
 
     Each checkpoint has a new name, so that a reader of the previous one is not disturbed. The last two are kept, older
@@ -92,7 +92,7 @@ class ServedGenerator:
         assert generate.url is not None, "config sees to it"
         self.urls = [url.rstrip("/") for url in ([generate.url] if isinstance(generate.url, str) else generate.url)]
         self.url = self.urls[ranks.rank() % len(self.urls)]
-        self.checkpoints = Checkpoints(model_dir, generate.weights_dir)
+        self.checkpoints = SharedWeights(model_dir, generate.weights_dir)
         self.heads_own_name = True
         self.served = str(_get(self.url, "/v1/models")["data"][0]["id"])
 

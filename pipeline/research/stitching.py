@@ -17,7 +17,7 @@ import torch
 
 from pipeline.config.load import ConfigError, nearest
 from pipeline.models import models
-from pipeline.research.stitching_methods import ASKS_THE_ENVIRONMENT, METHODS, Bench, Outcome
+from pipeline.research.stitching_methods import ASKS_THE_ENVIRONMENT, METHODS, Bench, MethodResult
 from pipeline.run import console
 from pipeline.run.files import atomic_write, dump_json
 from pipeline.stages.context import Context
@@ -75,7 +75,7 @@ def base_model(ctx: Context, seed: int) -> str:
     return str(place)
 
 
-def stitched(bench: Bench, outcome: Outcome) -> float:
+def stitched(bench: Bench, outcome: MethodResult) -> float:
     """Mean over gadgets of P(1→2→3) from place 1; each step includes its end token, at temperature 1."""
     tokenizer, rows = bench.tokenizer, []
     label = tuple(tokenizer(outcome.label, add_special_tokens=False).input_ids)

@@ -30,7 +30,7 @@ from pipeline.research.q_values import QValues, fit, shifted, token_advantages
 from pipeline.run.stage_dir import StageDir
 from pipeline.stages import policy as policy_stage
 from pipeline.stages.context import Context
-from pipeline.stages.sft import Example, train
+from pipeline.stages.sft import ImitationRow, train
 from pipeline.update import canary, episode_credit
 from pipeline.update.experience import make_experience
 from pipeline.update.forward import CompletionLogprobs, Row, stack
@@ -45,7 +45,7 @@ CONTINUATIONS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class MethodResult:
     """credit: per logged turn. label: prepended to a prompt to request the best return."""
 
     model: Any
@@ -93,7 +93,7 @@ class Bench:
         made.dir.open()
         return made
 
-    def imitate(self, name: str, start: str, examples: Sequence[Example]) -> str:
+    def imitate(self, name: str, start: str, examples: Sequence[ImitationRow]) -> str:
         ctx = self.context(name, self.block, start)
         train(ctx, start, examples, ctx.dir.model_dir, self.block.trainer, key=(name,))
         return str(ctx.dir.model_dir)
@@ -131,8 +131,8 @@ def logged_walks(tokenizer: Any, memory: Memory, medium: float) -> list[Scored]:
     return out
 
 
-def example(scored: Scored, label: Sequence[int] = ()) -> Example:
-    return Example((*label, *scored.rollout.prompt.ids), scored.rollout.ids)
+def example(scored: Scored, label: Sequence[int] = ()) -> ImitationRow:
+    return ImitationRow((*label, *scored.rollout.prompt.ids), scored.rollout.ids)
 
 
 def per_turn(values: Sequence[Tensor]) -> list[float]:
@@ -143,11 +143,11 @@ def per_turn(values: Sequence[Tensor]) -> list[float]:
 # --- imitation -----------------------------------------------------------------------------------------------------
 
 
-def sft(bench: Bench) -> Outcome:
-    return Outcome(bench.load(bench.sft), [1.0] * len(bench.scored))
+def sft(bench: Bench) -> MethodResult:
+    return MethodResult(bench.load(bench.sft), [1.0] * len(bench.scored))
 
 
-def feedme(bench: Bench) -> Outcome:
+def feedme(bench: Bench) -> MethodResult:
     """Imitate the best walk from each start."""
     candidates = [
         selection.Candidate(
@@ -158,10 +158,10 @@ def feedme(bench: Bench) -> Outcome:
     kept = set(selection.select(candidates, selection.parse([{"top_k": 1}])))
     weight = [float(number in kept) for number, e in enumerate(bench.layout) for _ in e]
     examples = [example(s) for s, w in zip(bench.scored, weight, strict=True) if w]
-    return Outcome(bench.load(bench.imitate("feedme", bench.sft, examples)), weight)
+    return MethodResult(bench.load(bench.imitate("feedme", bench.sft, examples)), weight)
 
 
-def conditions(bench: Bench, *, best: bool) -> Outcome:
+def conditions(bench: Bench, *, best: bool) -> MethodResult:
     """Imitate every turn under a label of its return, or of the best logged return from there; request return 1."""
     values = [v for e in (best_in_data if best else returns_to_go)(bench.steps) for v in e]
     axis = Axis("reward", EDGES, LABEL).fitted(values)
@@ -170,7 +170,7 @@ def conditions(bench: Bench, *, best: bool) -> Outcome:
     chosen = balanced(bins, per_bin=4 * len(bins), seed=bench.seed)
     examples = [example(bench.scored[i], ids[bins[i]]) for i in chosen]
     name = "conditions_best" if best else "conditions"
-    return Outcome(
+    return MethodResult(
         bench.load(bench.imitate(name, bench.base, examples)), [float(b) for b in bins], axis.text(axis.best)
     )
 
@@ -194,7 +194,7 @@ class Replay:
         raise NotImplementedError("methods are judged after their training")
 
 
-def replayed(bench: Bench, name: str, given: Credit, loss: Loss, critic: Critic | None = None) -> Outcome:
+def replayed(bench: Bench, name: str, given: Credit, loss: Loss, critic: Critic | None = None) -> MethodResult:
     """`pipeline.update.loop` on the logs: every step uses all of them, grouped by the start of the walk."""
     groups = [[e for e in episodes(bench.scored) if e[0].rollout.prompt.index == i] for i in range(2 * stitch.GADGETS)]
     # every walk occurs equally often: a pair from place 2 is one walk twice, so a pair from place 1 is repeated
@@ -218,23 +218,23 @@ def replayed(bench: Bench, name: str, given: Credit, loss: Loss, critic: Critic 
         state = optimise(deps)
     batch, _ = make_experience(deps, state, source.sample_and_score(prompts, 0, 0))
     got = {row.prompt_ids + row.ids: value for row, value in zip(batch.rows, per_turn(batch.advantages), strict=True)}
-    return Outcome(deps.learner.model, [got[row.prompt_ids + row.ids] for row in bench.rows])
+    return MethodResult(deps.learner.model, [got[row.prompt_ids + row.ids] for row in bench.rows])
 
 
-def grpo(bench: Bench) -> Outcome:
+def grpo(bench: Bench) -> MethodResult:
     return replayed(bench, "grpo", Credit(kind="group"), Loss())
 
 
-def reinforce(bench: Bench) -> Outcome:
+def reinforce(bench: Bench) -> MethodResult:
     return replayed(bench, "reinforce", Credit(kind="global_baseline"), Loss(kind="reinforce"))
 
 
-def ppo(bench: Bench, *, lam: float) -> Outcome:
+def ppo(bench: Bench, *, lam: float) -> MethodResult:
     critic = bench.block.loop.critic or Critic(init="policy")
     return replayed(bench, f"ppo_lambda_{lam:g}", Credit(kind="gae", lam=lam), Loss(), critic)
 
 
-def monte_carlo(bench: Bench) -> Outcome:
+def monte_carlo(bench: Bench) -> MethodResult:
     """Credit each logged turn with the change in mean score of walks that the current policy continues from there."""
     block = replace(bench.block.loop, critic=None, loss=Loss(kind="reinforce"))
     ctx = bench.context("monte_carlo", block, bench.sft)
@@ -247,7 +247,7 @@ def monte_carlo(bench: Bench) -> Outcome:
         advantages = stepwise_advantages(bench, sampled_values(bench, ctx, generator, step))
         batch = Experience(bench.rows, advantages, [torch.zeros(len(r.ids)) for r in bench.rows])
         learner.update(batch, range(len(bench.rows)), kl_coef=0.0, kl_kind="k3")
-    return Outcome(learner.model, per_turn(advantages))
+    return MethodResult(learner.model, per_turn(advantages))
 
 
 def sampled_values(bench: Bench, ctx: Context, generator: Any, step: int) -> dict[tuple[int, ...], float]:
@@ -281,7 +281,7 @@ def stepwise_advantages(bench: Bench, values: dict[tuple[int, ...], float]) -> l
 # --- values from the logs ------------------------------------------------------------------------------------------
 
 
-def offline_q(bench: Bench, *, extract: str) -> Outcome:
+def offline_q(bench: Bench, *, extract: str) -> MethodResult:
     settings, logged = bench.block.offline_q, as_logged(bench.scored)
     advantages = token_advantages(bench.heads, bench.rows, budget=settings.tokens_per_microbatch)
     if extract == "shift":
@@ -290,10 +290,10 @@ def offline_q(bench: Bench, *, extract: str) -> Outcome:
         key = (bench.seed, bench.memory)
         forward = CompletionLogprobs(bench.load(bench.sft), temperature=1.0)
         model = regress(forward, logged, advantages, settings, key=key, log=lambda *_: None)
-    return Outcome(model, per_turn(advantages))
+    return MethodResult(model, per_turn(advantages))
 
 
-METHODS: dict[str, Callable[[Bench], Outcome]] = {
+METHODS: dict[str, Callable[[Bench], MethodResult]] = {
     "sft": sft,
     "feedme": feedme,
     "reinforce": reinforce,
@@ -308,4 +308,4 @@ METHODS: dict[str, Callable[[Bench], Outcome]] = {
 }
 ASKS_THE_ENVIRONMENT = frozenset({"monte_carlo"})
 
-__all__ = ["ASKS_THE_ENVIRONMENT", "METHODS", "Bench", "Outcome", "logged_walks"]
+__all__ = ["ASKS_THE_ENVIRONMENT", "METHODS", "Bench", "MethodResult", "logged_walks"]

@@ -30,7 +30,7 @@ from pipeline.stages import control_curve
 from pipeline.stages.context import Context
 from pipeline.stages.label_tokens import with_new_tokens
 from pipeline.stages.sampling import draw, from_pool, next_prompts, open_generator, restored
-from pipeline.stages.sft import Example, encode_last, train
+from pipeline.stages.sft import ImitationRow, encode_last, train
 
 
 def run(ctx: Context) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def labelled(
     number: int = 0,
     *,
     shuffle: bool = False,
-) -> list[Example]:
+) -> list[ImitationRow]:
     """Examples balanced over bins; some have no label, or part of it. With shuffle, each gets the label of another."""
     block = ctx.block
     cells = cells_of(pool, conditions, attributes)
@@ -189,7 +189,7 @@ def labelled(
         key = (rollout.prompt.index, conditions.text(asked))
         if key not in rendered:
             rendered[key] = condition_prompts.relabel(rollout.prompt, key[1], ctx.cfg.prompts, ctx.tokenizer).ids
-        out.append(Example(rendered[key], rollout.ids, unlabelled_ids=rollout.prompt.ids))
+        out.append(ImitationRow(rendered[key], rollout.ids, unlabelled_ids=rollout.prompt.ids))
     return out
 
 
@@ -197,7 +197,7 @@ def asked_for(ctx: Context, prompts: Sequence[Prompt], label: str) -> list[Promp
     return [condition_prompts.relabel(p, label, ctx.cfg.prompts, ctx.tokenizer) for p in prompts]
 
 
-def teach(ctx: Context, start: str, examples: Sequence[Example], place: Path, *key: str | int, anchor: str) -> int:
+def teach(ctx: Context, start: str, examples: Sequence[ImitationRow], place: Path, *key: str | int, anchor: str) -> int:
     """Imitate under labels for the configured steps. anchor: the model for the KL, which knows new label tokens."""
     block = ctx.block
     settings = block.trainer | (block.online_trainer if key[0] == "online" else {})
@@ -246,7 +246,7 @@ def filtered_sft(
         console.say(f"{ctx.name}: filtered_control is not available: no sample lies in the best bin of every attribute")
         return {}
     place = ctx.dir.path / "filtered"
-    train(ctx, ctx.policy_path, [Example(s.rollout.prompt.ids, s.rollout.ids) for s in kept], place,
+    train(ctx, ctx.policy_path, [ImitationRow(s.rollout.prompt.ids, s.rollout.ids) for s in kept], place,
           {**ctx.block.trainer, "max_steps": steps}, key=("filtered",))  # fmt: skip
     judged = ctx.evaluate(ctx.generator(str(place)), "filtered")
     ranks.from_main(lambda: shutil.rmtree(place))

@@ -25,7 +25,7 @@ from pipeline.seeds import cycle_indices
 from pipeline.stages.context import Context, Judged
 from pipeline.stages.kl_to_start import from_start
 from pipeline.stages.sampling import best_of, draw, from_pool, next_prompts, reward_when_solved
-from pipeline.stages.sft import Example, encode, train
+from pipeline.stages.sft import ImitationRow, encode, train
 from pipeline.stats import counted, mean, pass_rate
 
 Counts = list[Mapping[int, int]]  # per round: prompt -> samples kept
@@ -34,7 +34,7 @@ TOP_UPS = 8  # extra sampling passes for prompts with too few usable samples for
 
 def run(ctx: Context) -> dict[str, Any]:
     block = ctx.block
-    demonstrations: list[Example] = []  # encoded now, so that an error in them stops the stage before it starts
+    demonstrations: list[ImitationRow] = []  # encoded now, so that an error in them stops the stage before it starts
     if block.more_sft_control and has_demonstrations(ctx):
         demonstrations = encode(ctx.split.train, ctx.cfg.prompts, ctx)
     elif block.more_sft_control:
@@ -73,7 +73,7 @@ def chain(ctx: Context, place: Path, *, matched: Counts | None = None) -> tuple[
     rule = block.stop if matched is None else None
     filters = parse_filters(ctx)
     mix = encode(ctx.split.train, ctx.cfg.prompts, ctx) if block.sft_share else []
-    pool: list[Example] = []
+    pool: list[ImitationRow] = []
     figures: list[dict[str, Any]] = []
     judgements: list[Judged] = []
     counts: Counts = []
@@ -89,7 +89,7 @@ def chain(ctx: Context, place: Path, *, matched: Counts | None = None) -> tuple[
             kept = selection.blind(candidates, matched[number], seed=ctx.seed("blind", number))
             report_missing(ctx, number, len(kept), sum(matched[number].values()))
         counts.append(Counter(candidates[i].prompt for i in kept))
-        chosen = [Example(scored[i].rollout.prompt.ids, scored[i].rollout.ids) for i in kept]
+        chosen = [ImitationRow(scored[i].rollout.prompt.ids, scored[i].rollout.ids) for i in kept]
         pool = chosen if block.data == "replace" else [*pool, *chosen]
         examples = with_share(pool, mix, block.sft_share, key=ctx.seed("mix", number))
         origin = start if block.start == "last" else ctx.policy_path
@@ -162,7 +162,7 @@ def keep(
     ctx: Context, candidates: Sequence[selection.Candidate], filters: Sequence[selection.Filter], number: int
 ) -> selection.Kept:
     """Indices kept. In round 0, reports if the filter is a bucket. Raises ConfigError if no sample is kept."""
-    turn = selection.Turn(number, ctx.seed("filters"))
+    turn = selection.FilterRound(number, ctx.seed("filters"))
     if number == 0:
         finding = filter_lint.lint(filters, candidates, turn)
         if finding.message:
@@ -189,7 +189,9 @@ def as_candidate(scored: Scored) -> selection.Candidate:
     return selection.Candidate(rollout.prompt.index, reward, rollout.ids, passed=scored.status == "pass")
 
 
-def with_share(own: Sequence[Example], mix: Sequence[Example], share: float, *, key: int) -> list[Example]:
+def with_share(
+    own: Sequence[ImitationRow], mix: Sequence[ImitationRow], share: float, *, key: int
+) -> list[ImitationRow]:
     """`own` plus enough of `mix` to make up `share` of the total."""
     if not share or not mix:
         return list(own)
@@ -281,7 +283,7 @@ def has_demonstrations(ctx: Context) -> bool:
     return any(has_completion(row, ctx.cfg.prompts) for row in ctx.split.train)
 
 
-def more_sft(ctx: Context, examples: Sequence[Example], steps: int) -> Judged:
+def more_sft(ctx: Context, examples: Sequence[ImitationRow], steps: int) -> Judged:
     """The same number of extra steps on the demonstrations: the effect of longer training alone."""
     place = ctx.dir.path / "more_sft"
     train(ctx, ctx.policy_path, examples, place, {**ctx.block.trainer, "max_steps": steps}, key=("more sft",))

@@ -21,7 +21,7 @@ FILL = {"input_ids": 0, "labels": IGNORED, "reference_ids": 0, "reference_labels
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class ImitationRow:
     """One demonstration: loss on the trained ids of `completion_ids`.
 
     unlabelled_ids: the prompt as the base reads it where that differs from prompt_ids (without a condition label).
@@ -40,7 +40,7 @@ class Example:
         return [i if flag else IGNORED for i, flag in zip(self.completion_ids, flags, strict=True)]
 
 
-def as_dataset(examples: Sequence[Example], *, reference: bool) -> Any:
+def as_dataset(examples: Sequence[ImitationRow], *, reference: bool) -> Any:
     from datasets import Dataset
 
     def columns(prompts: Sequence[tuple[int, ...]]) -> tuple[list[list[int]], list[list[int]]]:

@@ -19,7 +19,7 @@ BUDGET = 16_384  # tokens of one forward pass
 
 
 @dataclass(frozen=True, slots=True)
-class Kl:
+class KlToStart:
     """In nats."""
 
     per_completion: float
@@ -28,7 +28,7 @@ class Kl:
 
 def mean_kl(
     rows: Sequence[Row], policy_logprobs: Sequence[Sequence[float]], start_logprobs: Sequence[Sequence[float]]
-) -> Kl:
+) -> KlToStart:
     """KL(policy || start) on the policy's own samples: the mean of log-prob minus the start's (k1, unbiased).
 
     One log-prob per completion token of each row, in the order of `rows`; tokens the policy did not choose (mask False)
@@ -37,7 +37,7 @@ def mean_kl(
     gaps = [sum(a - b for a, b, sampled in zip(now, before, row.mask, strict=True) if sampled)
             for row, now, before in zip(rows, policy_logprobs, start_logprobs, strict=True)]  # fmt: skip
     tokens = sum(sum(row.mask) for row in rows)
-    return Kl(mean(gaps), sum(gaps) / tokens if tokens else float("nan"))
+    return KlToStart(mean(gaps), sum(gaps) / tokens if tokens else float("nan"))
 
 
 def kl_from(

@@ -14,7 +14,7 @@ from pipeline.distributed import ranks
 from pipeline.stages.context import Context
 from pipeline.update.reward_monitor import RewardMonitor
 from rewards import MONITOR, Composite
-from rewards.monitor import Limits
+from rewards.monitor import MonitorLimits
 
 
 def scorer_and_monitor(ctx: Context) -> tuple[Composite, RewardMonitor | None]:
@@ -55,10 +55,10 @@ def verifier_parts(block: Mapping[str, Any], dirs: Sequence[str]) -> dict[str, A
     return {name: part for name, _, part in parts if float(part.get("weight", 1.0)) > 0}
 
 
-def limits_of(settings: Monitor, *, same_scale: bool) -> Limits:
+def limits_of(settings: Monitor, *, same_scale: bool) -> MonitorLimits:
     """The YAML's limits, without that of the gap if the two scores have different scales."""
-    given = {each.name: getattr(settings, each.name) for each in fields(Limits) if hasattr(settings, each.name)}
-    return Limits(**given | ({} if same_scale else {"gap": None}))
+    given = {each.name: getattr(settings, each.name) for each in fields(MonitorLimits) if hasattr(settings, each.name)}
+    return MonitorLimits(**given | ({} if same_scale else {"gap": None}))
 
 
 __all__ = ["scorer_and_monitor", "second_rewards"]

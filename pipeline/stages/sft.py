@@ -19,7 +19,7 @@ from pipeline.records import Prompt, Rollout
 from pipeline.run import console
 from pipeline.score import score
 from pipeline.stages.context import Context
-from pipeline.stages.imitation import Example, as_dataset, imitator, pad
+from pipeline.stages.imitation import ImitationRow, as_dataset, imitator, pad
 from pipeline.stages.trl_trainer import train_with
 
 NO_EFFECT = ("packing", "padding_free", "completion_only_loss", "assistant_only_loss", "dataset_text_field")
@@ -54,7 +54,7 @@ def rewarded(ctx: Context, rows: Sequence[prompts.Row], source: Any, at_least: f
     return kept
 
 
-def encode(rows: Sequence[prompts.Row], source: Any, ctx: Context) -> list[Example]:
+def encode(rows: Sequence[prompts.Row], source: Any, ctx: Context) -> list[ImitationRow]:
     """Rows -> ids of every turn that is imitated; what is not is counted in one line.
 
     Raises ConfigError naming the row that has no completion, or that the chat template refuses.
@@ -69,10 +69,10 @@ def encode(rows: Sequence[prompts.Row], source: Any, ctx: Context) -> list[Examp
     )
     if left_out:
         console.say(left_out)
-    return [Example(d.prompt_ids, d.completion_ids, trained=d.trained) for d in found]
+    return [ImitationRow(d.prompt_ids, d.completion_ids, trained=d.trained) for d in found]
 
 
-def encode_last(rows: Sequence[prompts.Row], source: Any, ctx: Context) -> list[Example]:
+def encode_last(rows: Sequence[prompts.Row], source: Any, ctx: Context) -> list[ImitationRow]:
     """One example per row: its prompt and its last answer, as if it had been sampled."""
     out = []
     for number, row in enumerate(rows, 1):
@@ -80,14 +80,14 @@ def encode_last(rows: Sequence[prompts.Row], source: Any, ctx: Context) -> list[
         completion = encoding.completion_ids(
             row, source, ctx.tokenizer, prompt_ids, stop_token_ids=ctx.stop_token_ids, number=number
         )
-        out.append(Example(tuple(prompt_ids), tuple(completion)))
+        out.append(ImitationRow(tuple(prompt_ids), tuple(completion)))
     return out
 
 
 def train(
     ctx: Context,
     start: str,
-    examples: Sequence[Example],
+    examples: Sequence[ImitationRow],
     place: Path,
     trainer: dict[str, Any],
     *,

@@ -25,7 +25,7 @@ from pipeline.update.experience import describe, make_experience, returns_as_cre
 from pipeline.update.forward import Row
 from pipeline.update.loop_state import LoopDeps, State, Stopwatch, load, save
 from pipeline.update.policy_loss import Experience
-from rewards.monitor import Monitor
+from rewards.monitor import MonitorHistory
 
 
 def optimise(deps: LoopDeps) -> State:
@@ -33,7 +33,7 @@ def optimise(deps: LoopDeps) -> State:
     block, name = deps.block, deps.directory.name
     state = State(controller=KLController(block.kl.coef, block.kl.target, block.kl.horizon))
     if deps.monitor is not None:
-        state.monitor = Monitor(deps.monitor.limits)
+        state.monitor = MonitorHistory(deps.monitor.limits)
     checkpoint = deps.directory.checkpoints.resume()
     if checkpoint is not None:
         state = load(checkpoint.path, deps)

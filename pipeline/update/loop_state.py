@@ -24,7 +24,7 @@ from pipeline.update.learner import Learner
 from pipeline.update.overlap import Prefetch
 from pipeline.update.reference import Reference
 from pipeline.update.reward_monitor import RewardMonitor
-from rewards.monitor import Monitor
+from rewards.monitor import MonitorHistory
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class State:
     canary_floor: float = math.nan  # its gap between equal weights, right after the first sync
     mismatch: float = math.nan  # mean |log-prob difference| of generator and trainer in the worst step
     budget_spent: bool = False  # token_budget completion tokens are sampled and trained on
-    monitor: Monitor = field(default_factory=Monitor)
+    monitor: MonitorHistory = field(default_factory=MonitorHistory)
 
 
 def save(deps: LoopDeps, state: State) -> None:
@@ -112,7 +112,10 @@ def load(path: Path, deps: LoopDeps) -> State:
     if deps.reference is not None:
         deps.reference.load_state(saved["reference"])
     loop = saved["loop"]
-    own = {"controller": KLController.from_dict(loop["controller"]), "monitor": Monitor.from_dict(loop["monitor"])}
+    own = {
+        "controller": KLController.from_dict(loop["controller"]),
+        "monitor": MonitorHistory.from_dict(loop["monitor"]),
+    }
     return State(**{**loop, **own})
 
 

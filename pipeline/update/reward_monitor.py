@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pipeline.records import Scored, episodes, merge_episode
 from pipeline.run import alarms
 from rewards import MALFORMED
-from rewards.monitor import Decision, Limits, Monitor, Observation, commonest_share, duplicate_share
+from rewards.monitor import Decision, MonitorHistory, MonitorLimits, Observation, commonest_share, duplicate_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +20,12 @@ class RewardMonitor:
     """train: verifier part -> weight; empty: the reward itself, on a scale of its own. strict: the parts that give the
     second score; empty = no second score. alarm: stop the run, or only log the figures."""
 
-    limits: Limits
+    limits: MonitorLimits
     train: Mapping[str, float]
     strict: Sequence[str]
     alarm: bool
 
-    def observe(self, monitor: Monitor, scored: Sequence[Scored], step: int) -> dict[str, float]:
+    def observe(self, monitor: MonitorHistory, scored: Sequence[Scored], step: int) -> dict[str, float]:
         """The figures of one step, for its log. Raises alarms.Alarm past a limit."""
         rows = [merge_episode(episode) for episode in episodes(scored)]
         observation = self.observation(rows)

@@ -19,7 +19,7 @@ gamma==3.0 ; python_version < '3'
 ALL_THERE = {"alpha": "1.0", "beta-two": "2.5"}
 
 
-def states(findings: list[doctor.Finding]) -> list[str]:
+def states(findings: list[doctor.Diagnosis]) -> list[str]:
     return [finding.state for finding in findings]
 
 
@@ -119,7 +119,7 @@ def test_the_stamp_names_the_lock_and_a_torn_one_names_none(tmp_path: Path) -> N
 def test_only_what_is_broken_fails(
     state: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    findings = [doctor.Finding("ok", "python", "3.11"), doctor.Finding(state, "lock", "as told")]  # type: ignore[arg-type]
+    findings = [doctor.Diagnosis("ok", "python", "3.11"), doctor.Diagnosis(state, "lock", "as told")]  # type: ignore[arg-type]
     monkeypatch.setattr(doctor, "examine", lambda: findings)
     assert doctor.main() == code
     lines = capsys.readouterr().out.splitlines()

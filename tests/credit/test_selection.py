@@ -12,7 +12,7 @@ from pipeline.credit.filter_lint import lint
 from pipeline.credit.selection import (
     FILTERS,
     Candidate,
-    Turn,
+    FilterRound,
     blind,
     ngrams,
     parse,
@@ -32,7 +32,7 @@ def rows(*specs):
 
 
 def chosen(candidates, *specs, number=0, seed=0):
-    return select(candidates, parse(specs), Turn(number, seed))
+    return select(candidates, parse(specs), FilterRound(number, seed))
 
 
 MIXED = rows((0, 0.0), (0, 1.0), (0, 0.5), (1, 0.25), (1, 0.25), (2, NAN), (2, 1.0))
@@ -168,7 +168,7 @@ def test_every_filter_keeps_some_of_what_it_was_given_in_order_and_nothing_of_no
     spec: Any = {name: first[name]} if name in first else name
     kept = chosen(MIXED, spec)
     assert kept == sorted(set(kept)) and set(kept) <= set(chosen(MIXED))
-    assert parse([spec])[0](MIXED, [], Turn()) == []
+    assert parse([spec])[0](MIXED, [], FilterRound()) == []
 
 
 def test_the_control_keeps_as_many_of_each_prompt_and_does_not_look_at_the_reward():

@@ -15,7 +15,7 @@ from pipeline.config.load import ConfigError
 from pipeline.config.schema import Model, Prompts, Tiny
 from pipeline.data import encoding, notices
 from pipeline.models import models
-from pipeline.stages.imitation import IGNORED, Example, as_dataset
+from pipeline.stages.imitation import IGNORED, ImitationRow, as_dataset
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 TURN_ENDS = {"qwen": "<|im_end|>", "llama": "<|eot_id|>", "gemma3": "<end_of_turn>", "gemma4": "<turn|>",
@@ -137,7 +137,7 @@ def test_only_the_last_turn_is_trained_where_the_config_says_so(base):
 def test_labels_of_a_trained_row_are_the_ids_of_its_trained_turns(base):
     tokenizer = load(base, "qwen2_5")
     (one,), _ = rows_of(ASKED, tokenizer)
-    example = Example(one.prompt_ids, one.completion_ids, trained=one.trained)
+    example = ImitationRow(one.prompt_ids, one.completion_ids, trained=one.trained)
     row = as_dataset([example], reference=False)[0]
     assert row["input_ids"] == [*one.prompt_ids, *one.completion_ids]
     kept = [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED]

@@ -6,7 +6,7 @@ What is right and wrong follows the descriptions of arXiv:2311.07911, table 4, a
 import pytest
 
 from pipeline.data.formats import ifeval_rules
-from pipeline.data.formats.spec import Unsupported
+from pipeline.data.formats.spec import UnsupportedRow
 from verifiers import instructions
 
 GERMAN, ENGLISH = "Das ist ein schöner Tag und wir gehen jetzt nach Hause.", "This is a nice day and we are going home."
@@ -102,5 +102,5 @@ def test_all_of_ifeval_is_covered_and_several_instructions_give_several_rules():
     ],
 )
 def test_what_no_check_means_is_unsupported(constraint):
-    with pytest.raises(Unsupported):
+    with pytest.raises(UnsupportedRow):
         ifeval_rules.rules(constraint)

@@ -85,7 +85,7 @@ def settings(place: Path) -> dict[str, Any]:
 
 def test_two_writers_of_one_directory_keep_out_of_each_others_checkpoints_and_leave_nothing(tmp_path):
     model = tiny_model(tmp_path / "model")
-    one, other = (vllm_server.Checkpoints(str(model), str(tmp_path / "weights")) for _ in range(2))
+    one, other = (vllm_server.SharedWeights(str(model), str(tmp_path / "weights")) for _ in range(2))
     first = other.write({"w": torch.tensor([7.0])})
     places = [one.write({"w": torch.tensor([float(i)])}) for i in range(4)]
     assert [p.is_dir() for p in places] == [False, False, True, True] and first.is_dir()
@@ -108,7 +108,7 @@ def test_weights_of_a_model_named_by_its_hub_id_are_written_beside_its_config(tm
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
-    writer = vllm_server.Checkpoints("me/tiny", "weights")
+    writer = vllm_server.SharedWeights("me/tiny", "weights")
     place = writer.write({"w": torch.zeros(1)})
     assert settings(place) == settings(snapshot)
     assert place.is_absolute()

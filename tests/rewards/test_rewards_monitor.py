@@ -11,8 +11,8 @@ import pytest
 
 from rewards.monitor import (
     Decision,
-    Limits,
-    Monitor,
+    MonitorHistory,
+    MonitorLimits,
     Observation,
     commonest_share,
     drifts,
@@ -30,11 +30,11 @@ def strict(completion: str, gold: str) -> float:
     return float(completion == gold)
 
 
-def train_on(verify, *, steps: int, seed: int = 0, hole_known: float = 0.2) -> tuple[list[Decision], Monitor]:
+def train_on(verify, *, steps: int, seed: int = 0, hole_known: float = 0.2) -> tuple[list[Decision], MonitorHistory]:
     """REINFORCE on a bandit of three habits: solve (right half of the time), guess, and shout `!`."""
     rng = random.Random(seed)
     logits = [0.0, 0.0, math.log(hole_known)]
-    monitor, decisions = Monitor(), []
+    monitor, decisions = MonitorHistory(), []
     for _ in range(steps):
         weights = [math.exp(z) for z in logits]
         habits = rng.choices(range(3), weights, k=64)
@@ -85,7 +85,7 @@ def steady(step: int, **changed: object) -> Observation:
     ],
 )
 def test_each_drift_is_named_once_its_window_is_full(changed: dict, name: str) -> None:
-    monitor = Monitor(Limits(duplicate_rise=0.4))
+    monitor = MonitorHistory(MonitorLimits(duplicate_rise=0.4))
     for step in range(20):
         assert monitor.observe(steady(step)).tripped == ""
     found = [monitor.observe(steady(step, **changed)).tripped for step in range(20, 30)]
@@ -95,7 +95,7 @@ def test_each_drift_is_named_once_its_window_is_full(changed: dict, name: str) -
 
 def course(golds: list[float], proxies: list[float]) -> list[str]:
     """What trips, step by step, when a learned reward in its own units goes one way and the verifier another."""
-    monitor, rng = Monitor(Limits(gap=None)), random.Random(2)
+    monitor, rng = MonitorHistory(MonitorLimits(gap=None)), random.Random(2)
     tripped = []
     for gold, proxy in zip(golds, proxies, strict=True):
         strict = [float(rng.random() < gold) for _ in range(64)]
@@ -121,14 +121,14 @@ def test_the_commonest_answer_is_counted_once_it_is_given_twice() -> None:
 
 
 def test_a_single_odd_step_trips_nothing() -> None:
-    monitor = Monitor()
+    monitor = MonitorHistory()
     for step in range(20):
         monitor.observe(steady(step))
     assert monitor.observe(steady(20, lengths=[600] * 32, duplicate_share=0.9)).tripped == ""
 
 
 def test_a_train_verifier_that_was_the_harsher_one_and_no_longer_is_was_not_exploited() -> None:
-    monitor, tripped = Monitor(), []
+    monitor, tripped = MonitorHistory(), []
     for step in range(30):
         scores = [float(i % 10 < 3 + min(step // 3, 6)) for i in range(60)]
         second = [max(score, float(i % 10 < 6)) for i, score in enumerate(scores)]
@@ -138,7 +138,7 @@ def test_a_train_verifier_that_was_the_harsher_one_and_no_longer_is_was_not_expl
 
 def test_a_gap_within_its_noise_trips_nothing() -> None:
     """Two rollouts a step say little, however far apart their mean."""
-    monitor = Monitor()
+    monitor = MonitorHistory()
     for _ in range(10):
         monitor.observe(Observation([1.0, 0.0], [1.0, 0.0], [5], 1.0, 0.0))
     found = monitor.observe(Observation([1.0, 1.0], [0.0, 0.0], [5], 1.0, 0.0))
@@ -162,14 +162,14 @@ def test_the_gaps_standard_error_is_that_of_the_pooled_sample() -> None:
 
 
 def test_a_resumed_monitor_decides_as_one_that_never_stopped() -> None:
-    whole, halved = Monitor(Limits(window=3)), Monitor(Limits(window=3))
+    whole, halved = MonitorHistory(MonitorLimits(window=3)), MonitorHistory(MonitorLimits(window=3))
     for step in range(12):
         seen = steady(step, lengths=[100 + 40 * step] * 32)
         assert whole.observe(seen) == halved.observe(seen)
-        halved = Monitor.from_dict(json.loads(json.dumps(halved.to_dict())))
+        halved = MonitorHistory.from_dict(json.loads(json.dumps(halved.to_dict())))
     assert whole == halved
     with pytest.raises(ValueError, match="another version"):
-        Monitor.from_dict({"limits": {}})
+        MonitorHistory.from_dict({"limits": {}})
 
 
 def test_duplicates_are_counted_beyond_the_first() -> None:
@@ -178,6 +178,6 @@ def test_duplicates_are_counted_beyond_the_first() -> None:
 
 def test_limits_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ValueError, match="window 0"):
-        Limits(window=0)
+        MonitorLimits(window=0)
     with pytest.raises(ValueError, match="length_factor"):
-        Limits(length_factor=0.5)
+        MonitorLimits(length_factor=0.5)

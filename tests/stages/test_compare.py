@@ -25,7 +25,7 @@ from pipeline.records import Prompt, Rollout, Scored
 from pipeline.run.stage_dir import StageDir
 from pipeline.stages.comparison import compare, findings
 from pipeline.stages.comparison.method_judge import best_of_curves, by_prompt, learned_tokens, parse
-from pipeline.stages.comparison.stage_pool import Ended, Part, ended, report
+from pipeline.stages.comparison.stage_pool import Ended, PooledStage, ended, report
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs" / "demo"
@@ -192,7 +192,7 @@ def test_a_control_inside_a_stage_is_named_by_its_directory() -> None:
 
 
 def test_a_part_that_failed_is_raised_with_its_name_and_its_log(cfg: Any, tmp_path: Path) -> None:
-    part = Part(cfg, "grpo")
+    part = PooledStage(cfg, "grpo")
     with pytest.raises(ConfigError, match=r"compare/grpo: no such key .*compare-grpo\.log"):
         report(part, Ended(1.0, "ConfigError", "no such key"), 1, 2, 3.0, tmp_path)
     with pytest.raises(RuntimeError, match="loss is nan"):
@@ -203,7 +203,7 @@ def test_a_killed_process_is_told_with_what_to_do(cfg: Any) -> None:
     future: Future[Ended] = Future()
     future.set_exception(BrokenProcessPool("terminated abruptly"))
     with pytest.raises(ConfigError, match=r"killed while compare/grpo .*compare\.workers=1"):
-        ended(future, Part(cfg, "grpo"))
+        ended(future, PooledStage(cfg, "grpo"))
 
 
 @pytest.mark.parametrize("name", RECIPES)

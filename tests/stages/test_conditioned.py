@@ -27,7 +27,7 @@ from pipeline.research.probe import probe_accuracy
 from pipeline.stages import conditioned
 from pipeline.stages.context import Judged
 from pipeline.stages.control_curve import is_monotone, measure, obtained_of, rank_correlation, solvable
-from pipeline.stages.imitation import Example, as_dataset, completion_logprobs, imitation_loss, pad
+from pipeline.stages.imitation import ImitationRow, as_dataset, completion_logprobs, imitation_loss, pad
 from pipeline.stages.label_tokens import check_trained, extend
 from pipeline.stages.sft import train
 from tests.small_chain import command, manifest, write_rows
@@ -186,8 +186,8 @@ def test_the_loss_is_likelihood_plus_the_kl_that_torch_computes():
 
 def test_labelled_and_bare_prompts_are_compared_on_the_same_completion_tokens(tiny):
     examples = [
-        Example((5, 6, 7, 8), (9, 10, 2), unlabelled_ids=(7, 8)),
-        Example((5, 6, 7), (11, 2), unlabelled_ids=(7,)),
+        ImitationRow((5, 6, 7, 8), (9, 10, 2), unlabelled_ids=(7, 8)),
+        ImitationRow((5, 6, 7), (11, 2), unlabelled_ids=(7,)),
     ]
     rows = [dict(row) for row in as_dataset(examples, reference=True)]
     batch, model = pad(rows), load_policy(tiny, Model()).eval()

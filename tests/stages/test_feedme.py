@@ -17,7 +17,7 @@ from pipeline.models.models import load_tokenizer, make_tiny
 from pipeline.records import Prompt, Rollout, Scored
 from pipeline.stages import feedme
 from pipeline.stages.feedme import has_demonstrations, stop_reason, with_share
-from pipeline.stages.imitation import Example
+from pipeline.stages.imitation import ImitationRow
 from pipeline.stages.sampling import best_of, reward_when_solved
 from tests.small_chain import command, manifest, write_rows
 
@@ -149,7 +149,7 @@ def test_rounds_stop_when_answers_become_all_alike():
 
 
 def test_the_share_of_demonstrations_is_of_the_whole():
-    own, mix = [Example((1,), (2,))] * 30, [Example((3,), (4,))] * 7
+    own, mix = [ImitationRow((1,), (2,))] * 30, [ImitationRow((3,), (4,))] * 7
     mixed = with_share(own, mix, 0.25, key=0)
     assert sum(e in mix for e in mixed) == 10 and len(mixed) == 40
     assert with_share(own, mix, 0.0, key=0) == own

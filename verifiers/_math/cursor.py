@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from verifiers._math.lexer import Token, Unsupported
+from verifiers._math.lexer import Token, UnsupportedNotation
 from verifiers._math.tree import Node
 
 MAX_DEPTH = 40
@@ -40,19 +40,19 @@ class Cursor:
 
     def expect(self, kind: str, text: str) -> None:
         if not self.at(kind, text):
-            raise Unsupported(f"{self.now.text or 'the end'!r} instead of {text or 'the end'!r}")
+            raise UnsupportedNotation(f"{self.now.text or 'the end'!r} instead of {text or 'the end'!r}")
         self.take()
 
     def make(self, op: str, *args: Node, value: object = None) -> Node:
         self._nodes += 1
         if self._nodes > MAX_NODES:
-            raise Unsupported("too many parts")
+            raise UnsupportedNotation("too many parts")
         return Node(op, args, value)
 
     def deeper(self, read: Callable[[], Node]) -> Node:
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            raise Unsupported("nested too deeply")
+            raise UnsupportedNotation("nested too deeply")
         node = read()
         self._depth -= 1
         return node
@@ -64,7 +64,7 @@ def _digits_apart(tokens: list[Token]) -> list[Token]:
     for token in tokens:
         if token.kind == "num" and len(token.text) > 1 and apart and apart[-1].text in ("frac", "binom"):
             if not token.text.isdigit():
-                raise Unsupported("a fraction without braces")
+                raise UnsupportedNotation("a fraction without braces")
             apart += [Token("num", digit) for digit in token.text]
         else:
             apart.append(token)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from verifiers._math.lexer import Unsupported
+from verifiers._math.lexer import UnsupportedNotation
 from verifiers._math.naming import value_of, without_names
 from verifiers._math.number import constant, equal_everywhere, proportional
 from verifiers._math.quantities import QUANTITIES
@@ -66,7 +66,7 @@ def _plus_minus(node: Node) -> Node:
     if not node.has("pm"):
         return node
     if sum(part.op == "pm" for part in node.walk()) > MAX_PLUS_MINUS:
-        raise Unsupported("too many plus-minus signs")
+        raise UnsupportedNotation("too many plus-minus signs")
     if node.op in ("list", "set"):
         items = [item for arg in node.args for item in _both_values(arg)]
         return Node(node.op, tuple(items), node.value)
@@ -125,7 +125,7 @@ def _same_percentage(gold: Node, answer: Node) -> bool:
 def _rational(node: Node) -> Fraction:
     value, _ = constant(node)
     if not isinstance(value, Fraction):
-        raise Unsupported("a percentage that is not rational")
+        raise UnsupportedNotation("a percentage that is not rational")
     return value
 
 
@@ -138,7 +138,7 @@ def _same_collection(gold: Node, answer: Node) -> bool:
         return False
     wanted, given = list(gold.args), list(answer.args)
     if max(len(wanted), len(given)) > MAX_ITEMS:
-        raise Unsupported("a collection too large to compare")
+        raise UnsupportedNotation("a collection too large to compare")
     if len(wanted) != len(given):
         return False
     return _matched(wanted, given, same_answer)
@@ -164,7 +164,7 @@ def _same_region(gold: Node, answer: Node) -> bool:
         return False
     try:
         return same_region(region(gold), region(answer))
-    except Unsupported:
+    except UnsupportedNotation:
         if gold.op == answer.op == "rel":
             return _same_relation(gold, answer)
         if gold.op == answer.op and gold.op in ("union", "inter", "minus", "list"):

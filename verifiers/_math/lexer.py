@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 
-class Unsupported(ValueError):
+class UnsupportedNotation(ValueError):
     """The text is outside the grammar, or too large to read."""
 
 
@@ -66,7 +66,7 @@ def tokens_of(text: str, depth: int = 0) -> list[Token]:
     while at < len(text):
         piece = _PIECE.match(text, at)
         if piece is None:
-            raise Unsupported(f"the sign {text[at]!r}")
+            raise UnsupportedNotation(f"the sign {text[at]!r}")
         kind, raw, at = str(piece.lastgroup if piece.lastgroup != "comma" else "num"), piece[0], piece.end()
         if kind == "space":
             spaced = True
@@ -95,7 +95,7 @@ def tokens_of(text: str, depth: int = 0) -> list[Token]:
         found += new
         spaced = spaced and not new
         if len(found) > MAX_TOKENS:
-            raise Unsupported(f"more than {MAX_TOKENS} tokens")
+            raise UnsupportedNotation(f"more than {MAX_TOKENS} tokens")
     return [*(_with_unit_symbols(found) if depth == 0 else found), Token("end", "")]
 
 
@@ -143,7 +143,7 @@ def _with_unit_symbols(tokens: list[Token]) -> list[Token]:
 def _digits(raw: str) -> str:
     digits = re.sub(r"[^\d.]", "", raw)
     if len(digits) > MAX_DIGITS:
-        raise Unsupported(f"a number of {len(digits)} digits")
+        raise UnsupportedNotation(f"a number of {len(digits)} digits")
     return digits
 
 
@@ -151,13 +151,13 @@ def _argument(text: str, at: int) -> tuple[str, int]:
     """The content of the braces at or after white space, braces within them included, and where they end."""
     opened = re.compile(r"\s*\{").match(text, at)
     if opened is None:
-        raise Unsupported("a text without its braces")
+        raise UnsupportedNotation("a text without its braces")
     depth, start = 1, opened.end()
     for piece in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
         depth += (piece[0] == "{") - (piece[0] == "}")
         if depth == 0:
             return text[start : piece.start()], piece.end()
-    raise Unsupported("a text whose braces do not close")
+    raise UnsupportedNotation("a text whose braces do not close")
 
 
 _WORDS_ONLY = re.compile(r"[^\d\\^_=+*|{}$<>]*")
@@ -188,7 +188,7 @@ def _font_tokens(
     if not (_VALUE_FIRST.match(words) or "=" in words or (command in MATH_FONTS and not words.isalnum())):
         return [Token("text", words, spaced)]
     if depth >= MAX_FONT_DEPTH:
-        raise Unsupported("fonts within fonts")
+        raise UnsupportedNotation("fonts within fonts")
     return tokens_of(content, depth + 1)[:-1]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from verifiers._math.cursor import Cursor
-from verifiers._math.lexer import Unsupported
+from verifiers._math.lexer import UnsupportedNotation
 from verifiers._math.tree import Node
 
 MATRICES = frozenset("pmatrix bmatrix Bmatrix vmatrix matrix smallmatrix array".split())
@@ -19,7 +19,7 @@ class MatrixReader(Cursor):
         if kind == "array" and self.sign("{"):  # the column layout
             while not self.sign("}"):
                 if self.at("end"):
-                    raise Unsupported("an array that does not end")
+                    raise UnsupportedNotation("an array that does not end")
                 self.take()
             self.take()
         rows: list[list[Node]] = [[]]
@@ -33,10 +33,10 @@ class MatrixReader(Cursor):
                 rows[-1].append(self.item())
         self.take()
         if self.environment() != kind:
-            raise Unsupported("a matrix that ends as another")
+            raise UnsupportedNotation("a matrix that ends as another")
         rows = [row for row in rows if row]
         if not rows or len({len(row) for row in rows}) != 1:
-            raise Unsupported("a matrix with rows of different length")
+            raise UnsupportedNotation("a matrix with rows of different length")
         return self.make("matrix", *(cell for row in rows for cell in row), value=len(rows[0]))
 
     def environment(self) -> str:
@@ -46,5 +46,5 @@ class MatrixReader(Cursor):
             name += self.take().text
         self.expect("sign", "}")
         if name not in MATRICES:
-            raise Unsupported(f"\\begin{{{name}}}")
+            raise UnsupportedNotation(f"\\begin{{{name}}}")
         return name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from verifiers._math.cursor import Cursor
-from verifiers._math.lexer import Unsupported
+from verifiers._math.lexer import UnsupportedNotation
 from verifiers._math.quantities import is_literal
 from verifiers._math.tree import Node
 
@@ -42,12 +42,12 @@ class NameReader(Cursor):
         """x_1 is a variable of that name; 1011_2 a number with its base."""
         index = self.group_or_token()
         if index.op not in ("num", "var"):
-            raise Unsupported("an index that is no number or letter")
+            raise UnsupportedNotation("an index that is no number or letter")
         if node.op == "num" and index.op == "num" and node.value.denominator == 1:
             return self.make("base", value=(str(node.value), str(index.value)))
         if node.op == "var":
             return self.make("var", value=f"{node.value}_{index.value}")
-        raise Unsupported("an index on what is no number or variable")
+        raise UnsupportedNotation("an index on what is no number or variable")
 
     def marked(self, name: str) -> Node:
         r"""`\vec{v}`, `\overline{AB}` or `\angle ABC`: a name made of letters."""
@@ -64,7 +64,7 @@ class NameReader(Cursor):
         if braced:
             self.expect("sign", "}")
         if not letters:
-            raise Unsupported(f"\\{name} of what is no name")
+            raise UnsupportedNotation(f"\\{name} of what is no name")
         return self.make("var", value=f"{name} {letters}")
 
 

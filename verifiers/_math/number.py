@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from verifiers._math.lexer import Unsupported
+from verifiers._math.lexer import UnsupportedNotation
 from verifiers._math.tree import Node, variables
 
 MAX_BITS = 12_000  # of a numerator or denominator
@@ -60,21 +60,21 @@ class _Evaluation:
         if isinstance(value, Fraction):
             bits = max(value.numerator.bit_length(), value.denominator.bit_length())
             if bits > MAX_BITS:
-                raise Unsupported("a number too large to evaluate")
+                raise UnsupportedNotation("a number too large to evaluate")
         else:
             if not self.mp.isfinite(value):
                 raise Undefined("not finite")
             self.real = self.real and is_real(value, self)
             bits = abs(int(self.mp.mag(value))) if value else 1
             if bits > MAX_BITS:
-                raise Unsupported("a number too large to evaluate")
+                raise UnsupportedNotation("a number too large to evaluate")
         self.bits = max(self.bits, bits)
         return value
 
     def of(self, node: Node) -> Value:
         method = getattr(self, f"_{node.op}", None)
         if method is None:
-            raise Unsupported(f"no value for a {node.op}")
+            raise UnsupportedNotation(f"no value for a {node.op}")
         return self.sized(method(node))
 
     def _num(self, node: Node) -> Value:
@@ -87,7 +87,7 @@ class _Evaluation:
 
     def _const(self, node: Node) -> Value:
         if node.value not in ("pi", "e", "i"):
-            raise Unsupported(f"no value for {node.value}")
+            raise UnsupportedNotation(f"no value for {node.value}")
         return {
             "pi": lambda: self.mp.mpc(self.mp.pi),
             "e": lambda: self.mp.mpc(self.mp.e),
@@ -147,7 +147,7 @@ class _Evaluation:
     def _factorial(self, node: Node) -> Value:
         value = self.of(node.args[0])
         if not isinstance(value, Fraction) or value.denominator != 1 or not 0 <= value <= MAX_FACTORIAL:
-            raise Unsupported("a factorial too large to evaluate")
+            raise UnsupportedNotation("a factorial too large to evaluate")
         return Fraction(math.factorial(int(value)))
 
     def _pow(self, node: Node) -> Value:
@@ -162,7 +162,7 @@ class _Evaluation:
             if exponent.denominator == 1:
                 bits = max(base.numerator.bit_length(), base.denominator.bit_length())
                 if (bits if abs(base) != 1 else 1) * abs(exponent) > MAX_BITS:
-                    raise Unsupported("a power too large to evaluate")
+                    raise UnsupportedNotation("a power too large to evaluate")
                 return base ** int(exponent)
             if base < 0 and exponent.denominator % 2:  # the real root of a negative number, as schools have it
                 root = self.power(-base, exponent)
@@ -173,7 +173,7 @@ class _Evaluation:
         if self.is_zero(base):
             raise Undefined("a power of zero")
         if abs(self.mp.mag(base)) * abs(exponent) > MAX_BITS or abs(exponent) > MAX_BITS:
-            raise Unsupported("a power too large to evaluate")
+            raise UnsupportedNotation("a power too large to evaluate")
         return self.mp.power(base, exponent)
 
     def _call(self, node: Node) -> Value:
@@ -182,7 +182,7 @@ class _Evaluation:
         if node.value == "sqrt":
             degree = Fraction(2) if second is None else second
             if not isinstance(degree, Fraction) or degree.denominator != 1 or not 1 <= degree <= 100:
-                raise Unsupported("a root of a strange degree")
+                raise UnsupportedNotation("a root of a strange degree")
             return self.power(first, 1 / degree)
         if node.value == "binom":
             return self._binomial(first, second)
@@ -193,7 +193,7 @@ class _Evaluation:
     def _binomial(self, n: Value, k: Value) -> Value:
         for value in (n, k):
             if not isinstance(value, Fraction) or value.denominator != 1 or not 0 <= value <= 10 * MAX_FACTORIAL:
-                raise Unsupported("a binomial too large to evaluate")
+                raise UnsupportedNotation("a binomial too large to evaluate")
         return Fraction(math.comb(int(n), int(k)))
 
     def _logarithm(self, name: str, value: Value, base: Value | None) -> Value:
@@ -207,7 +207,7 @@ class _Evaluation:
     def _transcendental(self, name: str, value: Any) -> Value:
         mp = self.mp
         if abs(value) > 1000:
-            raise Unsupported(f"{name} of a number too large to evaluate")
+            raise UnsupportedNotation(f"{name} of a number too large to evaluate")
         names = {"arcsin": "asin", "arccos": "acos", "arctan": "atan"}
         result = getattr(mp, names.get(name, name))(value)
         return mp.mpc(result)
@@ -236,7 +236,7 @@ def values_at(nodes: tuple[Node, ...], point: Point) -> tuple[tuple[Value, ...],
         if needed <= digits or all(isinstance(value, Fraction) for value in values):
             return values, walk
         if needed > MAX_DIGITS:
-            raise Unsupported("numbers too far apart to compare")
+            raise UnsupportedNotation("numbers too far apart to compare")
         digits = needed
 
 
@@ -283,7 +283,7 @@ def equal_everywhere(left: Node, right: Node) -> bool:
             return False
         seen += 1
     if seen == 0 or (names and seen < 2):
-        raise Unsupported("no value to compare")
+        raise UnsupportedNotation("no value to compare")
     return True
 
 
@@ -301,7 +301,7 @@ def proportional(left: Node, right: Node) -> bool:
         exact = isinstance(a, Fraction) and isinstance(b, Fraction)
         ratios.append(a / b if exact else walk.floating(a) / walk.floating(b))
     if len(ratios) < 2:
-        raise Unsupported("no value to compare")
+        raise UnsupportedNotation("no value to compare")
     return all(same_value(ratio, ratios[0], walk) for ratio in ratios)
 
 
@@ -310,7 +310,7 @@ def constant(node: Node) -> tuple[Value, _Evaluation]:
     try:
         (value,), walk = values_at((node,), {})
     except Undefined as exc:
-        raise Unsupported(f"no value: {exc}") from None
+        raise UnsupportedNotation(f"no value: {exc}") from None
     except KeyError as exc:
-        raise Unsupported(f"the variable {exc}") from None
+        raise UnsupportedNotation(f"the variable {exc}") from None
     return value, walk

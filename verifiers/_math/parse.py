@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from verifiers._math.lexer import SAME_COMMAND, SKIPPED, TEXT_COMMANDS, Unsupported, tokens_of
+from verifiers._math.lexer import SAME_COMMAND, SKIPPED, TEXT_COMMANDS, UnsupportedNotation, tokens_of
 from verifiers._math.matrices import MatrixReader
 from verifiers._math.names import ACCENTS, ALWAYS_APPLIED, FIGURES, GREEK, NameReader
 from verifiers._math.quantities import QUANTITIES, QuantityReader, literal
@@ -71,7 +71,7 @@ class _Reader(NameReader, QuantityReader, MatrixReader):
             self.take()
             parts.append(self.set_expression())
         if self.at("text"):
-            raise Unsupported("words after a ratio, as in a time of day")
+            raise UnsupportedNotation("words after a ratio, as in a time of day")
         return self.make("group", *parts, value="::")
 
     # -- expressions
@@ -135,14 +135,14 @@ class _Reader(NameReader, QuantityReader, MatrixReader):
     def mixed_in_line(self, whole: Node) -> Node:
         """`1 1/2`: two numbers side by side are a mixed number or nothing."""
         if not (self.peek(1).text == "/" and self.peek(2).kind == "num"):
-            raise Unsupported("two numbers side by side")
+            raise UnsupportedNotation("two numbers side by side")
         top = literal(self.take().text)
         self.take()
         return self.mixed(whole.value, top, literal(self.take().text))
 
     def mixed(self, whole: Fraction, top: Fraction, bottom: Fraction) -> Node:
         if whole.denominator != 1 or bottom == 0 or not 0 < top < bottom:
-            raise Unsupported("not a mixed number")
+            raise UnsupportedNotation("not a mixed number")
         return self.make("mixed", value=whole + top / bottom)
 
     def starts_factor(self) -> bool:
@@ -186,7 +186,7 @@ class _Reader(NameReader, QuantityReader, MatrixReader):
             return self.indexed(node)
         if sign == "'":
             if node.op != "var":
-                raise Unsupported("a derivative")
+                raise UnsupportedNotation("a derivative")
             return self.make("var", value=f"{node.value}'")
         return self.make("factorial" if sign == "!" else "percent", node)
 
@@ -203,7 +203,7 @@ class _Reader(NameReader, QuantityReader, MatrixReader):
 
     def power(self, base: Node) -> Node:
         if base.op in ("percent", "degree", "unit"):
-            raise Unsupported("a power of a unit")
+            raise UnsupportedNotation("a power of a unit")
         if self.command("circ"):
             self.take()
             return self.degrees(base)
@@ -217,7 +217,7 @@ class _Reader(NameReader, QuantityReader, MatrixReader):
             if plain.op == "num":
                 return self.make("var", value=f"{base.value}^{'-' if exponent.op == 'neg' else ''}{plain.value}")
         if self.sign("^"):
-            raise Unsupported("a power of a power without braces")
+            raise UnsupportedNotation("a power of a power without braces")
         return self.make("pow", base, exponent)
 
     def exponent(self) -> Node:
@@ -240,7 +240,7 @@ class _Reader(NameReader, QuantityReader, MatrixReader):
             return self.deeper(self.bracketed)
         if token.kind == "command":
             return self.deeper(self.commanded)
-        raise Unsupported(f"{token.text or 'the end'!r} instead of a value")
+        raise UnsupportedNotation(f"{token.text or 'the end'!r} instead of a value")
 
     def words(self, text: str) -> Node:
         if text.strip(" .").lower() in ALL_REALS:
@@ -262,15 +262,15 @@ class _Reader(NameReader, QuantityReader, MatrixReader):
             self.expect("sign", "|")
             return self.make("abs", node)
         if opened not in ("(", "["):
-            raise Unsupported(f"the sign {opened!r} instead of a value")
+            raise UnsupportedNotation(f"the sign {opened!r} instead of a value")
         items, several = self.items()
         if not self.sign(")", "]"):
-            raise Unsupported("a bracket that does not close")
+            raise UnsupportedNotation("a bracket that does not close")
         closed = self.take().text
         if several:
             return self.make("group", *items, value=opened + closed)
         if opened + closed not in ("()", "[]") or items[0].op == "rel":
-            raise Unsupported("brackets that do not match")
+            raise UnsupportedNotation("brackets that do not match")
         return items[0]
 
     def braced_set(self) -> Node:
@@ -291,12 +291,12 @@ class _Reader(NameReader, QuantityReader, MatrixReader):
             self.take()
             domain = self.set_expression()
         if name.op != "var" or not self.sign("|", ":"):
-            raise Unsupported("a set that is neither listed nor described")
+            raise UnsupportedNotation("a set that is neither listed nor described")
         self.take()
         conditions, joins = self.items()
         self.expect("sign", "\\}")
         if "or" in joins and len(set(joins)) > 1:
-            raise Unsupported("a condition of both `and` and `or`")
+            raise UnsupportedNotation("a condition of both `and` and `or`")
         joined = "or" if "or" in joins else "and"
         return self.make("where", name, domain, *conditions, value=joined)
 
@@ -327,7 +327,7 @@ class _Reader(NameReader, QuantityReader, MatrixReader):
             return self.matrix()
         if name == "$":  # \$5.00
             return self.make("unit", self.signed(None) if self.sign("-") else self.factor(), value="dollar")
-        raise Unsupported(f"\\{name}")
+        raise UnsupportedNotation(f"\\{name}")
 
     def root(self) -> Node:
         degree: Node | None = None
@@ -347,7 +347,7 @@ class _Reader(NameReader, QuantityReader, MatrixReader):
             else:
                 base = self.group_or_token()
         if base is not None and name != "log":
-            raise Unsupported(f"a base under \\{name}")
+            raise UnsupportedNotation(f"a base under \\{name}")
         argument = self.factor() if self.sign("(", "{", "[") else self.argument()
         if name == "exp":
             call = self.make("pow", self.make("const", value="e"), argument)
@@ -358,7 +358,7 @@ class _Reader(NameReader, QuantityReader, MatrixReader):
         if exponent == Node("neg", (number(1),)) and name in ("sin", "cos", "tan") and base is None:
             return self.make("call", argument, value=f"arc{name}")
         if exponent.op != "num" or exponent.value <= 0:
-            raise Unsupported("an inverse function written as a power")
+            raise UnsupportedNotation("an inverse function written as a power")
         return self.make("pow", call, exponent)
 
     def argument(self) -> Node:

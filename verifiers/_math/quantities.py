@@ -6,7 +6,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from verifiers._math.cursor import Cursor
-from verifiers._math.lexer import Unsupported
+from verifiers._math.lexer import UnsupportedNotation
 from verifiers._math.tree import Node, number
 from verifiers._math.units import MULTIPLIERS, unit_name
 
@@ -25,7 +25,7 @@ class QuantityReader(Cursor):
         if not self.at("text"):
             return node
         if node.op == "text":
-            raise Unsupported("text after text")
+            raise UnsupportedNotation("text after text")
         if node.op == "rel":
             *sides, last = node.args
             return self.make("rel", *sides, self.with_unit(last), value=node.value)
@@ -35,11 +35,11 @@ class QuantityReader(Cursor):
         if node.op == "degree" and words in ("C", "F"):
             return self.make("unit", node.args[0], value="celsius" if words == "C" else "fahrenheit")
         if node.op in QUANTITIES:
-            raise Unsupported("a unit after a unit")
+            raise UnsupportedNotation("a unit after a unit")
         first = (words.lower().split() or [""])[0]
         if first in MULTIPLIERS:
             if node.op != "num":
-                raise Unsupported(words)
+                raise UnsupportedNotation(words)
             node = self.make("mixed", value=node.value * MULTIPLIERS[first])
             words = words.strip()[len(first) :].strip()
             if not words and not self.at("text"):
@@ -70,7 +70,7 @@ class QuantityReader(Cursor):
         if exponent.op == "neg":
             negative, exponent = not negative, exponent.args[0]
         if exponent.op != "num" or exponent.value.denominator != 1:
-            raise Unsupported("a unit with a strange exponent")
+            raise UnsupportedNotation("a unit with a strange exponent")
         return f"^{'-' if negative else ''}{exponent.value}"
 
     def degrees(self, node: Node) -> Node:
@@ -108,7 +108,7 @@ class QuantityReader(Cursor):
             if self.at("num"):
                 digits += self.take().text
             if not self.command("dot"):
-                raise Unsupported("a dotted digit inside a number")
+                raise UnsupportedNotation("a dotted digit inside a number")
             self.take()
             digits += self.digits_in_braces()
         return digits
@@ -124,7 +124,7 @@ class QuantityReader(Cursor):
 
 def _periodic(text: str, period: str) -> Node:
     if not period.isdigit() or len(period) > MAX_PERIOD:
-        raise Unsupported("a line over what is no row of digits")
+        raise UnsupportedNotation("a line over what is no row of digits")
     decimals = len(text.partition(".")[2])
     return number(literal(text) + Fraction(int(period), (10 ** len(period) - 1) * 10**decimals))
 
@@ -137,13 +137,13 @@ def _period_of(text: str) -> tuple[str, str]:
         period = digits[-length:]
         if len(digits) >= times * length and digits.endswith(period * times):
             return text, period
-    raise Unsupported("a decimal that goes on in no shown way")
+    raise UnsupportedNotation("a decimal that goes on in no shown way")
 
 
 def literal(text: str) -> Fraction:
     mantissa, _, exponent = text.partition("e")
     if exponent and abs(int(exponent)) > 400:
-        raise Unsupported("an exponent over 400")
+        raise UnsupportedNotation("an exponent over 400")
     return Fraction(mantissa + ("0" if mantissa.endswith(".") else "")) * Fraction(10) ** int(exponent or 0)
 
 

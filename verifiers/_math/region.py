@@ -8,7 +8,7 @@ from fractions import Fraction
 from functools import cmp_to_key
 from typing import Any
 
-from verifiers._math.lexer import Unsupported
+from verifiers._math.lexer import UnsupportedNotation
 from verifiers._math.number import BASE_DIGITS, SPARE_DIGITS, _context, constant, is_real
 from verifiers._math.tree import Node, variables
 
@@ -83,7 +83,7 @@ def _pieces(node: Node) -> list[Piece]:
         return _described(node)
     if node.op == "rel":
         return _relation(node)
-    raise Unsupported(f"a {node.op} is no region")
+    raise UnsupportedNotation(f"a {node.op} is no region")
 
 
 def _of_list(node: Node) -> list[Piece]:
@@ -100,7 +100,7 @@ def _of_list(node: Node) -> list[Piece]:
 def _union(nodes: Sequence[Node]) -> list[Piece]:
     pieces = [piece for node in nodes for piece in _pieces(node)]
     if len(pieces) > MAX_PIECES:
-        raise Unsupported("a union of too many pieces")
+        raise UnsupportedNotation("a union of too many pieces")
     return pieces
 
 
@@ -110,7 +110,7 @@ def _all(nodes: Sequence[Node]) -> list[Piece]:
     for node in nodes:
         pieces = _both(pieces, _merged(_pieces(node)))
         if len(pieces) > MAX_PIECES:
-            raise Unsupported("a region of too many pieces")
+            raise UnsupportedNotation("a region of too many pieces")
     return pieces
 
 
@@ -118,7 +118,7 @@ def _described(node: Node) -> list[Piece]:
     r"""`\{x \in D \mid condition\}`: the conditions speak of x alone."""
     name, domain, *conditions = node.args
     if any(variables(condition) != {name.value} for condition in conditions):
-        raise Unsupported("a set whose condition is not about its variable")
+        raise UnsupportedNotation("a set whose condition is not about its variable")
     described = _union(conditions) if node.value == "or" else _all(conditions)
     return _both(_merged(_pieces(domain)), _merged(described))
 
@@ -143,16 +143,16 @@ def _nonempty(pieces: list[Piece]) -> list[Piece]:
 def _relation(node: Node) -> list[Piece]:
     if node.value == ("in",):
         if node.args[0].op != "var":
-            raise Unsupported("membership of what is no variable")
+            raise UnsupportedNotation("membership of what is no variable")
         return _pieces(node.args[1])
     if node.value not in (("!=",), ("=",)):
         return [_inequality(node)]
     left, right = node.args
     if (left.op == "var") == (right.op == "var"):
-        raise Unsupported("an equation that is not solved")
+        raise UnsupportedNotation("an equation that is not solved")
     point = _bound(right if left.op == "var" else left, True)
     if point.infinite:
-        raise Unsupported("an infinite point")
+        raise UnsupportedNotation("an infinite point")
     return _complement([(point, point)]) if node.value == ("!=",) else [(point, point)]
 
 
@@ -178,7 +178,7 @@ def _inner(a: Bound, b: Bound, a_is_further_in: bool) -> Bound:
 def _ordered(low: Bound, high: Bound) -> Piece:
     order = _compare(low, high)
     if order > 0 or (order == 0 and not (low.closed and high.closed)):
-        raise Unsupported("an interval with nothing in it")
+        raise UnsupportedNotation("an interval with nothing in it")
     return low, high
 
 
@@ -188,11 +188,11 @@ def _bound(node: Node, closed: bool) -> Bound:
         sign, node = -sign, node.args[0]
     if node.op == "const" and node.value == "infty":
         if closed:
-            raise Unsupported("a closed infinity")
+            raise UnsupportedNotation("a closed infinity")
         return Bound(None, False, sign)
     value, walk = constant(node)
     if not is_real(value, walk):
-        raise Unsupported("a bound that is not real")
+        raise UnsupportedNotation("a bound that is not real")
     return Bound(sign * (value if isinstance(value, Fraction) else value.real), closed)
 
 
@@ -201,12 +201,12 @@ def _inequality(node: Node) -> Piece:
     sides, operators = list(node.args), list(node.value)
     where = [i for i, side in enumerate(sides) if side.op == "var"]
     if len(where) != 1 or len(sides) > 3 or (len(sides) == 3 and where != [1]):
-        raise Unsupported("an inequality that is no interval")
+        raise UnsupportedNotation("an inequality that is no interval")
     low, high = Bound(None, False, -1), Bound(None, False, 1)
     for i, operator in enumerate(operators):
         other = sides[i] if i != where[0] else sides[i + 1]
         if variables(other):
-            raise Unsupported("an inequality between variables")
+            raise UnsupportedNotation("an inequality between variables")
         if i != where[0]:  # the variable stands on the right
             operator = FLIPPED[operator]
         bound = _bound(other, operator.endswith("="))
@@ -215,7 +215,7 @@ def _inequality(node: Node) -> Piece:
         else:
             high = bound
     if len({operator[0] for operator in operators}) != 1:
-        raise Unsupported("a chain of inequalities in both directions")
+        raise UnsupportedNotation("a chain of inequalities in both directions")
     return _ordered(low, high)
 
 

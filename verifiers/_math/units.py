@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from verifiers._math.lexer import Unsupported
+from verifiers._math.lexer import UnsupportedNotation
 
 MULTIPLIERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 NO_UNITS = frozenset(
@@ -52,7 +52,7 @@ def unit_name(words: str) -> str:
     pieces = _pieces(text, words)
     plain = [piece for piece in pieces if piece[0].isalpha()]
     if not plain or len(plain) > MAX_WORDS or NO_UNITS & set(plain):
-        raise Unsupported(f"the words {words[:40]!r}")
+        raise UnsupportedNotation(f"the words {words[:40]!r}")
     exponents: Counter[str] = Counter()
     for name, exponent in _factors(pieces, words):
         for part, sign in _parts(name):
@@ -71,7 +71,7 @@ def _pieces(text: str, words: str) -> list[str]:
     while at < len(text):
         piece = _PIECE.match(text, at)
         if piece is None:
-            raise Unsupported(f"the words {words[:40]!r}")
+            raise UnsupportedNotation(f"the words {words[:40]!r}")
         pieces.append(piece["word"] or piece["power"] or piece["sign"])
         at = piece.end()
     return ["/" if piece == "per" else piece for piece in pieces]
@@ -91,7 +91,7 @@ def _factors(pieces: list[str], words: str) -> list[tuple[str, int]]:
             power = 3 if piece == "cubic" else 2
         elif piece in ("squared", "cubed") or not piece.isalpha():
             if not factors:
-                raise Unsupported(f"the words {words[:40]!r}")
+                raise UnsupportedNotation(f"the words {words[:40]!r}")
             name, exponent = factors[-1]
             factors[-1] = (name, exponent * {"squared": 2, "cubed": 3}.get(piece, 0) or exponent * int(piece))
         elif factors and not bracket and _is_phrase(factors[-1][0], piece, pieces[i - 1]):
@@ -100,7 +100,7 @@ def _factors(pieces: list[str], words: str) -> list[tuple[str, int]]:
             factors.append((piece, sign * power))
             sign, power = sign if bracket else 1, 1
     if any(name.count(" ") >= MAX_PHRASE for name, _ in factors):
-        raise Unsupported(f"the words {words[:40]!r}")
+        raise UnsupportedNotation(f"the words {words[:40]!r}")
     return factors
 
 

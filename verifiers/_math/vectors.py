@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 
-from verifiers._math.lexer import Unsupported
+from verifiers._math.lexer import UnsupportedNotation
 from verifiers._math.number import constant
 from verifiers._math.tree import Node, number
 
@@ -35,6 +35,6 @@ def _worked_out(cell: Node) -> Node:
     """The cell as one number if it is rational: the product is the matrix's form, and no sum left to do."""
     try:
         value, _ = constant(cell)
-    except Unsupported:
+    except UnsupportedNotation:
         return cell
     return number(value) if isinstance(value, Fraction) else cell

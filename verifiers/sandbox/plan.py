@@ -33,7 +33,7 @@ class Expectation:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TestPlan:
     """How the tests of a task are run. calls is None if they need the judge; names and modules: see _names_for_tests.
 
     imports: (module, name in it or "") for each import of the tests, independent of the completion.
@@ -50,7 +50,7 @@ class Plan:
 
 
 @lru_cache(maxsize=4096)
-def plan(entry: str, tests: tuple[str, ...], prompt: str) -> Plan:
+def plan(entry: str, tests: tuple[str, ...], prompt: str) -> TestPlan:
     """Raises ValueError if there are no tests, or they are not Python or import a package that is not installed."""
     if not tests:
         raise ValueError("the task has no tests: every completion would pass")
@@ -79,7 +79,9 @@ def plan(entry: str, tests: tuple[str, ...], prompt: str) -> Plan:
     imports = tuple(dict.fromkeys(_imports(tests)))
     names, modules = _names_for_tests(tests, entry, prompt)
     fast = tuple(calls) if calls is not None else None
-    return Plan(entry, tests, tuple(names), tuple(modules), imports, fast, tuple(expectations), (1 << 16) + 4 * size)
+    return TestPlan(
+        entry, tests, tuple(names), tuple(modules), imports, fast, tuple(expectations), (1 << 16) + 4 * size
+    )
 
 
 def _imports(tests: Sequence[str]) -> Iterator[tuple[str, str]]:

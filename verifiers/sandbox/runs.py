@@ -20,8 +20,8 @@ from .extract import MAX_CHARS, Block, python_answer, python_blocks, shell_scrip
 from .guest import wire
 from .guest.lockdown import Limits
 from .isolation import SandboxUnavailable
-from .plan import Plan, Undecided, holds, plan
-from .worker import InfrastructureError, Report, Sample, TooBusy
+from .plan import TestPlan, Undecided, holds, plan
+from .worker import InfrastructureError, RunningSample, SampleReport, TooBusy
 
 VERDICT_BYTES = 1 << 16
 OUTPUT_BYTES = 1 << 16  # in addition to four times the expected output
@@ -102,7 +102,7 @@ def _try(run: Callable[[pool.Workers], T]) -> T | Verdict:
         return broken(f"the sandbox failed twice: {exc}")
 
 
-def _call(workers: pool.Workers, blocks: list[str], how: Plan, limits: Limits) -> Verdict | None:
+def _call(workers: pool.Workers, blocks: list[str], how: TestPlan, limits: Limits) -> Verdict | None:
     """Fast path: one sandbox, results compared in this process. None if only a judge can decide."""
     assert how.calls is not None
     with workers("candidate") as worker, worker.sample(limits) as sample:
@@ -119,7 +119,7 @@ def _call(workers: pool.Workers, blocks: list[str], how: Plan, limits: Limits) -
     return _compare(reply, how)
 
 
-def _compare(reply: bytes, how: Plan) -> Verdict | None:
+def _compare(reply: bytes, how: TestPlan) -> Verdict | None:
     """The verdict on the results that a sample reports for its calls; None if only a judge can decide."""
     try:
         (status, detail), *outcomes = json.loads(reply)
@@ -139,7 +139,7 @@ def _compare(reply: bytes, how: Plan) -> Verdict | None:
     return passed(f"{len(outcomes)} tests")
 
 
-def _judge(workers: pool.Workers, blocks: list[str], how: Plan, limits: Limits) -> Verdict:
+def _judge(workers: pool.Workers, blocks: list[str], how: TestPlan, limits: Limits) -> Verdict:
     """Slow path: the tests run in a second sandbox, and only that sandbox reports their result."""
     patient = replace(limits, wall_s=limits.wall_s + 1)  # so that the code reaches its own deadline first
     with (
@@ -168,7 +168,7 @@ def _judge(workers: pool.Workers, blocks: list[str], how: Plan, limits: Limits) 
     return {"pass": passed, "malformed": malformed, "error": broken}.get(status, failed)(detail)
 
 
-def _how_it_ended(report: Report, limits: Limits) -> str:
+def _how_it_ended(report: SampleReport, limits: Limits) -> str:
     if report.late:
         return f"killed at its deadline of {limits.wall_s:g} s after {report.cpu_s:.1f} s of CPU"
     if report.status in (-signal.SIGKILL, -signal.SIGXCPU):
@@ -224,7 +224,7 @@ def _run_program(workers: pool.Workers, blocks: list[Block], case: Case, limits:
     return passed()
 
 
-def _bounded_output(sample: Sample, at_most: int) -> bytes | None:
+def _bounded_output(sample: RunningSample, at_most: int) -> bytes | None:
     try:
         return sample.hear_all(at_most)
     except wire.TooLong:

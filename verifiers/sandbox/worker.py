@@ -35,7 +35,7 @@ class InfrastructureError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class SampleReport:
     """How a sample ended.
 
     status: exit code, or the negated signal number. stood_still_s: longest time for which even the zygote did not run.
@@ -92,7 +92,7 @@ class Worker:
         return self._process.poll() is None
 
     @contextlib.contextmanager
-    def sample(self, limits: Limits, *, peer: socket.socket | None = None) -> Iterator[Sample]:
+    def sample(self, limits: Limits, *, peer: socket.socket | None = None) -> Iterator[RunningSample]:
         """Start a sample. peer: an additional descriptor for it. Raises InfrastructureError."""
         ours, theirs = socket.socketpair()
         with ours:
@@ -102,13 +102,13 @@ class Worker:
                     socket.send_fds(self._control, [wire.HEADER.pack(*astuple(limits))], passed)
                 except OSError as exc:
                     raise InfrastructureError(f"a sandbox worker is gone: {exc}") from None
-            yield Sample(self, ours, limits)
+            yield RunningSample(self, ours, limits)
 
     def interrupt(self) -> None:
         with contextlib.suppress(OSError):  # gone already
             self._control.send(wire.KILL)
 
-    def report(self, timeout_s: float) -> Report:
+    def report(self, timeout_s: float) -> SampleReport:
         """The report of the zygote on the sample that ended. Raises InfrastructureError."""
         message = self._hear(timeout_s)
         while message == wire.EXTENDED:
@@ -117,8 +117,8 @@ class Worker:
             raise InfrastructureError("a sandbox worker ended in the middle of a sample")
         status, *figures, late = wire.REPORT.unpack(message)
         cpu_s, wall_s, stood_still_s, peak_mb, recent_share, waits, preemptions = figures
-        return Report(os.waitstatus_to_exitcode(status), cpu_s, wall_s, stood_still_s, peak_mb, recent_share, waits,
-                      preemptions, late)  # fmt: skip
+        exit_code = os.waitstatus_to_exitcode(status)
+        return SampleReport(exit_code, cpu_s, wall_s, stood_still_s, peak_mb, recent_share, waits, preemptions, late)
 
     def speaks_before(self, sock: socket.socket, timeout_s: float) -> bool:
         """Whether the zygote sends something before the socket does, within timeout_s."""
@@ -167,7 +167,7 @@ class Worker:
         self._process.returncode = 0  # not our child: do not wait for it
 
 
-class Sample:
+class RunningSample:
     """One running sample."""
 
     def __init__(self, worker: Worker, sock: socket.socket, limits: Limits) -> None:
@@ -201,7 +201,7 @@ class Sample:
         if first != wire.READY:
             raise InfrastructureError(f"a sample could not be locked down: {why.decode('utf-8', 'replace')}")
 
-    def hear(self, at_most: int, *, extended_with: Sample | None = None) -> bytes | None:
+    def hear(self, at_most: int, *, extended_with: RunningSample | None = None) -> bytes | None:
         """The next message; None if the sample ends without one. Raises TooLong, InfrastructureError.
 
         extended_with: another sample that it waits for; if that one gets more time, so does this one.
@@ -242,7 +242,7 @@ class Sample:
         self._stopped = True
         self._worker.interrupt()
 
-    def end(self, *, answered: bool = False) -> Report:
+    def end(self, *, answered: bool = False) -> SampleReport:
         """Wait for its end. Raises InfrastructureError, also if another process killed it before it answered.
 
         A sample cannot send itself SIGKILL, and the kernel sends it only at the CPU time limit or when the machine is

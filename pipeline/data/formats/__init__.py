@@ -33,7 +33,7 @@ from pipeline.data.formats import (
     ultrafeedback,
     verl,
 )
-from pipeline.data.formats.spec import Format, Row, Unsupported
+from pipeline.data.formats.spec import Format, Row, UnsupportedRow
 
 PLAIN = "plain"  # the columns as they are
 TRIED = 20  # rows that must all look alike for a format to be recognised
@@ -86,7 +86,7 @@ def convert(row: Mapping[str, Any], name: str, *, origin: str, where: str) -> Ro
         raise ValueError(f"{where}: {origin} has no column {missing[0]!r}, which format {name!r} reads; have: {have}")
     try:
         return {**row, **form.convert(row)}
-    except Unsupported:
+    except UnsupportedRow:
         raise
     except (ValueError, TypeError, KeyError, SyntaxError, AttributeError, IndexError) as exc:
         reason = f"{type(exc).__name__}: {exc}" if not isinstance(exc, ValueError) else str(exc)

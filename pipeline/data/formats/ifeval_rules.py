@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pipeline.data.formats.spec import Row, Unsupported
+from pipeline.data.formats.spec import Row, UnsupportedRow
 from verifiers import instructions
 
 Rule = Callable[[Mapping[str, Any]], Row]
@@ -30,12 +30,12 @@ def rules(constraint: Mapping[str, Any]) -> list[Row]:
 def checked(name: str, table: Mapping[str, Rule], given: Mapping[str, Any]) -> Row:
     """The rule, tried once, so that a bad argument is found here and not in the middle of a run."""
     if name not in table:
-        raise Unsupported(name)
+        raise UnsupportedRow(name)
     try:
         rule = table[name]({key: value for key, value in given.items() if value is not None})
         instructions.follows("-", rule)
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
-        raise Unsupported(f"{name} with such arguments") from exc
+        raise UnsupportedRow(f"{name} with such arguments") from exc
     return rule
 
 

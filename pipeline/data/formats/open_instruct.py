@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.data.formats import ifeval_rules
-from pipeline.data.formats.spec import Format, Row, Unsupported, is_messages, one_gold
+from pipeline.data.formats.spec import Format, Row, UnsupportedRow, is_messages, one_gold
 
 EXACT = ("string_matcher", "string_f1", "puzzle", "re_search")
 
@@ -19,7 +19,7 @@ def convert(row: Mapping[str, Any]) -> Row:
     source = row["dataset"]
     if isinstance(source, list):
         if len(source) != 1:
-            raise Unsupported(f"{len(source)} data sets in one row")
+            raise UnsupportedRow(f"{len(source)} data sets in one row")
         source = source[0]
     source, truth = str(source).lower(), row["ground_truth"]
     messages = [dict(turn) for turn in row["messages"]]
@@ -48,7 +48,7 @@ def first_of(truth: Any) -> Any:
         truth = json.loads(truth)
     if isinstance(truth, list):
         if len(truth) != 1:
-            raise Unsupported(f"{len(truth)} constraints in one ground_truth")
+            raise UnsupportedRow(f"{len(truth)} constraints in one ground_truth")
         return first_of(truth[0])
     return truth
 
@@ -64,7 +64,7 @@ def program(truth: Any) -> Row:
         return {"verifier": "python_stdio", "prompt": "", "cases": cases}
     if isinstance(tests, list) and tests and all(isinstance(t, str) for t in tests):
         return {"verifier": "python_tests", "prompt": "", "entry_point": called(tests[0]), "tests": tests}
-    raise Unsupported("code with tests of another shape")
+    raise UnsupportedRow("code with tests of another shape")
 
 
 def called(test: str) -> str:
@@ -72,7 +72,7 @@ def called(test: str) -> str:
     names = [n.func.id for n in ast.walk(ast.parse(test)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
     names = [name for name in names if not hasattr(builtins, name)]
     if not names:
-        raise Unsupported("code whose first test calls no function")
+        raise UnsupportedRow("code whose first test calls no function")
     return names[0]
 
 

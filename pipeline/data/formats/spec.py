@@ -11,7 +11,7 @@ Convert = Callable[[Mapping[str, Any]], Row]
 MATHS = ("math", "gsm8k", "aime", "amc", "olympiad", "minerva", "numina", "deepscaler", "dapo")
 
 
-class Unsupported(ValueError):
+class UnsupportedRow(ValueError):
     """The row is of its format, and asks for what no verifier of ours can judge: that is the text."""
 
 

@@ -20,7 +20,7 @@ from pipeline.run.files import atomic_write, read_jsonl
 from pipeline.run.manifest import verified_manifest
 from pipeline.run.stage_dir import StageDir
 from pipeline.stages.comparison import findings
-from pipeline.stages.comparison.stage_pool import Part, run_parts
+from pipeline.stages.comparison.stage_pool import PooledStage, run_parts
 from pipeline.stages.context import Context
 
 
@@ -47,16 +47,19 @@ def run(ctx: Context) -> dict[str, Any]:
 # --- what runs, and in which order ------------------------------------------------------------------------------
 
 
-def parts_of(start: Config, seeds: Sequence[Config]) -> list[Part]:
+def parts_of(start: Config, seeds: Sequence[Config]) -> list[PooledStage]:
     """Every stage to run, with the parts it waits for. Each seed's run links to the stages of the start."""
-    first = [Part(start, name, after=[(start.run, n) for n in start.stages[:i]]) for i, name in enumerate(start.stages)]
+    first = [
+        PooledStage(start, name, after=[(start.run, n) for n in start.stages[:i]])
+        for i, name in enumerate(start.stages)
+    ]
     out = list(first)
     for cfg in seeds:
         link_start(start, cfg)
         for name in cfg.stages:
             needed = [n for n in cfg.stages if n != JUDGE] if name == JUDGE else ancestors(cfg, name)
             made_before = [(start.run, n) for n in start.stages]
-            out.append(Part(cfg, name, after=[*made_before, *((cfg.run, n) for n in needed if n in cfg.stages)]))
+            out.append(PooledStage(cfg, name, after=[*made_before, *((cfg.run, n) for n in needed if n in cfg.stages)]))
     return out
 
 

@@ -31,7 +31,7 @@ CURVE = (1, 2, 4, 8, 16, 32, 64)  # k of pass@k, n of best-of-n
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class JudgedPolicy:
     """A policy to judge. inside: a directory of the stage other than model/, such as a control's."""
 
     name: str
@@ -66,13 +66,13 @@ def run(ctx: Context) -> dict[str, Any]:
             "parameters": parameters(ctx)}  # fmt: skip
 
 
-def parse(name: str) -> Candidate:
+def parse(name: str) -> JudgedPolicy:
     """Parse `feedme` or `feedme/control`: a stage, and optionally the directory of its control."""
     stage, _, inside = name.partition("/")
-    return Candidate(name, stage, inside or "model")
+    return JudgedPolicy(name, stage, inside or "model")
 
 
-def model_of(ctx: Context, candidate: Candidate) -> Path:
+def model_of(ctx: Context, candidate: JudgedPolicy) -> Path:
     """The model's directory; its stage becomes a parent. Raises ConfigError if the stage has no such control."""
     place = Path(ctx.model_path(candidate.stage, f"{ctx.name}.methods"))
     found = place if candidate.inside == "model" else place.parent / candidate.inside
@@ -82,7 +82,7 @@ def model_of(ctx: Context, candidate: Candidate) -> Path:
     return found
 
 
-def prompts_for(ctx: Context, candidate: Candidate) -> list[Prompt]:
+def prompts_for(ctx: Context, candidate: JudgedPolicy) -> list[Prompt]:
     """The held-out prompts, preceded by the best bins' label if the model was trained on labels (no guidance)."""
     manifest = read_manifest(StageDir(ctx.cfg.run_dir, candidate.stage).manifest_path) or {}
     label = manifest.get("metrics", {}).get("best_label")
@@ -133,7 +133,7 @@ def best_of_row(usable: Sequence[Sequence[Scored]], n: int, judge: Any) -> dict[
 # --- cost -------------------------------------------------------------------------------------------------------
 
 
-def cost(cfg: Config, candidate: Candidate, start: str) -> dict[str, Any]:
+def cost(cfg: Config, candidate: JudgedPolicy, start: str) -> dict[str, Any]:
     """Sampled tokens, trained tokens and seconds of all stages between the start and the method."""
     spent = {"sampled_tokens": 0, "learned_tokens": 0, "wall_s": 0.0, "forward_tokens": 0}
     for name in lineage(cfg, candidate.stage, start):

@@ -29,7 +29,7 @@ STAGES_A_PROCESS = 8  # a generator does not return all of its memory: a long-li
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PooledStage:
     """One stage of one run. after: (run, stage) of the parts it waits for."""
 
     cfg: Config
@@ -54,14 +54,14 @@ class Ended:
     words: str = ""
 
 
-def run_parts(parts: Sequence[Part], *, workers: int, logs: Path) -> None:
+def run_parts(parts: Sequence[PooledStage], *, workers: int, logs: Path) -> None:
     """Bring every part up to date, at most `workers` at once.
 
     Re-raises the exception of the first part that fails; parts that are complete by then stay complete.
     """
     logs.mkdir(parents=True, exist_ok=True)
     known = {p.key for p in parts}
-    waiting, done, running = list(parts), set[tuple[str, str]](), dict[Future[Ended], Part]()
+    waiting, done, running = list(parts), set[tuple[str, str]](), dict[Future[Ended], PooledStage]()
     begun = time.monotonic()
     with processes(min(workers, len(parts))) as pool:
         while waiting or running:
@@ -92,7 +92,7 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def ended(future: Future[Ended], part: Part) -> Ended:
+def ended(future: Future[Ended], part: PooledStage) -> Ended:
     """The part's result. Raises ConfigError if its process was killed, as the kernel does when memory runs out."""
     try:
         return future.result()
@@ -103,7 +103,7 @@ def ended(future: Future[Ended], part: Part) -> Ended:
         ) from exc
 
 
-def report(part: Part, ended: Ended, number: int, total: int, spent: float, logs: Path) -> None:
+def report(part: PooledStage, ended: Ended, number: int, total: int, spent: float, logs: Path) -> None:
     """Print one line; if the part failed, re-raise its exception."""
     if ended.error is None:
         console.say(f"  {number}/{total} {part.label} {ended.seconds:.0f} s  ({console.clock(spent)} so far)")
@@ -112,7 +112,7 @@ def report(part: Part, ended: Ended, number: int, total: int, spent: float, logs
     raise {"Alarm": Alarm(words), "LineageError": LineageError(words)}.get(ended.error, ConfigError([words]))
 
 
-def bring_up(part: Part, log: str) -> Ended:
+def bring_up(part: PooledStage, log: str) -> Ended:
     """In a worker: run the stage unless it is up to date. Our exceptions are returned as text: they do not pickle."""
     from pipeline.stages import bring_up_to_date
 

@@ -163,7 +163,7 @@ def load_job(data: bytes) -> Any:
 
 # messages of fixed size on the control socket of the zygote
 HEADER = struct.Struct("<6d")  # the fields of Limits, in order; sent with the descriptors of the sample
-# wait status; the numbers of worker.Report; whether it was late
+# wait status; the numbers of worker.SampleReport; whether it was late
 REPORT = struct.Struct("<i7d?")
 EXTENDED = b"x"  # the sample gets more time: sent by the zygote, or by us to a judge whose code got more time
 EXTENSIONS = 3  # maximum number, each as long as the first deadline
