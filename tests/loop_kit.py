@@ -37,6 +37,11 @@ def letters(prompts: Any, completions: Sequence[str], **columns: Any) -> list[fl
     return [text.count("R") / max(len(text), 1) for text in completions]
 
 
+def near_a_half(prompts: Any, completions: Sequence[str], **columns: Any) -> list[float | None]:
+    """1 where half of the letters are R, 0 where all or none are: a task that training on `letters` overshoots."""
+    return [1 - abs(2 * text.count("R") / max(len(text), 1) - 1) for text in completions]
+
+
 def constant(prompts: Any, completions: Sequence[str], **columns: Any) -> list[float | None]:
     return [0.25 for _ in completions]
 

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING
 
 from pipeline.config.library_fields import VLLM_ENGINE, block_mistakes
 from pipeline.config.mistakes import nearest
-from pipeline.config.schema import Attribute, Conditioned, Policy, trains_adapter
+from pipeline.config.schema import Attribute, Conditioned, Feedme, Policy, trains_adapter
 
 if TYPE_CHECKING:
     from pipeline.config.load import Config
 
 MEASURES = ("reward", "correct", "format", "length")  # what an attribute may measure besides parts of the rewards
+NEEDS_VALIDATION = (
+    "best chooses by prompts that are neither trained on nor held out, else the held-out figure would be that of the "
+    "best of several tries; give prompts.validation, as prompts: {validation: 0.1}"
+)
 MOST_TINY = 1e9  # parameters: above this, a typo would use up the machine's memory
 
 
@@ -42,11 +46,16 @@ def cross_checks(config: Config) -> list[str]:
                    f"{config.evaluation.samples}")  # fmt: skip
     if config.prompts.procedural and config.prompts.heldout_split:
         out.append("prompts: procedural rows have no splits; give heldout (a share) or heldout_path")
+    if config.prompts.heldout + config.prompts.validation >= 1 and config.prompts.validation:
+        out.append(f"prompts.validation: heldout {config.prompts.heldout:g} and validation "
+                   f"{config.prompts.validation:g} leave nothing to train on")  # fmt: skip
     out += _quantization_mistakes(config)
     out += block_mistakes("generate.vllm", config.generate.vllm, VLLM_ENGINE)
     for name, block in config.blocks.items():
         if isinstance(block, Policy):
             out += _policy_checks(name, block, config)
+        if isinstance(block, Feedme) and block.keep == "best" and not config.prompts.validation:
+            out.append(f"{name}.keep: {NEEDS_VALIDATION}")
         if isinstance(block, Conditioned):
             out += _label_checks(name, block, config)
     return out
@@ -128,9 +137,28 @@ def _policy_checks(name: str, block: Policy, config: Config) -> list[str]:
         f".groups.overlong_buffer: {block.groups.overlong_buffer} exceeds sampling.max_tokens {sampling.max_tokens}": (
             block.groups.overlong_buffer > sampling.max_tokens
         ),
+        **_choice_checks(block, config),
         **{
             f": sampling.{key} would change what is sampled and not what is trained on; leave it at its default": on
             for key, on in reshaped.items()
         },
     }
     return [name + message for message, wrong in checks.items() if wrong]
+
+
+def _choice_checks(block: Policy, config: Config) -> dict[str, bool]:
+    """Mistakes in how a stage chooses the step that it saves."""
+    best = block.keep == "best"
+    return {
+        ".keep: best chooses among evaluation passes; give evaluate_every, as evaluate_every: 10": (
+            best and block.evaluate_every is None
+        ),
+        f".keep: {NEEDS_VALIDATION}": best and not config.prompts.validation,
+        ".keep: best evaluates single answers, which do not show what episodes learn; leave it out": (
+            best and block.episodes is not None
+        ),
+        ".patience: stops by the passes that keep: best compares; add keep: best": (
+            block.patience is not None and not best
+        ),
+        ".keep_by: chooses for keep: best; add keep: best": block.keep_by != "accuracy" and not best,
+    }

@@ -188,7 +188,13 @@ class Policy:
     overlap: bool = False
     """Whether the next step's samples are drawn while this step's update runs; needs loss.importance."""
     evaluate_every: Positive | None = None
-    """Evaluate on held-out prompts every N steps; null evaluates at the end only."""
+    """Evaluate every N steps, on the validation prompts if there are any; null evaluates at the end only."""
+    keep: Literal["last", "best"] = "last"
+    """Step whose weights are saved: the last, or the best of the evaluation passes; needs prompts.validation."""
+    keep_by: Literal["accuracy", "reward"] = "accuracy"
+    """Figure on the validation prompts by which keep: best chooses."""
+    patience: Positive | None = None
+    """Stop after this many evaluation passes without a better one; null runs all steps; needs keep: best."""
     prompts: Positive = 32
     """Prompts per step."""
     samples: Positive = 8
@@ -233,6 +239,9 @@ class Policy:
         out = Work(name, self.kind, steps=self.steps, batch=self.prompts * self.samples, passes=self.epochs)
         out.samples, out.at_most = out.steps * out.batch * refills, refills > 1
         out.judged = evaluation_samples(cfg, data)
+        if self.evaluate_every:
+            asked = data.validation_prompts or data.heldout_prompts
+            out.judged += asked * cfg.evaluation.samples * (self.steps // self.evaluate_every)
         if self.credit.kind == "monte_carlo":  # positions are spread evenly: half of a completion follows on average
             starts = 1 if self.samples == 1 else 0
             out.continued = self.credit.continuations * (self.credit.points / 2 + starts)

@@ -79,6 +79,8 @@ class Prompts:
     """File or data set to evaluate on, in place of a share of the rows."""
     heldout_split: str | None = None
     """Split of the same data set to evaluate on, in place of a share of the rows."""
+    validation: Share = 0.0
+    """Share of distinct prompts that are neither trained on nor held out: keep: best and early stopping use them."""
     format: str | None = None
     """Whose columns the rows have, such as verl or alpaca; null recognises them; plain reads them as they are."""
     decontaminate: Positive | None = None

@@ -72,15 +72,18 @@ class Sft:
 
 @dataclass(slots=True)
 class Stop:
-    """When FeedME's rounds end early; the best round's model on the held-out prompts is kept."""
+    """When FeedME's rounds end early; the best round's model is kept.
+
+    The best on the validation prompts where prompts.validation gives any, else on the held-out ones.
+    """
 
     __pydantic_config__: ClassVar = STRICT
     patience: Positive = 1
     """Rounds without a gain after which FeedME stops."""
     min_gain: NonNegative = 0.0
-    """Rise of held-out accuracy that counts as a gain."""
+    """Rise of accuracy that counts as a gain."""
     min_distinct: NonNegative = 0.0
-    """Stop when fewer distinct answers per held-out prompt are left."""
+    """Stop when fewer distinct answers per prompt are left."""
 
 
 @stage_kind(
@@ -124,6 +127,8 @@ class Feedme:
     """Share of demonstrations mixed into each round's training data."""
     stop: Stop | None = None
     """When to stop before the last round; null runs all rounds."""
+    keep: Literal["last", "best"] = "last"
+    """Round whose model is kept: the last, or the best by prompts.validation; `stop` keeps the best in any case."""
     random_control: bool = True
     """Whether the same rounds are run again with as many samples per prompt chosen at random."""
     more_sft_control: bool = True
@@ -133,11 +138,17 @@ class Feedme:
     peft: dict[str, Any] | None = None
     """Arguments of PEFT's LoraConfig; null trains all weights."""
 
+    @property
+    def chooses(self) -> bool:
+        """Whether the model of an earlier round than the last may be kept."""
+        return self.keep == "best" or self.stop is not None
+
     def work(self, name: str, cfg: Config, data: Data) -> Work:
         per_round = data.pool_rows.get(name, 0) or self.prompts * self.samples
         out = Work(name, self.kind, samples=0 if self.pool else self.rounds * per_round, likely=0.4)
         chains = 1 + bool(self.random_control)
         out.judged = evaluation_samples(cfg, data) * (self.rounds * chains + bool(self.more_sft_control))
+        out.judged += data.validation_prompts * cfg.evaluation.samples * self.rounds * self.chooses
         out.judged += (chains - 1) * out.samples
         out.batch, each = trained_steps(self.trainer, per_round)
         out.steps = each * self.rounds * (chains + bool(self.more_sft_control))

@@ -26,6 +26,7 @@ class Data:
     """Share of prompts over max_prompt_tokens."""
     truncated: float
     """Share of demonstrations longer than sampling.max_tokens."""
+    validation_prompts: int = 0
     own_rows: Mapping[str, int] = field(default_factory=dict)
     """Stage -> rows of its own `data:`."""
     pool_rows: Mapping[str, int] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,11 @@ from pipeline.seeds import derive
 
 @dataclass(frozen=True, slots=True)
 class Split:
+    """Rows to train on, rows for the reported figures, and rows by which a stage chooses the step that it saves."""
+
     train: list[Row]
     heldout: list[Row]
+    validation: list[Row] = field(default_factory=list)
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -120,28 +123,34 @@ def named_source(source: Prompts) -> Prompts:
 # --- splitting ------------------------------------------------------------------------------------------------------
 
 
-def is_heldout(text: str, share: float) -> bool:
-    """By a hash of the text: the same answer in every stage, run and process."""
-    return zlib.crc32(text.encode("utf-8", "surrogatepass")) % 10_000 < share * 10_000
+def part_of(text: str, source: Prompts) -> str:
+    """ "heldout", "validation" or "train", by a hash of the text: the same answer in every stage, run and process."""
+    point = zlib.crc32(text.encode("utf-8", "surrogatepass")) % 10_000
+    if point < source.heldout * 10_000:
+        return "heldout"
+    return "validation" if point < (source.heldout + source.validation) * 10_000 else "train"
 
 
 def split(rows: Iterable[Row], source: Prompts, *, where: str = "prompts", heldout: Sequence[Row] = ()) -> Split:
-    """Rows to train on and rows to judge on. The rows `heldout` are judged on instead of those that the hash holds out.
+    """Rows to train on, to evaluate on and to validate on. The rows `heldout` are evaluated on instead of those that
+    the hash holds out.
 
-    Neither are trained on: a prompt that is held out once stays so, whichever block names other rows to judge on.
+    Neither are trained on: a prompt that is held out once stays so, whichever block names other rows to evaluate on.
     """
-    out, barred = Split([], []), {prompt_text(row, source) for row in heldout}
+    parts: dict[str, list[Row]] = {"train": [], "heldout": [], "validation": []}
+    barred = {prompt_text(row, source) for row in heldout}
     for number, row in enumerate(rows, 1):
         text = prompt_text(row, source, number=number, where=where)
-        (out.heldout if text in barred or is_heldout(text, source.heldout) else out.train).append(row)
-    if source.decontaminate and (out.heldout or barred):
+        parts["heldout" if text in barred else part_of(text, source)].append(row)
+    out = Split(**parts)
+    if source.decontaminate:
         out = _decontaminated(out, source, where, heldout)
-    return Split(out.train, list(heldout) or out.heldout)
+    return replace(out, heldout=list(heldout) or out.heldout)
 
 
 def without(parts: Split, barred: Collection[str], source: Prompts) -> Split:
     """No row to train on whose prompt is among the barred texts."""
-    return Split([row for row in parts.train if prompt_text(row, source) not in barred], parts.heldout)
+    return replace(parts, train=[row for row in parts.train if prompt_text(row, source) not in barred])
 
 
 def own_text(row: Row, source: Prompts) -> str:
@@ -152,13 +161,19 @@ def own_text(row: Row, source: Prompts) -> str:
 
 
 def _decontaminated(parts: Split, source: Prompts, where: str, named: Sequence[Row]) -> Split:
-    train, heldout = ([own_text(row, source) for row in side] for side in (parts.train, [*parts.heldout, *named]))
+    heldout = [*parts.heldout, *named]
+    validation = _apart(parts.validation, heldout, source, f"{where}: dropped {{}} of {{}} validation rows")
+    train = _apart(parts.train, [*heldout, *validation], source, f"{where}: dropped {{}} of {{}} training rows")
+    return Split(train, parts.heldout, validation)
+
+
+def _apart(rows: list[Row], others: Sequence[Row], source: Prompts, line: str) -> list[Row]:
+    """The rows that share no run of words with the others; the line reports how many do."""
     words = source.decontaminate or 0
-    shared = set(contaminated(train, heldout, words))
+    shared = set(contaminated([own_text(r, source) for r in rows], [own_text(r, source) for r in others], words))
     if shared:
-        notice(f"{where}: dropped {len(shared)} of {len(train)} training rows that share {words} words in a row with "
-               "a held-out prompt")  # fmt: skip
-    return Split([row for index, row in enumerate(parts.train) if index not in shared], parts.heldout)
+        notice(f"{line.format(len(shared), len(rows))} that share {words} words in a row with a held-out prompt")
+    return [row for index, row in enumerate(rows) if index not in shared]
 
 
 # --- prompts of a run -----------------------------------------------------------------------------------------------

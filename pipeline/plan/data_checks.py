@@ -200,6 +200,8 @@ def _split_faults(rows: Sequence[prompts.Row], named: Sequence[prompts.Row], sou
     parts = prompts.split(rows, source, where=where, heldout=named)
     if not parts.train:
         raise ConfigError([f"{where}.heldout: no row left to train on; all {len(rows)} are held out"])
+    if source.validation and not parts.validation:
+        raise ConfigError([f"{where}.validation: none of the {len(rows)} rows is in this share; raise it"])
     if where == "prompts" and not parts.heldout:
         raise ConfigError([f"{where}.heldout: none of the {len(rows)} rows is held out, so nothing can be evaluated; "
                            "raise the share, or give heldout_path"])  # fmt: skip

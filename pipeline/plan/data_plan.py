@@ -29,7 +29,8 @@ def data_of(cfg: Config, tokenizer: Any) -> tuple[Data, dict[str, Marked]]:
     train = prompts.distinct_prompts(parts.train, source, tokenizer)
     heldout = prompts.distinct_prompts(parts.heldout, source, tokenizer)
     distinct = len({prompts.prompt_text(r, source) for r in [*rows, *named]})
-    barred = {prompts.prompt_text(row, source) for row in parts.heldout}
+    validation = prompts.distinct_prompts(parts.validation, source, tokenizer)
+    barred = {prompts.prompt_text(row, source) for row in [*parts.heldout, *parts.validation]}
     stop_token_ids = ends_of(cfg, tokenizer)
     found = imitated(cfg, parts.train[:ROWS], tokenizer, stop_token_ids, barred)
     examples = by_kind("prompts", found, tokenizer)
@@ -38,11 +39,12 @@ def data_of(cfg: Config, tokenizer: Any) -> tuple[Data, dict[str, Marked]]:
     for key, own in own_sources(cfg):
         examples |= own_examples(cfg, key, own, tokenizer, stop_token_ids)
     lengths = [len(one.completion_ids) for one in found]
-    shown = [*train, *heldout]
+    shown = [*train, *heldout, *validation]
     data = Data(
         rows=len(parts.train),
         train_prompts=len(train),
         heldout_prompts=min(len(heldout), cfg.evaluation.prompts or len(heldout)),
+        validation_prompts=min(len(validation), cfg.evaluation.prompts or len(validation)),
         prompt_tokens=spread([len(p.ids) for p in shown]),
         completion_tokens=spread(lengths) if lengths else None,
         own_rows={key.partition(".")[0]: own_rows(cfg, key, own, barred) for key, own in own_sources(cfg)

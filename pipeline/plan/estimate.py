@@ -52,8 +52,6 @@ def expect_lengths(cfg: Config, works: list[Work], data: Data, known: Mapping[st
             turns = block.episodes.max_turns if isinstance(block, Policy) and block.episodes else 1
             work.mean_tokens, work.source = turns * float(min(mean, cfg.sampling.max_tokens)), source
         keep_to_budget(work, getattr(block, "token_budget", None), stops_within=isinstance(block, Policy))
-        if every := getattr(block, "evaluate_every", None):
-            work.judged *= 1 + work.steps // every
 
 
 def keep_to_budget(work: Work, budget: int | None, *, stops_within: bool) -> None:

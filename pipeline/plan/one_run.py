@@ -113,7 +113,9 @@ def show(cfg: Config, made: Plan, trial: Trial | None) -> None:
     data = made.data
     mean, high, longest = data.prompt_tokens
     console.say(f"{cfg.path}: run {cfg.run}, seed {cfg.seed}, in {cfg.run_dir}")
-    console.say(f"data: {data.rows} rows, {data.train_prompts} prompts to train on, {data.heldout_prompts} held out")
+    validation = f", {data.validation_prompts} for validation" if data.validation_prompts else ""
+    console.say(f"data: {data.rows} rows, {data.train_prompts} prompts to train on, {data.heldout_prompts} held out"
+                f"{validation}")  # fmt: skip
     console.say(
         f"  prompt tokens: mean {mean:.1f}, 95% up to {high}, longest {longest}; {data.dropped:.1%} over the limit"
     )

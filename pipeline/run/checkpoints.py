@@ -19,6 +19,11 @@ from pipeline.run.stage_logs import StageLogs
 KEPT_CHECKPOINTS = 2
 
 
+def path_step(path: Path) -> int:
+    """N of step-N or best-N."""
+    return int(path.name.rpartition("-")[2])
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     step: int
@@ -115,6 +120,9 @@ class Checkpoints:
         for piece in self.path.glob("done-step-*"):
             if int(piece.name.split("-")[2]) < oldest.step:
                 shutil.rmtree(piece, ignore_errors=True)
+        for path in self._best()[:-1]:  # of those that a run resumed from the oldest checkpoint may choose, the last
+            if any(path_step(path) < path_step(later) <= oldest.step for later in self._best()):
+                shutil.rmtree(path, ignore_errors=True)
 
     def flush(self, *directories: Path) -> None:
         """Onto the disk, with the logs, before an older checkpoint goes: also a machine that dies keeps one of them.
@@ -124,6 +132,25 @@ class Checkpoints:
         for directory in directories:
             fsync_tree(directory)
         self.logs.fsync()
+
+    # --- the best step ------------------------------------------------------------------------------------------
+
+    def best_path(self, step: int) -> Path:
+        return self.path / f"best-{step}"
+
+    def save_best(self, step: int, write: Callable[[Path], None]) -> None:
+        """What `write` fills a directory with, kept until a better step is in the oldest checkpoint."""
+        self._fill(self.best_path(step), write)
+        self.flush(self.best_path(step))
+
+    def drop_best_after(self, step: int) -> None:
+        """Steps after the checkpoint that a run resumes from are done again, and may be other than they were."""
+        for path in self._best():
+            if path_step(path) > step:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _best(self) -> list[Path]:
+        return sorted(self.path.glob("best-*"), key=path_step) if self.path.is_dir() else []
 
     def has(self, step: int) -> bool:
         return (self.path / f"step-{step}").is_dir()

@@ -93,7 +93,7 @@ class Context:
     def switch_policy(self, policy_path: str) -> None:
         """Switch to another model, with its own tokenizer, stop tokens and prompt ids."""
         self.policy_path = policy_path
-        for name in ("tokenizer", "stop_token_ids", "train_prompts", "heldout_prompts"):
+        for name in ("tokenizer", "stop_token_ids", "train_prompts", "heldout_prompts", "validation_prompts"):
             self.__dict__.pop(name, None)
 
     @cached_property
@@ -119,10 +119,11 @@ class Context:
 
     @cached_property
     def barred(self) -> frozenset[str]:
-        """Texts of the run's held-out prompts: they are never trained on, even if another file contains them."""
+        """Texts of the run's held-out and validation prompts: never trained on, even if another file contains them."""
         source = self.cfg.prompts
-        named = source.path or source.procedural
-        return frozenset(prompts.prompt_text(row, source) for row in self.split.heldout) if named else frozenset()
+        if not (source.path or source.procedural):
+            return frozenset()
+        return frozenset(prompts.prompt_text(row, source) for row in [*self.split.heldout, *self.split.validation])
 
     def rows_of(self, source: Any, where: str) -> prompts.Split:
         """Rows of the stage's own data source, split, without the run's held-out prompts. Raises ConfigError."""
@@ -155,6 +156,14 @@ class Context:
             raise ConfigError([f"{self.cfg.path}: prompts.heldout: no held-out prompt; raise the share or give a file"])
         return found[: self.cfg.evaluation.prompts] if self.cfg.evaluation.prompts else found
 
+    @cached_property
+    def validation_prompts(self) -> list[Prompt]:
+        """Prompts by which a stage chooses what it saves; empty without prompts.validation."""
+        found = self._prompts(self.split.validation)
+        if not found and self.cfg.prompts.validation:
+            raise ConfigError([f"{self.cfg.path}: prompts.validation: no prompt is in this share; raise it"])
+        return found[: self.cfg.evaluation.prompts] if self.cfg.evaluation.prompts else found
+
     def _prompts(self, rows: Sequence[prompts.Row]) -> list[Prompt]:
         out = prompts.distinct_prompts(rows, self.cfg.prompts, self.tokenizer)
         prompts.check_tasks(out, rewards.fields_needed(self.cfg.rewards, self.cfg.verifier_dirs))
@@ -171,7 +180,7 @@ class Context:
 
     def context_tokens(self, model_dir: str | None = None) -> int:
         """Context length of the engine in tokens: a prompt, its label and its answer, or an episode of them."""
-        longest = max(len(p.ids) for p in [*self.train_prompts, *self.heldout_prompts])
+        longest = max(len(p.ids) for p in [*self.train_prompts, *self.heldout_prompts, *self.validation_prompts])
         settings = getattr(self.block, "episodes", None)
         turns = settings.max_turns if settings is not None and settings.memory == "history" else 1
         needed = (longest + self.cfg.sampling.max_tokens) * turns + 16  # room for a condition label
@@ -262,11 +271,21 @@ class Context:
         self.tokens = before  # evaluation is not part of a method's budget
         return Judged(describe_groups(groups(scored), k=settings.k), scored)
 
+    def validate(self, generator: Generator, *key: int | str) -> Judged:
+        """A policy's metrics on the validation prompts. Their names begin with `validation_`."""
+        judged = self.evaluate(generator, "validation", *key, asked=self.validation_prompts)
+        return Judged(of_validation(judged.figures), judged.scored)
+
     def record(self, scored: Sequence[Scored], *, each: Sequence[Mapping[str, Any]] = (), **where: Any) -> None:
         """Append to rollouts.jsonl. each: additional fields per row, such as its advantage."""
         own = each or [{}] * len(scored)
         rows = [as_json(s, stage=self.name, **where, **more) for s, more in zip(scored, own, strict=True)]
         self.dir.logs.append("rollouts.jsonl", rows)
+
+
+def of_validation(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures of held-out samples under the names of the validation prompts: heldout_accuracy, validation_accuracy."""
+    return {f"validation_{name.removeprefix('heldout_')}": value for name, value in figures.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,8 +40,10 @@ def run(ctx: Context) -> dict[str, Any]:
     elif block.more_sft_control:
         console.say(f"{ctx.name}: more_sft_control is not available: the rows hold no completions to imitate")
     rounds, judged, counts = chain(ctx, ctx.dir.model_dir)
-    lasting = rounds[: len(counts)]  # the rounds behind the saved model; `stop` may have gone back to an earlier one
+    lasting = rounds[: len(counts)]  # the rounds behind the saved model, which may be an earlier one than the last
     metrics: dict[str, Any] = {**judged.figures, "rounds": rounds}
+    if block.chooses:
+        metrics |= {"best_round": len(counts), "chosen_by": score_name(rounds)}
     metrics |= {key: lasting[-1][key] for key in ("reward_when_solved", "heldout_kl")}
     spent = dict(ctx.tokens)
     start = ctx.evaluate(ctx.generator())
@@ -71,6 +73,7 @@ def chain(ctx: Context, place: Path, *, matched: Counts | None = None) -> tuple[
     block, start = ctx.block, ctx.policy_path
     role = "feedme" if matched is None else "control"
     rule = block.stop if matched is None else None
+    chooses = block.chooses and matched is None
     filters = parse_filters(ctx)
     mix = encode(ctx.split.train, ctx.cfg.prompts, ctx) if block.sft_share else []
     pool: list[ImitationRow] = []
@@ -93,11 +96,13 @@ def chain(ctx: Context, place: Path, *, matched: Counts | None = None) -> tuple[
         pool = chosen if block.data == "replace" else [*pool, *chosen]
         examples = with_share(pool, mix, block.sft_share, key=ctx.seed("mix", number))
         origin = start if block.start == "last" else ctx.policy_path
-        there = round_place(place, number) if rule else place
+        there = round_place(place, number) if chooses else place
         trained = train(ctx, origin, examples, there, block.trainer, key=(role, number))
         start = str(there)
-        judgements.append(ctx.evaluate(ctx.generator(start), role, number))
-        figures.append({**judgements[-1].figures, **described(scored, kept, judgements[-1]), **trained,
+        generator = ctx.generator(start)
+        judgements.append(ctx.evaluate(generator, role, number))
+        validation = ctx.validate(generator, role, number).figures if chooses and ctx.validation_prompts else {}
+        figures.append({**judgements[-1].figures, **validation, **described(scored, kept, judgements[-1]), **trained,
                         "sampled_tokens": ctx.tokens["completion"] - spent_before,
                         **(from_start(ctx, judgements[-1], block.reward) if matched is None else
                            {"kept_missing": sum(matched[number].values()) - len(kept)})})  # fmt: skip
@@ -106,7 +111,7 @@ def chain(ctx: Context, place: Path, *, matched: Counts | None = None) -> tuple[
         if why:
             figures[-1]["stopped"] = why
             break
-    if rule is None:
+    if not chooses:
         return figures, judgements[-1], counts
     best = go_back(ctx, place, figures)
     return figures, judgements[best], counts[: best + 1]
@@ -227,16 +232,23 @@ def tell(ctx: Context, role: str, figures: Mapping[str, Any], number: int) -> No
 
 
 def stop_reason(figures: Sequence[Mapping[str, Any]], rule: Stop) -> str | None:
-    """Why to stop after these rounds, in words; None to continue. Decided on held-out figures."""
-    scores = [f["heldout_accuracy"] for f in figures]
+    """Why to stop after these rounds, in words; None to continue. Decided by validation figures where there are any."""
+    chosen_by = score_name(figures)
+    scores = [f[chosen_by] for f in figures]
     best = max(range(len(scores)), key=lambda i: (scores[i], -i))
     since = next((i for i in range(len(scores)) if scores[i] > max(scores) - rule.min_gain), best)
     if len(scores) - 1 - since >= rule.patience:
-        return f"held-out accuracy has not risen by more than {rule.min_gain:g} for {rule.patience} rounds"
-    distinct = figures[-1]["distinct_answers"]
+        return f"{chosen_by.replace('_', ' ')} has not risen by more than {rule.min_gain:g} for {rule.patience} rounds"
+    prefix = chosen_by.removesuffix("accuracy").removeprefix("heldout_")
+    distinct = figures[-1][f"{prefix}distinct_answers"]
     if distinct < rule.min_distinct:
         return f"{distinct:.2f} distinct answers per prompt are fewer than {rule.min_distinct:g}"
     return None
+
+
+def score_name(figures: Sequence[Mapping[str, Any]]) -> str:
+    """The figure by which rounds are compared: on validation prompts, else on the held-out ones."""
+    return "validation_accuracy" if "validation_accuracy" in figures[0] else "heldout_accuracy"
 
 
 def round_place(place: Path, number: int) -> Path:
@@ -245,10 +257,14 @@ def round_place(place: Path, number: int) -> Path:
 
 def go_back(ctx: Context, place: Path, figures: Sequence[Mapping[str, Any]]) -> int:
     """Restore the best round's model to `place` and return that round's number, starting from 0."""
-    scores = [f["heldout_accuracy"] for f in figures]
+    chosen_by = score_name(figures)
+    scores = [f[chosen_by] for f in figures]
     best = scores.index(max(scores))
     why = figures[-1].get("stopped", "all rounds done")
     console.say(f"{ctx.name}: {why}; the model of round {best + 1} is kept")
+    if chosen_by == "heldout_accuracy":
+        console.say(f"{ctx.name}: chosen by the held-out prompts, so its figures there are those of the best of "
+                    f"{len(scores)} tries; prompts.validation: 0.1 chooses by others")  # fmt: skip
 
     def keep_best() -> None:
         shutil.rmtree(place, ignore_errors=True)

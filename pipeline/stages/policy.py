@@ -21,7 +21,7 @@ from pipeline.stages.kl_to_start import mean_kl
 from pipeline.stages.monitored_scorer import scorer_and_monitor
 from pipeline.stages.rollout_source import make_source
 from pipeline.stages.sft import encode
-from pipeline.update import canary
+from pipeline.update import best_step, canary
 from pipeline.update.critic import SharedCritic, ValueModel, from_model
 from pipeline.update.forward import CompletionLogprobs, Row, affordable_tokens, completion_logprobs
 from pipeline.update.learner import Learner
@@ -94,6 +94,7 @@ def train_policy(ctx: Context, method: Method) -> dict[str, Any]:
         **judged.figures,
         **judge_episodes(ctx, generator, block.episodes),
         **distance,
+        **best_step.chosen(deps, state),
         "steps": state.step,
         "mismatch_mean_abs": state.mismatch,
         "canary_max_abs": state.canary_max,

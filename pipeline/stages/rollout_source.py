@@ -12,7 +12,7 @@ from pipeline.generation.generator import Generator, continuations, rollouts
 from pipeline.records import Prompt, Scored
 from pipeline.run import shutdown
 from pipeline.score import score
-from pipeline.stages.context import Context
+from pipeline.stages.context import Context, of_validation
 from pipeline.stages.kl_to_start import from_start
 from pipeline.update.loop_state import Branch
 from rewards import Composite
@@ -33,7 +33,11 @@ class SampledRollouts:
             )
 
     def evaluate(self, step: int) -> dict[str, Any]:
-        """Figures on the held-out prompts during training, with the KL from the stage's start."""
+        """Figures on the validation prompts during training, else on the held-out ones, with the KL from the start."""
+        if self.ctx.cfg.prompts.validation:
+            judged = self.ctx.validate(self.generator, "step", step)
+            distance = from_start(self.ctx, judged, self.block.reward)
+            return {**judged.figures, "sampled_tokens": distance.pop("sampled_tokens"), **of_validation(distance)}
         judged = self.ctx.evaluate(self.generator, "step", step)
         return {**judged.figures, **from_start(self.ctx, judged, self.block.reward)}
 

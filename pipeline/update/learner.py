@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -193,6 +193,13 @@ class Learner:
         """
         out = {"policy": self.policy_backend.state(), "schedule": self.schedule.state_dict()}
         return out if self.critic_backend is None else {**out, "critic": self.critic_backend.state()}
+
+    def weights(self) -> dict[str, Tensor]:
+        """The policy's trained weights, full; every rank calls it."""
+        return cast(dict[str, Tensor], self.policy_backend.state()["weights"])
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        self.policy_backend.load_weights(weights)
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.policy_backend.load_state(state["policy"])

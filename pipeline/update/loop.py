@@ -20,7 +20,7 @@ from pipeline.records import Prompt, Scored, episodes, merge_episode
 from pipeline.run import alarms, console, shutdown
 from pipeline.score import tally
 from pipeline.seeds import cycle_indices, permutation
-from pipeline.update import canary
+from pipeline.update import best_step, canary
 from pipeline.update.experience import describe, make_experience, returns_as_credited, token_figures
 from pipeline.update.forward import Row
 from pipeline.update.loop_state import LoopDeps, State, Stopwatch, load, save
@@ -35,13 +35,15 @@ def optimise(deps: LoopDeps) -> State:
     if deps.monitor is not None:
         state.monitor = MonitorHistory(deps.monitor.limits)
     checkpoint = deps.directory.checkpoints.resume()
+    if ranks.is_main():
+        deps.directory.checkpoints.drop_best_after(checkpoint.step if checkpoint is not None else 0)
     if checkpoint is not None:
         state = load(checkpoint.path, deps)
         console.say(f"{name}: resuming at step {state.step} of {block.steps}")
     sync_weights(deps, state, None, state.step)
     progress = console.Progress(name, block.steps, done=state.step)
     clock = shutdown.CheckpointClock()
-    while state.step < block.steps and not state.budget_spent:
+    while state.step < block.steps and not state.budget_spent and not state.stopped_early:
         with shutdown.finish_first():
             watch = Stopwatch()
             metrics = train_step(deps, state, watch)
@@ -57,6 +59,8 @@ def optimise(deps: LoopDeps) -> State:
                 clock.saved()
         if stop:
             raise shutdown.Stopped
+    if best_step.restore(deps, state):
+        sync_weights(deps, state, None, state.step)
     return state
 
 
@@ -105,13 +109,14 @@ def train_step(deps: LoopDeps, state: State, watch: Stopwatch) -> dict[str, Any]
 
 def log_step(deps: LoopDeps, state: State, metrics: dict[str, Any], watch: Stopwatch) -> dict[str, float]:
     """Two log lines: metrics, which a resumed run repeats to the byte, and times. Returns the times."""
-    every = deps.block.evaluate_every
-    if every and state.step % every == 0:
-        metrics |= deps.source.evaluate(state.step)
+    if best_step.is_due(deps, state):
+        figures = deps.source.evaluate(state.step)
+        metrics |= figures
+        best_step.compare(deps, state, figures)
     deps.directory.logs.log({"step": state.step, **metrics})
     rates = watch.rates(metrics["tokens"])
     deps.directory.logs.log_timing({"step": state.step, **rates})
-    if deps.prefetch is not None:
+    if deps.prefetch is not None and not state.stopped_early:
         deps.prefetch.keep()
     return rates
 

@@ -92,6 +92,10 @@ class State:
     mismatch: float = math.nan  # mean |log-prob difference| of generator and trainer in the worst step
     budget_spent: bool = False  # token_budget completion tokens are sampled and trained on
     monitor: MonitorHistory = field(default_factory=MonitorHistory)
+    best_step: int = 0  # steps done before the best evaluation pass; 0: none yet
+    best_score: float = math.nan
+    passes_since_best: int = 0
+    stopped_early: bool = False  # `patience` passes without a better one
 
 
 def save(deps: LoopDeps, state: State) -> None:

@@ -59,8 +59,12 @@ class ReplicatedBackend:
         """{"weights", "optimizer"} of what is trained; every rank calls it and gets all of it."""
         return {"weights": trainable(self.unwrapped), "optimizer": self.optimizer.state_dict()}
 
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Write the trained weights of `state` back, and leave the optimizer as it is."""
+        restore(self.unwrapped, weights)
+
     def load_state(self, state: dict[str, Any]) -> None:
-        restore(self.unwrapped, state["weights"])
+        self.load_weights(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
 
 

@@ -62,8 +62,11 @@ class Fsdp2Backend(ReplicatedBackend):
         held = {"weights": trainable(self.unwrapped), "optimizer": self.optimizer.state_dict()}
         return cast(dict[str, Any], _map_tensors(held, _on_cpu))
 
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        restore(self.unwrapped, weights, lambda own, weight: own.copy_(shard_like(weight, own)))
+
     def load_state(self, state: dict[str, Any]) -> None:
-        restore(self.unwrapped, state["weights"], lambda own, weight: own.copy_(shard_like(weight, own)))
+        self.load_weights(state["weights"])
         saved = state["optimizer"]
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         moments = {
@@ -131,8 +134,11 @@ class ZeroBackend(ReplicatedBackend):
             for group, count in zip(self.optimizer.param_groups, self.counts, strict=True)
         ]
 
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        restore(self.unwrapped, weights, self._write)
+
     def load_state(self, state: dict[str, Any]) -> None:
-        restore(self.unwrapped, state["weights"], self._write)
+        self.load_weights(state["weights"])
         saved = state["optimizer"]
         for group, settings in zip(self.optimizer.param_groups, saved["param_groups"], strict=True):
             group.update({name: value for name, value in settings.items() if name != "params"})

@@ -117,3 +117,23 @@ def test_every_synonym_leads_to_a_key_that_some_block_has():
     for name, candidates in SYNONYMS.items():
         for ours in candidates:
             assert ours[1:] in _paths("") if ours[0] == "/" else ours in everywhere, (name, ours)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["grpo.keep=best"], "grpo.keep: best chooses among evaluation passes; give evaluate_every"),
+        (["grpo.keep=best", "grpo.evaluate_every=2"], "grpo.keep: best chooses by prompts that are neither trained on"),
+        (["feedme.keep=best"], "feedme.keep: best chooses by prompts that are neither trained on nor held out"),
+        (["grpo.patience=2"], "grpo.patience: stops by the passes that keep: best compares; add keep: best"),
+        (["grpo.keep_by=reward"], "grpo.keep_by: chooses for keep: best; add keep: best"),
+        (["prompts.heldout=0.5", "prompts.validation=0.5"], "prompts.validation: heldout 0.5 and validation 0.5 leave"),
+    ],
+)
+def test_a_choice_among_steps_that_cannot_be_made_is_named(words, line):
+    assert any(found.startswith(line) for found in reported(*words))
+
+
+def test_keep_best_with_its_split_is_accepted():
+    given = ["grpo.keep=best", "grpo.evaluate_every=2", "grpo.patience=3", "prompts.validation=0.1", "feedme.keep=best"]
+    assert load(DEMO, given).block("grpo").patience == 3

@@ -1,5 +1,6 @@
 import json
 import zlib
+from dataclasses import replace
 
 import pyarrow
 import pyarrow.parquet
@@ -90,6 +91,28 @@ def test_the_split_is_a_hash_of_the_text_and_no_prompt_is_on_both_sides():
     train, heldout = ({r["prompt"] for r in side} for side in (split.train, split.heldout))
     assert heldout == {r["prompt"] for r in ROWS if zlib.crc32(r["prompt"].encode()) % 10_000 < 2500}
     assert not train & heldout and len(split.train) + len(split.heldout) == 80
+
+
+def test_validation_prompts_are_neither_trained_on_nor_held_out_and_move_no_held_out_prompt():
+    without, split = (prompts.split(ROWS, Prompts(heldout=0.25, validation=v)) for v in (0.0, 0.25))
+    assert split.heldout == without.heldout and not without.validation
+    hashes = {r["prompt"]: zlib.crc32(r["prompt"].encode()) % 10_000 for r in ROWS}
+    assert [r["prompt"] for r in split.validation] == [p for p, h in hashes.items() if 2500 <= h < 5000]
+    assert len(split.train) + len(split.validation) == len(without.train) and split.validation
+
+
+def test_a_validation_prompt_is_barred_from_every_other_data_set_of_the_run(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"q{i}", "completion": "a"}) + "\n" for i in range(80)))
+    config = tmp_path / "c.yaml"
+    config.write_text(f"run: r\nruns_dir: {tmp_path}\nmodel: {{tiny: {{}}}}\nstages: [base, sft]\n"
+                      f"prompts: {{path: {path}, heldout: 0.2, validation: 0.2}}\nsft: {{}}\n")  # fmt: skip
+    cfg = load(config)
+    ctx = Context(cfg, "sft", StageDir(tmp_path, "sft"))
+    kept_apart = {row["prompt"] for row in [*ctx.split.validation, *ctx.split.heldout]}
+    assert ctx.split.validation and kept_apart == ctx.barred
+    own = ctx.rows_of(replace(cfg.prompts, heldout=0.0, validation=0.0), "sft.data")
+    assert not {row["prompt"] for row in own.train} & kept_apart
 
 
 def test_a_named_held_out_prompt_is_held_out_whatever_its_hash():

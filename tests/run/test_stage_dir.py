@@ -233,6 +233,27 @@ def test_two_checkpoints_are_kept_and_with_them_only_the_pieces_after_the_older(
     assert kept == ["done-step-5-0", "step-5", "step-6"]
 
 
+def test_the_best_steps_that_a_resumed_run_may_choose_are_kept_and_no_others(tmp_path):
+    stage = StageDir(tmp_path, "grpo")
+    stage.open()
+
+    def write(path):
+        (path / "x").write_text("x")
+
+    def best():
+        return sorted(int(path.name[5:]) for path in stage.checkpoints.path.glob("best-*"))
+
+    for step in range(1, 8):
+        if step in (1, 3, 4, 6):
+            stage.checkpoints.save_best(step, write)
+        if step in (2, 5, 7):
+            stage.checkpoints.save(step, write)
+    # checkpoints 5 and 7 are left: the best step is 4 at the one and 6 at the other
+    assert best() == [4, 6]
+    stage.checkpoints.drop_best_after(5)  # a run that goes on from 5 does step 6 again
+    assert best() == [4]
+
+
 def test_resume_takes_the_newest_checkpoint_and_the_log_goes_back_to_it(tmp_path):
     directory = stage(tmp_path)
     save(directory, 1)

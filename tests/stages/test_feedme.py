@@ -143,6 +143,13 @@ def test_rounds_stop_when_the_held_out_score_no_longer_rises(accuracies, rule, s
     assert (stop_reason(rounds(*accuracies), rule) is not None) is stops
 
 
+def test_rounds_are_compared_by_validation_figures_where_there_are_any():
+    distinct = {"distinct_answers": 1.0, "validation_distinct_answers": 5}
+    figures = [{"heldout_accuracy": h, "validation_accuracy": 0.5, **distinct} for h in (0.4, 0.6)]
+    assert "validation accuracy has not risen" in (stop_reason(figures, Stop(min_distinct=1.5)) or "")
+    assert stop_reason([*figures, {**figures[1], "validation_accuracy": 0.6}], Stop(min_distinct=1.5)) is None
+
+
 def test_rounds_stop_when_answers_become_all_alike():
     assert "1.20 distinct answers" in (stop_reason(rounds(0.4, 0.6, distinct=1.2), Stop(min_distinct=1.5)) or "")
     assert stop_reason(rounds(0.4, 0.6, distinct=1.6), Stop(min_distinct=1.5)) is None
@@ -235,6 +242,18 @@ def test_the_stop_rule_leaves_the_best_rounds_model(runs, capsys):
     assert len(metrics["random_control_rounds"]) == 1  # as many as the model that is kept went through
     assert "the model of round 1 is kept" in capsys.readouterr().out
     assert not list((runs / "small" / "feedme").glob(".model*"))
+
+
+@pytest.mark.stages
+def test_keep_best_leaves_the_model_of_the_round_with_the_best_validation_figure(runs, capsys):
+    harmful = ["feedme.trainer.learning_rate=0.3", "feedme.rounds=2", "feedme.keep=best", "feedme.filters=[dedup]"]
+    alone = ["feedme.more_sft_control=false", "feedme.random_control=false", "prompts.validation=0.1"]
+    assert command(runs, "feedme", *FEW, *harmful, *alone) == 0
+    metrics = manifest(runs, "feedme")["metrics"]
+    scores = [figures["validation_accuracy"] for figures in metrics["rounds"]]
+    assert metrics["best_round"] == scores.index(max(scores)) + 1 == 1 and len(scores) == 2
+    assert metrics["chosen_by"] == "validation_accuracy" and metrics["rounds"][0]["validation_prompts"] <= 30
+    assert metrics["heldout_accuracy"] == metrics["rounds"][0]["heldout_accuracy"]
 
 
 @pytest.mark.stages

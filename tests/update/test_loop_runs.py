@@ -1,6 +1,7 @@
 """Whole policy stages through the command line: every option for a few steps, resume, several processes, trackers."""
 
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -86,6 +87,10 @@ RESUMED = {
     ),
     "LoRA and PTX": ("grpo", [LORA, "grpo.loss.ptx_coef=0.2", "grpo.kl.coef=0.05"]),
     "a critic of its own, adaptive KL in the reward": ("ppo", ["ppo.kl={coef: 0.1, target: 0.05, horizon: 50}"]),
+    "keep: best": (
+        "grpo",
+        ["prompts.validation=0.2", "grpo.evaluate_every=1", "grpo.keep=best", "grpo.keep_by=reward"],
+    ),
     "a shared critic": ("ppo", ["ppo.critic.shared=true"]),
 }
 
@@ -116,6 +121,40 @@ def test_detail_41_a_run_killed_in_a_step_and_resumed_ends_in_the_same_bytes(tmp
     if "adaptive" in name:  # detail 20: the controller moved, and went on from where it was
         coefficients = [m["kl_coef"] for m in metrics(tmp_path / "killed", stage)]
         assert len(set(coefficients)) == 5
+
+
+# --- keep: best -------------------------------------------------------------------------------------------------------
+
+# trained towards more and more of one letter, and validated by how near its share is to a half: the best lies between
+OVERSHOOT = ["grpo.reward={letters: {kind: function, path: 'loop_kit:letters'}}",
+             "rewards={half: {kind: function, path: 'loop_kit:near_a_half'}}", "prompts.validation=0.2",
+             "evaluation={samples: 8, prompts: 8, k: 1}", "grpo.optimizer.learning_rate=3.0e-2"]  # fmt: skip
+KEEP_BEST = ["grpo.evaluate_every=2", "grpo.keep=best", "grpo.keep_by=reward"]
+
+
+def test_keep_best_saves_the_weights_of_the_step_with_the_best_validation_figure(tmp_path, model, capsys):
+    assert run_stage(tmp_path / "best", model, "grpo", *OVERSHOOT, *KEEP_BEST, "grpo.steps=15") == 0
+    rows = metrics(tmp_path / "best", "grpo")
+    passes = {row["step"]: row["validation_reward"] for row in rows if "validation_reward" in row}
+    assert list(passes) == [2, 4, 6, 8, 10, 12, 14, 15]  # the last step too, though it is no multiple
+    best = max(passes, key=lambda step: (passes[step], -step))
+    assert 2 < best < 14 and max(passes.values()) > passes[15] + 0.05
+    figures = manifest(tmp_path / "best", "grpo")["metrics"]
+    assert (figures["best_step"], figures["steps"]) == (best, 15)
+    assert figures["best_validation_reward"] == passes[best]
+    assert f"the weights of step {best} of 15 are kept" in capsys.readouterr().out
+    engines.close_generators()
+    assert run_stage(tmp_path / "short", model, "grpo", *OVERSHOOT, f"grpo.steps={best}") == 0
+    saved, alone = (tmp_path / name / "t/grpo/model/model.safetensors" for name in ("best", "short"))
+    assert saved.read_bytes() == alone.read_bytes()
+    reported, other = (manifest(tmp_path / name, "grpo")["metrics"] for name in ("best", "short"))
+    assert reported["heldout_reward"] == other["heldout_reward"]  # the generator held those weights too
+    engines.close_generators()
+    early = [*OVERSHOOT, *KEEP_BEST, "grpo.steps=15", "grpo.patience=1"]
+    assert run_stage(tmp_path / "early", model, "grpo", *early) == 0
+    falls = next(later for before, later in itertools.pairwise(passes) if passes[later] <= passes[before])
+    figures = manifest(tmp_path / "early", "grpo")["metrics"]
+    assert figures["stopped_early"] and figures["steps"] == falls < 15 and figures["best_step"] == falls - 2
 
 
 def test_asked_to_stop_while_it_samples_a_run_saves_what_the_step_began_with(tmp_path, model, monkeypatch, capsys):
