@@ -119,6 +119,10 @@ def dispatch(command: str, words: Sequence[str]) -> int:
 
         process.prepare(None)
         return gpu_check(words)
+    if command == "check":
+        from pipeline.cli.check import check
+
+        return check(words)
     if command in ("config", "schema"):
         from pipeline.cli import config_docs
 

@@ -2,6 +2,7 @@
 
     compose.py  the YAML block -> Composite: submit (in the background) or score
     parts.py    the kinds of reward part: verifier, function, learned, potential
+    graders/    graders of other tools as parts: OpenAI's JSON, TRL, verl and open-instruct files
     shaping.py  length, repetition, missing_eos, format, random: functions with TRL's signature
     learned.py  a reward model as a function with TRL's signature
     steps.py    potential-based step rewards
@@ -27,7 +28,17 @@ if not hasattr(verifiers, "ENTRY_POINTS"):  # another `verifiers` package overwr
     )
 
 from rewards.batch import Batch, Score
-from rewards.compose import MALFORMED, MONITOR, Composite, Pending, build, fields_needed, learned_models, verifiers_of
+from rewards.compose import (
+    MALFORMED,
+    MONITOR,
+    Composite,
+    Pending,
+    build,
+    fields_needed,
+    learned_models,
+    module_file,
+    verifiers_of,
+)
 from rewards.learned import learned
 from rewards.shaping import format, length, missing_eos, random, repetition
 
@@ -45,6 +56,7 @@ __all__ = [
     "learned_models",
     "length",
     "missing_eos",
+    "module_file",
     "random",
     "repetition",
     "verifier",

@@ -3,7 +3,8 @@
 rewards:
   math_answer: {weight: 1.0}                               a verifier by its name
   length: {weight: 0.5, max_tokens: 512, buffer_tokens: 64}
-  mine: {kind: function, path: my_package.rewards:brevity}  any function with TRL's signature
+  mine: {kind: function, path: my_rewards:brevity}          any function with TRL's signature
+  openai_grader: {file: grader.json}                        graders of other tools: see rewards/graders/
   reward_model: {weight: 1.0, model: runs/demo/reward_model}
 """
 
@@ -11,16 +12,20 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import inspect
 import math
+import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import verifiers
 from rewards import shaping
 from rewards.batch import Batch, Outcome, Score
+from rewards.graders import GRADER_KINDS, GraderFields, columns_needed, grader_part
 from rewards.learned import prompt_ids_of
 from rewards.parts import FunctionPart, Grading, LearnedPart, LearnedReward, Part, PotentialPart, VerifierPart
 from verifiers.deadline import DeadlinePool
@@ -32,7 +37,7 @@ SHAPING: dict[str, Callable[..., shaping.RewardFunction]] = {
     "format": shaping.format,
     "random": shaping.random,
 }
-KINDS = ("verifier", "learned", "function", "potential", *SHAPING)
+KINDS = ("verifier", "learned", "function", "potential", *GRADER_KINDS, *SHAPING)
 LEARNED_NAMES = ("reward_model", "learned")  # parts with these names are reward models by default
 Learned = Callable[[str], LearnedReward]
 
@@ -177,12 +182,14 @@ def build(
     block: Mapping[str, Mapping[str, Any] | None],
     *,
     verifier_dirs: Sequence[str | Path] = (),
+    reward_dirs: Sequence[str | Path] = (),
     learned: Learned | None = None,
     tokenizer: Any = None,
 ) -> Composite:
     """Build the composite that a `rewards:` block describes: part name -> {weight, kind, fields of that kind}.
 
     kind defaults from the name: a shaping kind of that name, `reward_model` (learned), else the verifier of that name.
+    reward_dirs: where the files of reward functions and graders are looked for, such as the directory of the YAML.
     learned: model reference -> function of (prompt ids, completion ids); the caller provides it, so that this package
     does not import torch.
     tokenizer: for a learned part called with TRL's signature, where prompts are text.
@@ -190,7 +197,7 @@ def build(
     """
     if not block:
         raise ValueError(f"rewards: name at least one part; verifiers: {', '.join(verifiers.available(verifier_dirs))}")
-    parts = [_part(name, dict(fields or {}), verifier_dirs, learned) for name, fields in block.items()]
+    parts = [_part(name, dict(fields or {}), verifier_dirs, reward_dirs, learned) for name, fields in block.items()]
     return Composite(parts, tokenizer=tokenizer)
 
 
@@ -220,16 +227,25 @@ def learned_models(block: Mapping[str, Mapping[str, Any] | None]) -> dict[str, s
 
 
 def fields_needed(
-    block: Mapping[str, Mapping[str, Any] | None], dirs: Sequence[str | Path]
+    block: Mapping[str, Mapping[str, Any] | None], dirs: Sequence[str | Path], reward_dirs: Sequence[str | Path] = ()
 ) -> dict[str, frozenset[str]]:
-    """Map verifier name -> fields its tasks must have, without those that the part's `task` or `fields` provides."""
-    return {
+    """Map the name of a verifier, or of a grader part -> fields its tasks must have, without those that the part's
+    `task` or `fields` provides."""
+    needed = {
         verifier.name: verifier.required_fields - {*(fields.get("task") or {}), *(fields.get("fields") or {})}
         for _, verifier, fields in verifiers_of(block, dirs)
     }
+    columns = {name: columns_needed(name, fields or {}, reward_dirs) for name, fields in block.items()}
+    return needed | {name: names for name, names in columns.items() if names}
 
 
-def _part(name: str, fields: dict[str, Any], dirs: Sequence[str | Path], learned: Learned | None) -> Part:
+def _part(
+    name: str,
+    fields: dict[str, Any],
+    dirs: Sequence[str | Path],
+    reward_dirs: Sequence[str | Path],
+    learned: Learned | None,
+) -> Part:
     where = f"rewards.{name}"
     kind = fields.pop("kind", None) or _default_kind(name, dirs)
     if kind not in KINDS:
@@ -242,8 +258,11 @@ def _part(name: str, fields: dict[str, Any], dirs: Sequence[str | Path], learned
     }
     if kind in SHAPING:
         return _shaping_part(where, name, SHAPING[kind], fields)
+    if kind in GRADER_KINDS:
+        return grader_part(name, kind, GraderFields(**_checked(where, GraderFields, fields, {})), reward_dirs)
     given: dict[str, Any] = {"name": name}
     given |= {"dirs": dirs} if kind == "verifier" else {}
+    given |= {"dirs": reward_dirs} if kind in ("function", "potential") else {}
     given |= {"learned": learned} if kind == "learned" else {}
     return makers[kind](**given, **_checked(where, makers[kind], fields, given))
 
@@ -293,15 +312,32 @@ def _learned_part(*, name: str, learned: Learned | None, model: str = "", weight
 
 
 def _function_part(
-    *, name: str, path: str, weight: float = 1.0, timeout_s: float = 60.0, options: dict[str, Any] | None = None
+    *,
+    name: str,
+    dirs: Sequence[str | Path],
+    path: str,
+    weight: float = 1.0,
+    timeout_s: float = 60.0,
+    options: dict[str, Any] | None = None,
 ) -> Part:
-    """path: `package.module:name`; with options, name(**options) is called once and returns the reward function."""
-    function = _imported(f"rewards.{name}.path", path)
+    """path: `module:name`, a file beside the YAML or in a directory of verifier_dirs, or an installed package.
+
+    With options, name(**options) is called once and returns the reward function.
+    """
+    function = _imported(f"rewards.{name}.path", path, dirs)
     return FunctionPart(name, weight, function(**options) if options else function, timeout_s)
 
 
-def _potential_part(*, name: str, path: str, weight: float = 1.0, gamma: float = 1.0, timeout_s: float = 30.0) -> Part:
-    return PotentialPart(name, weight, _imported(f"rewards.{name}.path", path), gamma, timeout_s)
+def _potential_part(
+    *,
+    name: str,
+    dirs: Sequence[str | Path],
+    path: str,
+    weight: float = 1.0,
+    gamma: float = 1.0,
+    timeout_s: float = 30.0,
+) -> Part:
+    return PotentialPart(name, weight, _imported(f"rewards.{name}.path", path, dirs), gamma, timeout_s)
 
 
 def _shaping_part(where: str, name: str, make: Callable[..., Any], fields: dict[str, Any]) -> Part:
@@ -309,14 +345,43 @@ def _shaping_part(where: str, name: str, make: Callable[..., Any], fields: dict[
     return FunctionPart(name, weight, make(**_checked(where, make, fields, {}, ("weight",))), timeout_s=60.0)
 
 
-def _imported(where: str, path: str) -> Callable[..., Any]:
+def _imported(where: str, path: str, dirs: Sequence[str | Path]) -> Callable[..., Any]:
     module, colon, attribute = str(path).partition(":")
     if not colon:
-        raise ValueError(f"{where}: {path!r} is not of the form package.module:name")
+        raise ValueError(f"{where}: {path!r} is not of the form module:name")
+    file = module_file(module, dirs)
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as exc:
-        raise ValueError(f"{where}: cannot import {path!r}: {exc}") from exc
+        return getattr(_module_of(file, module) if file else importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, SyntaxError) as exc:
+        looked = f"; no {module.replace('.', '/')}.py in {', '.join(map(str, dirs))}" if dirs and not file else ""
+        raise ValueError(f"{where}: cannot import {path!r}: {exc}{looked}") from exc
+
+
+def module_file(module: str, dirs: Sequence[str | Path]) -> Path | None:
+    """The file of a module in one of the directories; None: it can only be an installed one."""
+    inside = Path(*module.removesuffix(".py").split(".")).with_suffix(".py")
+    return next((path for directory in dirs if (path := Path(directory) / inside).is_file()), None)
+
+
+def _module_of(file: Path, module: str) -> ModuleType:
+    """The module in a user's file, loaded again if the file has changed. It may import files beside it."""
+    name = f"user_rewards.{module.removesuffix('.py')}"
+    known, changed = sys.modules.get(name), file.stat().st_mtime_ns
+    if known is not None and (known.__file__, known.__dict__.get("changed_ns")) == (str(file), changed):
+        return known
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    loaded.__dict__["changed_ns"] = changed
+    if str(file.parent.resolve()) not in sys.path:
+        sys.path.append(str(file.parent.resolve()))  # at the end: it shadows no installed module
+    sys.modules[name] = loaded
+    try:
+        spec.loader.exec_module(loaded)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return loaded
 
 
 def _checked(

@@ -37,6 +37,11 @@ def learned_parts(where: str, parts: Mapping[str, Any]) -> list[tuple[str, str]]
     return [(f"{where}.{part}", model) for part, model in rewards.learned_models(parts).items()]
 
 
+def reward_dirs(cfg: Config) -> list[str]:
+    """Where files of reward functions and graders are looked for: beside the YAML, then in verifier_dirs."""
+    return [os.path.dirname(cfg.path) or ".", *cfg.verifier_dirs]
+
+
 def scores_by_the_run(block: Any) -> bool:
     """Whether the stage scores samples with the run's rewards; every stage that evaluates on held-out prompts does."""
     on_pairs_alone = block.kind == "reward_model" and block.data is not None

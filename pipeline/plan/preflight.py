@@ -17,7 +17,7 @@ import verifiers
 from pipeline.config import stage_graph
 from pipeline.config.load import Config, ConfigError, nearest
 from pipeline.config.schema import KINDS, Policy, Prompts, trains_adapter
-from pipeline.config.stage_graph import references, strict_of
+from pipeline.config.stage_graph import references, reward_dirs, strict_of
 from pipeline.credit import selection
 from pipeline.data import prompts
 from pipeline.models import families
@@ -203,7 +203,7 @@ def _required(cfg: Config, names: Sequence[str]) -> dict[str, frozenset[str]]:
     """Verifier name -> fields its tasks must have, for the rewards of the run and of its stages."""
     out: dict[str, frozenset[str]] = {}
     for block in _reward_blocks(cfg, names).values():
-        out |= rewards.fields_needed(block, cfg.verifier_dirs)
+        out |= rewards.fields_needed(block, cfg.verifier_dirs, reward_dirs(cfg))
     return out
 
 
@@ -255,7 +255,9 @@ def _first_task(cfg: Config) -> dict[str, Any]:
 def _reward_mistakes(where: str, block: Mapping[str, Any], cfg: Config) -> list[str]:
     lines = faults_of(
         where,
-        lambda: rewards.build(block, verifier_dirs=cfg.verifier_dirs, learned=lambda reference: _no_reward).close(),
+        lambda: rewards.build(
+            block, verifier_dirs=cfg.verifier_dirs, reward_dirs=reward_dirs(cfg), learned=lambda reference: _no_reward
+        ).close(),
     )
     return [line.replace(f"{where}: rewards.", f"{where}.", 1) for line in lines]
 

@@ -25,6 +25,8 @@ from pipeline.run.errors import LineageError
 from pipeline.run.files import dump_json, read_jsonl, sha256_file
 from pipeline.run.manifest import manifest_sha, read_manifest, verified_manifest
 from pipeline.run.stage_dir import StageDir
+from rewards import module_file
+from rewards.graders import files_of
 from verifiers._secrets import REDACTED, SECRET_NAME, hidden
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,7 +92,9 @@ def own_files(cfg: Config, name: str) -> list[Path]:
         given = fields or {}
         asked |= set(known) if given.get("verifier") == "by_task" else {str(given.get("verifier") or part)}
         if given.get("kind", part) in ("function", "potential"):
-            found.append(_module_file(str(given.get("path", "")).partition(":")[0]))
+            module = str(given.get("path", "")).partition(":")[0]
+            found.append(module_file(module, stage_graph.reward_dirs(cfg)) or _module_file(module))
+        found += files_of(part, given, stage_graph.reward_dirs(cfg))
     found += [known[verifier] for verifier in asked if verifier in known]
     return sorted({path for path in found if path is not None and not _is_ours(path)})
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import rewards
 from pipeline.config.load import Config, ConfigError
+from pipeline.config.stage_graph import reward_dirs
 from pipeline.data import prompts
 from pipeline.data.scored_cache import load_scored, save_scored
 from pipeline.generation import engines, restarting
@@ -166,7 +167,7 @@ class Context:
 
     def _prompts(self, rows: Sequence[prompts.Row]) -> list[Prompt]:
         out = prompts.distinct_prompts(rows, self.cfg.prompts, self.tokenizer)
-        prompts.check_tasks(out, rewards.fields_needed(self.cfg.rewards, self.cfg.verifier_dirs))
+        prompts.check_tasks(out, rewards.fields_needed(self.cfg.rewards, self.cfg.verifier_dirs, reward_dirs(self.cfg)))
         return out
 
     # --- sampling and scoring -----------------------------------------------------------------------------------
@@ -197,7 +198,8 @@ class Context:
         key = dump_json(block)
         if key not in self.scorers:
             try:
-                self.scorers[key] = rewards.build(block, verifier_dirs=self.cfg.verifier_dirs, learned=self._learned)
+                self.scorers[key] = rewards.build(block, verifier_dirs=self.cfg.verifier_dirs,
+                                                  reward_dirs=reward_dirs(self.cfg), learned=self._learned)  # fmt: skip
             except ValueError as exc:
                 raise ConfigError([f"{self.cfg.path}: {exc}"]) from exc
         return self.scorers[key]

@@ -357,13 +357,13 @@ def test_step_rewards_land_on_their_tokens_weighted_and_leave_the_reward_alone()
         ({"gridworld": {"weight": float("nan")}}, "finite"),
         ({"gridworld": {"wieght": 1}}, "did you mean 'weight'"),
         ({"random": {"wieght": 1}}, "did you mean 'weight'"),
-        ({"f": {"kind": "function", "path": "no_colon"}}, "package.module:name"),
+        ({"f": {"kind": "function", "path": "no_colon"}}, "of the form module:name"),
         ({"f": {"kind": "function", "path": "no.such:thing"}}, "cannot import"),
         ({"reward_model": None}, "reward model"),
         ({}, "at least one"),
     ],
 )
-def test_a_mistake_in_the_block_is_told_with_its_mend(block: dict, message: str) -> None:
+def test_a_mistake_in_the_block_is_reported_with_its_fix(block: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(block)
 

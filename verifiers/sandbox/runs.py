@@ -224,6 +224,28 @@ def _run_program(workers: pool.Workers, blocks: list[Block], case: Case, limits:
     return passed()
 
 
+def run_script(source: str, stdin: str, *, output_bytes: int, limits: Limits = DEFAULT) -> bytes | str:
+    """What a whole Python script prints for its stdin, or why there is no output.
+
+    The output is a claim of the script and no verdict: for code that is itself trusted to report, such as a grader that
+    somebody else wrote. Raises SandboxUnavailable without isolation.
+    """
+
+    def run(workers: pool.Workers) -> bytes | str:
+        with workers("candidate") as worker, worker.sample(limits) as sample:
+            sample.give(["program", [source], [True], stdin])
+            output = _bounded_output(sample, output_bytes)
+            report = sample.end()
+        if output is None:
+            return f"printed more than {output_bytes} bytes"
+        if output[:1] == b"M":
+            return output[1:].decode("utf-8", "replace")
+        return _how_it_ended(report, limits).removesuffix(" before answering") if report.status else output[1:]
+
+    result = _try(run)
+    return result.detail if isinstance(result, Verdict) else result
+
+
 def _bounded_output(sample: RunningSample, at_most: int) -> bytes | None:
     try:
         return sample.hear_all(at_most)
