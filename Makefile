@@ -50,6 +50,7 @@ $(call needs,RUN,$(OF_RUN) diff,RUN=runs/demo)
 $(call needs,OTHER,diff,RUN=$(RUN) OTHER=runs/demo2)
 $(call needs,NAME,recipe,NAME=davinci-002)
 $(call needs,NAME,verifier,NAME=my_task)
+$(call needs,NAME,tool,NAME=my_tool)
 
 ##@ Start here
 
@@ -124,6 +125,12 @@ verifier: $(STAMP) ## start a new verifier: NAME=my_task [DIR=my_verifiers]
 check-verifiers: $(STAMP) ## hold every verifier against its examples and the hostile set; NAME=one [DIR=my_verifiers]
 	$(PY) -m verifiers check $(NAME) $(if $(DIR),--dir $(DIR))
 
+tool: $(STAMP) ## start a new tool for agents: NAME=my_tool [DIR=my_tools]
+	$(PY) -m verifiers tool new $(NAME) $(if $(DIR),--dir $(DIR))
+
+check-tools: $(STAMP) ## hold every tool against its examples and hostile calls; NAME=one [DIR=my_tools]
+	$(PY) -m verifiers tool check $(NAME) $(if $(DIR),--dir $(DIR))
+
 ##@ Measure
 
 bench: $(STAMP) ## side-by-side measurements against stock TRL and bare vLLM; NAME=step for one
@@ -173,4 +180,4 @@ $(STAMP): $(wildcard requirements/*.txt) requirements/install.py pyproject.toml 
 	@$(PY) requirements/install.py $(addprefix --flavour=,$(FLAVOUR))
 
 .PHONY: demo demo-real test test-long check help $(OF_CONFIG) $(OF_RUN) recipe diff \
-  verifier check-verifiers bench gpu-check chaos install doctor fmt lint types lock clean
+  verifier check-verifiers tool check-tools bench gpu-check chaos install doctor fmt lint types lock clean

@@ -1,7 +1,7 @@
-"""python -m verifiers grade | golds | check | new | list: verifiers without any model, on the command line.
+"""python -m verifiers grade | golds | check | new | list | tool: verifiers and tools without any model.
 
-Exit codes: 0 done; 2 a mistake in the input (one line on stderr), a gold that no answer can meet, or a verifier that
-does not pass the kit.
+Exit codes: 0 done; 2 a mistake in the input (one line on stderr), a gold that no answer can meet, or a verifier or tool
+that does not pass the kit.
 """
 
 from __future__ import annotations
@@ -37,6 +37,11 @@ def parser() -> argparse.ArgumentParser:
     new.add_argument("name")
     new.add_argument("--dir", default="my_verifiers", metavar="D")
 
+    tool = commands.add_parser("tool", help="tools for agents: new NAME, check [NAME ...], list")
+    tool.add_argument("action", choices=("new", "check", "list"))
+    tool.add_argument("names", nargs="*", metavar="NAME")
+    tool.add_argument("--dir", action="append", default=[], metavar="D", help="a directory with your own tools")
+
     commands.add_parser("list", parents=[shared], help="the verifiers and their task fields")
     return top
 
@@ -64,11 +69,34 @@ def run(args: argparse.Namespace) -> int:
         path = write(args.name, args.dir)
         print(f"{path}: passes `python -m verifiers check {args.name} --dir {args.dir}`; make it yours")
         return 0
+    if args.command == "tool":
+        return run_tool(args.action, args.names, args.dir)
     for name in sorted(verifiers.available(args.dir)):
         verifier = verifiers.load(name, args.dir)
         optional = sorted(verifier.fields - verifier.required_fields)
         fields = ", ".join([*sorted(verifier.required_fields), *(f"[{field}]" for field in optional)])
         print(f"{name}: {(verifier.module.__doc__ or '').strip().splitlines()[0]}\n    {fields}")
+    return 0
+
+
+def run_tool(action: str, names: list[str], dirs: list[str]) -> int:
+    from verifiers import tools
+
+    if action == "new":
+        from verifiers.tools._new_tool import write
+
+        if len(names) != 1:
+            raise ValueError("tool new: give one name, as in: python -m verifiers tool new unit_price")
+        directory = dirs[0] if dirs else "my_tools"
+        path = write(names[0], directory)
+        print(f"{path}: passes `python -m verifiers tool check {names[0]} --dir {directory}`; make it yours")
+        return 0
+    if action == "check":
+        from verifiers.tools._conformance import check_all
+
+        return check_all(names or sorted(tools.available(dirs)), dirs)
+    for name in names or sorted(tools.available(dirs)):
+        print(f"{name}: {((tools.load(name, dirs).module.__doc__ or '').strip() or '?').splitlines()[0]}")
     return 0
 
 

@@ -39,7 +39,7 @@ def _authorize(action: int, first: str | None, second: str | None, *_: Any) -> i
 
 
 def rows_of(request: dict[str, str]) -> dict[str, Any]:
-    """{"schema": SQL script, "query": one SELECT} -> {"columns": n, "rows": [...]} or {"refused": why}.
+    """{"schema": SQL script, "query": one SELECT} -> {"columns": n, "names": [...], "rows": [...]} or {"refused": why}.
 
     The script is the task's, and trusted; an error in it is raised. An error of the query is an answer.
     """
@@ -66,7 +66,8 @@ def rows_of(request: dict[str, str]) -> dict[str, Any]:
             return {"refused": "not a query"}
         if len(rows) > MAX_ROWS:
             return {"refused": f"more than {MAX_ROWS} rows"}
-        return {"columns": len(cursor.description), "rows": [[_plain(cell) for cell in row] for row in rows]}
+        names = [column[0] for column in cursor.description]
+        return {"columns": len(names), "names": names, "rows": [[_plain(cell) for cell in row] for row in rows]}
     finally:
         connection.close()
 

@@ -35,17 +35,16 @@ def unavailable() -> str | None:
 def verify(completion: str, task: Task) -> Verdict:
     """Raises ValueError if the task cannot be run, SandboxUnavailable without bubblewrap."""
     files, checks = task["files"], task["checks"]
-    _validate(files, checks)
-    wanted = [_wanted(check, files) for check in checks]
+    validate(files, checks)
+    wanted = [wanted_file(check, files) for check in checks]
     paths = [w for w in wanted if w is not None]
-    stdout_bytes = max((len(_bytes(c["stdout_equals"])) + 1 for c in checks if "stdout_equals" in c), default=0)
     limits = limits_for(task.get("timeout_s"))
-    run = run_shell(completion, files, paths, stdout_bytes=stdout_bytes, limits=limits)
+    run = run_shell(completion, files, paths, stdout_bytes=stdout_bytes(checks), limits=limits)
     if isinstance(run, Verdict):
         return run
     found = iter(run.found)
     for number, (check, want) in enumerate(zip(checks, wanted, strict=True), 1):
-        problem = _problem(check, files, run, next(found) if want is not None else None)
+        problem = problem_of(check, files, run, next(found) if want is not None else None)
         if problem:
             return failed(f"check {number} of {len(checks)}: {problem}")
     return passed(f"{len(checks)} checks")
@@ -56,7 +55,12 @@ def verify_batch(completions: Sequence[str], tasks: Sequence[Task]) -> list[Verd
     return sandbox.verify_rows(verify, completions, tasks)
 
 
-def _validate(files: Mapping[str, str], checks: Sequence[Check]) -> None:
+def stdout_bytes(checks: Sequence[Check]) -> int:
+    """Number of bytes of stdout that are enough for the checks."""
+    return max((len(_bytes(c["stdout_equals"])) + 1 for c in checks if "stdout_equals" in c), default=0)
+
+
+def validate(files: Mapping[str, str], checks: Sequence[Check]) -> None:
     """Raises ValueError for checks that are unknown or empty, and for paths that leave the directory."""
     if not checks:
         raise ValueError("the task has no checks: every completion would pass")
@@ -76,7 +80,7 @@ def _path(check: Check) -> str | None:
     return next((check[key] for key in ("file", "unchanged", "absent") if key in check), None)
 
 
-def _wanted(check: Check, files: Mapping[str, str]) -> tuple[str, int] | None:
+def wanted_file(check: Check, files: Mapping[str, str]) -> tuple[str, int] | None:
     """The path to read and the number of bytes that are enough to check it."""
     path = _path(check)
     if path is None:
@@ -85,7 +89,7 @@ def _wanted(check: Check, files: Mapping[str, str]) -> tuple[str, int] | None:
     return path, len(_bytes(expected)) + _SPARE_OUTPUT
 
 
-def _problem(check: Check, files: Mapping[str, str], run: ScriptRun, found: Found | None) -> str:
+def problem_of(check: Check, files: Mapping[str, str], run: ScriptRun, found: Found | None) -> str:
     """Description of the failure; empty if the check holds."""
     if "exit_code" in check:
         return "" if run.exit_code == check["exit_code"] else f"exit code {run.exit_code}, not {check['exit_code']}"

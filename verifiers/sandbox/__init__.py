@@ -5,7 +5,7 @@ by bubblewrap (isolation.py), that forks one process per sample (guest/zygote.py
 (guest/lockdown.py, guest/seccomp.py) before it reads the code to run. Its results are untrusted claims: they are
 compared with the expected values in the trusted process (plan.py) or by a judge in a second sandbox
 (guest/judge_process.py). No verdict is computed in a process that runs the code of a completion. Each shell script gets
-its own pid and mount namespaces (guest/shell.py); the files it leaves are read only after all its processes are dead.
+its own pid and mount namespaces (guest/script.py); the files it leaves are read only after all its processes are dead.
 
 Covered, each by a test that attacks it:
 - verdicts: exits, prints, writes to every descriptor, patched builtins, objects equal to everything, hostile bytes

@@ -87,13 +87,15 @@ def check_function(
     if not any(block.strip() for block in blocks):
         return malformed("no code")
     if how.calls is not None:
-        verdict = _try(partial(_call, blocks=blocks, how=how, limits=limits))
+        verdict = decided(partial(_call, blocks=blocks, how=how, limits=limits))
         if verdict is not None:
             return verdict
-    return _try(partial(_judge, blocks=blocks, how=how, limits=limits))
+    return decided(partial(_judge, blocks=blocks, how=how, limits=limits))
 
 
-def _try(run: Callable[[pool.Workers], T]) -> T | Verdict:
+def decided(run: Callable[[pool.Workers], T]) -> T | Verdict:
+    """The result of run(workers), called again if the sandbox failed; a Verdict if the sample or the sandbox is at
+    fault twice."""
     try:
         return pool.attempt(run, lambda doubtful: failed(str(doubtful)))
     except TooBusy as exc:
@@ -115,7 +117,7 @@ def _call(workers: pool.Workers, blocks: list[str], how: TestPlan, limits: Limit
             return None
         report = sample.end(answered=reply is not None)
     if reply is None:
-        return failed(_how_it_ended(report, limits))
+        return failed(how_it_ended(report, limits))
     return _compare(reply, how)
 
 
@@ -162,13 +164,13 @@ def _judge(workers: pool.Workers, blocks: list[str], how: TestPlan, limits: Limi
         if code_report.late and court_report.wanted_cpu:  # the code waited for tests that did not get enough CPU time
             raise TooBusy("the machine is too busy: the tests took longer than the code may wait")
     if reply is None:
-        return failed(f"the tests did not finish: {_how_it_ended(court_report, patient)}")
+        return failed(f"the tests did not finish: {how_it_ended(court_report, patient)}")
     if status == "fail" and code_report.status:
-        detail = f"{detail} ({_how_it_ended(code_report, limits)})"
+        detail = f"{detail} ({how_it_ended(code_report, limits)})"
     return {"pass": passed, "malformed": malformed, "error": broken}.get(status, failed)(detail)
 
 
-def _how_it_ended(report: SampleReport, limits: Limits) -> str:
+def how_it_ended(report: SampleReport, limits: Limits) -> str:
     if report.late:
         return f"killed at its deadline of {limits.wall_s:g} s after {report.cpu_s:.1f} s of CPU"
     if report.status in (-signal.SIGKILL, -signal.SIGXCPU):
@@ -200,7 +202,7 @@ def check_program(completion: str, cases: Sequence[Case], *, limits: Limits = DE
     if not any(block.text.strip() for block in blocks):
         return malformed("no code")
     for number, case in enumerate(cases, 1):
-        verdict = _try(partial(_run_program, blocks=blocks, case=case, limits=limits))
+        verdict = decided(partial(_run_program, blocks=blocks, case=case, limits=limits))
         if verdict.status != "pass":
             return replace(verdict, detail=f"case {number} of {len(cases)}: {verdict.detail}")
     return passed(f"{len(cases)} cases")
@@ -218,7 +220,7 @@ def _run_program(workers: pool.Workers, blocks: list[Block], case: Case, limits:
     if output[:1] == b"M":
         return malformed(output[1:].decode("utf-8", "replace"))
     if report.status:
-        return failed(_how_it_ended(report, limits).removesuffix(" before answering"))
+        return failed(how_it_ended(report, limits).removesuffix(" before answering"))
     if _trimmed(output[1:]) != _trimmed(wanted):
         return failed("printed something else")
     return passed()
@@ -287,11 +289,18 @@ def run_shell(
     Returns a Verdict if that already decides: malformed, out of time, or the sandbox failed.
     Raises SandboxUnavailable without bubblewrap.
     """
-    if pool.isolation().kind != "bwrap":
-        raise SandboxUnavailable(_NO_SHELL)
     script = shell_script(completion)
     if script is None or len(completion) > MAX_CHARS:
         return malformed("no shell script" if script is None else f"longer than {MAX_CHARS} characters")
+    return run_script(script, files, wanted, stdout_bytes=stdout_bytes, limits=limits)
+
+
+def run_script(
+    script: str, files: Mapping[str, str], wanted: Sequence[tuple[str, int]], *, stdout_bytes: int, limits: Limits
+) -> ScriptRun | Verdict:
+    """The same for a script that is given as it is."""
+    if pool.isolation().kind != "bwrap":
+        raise SandboxUnavailable(_NO_SHELL)
 
     def run(workers: pool.Workers) -> ScriptRun | Verdict:
         with workers("shell") as worker, worker.sample(limits) as sample:
@@ -299,7 +308,7 @@ def run_shell(
             reply = sample.hear((1 << 16) + 2 * (stdout_bytes + sum(w[1] for w in wanted)))
             report = sample.end(answered=reply is not None)
         if reply is None:
-            return failed(_how_it_ended(report, limits))
+            return failed(how_it_ended(report, limits))
         kind, *rest = json.loads(reply)  # from pid 1 of the sandbox, which scripts cannot control
         if kind != "ran":
             raise InfrastructureError(f"the shell did not start: {rest}")
@@ -307,4 +316,4 @@ def run_shell(
         contents = (Found(kind, bytes.fromhex(more[0]) if kind == "file" else b"") for kind, *more in found)
         return ScriptRun(code, bytes.fromhex(stdout), tuple(contents))
 
-    return _try(run)
+    return decided(run)

@@ -26,7 +26,7 @@ import threading
 import time
 from typing import NoReturn
 
-from . import candidate, judge_process, lockdown, seccomp, shell, syscalls, wire
+from . import candidate, cells, judge_process, lockdown, script, seccomp, syscalls, wire
 from .wire import BUSY_SHARE, EXTENDED, EXTENSIONS, HEADER, KILL, NOT_READY, READY, REPORT, UP
 
 # the modules that completions import most often; imported once here, at no cost for the forks
@@ -108,12 +108,12 @@ class Zygote:
             keep=PEER_FD if is_shell else PEER_FD + 1,
         )
         self.clone_number = syscalls.numbers(platform.machine())["clone"]
-        self.fork_flags = signal.SIGCHLD | (shell.NEW_NAMESPACES if is_shell else 0)
+        self.fork_flags = signal.SIGCHLD | (script.NEW_NAMESPACES if is_shell else 0)
 
     def prepare(self) -> None:
         if self.confinement == "namespaces":
             if not self.is_shell:
-                shell.mount_scratch(self.libc, megabytes=lockdown.Limits().file_mb)
+                script.mount_scratch(self.libc, megabytes=lockdown.Limits().file_mb)
         else:
             self._clean()
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C must reach only the user's program
@@ -233,6 +233,8 @@ class Zygote:
             candidate.run_calls(channel, *job)
         elif kind == "serve":
             candidate.serve(channel, *job)
+        elif kind == "cells":
+            cells.run_cells(channel, *job)
         elif kind == "program":
             return candidate.run_program(channel, *job)
         elif kind == "judge":
@@ -243,13 +245,13 @@ class Zygote:
     def _shell_sample(self, channel: wire.Channel, limits: lockdown.Limits) -> int:
         os.close(PEER_FD)
         try:
-            shell.enter(self.libc, limits, os.getuid() if self.uid is None else self.uid)
+            script.enter(self.libc, limits, os.getuid() if self.uid is None else self.uid)
         except OSError as exc:
             channel.write(NOT_READY + str(exc).encode())
             return 1
         channel.write(READY)
         job = wire.load_job(channel.receive(candidate.JOB_BYTES))
-        shell.run_script(channel, limits, lambda: self._fork(signal.SIGCHLD), self.lock_down.apply, job)
+        script.run_script(channel, limits, lambda: self._fork(signal.SIGCHLD), self.lock_down.apply, job)
         return 0
 
     def _clean(self) -> None:
@@ -258,7 +260,7 @@ class Zygote:
             if not self.is_shell and (os.listdir("/tmp") or stat.S_IMODE(os.stat("/tmp").st_mode) != 0o1777):
                 if self.libc.umount2(b"/tmp", _MNT_DETACH):
                     raise OSError(ctypes.get_errno(), "cannot unmount the scratch place")
-                shell.mount_scratch(self.libc, megabytes=lockdown.Limits().file_mb)
+                script.mount_scratch(self.libc, megabytes=lockdown.Limits().file_mb)
         else:
             _remove_tree(self.scratch)
             os.mkdir(self.scratch, 0o700)
