@@ -45,7 +45,7 @@ def test_the_tree_breaks_no_arrow() -> None:
 
 
 # names of a contract, so each file that keeps it has its own: a verifier's task, the environment it may play
-CONTRACTS = {"Task", "Environment"}
+CONTRACTS = {"Task", "Environment", "Session"}
 
 
 def test_no_module_name_and_no_public_class_name_stands_twice() -> None:

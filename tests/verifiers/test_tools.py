@@ -178,7 +178,7 @@ def test_a_scaffolded_tool_conforms_and_is_found(tmp_path: Path) -> None:
 
 
 FAULTY = '''
-from verifiers.tools import Example
+from verifiers.tools import ToolExample
 COUNT = [0]
 def faulty(text: str, n) -> str:
     """Says something.
@@ -188,7 +188,7 @@ def faulty(text: str, n) -> str:
     """
     COUNT[0] += 1
     return str(COUNT[0])
-EXAMPLES = (Example("right", [{"text": "a", "n": 1}], "1"), Example("mistake", [{"text": "b", "n": 1}], "no"))
+EXAMPLES = (ToolExample("right", [{"text": "a", "n": 1}], "1"), ToolExample("mistake", [{"text": "b", "n": 1}], "no"))
 '''
 
 

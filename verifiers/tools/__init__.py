@@ -21,7 +21,7 @@ or, if it keeps state between the calls of an episode, a class `Session` whose p
 This is also the contract of TRL's `environment_factory`: such a class runs unchanged. The type hints and the docstring
 become the schema that the model reads. A file also defines
 
-    EXAMPLES = (Example(...), ...)       calls and what they return, checked by the conformance kit
+    EXAMPLES = (ToolExample(...), ...)       calls and what they return, checked by the conformance kit
 
 A mistake in a call raises ToolError, whose text the model reads. Any other exception is also shown to the model, as
 `TypeError: ...`; ToolBroken says that the tool itself failed, which ends the episode without a score.
@@ -52,7 +52,7 @@ class ToolBroken(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class ToolExample:
     """One row of a tool's own evidence.
 
     kind: `right` returns exactly `output`; `mistake` raises a ToolError that contains `output`; `hostile` may do
@@ -257,4 +257,4 @@ def import_path(path: Path) -> ModuleType:
     return module
 
 
-__all__ = ["Example", "Tool", "ToolBroken", "ToolError", "Toolbox", "as_text", "available", "load", "load_class"]
+__all__ = ["Tool", "ToolBroken", "ToolError", "ToolExample", "Toolbox", "as_text", "available", "load", "load_class"]

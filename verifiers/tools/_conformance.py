@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from verifiers.tools import Example, Tool, Toolbox, ToolBroken, ToolError, load
+from verifiers.tools import Tool, Toolbox, ToolBroken, ToolError, ToolExample, load
 
 DEADLINE_S = 1.0
 OUTPUT_CHARS = 1_000_000
@@ -26,7 +26,7 @@ HOSTILE = ("", "\x00", "\ud800", "\x1b[2J", "‮⁦​", "../../etc/passwd", "$(
 
 def check(tool: Tool) -> list[str]:
     """Faults of the tool, one line each."""
-    examples: Sequence[Example] = tuple(getattr(tool.module, "EXAMPLES", ()))
+    examples: Sequence[ToolExample] = tuple(getattr(tool.module, "EXAMPLES", ()))
     faults = [f"EXAMPLES has no {kind} one" for kind in ("right", "mistake", "hostile")
               if kind not in {e.kind for e in examples}]  # fmt: skip
     deadline_s = float(getattr(tool.module, "DEADLINE_S", DEADLINE_S))
@@ -58,7 +58,7 @@ def schema_faults(name: str, function: Any) -> list[str]:
     return faults
 
 
-def outcome_of(tool: Tool, example: Example, deadline_s: float) -> tuple[str, str, float]:
+def outcome_of(tool: Tool, example: ToolExample, deadline_s: float) -> tuple[str, str, float]:
     """(`right`, `mistake`, `broken` or the exception's name; text; seconds of the slowest call) of the last call."""
     box = Toolbox([(tool, example.settings)])
     outcome, slowest = ("right", ""), 0.0
@@ -81,7 +81,7 @@ def outcome_of(tool: Tool, example: Example, deadline_s: float) -> tuple[str, st
     return *outcome, slowest
 
 
-def _wrong(example: Example, outcome: tuple[str, str, float], deadline_s: float) -> list[str]:
+def _wrong(example: ToolExample, outcome: tuple[str, str, float], deadline_s: float) -> list[str]:
     kind, text, seconds = outcome
     faults = []
     if seconds > deadline_s:
@@ -98,7 +98,7 @@ def _wrong(example: Example, outcome: tuple[str, str, float], deadline_s: float)
     return faults
 
 
-def _hostile_faults(tool: Tool, examples: Sequence[Example], deadline_s: float) -> list[str]:
+def _hostile_faults(tool: Tool, examples: Sequence[ToolExample], deadline_s: float) -> list[str]:
     """Calls of wrong shape, and hostile text in place of every text argument of the first right example."""
     right = next((e for e in examples if e.kind == "right"), None)
     if right is None:
@@ -109,13 +109,13 @@ def _hostile_faults(tool: Tool, examples: Sequence[Example], deadline_s: float) 
     shapes: list[Any] = [None, [], "text", {**call, "no_such_argument": 1}, *([{}] if call else [])]
     for arguments in shapes:
         kind, text, _ = outcome_of(
-            tool, Example("mistake", [(name, arguments)], "", right.task, right.settings), deadline_s
+            tool, ToolExample("mistake", [(name, arguments)], "", right.task, right.settings), deadline_s
         )
         if kind != "mistake":
             faults.append(f"{kind}: {text[:80]!r} for the arguments {arguments!r}, which do not fit")
     texts = [key for key, value in call.items() if isinstance(value, str)]
     for hostile in HOSTILE if texts else ():
-        example = Example(
+        example = ToolExample(
             "hostile", [(name, {**call, **dict.fromkeys(texts, hostile)})], "", right.task, right.settings
         )
         kind, text, seconds = outcome_of(tool, example, deadline_s)
@@ -125,7 +125,7 @@ def _hostile_faults(tool: Tool, examples: Sequence[Example], deadline_s: float) 
     return faults
 
 
-def shown(example: Example) -> str:
+def shown(example: ToolExample) -> str:
     text = ascii(list(example.calls))
     return f"{example.kind} {text if len(text) <= 100 else text[:97] + '...'}"
 

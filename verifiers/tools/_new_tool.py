@@ -11,7 +11,7 @@ TEMPLATE = '''"""{name}: counts the words of a text."""
 
 from __future__ import annotations
 
-from verifiers.tools import Example, ToolError
+from verifiers.tools import ToolExample, ToolError
 
 
 def {name}(text: str) -> str:
@@ -30,9 +30,9 @@ def {name}(text: str) -> str:
 
 
 EXAMPLES = (
-    Example("right", [{{"text": "one two three"}}], "3"),
-    Example("mistake", [{{"text": "   "}}], "no words"),
-    Example("hostile", [{{"text": "word " * 10_000}}]),
+    ToolExample("right", [{{"text": "one two three"}}], "3"),
+    ToolExample("mistake", [{{"text": "   "}}], "no words"),
+    ToolExample("hostile", [{{"text": "word " * 10_000}}]),
 )
 '''
 

@@ -7,7 +7,7 @@ import math
 from decimal import Context, Decimal
 from fractions import Fraction
 
-from verifiers.tools import Example, ToolError
+from verifiers.tools import ToolError, ToolExample
 
 MAX_CHARS = 500
 MAX_BITS = 4096  # of a numerator or denominator
@@ -94,20 +94,20 @@ def shown(value: Fraction) -> str:
 
 
 EXAMPLES = (
-    Example("right", [{"expression": "(3 + 4) * 12"}], "84"),
-    Example("right", [{"expression": "0.1 + 0.2"}], "0.3"),
-    Example("right", [{"expression": "7 / 2"}], "3.5"),
-    Example("right", [{"expression": "2 / 3"}], "0.666666666667"),
-    Example("right", [{"expression": "-2 ** 2"}], "-4"),
-    Example("right", [{"expression": "7 // -2"}], "-4"),
-    Example("right", [{"expression": "2 ** 200"}], "1606938044258990275541962092341162602522202993782792835301376"),
-    Example("mistake", [{"expression": "1 / 0"}], "division by zero"),
-    Example("mistake", [{"expression": "2 ^ 3"}], "**"),
-    Example("mistake", [{"expression": "two + 2"}], "only numbers"),
-    Example("mistake", [{"expression": "3 +"}], "not an arithmetic expression"),
-    Example("hostile", [{"expression": "9 ** 9 ** 9 ** 9"}]),
-    Example("hostile", [{"expression": "1e400"}]),
-    Example("hostile", [{"expression": "(" * 400 + "1"}]),
-    Example("hostile", [{"expression": "-" * 400 + "1"}]),
-    Example("hostile", [{"expression": "__import__('os').getcwd()"}]),
+    ToolExample("right", [{"expression": "(3 + 4) * 12"}], "84"),
+    ToolExample("right", [{"expression": "0.1 + 0.2"}], "0.3"),
+    ToolExample("right", [{"expression": "7 / 2"}], "3.5"),
+    ToolExample("right", [{"expression": "2 / 3"}], "0.666666666667"),
+    ToolExample("right", [{"expression": "-2 ** 2"}], "-4"),
+    ToolExample("right", [{"expression": "7 // -2"}], "-4"),
+    ToolExample("right", [{"expression": "2 ** 200"}], "1606938044258990275541962092341162602522202993782792835301376"),
+    ToolExample("mistake", [{"expression": "1 / 0"}], "division by zero"),
+    ToolExample("mistake", [{"expression": "2 ^ 3"}], "**"),
+    ToolExample("mistake", [{"expression": "two + 2"}], "only numbers"),
+    ToolExample("mistake", [{"expression": "3 +"}], "not an arithmetic expression"),
+    ToolExample("hostile", [{"expression": "9 ** 9 ** 9 ** 9"}]),
+    ToolExample("hostile", [{"expression": "1e400"}]),
+    ToolExample("hostile", [{"expression": "(" * 400 + "1"}]),
+    ToolExample("hostile", [{"expression": "-" * 400 + "1"}]),
+    ToolExample("hostile", [{"expression": "__import__('os').getcwd()"}]),
 )

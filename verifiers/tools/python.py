@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from verifiers import sandbox
 from verifiers.sandbox.session import MAX_CODE_CHARS, CallRun, run_python
-from verifiers.tools import Example, ToolBroken, ToolError
+from verifiers.tools import ToolBroken, ToolError, ToolExample
 
 DEADLINE_S = sandbox.DEADLINE_S
 
@@ -54,22 +54,24 @@ def output_of(ran: CallRun) -> str:
 
 _KEPT = [{"code": "import math\nx = 20"}, {"code": "def f(n):\n    return n + x"}, {"code": "f(22)"}]
 EXAMPLES = (
-    Example("right", [{"code": "print(6 * 7)"}], "42"),
-    Example("right", [{"code": "2 ** 10"}], "1024"),
-    Example("right", _KEPT, "42"),
-    Example("right", [{"code": "open('a.txt', 'w').write('hi')"}, {"code": "open('a.txt').read()"}], "'hi'"),
-    Example("right", [{"code": "x = 1\nx / 0"}], "ZeroDivisionError: division by zero (line 2)"),
-    Example("right", [{"code": "x = 1\nx / 0"}, {"code": "x"}], "1"),
-    Example(
+    ToolExample("right", [{"code": "print(6 * 7)"}], "42"),
+    ToolExample("right", [{"code": "2 ** 10"}], "1024"),
+    ToolExample("right", _KEPT, "42"),
+    ToolExample("right", [{"code": "open('a.txt', 'w').write('hi')"}, {"code": "open('a.txt').read()"}], "'hi'"),
+    ToolExample("right", [{"code": "x = 1\nx / 0"}], "ZeroDivisionError: division by zero (line 2)"),
+    ToolExample("right", [{"code": "x = 1\nx / 0"}, {"code": "x"}], "1"),
+    ToolExample(
         "right", [{"code": "print('a' * 50)"}], "aaaaaaaaaa\n[41 more characters]", settings={"max_output_chars": 10}
     ),
-    Example("right", [{"code": "for i in range(3"}], "SyntaxError: '(' was never closed (line 1)"),
-    Example("right", [{"code": "x = 5"}, {"code": "while True: pass"}, {"code": "x"}], "5", settings={"timeout_s": 1}),
-    Example("right", [{"code": "input()"}], "EOFError: EOF when reading a line (line 1)"),
-    Example("mistake", [{"code": "import os\nos._exit(0)"}], "was stopped"),
-    Example("mistake", [{"code": "while True: pass"}], "used up its 1 s of CPU", settings={"timeout_s": 1}),
-    Example("hostile", [{"code": "print('x' * 10**8)"}]),
-    Example("hostile", [{"code": "x = []\nwhile True: x.append(' ' * 10**6)"}], settings={"memory_mb": 256}),
-    Example("hostile", [{"code": "open('/etc/passwd').read()"}]),
-    Example("hostile", [{"code": "import socket\nsocket.create_connection(('127.0.0.1', 80), timeout=1)"}]),
+    ToolExample("right", [{"code": "for i in range(3"}], "SyntaxError: '(' was never closed (line 1)"),
+    ToolExample(
+        "right", [{"code": "x = 5"}, {"code": "while True: pass"}, {"code": "x"}], "5", settings={"timeout_s": 1}
+    ),
+    ToolExample("right", [{"code": "input()"}], "EOFError: EOF when reading a line (line 1)"),
+    ToolExample("mistake", [{"code": "import os\nos._exit(0)"}], "was stopped"),
+    ToolExample("mistake", [{"code": "while True: pass"}], "used up its 1 s of CPU", settings={"timeout_s": 1}),
+    ToolExample("hostile", [{"code": "print('x' * 10**8)"}]),
+    ToolExample("hostile", [{"code": "x = []\nwhile True: x.append(' ' * 10**6)"}], settings={"memory_mb": 256}),
+    ToolExample("hostile", [{"code": "open('/etc/passwd').read()"}]),
+    ToolExample("hostile", [{"code": "import socket\nsocket.create_connection(('127.0.0.1', 80), timeout=1)"}]),
 )

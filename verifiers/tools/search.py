@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from verifiers.tools import Example, ToolError
+from verifiers.tools import ToolError, ToolExample
 
 K1, B = 1.2, 0.75
 MAX_QUERY_WORDS = 100
@@ -98,10 +98,10 @@ _DOCUMENTS = {
     "documents": ["The cat sat on the mat.", "Dogs chase cats.", "A bicycle has two wheels.", "The mat is red."]
 }
 EXAMPLES = (
-    Example("right", [{"query": "wheels of a bicycle"}], "[1] A bicycle has two wheels.", _DOCUMENTS),
-    Example("right", [{"query": "red MAT"}], "[1] The mat is red.", _DOCUMENTS, {"count": 1}),
-    Example("right", [{"query": "zebra"}], "(no passage contains any of these words)", _DOCUMENTS),
-    Example("right", [{"query": "cats"}], "[1] Dogs", _DOCUMENTS, {"max_passage_chars": 4}),
-    Example("mistake", [{"query": "?!"}], "no word", _DOCUMENTS),
-    Example("hostile", [{"query": "mat " * 100_000}], "", _DOCUMENTS),
+    ToolExample("right", [{"query": "wheels of a bicycle"}], "[1] A bicycle has two wheels.", _DOCUMENTS),
+    ToolExample("right", [{"query": "red MAT"}], "[1] The mat is red.", _DOCUMENTS, {"count": 1}),
+    ToolExample("right", [{"query": "zebra"}], "(no passage contains any of these words)", _DOCUMENTS),
+    ToolExample("right", [{"query": "cats"}], "[1] Dogs", _DOCUMENTS, {"max_passage_chars": 4}),
+    ToolExample("mistake", [{"query": "?!"}], "no word", _DOCUMENTS),
+    ToolExample("hostile", [{"query": "mat " * 100_000}], "", _DOCUMENTS),
 )

@@ -11,7 +11,7 @@ from typing import Any
 
 from verifiers import sandbox, shell_task
 from verifiers.sandbox.session import MAX_CODE_CHARS, run_shell_call
-from verifiers.tools import Example, ToolBroken, ToolError
+from verifiers.tools import ToolBroken, ToolError, ToolExample
 from verifiers.tools.python import output_of
 
 DEADLINE_S = sandbox.DEADLINE_S
@@ -80,19 +80,19 @@ class Session:
 
 _FILES = {"files": {"a.txt": "one\n", "b/c.txt": "two\n"}}
 EXAMPLES = (
-    Example("right", [{"command": "cat a.txt b/c.txt"}], "one\ntwo", task=_FILES),
-    Example("right", [{"command": "echo 1 > x; mkdir d"}, {"command": "cat x; ls -d d"}], "1\nd"),
-    Example("right", [{"command": "true"}], "(no output)"),
-    Example("right", [{"command": "cat missing"}], "cat: missing: No such file or directory\n[exit code 1]"),
-    Example("right", [{"command": "echo a; exit 3"}], "a\n[exit code 3]"),
-    Example("right", [{"command": "exit 3"}, {"command": "echo b"}], "b"),
-    Example("right", [{"command": "printf '%s' '```' \"it's\""}], "```it's"),
-    Example("right", [{"command": "touch kept"}, {"command": "touch lost; sleep 60"}, {"command": "ls"}], "kept",
+    ToolExample("right", [{"command": "cat a.txt b/c.txt"}], "one\ntwo", task=_FILES),
+    ToolExample("right", [{"command": "echo 1 > x; mkdir d"}, {"command": "cat x; ls -d d"}], "1\nd"),
+    ToolExample("right", [{"command": "true"}], "(no output)"),
+    ToolExample("right", [{"command": "cat missing"}], "cat: missing: No such file or directory\n[exit code 1]"),
+    ToolExample("right", [{"command": "echo a; exit 3"}], "a\n[exit code 3]"),
+    ToolExample("right", [{"command": "exit 3"}, {"command": "echo b"}], "b"),
+    ToolExample("right", [{"command": "printf '%s' '```' \"it's\""}], "```it's"),
+    ToolExample("right", [{"command": "touch kept"}, {"command": "touch lost; sleep 60"}, {"command": "ls"}], "kept",
             settings={"timeout_s": 0.5}),
-    Example("mistake", [{"command": "sleep 60"}], "was stopped", settings={"timeout_s": 0.5}),
-    Example("mistake", [{"command": "echo \0"}], "NUL"),
-    Example("hostile", [{"command": "yes"}], settings={"timeout_s": 0.5}),
-    Example("hostile", [{"command": "cat /etc/shadow; ls /home /root; echo x > /etc/x"}]),
-    Example("hostile", [{"command": "kill -9 -1"}]),
-    Example("hostile", [{"command": "for i in $(seq 100); do sleep 9 & done; wait"}], settings={"timeout_s": 0.5}),
+    ToolExample("mistake", [{"command": "sleep 60"}], "was stopped", settings={"timeout_s": 0.5}),
+    ToolExample("mistake", [{"command": "echo \0"}], "NUL"),
+    ToolExample("hostile", [{"command": "yes"}], settings={"timeout_s": 0.5}),
+    ToolExample("hostile", [{"command": "cat /etc/shadow; ls /home /root; echo x > /etc/x"}]),
+    ToolExample("hostile", [{"command": "kill -9 -1"}]),
+    ToolExample("hostile", [{"command": "for i in $(seq 100); do sleep 9 & done; wait"}], settings={"timeout_s": 0.5}),
 )  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from verifiers._killable import Killable, Killed, Stalled
-from verifiers.tools import Example, ToolBroken, ToolError
+from verifiers.tools import ToolBroken, ToolError, ToolExample
 
 MAX_CHARS = 20_000
 DEADLINE_S = 3.0
@@ -71,16 +71,16 @@ _PETS = {
 INSERT INTO pets VALUES ('Ada', 'cat', 3), ('Bob', 'dog', 5), ('Cid', NULL, 7.5);"""
 }
 EXAMPLES = (
-    Example("right", [{"query": "SELECT name, age FROM pets WHERE age > 4"}], "name|age\nBob|5\nCid|7.5", _PETS),
-    Example("right", [{"query": "SELECT kind FROM pets WHERE name = 'Cid'"}], "kind\nNULL", _PETS),
-    Example("right", [{"query": "SELECT name FROM pets WHERE age > 9"}], "name\n(no rows)", _PETS),
-    Example("right", [{"query": "SELECT name FROM pets"}], "name\nAda\n[2 more rows]", _PETS, {"max_rows": 1}),
-    Example("right", [{"query": "SELECT name FROM sqlite_master"}], "name\npets", _PETS),
-    Example("mistake", [{"query": "SELECT nome FROM pets"}], "no such column: nome", _PETS),
-    Example("mistake", [{"query": "DELETE FROM pets"}], "not authorized", _PETS),
-    Example("hostile", [{"query": "ATTACH '/etc/passwd' AS p"}], "", _PETS),
-    Example("hostile", [{"query": "SELECT load_extension('/tmp/x.so')"}], "", _PETS),
-    Example("hostile", [{"query": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT * FROM n"}],
+    ToolExample("right", [{"query": "SELECT name, age FROM pets WHERE age > 4"}], "name|age\nBob|5\nCid|7.5", _PETS),
+    ToolExample("right", [{"query": "SELECT kind FROM pets WHERE name = 'Cid'"}], "kind\nNULL", _PETS),
+    ToolExample("right", [{"query": "SELECT name FROM pets WHERE age > 9"}], "name\n(no rows)", _PETS),
+    ToolExample("right", [{"query": "SELECT name FROM pets"}], "name\nAda\n[2 more rows]", _PETS, {"max_rows": 1}),
+    ToolExample("right", [{"query": "SELECT name FROM sqlite_master"}], "name\npets", _PETS),
+    ToolExample("mistake", [{"query": "SELECT nome FROM pets"}], "no such column: nome", _PETS),
+    ToolExample("mistake", [{"query": "DELETE FROM pets"}], "not authorized", _PETS),
+    ToolExample("hostile", [{"query": "ATTACH '/etc/passwd' AS p"}], "", _PETS),
+    ToolExample("hostile", [{"query": "SELECT load_extension('/tmp/x.so')"}], "", _PETS),
+    ToolExample("hostile", [{"query": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT * FROM n"}],
             "", _PETS),
-    Example("hostile", [{"query": "SELECT hex(zeroblob(1000000000))"}], "", _PETS),
+    ToolExample("hostile", [{"query": "SELECT hex(zeroblob(1000000000))"}], "", _PETS),
 )  # fmt: skip
