@@ -80,7 +80,7 @@ EXAMPLES = (
     ToolExample("mistake", [{"query": "DELETE FROM pets"}], "not authorized", _PETS),
     ToolExample("hostile", [{"query": "ATTACH '/etc/passwd' AS p"}], "", _PETS),
     ToolExample("hostile", [{"query": "SELECT load_extension('/tmp/x.so')"}], "", _PETS),
-    ToolExample("hostile", [{"query": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT * FROM n"}],
+    ToolExample("hostile", [{"query": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT * FROM n"}],
             "", _PETS),
     ToolExample("hostile", [{"query": "SELECT hex(zeroblob(1000000000))"}], "", _PETS),
 )  # fmt: skip
