@@ -242,9 +242,9 @@ def run_script(source: str, stdin: str, *, output_bytes: int, limits: Limits = D
             return f"printed more than {output_bytes} bytes"
         if output[:1] == b"M":
             return output[1:].decode("utf-8", "replace")
-        return _how_it_ended(report, limits).removesuffix(" before answering") if report.status else output[1:]
+        return how_it_ended(report, limits).removesuffix(" before answering") if report.status else output[1:]
 
-    result = _try(run)
+    result = decided(run)
     return result.detail if isinstance(result, Verdict) else result
 
 
@@ -292,10 +292,10 @@ def run_shell(
     script = shell_script(completion)
     if script is None or len(completion) > MAX_CHARS:
         return malformed("no shell script" if script is None else f"longer than {MAX_CHARS} characters")
-    return run_script(script, files, wanted, stdout_bytes=stdout_bytes, limits=limits)
+    return run_shell_script(script, files, wanted, stdout_bytes=stdout_bytes, limits=limits)
 
 
-def run_script(
+def run_shell_script(
     script: str, files: Mapping[str, str], wanted: Sequence[tuple[str, int]], *, stdout_bytes: int, limits: Limits
 ) -> ScriptRun | Verdict:
     """The same for a script that is given as it is."""

@@ -18,7 +18,7 @@ from verifiers import Verdict
 
 from . import pool
 from .guest import wire
-from .runs import DEFAULT, Found, decided, how_it_ended, run_script
+from .runs import DEFAULT, Found, decided, how_it_ended, run_shell_script
 from .worker import InfrastructureError
 
 MAX_CODE_CHARS = 20_000  # of one call
@@ -91,7 +91,7 @@ def run_shell_call(
     lines = [f"bash --noprofile --norc -c {shlex.quote(one)} < /dev/null > /dev/null 2>&1" for one in earlier]
     lines += [f"exec timeout -s KILL {2.0 * timeout_s:.2f} bash --noprofile --norc -c {shlex.quote(script)}"
               " < /dev/null 2>&1"]  # fmt: skip
-    ran = run_script("\n".join(lines), files, wanted, stdout_bytes=4 * keep + 1, limits=limits)
+    ran = run_shell_script("\n".join(lines), files, wanted, stdout_bytes=4 * keep + 1, limits=limits)
     if isinstance(ran, Verdict):
         return _or_raise(ran), ()
     text = ran.stdout.decode("utf-8", "replace")
