@@ -86,3 +86,10 @@ def weights(root: Path, stage: str, run: str = "t") -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     return load_file(root / run / stage / "model" / "model.safetensors")
+
+
+def weights_of(model: Path) -> dict[str, torch.Tensor]:
+    """The weights in a model's directory."""
+    from safetensors.torch import load_file
+
+    return load_file(model / "model.safetensors")

@@ -7,36 +7,40 @@ import pytest
 import yaml
 
 from pipeline.config.load import load
+from pipeline.config.presets import PRESETS
 from pipeline.config.schema import KINDS
 
 ROOT = Path(__file__).parent.parent
-METHODS = [
-    (name.strip(), re.findall(r"`([a-z_]+: .+?)`", settings))
-    for name, settings in re.findall(
-        r"^\| ([\w. +-]+) \| (.+) \|$",
-        (ROOT / "docs/policy.md").read_text().split("## Methods")[1].split("`kl.target`")[0],
-        re.M,
-    )
-    if "`" in settings
-]
+POLICY_PAGE = (ROOT / "docs/policy.md").read_text()
 
 
-def test_the_table_of_methods_was_read():
-    assert len(METHODS) == 10 and all(settings for _, settings in METHODS)
+def test_the_table_of_methods_names_every_preset_and_nothing_else():
+    table = POLICY_PAGE.split("## Methods")[1].split("PPO-ptx is")[0]
+    cells = re.findall(r"^\| (`[^|]+) \|", table, re.M)
+    assert {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)} == PRESETS.keys()
 
 
-@pytest.mark.parametrize(("name", "settings"), METHODS, ids=[name for name, _ in METHODS])
-def test_a_method_of_the_table_is_taken_by_the_config(tmp_path, name, settings):
+def fenced(page):
+    return re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text(), re.S)
+
+
+EXAMPLES = [(page, i) for page in ("docs/policy.md",) for i in range(len(fenced(page)))]
+
+
+@pytest.mark.parametrize(("page", "number"), EXAMPLES)
+def test_the_blocks_that_a_page_shows_are_taken_by_the_config(tmp_path, page, number):
+    shown = yaml.safe_load(fenced(page)[number])
     raw = yaml.safe_load((ROOT / "configs/demo/pipeline.yaml").read_text())
-    block = {"kind": "grpo", "policy": "sft"}
-    for text in settings:
-        if "{...}" not in text:
-            block |= yaml.safe_load(text)
-    kept = ("run", "seed", "model", "prompts", "rewards", "evaluation", "sft")
-    raw = {key: raw[key] for key in kept} | {"sampling": {"max_tokens": 1024}, "method": block}
-    config = tmp_path / "method.yaml"
-    config.write_text(yaml.safe_dump(raw | {"stages": ["base", "sft", "method"]}))
-    assert load(str(config), []).blocks["method"].kind == block["kind"]
+    kept = ("run", "seed", "model", "prompts", "rewards", "sampling", "evaluation", "base", "sft", "grpo")
+    raw = {key: raw[key] for key in kept if key in raw} | {"stages": ["base", "sft"]} | shown
+    config = tmp_path / "example.yaml"
+    config.write_text(yaml.safe_dump(raw))
+    blocks = load(str(config), []).blocks
+    assert all(name in blocks for name in shown if isinstance(shown[name], dict) and name not in raw_keys())
+
+
+def raw_keys():
+    return {"prompts", "rewards", "model", "sampling", "evaluation", "generate"}
 
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks/NOTES.md", *(ROOT / "docs").glob("*.md")])

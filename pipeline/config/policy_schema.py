@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pipeline.config.load import Config
 
 METHODS = tuple(PRESETS)
+# credits that compare the samples of one prompt
+BY_GROUP = ("group", "leave_one_out", "maxrl", "gdpo", "pass_at_k", "optimal_baseline")
 
 
 @dataclass(slots=True)
@@ -24,8 +26,11 @@ class Credit:
     """Score -> advantage."""
 
     __pydantic_config__: ClassVar = STRICT
-    kind: Literal["gae", "group", "leave_one_out", "global_baseline", "monte_carlo"] = "group"
-    """Advantage estimator: gae (PPO), group mean (GRPO), leave_one_out (RLOO), batch mean, or monte_carlo (VinePPO)."""
+    kind: Literal[
+        "gae", "group", "leave_one_out", "global_baseline", "monte_carlo", "maxrl", "gdpo", "pass_at_k",
+        "optimal_baseline",
+    ] = "group"  # fmt: skip
+    """Advantage estimator; gae needs a critic, monte_carlo samples continuations, most others a group per prompt."""
     scale: bool = True
     """Whether group credit divides by the group's standard deviation; false is Dr. GRPO."""
     gamma: Share = 1.0
@@ -40,6 +45,8 @@ class Credit:
     """Positions in a completion from which monte_carlo samples continuations."""
     continuations: Positive = 4
     """Continuations sampled per position by monte_carlo."""
+    k: Annotated[int, Field(ge=2)] = 4
+    """Number of samples whose best one pass_at_k credit maximises; at most samples."""
 
 
 @dataclass(slots=True)
@@ -47,14 +54,50 @@ class Loss:
     """The policy loss."""
 
     __pydantic_config__: ClassVar = STRICT
-    kind: Literal["clip", "gspo", "cispo", "reinforce"] = "clip"
-    """Surrogate: clipped per-token ratio (PPO), per-sequence ratio (GSPO), clipped weights (CISPO), or no ratio."""
+    kind: Literal[
+        "clip", "gspo", "cispo", "reinforce", "dppo", "sapo", "vespo", "kl_cov", "clip_cov",
+    ] = "clip"  # fmt: skip
+    """Surrogate: clip is PPO's ratio per token, gspo one ratio per sequence, reinforce none; others as in their papers."""
     clip_low: NonNegative = 0.2
-    """The ratio is clipped below 1 - clip_low."""
+    """The ratio is clipped below 1 - clip_low; the limit of the divergence for dppo."""
     clip_high: NonNegative = 0.2
-    """The ratio is clipped above 1 + clip_high."""
-    aggregate: Literal["token_mean", "sequence_mean", "constant_length"] = "token_mean"
-    """Mean over all tokens, mean of each sequence's mean, or sum divided by the constant sampling.max_tokens."""
+    """The ratio is clipped above 1 + clip_high; the limit of the divergence for dppo."""
+    old_policy: Literal["trainer", "generator"] = "trainer"
+    """Policy in the ratio's denominator: the trainer's before the step's updates, or the generator's, which sampled."""
+    divergence: Literal["tv", "kl"] = "tv"
+    """Divergence of dppo, of the sampled token against all others: total variation or KL."""
+    sapo_tau_positive: Annotated[float, Field(gt=0)] = 1.0
+    """Steepness of sapo's gate for positive advantages."""
+    sapo_tau_negative: Annotated[float, Field(gt=0)] = 1.05
+    """Steepness of sapo's gate for negative advantages."""
+    vespo_k_positive: NonNegative = 2.0
+    """Power of the sequence ratio in vespo's weight for positive advantages."""
+    vespo_lambda_positive: NonNegative = 3.0
+    """Decay of vespo's weight with the sequence ratio for positive advantages."""
+    vespo_k_negative: NonNegative = 3.0
+    """Power of the sequence ratio in vespo's weight for negative advantages."""
+    vespo_lambda_negative: NonNegative = 2.0
+    """Decay of vespo's weight with the sequence ratio for negative advantages."""
+    cov_share: Annotated[float, Field(gt=0, le=1)] = 2e-4
+    """Share of a step's tokens that kl_cov penalises, or clip_cov leaves out at the most."""
+    cov_coef: NonNegative = 1.0
+    """Weight of kl_cov's penalty."""
+    cov_low: float = 1.0
+    """Covariance above which clip_cov may leave a token out."""
+    cov_high: float = 5.0
+    """Covariance below which clip_cov may leave a token out."""
+    top_entropy: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of a step's tokens, those with the highest entropy, that the policy loss keeps; 1 keeps all."""
+    off_policy_limit: Annotated[float, Field(gt=0)] | None = None
+    """Mean log-ratio per token, in nats, above which sequences with negative advantage are masked."""
+    reject_ratio_low: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Sequences whose mean ratio of trainer to generator lies below are left out, such as 0.999; null is no limit."""
+    reject_ratio_high: Annotated[float, Field(ge=1)] | None = None
+    """Sequences whose mean ratio of trainer to generator lies above are left out, such as 1.001; null is no limit."""
+    reject_k3: Annotated[float, Field(gt=0)] | None = None
+    """Sequences whose mean k3 divergence of generator and trainer lies above are left out, such as 0.01."""
+    aggregate: Literal["token_mean", "sequence_mean", "sequence_sum", "constant_length"] = "token_mean"
+    """Mean over tokens, mean of each sequence's mean or sum, or sum divided by the constant sampling.max_tokens."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
     ptx_coef: NonNegative = 0.0
@@ -65,6 +108,16 @@ class Loss:
     """Whether importance weights are per token or per sequence."""
     importance_cap: Annotated[float, Field(gt=0)] = 2.0
     """Largest importance weight."""
+
+    @property
+    def rejects(self) -> bool:
+        """Whether sequences are masked by the mismatch of trainer and generator."""
+        return any(limit is not None for limit in (self.reject_ratio_low, self.reject_ratio_high, self.reject_k3))
+
+    @property
+    def chooses_tokens(self) -> bool:
+        """Whether tokens or sequences are chosen once per step, before its updates."""
+        return self.rejects or self.top_entropy < 1 or self.kind in ("kl_cov", "clip_cov")
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ name is not repeated here: it passes through `trainer:`, `peft:` and `vllm:`. lo
 
 from pipeline.config.alarm_config import STRICT, Alarms, Monitor, NonNegative, Positive, Share
 from pipeline.config.policy_schema import (
+    BY_GROUP,
     Credit,
     Critic,
     Episodes,
@@ -42,9 +43,9 @@ from pipeline.config.stage_schema import (
 )
 
 __all__ = [
-    "KINDS", "STRICT", "Alarms", "Attribute", "Base", "Compare", "Conditioned", "Credit", "Critic", "Dpo", "Episodes",
-    "Evaluate", "Evaluation", "Feedme", "Generate", "Groups", "Grpo", "Judge", "Kl", "Kto", "Loss", "Model", "Monitor",
-    "NonNegative", "OfflineQ", "Optimizer", "Policy", "Positive", "Ppo", "Probe", "Prompts", "RewardModel", "Sampling",
-    "Sft", "Share", "StageKind", "Stitch", "Stop", "Tiny", "recorded_kind",
+    "BY_GROUP", "KINDS", "STRICT", "Alarms", "Attribute", "Base", "Compare", "Conditioned", "Credit", "Critic",
+    "Dpo", "Episodes", "Evaluate", "Evaluation", "Feedme", "Generate", "Groups", "Grpo", "Judge", "Kl", "Kto",
+    "Loss", "Model", "Monitor", "NonNegative", "OfflineQ", "Optimizer", "Policy", "Positive", "Ppo", "Probe",
+    "Prompts", "RewardModel", "Sampling", "Sft", "Share", "StageKind", "Stitch", "Stop", "Tiny", "recorded_kind",
     "trains_adapter",
 ]  # fmt: skip

@@ -81,6 +81,7 @@ def train_policy(ctx: Context, method: Method) -> dict[str, Any]:
         reference_tolerance=REFERENCE_TOLERANCE.get(precision, COARSE_TOLERANCE),
         directory=ctx.dir,
         record=ctx.record,
+        reward_weights={part.name: part.weight for part in scorer.parts if part.weight},
         demonstrations=demonstrations(ctx),
         monitor=monitor,
         prefetch=Prefetch(source) if block.overlap else None,

@@ -14,17 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.config.schema import Groups
+from pipeline.config.load import ConfigError
+from pipeline.config.schema import Credit, Groups
 from pipeline.credit import advantages as credit
-from pipeline.credit import token_rewards
+from pipeline.credit import group_credits, token_rewards
 from pipeline.records import Scored, episodes, merge_episode
 from pipeline.run import alarms
 from pipeline.score import tally
-from pipeline.update import episode_credit, losses, vineppo
+from pipeline.update import episode_credit, losses, token_choice, vineppo
 from pipeline.update.forward import Row, stack
 from pipeline.update.loop_state import LoopDeps, State
 from pipeline.update.policy_loss import Experience
 from rewards import MALFORMED, MONITOR
+
+BASELINES = ("group", "leave_one_out", "global_baseline")  # credits that also serve rewards along the way
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +71,14 @@ def make_experience(deps: LoopDeps, state: State, scored: Sequence[Scored]) -> t
     kl_in_reward = block.kl.where == "reward" and deps.reference is not None
     old = values = None
     warming = block.critic is not None and state.step < block.critic.warmup_steps  # the policy is not updated yet
+    entropies = squares = None
+    by_energy = block.credit.kind == "optimal_baseline"
     if learner.shared:
         old, values = inference.logprobs_and_values(rows)
-    elif block.epochs * block.minibatches > 1 or kl_in_reward or warming:
-        old = inference.logprobs(rows)
+    elif block.epochs * block.minibatches > 1 or kl_in_reward or warming or block.loss.chooses_tokens or by_energy:
+        columns = list(zip(*inference.figures(rows, squares=by_energy), strict=True))
+        old, entropies = list(columns[0]), list(columns[1])
+        squares = list(columns[2]) if by_energy else None
     if learner.critic is not None:
         values = inference.values(rows)
     reference = deps.reference.logprobs(rows) if deps.reference is not None else None
@@ -81,7 +88,12 @@ def make_experience(deps: LoopDeps, state: State, scored: Sequence[Scored]) -> t
     if state.step == 0 and old is not None and reference is not None and batch.num_trainable_rows:
         alarms.check_reference(kl_to_reference(batch), deps.reference_tolerance)
     earned = earnings(deps, state, scored, batch, metrics, kl_in_reward=kl_in_reward)
-    assign_credit(deps, state, batch, earned, values, metrics)
+    if squares is not None:
+        batch.advantages = _by_energy(deps, batch, earned, squares)
+    else:
+        assign_credit(deps, state, batch, earned, values, metrics)
+    if block.loss.chooses_tokens:
+        token_choice.choose(block.loss, batch, entropies, *deps.seed_key, "tokens", state.step)
     return batch, metrics
 
 
@@ -209,7 +221,7 @@ def assign_credit(
             deps, state, earned.scored, totals_B, mask_BT, metrics, lambda some: outcomes(some, groups, limit)
         )
         batch.advantages = [a[: len(r.ids)] for a, r in zip(advantages_BT, rows, strict=True)]
-    elif settings.level == "turn" or any(bool(x.any()) for x in earned.step_rewards):
+    elif settings.kind in BASELINES and (settings.level == "turn" or any(bool(x.any()) for x in earned.step_rewards)):
         masks = episode_credit.join([torch.tensor(r.mask) for r in rows], layout)
         advantages_ET = credit.reward_to_go_advantages(
             stack(episode_credit.join(earned.rewards(), layout)), stack([m.float() for m in masks]).bool(),
@@ -219,19 +231,54 @@ def assign_credit(
         batch.advantages = episode_credit.split(list(advantages_ET), layout, rows)
     else:
         totals_PG = episode_credit.episode_returns(totals_B, layout).view(-1, deps.block.samples)
-        batch.advantages = episode_credit.to_rows(_by_sequence(totals_PG, settings.kind, settings.scale), layout, rows)
+        parts_NPG = reward_parts(deps, earned, totals_PG) if settings.kind == "gdpo" else None
+        values_E = _by_sequence(totals_PG, settings, parts_NPG, [*deps.reward_weights.values(), 1.0])
+        batch.advantages = episode_credit.to_rows(values_E, layout, rows)
     if settings.kind in ("gae", "monte_carlo") and settings.whiten:
         whitened_BT = credit.whiten(stack(batch.advantages), mask_BT)
         batch.advantages = [a[: len(r.ids)] for a, r in zip(whitened_BT, rows, strict=True)]
 
 
-def _by_sequence(rewards_PG: Tensor, kind: str, scale: bool) -> Tensor:
+def _by_sequence(rewards_PG: Tensor, settings: Credit, parts_NPG: Tensor | None, weights: Sequence[float]) -> Tensor:
     """(E,) one advantage for all tokens of an episode; rewards_PG has one reward per episode."""
-    if kind == "group":
-        return credit.group_advantages(rewards_PG, scale=scale).flatten()
-    if kind == "leave_one_out":
+    if parts_NPG is not None:
+        return group_credits.decoupled(parts_NPG, weights[: len(parts_NPG)]).flatten()
+    if settings.kind == "group":
+        return credit.group_advantages(rewards_PG, scale=settings.scale).flatten()
+    if settings.kind == "leave_one_out":
         return credit.leave_one_out(rewards_PG).flatten()
+    if settings.kind == "maxrl":
+        try:
+            return group_credits.maximum_likelihood(rewards_PG).flatten()
+        except ValueError as exc:
+            raise ConfigError([f"credit.kind: {exc}"]) from exc
+    if settings.kind == "pass_at_k":
+        return group_credits.pass_at_k(rewards_PG, k=settings.k).flatten()
     return credit.global_baseline(rewards_PG).flatten()
+
+
+def reward_parts(deps: LoopDeps, earned: Earned, totals_PG: Tensor) -> Tensor:
+    """(N, P, G) the parts of each episode's reward before their weights, and last, if there are any, the penalties for
+    length and for a missing end, with weight 1. NaN where the total does not count."""
+    merged = [merge_episode(episode) for episode in episodes(earned.scored)]
+    columns = [[math.nan if (v := s.parts.get(name)) is None else v for s in merged] for name in deps.reward_weights]
+    parts_NE = torch.tensor(columns, dtype=torch.float64).view(len(columns), -1)
+    weights_N1 = torch.tensor(list(deps.reward_weights.values()), dtype=torch.float64)[:, None]
+    penalties_E = totals_PG.flatten().double() - (weights_N1 * parts_NE).sum(0)
+    if bool((penalties_E.nan_to_num(nan=0.0).abs() > 1e-5).any()):  # rewards were added up in float32
+        parts_NE = torch.cat([parts_NE, penalties_E[None]])
+    return parts_NE.masked_fill(totals_PG.flatten().isnan(), math.nan).view(-1, *totals_PG.shape)
+
+
+def _by_energy(deps: LoopDeps, batch: Experience, earned: Earned, squares: list[Tensor]) -> list[Tensor]:
+    """Per row, (its T,) advantages with a baseline per token; squares: sums of squared probabilities."""
+    assert batch.old_logprobs is not None
+    mask_BT = stack([r.mask for r in batch.rows]).bool()
+    energy_BT = group_credits.token_energy(stack(batch.old_logprobs), stack(squares))
+    advantages_BT = group_credits.optimal_token_baseline(
+        stack(earned.rewards()), energy_BT, mask_BT, group=deps.block.samples
+    )
+    return [a[: len(r.ids)] for a, r in zip(advantages_BT, batch.rows, strict=True)]
 
 
 def _gae(

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.config.load import ConfigError
 from pipeline.models.adapters import base_of
 from pipeline.models.models import backbone, batches_by_tokens, pad_right
 from pipeline.update import packing
-from pipeline.update.logprobs import chunked_token_logprobs, token_logprobs
+from pipeline.update.logprobs import chunked_squares, chunked_token_logprobs, token_logprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +120,23 @@ class CompletionLogprobs(nn.Module):
         self.model, self.temperature, self.autocast, self.float32_head = model, temperature, autocast, float32_head
         self.packs = plain_head(model) and packing.enable(backbone(base_of(model)))
 
-    def forward(self, batch: Padded, temperature: float | None = None) -> tuple[Tensor, ...]:
-        """temperature: overrides the sampling temperature, for example for demonstrations, which were not sampled."""
+    def forward(self, batch: Padded, temperature: float | None = None, *, squares: bool = False) -> tuple[Tensor, ...]:
+        """temperature: overrides the sampling temperature, for example for demonstrations, which were not sampled.
+        squares: also return the sum of the squared probabilities of the vocabulary, (B, T), without gradient."""
         with lowered(batch.device, self.autocast):
-            return self.scored(batch, temperature or self.temperature)
+            if not squares:
+                return self.scored(batch, temperature or self.temperature)
+            if not plain_head(self.model):
+                raise ConfigError(["credit.kind optimal_baseline: this model's logits are more than a linear head; "
+                                   "use another credit"])  # fmt: skip
+            hidden_BSH = self.hidden(batch)
+            figures = self.from_hidden(hidden_BSH, batch, temperature or self.temperature)
+            head = base_of(self.model).get_output_embeddings()
+            squares_BT = chunked_squares(
+                hidden_BSH[:, :-1], head.weight, batch.valid_BT, temperature=temperature or self.temperature,
+                bias_V=head.bias,
+            )  # fmt: skip
+            return *figures, squares_BT
 
     def scored(self, batch: Padded, temperature: float) -> tuple[Tensor, ...]:
         if plain_head(self.model):
@@ -193,11 +207,23 @@ def completion_logprobs(
 
     temperature: overrides the sampling temperature.
     """
-    out: list[Tensor] = [torch.empty(0)] * len(rows)
-    for places in micro_batches(rows, budget, packs=packs(forward)):
-        logprobs_BT = forward(pad_rows([rows[i] for i in places], device), temperature)[0]
-        for i, values in zip(places, logprobs_BT.cpu(), strict=True):
-            out[i] = values[: len(rows[i].ids)].clone()  # a view would keep, and send to other ranks, the full batch
+    return [figures[0] for figures in completion_figures(forward, rows, budget, device, temperature=temperature)]
+
+
+@torch.no_grad()
+def completion_figures(
+    forward: nn.Module, rows: Sequence[Row], budget: int, device: torch.device, *, temperature: float | None = None,
+    squares: bool = False,
+) -> list[list[Tensor]]:  # fmt: skip
+    """Per row, what the forward returns for its completion tokens: log-probs, entropies and, if squares, the sum of the
+    squared probabilities of the vocabulary; each (its T,), float32 on the CPU, no gradient."""
+    out: list[list[Tensor]] = [[] for _ in rows]
+    more = {"squares": True} if squares else {}
+    for indices in micro_batches(rows, budget, packs=packs(forward)):
+        figures = forward(pad_rows([rows[i] for i in indices], device), temperature, **more)
+        for figure_BT in figures:
+            for i, values in zip(indices, figure_BT.cpu(), strict=True):
+                out[i].append(values[: len(rows[i].ids)].clone())  # a view would keep the full batch alive
     return out
 
 

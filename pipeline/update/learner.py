@@ -21,7 +21,7 @@ from pipeline.config.schema import Critic, Loss, Optimizer
 from pipeline.distributed import ranks, sharding
 from pipeline.update import losses
 from pipeline.update.critic import SharedCritic, logprobs_and_values, values_of
-from pipeline.update.forward import Row, completion_logprobs, micro_batches, packs, stack
+from pipeline.update.forward import Row, completion_figures, completion_logprobs, micro_batches, packs, stack
 from pipeline.update.policy_loss import Averages, Experience, Minibatch, Objective, policy_loss, ptx_loss, value_loss
 from pipeline.update.replicated import ReplicatedBackend
 from pipeline.update.sharded import train_on
@@ -38,6 +38,16 @@ class Inference:
     def logprobs(self, rows: Sequence[Row], *, temperature: float | None = None) -> list[Tensor]:
         """Per row, (its T,) log-probs of the policy. temperature: None = the sampling temperature."""
         return self._shared_out(partial(completion_logprobs, temperature=temperature), self.policy, rows)
+
+    def figures(self, rows: Sequence[Row], *, squares: bool = False) -> list[list[Tensor]]:
+        """Per row, log-probs, entropies and, if squares, the sum of squared probabilities; see `completion_figures`."""
+
+        def compute(
+            forward: nn.Module, some: Sequence[Row], *, budget: int, device: torch.device
+        ) -> list[list[Tensor]]:
+            return completion_figures(forward, some, budget, device, squares=squares)
+
+        return self._shared_out(compute, self.policy, rows)
 
     def values(self, rows: Sequence[Row]) -> list[Tensor]:
         """Per row, (its T + 1,) values of a critic with a backbone of its own."""

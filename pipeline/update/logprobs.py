@@ -31,10 +31,10 @@ def token_logprobs(
     chunk: tokens in float32 at a time; None = chosen from the vocabulary size.
     Raises ValueError unless temperature > 0.
     """
-    _check_temperature(temperature)
+    check_temperature(temperature)
     vocabulary = logits_BTV.shape[-1]
     logits_NV, ids_N = logits_BTV.reshape(-1, vocabulary), ids_BT.reshape(-1)
-    logprobs_N, entropy_N = _FromLogits.apply(logits_NV, ids_N, temperature, _chunk(chunk, vocabulary))
+    logprobs_N, entropy_N = _FromLogits.apply(logits_NV, ids_N, temperature, chunk_tokens(chunk, vocabulary))
     return logprobs_N.view(ids_BT.shape), entropy_N.view(ids_BT.shape)
 
 
@@ -57,8 +57,8 @@ def chunked_token_logprobs(
     float32_head: multiply in float32 even if hidden states are bfloat16; otherwise in the hidden states' dtype.
     Raises ValueError unless temperature > 0.
     """
-    _check_temperature(temperature)
-    chunk = _chunk(chunk, weight_VH.shape[0])
+    check_temperature(temperature)
+    chunk = chunk_tokens(chunk, weight_VH.shape[0])
     wanted_BT = torch.ones_like(ids_BT, dtype=torch.bool) if mask_BT is None else mask_BT.bool()
     hidden_NH, ids_N = hidden_BTH[wanted_BT], ids_BT[wanted_BT]
     if float32_head:
@@ -70,12 +70,39 @@ def chunked_token_logprobs(
     return empty_BT.masked_scatter(wanted_BT, logprobs_N), empty_BT.masked_scatter(wanted_BT, entropy_N)
 
 
+@torch.no_grad()
+def chunked_squares(
+    hidden_BTH: Tensor,
+    weight_VH: Tensor,
+    mask_BT: Tensor,
+    *,
+    temperature: float,
+    chunk: int | None = None,
+    bias_V: Tensor | None = None,
+) -> Tensor:
+    """(B, T) float32: the sum of the squared probabilities of the vocabulary, 0 outside the mask; no gradient."""
+    check_temperature(temperature)
+    chunk = chunk_tokens(chunk, weight_VH.shape[0])
+    hidden_NH = hidden_BTH[mask_BT]
+    out_BT = torch.zeros(mask_BT.shape, device=hidden_BTH.device)
+    with torch.autocast(hidden_NH.device.type, enabled=False):
+        head = head_in_dtype(hidden_NH, weight_VH, bias_V)
+        parts = []
+        for rows in chunk_slices(len(hidden_NH), chunk):
+            scaled_CV = scaled_logits(head_logits(hidden_NH[rows], *head), temperature)
+            parts.append(((2 * scaled_CV).logsumexp(1) - 2 * scaled_CV.logsumexp(1)).exp())
+    return out_BT.masked_scatter(mask_BT, torch.cat(parts).float()) if parts else out_BT
+
+
 class _FromLogits(torch.autograd.Function):
     """Saves its input logits (they stay alive anyway) instead of the float32 copies that autograd would keep."""
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, ids_N: Tensor, temperature: float, chunk: int) -> tuple[Tensor, Tensor]:
-        parts = [_measure(_scaled(logits_NV[rows], temperature), ids_N[rows]) for rows in _slices(len(ids_N), chunk)]
+        parts = [
+            _measure(scaled_logits(logits_NV[rows], temperature), ids_N[rows])
+            for rows in chunk_slices(len(ids_N), chunk)
+        ]
         logprobs_N, entropy_N, normaliser_N = _joined(parts, logits_NV)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(logits_NV, ids_N, entropy_N, normaliser_N)
@@ -86,8 +113,8 @@ class _FromLogits(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         logits_NV, ids_N, entropy_N, normaliser_N = ctx.saved_tensors
         grad_NV = torch.empty_like(logits_NV)
-        for rows in _slices(len(ids_N), ctx.chunk):
-            scaled_CV = _scaled(logits_NV[rows], ctx.temperature)
+        for rows in chunk_slices(len(ids_N), ctx.chunk):
+            scaled_CV = scaled_logits(logits_NV[rows], ctx.temperature)
             grad_CV = _grad_scaled(scaled_CV, ids_N[rows], entropy_N[rows], normaliser_N[rows], *_rows(grads, rows))
             grad_NV[rows] = grad_CV.div_(ctx.temperature)
         return grad_NV, None, None, None
@@ -107,10 +134,10 @@ class _FromHidden(torch.autograd.Function):
         chunk: int,
     ) -> tuple[Tensor, Tensor]:
         with torch.autocast(hidden_NH.device.type, enabled=False):
-            head = _head(hidden_NH, weight_VH, bias_V)
+            head = head_in_dtype(hidden_NH, weight_VH, bias_V)
             parts = [
-                _measure(_scaled(_logits(hidden_NH[rows], *head), temperature), ids_N[rows])
-                for rows in _slices(len(ids_N), chunk)
+                _measure(scaled_logits(head_logits(hidden_NH[rows], *head), temperature), ids_N[rows])
+                for rows in chunk_slices(len(ids_N), chunk)
             ]
         logprobs_N, entropy_N, normaliser_N = _joined(parts, hidden_NH)
         ctx.set_materialize_grads(False)
@@ -128,16 +155,16 @@ class _FromHidden(torch.autograd.Function):
         grad_VH = torch.zeros_like(weight_VH, dtype=wide) if wants_weight else None
         grad_V = torch.zeros_like(bias_V, dtype=wide) if wants_bias else None
         with torch.autocast(hidden_NH.device.type, enabled=False):
-            head_VH, head_V = _head(hidden_NH, weight_VH, bias_V)
-            for rows in _slices(len(ids_N), ctx.chunk):
-                scaled_CV = _scaled(_logits(hidden_NH[rows], head_VH, head_V), ctx.temperature)
+            head_VH, head_V = head_in_dtype(hidden_NH, weight_VH, bias_V)
+            for rows in chunk_slices(len(ids_N), ctx.chunk):
+                scaled_CV = scaled_logits(head_logits(hidden_NH[rows], head_VH, head_V), ctx.temperature)
                 wide_CV = _grad_scaled(scaled_CV, ids_N[rows], entropy_N[rows], normaliser_N[rows], *_rows(grads, rows))
                 wide_CV.div_(ctx.temperature)
                 grad_CV = wide_CV.to(head_VH.dtype)
                 if grad_NH is not None:
                     grad_NH[rows] = grad_CV @ head_VH
                 if grad_VH is not None:
-                    _add_product(grad_VH, grad_CV.T, hidden_NH[rows])
+                    add_product(grad_VH, grad_CV.T, hidden_NH[rows])
                 if grad_V is not None:
                     grad_V += wide_CV.sum(0)
         weight_grad = None if grad_VH is None else grad_VH.to(weight_VH.dtype)
@@ -145,7 +172,7 @@ class _FromHidden(torch.autograd.Function):
         return grad_NH, weight_grad, bias_grad, None, None, None
 
 
-def _add_product(sum_VH: Tensor, left_VC: Tensor, right_CH: Tensor) -> None:
+def add_product(sum_VH: Tensor, left_VC: Tensor, right_CH: Tensor) -> None:
     if sum_VH.dtype == left_VC.dtype:
         sum_VH.addmm_(left_VC, right_CH)  # avoids a second tensor of the head's size
     else:
@@ -185,21 +212,21 @@ def _grad_scaled(
     return grad_CV
 
 
-def _head(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def head_in_dtype(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Weight and bias in the hidden states' dtype, converted once instead of once per chunk."""
     return weight_VH.to(hidden_NH.dtype), None if bias_V is None else bias_V.to(hidden_NH.dtype)
 
 
-def _logits(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
+def head_logits(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
     return torch.nn.functional.linear(hidden_CH, weight_VH, bias_V)
 
 
-def _scaled(logits_CV: Tensor, temperature: float) -> Tensor:
+def scaled_logits(logits_CV: Tensor, temperature: float) -> Tensor:
     """A new tensor in at least float32, never an alias of the logits: callers overwrite it."""
     return logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)) / temperature
 
 
-def _slices(n: int, chunk: int) -> list[slice]:
+def chunk_slices(n: int, chunk: int) -> list[slice]:
     return [slice(start, min(start + chunk, n)) for start in range(0, n, chunk)]
 
 
@@ -217,12 +244,12 @@ def _joined(parts: list[tuple[Tensor, Tensor, Tensor]], like: Tensor) -> tuple[T
     return logprobs, entropy, normaliser
 
 
-def _chunk(chunk: int | None, vocabulary: int) -> int:
+def chunk_tokens(chunk: int | None, vocabulary: int) -> int:
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk of {chunk} tokens: must be at least 1, or None to choose by vocabulary")
     return chunk or max(MIN_CHUNK, CHUNK_NUMBERS // vocabulary)
 
 
-def _check_temperature(temperature: float) -> None:
+def check_temperature(temperature: float) -> None:
     if not temperature > 0:
         raise ValueError(f"temperature {temperature}: log-probs need the sampling temperature, above 0")

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.config.schema import BY_GROUP
 from pipeline.credit import advantages as credit
 from pipeline.credit.token_rewards import KLController
 from pipeline.distributed import ranks
@@ -232,7 +233,7 @@ def check_scores(deps: LoopDeps, state: State, scored: Sequence[Scored], metrics
     signal = credit.groups_with_signal(rewards_PG).float().mean().item() if block.samples > 1 else 1.0
     metrics["groups_with_signal"] = signal
     along = any(s.step_rewards for s in scored)
-    if block.credit.kind in ("group", "leave_one_out") and not along:
+    if block.credit.kind in BY_GROUP and not along:
         state.steps_without_signal = 0 if signal > 0 else state.steps_without_signal + 1
         rewards = rewards_PG[~rewards_PG.isnan()].tolist()
         alarms.check_signal(state.steps_without_signal, block.alarms.no_signal_steps, state.step, rewards)

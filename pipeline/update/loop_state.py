@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +59,7 @@ class LoopDeps:
     seed_key: what every draw of the loop is a function of, besides the step.
     reference: None if no KL is used. demonstrations: rows to imitate in each update if the loss has a ptx_coef.
     reference_tolerance: KL per token between policy and reference at step 0 that rounding may explain.
+    reward_weights: part of the reward -> its weight, for credit that takes the parts apart.
     monitor: a second score of each step's rollouts. prefetch: samples the next step while this one updates.
     """
 
@@ -74,6 +75,7 @@ class LoopDeps:
     directory: StageDir
     record: Callable[..., None]
     reference_tolerance: float = 1e-5
+    reward_weights: Mapping[str, float] = field(default_factory=dict)
     demonstrations: Sequence[Row] = ()
     monitor: RewardMonitor | None = None
     prefetch: Prefetch | None = None

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-Aggregation = Literal["token_mean", "sequence_mean", "constant_length"]
+Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum", "constant_length"]
 KLKind = Literal["k1", "k2", "k3"]
 KLLossKind = Literal["k2", "k3", "unbiased"]
 CorrectionMode = Literal["none", "truncate", "mask"]
@@ -41,7 +41,7 @@ def clipped_surrogate(
     Returns (B, T), 0 outside the mask.
     Source: PPO, arXiv:1707.06347 eq. 7; DAPO, arXiv:2503.14476 §3.1.
     """
-    ratio_BT = _log_ratio(logprobs_BT, old_logprobs_BT.detach(), mask_BT).exp()
+    ratio_BT = bounded_log_ratio(logprobs_BT, old_logprobs_BT.detach(), mask_BT).exp()
     return _pessimistic(ratio_BT, advantages_BT, mask_BT, clip_low, clip_high, ratio_max)
 
 
@@ -62,8 +62,8 @@ def gspo_surrogate(
     Source: arXiv:2507.18071 eq. 5 and 7.
     """
     mask_BT = mask_BT.bool()
-    log_ratio_BT = _log_ratio(logprobs_BT, old_logprobs_BT.detach(), mask_BT)
-    ratio_BT = _sequence_mean(log_ratio_BT, mask_BT).expand_as(log_ratio_BT).exp()
+    log_ratio_BT = bounded_log_ratio(logprobs_BT, old_logprobs_BT.detach(), mask_BT)
+    ratio_BT = masked_sequence_mean(log_ratio_BT, mask_BT).expand_as(log_ratio_BT).exp()
     return _pessimistic(ratio_BT, advantages_BT, mask_BT, clip_low, clip_high, None)
 
 
@@ -83,13 +83,15 @@ def cispo_surrogate(
     Returns (B, T), 0 outside the mask.
     Source: CISPO, MiniMax-M1, arXiv:2506.13585 §3.1.
     """
-    ratio_BT = _log_ratio(logprobs_BT.detach(), old_logprobs_BT, mask_BT).exp().clamp(1 - clip_low, 1 + clip_high)
+    ratio_BT = (
+        bounded_log_ratio(logprobs_BT.detach(), old_logprobs_BT, mask_BT).exp().clamp(1 - clip_low, 1 + clip_high)
+    )
     return reinforce_surrogate(logprobs_BT, ratio_BT * advantages_BT, mask_BT)
 
 
 def reinforce_surrogate(logprobs_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """-A * logprob per token: the plain policy gradient, right only while the sampling policy is the current one."""
-    return -_only(advantages_BT.detach(), mask_BT) * _only(logprobs_BT, mask_BT)
+    return -zero_outside(advantages_BT.detach(), mask_BT) * zero_outside(logprobs_BT, mask_BT)
 
 
 def clipped_tokens(
@@ -106,9 +108,9 @@ def clipped_tokens(
 
     level: sequence for `gspo_surrogate`, whose rows are clipped as a whole by their mean log-ratio.
     """
-    _check(level, Level, "ratio level")
-    log_ratio_BT = _log_ratio(logprobs_BT.detach(), old_logprobs_BT, mask_BT)
-    ratio_BT = (_sequence_mean(log_ratio_BT, mask_BT) if level == "sequence" else log_ratio_BT).exp()
+    check_choice(level, Level, "ratio level")
+    log_ratio_BT = bounded_log_ratio(logprobs_BT.detach(), old_logprobs_BT, mask_BT)
+    ratio_BT = (masked_sequence_mean(log_ratio_BT, mask_BT) if level == "sequence" else log_ratio_BT).exp()
     low_BT = (ratio_BT < 1 - clip_low) & (advantages_BT < 0) & mask_BT.bool()
     high_BT = (ratio_BT > 1 + clip_high) & (advantages_BT > 0) & mask_BT.bool()
     return low_BT, high_BT
@@ -119,16 +121,18 @@ def loss_sum(loss_BT: Tensor, mask_BT: Tensor, *, kind: Aggregation, max_length:
 
     token_mean: the sum over tokens (long sequences weigh more: DAPO, arXiv:2503.14476 §3.3).
     sequence_mean: each row's mean, summed (GRPO, arXiv:2402.03300).
+    sequence_sum: the sum over tokens, divided by rows only (LUSPO, arXiv:2602.05261: with a sequence ratio each row
+    weighs its length, which undoes the bias of sequence_mean against long answers).
     constant_length: the sum over tokens, over max_length (Dr. GRPO, arXiv:2503.20783): the longest length allowed,
     not the longest in the batch, else short wrong answers are punished more.
     Raises ValueError for constant_length without a max_length.
     """
     mask_BT = mask_BT.bool()
-    loss_BT = _only(loss_BT, mask_BT)
-    _check(kind, Aggregation, "aggregation")
+    loss_BT = zero_outside(loss_BT, mask_BT)
+    check_choice(kind, Aggregation, "aggregation")
     if kind == "sequence_mean":
         return (loss_BT.sum(1) / mask_BT.sum(1).clamp(min=1)).sum()
-    if kind == "token_mean":
+    if kind in ("token_mean", "sequence_sum"):
         return loss_BT.sum()
     if max_length is None or max_length < 1:
         raise ValueError(f"aggregation constant_length with max_length {max_length}: give the completion limit")
@@ -140,7 +144,7 @@ def denominator(mask_BT: Tensor, *, kind: Aggregation) -> Tensor:
 
     Valid tokens for token_mean, rows with any for the others: a fully masked row is no sequence.
     """
-    _check(kind, Aggregation, "aggregation")
+    check_choice(kind, Aggregation, "aggregation")
     counted = mask_BT.bool() if kind == "token_mean" else mask_BT.bool().any(1)
     return counted.sum().double()
 
@@ -169,8 +173,8 @@ def kl_estimate(logprobs_BT: Tensor, reference_logprobs_BT: Tensor, *, kind: KLK
     k3 = q/p - 1 - log(q/p): unbiased and never negative; as a loss its gradient is biased (see `kl_loss`).
     Source: J. Schulman, "Approximating KL divergence" (2020).
     """
-    _check(kind, KLKind, "KL estimator")
-    difference_BT = _float(logprobs_BT) - _float(reference_logprobs_BT)
+    check_choice(kind, KLKind, "KL estimator")
+    difference_BT = as_float(logprobs_BT) - as_float(reference_logprobs_BT)
     if kind == "k1":
         return difference_BT
     if kind == "k2":
@@ -196,15 +200,18 @@ def kl_loss(
     k3: what GRPO does; on-policy its gradient is that of the forward KL(reference || policy), not of this one.
     k1 is refused: its gradient as a loss is zero in expectation (arXiv:2512.21852).
     """
-    _check(kind, KLLossKind, "KL loss", hint="; k1 has no gradient in expectation, use it as a reward penalty")
+    check_choice(kind, KLLossKind, "KL loss", hint="; k1 has no gradient in expectation, use it as a reward penalty")
     mask_BT = mask_BT.bool()
-    logprobs_BT, reference_BT = _only(logprobs_BT, mask_BT), _only(reference_logprobs_BT.detach(), mask_BT)
+    logprobs_BT, reference_BT = (
+        zero_outside(logprobs_BT, mask_BT),
+        zero_outside(reference_logprobs_BT.detach(), mask_BT),
+    )
     if kind == "k2":
         return kl_estimate(logprobs_BT, reference_BT, kind="k2")
     penalty_BT = kl_estimate(logprobs_BT, reference_BT, kind="k3")
     if kind == "unbiased":
         old_BT = logprobs_BT if old_logprobs_BT is None else old_logprobs_BT
-        penalty_BT = penalty_BT * _log_ratio(logprobs_BT, old_BT.detach(), mask_BT).exp()
+        penalty_BT = penalty_BT * bounded_log_ratio(logprobs_BT, old_BT.detach(), mask_BT).exp()
     return penalty_BT
 
 
@@ -217,10 +224,10 @@ def value_loss(
     Source: openai/baselines ppo2, as in "The 37 implementation details of PPO" no. 9.
     """
     mask_BT = mask_BT.bool()
-    values_BT, returns_BT = _only(values_BT, mask_BT), _only(returns_BT.detach(), mask_BT)
+    values_BT, returns_BT = zero_outside(values_BT, mask_BT), zero_outside(returns_BT.detach(), mask_BT)
     error_BT = (values_BT - returns_BT).square()
     if clip is not None:
-        old_BT = _only(old_values_BT.detach(), mask_BT)
+        old_BT = zero_outside(old_values_BT.detach(), mask_BT)
         held_BT = old_BT + (values_BT - old_BT).clamp(-clip, clip)
         error_BT = torch.maximum(error_BT, (held_BT - returns_BT).square())
     return error_BT / 2
@@ -245,10 +252,10 @@ def importance_weights(
     Returns (B, T) without gradient, 0 outside the mask.
     Source: TIS, fengyao.notion.site/off-policy-rl (2025); MIS as in TRL's `sequence_mask`.
     """
-    _check(mode, CorrectionMode, "importance correction")
-    _check(level, Level, "importance level")
+    check_choice(mode, CorrectionMode, "importance correction")
+    check_choice(level, Level, "importance level")
     mask_BT = mask_BT.bool()
-    log_ratio_BT = _log_ratio(trainer_logprobs_BT, generator_logprobs_BT, mask_BT)
+    log_ratio_BT = bounded_log_ratio(trainer_logprobs_BT, generator_logprobs_BT, mask_BT)
     if mode == "none":
         return mask_BT.to(log_ratio_BT.dtype)
     if level == "sequence":
@@ -258,7 +265,7 @@ def importance_weights(
         ratio_BT = ratio_BT.clamp(floor, cap)
     else:
         ratio_BT = torch.where((ratio_BT >= floor) & (ratio_BT <= cap), ratio_BT, 0.0)
-    return _only(ratio_BT, mask_BT)
+    return zero_outside(ratio_BT, mask_BT)
 
 
 def _pessimistic(
@@ -270,34 +277,34 @@ def _pessimistic(
     ratio_max: float | None,
 ) -> Tensor:
     # a sequence ratio gets gradient from all its tokens, so one NaN beside the mask would reach every other
-    advantages_BT = _only(advantages_BT.detach(), mask_BT)
+    advantages_BT = zero_outside(advantages_BT.detach(), mask_BT)
     clipped_BT = ratio_BT.clamp(1 - clip_low, 1 + clip_high) * advantages_BT
     if ratio_max is not None:
         ratio_BT = ratio_BT.clamp(max=ratio_max)
-    return _only(-torch.minimum(ratio_BT * advantages_BT, clipped_BT), mask_BT)
+    return zero_outside(-torch.minimum(ratio_BT * advantages_BT, clipped_BT), mask_BT)
 
 
-def _log_ratio(logprobs_BT: Tensor, other_BT: Tensor, mask_BT: Tensor) -> Tensor:
+def bounded_log_ratio(logprobs_BT: Tensor, other_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """log p - log q in at least float32, bounded; 0 outside the mask, before any exp can overflow there."""
     mask_BT = mask_BT.bool()
-    return (_only(logprobs_BT, mask_BT) - _only(other_BT, mask_BT)).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return (zero_outside(logprobs_BT, mask_BT) - zero_outside(other_BT, mask_BT)).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
-def _sequence_mean(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
+def masked_sequence_mean(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """(B, 1) mean over valid tokens of what is 0 elsewhere; 0 for a fully masked row."""
     return x_BT.sum(1, keepdim=True) / mask_BT.bool().sum(1, keepdim=True).clamp(min=1)
 
 
-def _only(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
+def zero_outside(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """x in at least float32, 0 outside the mask; unlike x * mask this keeps NaN out of value and gradient."""
-    return _float(x_BT).masked_fill(~mask_BT.bool(), 0.0)
+    return as_float(x_BT).masked_fill(~mask_BT.bool(), 0.0)
 
 
-def _float(x: Tensor) -> Tensor:
+def as_float(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _check(value: str, allowed: object, what: str, hint: str = "") -> None:
+def check_choice(value: str, allowed: object, what: str, hint: str = "") -> None:
     """Raise ValueError unless value is one of the Literal's."""
     if value not in get_args(allowed):
         raise ValueError(f"no {what} {value!r}; have: {', '.join(get_args(allowed))}{hint}")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.config.schema import Critic, Loss
 from pipeline.distributed import ranks
-from pipeline.update import losses
+from pipeline.update import losses, surrogates
 from pipeline.update.forward import Padded, Row, pad_rows, stack
 
 SURROGATES = {"clip": losses.clipped_surrogate, "gspo": losses.gspo_surrogate, "cispo": losses.cispo_surrogate}
@@ -28,6 +28,8 @@ class Experience:
 
     old_logprobs: the trainer's before the first update; None = on-policy, the current ones are the old ones.
     reference_logprobs: None if no KL is used. values, returns: None without a critic.
+    kept: 1 on the tokens that the policy loss keeps, 0 on those it leaves out; None keeps all that are unmasked.
+    chosen: 1 on the tokens that kl_cov or clip_cov treats apart; None for other losses.
     """
 
     rows: list[Row]
@@ -37,6 +39,8 @@ class Experience:
     reference_logprobs: list[Tensor] | None = None
     values: list[Tensor] | None = None
     returns: list[Tensor] | None = None
+    kept: list[Tensor] | None = None
+    chosen: list[Tensor] | None = None
 
     @property
     def num_trainable_rows(self) -> int:
@@ -121,8 +125,9 @@ def policy_loss(
 ) -> Tensor:  # fmt: skip
     """Scalar loss of one micro-batch of the policy, and its metrics.
 
-    Per token: w * surrogate(log p - log p_old, A) + kl_coef * KL - entropy_coef * H, with the importance weight w of
-    trainer over generator; then aggregated over the minibatch. A shared critic adds its value loss.
+    Per token: m * w * surrogate(log p - log p_old, A) + kl_coef * KL - entropy_coef * H, with the importance weight w
+    of trainer over generator and m = 0 on tokens that the policy loss leaves out; then aggregated over the minibatch,
+    whose denominator counts left-out tokens too. A shared critic adds its value loss.
     """
     loss, device, mask_BT = objective.loss, padded.device, padded.mask_BT
     logprobs_BT, entropy_BT, *values = policy(padded)
@@ -131,15 +136,22 @@ def policy_loss(
     generator_BT = batch.padded("generator_logprobs", indices, device)
     advantages_BT = batch.padded("advantages", indices, device)
     assert advantages_BT is not None and generator_BT is not None
-    if loss.kind == "reinforce":
-        loss_BT = losses.reinforce_surrogate(logprobs_BT, advantages_BT, mask_BT)
-    else:
-        loss_BT = SURROGATES[loss.kind](
-            logprobs_BT, old_BT, advantages_BT, mask_BT, clip_low=loss.clip_low, clip_high=loss.clip_high
-        )
+    ratio_from_BT = generator_BT if loss.old_policy == "generator" else old_BT
+    chosen_BT = batch.padded("chosen", indices, device)
+    loss_BT = surrogate(loss, logprobs_BT, ratio_from_BT, advantages_BT, mask_BT, chosen_BT)
     loss_BT = loss_BT * losses.importance_weights(
         old_BT, generator_BT, mask_BT, mode=loss.importance, level=loss.importance_level, cap=loss.importance_cap
     )
+    kept_BT = batch.padded("kept", indices, device)
+    if kept_BT is not None:
+        loss_BT = loss_BT * kept_BT
+        metrics.add("loss_kept", kept_BT, mask_BT)
+    if loss.off_policy_limit is not None:
+        near_BT = surrogates.off_policy_keep(
+            logprobs_BT, generator_BT, advantages_BT, mask_BT, limit=loss.off_policy_limit
+        )
+        loss_BT = loss_BT * near_BT
+        metrics.add("off_policy_masked", 1 - near_BT.float(), mask_BT)
     metrics.add("policy_loss", loss_BT, mask_BT)
     reference_BT = batch.padded("reference_logprobs", indices, device)
     if reference_BT is not None:
@@ -154,12 +166,39 @@ def policy_loss(
         loss_BT = loss_BT - loss.entropy_coef * entropy_BT.masked_fill(~mask_BT, 0.0)
     metrics.add("entropy", entropy_BT, mask_BT)
     metrics.add("advantage_abs", advantages_BT.abs(), mask_BT)
-    measure_ratio(metrics, loss, logprobs_BT.detach(), old_BT, advantages_BT, mask_BT)
+    measure_ratio(metrics, loss, logprobs_BT.detach(), ratio_from_BT, advantages_BT, mask_BT)
     measure_mismatch(metrics, old_BT, generator_BT, mask_BT)
     out = losses.aggregate(loss_BT, mask_BT, kind=loss.aggregate, max_length=objective.max_tokens, total=mini.total)
     if values:
         out = out + value_loss(values[0], batch, padded, indices, mini, objective, metrics)
     return out
+
+
+def surrogate(
+    loss: Loss, logprobs_BT: Tensor, old_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor, chosen_BT: Tensor | None
+) -> Tensor:
+    """(B, T) surrogate of loss.kind with the settings of the block. chosen_BT: for kl_cov and clip_cov."""
+    rows = (logprobs_BT, old_BT, advantages_BT, mask_BT)
+    bounds = {"clip_low": loss.clip_low, "clip_high": loss.clip_high}
+    if loss.kind in SURROGATES:
+        return SURROGATES[loss.kind](*rows, **bounds)
+    if loss.kind == "dppo":
+        return surrogates.dppo_surrogate(*rows, **bounds, divergence=loss.divergence)
+    if loss.kind == "sapo":
+        return surrogates.sapo_surrogate(
+            *rows, tau_positive=loss.sapo_tau_positive, tau_negative=loss.sapo_tau_negative
+        )
+    if loss.kind == "vespo":
+        return surrogates.vespo_surrogate(
+            *rows, positive=(loss.vespo_k_positive, loss.vespo_lambda_positive),
+            negative=(loss.vespo_k_negative, loss.vespo_lambda_negative),
+        )  # fmt: skip
+    if loss.kind == "reinforce":
+        return losses.reinforce_surrogate(logprobs_BT, advantages_BT, mask_BT)
+    assert chosen_BT is not None
+    if loss.kind == "kl_cov":
+        return surrogates.kl_cov_surrogate(*rows, chosen_BT=chosen_BT, coef=loss.cov_coef)
+    return surrogates.clip_cov_surrogate(*rows, chosen_BT=chosen_BT, **bounds)
 
 
 def value_loss(
@@ -190,12 +229,15 @@ def measure_ratio(
 ) -> None:
     """Largest probability ratio, and the share of tokens whose gradient each clip bound removed."""
     metrics.largest("ratio_max", (logprobs_BT - old_BT).masked_fill(~mask_BT, 0.0).exp(), mask_BT)
-    if loss.kind == "reinforce":  # nothing is clipped
+    rows = (logprobs_BT, old_BT, advantages_BT, mask_BT)
+    bounds = {"clip_low": loss.clip_low, "clip_high": loss.clip_high}
+    if loss.kind == "dppo":
+        low_BT, high_BT = surrogates.outside_trust_region(*rows, **bounds, divergence=loss.divergence)
+    elif loss.kind in ("clip", "gspo", "cispo", "clip_cov"):
+        level: losses.Level = "sequence" if loss.kind == "gspo" else "token"
+        low_BT, high_BT = losses.clipped_tokens(*rows, **bounds, level=level)
+    else:  # nothing is clipped
         return
-    low_BT, high_BT = losses.clipped_tokens(
-        logprobs_BT, old_BT, advantages_BT, mask_BT, clip_low=loss.clip_low, clip_high=loss.clip_high,
-        level="sequence" if loss.kind == "gspo" else "token",
-    )  # fmt: skip
     metrics.add("clipped_low", low_BT.float(), mask_BT)
     metrics.add("clipped_high", high_BT.float(), mask_BT)
 
@@ -217,5 +259,6 @@ __all__ = [
     "measure_mismatch",
     "policy_loss",
     "ptx_loss",
+    "surrogate",
     "value_loss",
 ]

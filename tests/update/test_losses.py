@@ -275,7 +275,7 @@ def test_constant_length_does_not_favour_long_wrong_answers_as_the_sequence_mean
 def test_constant_length_without_a_length_and_an_unknown_kind_are_refused() -> None:
     with pytest.raises(ValueError, match="constant_length with max_length None"):
         loss_sum(torch.ones(1, 1), torch.ones(1, 1), kind="constant_length")
-    with pytest.raises(ValueError, match="no aggregation 'mean'; have: token_mean, sequence_mean, constant_length"):
+    with pytest.raises(ValueError, match="no aggregation 'mean'; have: token_mean, sequence_mean, sequence_sum"):
         denominator(torch.ones(1, 1), kind="mean")  # type: ignore[arg-type]
 
 
