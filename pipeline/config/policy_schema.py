@@ -57,7 +57,7 @@ class Loss:
     kind: Literal[
         "clip", "gspo", "cispo", "reinforce", "dppo", "sapo", "vespo", "kl_cov", "clip_cov",
     ] = "clip"  # fmt: skip
-    """Surrogate: clip is PPO's ratio per token, gspo one ratio per sequence, reinforce none; others as in their papers."""
+    """Surrogate: clip is PPO's ratio per token, gspo one per sequence, reinforce none; others as in their papers."""
     clip_low: NonNegative = 0.2
     """The ratio is clipped below 1 - clip_low; the limit of the divergence for dppo."""
     clip_high: NonNegative = 0.2
