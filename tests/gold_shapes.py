@@ -5,7 +5,8 @@ percentages, units, money, radicals, multiples of pi, complex numbers, intervals
 plus-minus, polynomials, equations, function values, exponentials, matrices, ratios, bases, words and choices.
 
 The meaning is built beside the text, by hand: two answers whose meanings are disjoint are different answers. An answer
-may have two meanings where the documented rules read it so: 25\% is 0.25 and 25.
+may have two meanings where the documented rules read it so: 25\% is 0.25 and 25. A value may also be named: `x = 5`
+is the same answer as 5, and another one than `y = 5`; y and f(x) are one name.
 """
 
 from __future__ import annotations
@@ -21,10 +22,14 @@ from typing import Any
 class Answer:
     text: str
     meanings: frozenset[Any]
+    name: str = ""  # of the value, if the text states it
+
+    def differs(self, other: Answer) -> bool:
+        return not self.meanings & other.meanings or (bool(self.name and other.name) and self.name != other.name)
 
 
-def one(text: str, *meanings: Any) -> Answer:
-    return Answer(text, frozenset(meanings))
+def one(text: str, *meanings: Any, name: str = "") -> Answer:
+    return Answer(text, frozenset(meanings), name)
 
 
 def rational(rng: random.Random, size: int = 30) -> Fraction:
@@ -44,6 +49,12 @@ def written(rng: random.Random, value: Fraction) -> str:
 def plain(rng: random.Random) -> Answer:
     value = rational(rng) if rng.random() < 0.8 else Fraction(rng.randint(-(10**6), 10**6))
     return one(written(rng, value), ("number", value))
+
+
+def named_value(rng: random.Random) -> Answer:
+    """A value next to its name: x, a length, a value of a function, or a word."""
+    name, value = rng.choice(("x", "y", "n", "r", "AB", "f(2)", "f(3)", r"\text{Area}")), rational(rng, 12)
+    return one(f"{name} = {written(rng, value)}", ("number", value), ("named", name, value), name=name)
 
 
 def quantity(rng: random.Random) -> Answer:
@@ -106,7 +117,9 @@ def interval(rng: random.Random) -> Answer:
     if kind == 2:
         signs = (r"\le" if opening == "[" else "<", r"\le" if closing == "]" else "<")
         return one(
-            f"{low_text} {signs[0]} x {signs[1]} {high_text}", ("pair", low, high, opening + closing), "inequality"
+            f"{low_text} {signs[0]} x {signs[1]} {high_text}",
+            ("pair", low, high, opening + closing),
+            ("inequality", low, high),
         )
     return one(f"{opening}{low_text},{high_text}{closing}", ("pair", low, high, opening + closing))
 
@@ -131,7 +144,7 @@ def point(rng: random.Random) -> Answer:
     text = "(" + ", ".join(written(rng, value) for value in values) + ")"
     if len(values) == 2:
         meanings = ("pair", *values, "()")
-        return one(f"(x,y)={text}", meanings, "coordinates") if rng.random() < 0.2 else one(text, meanings)
+        return one(f"(x,y)={text}", meanings, ("coordinates", *values)) if rng.random() < 0.2 else one(text, meanings)
     return one(text, ("triple", *values))
 
 
@@ -161,8 +174,10 @@ def polynomial(rng: random.Random) -> Answer:
             terms.append(f"{'-' if c < 0 else '+'}{size}{power}")
     text = "".join(terms).removeprefix("+")
     names = ("", "", "", "y=" if variable == "x" else "", f"f({variable})=")
+    stated = rng.choice(names)
     identity = ["a line or a number"] if coefficients == (0, 1) else []  # x alone may be either
-    return one(rng.choice(names) + text, ("polynomial", variable, coefficients), *identity)
+    curve = f"curve over {variable}" if stated else ""
+    return one(stated + text, ("polynomial", variable, coefficients), *identity, name=curve)
 
 
 def line(rng: random.Random) -> Answer:
@@ -232,9 +247,9 @@ def repeating(rng: random.Random) -> Answer:
 
 
 SHAPES: tuple[Callable[[random.Random], Answer], ...] = (
-    plain, plain, plain, quantity, money, percentage, radical, of_pi, complex_number, interval, union, without_point,
-    point, collection, plus_minus, polynomial, polynomial, line, function_value, product_of_letters, exponential,
-    trigonometric, matrix, ratio, in_base, words, choice, repeating,
+    plain, plain, plain, named_value, named_value, quantity, money, percentage, radical, of_pi, complex_number,
+    interval, union, without_point, point, collection, plus_minus, polynomial, polynomial, line, function_value,
+    product_of_letters, exponential, trigonometric, matrix, ratio, in_base, words, choice, repeating,
 )  # fmt: skip
 
 
@@ -245,7 +260,7 @@ def different_pairs(count: int, seed: int) -> list[tuple[Answer, Answer]]:
     while len(pairs) < count:
         shape = rng.choice(SHAPES)
         gold, answer = shape(rng), (shape if rng.random() < 0.5 else rng.choice(SHAPES))(rng)
-        if not gold.meanings & answer.meanings:
+        if gold.differs(answer):
             pairs.append((gold, answer))
     return pairs
 

@@ -30,12 +30,18 @@ PR_SET_PDEATHSIG = 1
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from verifiers._killable import serve; serve(*sys.argv[2:])"
 
 
+# how a request can end by itself: the timer of _limit, and crashes of C code that does not check for memory
+OWN_FAULTS = frozenset(
+    -number for number in (signal.SIGPROF, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
+)
+
+
 class Killed(Exception):
     """The request exceeded its CPU time or memory limit."""
 
 
 class Stalled(RuntimeError):
-    """No reply although the request was not killed: a problem of the machine or of this code."""
+    """No reply although the request kept its limits: a problem of the machine or of this code."""
 
 
 class Killable:
@@ -51,7 +57,22 @@ class Killable:
         self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, request: Any) -> Any:
-        """Return the function's reply. Raises Killed, Stalled, or ValueError with the text of its exception."""
+        """Return the function's reply. Raises Killed, Stalled, or ValueError with the text of its exception.
+
+        A request that is killed from outside (an operator, the machine out of memory) is tried again once.
+        """
+        outcome, value = self._outcome(request)
+        if outcome == "killed from outside":
+            outcome, value = self._outcome(request)
+        if outcome == "killed from outside":
+            raise Stalled(f"the request was killed from outside twice: {value}")
+        if outcome == "killed":
+            raise Killed(value)
+        if outcome == "raised":
+            raise ValueError(value)
+        return value
+
+    def _outcome(self, request: Any) -> tuple[str, Any]:
         line = json.dumps(request).encode() + b"\n"
         with self._lock:
             process = self._running()
@@ -61,14 +82,10 @@ class Killable:
                 process.stdin.flush()
             except BrokenPipeError:
                 self._end()
-                raise Stalled("the helper process ended before it was asked") from None
+                raise Stalled("the helper process ended before the request") from None
             reply = self._line(WALL_S)
         outcome, value = json.loads(reply)
-        if outcome == "killed":
-            raise Killed(value)
-        if outcome == "raised":
-            raise ValueError(value)
-        return value
+        return outcome, value
 
     def _line(self, timeout_s: float) -> bytes:
         """The next line of the process. If there is no line in time, ends the process and raises Stalled."""
@@ -133,10 +150,17 @@ def serve(function: str, cpu_s: str, memory_mb: str) -> None:
         with os.fdopen(receiver, "rb") as pipe:
             reply = pipe.read(REPLY_BYTES)
         _, status = os.waitpid(pid, 0)
-        if status != 0 or not reply.endswith(b"\n"):
-            reply = b'["killed", "over its limit of CPU time or memory"]\n'
-        replies.write(reply)
+        replies.write(_ended(os.waitstatus_to_exitcode(status), reply))
         replies.flush()
+
+
+def _ended(exit_code: int, reply: bytes) -> bytes:
+    """The reply of a fork that has ended. Its limits end it by a signal of OWN_FAULTS, by exit 1, or by a cut reply."""
+    if exit_code < 0 and exit_code not in OWN_FAULTS:
+        return json.dumps(["killed from outside", signal.Signals(-exit_code).name]).encode() + b"\n"
+    if exit_code != 0 or not reply.endswith(b"\n"):
+        return b'["killed", "over its limit of CPU time or memory"]\n'
+    return reply
 
 
 def _limit(cpu_s: float, memory_mb: int) -> None:

@@ -20,6 +20,11 @@ from verifiers._math.text import boxed_content, final_answer, one_spelling, unre
 from verifiers._math.tree import Node
 from verifiers._math.units import unit_name
 
+
+class SeveralNumbers(UnsupportedNotation):
+    """A list such as `72 or 73`: readable, and no answer to a question for one number."""
+
+
 _APPROXIMATELY = re.compile(r"^(?:\\approx|\\sim(?:eq)?|~|about|approximately|approx\.?)\s*")
 
 
@@ -36,6 +41,8 @@ def _number(text: str) -> tuple[Node, Fraction]:
     if tree.op == "rel" and tree.value == ("=",) and (named := value_of(tree)):
         tree = named[1]
     inner = tree.args[0] if tree.op in ("unit", "degree", "percent") else tree
+    if inner.op in ("list", "set", "pm"):
+        raise SeveralNumbers("more than one number")
     if inner.has("apply"):
         raise UnsupportedNotation("a value of an unknown function")
     if inner.has("add", "mul", "pm", "list", "factorial") and not _is_written_out(inner):
@@ -85,6 +92,8 @@ def verify(completion: str, task: Task) -> Verdict:
         text = _APPROXIMATELY.sub("", text)
     try:
         tree, value = _number(text)
+    except SeveralNumbers as exc:
+        return failed(str(exc))
     except UnsupportedNotation as exc:
         return malformed(f"no number: {exc}")
     if not _unit_agrees(tree, unit):

@@ -1,9 +1,11 @@
-"""A request may burn CPU, eat memory or raise; it costs its own time and the next one is answered."""
+"""A request may use any CPU time or memory, or raise: it costs its own time, and the next one is answered."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
+import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from verifiers import _killable
+import verifiers
+from verifiers import _killable, sql_query
 from verifiers._killable import Killable, Killed, Stalled
 
 
@@ -30,23 +33,23 @@ def forks() -> set[str]:
 @pytest.fixture
 def worker() -> Iterator[Callable[[str], Killable]]:
     """A worker around any function of the standard library that takes one JSON value."""
-    made: list[Killable] = []
+    workers: list[Killable] = []
 
     def make(function: str) -> Killable:
-        made.append(Killable(function, cpu_s=0.3, memory_mb=256))
-        return made[-1]
+        workers.append(Killable(function, cpu_s=0.3, memory_mb=256))
+        return workers[-1]
 
     yield make
-    for each in made:
+    for each in workers:
         each._end()
 
 
-def test_requests_are_answered_and_exceptions_told(worker: Callable[[str], Killable]) -> None:
-    upper = worker("textwrap:dedent")
-    assert upper.ask("  ü\n  b") == "ü\nb"
+def test_requests_are_answered_and_exceptions_reported(worker: Callable[[str], Killable]) -> None:
+    dedent = worker("textwrap:dedent")
+    assert dedent.ask("  ü\n  b") == "ü\nb"
     with pytest.raises(ValueError, match="TypeError"):
-        upper.ask(5)
-    assert upper.ask(" x") == "x"
+        dedent.ask(5)
+    assert dedent.ask(" x") == "x"
 
 
 def test_cpu_is_bounded_and_the_next_request_answered(worker: Callable[[str], Killable]) -> None:
@@ -91,7 +94,51 @@ def test_a_worker_killed_from_outside_is_replaced(worker: Callable[[str], Killab
     assert factorial._process is not None and factorial._process.pid != first.pid
 
 
-def test_a_stalled_worker_is_told_apart_from_a_costly_request(
+def kill_forks(worker: Killable, call: Callable[[], Any], times: int) -> Any:
+    """What call() returns or raises if the fork that serves its request is killed that many times from outside."""
+    assert worker._process is not None
+    children = Path(f"/proc/{worker._process.pid}/task/{worker._process.pid}/children")
+    with ThreadPoolExecutor(1) as thread:
+        result = thread.submit(call)
+        killed: set[str] = set()
+        while len(killed) < times and not result.done():
+            for pid in set(children.read_text().split()) - killed:
+                os.kill(int(pid), signal.SIGKILL)
+                killed.add(pid)
+        assert len(killed) == times, "the request ended before its fork was seen"
+        return result.result()
+
+
+def test_a_request_killed_from_outside_is_tried_again(worker: Callable[[str], Killable]) -> None:
+    sleeper = worker("time:sleep")
+    sleeper.ask(0)
+    assert kill_forks(sleeper, lambda: sleeper.ask(0.3), times=1) is None
+
+
+def test_a_request_killed_from_outside_twice_is_not_at_fault(worker: Callable[[str], Killable]) -> None:
+    sleeper = worker("time:sleep")
+    sleeper.ask(0)
+    with pytest.raises(Stalled, match="SIGKILL"):
+        kill_forks(sleeper, lambda: sleeper.ask(30), times=2)
+    assert sleeper.ask(0) is None
+
+
+def test_an_answer_whose_check_is_killed_from_outside_is_an_error() -> None:
+    query = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000) SELECT MAX(i) FROM n"
+    task = {"schema": "CREATE TABLE t (a INT)", "query": query}
+    grade = verifiers.load("sql_query").grade
+    (verdict,) = grade([query], [task])
+    assert verdict.status == "pass", verdict
+    (verdict,) = kill_forks(sql_query.WORKER, lambda: grade([query], [task]), times=2)
+    assert verdict.status == "error" and "SIGKILL" in verdict.detail, verdict
+
+
+def test_a_crash_of_the_library_is_the_fault_of_the_request(worker: Callable[[str], Killable]) -> None:
+    with pytest.raises(Killed):
+        worker("builtins:eval").ask("__import__('os').abort()")
+
+
+def test_a_stalled_worker_is_distinguished_from_a_costly_request(
     worker: Callable[[str], Killable], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sleeper = worker("time:sleep")
@@ -99,12 +146,12 @@ def test_a_stalled_worker_is_told_apart_from_a_costly_request(
     monkeypatch.setattr(_killable, "WALL_S", 5.0)
     before = forks()
     with ThreadPoolExecutor(1) as thread:
-        asked = thread.submit(sleeper.ask, 3600)
-        while not (sleeping := forks() - before) and not asked.done():
+        reply = thread.submit(sleeper.ask, 3600)
+        while not (sleeping := forks() - before) and not reply.done():
             time.sleep(0.01)
         assert sleeping
         with pytest.raises(Stalled):
-            asked.result()
+            reply.result()
     deadline = time.monotonic() + 10
     while sleeping & forks() and time.monotonic() < deadline:
         time.sleep(0.01)
