@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.generation.tool_calls.turn import Malformed, ParsedTurn, Schemas, ToolCall, shown
+from pipeline.generation.tool_calls.turn import MalformedCall, ParsedTurn, Schemas, ToolCall, shown
 
 MARKS = (("<|tool_call>call:",), ("<start_function_call>",))
 _NAME = re.compile(r"\s*call:([\w.-]+)\s*\{")
@@ -44,10 +44,10 @@ def parse(text: str, schemas: Schemas) -> ParsedTurn:
         try:
             call = reader.call()
             if not text.startswith(dialect.closing, reader.at):
-                raise Malformed(f"the call does not end with {dialect.closing}")
+                raise MalformedCall(f"the call does not end with {dialect.closing}")
             calls.append(call)
             at = reader.at + len(dialect.closing)
-        except Malformed as exc:
+        except MalformedCall as exc:
             malformed.append(str(exc))
             closing = text.find(dialect.closing, start)
             at = closing + len(dialect.closing) if closing >= 0 else len(text)
@@ -64,7 +64,7 @@ class Reader:
     def call(self) -> ToolCall:
         found = _NAME.match(self.text, self.at)
         if found is None:
-            raise Malformed(f"a call must begin with call:NAME{{, found {shown(self.text[self.at :])}")
+            raise MalformedCall(f"a call must begin with call:NAME{{, found {shown(self.text[self.at :])}")
         self.at = found.end()
         return ToolCall(found[1], self.pairs(0))
 
@@ -85,13 +85,13 @@ class Reader:
             return key
         found = _KEY.match(self.text, self.at)
         if found is None:
-            raise Malformed(f"an argument must be name:value, found {shown(self.text[self.at :])}")
+            raise MalformedCall(f"an argument must be name:value, found {shown(self.text[self.at :])}")
         self.at = found.end()
         return found[1].strip()
 
     def value(self, depth: int) -> Any:
         if depth > MAX_DEPTH:
-            raise Malformed("the arguments are nested too deeply")
+            raise MalformedCall("the arguments are nested too deeply")
         if self.taken(self.quote):
             return self.quoted()
         if self.taken("{"):
@@ -109,12 +109,12 @@ class Reader:
         try:
             return json.loads(plain)
         except ValueError:
-            raise Malformed(f"text must stand between {self.quote}, found {shown(plain)}") from None
+            raise MalformedCall(f"text must stand between {self.quote}, found {shown(plain)}") from None
 
     def quoted(self) -> str:
         end = self.text.find(self.quote, self.at)
         if end < 0:
-            raise Malformed(f"text does not end with {self.quote}")
+            raise MalformedCall(f"text does not end with {self.quote}")
         out = self.text[self.at : end]
         self.at = end + len(self.quote)
         return out
@@ -129,4 +129,4 @@ class Reader:
 
     def expect(self, mark: str) -> None:
         if not self.taken(mark):
-            raise Malformed(f"{mark!r} expected, found {shown(self.text[self.at :]) or 'the end'}")
+            raise MalformedCall(f"{mark!r} expected, found {shown(self.text[self.at :]) or 'the end'}")

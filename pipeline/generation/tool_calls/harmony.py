@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 
-from pipeline.generation.tool_calls.turn import Malformed, ParsedTurn, Schemas, ToolCall, call_of, loads, shown
+from pipeline.generation.tool_calls.turn import MalformedCall, ParsedTurn, Schemas, ToolCall, call_of, loads, shown
 
 MARKS = (("<|channel|>", "<|call|>"),)
 _MESSAGE = re.compile(
@@ -32,7 +32,7 @@ def parse(text: str, schemas: Schemas) -> ParsedTurn:
         if recipient:
             try:
                 calls.append(call_of({"name": recipient[1], "arguments": loads(body)}, "arguments"))
-            except Malformed as exc:
+            except MalformedCall as exc:
                 malformed.append(str(exc))
         elif channel and channel[1] == "analysis":
             thoughts.append(body)

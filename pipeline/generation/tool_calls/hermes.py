@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from pipeline.generation.tool_calls.turn import Malformed, ParsedTurn, Schemas, ToolCall, call_of, read_json, skip_space
+from pipeline.generation.tool_calls.turn import (
+    MalformedCall,
+    ParsedTurn,
+    Schemas,
+    ToolCall,
+    call_of,
+    read_json,
+    skip_space,
+)
 
 MARKS = (("<tool_call>", '"arguments": '), ("<tool_call>", '"name": <function-name>'))
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
@@ -17,10 +25,10 @@ def parse(text: str, schemas: Schemas) -> ParsedTurn:
             value, end = read_json(text, start + len(OPENING))
             end = skip_space(text, end)
             if not text.startswith(CLOSING, end):
-                raise Malformed(f"the call does not end with {CLOSING}")
+                raise MalformedCall(f"the call does not end with {CLOSING}")
             calls.append(call_of(value, "arguments", "parameters"))
             at = end + len(CLOSING)
-        except Malformed as exc:
+        except MalformedCall as exc:
             malformed.append(str(exc))
             closing = text.find(CLOSING, start)
             at = closing + len(CLOSING) if closing >= 0 else len(text)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from pipeline.generation.tool_calls import pythonic
-from pipeline.generation.tool_calls.turn import Malformed, ParsedTurn, Schemas, call_of, read_json, shown
+from pipeline.generation.tool_calls.turn import MalformedCall, ParsedTurn, Schemas, call_of, read_json, shown
 
 MARKS = (("ipython", '"parameters": '),)
 TAG = "<|python_tag|>"
@@ -29,8 +29,8 @@ def parse(text: str, schemas: Schemas) -> ParsedTurn:
         else:
             value, end = read_json(body, 0)
             if body[end:].strip():
-                raise Malformed(f"a turn holds one call and nothing after it, found {shown(body[end:].strip())}")
+                raise MalformedCall(f"a turn holds one call and nothing after it, found {shown(body[end:].strip())}")
             call = call_of(value, "parameters", "arguments")
-    except Malformed as exc:
+    except MalformedCall as exc:
         return ParsedTurn(before.strip(), (), (str(exc),))
     return ParsedTurn(before.strip(), (call,))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pipeline.generation.tool_calls.turn import Malformed, ParsedTurn, Schemas, ToolCall, call_of, read_json, shown
+from pipeline.generation.tool_calls.turn import MalformedCall, ParsedTurn, Schemas, ToolCall, call_of, read_json, shown
 
 MARKS = (("[TOOL_CALLS]",),)
 OPENING, ARGUMENTS = "[TOOL_CALLS]", "[ARGS]"
@@ -17,7 +17,7 @@ def parse(text: str, schemas: Schemas) -> ParsedTurn:
     for block in blocks:
         try:
             calls += _calls(block)
-        except Malformed as exc:
+        except MalformedCall as exc:
             malformed.append(str(exc))
     return ParsedTurn(said.strip(), tuple(calls), tuple(malformed))
 
@@ -29,7 +29,7 @@ def _calls(block: str) -> list[ToolCall]:
     else:
         values, end = read_json(block, 0)
         if not isinstance(values, list) or not values:
-            raise Malformed(f"{OPENING} must be followed by a list of calls, found {shown(values)}")
+            raise MalformedCall(f"{OPENING} must be followed by a list of calls, found {shown(values)}")
     if block[end:].strip():
-        raise Malformed(f"nothing may follow the calls, found {shown(block[end:].strip())}")
+        raise MalformedCall(f"nothing may follow the calls, found {shown(block[end:].strip())}")
     return [call_of(value, "arguments", "parameters") for value in values]

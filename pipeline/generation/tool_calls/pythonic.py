@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import re
 
-from pipeline.generation.tool_calls.turn import Malformed, ParsedTurn, Schemas, ToolCall, shown
+from pipeline.generation.tool_calls.turn import MalformedCall, ParsedTurn, Schemas, ToolCall, shown
 
 MARKS = (("<|tool_call_start|>",), ("<|python_start|>",))
 OPENING, CLOSING = "<|tool_call_start|>", "<|tool_call_end|>"
@@ -33,44 +33,44 @@ def parse(text: str, schemas: Schemas) -> ParsedTurn:
             return ParsedTurn(text.strip())
     try:
         return ParsedTurn(said, tuple(calls_of(body)))
-    except Malformed as exc:
+    except MalformedCall as exc:
         return ParsedTurn(said, (), (str(exc),))
 
 
 def calls_of(text: str) -> list[ToolCall]:
-    """The calls of a list. Raises Malformed."""
+    """The calls of a list. Raises MalformedCall."""
     tree = _parsed(text)
     if not isinstance(tree, ast.List) or not tree.elts:
-        raise Malformed(f"calls must be a list such as [name(argument=1)], found {shown(text.strip())}")
+        raise MalformedCall(f"calls must be a list such as [name(argument=1)], found {shown(text.strip())}")
     return [_call(node) for node in tree.elts]
 
 
 def one_call(text: str) -> ToolCall:
-    """The call name(key="value"). Raises Malformed."""
+    """The call name(key="value"). Raises MalformedCall."""
     return _call(_parsed(text))
 
 
 def _parsed(text: str) -> ast.expr:
     if len(text) > MAX_CHARS:
-        raise Malformed(f"longer than {MAX_CHARS} characters")
+        raise MalformedCall(f"longer than {MAX_CHARS} characters")
     try:
         return ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as exc:
-        raise Malformed(f"not a Python list of calls ({type(exc).__name__}): {shown(text.strip())}") from None
+        raise MalformedCall(f"not a Python list of calls ({type(exc).__name__}): {shown(text.strip())}") from None
 
 
 def _call(node: ast.expr) -> ToolCall:
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name | ast.Attribute):
-        raise Malformed("a call must be name(argument=value)")
+        raise MalformedCall("a call must be name(argument=value)")
     name = ast.unparse(node.func)
     if node.args or any(keyword.arg is None for keyword in node.keywords):
-        raise Malformed(f"the arguments of {name!r} must be written with their names, as argument=value")
+        raise MalformedCall(f"the arguments of {name!r} must be written with their names, as argument=value")
     arguments = {}
     for keyword in node.keywords:
         try:
             arguments[str(keyword.arg)] = _value(keyword.value)
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-            raise Malformed(f"{name}: the argument {keyword.arg!r} is not a literal value") from None
+            raise MalformedCall(f"{name}: the argument {keyword.arg!r} is not a literal value") from None
     return ToolCall(name, arguments)
 
 

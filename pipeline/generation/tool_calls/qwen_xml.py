@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from pipeline.generation.tool_calls.turn import Malformed, ParsedTurn, Schemas, ToolCall, shown, typed
+from pipeline.generation.tool_calls.turn import MalformedCall, ParsedTurn, Schemas, ToolCall, shown, typed
 
 MARKS = (("<tool_call>", "<function="),)
 _BLOCK = re.compile(r"<tool_call>(.*?)(</tool_call>|\Z)", re.DOTALL)
@@ -22,9 +22,9 @@ def parse(text: str, schemas: Schemas) -> ParsedTurn:
     for block in _BLOCK.finditer(text):
         try:
             if not block[2]:
-                raise Malformed("the call does not end with </tool_call>")
+                raise MalformedCall("the call does not end with </tool_call>")
             calls.append(_call(block[1], schemas))
-        except Malformed as exc:
+        except MalformedCall as exc:
             malformed.append(str(exc))
     return ParsedTurn(_BLOCK.sub("", text).strip(), tuple(calls), tuple(malformed))
 
@@ -32,13 +32,15 @@ def parse(text: str, schemas: Schemas) -> ParsedTurn:
 def _call(block: str, schemas: Schemas) -> ToolCall:
     function = _FUNCTION.fullmatch(block)
     if function is None:
-        raise Malformed(f"a call must be <function=NAME> ... </function>, found {shown(block.strip())}")
+        raise MalformedCall(f"a call must be <function=NAME> ... </function>, found {shown(block.strip())}")
     name, body = function.groups()
     arguments, at = {}, 0
     while at < len(body.rstrip()):
         parameter = _PARAMETER.match(body, at)
         if parameter is None:
-            raise Malformed(f"an argument must be <parameter=NAME> ... </parameter>, found {shown(body[at:].strip())}")
+            raise MalformedCall(
+                f"an argument must be <parameter=NAME> ... </parameter>, found {shown(body[at:].strip())}"
+            )
         key, value = parameter.groups()
         arguments[key] = typed(value.removeprefix("\n").removesuffix("\n"), schemas, name, key)
         at = parameter.end()

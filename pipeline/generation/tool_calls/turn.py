@@ -30,40 +30,40 @@ class ParsedTurn:
     thinking: str = ""
 
 
-class Malformed(ValueError):
+class MalformedCall(ValueError):
     """What is wrong with a call, in words for the model."""
 
 
 def call_of(value: Any, *names: str) -> ToolCall:
-    """A call from its JSON object. names: keys that may hold the arguments. Raises Malformed."""
+    """A call from its JSON object. names: keys that may hold the arguments. Raises MalformedCall."""
     if not isinstance(value, dict):
-        raise Malformed(f"a tool call must be a JSON object, found {shown(value)}")
+        raise MalformedCall(f"a tool call must be a JSON object, found {shown(value)}")
     name = value.get("name")
     if not isinstance(name, str) or not name:
-        raise Malformed("a tool call must have a `name`")
+        raise MalformedCall("a tool call must have a `name`")
     arguments = next((value[key] for key in names if key in value), {})
     if isinstance(arguments, str):  # encoded a second time, as some models do
         arguments = loads(arguments)
     if not isinstance(arguments, dict):
-        raise Malformed(f"the arguments of {name!r} must be a JSON object, found {shown(arguments)}")
+        raise MalformedCall(f"the arguments of {name!r} must be a JSON object, found {shown(arguments)}")
     return ToolCall(name, arguments)
 
 
 def loads(text: str) -> Any:
-    """Raises Malformed."""
+    """Raises MalformedCall."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as exc:
-        raise Malformed(f"not JSON ({_reason(exc)}): {shown(text)}") from None
+        raise MalformedCall(f"not JSON ({_reason(exc)}): {shown(text)}") from None
 
 
 def read_json(text: str, start: int) -> tuple[Any, int]:
-    """The JSON value that begins at `start`, after white space, and the index after it. Raises Malformed."""
+    """The JSON value that begins at `start`, after white space, and the index after it. Raises MalformedCall."""
     start += len(text[start:]) - len(text[start:].lstrip())
     try:
         return json.JSONDecoder().raw_decode(text, start)
     except (ValueError, RecursionError) as exc:
-        raise Malformed(f"not JSON ({_reason(exc)}): {shown(text[start:])}") from None
+        raise MalformedCall(f"not JSON ({_reason(exc)}): {shown(text[start:])}") from None
 
 
 def _reason(exc: Exception) -> str:
