@@ -123,6 +123,11 @@ def dispatch(command: str, words: Sequence[str]) -> int:
         from pipeline.cli.check import check
 
         return check(words)
+    if command == "new":
+        from pipeline.cli.new import new
+
+        new(words)
+        return 0
     if command in ("config", "schema"):
         from pipeline.cli import config_docs
 

@@ -1,0 +1,137 @@
+"""whetstone new: a file of any format gives a YAML that plans clean, with the verifier that fits its rows."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+from sandboxes import needs_sandbox
+
+from pipeline.__main__ import main
+from pipeline.cli.pick_verifier import pick
+from pipeline.config.schema import Model, Tiny
+from pipeline.models import models
+from pipeline.plan import sound
+
+FILES = sorted((Path(__file__).parents[1] / "corpora" / "formats").iterdir())
+CHARACTERS = "".join(map(chr, range(32, 127))) + "\n"
+TEMPLATE = (
+    "{% if tools %}[{{ tools | tojson }}]{% endif %}{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<call>{{ c.function | tojson }}{% endfor %}"
+    "{% if m.role == 'assistant' %}<eos>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+# what the stages of a file must be, beside base and evaluate
+EXPECTED = {
+    "verl.parquet": (["grpo"], "by_task"),
+    "openai_rft.jsonl": (["grpo"], "math_answer"),
+    "open_instruct_ifeval.jsonl": (["grpo"], "by_task"),
+    "open_instruct_rlvr.jsonl": (["grpo"], "by_task"),
+    "nemo_response.jsonl": (["sft", "grpo"], "math_answer"),
+    "alpaca.jsonl": (["sft"], "missing_eos"),
+    "sharegpt.jsonl": (["sft"], "missing_eos"),
+    "openai_preference.jsonl": (["dpo"], "missing_eos"),
+    "trl_explicit_preference.jsonl": (["dpo"], "missing_eos"),
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("model")
+    models.make_tiny(Tiny(characters=CHARACTERS, max_position_embeddings=640), place, seed=1)
+    tokenizer = models.load_tokenizer(str(place), Model())
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(place)
+    return place
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.name)
+def test_every_format_gives_a_yaml_that_plans_clean(file, model, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["new", str(model), str(file), "to=mine.yaml"]) == 0
+    cfg = sound("mine.yaml", [])
+    assert (cfg.stages[0], cfg.stages[-1], cfg.run) == ("base", "evaluate", "mine")
+    if file.name in EXPECTED:
+        stages, verifier = EXPECTED[file.name]
+        assert (cfg.stages[1:-1], list(cfg.rewards)) == (stages, [verifier])
+    text = Path("mine.yaml").read_text()
+    assert "# " in text and [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+@pytest.mark.slow
+@pytest.mark.stages
+def test_what_it_writes_trains(model, tmp_path, monkeypatch, no_engine_left_behind) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = next(path for path in FILES if path.name == "nemo_response.jsonl")
+    assert main(["new", str(model), str(file), "to=mine.yaml"]) == 0
+    short = ["generate.backend=transformers", "sft.trainer.max_steps=2", "grpo.steps=2", "grpo.prompts=2",
+             "grpo.samples=4", "sampling.max_tokens=8", "evaluation={samples: 1, prompts: 2, k: 1}",
+             "grpo.alarms.no_signal_steps=50", "model.dtype=float32"]  # fmt: skip
+    assert main(["run", "mine.yaml", *short]) == 0
+    assert json.loads(Path("runs/mine/grpo/manifest.json").read_text())["status"] == "complete"
+
+
+def rows_of(golds: list[object], column: str = "gold", **more: object) -> list[dict[str, object]]:
+    return [{"prompt": f"Question {i}?", column: gold, **more} for i, gold in enumerate(golds)]
+
+
+@needs_sandbox
+@pytest.mark.parametrize(
+    ("tasks", "verifier", "renamed"),
+    [
+        (rows_of(["7", "1,024", "-3.5"]), "math_answer", None),
+        (rows_of([7, 8, 9], "answer"), "math_answer", {"gold": "answer"}),
+        (rows_of([r"\frac{1}{2}", "x^2+1", r"\sqrt{2}"]), "math_answer", None),
+        (rows_of(["A", "C", "B"], "label"), "multiple_choice", {"gold": "label"}),
+        (rows_of(["Paris", "New Delhi", "Rome"], "answer"), "exact", {"gold": "answer"}),
+        (rows_of(["A long explanation of the matter, which nobody repeats word by word. " * 3] * 3), "", None),
+        ([{"prompt": "p"}], "", None),
+        ([{"prompt": "p", "numbers": [1, 2], "target": 3}], "countdown", None),
+        ([{"prompt": "p", "entry_point": "f", "tests": ["assert f(1) == 1"]}], "python_tests", None),
+        ([{"prompt": "p", "cases": [{"stdin": "1", "stdout": "1"}]}], "python_stdio", None),
+        ([{"prompt": "p", "schema": {"type": "object"}}], "json_schema", None),
+        ([{"prompt": "p", "verifier": "exact", "gold": "a"}, {"prompt": "p", "verifier": "numeric", "gold": "1"}],
+         "by_task", None),
+        ([{"prompt": "p", "reward_model": {"ground_truth": "7"}}], "math_answer",
+         {"gold": "reward_model.ground_truth"}),
+    ],
+)  # fmt: skip
+def test_the_verifier_follows_from_fields_and_golds(tasks, verifier, renamed) -> None:
+    choice = pick(tasks)
+    assert (choice.verifier, choice.task) == (verifier, renamed) and choice.why
+
+
+def test_a_plain_column_of_questions_is_found_and_named(model, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"query": f"What is {n} + 1?", "final_answer": str(n + 1)} for n in range(30)]
+    Path("sums.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert main(["new", str(model), "sums.jsonl"]) == 0
+    written = yaml.safe_load(Path("sums.yaml").read_text())
+    assert written["prompts"]["prompt"] == "query" and written["prompts"]["task"] == {"gold": "final_answer"}
+    assert written["prompts"]["chat"] is True and math.isclose(written["prompts"]["heldout"], 0.1, abs_tol=0.2)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "no MODEL; as in: whetstone new"),
+        (["{model}"], "no FILE"),
+        (["./nowhere", "{rows}"], "./nowhere does not exist"),
+        (["{model}", "missing.jsonl"], "missing.jsonl does not exist"),
+        (["{model}", "{empty}"], "has no rows"),
+        (["{model}", "{odd}"], "has no column 'prompt'"),
+        (["{model}", "{rows}", "to={rows}"], "exists; name another file"),
+        (["{model}", "{rows}", "too=x"], "one word too many"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(words, said, model, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in {"rows": '{"prompt": "a", "gold": "1"}', "empty": "", "odd": '{"foo": 1}'}.items():
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    places = {name: str(tmp_path / f"{name}.jsonl") for name in ("rows", "empty", "odd")} | {"model": str(model)}
+    before = sorted(tmp_path.iterdir())
+    assert main(["new", *(word.format(**places) for word in words)]) == 2
+    err = capsys.readouterr().err
+    assert said in err and "Traceback" not in err and sorted(tmp_path.iterdir()) == before
