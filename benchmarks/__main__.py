@@ -19,7 +19,7 @@ from benchmarks.measure import machine, prepare_environment
 NAMES = (
     "step", "long_prompt", "rollout", "scoring", "overlapped_scoring", "learn", "learn_short", "sync", "trainers",
     "start", "memory", "scale",
-    "real",  # not run by default: it downloads a model
+    "real", "real_step", "real_update", "real_plan",  # not run by default: they download a model
 )  # fmt: skip
 LATEST = Path(__file__).parent / "results" / "latest.json"
 # figure: (bound, True if higher is better)
@@ -40,6 +40,11 @@ TARGETS: dict[str, tuple[float, bool]] = {
     "reward_model_vs_trl": (0.97, True),
     "real_rollout_vs_bare": (2.0, True),
     "real_rollout_vs_slow_draw": (3.0, True),
+    "real_step_vs_trl": (2.5, True),
+    "real_memory_vs_trl": (0.6, False),
+    "real_update_vs_floor": (0.5, True),
+    "packed_sliding_vs_padded": (1.5, True),
+    "real_plan_s": (30.0, False),
     "help_s": (0.5, False),
     "wrong_config_s": (1.5, False),
     "memory_vs_trl": (0.7, False),
@@ -58,7 +63,7 @@ def main(arguments: list[str]) -> int:
         print(f"no benchmark {unknown[0]!r}; have: {', '.join(NAMES)}", file=sys.stderr)
         return 2
     prepare_environment()
-    for name in asked.names or [name for name in NAMES if name != "real"]:
+    for name in asked.names or [name for name in NAMES if not name.startswith("real")]:
         started = time.perf_counter()
         run = importlib.import_module(f"benchmarks.{name}").run
         takes_rounds = asked.rounds is not None and "rounds" in inspect.signature(run).parameters

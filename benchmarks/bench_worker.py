@@ -85,11 +85,12 @@ def take_turns(workers: Sequence[SideProcess], *, rounds: int, warmup: int) -> d
 def main(side: str, place: str, work: str, requests: str, answers: str) -> None:
     from benchmarks.measure import prepare_environment
 
-    prepare_environment()
+    settings = Workload(**json.loads(work))
+    prepare_environment(settings.threads)
     import torch
 
-    torch.set_num_threads(1)
-    gate, folder, settings = Gate(int(requests), int(answers)), Path(place), Workload(**json.loads(work))
+    torch.set_num_threads(settings.threads)
+    gate, folder = Gate(int(requests), int(answers)), Path(place)
     try:
         if side.startswith("ours"):
             from benchmarks import ours

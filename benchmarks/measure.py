@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 # one thread per process: next to another busy process, two threads of one process wait for each other
-THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 QUIET = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -30,9 +30,9 @@ ENGINE = {
 }
 
 
-def prepare_environment() -> None:
+def prepare_environment(threads: int = 1) -> None:
     """Set the environment of this process and its children; call before torch is imported."""
-    os.environ.update({**THREADS, **QUIET, **ENGINE})
+    os.environ.update({**{name: str(threads) for name in THREADS}, **QUIET, **ENGINE})
 
 
 def timed(work: Callable[[], Any]) -> dict[str, float]:
@@ -73,7 +73,7 @@ def machine() -> dict[str, Any]:
     return {
         "processor": processor(),
         "cores": os.cpu_count(),
-        "threads_a_process": int(THREADS["OMP_NUM_THREADS"]),
+        "threads_a_process": int(os.environ.get(THREADS[0], "1")),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "versions": versions,

@@ -43,17 +43,19 @@ def reload_weights(generation: VLLMGeneration) -> None:
 
 
 def options(place: Path, work: Workload, *, vllm: bool) -> dict[str, Any]:
-    """TRL's settings for the same step. Its micro-batch contains all rows; smaller ones were not tried."""
+    """TRL's settings for the same step, in micro-batches of `micro_rows` rows."""
+    micro_rows = work.micro_rows or work.rows
     return {
         "output_dir": str(place / "trl"),
         "use_cpu": True,
-        "bf16": False,
+        "bf16": work.dtype == "bfloat16",
         "report_to": "none",
         "save_strategy": "no",
         "logging_steps": 1,
         "disable_tqdm": True,
         "max_steps": work.steps,
-        "per_device_train_batch_size": work.rows,
+        "per_device_train_batch_size": micro_rows,
+        "gradient_accumulation_steps": work.rows // micro_rows,
         "num_generations": work.samples,
         "max_completion_length": work.max_tokens,
         "temperature": 1.0,

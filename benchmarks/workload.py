@@ -15,6 +15,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from verifiers import word_problems
+
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;<>=+-*/()?!"
 REWARD = "vowel_share"
 VERIFIER = '''"""The share of vowels in a completion: quick, dense, and the same number on both sides."""
@@ -44,7 +46,9 @@ EXAMPLES = (
 @dataclass(frozen=True, slots=True)
 class Workload:
     """kl: coefficient of the KL in the loss; 0 needs no reference. vocabulary: number of tokens; up to the
-    number of keyboard characters, 3 are added. mean_tokens: of untruncated completions; None leaves it to chance."""
+    number of keyboard characters, 3 are added. mean_tokens: of untruncated completions; None leaves it to chance.
+    model_path: a pretrained model in place of the random one. dtype: of the matrix products; weights that are trained
+    are float32. micro_rows: rows per micro-batch of TRL; None: all. tokens_per_microbatch 0: by memory."""
 
     hidden_size: int = 256
     layers: int = 4
@@ -64,6 +68,10 @@ class Workload:
     judge_every: int = 0
     judge_by: str = "pass"
     seed: int = 1
+    model_path: str | None = None
+    dtype: str = "float32"
+    threads: int = 1
+    micro_rows: int | None = None
 
     @property
     def rows(self) -> int:
@@ -75,10 +83,26 @@ class Workload:
 
 def lay_out(place: Path, work: Workload) -> None:
     """Write model, prompts, verifier and our config to one directory."""
+    place.mkdir(parents=True, exist_ok=True)
+    if work.model_path is not None:
+        (place / "model").symlink_to(Path(work.model_path).resolve())
+        rows = [row["prompt"] for row in word_problems.generate(64, work.seed)]
+    else:
+        make_model(place, work)
+        random = Random(work.seed)
+        rows = ["".join(random.choices(CHARACTERS[:60], k=work.prompt_tokens)) for _ in range(64)]
+    (place / "prompts.jsonl").write_text("".join(json.dumps({"prompt": r, "task": {}}) + "\n" for r in rows))
+    (place / "heldout.jsonl").write_text(json.dumps({"prompt": "zz" + rows[0][2:], "task": {}}) + "\n")
+    (place / "verifiers").mkdir(exist_ok=True)
+    (place / "verifiers" / f"{REWARD}.py").write_text(VERIFIER)
+    (place / "ours.yaml").write_text(json.dumps(our_config(place, work)))  # JSON is YAML
+
+
+def make_model(place: Path, work: Workload) -> None:
+    """A random model of the workload's shape, whose completions have its mean length."""
     from pipeline.config.schema import Tiny
     from pipeline.models.models import make_tiny
 
-    place.mkdir(parents=True, exist_ok=True)
     tiny = Tiny(
         hidden_size=work.hidden_size, intermediate_size=work.intermediate_size, num_hidden_layers=work.layers,
         num_attention_heads=work.heads, max_position_embeddings=2048,
@@ -89,13 +113,6 @@ def lay_out(place: Path, work: Workload) -> None:
         enlarge(place / "model", work.vocabulary, seed=work.seed)
     if work.mean_tokens is not None:
         end_after(place / "model", work.mean_tokens)
-    random = Random(work.seed)
-    rows = ["".join(random.choices(CHARACTERS[:60], k=work.prompt_tokens)) for _ in range(64)]
-    (place / "prompts.jsonl").write_text("".join(json.dumps({"prompt": r, "task": {}}) + "\n" for r in rows))
-    (place / "heldout.jsonl").write_text(json.dumps({"prompt": "zz" + rows[0][2:], "task": {}}) + "\n")
-    (place / "verifiers").mkdir(exist_ok=True)
-    (place / "verifiers" / f"{REWARD}.py").write_text(VERIFIER)
-    (place / "ours.yaml").write_text(json.dumps(our_config(place, work)))  # JSON is YAML
 
 
 def enlarge(model_dir: Path, vocabulary: int, *, seed: int) -> None:
@@ -136,7 +153,8 @@ def our_config(place: Path, work: Workload) -> dict[str, Any]:
     return {
         "run": "benchmark",
         "seed": work.seed,
-        "model": {"path": str(place / "model")},
+        "model": {"path": str(place / "model"), "dtype": work.dtype},
+        "threads": work.threads,
         "prompts": {"path": str(place / "prompts.jsonl"), "heldout_path": str(place / "heldout.jsonl")},
         "verifier_dirs": [str(place / "verifiers")],
         "rewards": {work.verifier: {"weight": 1.0}},
@@ -150,7 +168,7 @@ def our_config(place: Path, work: Workload) -> dict[str, Any]:
             "samples": work.samples,
             "kl": {"coef": work.kl},
             "optimizer": {"learning_rate": work.learning_rate, "eps": 1e-8},  # as in TRL; with 1e-5 steps are smaller
-            "tokens_per_microbatch": work.tokens_per_microbatch,
+            **({"tokens_per_microbatch": work.tokens_per_microbatch} if work.tokens_per_microbatch else {}),
             "alarms": {"loss_abs": 1e9},
         },
     }

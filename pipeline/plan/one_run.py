@@ -99,10 +99,12 @@ def seconds_of(cfg: Config, work: Work, data: Data, trial: Trial, done: Mapping[
         looks = (block.epochs * block.minibatches > 1) + bool(block.kl.coef or block.kl.target) + 2 * bool(block.reward)
         critics = 1 + (block.critic is not None)
         learned = work.samples * per_row * (looks / trial.fetched_per_s + work.passes * critics / trial.learned_per_s)
-        learned += work.steps * POLICY_STEP_S
+        updates = work.steps * block.epochs * block.minibatches
+        learned += work.steps * POLICY_STEP_S + updates * critics * trial.optimizer_s
     else:
         steps = work.steps * (work.likely if work.at_most else 1.0)
-        learned = steps * (work.batch * work.sequences_per_row * per_row / trial.learned_per_s + TRAINER_STEP_S)
+        row_s = work.sequences_per_row * per_row / trial.learned_per_s
+        learned = steps * (work.batch * row_s + trial.optimizer_s + TRAINER_STEP_S)
     return START_S + sampled + learned + LOAD_S * work.loads
 
 

@@ -11,14 +11,19 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config.load import Config, load
-from pipeline.config.schema import trains_adapter
+from pipeline.config.schema import Sampling, trains_adapter
+from pipeline.records import Prompt, Rollout
 from pipeline.run import process
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STEPS = 6  # timed steps, after one warm-up step
 MICRO_BATCH = 8192  # tokens, including padding
@@ -27,17 +32,18 @@ MICRO_BATCH = 8192  # tokens, including padding
 @dataclass(frozen=True, slots=True)
 class Extent:
     """Size of the trial: prompts, samples per prompt, maximum tokens per completion, tokens to train on, and timed
-    steps over them."""
+    steps over them. max_tokens None: those of the run, in full."""
 
     prompts: int = 256
     samples: int = 4
     max_tokens: int | None = None
     learned: int | None = None
+    warmup: int | None = None
     steps: int = STEPS
 
 
 # for a model above precision.LARGE each token takes long enough that a few are enough to measure the rate
-LARGE_EXTENT = Extent(prompts=16, samples=4, max_tokens=8, learned=512, steps=1)
+LARGE_EXTENT = Extent(prompts=16, samples=4, max_tokens=4, learned=256, warmup=1, steps=1)
 
 
 @dataclass(slots=True)
@@ -50,7 +56,8 @@ class Trial:
     generator: str = ""
     sampled_per_s: float = 0.0  # tokens
     fetched_per_s: float = 0.0  # tokens, forward only
-    learned_per_s: float = 0.0  # tokens, forward and backward with the optimizer step
+    learned_per_s: float = 0.0  # tokens, forward and backward
+    optimizer_s: float = 0.0  # one step of AdamW, whatever the number of tokens
     shape: dict[str, int] = field(default_factory=dict)
 
 
@@ -75,33 +82,28 @@ def try_out(cfg: Config) -> Trial:
     from pipeline.stages.context import Context
 
     out = Trial(imports_s=time.monotonic() - started)
-    with tempfile.TemporaryDirectory() as place:
-        model_dir = cfg.model.path or place
+    with tempfile.TemporaryDirectory() as folder:
+        model_dir = cfg.model.path or folder
         if cfg.model.path is None:
             assert cfg.model.tiny is not None
-            models.make_tiny(cfg.model.tiny, Path(place), seed=cfg.seed)
+            models.make_tiny(cfg.model.tiny, Path(folder), seed=cfg.seed)
         out.libraries_bytes = resident()
         block = next((b for b in cfg.blocks.values() if trains_adapter(b) and b.kind != "reward_model"), None)
         model = models.load_policy(model_dir, cfg.model, adapted=block is not None)
         out.shape, weights = shape_of(model), bytes_here(model)
-        ctx = Context(cfg, next(iter([*cfg.stages, *cfg.blocks])), StageDir(Path(place), "trial"))
+        ctx = Context(cfg, next(iter([*cfg.stages, *cfg.blocks])), StageDir(Path(folder), "trial"))
         ctx.policy_path = model_dir
         extent = LARGE_EXTENT if out.shape["parameters"] > LARGE else Extent()
-        asked = ctx.train_prompts[: extent.prompts]
-        most = min(cfg.sampling.max_tokens, extent.max_tokens or cfg.sampling.max_tokens)
+        prompts = ctx.train_prompts[: extent.prompts]
         started = time.monotonic()
         longest = max(len(p.ids) for p in [*ctx.train_prompts, *ctx.heldout_prompts])
         length = engines.model_len(model_dir, longest + cfg.sampling.max_tokens + 16)
         engine = engines.open_generator(model_dir, cfg.model, cfg.generate, max_model_len=length)
         out.generator, out.engine_s = engine.name, time.monotonic() - started
-        for warm in (True, False):
-            started = time.monotonic()
-            drawn = generator.rollouts(
-                engine, asked, replace(cfg.sampling, max_tokens=1 if warm and extent.max_tokens else most),
-                samples=1 if warm else extent.samples, key=("trial",), tokenizer=ctx.tokenizer,
-                stop_token_ids=ctx.stop_token_ids,
-            )  # fmt: skip
-            out.sampled_per_s = sum(len(r.ids) for r in drawn) / (time.monotonic() - started)
+        sample = partial(
+            generator.rollouts, engine, key=("trial",), tokenizer=ctx.tokenizer, stop_token_ids=ctx.stop_token_ids
+        )
+        drawn, out.sampled_per_s = sampling_rate(sample, prompts, cfg.sampling, extent)
         added = resident() - out.libraries_bytes - weights
         space = int(os.environ.get("VLLM_CPU_KVCACHE_SPACE", "0")) << 30 if engine.name == "vllm" else 0
         out.cache_bytes = min(space, added)  # vLLM on a CPU allocates its full cache at once
@@ -109,8 +111,34 @@ def try_out(cfg: Config) -> Trial:
         rows = first_tokens([[*r.prompt.ids, *r.ids] for r in drawn[:256]], extent.learned)
         if block is not None:  # train what the stages train, if some of them train an adapter
             model = adapters.add_lora(model, block.peft, key=f"{cfg.path}: {block.kind}")
-        out.fetched_per_s, out.learned_per_s = learning_rates(model, rows, extent.steps)
+        out.fetched_per_s, out.learned_per_s, out.optimizer_s = learning_rates(model, rows, extent)
     return out
+
+
+def sampling_rate(
+    sample: Callable[..., list[Rollout]], prompts: Sequence[Prompt], sampling: Sampling, extent: Extent
+) -> tuple[list[Rollout], float]:
+    """Rollouts of the trial, and completion tokens per second.
+
+    Where only a few tokens are sampled, the rate is that of half the run's longest completions: the time to the first
+    tokens, which includes the prompts, plus the time of as many further steps as a completion then has.
+    """
+
+    def timed(samples: int, tokens: int, some: Sequence[Prompt]) -> tuple[list[Rollout], float]:
+        started = time.monotonic()
+        drawn = sample(some, replace(sampling, max_tokens=tokens), samples=samples)
+        return drawn, time.monotonic() - started
+
+    if extent.max_tokens is None or extent.max_tokens >= sampling.max_tokens:
+        timed(1, sampling.max_tokens, prompts)
+        drawn, seconds = timed(extent.samples, sampling.max_tokens, prompts)
+        return drawn, sum(len(r.ids) for r in drawn) / seconds
+    timed(1, 2, prompts[:1])
+    _, first_s = timed(extent.samples, 1, prompts)
+    drawn, seconds = timed(extent.samples, extent.max_tokens, prompts)
+    step_s = max(seconds - first_s, 0.0) / (extent.max_tokens - 1)
+    expected = sampling.max_tokens / 2
+    return drawn, len(drawn) * expected / (first_s + (expected - 1) * step_s)
 
 
 def first_tokens(rows: Sequence[Sequence[int]], tokens: int | None) -> list[Sequence[int]]:
@@ -123,38 +151,41 @@ def first_tokens(rows: Sequence[Sequence[int]], tokens: int | None) -> list[Sequ
     return out
 
 
-def learning_rates(model: Any, rows: Sequence[Sequence[int]], steps: int = STEPS) -> tuple[float, float]:
-    """Tokens per second of these rows: (forward only, forward and backward with AdamW). Runs as many rows at once as a
-    stage does, because the logits of all rows would not fit into memory."""
+def learning_rates(model: Any, rows: Sequence[Sequence[int]], extent: Extent) -> tuple[float, float, float]:
+    """Tokens per second of these rows, forward only and forward and backward, and seconds of a step of AdamW. Runs as
+    many rows at once as a stage does, because the logits of all rows would not fit into memory."""
     import torch
 
     from pipeline.models.models import batches_by_tokens, pad_right
 
-    batches = [[rows[i] for i in places] for places in batches_by_tokens([len(r) for r in rows], MICRO_BATCH)]
-    ids = [pad_right(batch, 0, dtype=torch.long, device=model.device) for batch in batches]
-    masks = [pad_right([[1] * len(r) for r in batch], 0, dtype=torch.long, device=model.device) for batch in batches]
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-9)
+    def padded(some: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
+        batches = [[some[i] for i in indices] for indices in batches_by_tokens([len(r) for r in some], MICRO_BATCH)]
+        ones = [[[1] * len(r) for r in batch] for batch in batches]
+        pad = partial(pad_right, fill=0, dtype=torch.long, device=model.device)
+        return [(pad(batch), pad(mask)) for batch, mask in zip(batches, ones, strict=True)]
 
-    def learn() -> None:
-        for ids_BT, mask_BT in zip(ids, masks, strict=True):
+    def learn(batches: Sequence[tuple[Tensor, Tensor]]) -> None:
+        for ids_BT, mask_BT in batches:
             model(input_ids=ids_BT, attention_mask=mask_BT, labels=ids_BT).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
 
     @torch.no_grad()
-    def fetch() -> None:
-        for ids_BT, mask_BT in zip(ids, masks, strict=True):
+    def fetch(batches: Sequence[tuple[Tensor, Tensor]]) -> None:
+        for ids_BT, mask_BT in batches:
             model(input_ids=ids_BT, attention_mask=mask_BT)
 
-    tokens = float(sum(map(len, rows)))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-9)
+    warmup, batches, tokens = padded(rows[: extent.warmup]), padded(rows), float(sum(map(len, rows)))
     rates = []
     for act in (fetch, learn):
-        act()
+        act(warmup)
         started = time.monotonic()
-        for _ in range(steps):
-            act()
-        rates.append(tokens * steps / (time.monotonic() - started))
-    return rates[0], rates[1]
+        for _ in range(extent.steps):
+            act(batches)
+        rates.append(tokens * extent.steps / (time.monotonic() - started))
+    optimizer.step()  # the first step allocates its state
+    started = time.monotonic()
+    optimizer.step()
+    return rates[0], rates[1], time.monotonic() - started
 
 
 def bytes_here(model: Any) -> int:

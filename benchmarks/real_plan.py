@@ -1,0 +1,36 @@
+"""Seconds of `plan` of the chain on a real pretrained model (configs/real), all of it, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.real_model import fetch
+
+CONFIG = Path(__file__).parents[1] / "configs" / "real" / "pipeline.yaml"
+
+
+def run(rounds: int = 1) -> dict[str, Any]:
+    path = os.environ.get("MODEL") or str(fetch())
+    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    seconds = []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [
+                sys.executable,
+                "-m",
+                "pipeline",
+                "plan",
+                str(CONFIG),
+                f"model.path={path}",
+                f"runs_dir={folder}",
+            ]
+            started = time.perf_counter()
+            output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+            seconds.append(time.perf_counter() - started)
+    return {"ratios": {"real_plan_s": min(seconds)}, "seconds": seconds, "plan": output.splitlines()[-2:]}
