@@ -152,16 +152,44 @@ def dispatch(command: str, words: Sequence[str]) -> int:
         return plan(first, rest)
     if command == "sbatch":
         from pipeline.cli.slurm import parsed, sbatch
+        from pipeline.config.seed_list import take_seeds
 
         settings, overrides = parsed(rest)
-        checked(settings["stage"], first, overrides)
+        checked(settings["stage"], first, take_seeds(overrides)[1])
         print(sbatch(first, rest), end="")
         return 0
     if command == "chaos":
         from pipeline.cli.chaos import chaos
 
         return chaos(first, rest)
-    return train(checked(command, first, rest), command)
+    if command == "run":
+        from pipeline.config.seed_list import take_seeds
+
+        seeds, rest = take_seeds(rest)
+        if seeds:
+            return train_seeds(first, rest, seeds)
+    return train([checked(command, first, rest)], command)
+
+
+def train_seeds(config: str, words: Sequence[str], seeds: Sequence[int]) -> int:
+    """The YAML once per seed, in runs/NAME/seed-N, and the table of means over the seeds in runs/NAME."""
+    from pipeline.config.load import ConfigError
+    from pipeline.config.seed_list import words_of_seed
+
+    cfg = checked("run", config, words)
+    if compared := [name for name in cfg.stages if cfg.blocks[name].kind == "compare"]:
+        raise ConfigError([f"{config}: seeds= on the command line: {compared[0]} runs several seeds itself; "
+                           f"give {compared[0]}.seeds"])  # fmt: skip
+    cfgs = [checked("run", config, words_of_seed(words, cfg.run, seed)) for seed in seeds]
+    code = train(cfgs, "run")
+    from pipeline.distributed import ranks
+    from pipeline.report import write_report
+    from pipeline.stages.seed_table import write_table
+
+    if ranks.is_main():
+        write_table(cfgs, cfg.run_dir)
+        print(f"report: {write_report(cfg.run_dir)}")
+    return code
 
 
 def checked(command: str, config: str, overrides: Sequence[str]) -> Config:
@@ -190,28 +218,30 @@ def checked(command: str, config: str, overrides: Sequence[str]) -> Config:
     return cfg
 
 
-def train(cfg: Config, command: str) -> int:
-    """Run the YAML's stages, or one of them."""
+def train(cfgs: Sequence[Config], command: str) -> int:
+    """Run the YAML's stages, or one of them; of several configs, one after another."""
     from pipeline.run import process, shutdown
     from pipeline.run.lock import locked
 
-    shutdown.install(cfg.run_dir)
+    shutdown.install(cfgs[0].run_dir if len(cfgs) == 1 else cfgs[0].run_dir.parent)
     with contextlib.ExitStack() as held:
         if int(os.environ.get("RANK", "0")) == 0:
-            held.enter_context(locked(cfg.run_dir))
-        process.prepare(process.thread_count(cfg.threads, cfg.model.path))
+            for cfg in cfgs:
+                held.enter_context(locked(cfg.run_dir))
+        process.prepare(process.thread_count(cfgs[0].threads, cfgs[0].model.path))
         from pipeline import stages
         from pipeline.distributed import ranks
 
         ranks.start()
-        if command == "run":
-            stages.run_all(cfg)
-        else:
-            stages.bring_up_to_date(cfg, command)
-        if command in ("run", "compare") and ranks.is_main():
-            from pipeline.report import write_report
+        for cfg in cfgs:
+            if command == "run":
+                stages.run_all(cfg)
+            else:
+                stages.bring_up_to_date(cfg, command)
+            if command in ("run", "compare") and ranks.is_main():
+                from pipeline.report import write_report
 
-            print(f"report: {write_report(cfg.run_dir)}")
+                print(f"report: {write_report(cfg.run_dir)}")
     return 0
 
 

@@ -188,6 +188,31 @@ def crossed_difference(
     return Difference(float(gaps_SP.mean()), float(low), float(high), float(min(1.0, max(2 * tail, 1 / resamples))))
 
 
+def mean_over_runs(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of independent runs and its 95% interval by Student's t: (mean, low, high).
+
+    values: one figure per run, such as its accuracy. One run says nothing about others: its interval is NaN.
+    """
+    if len(values) < 2:
+        return mean(values), math.nan, math.nan
+    half = t_quantile_975(len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    middle = mean(values)
+    return middle, middle - half, middle + half
+
+
+def t_quantile_975(freedom: int) -> float:
+    """97.5% quantile of Student's t, to 3 digits: a table, then its expansion in 1/freedom.
+
+    Source: Abramowitz & Stegun, Handbook of Mathematical Functions, 26.7.5 and table 26.10.
+    """
+    table = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+    if freedom <= len(table):
+        return table[freedom - 1]
+    z = 1.959964
+    terms = ((z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
+    return z + sum(term / freedom ** (power + 1) for power, term in enumerate(terms))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values adjusted for being many: below 0.05 after this, at most one claim in twenty reports is wrong.
 

@@ -18,9 +18,11 @@ from pipeline.stats import (
     crossed_difference,
     headline_names,
     holm,
+    mean_over_runs,
     paired_difference,
     pass_at_k,
     spearman,
+    t_quantile_975,
 )
 
 
@@ -199,3 +201,13 @@ def test_mass_on_the_best_answer_counts_its_copies_among_all_samples() -> None:
     group = [sample((1,), 1.0), sample((1,), 1.0), sample((2,), 1.0), sample((3,), 0.5), sample((4,), 0.0, "fail")]
     assert best_answer_mass(group) == pytest.approx(2 / 5)
     assert best_answer_mass([sample((4,), 0.0, "fail")] * 3) == 0.0
+
+
+def test_the_interval_over_runs_is_scipys_and_one_run_has_none() -> None:
+    values = [0.41, 0.64, 0.62, 0.7]
+    middle, low, high = mean_over_runs(values)
+    expected = scipy.stats.t.interval(0.95, 3, loc=np.mean(values), scale=scipy.stats.sem(values))
+    assert (low, high) == pytest.approx(expected, abs=1e-3) and middle == pytest.approx(np.mean(values))
+    assert math.isnan(mean_over_runs([0.5])[1])
+    for freedom in (*range(1, 40), 100, 1000):
+        assert t_quantile_975(freedom) == pytest.approx(scipy.stats.t.ppf(0.975, freedom), abs=1e-3)

@@ -44,10 +44,12 @@ def _table() -> dict[str, Command]:
     ]
     plans = [
         Command("run", "CONFIG", "all stages the YAML names; what is complete and unchanged is skipped", f"run {DEMO}",
-                more=YAML_KEYS, group="pipelines"),
+                {"seeds": "several, as 1,2,3: a run each in runs/NAME/seed-N, and a table of means and intervals"},
+                YAML_KEYS, "pipelines"),
         Command("plan", "CONFIG", "what a YAML would run, what it would cost, and every mistake in it; starts nothing",
                 f"plan {DEMO} trial=false",
-                {"trial": "true or false: measure this machine for some seconds, which memory and time need",
+                {"seeds": "as in `run`: also what all seeds cost",
+                 "trial": "true or false: measure this machine for some seconds, which memory and time need",
                  "json": "true or false: print JSON for programs"}, YAML_KEYS, "pipelines"),
         Command("new", "MODEL FILE", "look at your rows and write a commented YAML for them that plans clean",
                 "new Qwen/Qwen2.5-0.5B-Instruct rows.jsonl to=mine.yaml",

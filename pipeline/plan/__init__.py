@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from shutil import which
 
 from pipeline.config.load import Config, ConfigError, read
+from pipeline.config.seed_list import take_seeds
 from pipeline.models import families
 from pipeline.plan import comparison_plan, one_run, preflight
 from pipeline.plan.trial import Trial
@@ -30,7 +31,8 @@ def plan(config: str, words: Sequence[str]) -> int:
     """Print the plan and return 0. Raises ConfigError with all mistakes."""
     asked = {"trial": True, "json": False}
     overrides = []
-    for word in words:
+    seeds, words = take_seeds(words)
+    for word in [*words, *([f"seed={seeds[0]}"] if seeds else [])]:
         key, _, value = word.partition("=")
         if key in asked and value in ("true", "false"):
             asked[key] = value == "true"
@@ -55,6 +57,9 @@ def plan(config: str, words: Sequence[str]) -> int:
         print(json.dumps(made.as_json(), indent=1))
     else:
         one_run.show(cfg, made, measured)
+        if seeds:
+            console.say(f"seeds: {len(seeds)} runs like this one, in {cfg.run_dir}/seed-N, one after another: "
+                        f"{len(seeds)} times its time and tokens")  # fmt: skip
     return 0
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.report import comparison_page, page, rollouts, summary
-from pipeline.report.collect import Stage, read_rows, read_stages
+from pipeline.report.collect import Stage, read_rows, read_stages, runs_of_seeds
 from pipeline.run.files import atomic_write
 
 
@@ -29,6 +29,7 @@ def write_report(run_dir: str | Path) -> Path:
     path = place / "report.html"
     rows, total = rollouts.gather(stages)
     data = describe(place, stages) | ({"comparison": compared.data, "facts": compared.facts} if compared else {})
+    data |= {"seeds": runs_of_seeds(place)} if runs_of_seeds(place) else {}
     columns = rollouts.columns(rows, rollouts.TokenText(stages))
     atomic_write(path, page.render(f"{place.name} · Whetstone", data, {**columns, "total": total}))
     return path

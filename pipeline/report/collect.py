@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import recorded_kind
 from pipeline.run.manifest import read_manifest
+from pipeline.stages import seed_table
 
 POINTS = 500  # a curve with more points than pixels is thinned
 
@@ -57,10 +58,21 @@ def read_stages(place: Path) -> list[Stage]:
         raise ConfigError([f"{place}: no such run directory; give one below runs/, as runs/demo"])
     if (place / "manifest.json").is_file():
         return [read_stage(place)]
+    if (runs := runs_of_seeds(place)) is not None:
+        return read_stages(place / runs["runs"][0])
     found = [read_stage(p) for p in sorted(place.iterdir()) if is_stage(p)]
     if not found:
         raise ConfigError([f"{place}: holds no stage: no directory in it has a manifest.json or a metrics.jsonl"])
     return parents_first(found)
+
+
+def runs_of_seeds(place: Path) -> dict[str, Any] | None:
+    """The table of several seeds that `run ... seeds=1,2,3` left; None for any other directory."""
+    try:
+        table = json.loads((place / seed_table.NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return table if isinstance(table, dict) and table.get("runs") else None
 
 
 def is_stage(place: Path) -> bool:

@@ -4,7 +4,7 @@ const report = JSON.parse(byId("report-data").textContent);
 header(report);
 const sections = (report.comparison
   ? [answerSection, frontierSection, traitSection, proxySection, lineageSection]
-  : [resultSection, lineageSection, stageSections, monitorSection, settingsSection]).map((make) => make(report)).filter(Boolean);
+  : [seedsSection, resultSection, lineageSection, stageSections, monitorSection, settingsSection]).map((make) => make(report)).filter(Boolean);
 byId("main").append(...sections);
 byId("foot").append(h("p", {}, `Written by Whetstone. ${Object.entries(report.versions).map(([name, v]) => `${name} ${v}`).join(" · ")}`));
 

@@ -2,6 +2,7 @@
 
 const CURVES = {
   reward_mean: ["Mean reward", "on training prompts"], heldout_accuracy: ["Held-out accuracy", "sampled while training"],
+  validation_accuracy: ["Validation accuracy", "chooses the step that is saved"], validation_reward: ["Validation reward", "on prompts neither trained on nor reported"], validation_kl: ["KL from the start", "nats per completion, validation prompts"],
   passed: ["Share that pass", "on training prompts"], kl_sequence: ["KL to the reference", "nats per completion"],
   heldout_kl: ["KL from the start", "nats per completion, held out"], kl_k3: ["KL to the reference (k3)", "nats per token"], entropy: ["Entropy", "nats per token"], length_mean: ["Mean length", "tokens"],
   loss: ["Loss", ""], mean_token_accuracy: ["Token accuracy", "of what is imitated"], accuracy: ["Pair accuracy", "training pairs"], margin: ["Margin of the chosen", ""],
@@ -12,13 +13,30 @@ const CURVES = {
   monitor_gap: ["Train score − second score", "on the sample both saw"], monitor_gap_rise: ["Rise of that gap", "window against the first steps"], monitor_fall: ["Second score below its best", "window against the best window"],
   clipped_high: ["Clipped above", "share of tokens"], clipped_low: ["Clipped below", "share of tokens"], mismatch_mean_abs: ["Generator mismatch", "mean gap of log-probs"],
 };
-const FIRST = ["reward_mean", "heldout_accuracy", "kl_sequence", "heldout_kl", "entropy", "length_mean", "loss", "accuracy", "mean_token_accuracy"];
-const SHARES = new Set(["passed", "heldout_accuracy", "accuracy", "mean_token_accuracy", "groups_with_signal", "distinct", "malformed", "truncated", "clipped_high", "clipped_low", "monitor_format", "monitor_duplicates", "monitor_commonest"]);
+const FIRST = ["reward_mean", "heldout_accuracy", "validation_accuracy", "kl_sequence", "heldout_kl", "entropy", "length_mean", "loss", "accuracy", "mean_token_accuracy"];
+const SHARES = new Set(["passed", "heldout_accuracy", "validation_accuracy", "accuracy", "mean_token_accuracy", "groups_with_signal", "distinct", "malformed", "truncated", "clipped_high", "clipped_low", "monitor_format", "monitor_duplicates", "monitor_commonest"]);
 
 function header(report) {
   const kind = report.comparison ? "Comparison" : report.stages.length > 1 ? "Run" : "Stage";
   byId("top").append(h("p", { class: "kind" }, `Whetstone · ${kind}`), h("h1", {}, report.name),
     h("dl", { class: "facts" }, report.facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)))));
+}
+
+// Of `run ... seeds=1,2,3`: means over the seeds. The sections after it show the first seed's run.
+function seedsSection(report) {
+  if (!report.seeds) return null;
+  const { seeds, table: rows, runs } = report.seeds;
+  return section("seeds", `${seeds.length} seeds`,
+    dotPlot({ title: "Held-out accuracy over the seeds", wide: true, note: "mean and 95% interval over seeds (Student t): what training again with another seed may give", percent: true, xMin: 0, xLabel: "share of held-out samples that pass",
+      rows: rows.map((r) => ({ name: r.policy, value: r.accuracy, low: r.ci95[0], high: r.ci95[1], colour: 1 })) }),
+    table([
+      { title: "policy", key: "policy" },
+      { title: "accuracy", numeric: true, cell: (r) => percent(r.accuracy, 1), hint: "mean over the seeds" },
+      { title: "95%", numeric: true, cell: (r) => (isNumber(r.ci95[0]) ? `${percent(r.ci95[0])}–${percent(r.ci95[1])}` : "–") },
+      ...seeds.map((seed, i) => ({ title: `seed ${seed}`, numeric: true, cell: (r) => percent(r.by_seed[i], 1) })),
+      { title: "gain", numeric: true, cell: (r) => (r.gain ? `${signed(r.gain.mean)}${isNumber(r.gain.low) ? ` (${signed(r.gain.low)} to ${signed(r.gain.high)})` : ""} over ${r.over}` : "–"), hint: "points over the policy it started from, paired by seed" },
+    ], rows, { label: "Means over the seeds" }),
+    h("p", { class: "note" }, `The rest of this page is the run of seed ${seeds[0]} (${runs[0]}); every run has a report of its own.`));
 }
 
 function resultSection(report) {

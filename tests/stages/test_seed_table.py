@@ -1,0 +1,78 @@
+"""run ... seeds=1,2: a run per seed, and the table of means and intervals."""
+
+import json
+import math
+
+import pytest
+from small_chain import CONFIG, SMALL
+
+from pipeline.__main__ import main
+from pipeline.stages.seed_table import accuracies, markdown, policy_rows, stage_figures
+
+# two degrees of freedom: t = 4.303; the mean of .5 .6 .7 is .6, its standard error .1 / sqrt(3)
+HALF = 4.303 * 0.1 / math.sqrt(3)
+
+
+def run_of(sft: float, grpo: float) -> dict:
+    return {
+        "sft": {"heldout_accuracy": sft, "steps": 10},
+        "grpo": {"heldout_accuracy": grpo, "random_control_accuracy": 0.1},
+    }
+
+
+RUNS = [run_of(0.4, 0.5), run_of(0.5, 0.6), run_of(0.6, 0.7)]
+
+
+def test_means_intervals_and_gains_follow_from_the_runs_by_hand():
+    rows = {row["policy"]: row for row in policy_rows(RUNS, {"sft": "base", "grpo": "sft"})}
+    assert list(rows) == ["sft", "grpo", "grpo/random_control"]
+    grpo = rows["grpo"]
+    assert grpo["by_seed"] == [0.5, 0.6, 0.7] and grpo["accuracy"] == pytest.approx(0.6)
+    assert grpo["ci95"] == pytest.approx([0.6 - HALF, 0.6 + HALF])
+    assert grpo["over"] == "sft" and grpo["gain"]["mean"] == pytest.approx(0.1)  # paired by seed: each gained .1
+    assert grpo["gain"]["low"] == pytest.approx(0.1) == grpo["gain"]["high"]
+    assert "gain" not in rows["sft"], "its start is not in the table"
+
+
+def test_an_interval_of_a_share_stays_within_0_and_1_and_one_seed_has_none():
+    assert policy_rows([run_of(0.1, 0.0), run_of(0.9, 1.0)], {})[1]["ci95"] == [0.0, 1.0]
+    alone = policy_rows(RUNS[:1], {"grpo": "sft"})
+    assert math.isnan(alone[0]["ci95"][0]) and "one seed" in markdown(alone)
+
+
+def test_the_figures_of_evaluate_win_over_those_of_the_stages():
+    judged = {
+        **RUNS[0],
+        "evaluate": {"policies": [{"policy": "sft", "heldout_accuracy": 0.45}], "heldout_accuracy": 0.45},
+    }
+    assert accuracies(judged) == {"sft": 0.45, "grpo/random_control": 0.1}
+
+
+def test_every_number_of_a_stage_is_averaged_and_text_is_left_out():
+    figures = stage_figures([{"steps": 10, "generator": "vllm", "x": 1.0}, {"steps": 20, "generator": "vllm"}])
+    assert list(figures) == ["steps"] and figures["steps"]["mean"] == 15 and figures["steps"]["by_seed"] == [10, 20]
+
+
+@pytest.mark.stages
+def test_two_seeds_of_a_yaml_give_two_runs_one_table_and_one_report(tmp_path, capsys):
+    words = ["run", str(CONFIG), f"runs_dir={tmp_path}", "run=two", "stages=[base,sft,evaluate]", *SMALL, "seeds=1,2"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "2 seeds: 1, 2" in out and "gain" in out
+    values = []
+    for seed in (1, 2):
+        manifest = json.loads((tmp_path / f"two/seed-{seed}/evaluate/manifest.json").read_text())
+        assert manifest["seed"] == seed
+        values.append(next(r["heldout_accuracy"] for r in manifest["metrics"]["policies"] if r["policy"] == "sft"))
+    table = json.loads((tmp_path / "two/seeds.json").read_text())
+    row = next(row for row in table["table"] if row["policy"] == "sft")
+    assert row["by_seed"] == values and row["accuracy"] == pytest.approx(sum(values) / 2) and values[0] != values[1]
+    assert row["over"] == "base" and table["figures"]["sft"]["train_steps"]["by_seed"] == [120, 120]
+    assert '"seeds":[1,2]' in (tmp_path / "two/report.html").read_text()
+    assert main(words) == 0 and capsys.readouterr().out.count("up to date") == 6
+
+
+def test_a_comparison_names_its_own_seeds(tmp_path, capsys):
+    compare = str(CONFIG.parent / "compare.yaml")
+    assert main(["run", compare, "stages=[compare]", "seeds=1,2", f"runs_dir={tmp_path}"]) == 2
+    assert "compare runs several seeds itself; give compare.seeds" in capsys.readouterr().err
