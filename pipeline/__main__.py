@@ -235,14 +235,32 @@ def train(cfgs: Sequence[Config], command: str) -> int:
         ranks.start()
         for cfg in cfgs:
             if command == "run":
-                stages.run_all(cfg)
-            else:
-                stages.bring_up_to_date(cfg, command)
-            if command in ("run", "compare") and ranks.is_main():
+                run_with_report(cfg)
+                continue
+            stages.bring_up_to_date(cfg, command)
+            if command == "compare" and ranks.is_main():
                 from pipeline.report import write_report
 
                 print(f"report: {write_report(cfg.run_dir)}")
     return 0
+
+
+def run_with_report(cfg: Config) -> None:
+    """All stages; the report is written while they train, and once more at the end, also at one by an alarm."""
+    from pipeline import stages
+    from pipeline.distributed import ranks
+    from pipeline.report import write_report
+    from pipeline.report.live import LiveReport
+    from pipeline.run.errors import Alarm
+
+    if not ranks.is_main():
+        return stages.run_all(cfg)
+    try:
+        stages.run_all(cfg, [LiveReport(cfg.run_dir)])
+    except Alarm:
+        print(f"report: {write_report(cfg.run_dir)}")
+        raise
+    print(f"report: {write_report(cfg.run_dir)}")
 
 
 def of_a_run(command: str, run: Path, words: Sequence[str]) -> int:
@@ -256,6 +274,10 @@ def of_a_run(command: str, run: Path, words: Sequence[str]) -> int:
         text, sound = lineage.diff(run, words) if command == "diff" else lineage.lineage(run)
         print(text)
         return 0 if sound else 2
+    if command == "watch":
+        from pipeline.cli.watch import watch
+
+        return watch(run, words)
     if command == "report":
         from pipeline.report import write_report
 

@@ -66,6 +66,10 @@ def _table() -> dict[str, Command]:
     ]  # fmt: skip
     runs = [
         Command("report", "RUN_DIR", "write the HTML report of a run", f"report {RUN}", group="runs"),
+        Command("watch", "RUN_DIR", "a run in the terminal, live: curves, distance to each alarm, newest samples",
+                f"watch {RUN}", {"stage": "stage to show; default: the one under way", "every": "seconds; default 2",
+                                 "samples": "newest samples to show; default 4", "once": "true: print once and end"},
+                group="runs"),
         Command("lineage", "RUN_DIR", "draw a run's tree from base model to final", f"lineage {RUN}", group="runs"),
         Command("diff", "RUN_DIR", "what differs between two runs", f"diff {RUN} runs/demo2", more="the other RUN_DIR",
                 group="runs"),

@@ -4,11 +4,13 @@ collect.py     what is on disk
 summary.py     what it says, as plain data
 comparison.py  what a comparison adds
 rollouts.py    scored rollouts as columns
+live.py        the report of a run that is not over
 page.py        data, styles and scripts into one file; assets/ holds them as they are
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,19 +19,24 @@ from pipeline.report import comparison_page, page, rollouts, summary
 from pipeline.report.collect import Stage, read_rows, read_stages, runs_of_seeds
 from pipeline.run.files import atomic_write
 
+RELOAD_S = 15  # seconds between two loads of the page of a run that lives
+LIVE_TAIL = 4 << 20  # bytes of each rollouts.jsonl that such a page is made from
 
-def write_report(run_dir: str | Path) -> Path:
-    """Write RUN/report.html and return its path. RUN: a run, one stage of it, or a comparison.
 
+def write_report(run_dir: str | Path, *, live: bool = False) -> Path:
+    """Write RUN/report.html and return its path. RUN: a run, one stage of it, a comparison, or a run of several seeds.
+
+    live: the run goes on: the page reloads itself, and shows the newest rollouts alone, so that it is written quickly.
     Raises ConfigError where there is no run, or a file of it cannot be read.
     """
     place = Path(run_dir)
     compared = comparison_page.read(place)
     stages = compared.stages if compared else read_stages(place)
     path = place / "report.html"
-    rows, total = rollouts.gather(stages)
+    rows, total = rollouts.gather(stages, tail=LIVE_TAIL if live else None)
     data = describe(place, stages) | ({"comparison": compared.data, "facts": compared.facts} if compared else {})
     data |= {"seeds": runs_of_seeds(place)} if runs_of_seeds(place) else {}
+    data |= {"live": {"reload_s": RELOAD_S, "written": time.time()}} if live else {}
     columns = rollouts.columns(rows, rollouts.TokenText(stages))
     atomic_write(path, page.render(f"{place.name} · Whetstone", data, {**columns, "total": total}))
     return path

@@ -102,6 +102,25 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
                 yield row
 
 
+def tail_rows(path: Path, *, size: int) -> list[dict[str, Any]]:
+    """The complete rows in the last `size` bytes of a JSONL that may be missing or being written."""
+    if not path.is_file():
+        return []
+    with path.open("rb") as log:
+        log.seek(max(path.stat().st_size - size, 0))
+        cut = log.tell() > 0
+        lines = log.read().split(b"\n")
+    out = []
+    for line in lines[1 if cut else 0 : -1]:
+        try:
+            row = json.loads(line)
+        except ValueError:  # a line that is being rewritten
+            continue
+        if isinstance(row, dict):
+            out.append(row)
+    return out
+
+
 def parents_first(stages: Sequence[Stage]) -> list[Stage]:
     """Topological order; among stages that could come next, the usual order of a chain. A cycle keeps its order."""
     left = sorted(stages, key=lambda s: (recorded_kind(s.kind).order, s.name))

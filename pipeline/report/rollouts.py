@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.schema import recorded_kind
-from pipeline.report.collect import Stage, read_rows
+from pipeline.report.collect import Stage, read_rows, tail_rows
 
 LIMIT = 12_000  # rollouts per page
 TOKENS = 600_000  # tokens with their figures per page
@@ -40,13 +41,17 @@ class Table:
         return list(self.places)
 
 
-def gather(stages: Sequence[Stage], limit: int = LIMIT) -> tuple[list[Row], int]:
-    """(rows to show, how many there are). Half of the room goes to judged samples, which compare policies."""
+def gather(stages: Sequence[Stage], limit: int = LIMIT, tail: int | None = None) -> tuple[list[Row], int]:
+    """(rows to show, how many there are). Half of the room goes to judged samples, which compare policies.
+
+    tail: read only so many bytes at the end of each stage's file, and count only what they hold.
+    """
     kinds = {s.name: s.kind for s in stages}
     first = sorted(
         stages, key=lambda s: not recorded_kind(s.kind).compares_policies
     )  # what compares policies is read most
-    by_stage = {s.name: [{**row, "stage": s.name} for row in read_rows(s.path / "rollouts.jsonl")] for s in first}
+    read = read_rows if tail is None else partial(tail_rows, size=tail)
+    by_stage = {s.name: [{**row, "stage": s.name} for row in read(s.path / "rollouts.jsonl")] for s in first}
     total = sum(map(len, by_stage.values()))
     shares = room(
         {n: len(rows) for n, rows in by_stage.items()},

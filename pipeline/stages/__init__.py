@@ -7,6 +7,7 @@ chain writes the manifest when it returns.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.config.load import Config, ConfigError
@@ -30,8 +31,11 @@ def check_can_run(cfg: Config, name: str) -> None:
     trackers.check(cfg)
 
 
-def run_stage(cfg: Config, name: str) -> dict[str, Any]:
-    """Run one stage to its manifest, resuming it where it was killed. Parents must be complete."""
+def run_stage(cfg: Config, name: str, listeners: Sequence[trackers.Listener] = ()) -> dict[str, Any]:
+    """Run one stage to its manifest, resuming it where it was killed. Parents must be complete.
+
+    listeners: called with each new line of metrics.
+    """
     check_can_run(cfg, name)
     module = kind_of(cfg, name).module
     ctx = Context(cfg, name, (StageDir if ranks.is_main() else FollowerDir)(cfg.run_dir, name))
@@ -41,8 +45,8 @@ def run_stage(cfg: Config, name: str) -> dict[str, Any]:
     ctx.dir.open(identity)
     ctx.depend_on(*lineage.own_files(cfg, name))
     ranks.barrier()
-    with trackers.tracking(cfg, ctx.dir) as listeners:
-        ctx.dir.logs.listeners += listeners
+    with trackers.tracking(cfg, ctx.dir) as curves:
+        ctx.dir.logs.listeners += [*curves, *listeners]
         metrics = importlib.import_module(module).run(ctx)
     manifest = ctx.dir.complete(seed=cfg.seed, parents=ctx.parents, inputs=ctx.inputs, metrics=metrics, **identity)
     ranks.barrier()
@@ -53,7 +57,7 @@ def run_stage(cfg: Config, name: str) -> dict[str, Any]:
     return manifest
 
 
-def bring_up_to_date(cfg: Config, name: str) -> None:
+def bring_up_to_date(cfg: Config, name: str, listeners: Sequence[trackers.Listener] = ()) -> None:
     """Run a stage if it is stale, and say why. Raises LineageError where its outputs were altered since.
 
     What stops it for sure is found before a finished result is moved; that goes to .replaced/, and is never replaced
@@ -71,12 +75,12 @@ def bring_up_to_date(cfg: Config, name: str) -> None:
     check_can_run(cfg, name)
     if not lineage.may_go_on(why) and ranks.is_main():
         console.say(f"── {name}: previous output moved to {stage.set_aside()}")
-    run_stage(cfg, name)
+    run_stage(cfg, name, listeners)
 
 
-def run_all(cfg: Config) -> None:
+def run_all(cfg: Config, listeners: Sequence[trackers.Listener] = ()) -> None:
     """Every stage the YAML names, in its order; what is complete and unchanged is skipped."""
     if not cfg.stages:
         raise ConfigError([f"{cfg.path}: stages: name at least one stage to run"])
     for name in cfg.stages:
-        bring_up_to_date(cfg, name)
+        bring_up_to_date(cfg, name, listeners)

@@ -102,6 +102,7 @@ def train_step(deps: LoopDeps, state: State, watch: Stopwatch) -> dict[str, Any]
         if deps.reference is not None:
             deps.reference.after_step(step + 1)
         metrics["canary_max_abs"] = sync_weights(deps, state, batch.rows, step)
+        metrics["canary_limit"] = deps.canary_tolerance.limit(state.canary_floor)
     deps.record(scored, step=step, each=token_figures(batch))
     if ranks.is_main() and step % max(block.steps // 4, 1) == 0:
         console.show_samples(scored)

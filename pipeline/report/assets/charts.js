@@ -202,7 +202,7 @@ function dotPlot(options) {
   const [low, high] = extent(rows.flatMap((r) => [r.value, r.low, r.high, r.ghost?.value]).concat(options.line ? [options.line.x] : []), { min: options.xMin, max: options.xMax });
   const show = (v) => (options.percent ? percent(v, 1) : figure(v));
   const draw = (plot, width) => {
-    const gap = 30, left = Math.min(10 + 7.2 * Math.max(...rows.map((r) => r.name.length)), width * 0.36), fits = Math.floor((left - 10) / 6.6), right = width < 480 ? 58 : 176;
+    const gap = 30, left = Math.min(16 + 8.4 * Math.max(...rows.map((r) => r.name.length)), width * 0.38), fits = Math.floor((left - 16) / 7.6), right = width < 480 ? 58 : 176;
     const height = rows.length * gap + 46;
     const x = (v) => left + ((v - low) / (high - low)) * (width - left - right);
     return s("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": `${options.title}. ` + rows.map((r) => `${r.name} ${show(r.value)}`).join("; ") },

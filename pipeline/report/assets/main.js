@@ -2,6 +2,7 @@
 
 const report = JSON.parse(byId("report-data").textContent);
 header(report);
+if (report.live) liveBar(report.live);
 const sections = (report.comparison
   ? [answerSection, frontierSection, traitSection, proxySection, lineageSection]
   : [seedsSection, resultSection, lineageSection, stageSections, monitorSection, settingsSection]).map((make) => make(report)).filter(Boolean);
@@ -12,10 +13,15 @@ function navigation() {
   byId("nav").replaceChildren(...[...document.querySelectorAll("main > section")].map((node) => h("a", { href: `#${node.id}` }, node.dataset.short)));
 }
 navigation();
+// On a narrow screen: fade the end of the links while more of them follow.
+const continues = () => { const nav = byId("nav"); nav.classList.toggle("continues", nav.scrollWidth - nav.clientWidth - nav.scrollLeft > 2); };
+byId("nav").addEventListener("scroll", continues, { passive: true });
+new ResizeObserver(continues).observe(byId("nav"));
 
 requestAnimationFrame(() => setTimeout(() => {
   const data = JSON.parse(byId("rollout-data").textContent);
   if (data.count) byId("main").append(rolloutSection(data, report.opens_on || {}));
   navigation();
+  continues();
   document.documentElement.dataset.ready = String(Math.round(performance.now()));
 }));

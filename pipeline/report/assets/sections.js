@@ -22,6 +22,31 @@ function header(report) {
     h("dl", { class: "facts" }, report.facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)))));
 }
 
+// The run goes on: load the page again every few seconds, but not under the hands of somebody who reads it.
+function liveBar(live) {
+  const QUIET_S = 20, GONE_S = 900;  // after a key, a click or a scroll; without a new page
+  const store = { get: () => { try { return sessionStorage.getItem("paused"); } catch { return null; } },
+    set: (value) => { try { sessionStorage.setItem("paused", value); } catch { /* a browser that keeps nothing for files */ } } };
+  let paused = store.get() === "yes", touched = 0;
+  const words = h("span", {}), button = h("button", { type: "button", onclick: () => { paused = !paused; store.set(paused ? "yes" : "no"); show(); } });
+  const show = () => {
+    const age = Date.now() / 1000 - live.written;
+    words.textContent = age > GONE_S ? `Written ${Math.round(age / 60)} minutes ago and not since: the run may have stopped.`
+      : paused ? "The run goes on; this page is paused." : `The run goes on: this page loads itself again every ${live.reload_s} s. Of each stage the newest rollouts are shown.`;
+    button.textContent = paused ? "Go on" : "Pause";
+    button.setAttribute("aria-pressed", String(paused));
+    button.hidden = age > GONE_S;
+  };
+  for (const event of ["pointerdown", "keydown", "wheel", "touchmove"]) addEventListener(event, () => { touched = Date.now(); }, { passive: true });
+  byId("top").append(h("p", { class: "live", role: "status" }, words, button));
+  show();
+  const due = setInterval(() => {
+    show();
+    if (Date.now() / 1000 - live.written > GONE_S) clearInterval(due);
+    else if (!paused && Date.now() - touched > 1000 * QUIET_S) location.reload();
+  }, 1000 * live.reload_s);
+}
+
 // Of `run ... seeds=1,2,3`: means over the seeds. The sections after it show the first seed's run.
 function seedsSection(report) {
   if (!report.seeds) return null;
@@ -89,7 +114,7 @@ function lineageSection(report) {
 function feedmeChart(stage) {
   if (!stage.rounds.length) return null;
   const line = (rows, name, colour, dash) => ({ name, colour, dash, x: rows.map((_, i) => i + 1), y: rows.map((r) => r.heldout_accuracy), low: rows.map((r) => r.ci95?.[0]), high: rows.map((r) => r.ci95?.[1]) });
-  return lineChart({ title: `${stage.name}: round by round`, note: "held-out accuracy; the control keeps as many samples of each prompt, chosen blindly", percent: true, xLabel: "round", yMin: 0,
+  return lineChart({ title: `${stage.name}: round by round`, note: "held-out accuracy; the control keeps as many samples of each prompt, chosen blindly", percent: true, xLabel: "round", yMin: 0, xTicks: stage.rounds.map((_, i) => i + 1),
     series: [line(stage.rounds, "kept by score", 1), ...(stage.control_rounds.length ? [line(stage.control_rounds, "kept blindly", 2, true)] : [])] });
 }
 
