@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.cli.watch_view import FIGURES, AlarmDistance, Sample, View
+from pipeline.cli.watch_view import FIGURES, AlarmDistance, ShownSample, View
 from pipeline.run import console
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -47,7 +47,7 @@ def header(view: View, width: int) -> list[str]:
         place += f"  {YELLOW if slow else QUIET}last step {console.clock(view.age_s)} ago{PLAIN}"
     lines = [f"{BOLD}{view.name}{PLAIN}  {state}", *wrapped(stages, width), place]
     if not view.alive and done < len(view.stages):
-        lines.append("  not complete: run the same command again to resume; docs/tasks.md has what exit codes mean")
+        lines.append("  not complete: run the same command again to resume")
     return lines
 
 
@@ -109,7 +109,7 @@ def sample_lines(view: View, width: int) -> list[str]:
     return lines
 
 
-def _sample(sample: Sample, width: int) -> list[str]:
+def _sample(sample: ShownSample, width: int) -> list[str]:
     right = sample.status == "pass"
     mark = f"{GREEN}✓{PLAIN}" if right else f"{RED}✗{PLAIN}"
     reward = "no score" if sample.reward is None else console.number(sample.reward)

@@ -41,7 +41,7 @@ class AlarmDistance:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class ShownSample:
     prompt: str
     completion: str
     expected: str
@@ -65,7 +65,7 @@ class View:
     """Seconds since the stage wrote a step."""
     curves: dict[str, list[float]]
     alarms: list[AlarmDistance]
-    samples: list[Sample]
+    samples: list[ShownSample]
     sampled_at: str = ""
     notes: list[str] = field(default_factory=list)
 
@@ -213,7 +213,7 @@ def _mean(values: Sequence[float]) -> float:
 # --- samples ----------------------------------------------------------------------------------------------------------
 
 
-def newest_samples(path: Path, count: int) -> tuple[list[Sample], str]:
+def newest_samples(path: Path, count: int) -> tuple[list[ShownSample], str]:
     """Samples of the newest step and which step it was: failures, the highest rewards first, and one that passed.
 
     Of different prompts while there are enough.
@@ -240,9 +240,9 @@ def _one_per_prompt(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [*first.values(), *(row for row in ranked if row is not first[str(row.get("prompt"))])]
 
 
-def _sample(row: Mapping[str, Any]) -> Sample:
-    return Sample(str(row.get("prompt", "")), str(row.get("completion", "")), expected_of(row.get("task")),
+def _sample(row: Mapping[str, Any]) -> ShownSample:
+    return ShownSample(str(row.get("prompt", "")), str(row.get("completion", "")), expected_of(row.get("task")),
                   str(row.get("status", "")), row.get("reward"), str(row.get("detail") or ""))  # fmt: skip
 
 
-__all__ = ["AlarmDistance", "Sample", "View", "distances", "newest_samples", "read"]
+__all__ = ["AlarmDistance", "ShownSample", "View", "distances", "newest_samples", "read"]
