@@ -40,7 +40,7 @@ class Rows:
     prompts: int
     pairs: bool
     demonstrations: bool
-    ratings: bool
+    best_rating: float | None  # of rows that people rated; None: they hold no ratings
     chat: bool
     choice: Choice
 
@@ -116,7 +116,7 @@ def looked_at(file: str, model: str) -> Rows:
     choice = Choice("", "the rows are pairs of a better and a worse answer") if pairs else pick(tasks)
     source.task = dict(choice.task) if choice.task else None
     return Rows(source, form, len(rows), len(texts), pairs, any(demonstrates(row, source) for row in some),
-                any(name in raw[0] for name in RATINGS), wants_chat(some, source, model), choice)  # fmt: skip
+                best_rating(some), wants_chat(some, source, model), choice)  # fmt: skip
 
 
 def demonstrates(row: Mapping[str, Any], source: Prompts) -> bool:
@@ -126,6 +126,12 @@ def demonstrates(row: Mapping[str, Any], source: Prompts) -> bool:
     if isinstance(turns, list) and turns and turns[-1].get("role") != "assistant" and source.completion not in row:
         return False
     return prompts.has_completion(row, source)
+
+
+def best_rating(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """The highest rating, where every row is a rated answer."""
+    name = next((name for name in RATINGS if all(isinstance(row.get(name), int | float) for row in rows)), None)
+    return None if name is None else float(max(row[name] for row in rows))
 
 
 def prompt_column(row: Mapping[str, Any]) -> str:
@@ -230,6 +236,11 @@ def stages_of(rows: Rows, *, large: bool) -> tuple[list[str], list[str]]:
                  f"  trainer: {{num_train_epochs: 1, per_device_train_batch_size: {min(8, small)}, learning_rate: "
                  "5.0e-7}", *lora]  # fmt: skip
         return ["base", "dpo", "evaluate"], pairs
+    if rows.demonstrations and rows.best_rating is not None:
+        return ["base", "feedme", "evaluate"], [
+            "feedme:   # imitate the answers with the best rating only", "  policy: base", "  rounds: 1",
+            f"  pool: [{quoted(rows.source.path)}]",
+            f"  filters: [{{threshold: {rows.best_rating:g}}}, dedup]", trainer, *lora]  # fmt: skip
     stages, lines = ["base"], list[str]()
     if rows.demonstrations or not rows.choice.verifier:
         stages.append("sft")

@@ -13,8 +13,9 @@ from torch import nn
 
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Model, Tiny
+from pipeline.data.notices import notice
 from pipeline.distributed import ranks, sharding
-from pipeline.models import adapters, families, model_dir, saved_check, weights
+from pipeline.models import adapters, families, model_dir, saved_check, token_rows, weights
 from pipeline.models.precision import precision_of as precision_of
 from pipeline.models.weights import named_weights as named_weights
 from pipeline.seeds import seed_everything
@@ -71,12 +72,29 @@ def load_tokenizer(path: str, model: Model) -> Any:
         raise ConfigError([f"model.path: no tokenizer at {path!r}: {' '.join(str(exc).split())[:200]}"]) from exc
     if tokenizer.eos_token_id is None:
         raise ConfigError([f"model.path: the tokenizer at {path!r} has no end-of-sequence token"])
+    _without_rowless(tokenizer, path)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # safe: our masks come from lengths, never from ids
     if model.chat_template is not None:
         template = model_dir.template_file(model.chat_template)
         tokenizer.chat_template = template.read_text() if template else model.chat_template
     return tokenizer
+
+
+def _without_rowless(tokenizer: Any, path: str) -> None:
+    """Take out and report tokens that the model at `path` has no row for. Raises ConfigError where that cannot be."""
+    config = families.read_config(path)
+    rows = families.text_fields(config).get("vocab_size") if config is not None else None
+    if not isinstance(rows, int):
+        return
+    try:
+        removed = token_rows.without_rowless(tokenizer, rows)
+    except token_rows.TokenWithoutRow as exc:
+        raise ConfigError([f"model.path: {path}: {exc}"]) from exc
+    if removed:
+        names = ", ".join(f"{token!r} (id {i})" for token, i in list(removed.items())[:3])
+        notice(f"model.path: {path}: the tokenizer has {len(removed)} more tokens than the embedding has rows ({rows})"
+               f": {names}; text that holds one is read as ordinary text")  # fmt: skip
 
 
 def load_policy(path: str, model: Model, *, adapted: bool = False) -> Any:
@@ -197,7 +215,7 @@ def _write(
         if getattr(config, "output_router_logits", False):
             config.output_router_logits = False  # TRL switches it on, and batched generation then fails
     model.save_pretrained(path, **({} if state is None else {"state_dict": state}))
-    tokenizer.save_pretrained(path)
+    token_rows.save_tokenizer(tokenizer, path, model.config.get_text_config().vocab_size)
     sharding.forget_zero()
     attn = base.config._attn_implementation
     saved_check.check_saved(

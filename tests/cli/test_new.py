@@ -113,6 +113,16 @@ def test_a_plain_column_of_questions_is_found_and_named(model, tmp_path, monkeyp
     assert written["prompts"]["chat"] is True and math.isclose(written["prompts"]["heldout"], 0.1, abs_tol=0.2)
 
 
+def test_rated_answers_are_filtered_and_not_imitated_as_they_are(model, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"Name {n}", "completion": "x", "rating": n % 7 + 1} for n in range(30)]
+    Path("rated.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert main(["new", str(model), "rated.jsonl"]) == 0
+    written = yaml.safe_load(Path("rated.yaml").read_text())
+    assert written["stages"] == ["base", "feedme", "evaluate"] and written["feedme"]["pool"] == ["rated.jsonl"]
+    assert written["feedme"]["filters"][0] == {"threshold": 7}
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
