@@ -6,6 +6,7 @@ import importlib.util
 import re
 from typing import TYPE_CHECKING
 
+from pipeline.config.install_hint import install_command
 from pipeline.config.library_fields import VLLM_ENGINE, block_mistakes
 from pipeline.config.mistakes import nearest
 from pipeline.config.policy_checks import NEEDS_VALIDATION, policy_mistakes
@@ -80,5 +81,5 @@ def _quantization_mistakes(config: Config) -> list[str]:
         return ["model.quantization: quantized weights cannot be trained and no stage uses LoRA; give one a `peft` "
                 "block, as {r: 16, target_modules: all-linear}"]  # fmt: skip
     if importlib.util.find_spec("bitsandbytes") is None:
-        return ["model.quantization: needs bitsandbytes; pip install bitsandbytes, or leave the key out"]
+        return [f"model.quantization: needs bitsandbytes; {install_command('bitsandbytes')}, or leave the key out"]
     return []

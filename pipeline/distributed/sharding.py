@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
+from pipeline.config.install_hint import install_command
 from pipeline.config.load import ConfigError
 
 MODES = ("ddp", "fsdp2", "zero2", "zero3")
@@ -35,8 +36,8 @@ def mode(environ: Mapping[str, str] | None = None) -> str:
     if stage not in ("2", "3"):
         raise ConfigError([f"launched with zero_stage {stage}: 2 and 3 are supported; see configs/accelerate/"])
     if importlib.util.find_spec("deepspeed") is None:
-        raise ConfigError([f"launched for ZeRO-{stage}, and deepspeed is not installed; pip install deepspeed, or use "
-                           "configs/accelerate/fsdp2.yaml, which needs no extra package"])  # fmt: skip
+        raise ConfigError([f"launched for ZeRO-{stage}, and deepspeed is not installed; {install_command('deepspeed')},"
+                           " or use configs/accelerate/fsdp2.yaml, which needs no extra package"])  # fmt: skip
     return f"zero{stage}"
 
 

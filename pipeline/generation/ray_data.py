@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from pipeline.config.install_hint import install_command
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Generate, Model, Sampling
 from pipeline.generation.generator import OnDone, Request, Sample
@@ -109,7 +110,8 @@ def _join_cluster() -> None:
     try:
         import ray
     except ImportError as exc:
-        raise ConfigError(["generate.backend: ray is not installed; pip install 'ray[data]'"]) from exc
+        command = install_command("'ray[data]'")
+        raise ConfigError([f"generate.backend: ray is not installed; {command}"]) from exc
     if ray.is_initialized():
         return
     sent = {name: value for name, value in os.environ.items() if name.startswith(SENT)}

@@ -23,6 +23,7 @@ from pipeline.data import prompts
 from pipeline.models import families
 from pipeline.models.model_dir import fault, is_local
 from pipeline.plan.data_checks import data_mistakes, faults_of, hub_answers, imitates_prompts, rows_of
+from pipeline.run import trackers
 from pipeline.run.errors import LineageError
 from pipeline.run.manifest import verified_manifest
 from pipeline.run.stage_dir import StageDir
@@ -58,6 +59,7 @@ def chain_mistakes(cfg: Config, names: Sequence[str], *, alone: bool) -> list[st
     """Mistakes of stages that run one after another. alone: a single stage runs, so its parents must be complete."""
     lines = [] if names else ["stages: name at least one stage to run"]
     lines += place_mistakes(cfg)
+    lines += trackers.missing(cfg)
     lines += model_mistakes(cfg, names)
     lines += _reward_mistakes("rewards", cfg.rewards, cfg)
     lines += away_mistakes(cfg, names)

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.install_hint import install_command
 from pipeline.config.load import Config, ConfigError
 from pipeline.distributed import ranks
 from pipeline.run.stage_dir import StageDir
@@ -27,11 +28,15 @@ Listener = Callable[[Mapping[str, Any]], None]
 _hinted: set[str] = set()
 
 
+def missing(cfg: Config) -> list[str]:
+    """A line for each tracker that the YAML names and that is not installed."""
+    return [f"{cfg.path}: trackers: {name} is not installed; {install_command(name)}, or leave it out"
+            for name in cfg.trackers or [] if importlib.util.find_spec(name) is None]  # fmt: skip
+
+
 def check(cfg: Config) -> None:
     """Raises ConfigError where a tracker that the YAML names is not installed."""
-    mistakes = [f"{cfg.path}: trackers: {name} is not installed; pip install {name}, or leave it out"
-                for name in cfg.trackers or [] if importlib.util.find_spec(name) is None]  # fmt: skip
-    if mistakes:
+    if mistakes := missing(cfg):
         raise ConfigError(mistakes)
 
 
@@ -57,9 +62,8 @@ def requested(cfg: Config) -> list[str]:
         return ["trackio"]
     if not _hinted:
         _hinted.add("trackio")
-        print(
-            "curves: in metrics.jsonl only; pip install trackio to see them live; trackers: [] hides this", flush=True
-        )
+        print(f"curves: in metrics.jsonl, and live with `whetstone watch {cfg.run_dir}`; "
+              f"{install_command('trackio')} adds a dashboard; trackers: [] hides this", flush=True)  # fmt: skip
     return []
 
 

@@ -1,5 +1,6 @@
 """Mistakes on the command line: one line each with file, key or row and the fix, exit 2, before models load."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -337,3 +338,14 @@ def test_help_and_mistakes_come_without_torch(words):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_plan_names_a_tracker_that_is_not_installed_and_how_to_install_it(write, capsys, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else real(name, *rest))
+    (line,) = told(capsys, "plan", write(trackers=["wandb"]), "trial=false")
+    assert (
+        "config.yaml: trackers: wandb is not installed; " in line
+        and "pip install" in line
+        and line.endswith("leave it out")
+    )
