@@ -199,9 +199,9 @@ def save(model: Any, tokenizer: Any, path: Path, *, dtype: torch.dtype | None = 
         for name, tensor in weights.named_weights(model).in_memory():  # every rank helps to gather
             if ranks.is_main() and name not in tied:
                 state[name] = tensor.to(dtype or tensor.dtype).cpu() if tensor.is_floating_point() else tensor.cpu()
-        written = unadapted(base, tied=bool(tied)).to(dtype or base.dtype)
+        written = weights.cast(unadapted(base, tied=bool(tied)), dtype or base.dtype)
     else:
-        written = model.to(dtype) if dtype is not None else model
+        written = weights.cast(model, dtype) if dtype is not None else model
         expected = saved_check.outputs(written)
     ranks.from_main(lambda: _write(written, tokenizer, path, state, expected, base))
 

@@ -17,6 +17,9 @@ ROWS, LENGTH = 2, 24
 # additions differs; the mean in lower precision, where merging an adapter rounds each weight
 LARGEST_GAP = {torch.float32: 1e-4, torch.float64: 1e-4}
 MEAN_GAP = 0.05
+# in lower precision a large model rounds more: the limit is then this many times the gap between the saved model's own
+# distributions in its precision and in float32 (0.049 for Gemma 3 270M in bfloat16, on tokens that nobody would write)
+TIMES_OWN_ROUNDING = 3.0
 
 
 class SavedModelDiffers(RuntimeError):
@@ -63,17 +66,28 @@ def check_saved(expected: Tensor, path: Path, *, kind: Any, attn: str | None, re
     saved = kind.from_pretrained(path, dtype="auto", attn_implementation=attn, trust_remote_code=remote_code)
     saved = saved.to(device_for(saved))
     found = outputs(saved)
-    if expected.shape[1] == 1:
-        gaps = (found - expected).abs() / (1 + expected.abs())
+    gaps = distances(expected, found)
+    if saved.dtype in LARGEST_GAP:
+        gap, limit = float(gaps.max()), LARGEST_GAP[saved.dtype]
     else:
-        gaps = (found - expected).abs().sum(-1) / 2 if found.shape == expected.shape else torch.ones(1)
-    gap, limit = (gaps.max(), LARGEST_GAP[saved.dtype]) if saved.dtype in LARGEST_GAP else (gaps.mean(), MEAN_GAP)
-    if not float(gap) <= limit:  # also true of NaN
+        gap, limit = float(gaps.mean()), MEAN_GAP
+        if gap > limit:
+            limit = max(limit, TIMES_OWN_ROUNDING * float(distances(outputs(saved.float()), found).mean()))
+    if not gap <= limit:  # also true of NaN
         raise SavedModelDiffers(
-            f"{path}: the saved model, loaded again, differs from the trained one by {float(gap):.3g} (total variation "
-            f"of the next token on fixed tokens; limit {limit:g}): the save lost or changed a tensor; do not use it"
+            f"{path}: the saved model, loaded again, differs from the trained one by {gap:.3g} (total variation "
+            f"of the next token on fixed tokens; limit {limit:.3g}): the save lost or changed a tensor; do not use it"
         )
-    return float(gap)
+    return gap
+
+
+def distances(expected: Tensor, found: Tensor) -> Tensor:
+    """Per position the total variation of two distributions; of a classifier's scores the relative difference."""
+    if found.shape != expected.shape:
+        return torch.ones(1)
+    if expected.shape[1] == 1:
+        return (found - expected).abs() / (1 + expected.abs())
+    return (found - expected).abs().sum(-1) / 2
 
 
 __all__ = ["SavedModelDiffers", "check_saved", "fixed_tokens", "outputs"]

@@ -77,6 +77,22 @@ def persistent_buffers(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
                 yield f"{prefix}.{name}" if prefix else name, sharding.full(buffer)
 
 
+def cast(model: Any, dtype: torch.dtype) -> Any:
+    """The model, its parameters and persistent buffers cast in place, as `from_pretrained` loads a checkpoint.
+
+    `model.to(dtype)` also rounds buffers that no checkpoint holds: with the frequencies of rotary embeddings in
+    bfloat16, Gemma 3 270M computes distributions that differ by 0.05 (total variation) from those of the loaded model.
+    """
+    for module in model.modules():
+        saved_buffers = module._buffers.keys() - module._non_persistent_buffers_set
+        for named, names in ((module._parameters, module._parameters.keys()), (module._buffers, saved_buffers)):
+            for name in names:
+                tensor = named[name]
+                if tensor is not None and tensor.is_floating_point():
+                    tensor.data = tensor.data.to(dtype)
+    return model
+
+
 def tied_names(model: Any) -> dict[str, str]:
     """Second name -> first name of each tensor that two modules of the base share; a head that an adapter trains apart
     from its embedding is not tied any more."""

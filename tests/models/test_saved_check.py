@@ -152,3 +152,34 @@ def test_router_logits_are_off_in_what_is_saved(tmp_path):
     model.config.output_router_logits = True
     models.save(model, models.load_tokenizer(str(path), Model()), tmp_path / "s")
     assert json.loads((tmp_path / "s" / "config.json").read_text())["output_router_logits"] is False
+
+
+def test_a_cast_model_computes_what_the_loaded_one_does(tmp_path):
+    """Rotary frequencies are in no checkpoint: rounded with the weights, they would differ from those of a load."""
+    path = tiny_model(tmp_path / "m")
+    model = models.load_policy(str(path), Model())
+    perturb(model, seed=3)
+    frequencies = {n: b.clone() for n, b in model.named_buffers() if "inv_freq" in n}
+    models.save(model, models.load_tokenizer(str(path), Model()), tmp_path / "saved", dtype=torch.bfloat16)
+    assert frequencies and all(torch.equal(dict(model.named_buffers())[n], b) for n, b in frequencies.items())
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype="auto")
+    assert loaded.dtype == model.dtype == torch.bfloat16
+    assert torch.equal(saved_check.outputs(model), saved_check.outputs(loaded))
+    plain = models.load_policy(str(path), Model())
+    perturb(plain, seed=3)
+    assert not torch.equal(saved_check.outputs(plain.to(torch.bfloat16)), saved_check.outputs(loaded))
+
+
+def test_in_low_precision_a_gap_within_the_models_own_rounding_is_no_fault(tmp_path, monkeypatch):
+    path = tiny_model(tmp_path / "m")
+    models.save(models.load_policy(str(path), Model()), models.load_tokenizer(str(path), Model()), tmp_path / "saved",
+                dtype=torch.bfloat16)  # fmt: skip
+    rounded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype="auto")
+    in_float32 = saved_check.outputs(rounded.float())
+    check = {"kind": AutoModelForCausalLM, "attn": "sdpa", "remote_code": False}
+    monkeypatch.setattr(saved_check, "MEAN_GAP", 0.0)  # so that the model's own rounding decides
+    gap = saved_check.check_saved(in_float32, tmp_path / "saved", **check)
+    assert gap > 0
+    monkeypatch.setattr(saved_check, "TIMES_OWN_ROUNDING", 0.5)
+    with pytest.raises(saved_check.SavedModelDiffers):
+        saved_check.check_saved(in_float32, tmp_path / "saved", **check)

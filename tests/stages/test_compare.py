@@ -343,7 +343,7 @@ def test_sentences_claim_what_is_apart_and_say_so_of_what_is_not(seeds: list[dic
     said = findings.sentence(rows[1], pairs, controls, [], start="sft", seeds=3)
     assert "+30.0 points (+30.0 to +30.0) against sft" in said
     assert "against its control control" in said
-    assert said.endswith("not told apart from same.")
+    assert said.endswith("no significant difference from same.")
     alone = findings.sentence(rows[1], pairs, controls, [], start="sft", seeds=1)
     assert alone.endswith("One seed: nothing is known about training it again.")
 

@@ -53,7 +53,7 @@ function pairTable(c) {
     const pair = find(a, b);
     if (!pair) return "·";
     const gap = pair.a === a ? pair.mean : -pair.mean;
-    return h("span", { class: pair.apart ? (gap > 0 ? "state good" : "state bad") : "note", title: `p ${figure(pair.p_holm)} after Holm` }, `${signed(gap)}${pair.apart ? "" : " ?"}`);
+    return h("span", { class: pair.significant ? (gap > 0 ? "state good" : "state bad") : "note", title: `p ${figure(pair.p_holm)} after Holm` }, `${signed(gap)}${pair.significant ? "" : " ?"}`);
   };
   return h("div", {}, h("h3", {}, "Row against column", h("span", { class: "note" }, "difference in points; ? means not distinguishable")),
     table([{ title: "", cell: (a) => a }, ...names.map((b) => ({ title: b, numeric: true, cell: (a) => (a === b ? "" : cell(a, b)) }))], names, { label: "Pairs" }));

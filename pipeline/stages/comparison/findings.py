@@ -108,7 +108,7 @@ def pairs(judged: Sequence[Judged], methods: Sequence[str]) -> list[dict[str, An
     found = [(a, b, crossed_difference(values_of(judged, a), values_of(judged, b), key=f"{a}-{b}"))
              for a, b in combinations(methods, 2)]  # fmt: skip
     adjusted = holm([d.p for *_, d in found])
-    return [{"a": a, "b": b, **as_json(d), "p_holm": p, "apart": p < LEVEL}
+    return [{"a": a, "b": b, **as_json(d), "p_holm": p, "significant": p < LEVEL}
             for (a, b, d), p in zip(found, adjusted, strict=True)]  # fmt: skip
 
 
@@ -117,7 +117,7 @@ def against(judged: Sequence[Judged], twins: Mapping[str, str]) -> list[dict[str
     out = []
     for method, twin in twins.items():
         d = crossed_difference(values_of(judged, method), values_of(judged, twin), key=f"{method}-{twin}")
-        out.append({"method": method, "twin": twin, **as_json(d), "apart": d.p < LEVEL})
+        out.append({"method": method, "twin": twin, **as_json(d), "significant": d.p < LEVEL})
     return out
 
 
@@ -143,26 +143,27 @@ def sentence(
 ) -> str:
     """A sentence about a method that claims no more than the data support."""
     name, gain = row["method"], row["gain"]
-    said = [f"{name} reaches {share(row['accuracy'])} (95% {share(row['ci95'][0])} to {share(row['ci95'][1])})"]
+    parts = [f"{name} reaches {share(row['accuracy'])} (95% {share(row['ci95'][0])} to {share(row['ci95'][1])})"]
     sampled = row["sampled_tokens"]
-    said.append(
-        verdict(gain, start) + (f", after {sampled / 1000:.0f} k sampled tokens" if sampled else ", sampling none")
+    parts.append(
+        verdict(gain, start) + (f", after {sampled / 1000:.0f} k sampled tokens" if sampled else ", without sampling")
     )
     for control in (c for c in controls if c["method"] == name):
-        said.append(verdict(control, f"its control {control['twin']}"))
+        parts.append(verdict(control, f"its control {control['twin']}"))
     for twin in (t for t in once if t["method"] == name):
-        said.append(f"fresh samples were worth {points(twin['mean'])} over samples drawn once "
-                    f"({between(twin)}{'' if twin['apart'] else ', so perhaps nothing'})")  # fmt: skip
-    stands = zip(("above", "below", "not told apart from"), standing(name, all_pairs), strict=True)
-    said += [f"{words} {listed(others)}" for words, others in stands if others]
-    caution = "" if seeds > 1 else " One seed: nothing is known about training it again."
-    return "; ".join(said) + "." + caution
+        parts.append(f"fresh samples gain {points(twin['mean'])} over samples drawn once "
+                     f"({between(twin)}{'' if twin['significant'] else ', not significant'})")  # fmt: skip
+    ranks = zip(("above", "below", "no significant difference from"), standing(name, all_pairs), strict=True)
+    parts += [f"{words} {listed(others)}" for words, others in ranks if others]
+    caution = "" if seeds > 1 else " One seed: how much another training run would differ is unknown."
+    return "; ".join(parts) + "." + caution
 
 
 def verdict(d: Mapping[str, float], other: str) -> str:
-    apart = d["low"] > 0 or d["high"] < 0
-    found = f"{points(d['mean'])} ({between(d)})"
-    return f"{found} against {other}" if apart else f"not told apart from {other}: {found}"
+    difference = f"{points(d['mean'])} ({between(d)})"
+    if d["low"] > 0 or d["high"] < 0:
+        return f"{difference} against {other}"
+    return f"no significant difference from {other}: {difference}"
 
 
 def between(d: Mapping[str, float]) -> str:
@@ -177,7 +178,7 @@ def standing(name: str, all_pairs: Sequence[Mapping[str, Any]]) -> tuple[list[st
         if name not in (pair["a"], pair["b"]):
             continue
         other, gap = (pair["b"], pair["mean"]) if pair["a"] == name else (pair["a"], -pair["mean"])
-        (unclear if not pair["apart"] else above if gap > 0 else below).append(other)
+        (unclear if not pair["significant"] else above if gap > 0 else below).append(other)
     return above, below, unclear
 
 
@@ -212,12 +213,12 @@ def overoptimised(name: str, path: Sequence[Mapping[str, float]], *, fall: float
     `fall` while the proxy ends higher than at the peak. onset None: no divergence on this path."""
     looks = [p for p in path if {"kl", "proxy", "reward"} <= p.keys()]
     if not looks:
-        return {"method": name, "onset": None, "words": f"{name}: no look at both rewards."}
+        return {"method": name, "onset": None, "words": f"{name}: both rewards were never evaluated together."}
     peak = max(looks, key=lambda p: p["reward"])
     last = looks[-1]
     parted = last["reward"] < peak["reward"] - fall and last["proxy"] > peak["proxy"]
     words = (f"{name}: the true reward peaks at {peak['reward']:.3f} at a KL of {peak['kl']:.2f} nats and ends at "
-             f"{last['reward']:.3f} while the learned one goes on from {peak['proxy']:+.2f} to {last['proxy']:+.2f}."
+             f"{last['reward']:.3f} while the learned one rises from {peak['proxy']:+.2f} to {last['proxy']:+.2f}."
              if parted else
              f"{name}: no over-optimisation up to a KL of {last['kl']:.2f} nats; the true reward ends at "
              f"{last['reward']:.3f}, its highest was {peak['reward']:.3f}.")  # fmt: skip
