@@ -188,7 +188,7 @@ def _wrapped(text: str, rule: dict[str, Any]) -> bool:
 
 def _sections(text: str, rule: dict[str, Any]) -> bool:
     """Numbered headings that count up from 1."""
-    found = re.findall(rf"^[ \t#*]*{re.escape(rule['heading'])} (\d{{1,3}})\b", text, re.MULTILINE)
+    found = re.findall(rf"^[ \t#*\"“]*{re.escape(rule['heading'])} (\d{{1,3}})\b", text, re.MULTILINE)
     return [int(n) for n in found] == list(range(1, len(found) + 1)) and _within(len(found), rule)
 
 

@@ -36,7 +36,7 @@ class Task(TypedDict):
 
 
 def _number(text: str) -> tuple[Node, Fraction]:
-    """The tree and the value, as close to a rational as 50 digits go. Raises Unsupported."""
+    """The tree and the value, as close to a rational as 50 digits go. Raises UnsupportedNotation."""
     tree = parse(text)
     if tree.op == "rel" and tree.value == ("=",) and (named := value_of(tree)):
         tree = named[1]

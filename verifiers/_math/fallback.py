@@ -13,12 +13,14 @@ from verifiers._killable import Killable, Killed
 from verifiers._math.parse import KNOWN_COMMANDS
 
 CPU_S = 0.7
+GOLD_CPU_S = 5.0  # a gold is compared with itself once, and its fault must not depend on the load of the machine
 MAX_CHARS = 400
 _HARMLESS = re.compile(r"[A-Za-z0-9\\{}()\[\].,+\-*/^_=<>|!&%:; ]*")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _TOWER = re.compile(r"\^[^+,=]*\^|!|\d{5}")
 _WORDS = re.compile(r"__|import|lambda|eval|exec|open|\bos\b|sys|getattr")
 WORKER = Killable("verifiers._math.math_verify_worker:equal", cpu_s=CPU_S, memory_mb=2048)
+GOLD_WORKER = Killable("verifiers._math.math_verify_worker:equal", cpu_s=GOLD_CPU_S, memory_mb=2048)
 
 
 def available() -> bool:
@@ -32,11 +34,20 @@ def worth_comparing(gold: str, answer: str) -> bool:
 
 
 def equal(gold: str, answer: str) -> bool:
-    """Raises verifiers._killable.Stalled where the machine, not the answer, is at fault."""
+    """Raises verifiers._killable.Stalled if the machine, not the answer, is at fault."""
+    return _compare(WORKER, gold, answer)
+
+
+def equals_itself(gold: str) -> bool:
+    """Raises verifiers._killable.Stalled if the machine, not the gold, is at fault."""
+    return _compare(GOLD_WORKER, gold, gold)
+
+
+def _compare(worker: Killable, gold: str, answer: str) -> bool:
     if not worth_comparing(gold, answer):
         return False
     try:
-        return bool(WORKER.ask([gold, answer]))
+        return bool(worker.ask([gold, answer]))
     except (Killed, ValueError):  # too costly, or an error of the library on this answer: not the gold
         return False
 

@@ -42,14 +42,16 @@ TEXT_COMMANDS = MATH_FONTS | frozenset("text textbf textit textrm textnormal tex
 FUNCTION_WORDS = frozenset(
     "sqrt sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp pi infty".split()
 )
-UNIT_WORDS = frozenset("cm mm km kg mg ml mL mph kph ft in lb oz hr hrs min sec".split())
+UNIT_WORDS = frozenset("cm mm km kg mg ml mL mph kph ft in lb oz hr hrs min sec pct".split())
 UNIT_LETTERS = frozenset("m s g h l L A C F H J K N T V W".split())  # as units after a number, in \\mathrm only
 ANSWER_WORDS = frozenset("yes no".split())
 MAX_FONT_DEPTH = 4  # of fonts within fonts
 
 _PIECE = re.compile(
     r"""(?P<space>\s+)
-    |(?P<num>\d{1,3}(?:,\\[!,]\s*\d{3}|\{,\}\s*\d{3}|\\[,;!]\s*\d{3}(?!\d)|(?P<comma>,\d{3}))+(?!\d)(?:\.\d+)?|\d+\.\d+|\d+\.(?!\d)|\.\d+|\d+)
+    |(?P<num>\d{1,3}(?:,\\[!,]\s*\d{3}|\{,\}\s*\d{3}|\\[,;!]\s*\d{3}(?!\d)
+        |[ ]\d{3}(?!\d|[ ]*(?:/|\\[dt]?frac))  # 1 000, but not the mixed number 1 250/999
+        |(?P<comma>,\d{3}))+(?!\d)(?:\.\d+)?|\d+\.\d+|\d+\.(?!\d)|\.\d+|\d+)
     |\\(?P<command>[a-zA-Z]+|.)
     |(?P<unit>(?:km/h|mi/h|cm/s|m/s)(?![a-zA-Z]))
     |(?P<word>[a-zA-Z]+)
@@ -210,7 +212,7 @@ def _word_tokens(word: str, spaced: bool, after_number: bool) -> list[Token]:
         return [Token("command", word, spaced)]
     if word.lower() in ("infinity", "inf"):
         return [Token("command", "infty", spaced)]
-    if word in ("or", "and") and spaced:
+    if word in ("or", "and") and (spaced or after_number):
         return [Token("command", word, spaced)]
     if word.lower() in ANSWER_WORDS and not spaced and not after_number:
         return [Token("text", word, spaced)]

@@ -10,6 +10,7 @@ from verifiers._math.lexer import UnsupportedNotation
 from verifiers._math.tree import Node, number
 from verifiers._math.units import MULTIPLIERS, unit_name
 
+PERCENT = frozenset(("percent", "per cent", "pct", "percentage"))
 QUANTITIES = ("percent", "degree", "unit")
 MAX_PERIOD = 20  # digits
 
@@ -44,7 +45,7 @@ class QuantityReader(Cursor):
             words = words.strip()[len(first) :].strip()
             if not words and not self.at("text"):
                 return node
-        if words.strip().lower() == "percent":
+        if words.strip().lower() in PERCENT:
             return self.make("percent", node)
         return self.make("unit", node, value=unit_name(words + self.rest_of_unit()))
 

@@ -19,6 +19,7 @@ _LABEL = re.compile(
     r"(?: *(?: is| are|=|:)+(?![a-z]) *| +(?=[-+(\[$\\\d{])|$)",
     re.IGNORECASE,
 )
+_SUBJECT = re.compile(r"^the [^.!?=]{1,120}? (?:is|are|equals) (?=[-+(\[$\\\d])", re.IGNORECASE)  # `The area is 5`
 _START = re.compile(r"(?:^|(?<=[.!?:;]) +|, +(?=(?:so|thus|hence|therefore)\b))", re.IGNORECASE)
 _HASHES = re.compile(r"#### *(?=\S)")
 _BOLD = re.compile(r"(?<![\w*])(\*\*|__)(?=\S)(.{1,400}?)(?<=\S)\1(?![\w*])")
@@ -83,10 +84,12 @@ def _stated(lines: list[str], at: int) -> tuple[str, str] | None:
         if label is None:
             continue
         answer = unlabelled(line[label.end() :])
+        if answer in ("$$", "\\["):
+            return _below([*lines[:at], answer, *lines[at + 1 :]], at)
         if not answer or _LABEL.fullmatch(answer):
             return _below(lines, at + 1)
         head, rest = _first_sentence(answer)
-        return head, "\n".join([rest, *lines[at + 1 :]]).strip()
+        return _SUBJECT.sub("", head), "\n".join([rest, *lines[at + 1 :]]).strip()
     return None
 
 

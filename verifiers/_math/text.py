@@ -25,6 +25,9 @@ _VULGAR_FRACTION = re.compile("[¼½¾⅐-⅞]")
 _BOX_OR_BRACE = re.compile(
     r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\(?:boxed|fbox)\s+(?P<open>[^\s${}\\]+)|\\.|[{}]", re.DOTALL
 )
+_GAP = r"(?:[\s$]|\\[()\[\],;: ]|\\q?quad(?![a-zA-Z]))*"
+_JOINS_BOXES = re.compile(rf"{_GAP}(?:(?:,|;|&|(?:and|or)\b|\\(?:text|mathrm)\{{[\s,]*(?:and|or)\s*\}}){_GAP}){{1,3}}")
+MAX_BETWEEN_BOXES = 60  # characters
 _WHOLE_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{(.*)\}", re.DOTALL)
 
 
@@ -53,24 +56,40 @@ def boxed_content(text: str) -> str:
 
 
 def _last_box(text: str) -> tuple[bool, str | None]:
-    """Whether there is a box at all, and the content of the last one; a box within a box is a part of the outer one.
+    r"""Whether there is a box at all, and the content of the last one, or None if it does not close.
 
-    One pass: a thousand boxes that never close cost no more than one.
+    A box within a box is a part of the outer one. Boxes joined by nothing but `and`, `or` or a comma are one list:
+    `\boxed{1} and \boxed{2}`. One pass: a thousand boxes that never close cost no more than one.
     """
-    inside: str | None = None
-    start, depth, seen = 0, 0, False
+    found: list[tuple[int, int, str | None]] = []  # start, end and content of each box
+    start, depth = 0, 0
     for piece in _BOX_OR_BRACE.finditer(text):
         if depth == 0 and piece["open"]:  # \boxed 7
-            seen, inside = True, piece["open"].rstrip(".,;:)")
+            found.append((piece.start(), piece.end(), piece["open"].rstrip(".,;:)")))
         elif depth == 0 and piece["box"]:
-            start, depth, seen, inside = piece.end(), 1, True, None
+            start, depth = piece.end(), 1
+            found.append((piece.start(), len(text), None))
         elif depth and (piece["box"] or piece[0] == "{"):
             depth += 1
         elif depth and piece[0] == "}":
             depth -= 1
             if depth == 0:
-                inside = text[start : piece.start()].strip()
-    return seen, unboxed(inside) if inside is not None else None
+                found[-1] = (found[-1][0], piece.end(), text[start : piece.start()].strip())
+    return bool(found), _joined(text, found)
+
+
+def _joined(text: str, boxes: list[tuple[int, int, str | None]]) -> str | None:
+    if not boxes or boxes[-1][2] is None:
+        return None
+    first = len(boxes) - 1
+    while first and boxes[first - 1][2] and _joins(text[boxes[first - 1][1] : boxes[first][0]]):
+        first -= 1
+    contents = [unboxed(content) for _, _, content in boxes[first:] if content is not None]
+    return ", ".join(dict.fromkeys(contents))
+
+
+def _joins(between: str) -> bool:
+    return len(between) <= MAX_BETWEEN_BOXES and _JOINS_BOXES.fullmatch(between) is not None
 
 
 def unboxed(text: str) -> str:
@@ -109,6 +128,8 @@ def one_spelling(text: str) -> str:
     text = unicodedata.normalize("NFKC", text)
     for sign, command in SIGNS.items():
         text = text.replace(sign, command)
+    if r"\begin" not in text:  # where no row ends, two backslashes are one that was escaped twice
+        text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)
     text = re.sub(r"(?<!\\)\$|\\[()\[\]](?![a-zA-Z])", " ", text).strip().removeprefix("=").lstrip()
     text = re.sub(r"\{\}\s*(?=\^)", "", text)
     text = re.sub(r"(?<=\d)\.{3,}", r"\\ldots ", text)
