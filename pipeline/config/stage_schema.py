@@ -293,7 +293,7 @@ class Conditioned:
 
     def work(self, name: str, cfg: Config, data: Data) -> Work:
         out = Work(name, self.kind, rows=self.demonstrations)
-        out.samples = 0 if self.pool else self.prompts * self.samples * (1 + self.online_rounds)
+        out.samples = self.prompts * self.samples * ((0 if self.pool else 1) + self.online_rounds)
         bins = len(self.edges) + 1 if self.bins == "edges" else self.count
         out.judged = evaluation_samples(cfg, data) * (bins + 1) * (1 + bool(self.shuffled_control))
         out.batch, each = trained_steps(self.trainer, self.per_bin * bins)
