@@ -24,7 +24,7 @@ def fenced(page):
     return re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text(), re.S)
 
 
-EXAMPLES = [(page, i) for page in ("docs/policy.md",) for i in range(len(fenced(page)))]
+EXAMPLES = [(page, i) for page in ("docs/policy.md", "docs/distill.md") for i in range(len(fenced(page)))]
 
 
 @pytest.mark.parametrize(("page", "number"), EXAMPLES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from pipeline.config.schema import BY_GROUP, Policy
@@ -25,6 +26,7 @@ def policy_mistakes(name: str, block: Policy, config: Config) -> list[str]:
         **_critic_checks(block),
         **_loss_checks(block),
         **_kl_checks(block),
+        **_teacher_checks(block),
         **_choice_checks(block, config),
     }
     return [name + message for message, wrong in checks.items() if wrong]
@@ -61,7 +63,7 @@ def _credit_checks(block: Policy) -> Checks:
     kl_in_reward = kl.where == "reward" and kl.coef > 0
     return {
         f".samples: {credit.kind} credit compares the samples of a prompt; give at least 2": (
-            credit.kind in BY_GROUP and block.samples < 2
+            credit.kind in BY_GROUP and block.samples < 2 and not (block.teacher and not block.teacher.reward_coef)
         ),
         f".credit.k: the best of {credit.k} samples needs as many samples of a prompt; samples is {block.samples}": (
             credit.kind == "pass_at_k" and credit.k > block.samples
@@ -155,4 +157,38 @@ def _choice_checks(block: Policy, config: Config) -> Checks:
             block.patience is not None and not best
         ),
         ".keep_by: chooses for keep: best; add keep: best": block.keep_by != "accuracy" and not best,
+    }
+
+
+def _teacher_checks(block: Policy) -> Checks:
+    teacher = block.teacher
+    if teacher is None:
+        return {".teacher: distill needs one; name a model, or give shows": block.kind == "distill"}
+    marks = set(re.findall(r"\{(\w*)\}", teacher.shows or ""))
+    unknown = sorted(marks - {"demonstration", "answer", "detail", "peer"})
+    full = teacher.form == "full"
+    return {
+        ".teacher: the policy itself with the same prompt agrees with the policy; name a model, or give shows": (
+            teacher.model is None and teacher.shows is None
+        ),
+        f".teacher.shows: no mark {unknown}; have demonstration, answer, detail and peer, in braces": bool(unknown),
+        ".teacher.shows: has no mark to fill, as {demonstration}; without one every prompt shows the same": (
+            teacher.shows is not None and not marks
+        ),
+        f".teacher.follow: {teacher.follow} is for a teacher that is the policy itself; leave it out, or the model": (
+            teacher.follow != "frozen" and teacher.model is not None
+        ),
+        ".teacher.follow: under peft the teacher is a frozen copy of the start; leave it out": (
+            teacher.follow != "frozen" and block.peft is not None
+        ),
+        ".teacher: one that judges single answers; leave episodes out": block.episodes is not None,
+        ".teacher: gae credit and a shared critic leave no room for it; choose another credit.kind": (
+            block.critic is not None
+        ),
+        ".teacher.beta: form sampled is the reverse KL; leave beta, top_k and normalise out, or give form: full": (
+            not full and (teacher.beta != 1 or teacher.top_k is not None or not teacher.normalise)
+        ),
+        ".teacher.reward_coef: with optimal_baseline credit the reward is weighted per token; choose another credit": (
+            block.credit.kind == "optimal_baseline"
+        ),
     }

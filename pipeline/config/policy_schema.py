@@ -184,6 +184,35 @@ class Groups:
 
 
 @dataclass(slots=True)
+class Teacher:
+    """The teacher of on-policy distillation; the policy samples, the teacher judges each token."""
+
+    __pydantic_config__: ClassVar = STRICT
+    model: str | None = None
+    """Stage or model of the teacher; null is the policy itself, which is shown more by `shows`."""
+    shows: str | None = None
+    """Text before the teacher's prompt, with {demonstration}, {answer}, {detail} or {peer}; null shows the prompt."""
+    follow: Literal["frozen", "ema", "live"] = "frozen"
+    """Teacher that is the policy itself: its start, a moving average of it, or its current weights."""
+    ema: Share = 0.95
+    """Decay per step of an ema teacher."""
+    form: Literal["sampled", "full"] = "sampled"
+    """Reverse KL of the sampled token as advantage, or divergence of the full distributions as a loss."""
+    beta: Share = 1.0
+    """Divergence of form full: 0 is forward KL, 1 reverse KL, 0.5 Jensen-Shannon."""
+    normalise: bool = True
+    """Whether a divergence between the two ends of beta is divided by beta (1 - beta), which vanishes towards them."""
+    top_k: Positive | None = None
+    """Compare the policy's k most likely tokens and the rest as one; null compares the whole vocabulary."""
+    coef: NonNegative = 1.0
+    """Weight of the distillation."""
+    reward_coef: NonNegative = 0.0
+    """Weight of the advantage from the rewards; 0 learns from the teacher alone."""
+    shuffle: bool = False
+    """Control: the teacher judges each answer as one to another prompt."""
+
+
+@dataclass(slots=True)
 class Episodes:
     """Several turns with an environment between them; the environment's class is in a verifier's file."""
 
@@ -266,6 +295,8 @@ class Policy:
     """KL to the reference policy."""
     critic: Critic | None = None
     """The value model; gae credit needs one."""
+    teacher: Teacher | None = None
+    """A teacher to distill from, alone or beside the rewards; null has none."""
     groups: Groups = field(default_factory=Groups)
     """Which groups and samples are trained on."""
     episodes: Episodes | None = None
@@ -336,6 +367,25 @@ class Grpo(Policy):
 
     __pydantic_config__: ClassVar = STRICT
     kind: str = "grpo"
+    """Kind of the stage; needed only in a block that has another name."""
+
+
+@stage_kind(
+    "pipeline.stages.distill",
+    summary="on-policy distillation from a teacher",
+    order=45,
+    makes_policy=True,
+    samples=True,
+    several_processes=True,
+    may_be_start=True,
+    defaults={"teacher": {}},
+)
+@dataclass(slots=True)
+class Distill(Policy):
+    """On-policy distillation: the policy samples, a teacher says how likely each of its tokens is."""
+
+    __pydantic_config__: ClassVar = STRICT
+    kind: str = "distill"
     """Kind of the stage; needed only in a block that has another name."""
 
 

@@ -1,7 +1,7 @@
 """The typed shape of a YAML: every block's dataclass under one name. No logic but each stage's estimate of its work.
 
 run_schema.py     model, prompts, sampling, generation, evaluation
-policy_schema.py  policy optimisation: ppo, grpo and their parts
+policy_schema.py  policy optimisation: ppo, grpo, distill and their parts
 preference_schema.py  dpo and kto
 stage_schema.py   the other stages; research_schema.py those of the research questions
 alarm_config.py   alarms and the monitor
@@ -15,6 +15,7 @@ from pipeline.config.policy_schema import (
     BY_GROUP,
     Credit,
     Critic,
+    Distill,
     Episodes,
     Groups,
     Grpo,
@@ -23,6 +24,7 @@ from pipeline.config.policy_schema import (
     Optimizer,
     Policy,
     Ppo,
+    Teacher,
     trains_adapter,
 )
 from pipeline.config.preference_schema import Dpo, Kto
@@ -44,8 +46,8 @@ from pipeline.config.stage_schema import (
 
 __all__ = [
     "BY_GROUP", "KINDS", "STRICT", "Alarms", "Attribute", "Base", "Compare", "Conditioned", "Credit", "Critic",
-    "Dpo", "Episodes", "Evaluate", "Evaluation", "Feedme", "Generate", "Groups", "Grpo", "Judge", "Kl", "Kto",
-    "Loss", "Model", "Monitor", "NonNegative", "OfflineQ", "Optimizer", "Policy", "Positive", "Ppo", "Probe",
-    "Prompts", "RewardModel", "Sampling", "Sft", "Share", "StageKind", "Stitch", "Stop", "Tiny", "recorded_kind",
-    "trains_adapter",
+    "Distill", "Dpo", "Episodes", "Evaluate", "Evaluation", "Feedme", "Generate", "Groups", "Grpo", "Judge", "Kl",
+    "Kto", "Loss", "Model", "Monitor", "NonNegative", "OfflineQ", "Optimizer", "Policy", "Positive", "Ppo", "Probe",
+    "Prompts", "RewardModel", "Sampling", "Sft", "Share", "StageKind", "Stitch", "Stop", "Teacher", "Tiny",
+    "recorded_kind", "trains_adapter",
 ]  # fmt: skip

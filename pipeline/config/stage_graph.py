@@ -18,7 +18,7 @@ ONE_PLACE = ("vllm_server", "ray")  # backends whose weights go to one location:
 
 
 def references(cfg: Config, name: str) -> list[tuple[str, str]]:
-    """(key, reference) for the policy, start, evaluated policies and learned rewards of a stage.
+    """(key, reference) for the policy, start, teacher, evaluated policies and learned rewards of a stage.
 
     Keys of the run's rewards begin with `rewards.`; all others belong to the stage's block.
     """
@@ -27,6 +27,8 @@ def references(cfg: Config, name: str) -> list[tuple[str, str]]:
         return []
     out = [(key, getattr(block, key)) for key in ("policy", "init") if isinstance(getattr(block, key, None), str)]
     out += [("policies", policy) for policy in getattr(block, "policies", None) or []]
+    teacher = getattr(block, "teacher", None)
+    out += [("teacher.model", teacher.model)] if teacher is not None and teacher.model else []
     out += learned_parts("reward", getattr(block, "reward", None) or {})
     out += learned_parts("monitor.strict", strict_of(block))
     return out + (learned_parts("rewards", cfg.rewards) if scores_by_the_run(block) else [])

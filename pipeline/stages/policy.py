@@ -12,6 +12,7 @@ import torch
 import rewards
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Credit, Kl, Loss, Policy, trains_adapter
+from pipeline.data.teacher_prompts import teacher_prompt_ids
 from pipeline.distributed import ranks, sharding
 from pipeline.models import adapters, models
 from pipeline.run import console
@@ -29,6 +30,7 @@ from pipeline.update.loop import optimise
 from pipeline.update.loop_state import LoopDeps
 from pipeline.update.overlap import Prefetch
 from pipeline.update.reference import AdapterOff, Copy, Reference
+from pipeline.update.teacher import TeacherModel
 
 # KL per token between a policy and its copy that rounding may explain
 REFERENCE_TOLERANCE = {torch.float32: 1e-5}
@@ -76,6 +78,7 @@ def train_policy(ctx: Context, method: Method) -> dict[str, Any]:
         learner=learner,
         generator=generator,
         reference=make_reference(ctx, learner),
+        teacher=make_teacher(ctx, learner),
         max_tokens=ctx.cfg.sampling.max_tokens,
         canary_tolerance=canary.tolerance(precision, ctx.cfg.generate.canary_tolerance),
         reference_tolerance=REFERENCE_TOLERANCE.get(precision, COARSE_TOLERANCE),
@@ -176,10 +179,40 @@ def make_reference(ctx: Context, learner: Learner) -> Reference | None:
     return AdapterOff(learner) if block.peft else Copy(start_of(ctx, learner), learner, block.kl)
 
 
-def start_of(ctx: Context, learner: Learner) -> CompletionLogprobs:
-    """The stage's start, in the policy's precision."""
+def make_teacher(ctx: Context, learner: Learner) -> TeacherModel | None:
+    """The stage's teacher: another model, or a copy of the policy. Raises ConfigError for another tokenizer."""
+    settings = ctx.block.teacher
+    if settings is None:
+        return None
+    following = {"frozen": "frozen", "ema": "ema", "live": "periodic"}[settings.follow]
+    kl = Kl(reference=following, ema=settings.ema, every=1)
+    forward = start_of(ctx, learner, ema=following == "ema") if settings.model is None else other_model(ctx, learner)
+    prompt_ids = partial(teacher_prompt_ids, shows=settings.shows, source=ctx.cfg.prompts, tokenizer=ctx.tokenizer)
+    return TeacherModel(Copy(forward, learner, kl), settings, prompt_ids, samples=ctx.block.samples)
+
+
+def other_model(ctx: Context, learner: Learner) -> CompletionLogprobs:
+    """The teacher that the YAML names, frozen. Vocabularies may be padded differently, but ids must mean the same."""
+    key = f"{ctx.name}.teacher.model"
+    path = ctx.model_path(ctx.block.teacher.model, key)
+    own, other = ctx.tokenizer.get_vocab(), models.load_tokenizer(path, ctx.cfg.model).get_vocab()
+    if differing := next((token for token in own if token in other and own[token] != other[token]), None) or (
+        next(iter(own.keys() ^ other.keys()), None)
+    ):
+        there, here = other.get(differing, "none"), own.get(differing, "none")
+        raise ConfigError([f"{ctx.cfg.path}: {key}: the teacher has another tokenizer, but must read the policy's "
+                           f"token ids: {differing!r} is token {there} there and {here} here"])  # fmt: skip
+    model = models.load_policy(path, ctx.cfg.model).to(learner.device)
+    return CompletionLogprobs(
+        model, temperature=ctx.cfg.sampling.temperature, autocast=learner.unwrapped.autocast,
+        float32_head=learner.unwrapped.float32_head,
+    )  # fmt: skip
+
+
+def start_of(ctx: Context, learner: Learner, *, ema: bool | None = None) -> CompletionLogprobs:
+    """The stage's start, in the policy's precision. ema: for a moving average; None = as kl.reference says."""
     model = models.load_policy(ctx.policy_path, ctx.cfg.model).to(learner.device)
-    if ctx.block.kl.reference == "ema":
+    if ctx.block.kl.reference == "ema" if ema is None else ema:
         model = model.float()  # hundredths of a step would be rounded away in bfloat16
     return CompletionLogprobs(
         model, temperature=ctx.cfg.sampling.temperature, autocast=learner.unwrapped.autocast,

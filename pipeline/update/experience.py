@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from pipeline.update import episode_credit, losses, token_choice, vineppo
 from pipeline.update.forward import Row, stack
 from pipeline.update.loop_state import LoopDeps, State
 from pipeline.update.policy_loss import Experience
+from pipeline.update.teacher import FullLesson, TeacherModel, reverse_kl_advantages
 from rewards import MALFORMED, MONITOR
 
 BASELINES = ("group", "leave_one_out", "global_baseline")  # credits that also serve rewards along the way
@@ -90,11 +91,33 @@ def make_experience(deps: LoopDeps, state: State, scored: Sequence[Scored]) -> t
     earned = earnings(deps, state, scored, batch, metrics, kl_in_reward=kl_in_reward)
     if squares is not None:
         batch.advantages = _by_energy(deps, batch, earned, squares)
+    elif block.teacher is not None and not block.teacher.reward_coef:
+        batch.advantages = [torch.zeros(len(r.ids)) for r in rows]
     else:
         assign_credit(deps, state, batch, earned, values, metrics)
+    if deps.teacher is not None:
+        metrics |= add_lesson(deps.teacher, batch, scored)
     if block.loss.chooses_tokens:
         token_choice.choose(block.loss, batch, entropies, *deps.seed_key, "tokens", state.step)
     return batch, metrics
+
+
+def add_lesson(teacher: TeacherModel, batch: Experience, scored: Sequence[Scored]) -> dict[str, float]:
+    """Put what the teacher says into the advantages or, for form full, into the loss. Returns the share of trainable
+    rows that it says something about, and for form sampled its mean reverse KL per token."""
+    settings, taught = teacher.settings, teacher.rows(scored, batch.rows)
+    judged = sum(any(r.mask) for r in taught) / max(batch.num_trainable_rows, 1)
+    if settings.form == "full":
+        batch.advantages = [settings.reward_coef * a for a in batch.advantages]
+        batch.lesson = FullLesson(teacher, taught)
+        return {"teacher_judged": judged}
+    policy = batch.old_logprobs or batch.generator_logprobs
+    logprobs = teacher.logprobs(taught)
+    batch.advantages = reverse_kl_advantages(
+        batch.advantages, policy, logprobs, taught, coef=settings.coef, reward_coef=settings.reward_coef
+    )
+    mask_BT = stack([r.mask for r in taught]).bool()
+    return {"teacher_judged": judged, "teacher_kl": credit.masked_mean(stack(policy) - stack(logprobs), mask_BT)}
 
 
 def mismatch(batch: Experience) -> dict[str, float]:
@@ -225,7 +248,7 @@ def assign_credit(
         masks = episode_credit.join([torch.tensor(r.mask) for r in rows], layout)
         advantages_ET = credit.reward_to_go_advantages(
             stack(episode_credit.join(earned.rewards(), layout)), stack([m.float() for m in masks]).bool(),
-            group=deps.block.samples, baseline=settings.kind, scale=settings.scale,
+            group=deps.block.samples, baseline=cast(credit.Baseline, settings.kind), scale=settings.scale,
             totals_B=episode_credit.episode_returns(totals_B, layout),
         )  # fmt: skip
         batch.advantages = episode_credit.split(list(advantages_ET), layout, rows)

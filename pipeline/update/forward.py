@@ -19,6 +19,7 @@ from pipeline.config.load import ConfigError
 from pipeline.models.adapters import base_of
 from pipeline.models.models import backbone, batches_by_tokens, pad_right
 from pipeline.update import packing
+from pipeline.update.divergence import TeacherStates, chunked_divergence
 from pipeline.update.logprobs import chunked_squares, chunked_token_logprobs, token_logprobs
 
 
@@ -120,23 +121,40 @@ class CompletionLogprobs(nn.Module):
         self.model, self.temperature, self.autocast, self.float32_head = model, temperature, autocast, float32_head
         self.packs = plain_head(model) and packing.enable(backbone(base_of(model)))
 
-    def forward(self, batch: Padded, temperature: float | None = None, *, squares: bool = False) -> tuple[Tensor, ...]:
+    def forward(
+        self, batch: Padded, temperature: float | None = None, *, squares: bool = False,
+        teacher: TeacherStates | None = None,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
         """temperature: overrides the sampling temperature, for example for demonstrations, which were not sampled.
-        squares: also return the sum of the squared probabilities of the vocabulary, (B, T), without gradient."""
+        squares: also return the sum of the squared probabilities of the vocabulary, (B, T), without gradient.
+        teacher: also return the divergence from a teacher, (B, T), on the tokens that the policy sampled."""
+        temperature = temperature or self.temperature
         with lowered(batch.device, self.autocast):
-            if not squares:
-                return self.scored(batch, temperature or self.temperature)
-            if not plain_head(self.model):
-                raise ConfigError(["credit.kind optimal_baseline: this model's logits are more than a linear head; "
-                                   "use another credit"])  # fmt: skip
+            if not squares and teacher is None:
+                return self.scored(batch, temperature)
+            self.check_plain_head("squares of probabilities" if squares else "a teacher's full distribution")
             hidden_BSH = self.hidden(batch)
-            figures = self.from_hidden(hidden_BSH, batch, temperature or self.temperature)
-            head = base_of(self.model).get_output_embeddings()
-            squares_BT = chunked_squares(
-                hidden_BSH[:, :-1], head.weight, batch.valid_BT, temperature=temperature or self.temperature,
-                bias_V=head.bias,
-            )  # fmt: skip
-            return *figures, squares_BT
+            figures = self.from_hidden(hidden_BSH, batch, temperature)
+            return *figures, self.from_head(hidden_BSH, batch, temperature, teacher)
+
+    def check_plain_head(self, what: str) -> None:
+        if not plain_head(self.model):
+            raise ConfigError([f"{what}: this model's logits are more than a linear head, which is not supported"])
+
+    def from_head(self, hidden_BSH: Tensor, batch: Padded, temperature: float, teacher: TeacherStates | None) -> Tensor:
+        """(B, T) divergence from a teacher, or without one the sum of the squared probabilities."""
+        head = base_of(self.model).get_output_embeddings()
+        hidden_BTH = self.for_head(hidden_BSH)[:, :-1]
+        rest: dict[str, Any] = {"temperature": temperature, "bias_V": head.bias}
+        if teacher is None:
+            return chunked_squares(hidden_BTH, head.weight, batch.valid_BT, **rest)
+        return chunked_divergence(hidden_BTH, head.weight, teacher, batch.mask_BT, **rest)
+
+    def for_head(self, hidden_BSH: Tensor) -> Tensor:
+        """Hidden states in the dtype that the head multiplies in; the residual stream is float32 under autocast."""
+        if self.float32_head:
+            return hidden_BSH.float()
+        return hidden_BSH if self.autocast is None else hidden_BSH.to(self.autocast)
 
     def scored(self, batch: Padded, temperature: float) -> tuple[Tensor, ...]:
         if plain_head(self.model):

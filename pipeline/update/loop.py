@@ -101,6 +101,8 @@ def train_step(deps: LoopDeps, state: State, watch: Stopwatch) -> dict[str, Any]
     with watch.phase("sync"):
         if deps.reference is not None:
             deps.reference.after_step(step + 1)
+        if deps.teacher is not None:
+            deps.teacher.after_step(step + 1)
         metrics["canary_max_abs"] = sync_weights(deps, state, batch.rows, step)
         metrics["canary_limit"] = deps.canary_tolerance.limit(state.canary_floor)
     deps.record(scored, step=step, each=token_figures(batch))
@@ -234,7 +236,8 @@ def check_scores(deps: LoopDeps, state: State, scored: Sequence[Scored], metrics
     signal = credit.groups_with_signal(rewards_PG).float().mean().item() if block.samples > 1 else 1.0
     metrics["groups_with_signal"] = signal
     along = any(s.step_rewards for s in scored)
-    if block.credit.kind in BY_GROUP and not along:
+    by_teacher = block.teacher is not None and not block.teacher.reward_coef
+    if block.credit.kind in BY_GROUP and not along and not by_teacher:
         state.steps_without_signal = 0 if signal > 0 else state.steps_without_signal + 1
         rewards = rewards_PG[~rewards_PG.isnan()].tolist()
         alarms.check_signal(state.steps_without_signal, block.alarms.no_signal_steps, state.step, rewards)

@@ -24,6 +24,7 @@ from pipeline.update.learner import Learner
 from pipeline.update.overlap import Prefetch
 from pipeline.update.reference import Reference
 from pipeline.update.reward_monitor import RewardMonitor
+from pipeline.update.teacher import TeacherModel
 from rewards.monitor import MonitorHistory
 
 
@@ -59,7 +60,7 @@ class LoopDeps:
     seed_key: what every draw of the loop is a function of, besides the step.
     reference: None if no KL is used. demonstrations: rows to imitate in each update if the loss has a ptx_coef.
     reference_tolerance: KL per token between policy and reference at step 0 that rounding may explain.
-    reward_weights: part of the reward -> its weight, for credit that takes the parts apart.
+    reward_weights: part of the reward -> its weight, for credit that takes the parts apart. teacher: of distillation.
     monitor: a second score of each step's rollouts. prefetch: samples the next step while this one updates.
     """
 
@@ -76,6 +77,7 @@ class LoopDeps:
     record: Callable[..., None]
     reference_tolerance: float = 1e-5
     reward_weights: Mapping[str, float] = field(default_factory=dict)
+    teacher: TeacherModel | None = None
     demonstrations: Sequence[Row] = ()
     monitor: RewardMonitor | None = None
     prefetch: Prefetch | None = None
@@ -105,7 +107,8 @@ def save(deps: LoopDeps, state: State) -> None:
     loop = {name: getattr(state, name) for name in State.__slots__}
     loop |= {"controller": state.controller.to_dict(), "monitor": state.monitor.to_dict()}
     reference = deps.reference.state() if deps.reference is not None else {}
-    saved = {"learner": deps.learner.state(), "reference": reference, "loop": loop}
+    teacher = deps.teacher.state() if deps.teacher is not None else {}
+    saved = {"learner": deps.learner.state(), "reference": reference, "teacher": teacher, "loop": loop}
     if ranks.is_main():
         deps.directory.checkpoints.save(state.step, lambda path: torch.save(saved, path / "state.pt"))
     ranks.barrier()
@@ -117,6 +120,8 @@ def load(path: Path, deps: LoopDeps) -> State:
     deps.learner.load_state(saved["learner"])
     if deps.reference is not None:
         deps.reference.load_state(saved["reference"])
+    if deps.teacher is not None:
+        deps.teacher.load_state(saved["teacher"])
     loop = saved["loop"]
     own = {
         "controller": KLController.from_dict(loop["controller"]),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,19 @@ from torch import Tensor, nn
 from pipeline.config.schema import Critic, Loss
 from pipeline.distributed import ranks
 from pipeline.update import losses, surrogates
+from pipeline.update.divergence import TeacherStates
 from pipeline.update.forward import Padded, Row, pad_rows, stack
+from pipeline.update.losses import zero_outside
 
 SURROGATES = {"clip": losses.clipped_surrogate, "gspo": losses.gspo_surrogate, "cispo": losses.cispo_surrogate}
+
+
+class Lesson(Protocol):
+    """What a teacher says about the rows of a step."""
+
+    def states(self, indices: Sequence[int], device: torch.device) -> TeacherStates:
+        """The teacher's hidden states of these rows, without gradient."""
+        ...
 
 
 @dataclass(slots=True)
@@ -30,6 +40,7 @@ class Experience:
     reference_logprobs: None if no KL is used. values, returns: None without a critic.
     kept: 1 on the tokens that the policy loss keeps, 0 on those it leaves out; None keeps all that are unmasked.
     chosen: 1 on the tokens that kl_cov or clip_cov treats apart; None for other losses.
+    lesson: the teacher's side of the rows, where the loss compares whole distributions.
     """
 
     rows: list[Row]
@@ -41,6 +52,7 @@ class Experience:
     returns: list[Tensor] | None = None
     kept: list[Tensor] | None = None
     chosen: list[Tensor] | None = None
+    lesson: Lesson | None = None
 
     @property
     def num_trainable_rows(self) -> int:
@@ -125,12 +137,14 @@ def policy_loss(
 ) -> Tensor:  # fmt: skip
     """Scalar loss of one micro-batch of the policy, and its metrics.
 
-    Per token: m * w * surrogate(log p - log p_old, A) + kl_coef * KL - entropy_coef * H, with the importance weight w
-    of trainer over generator and m = 0 on tokens that the policy loss leaves out; then aggregated over the minibatch,
-    whose denominator counts left-out tokens too. A shared critic adds its value loss.
+    Per token: m * w * surrogate(log p - log p_old, A) + kl_coef * KL + coef * divergence from a teacher
+    - entropy_coef * H, with the importance weight w of trainer over generator and m = 0 on tokens that the policy loss
+    leaves out; then aggregated over the minibatch, whose denominator counts left-out tokens too. A shared critic adds
+    its value loss.
     """
     loss, device, mask_BT = objective.loss, padded.device, padded.mask_BT
-    logprobs_BT, entropy_BT, *values = policy(padded)
+    states = batch.lesson.states(indices, device) if batch.lesson is not None else None
+    logprobs_BT, entropy_BT, *values = policy(padded) if states is None else policy(padded, teacher=states)
     old_BT = batch.padded("old_logprobs", indices, device)
     old_BT = logprobs_BT.detach() if old_BT is None else old_BT
     generator_BT = batch.padded("generator_logprobs", indices, device)
@@ -162,6 +176,10 @@ def policy_loss(
             kl_BT = losses.kl_loss(logprobs_BT, reference_BT, mask_BT, kind=kind, old_logprobs_BT=old_BT)
             metrics.add("kl_loss", kl_BT, mask_BT)
             loss_BT = loss_BT + objective.kl_coef * kl_BT
+    if states is not None:
+        divergence_BT = zero_outside(values.pop(), mask_BT & states.mask_BT)
+        metrics.add("teacher_divergence", divergence_BT, mask_BT & states.mask_BT)
+        loss_BT = loss_BT + states.coef * divergence_BT
     if loss.entropy_coef:
         loss_BT = loss_BT - loss.entropy_coef * entropy_BT.masked_fill(~mask_BT, 0.0)
     metrics.add("entropy", entropy_BT, mask_BT)
@@ -179,7 +197,7 @@ def surrogate(
 ) -> Tensor:
     """(B, T) surrogate of loss.kind with the settings of the block. chosen_BT: for kl_cov and clip_cov."""
     rows = (logprobs_BT, old_BT, advantages_BT, mask_BT)
-    bounds = {"clip_low": loss.clip_low, "clip_high": loss.clip_high}
+    bounds: dict[str, Any] = {"clip_low": loss.clip_low, "clip_high": loss.clip_high}
     if loss.kind in SURROGATES:
         return SURROGATES[loss.kind](*rows, **bounds)
     if loss.kind == "dppo":
@@ -230,7 +248,7 @@ def measure_ratio(
     """Largest probability ratio, and the share of tokens whose gradient each clip bound removed."""
     metrics.largest("ratio_max", (logprobs_BT - old_BT).masked_fill(~mask_BT, 0.0).exp(), mask_BT)
     rows = (logprobs_BT, old_BT, advantages_BT, mask_BT)
-    bounds = {"clip_low": loss.clip_low, "clip_high": loss.clip_high}
+    bounds: dict[str, Any] = {"clip_low": loss.clip_low, "clip_high": loss.clip_high}
     if loss.kind == "dppo":
         low_BT, high_BT = surrogates.outside_trust_region(*rows, **bounds, divergence=loss.divergence)
     elif loss.kind in ("clip", "gspo", "cispo", "clip_cov"):
