@@ -184,9 +184,10 @@ def make_teacher(ctx: Context, learner: Learner) -> TeacherModel | None:
     settings = ctx.block.teacher
     if settings is None:
         return None
-    following = {"frozen": "frozen", "ema": "ema", "live": "periodic"}[settings.follow]
-    kl = Kl(reference=following, ema=settings.ema, every=1)
-    forward = start_of(ctx, learner, ema=following == "ema") if settings.model is None else other_model(ctx, learner)
+    kl = Kl(reference="periodic" if settings.follow == "live" else settings.follow, ema=settings.ema, every=1)
+    forward = (
+        start_of(ctx, learner, ema=settings.follow == "ema") if settings.model is None else other_model(ctx, learner)
+    )
     prompt_ids = partial(teacher_prompt_ids, shows=settings.shows, source=ctx.cfg.prompts, tokenizer=ctx.tokenizer)
     return TeacherModel(Copy(forward, learner, kl), settings, prompt_ids, samples=ctx.block.samples)
 

@@ -76,10 +76,12 @@ def make_experience(deps: LoopDeps, state: State, scored: Sequence[Scored]) -> t
     by_energy = block.credit.kind == "optimal_baseline"
     if learner.shared:
         old, values = inference.logprobs_and_values(rows)
-    elif block.epochs * block.minibatches > 1 or kl_in_reward or warming or block.loss.chooses_tokens or by_energy:
+    elif by_energy or block.loss.top_entropy < 1:
         columns = list(zip(*inference.figures(rows, squares=by_energy), strict=True))
         old, entropies = list(columns[0]), list(columns[1])
         squares = list(columns[2]) if by_energy else None
+    elif block.epochs * block.minibatches > 1 or kl_in_reward or warming or block.loss.chooses_tokens:
+        old = inference.logprobs(rows)
     if learner.critic is not None:
         values = inference.values(rows)
     reference = deps.reference.logprobs(rows) if deps.reference is not None else None

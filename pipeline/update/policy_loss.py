@@ -157,15 +157,7 @@ def policy_loss(
         old_BT, generator_BT, mask_BT, mode=loss.importance, level=loss.importance_level, cap=loss.importance_cap
     )
     kept_BT = batch.padded("kept", indices, device)
-    if kept_BT is not None:
-        loss_BT = loss_BT * kept_BT
-        metrics.add("loss_kept", kept_BT, mask_BT)
-    if loss.off_policy_limit is not None:
-        near_BT = surrogates.off_policy_keep(
-            logprobs_BT, generator_BT, advantages_BT, mask_BT, limit=loss.off_policy_limit
-        )
-        loss_BT = loss_BT * near_BT
-        metrics.add("off_policy_masked", 1 - near_BT.float(), mask_BT)
+    loss_BT = leave_out(loss_BT, kept_BT, loss, logprobs_BT, generator_BT, advantages_BT, mask_BT, metrics)
     metrics.add("policy_loss", loss_BT, mask_BT)
     reference_BT = batch.padded("reference_logprobs", indices, device)
     if reference_BT is not None:
@@ -190,6 +182,23 @@ def policy_loss(
     if values:
         out = out + value_loss(values[0], batch, padded, indices, mini, objective, metrics)
     return out
+
+
+def leave_out(
+    loss_BT: Tensor, kept_BT: Tensor | None, loss: Loss, logprobs_BT: Tensor, generator_BT: Tensor,
+    advantages_BT: Tensor, mask_BT: Tensor, metrics: Averages,
+) -> Tensor:  # fmt: skip
+    """The policy loss without the tokens that were not kept, and without sequences left far behind."""
+    if kept_BT is not None:
+        loss_BT = loss_BT * kept_BT
+        metrics.add("loss_kept", kept_BT, mask_BT)
+    if loss.off_policy_limit is not None:
+        near_BT = surrogates.off_policy_keep(
+            logprobs_BT, generator_BT, advantages_BT, mask_BT, limit=loss.off_policy_limit
+        )
+        loss_BT = loss_BT * near_BT
+        metrics.add("off_policy_masked", 1 - near_BT.float(), mask_BT)
+    return loss_BT
 
 
 def surrogate(

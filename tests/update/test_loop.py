@@ -106,6 +106,9 @@ def lists(tensors: Sequence[torch.Tensor] | None) -> list[list[float]]:
         (Policy(samples=2, minibatches=2), {"logprobs": 1}),
         (Policy(samples=2, epochs=2, kl=Kl(coef=0.1)), {"logprobs": 1}),
         (Policy(samples=2, kl=Kl(coef=0.1, where="reward", kind="k1")), {"logprobs": 1}),
+        (Policy(samples=2, loss=Loss(reject_k3=0.1)), {"logprobs": 1}),
+        (Policy(samples=2, loss=Loss(top_entropy=0.5)), {"figures": 1}),
+        (Policy(samples=2, credit=Credit(kind="optimal_baseline")), {"figures": 1}),
         (Policy(samples=2, credit=Credit(kind="gae"), critic=Critic(warmup_steps=0)), {"values": 1}),
         (Policy(samples=2, credit=Credit(kind="gae"), critic=Critic()), {"logprobs": 1, "values": 1}),
         (Policy(samples=2, credit=Credit(kind="gae"), critic=Critic(shared=True), epochs=2), {"both": 1}),
@@ -116,6 +119,9 @@ def lists(tensors: Sequence[torch.Tensor] | None) -> list[list[float]]:
         "minibatches",
         "epochs",
         "KL in the reward",
+        "rejection",
+        "entropy",
+        "token baseline",
         "critic",
         "critic's warm-up",
         "shared critic",
@@ -128,6 +134,7 @@ def test_no_forward_is_run_that_nothing_asks_for(place, tmp_path, monkeypatch, b
         ("logprobs", "completion_logprobs"),
         ("values", "values_of"),
         ("both", "logprobs_and_values"),
+        ("figures", "completion_figures"),
     ):
         plain = getattr(learning, function)
 
@@ -138,7 +145,7 @@ def test_no_forward_is_run_that_nothing_asks_for(place, tmp_path, monkeypatch, b
         monkeypatch.setattr(learning, function, counted)
     experience, _ = credited(place, tmp_path, block, [scored(0.0), scored(1.0)])
     assert calls == expected
-    assert (experience.old_logprobs is None) == (not {"logprobs", "both"} & set(expected))
+    assert (experience.old_logprobs is None) == (not {"logprobs", "both", "figures"} & set(expected))
 
 
 def test_detail_17_the_kl_is_in_the_reward_or_in_the_loss_and_never_in_both(place, tmp_path, monkeypatch):
