@@ -36,6 +36,8 @@ class Rollout:
     sampled: per id, True where the policy chose it; None means all. Tool output and environment text are False and
         get no loss, no reward and no GAE step.
     turn: place in an episode whose turns have a prompt each. Rows of one episode follow one another; 0 begins one.
+    episode: of the last row of an episode with tools: `messages` after the prompt, the `answer` that verifiers read,
+        `ended_by`, the numbers of `calls`, `tool_errors` and `malformed_calls`, the environment's own `reward`.
     """
 
     prompt: Prompt
@@ -46,10 +48,16 @@ class Rollout:
     finished: bool
     sampled: tuple[bool, ...] | None = None
     turn: int = 0
+    episode: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         assert len(self.ids) == len(self.logprobs), "one log-prob per token"
         assert self.sampled is None or len(self.sampled) == len(self.ids), "one flag per token"
+
+    @property
+    def answer(self) -> str:
+        """What verifiers read: of an episode with tools its last turn, else the text."""
+        return self.text if self.episode is None else str(self.episode["answer"])
 
     @property
     def mask(self) -> tuple[bool, ...]:
@@ -97,6 +105,7 @@ def as_json(scored: Scored, **extra: Any) -> dict[str, Any]:
         "finished": rollout.finished,
         **({} if rollout.sampled is None else {"sampled": list(rollout.sampled)}),
         **({} if not rollout.turn else {"turn": rollout.turn}),
+        **({} if rollout.episode is None else {"episode": dict(rollout.episode)}),
         "reward": scored.reward if scored.scorable else None,
         "status": scored.status,
         "parts": dict(scored.parts),
@@ -116,6 +125,7 @@ def from_json(row: Mapping[str, Any]) -> Scored:
         row["finished"],
         tuple(row["sampled"]) if "sampled" in row else None,
         row.get("turn", 0),
+        row.get("episode"),
     )
     reward = math.nan if row["reward"] is None else row["reward"]
     along = tuple((at, earned) for at, earned in row.get("step_rewards", ()))
@@ -165,6 +175,7 @@ def merge_episode(episode: Sequence[Scored]) -> Scored:
         text=" | ".join(r.text for r in rollouts),
         finished=all(r.finished for r in rollouts),
         sampled=None if all(r.sampled is None for r in rollouts) else tuple(m for r in rollouts for m in r.mask),
+        episode=rollouts[-1].episode,
     )
     # rewards along the way keep their sum; an index within one turn's row has no meaning in the merged row
     along = tuple((0, reward) for s in episode for _, reward in s.step_rewards)

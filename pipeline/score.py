@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import rewards
 from pipeline.distributed import ranks
@@ -17,11 +18,19 @@ def as_batch(rollouts: Sequence[Rollout]) -> rewards.Batch:
     return rewards.Batch(
         prompts=[r.prompt.text for r in rollouts],
         prompt_ids=[list(r.prompt.ids) for r in rollouts],
-        completions=[r.text for r in rollouts],
+        completions=[r.answer for r in rollouts],
         completion_ids=[list(r.ids) for r in rollouts],
         finished=[r.finished for r in rollouts],
-        tasks=[r.prompt.task for r in rollouts],
+        tasks=[_task_of(r) for r in rollouts],
     )
+
+
+def _task_of(rollout: Rollout) -> Mapping[str, Any]:
+    """The prompt's task; of an episode with tools, with its columns for reward functions."""
+    if rollout.episode is None:
+        return rollout.prompt.task
+    of_episode = {"tool_calls": rollout.episode["calls"], "environment_reward": rollout.episode["reward"]}
+    return {**rollout.prompt.task, **of_episode}
 
 
 def score_while(
@@ -34,14 +43,15 @@ def score_while(
     stream = scorer.stream()
     if ranks.world() > 1 or not any(stream.pays_early(p.task) for p in prompts):
         return score(scorer, sample(None))
-    drawn = sample(lambda number, rollout: stream.add(number, rollout.text, rollout.prompt.task))
-    return _scored(drawn, stream.finish(as_batch(drawn)).result())
+    drawn = sample(lambda number, rollout: stream.add(number, rollout.answer, _task_of(rollout)))
+    return _scored(drawn, stream.finish(as_batch(_last_rows(drawn))).result())
 
 
 def submit(scorer: rewards.Composite, rollouts: Sequence[Rollout]) -> Callable[[], list[Scored]]:
     """Start scoring; call the result to wait for it. Order is kept. Each rank scores its share."""
-    mine = ranks.share(len(rollouts))
-    pending = scorer.submit(as_batch(rollouts[mine.start : mine.stop]))
+    judged = _last_rows(rollouts)
+    mine = ranks.share(len(judged))
+    pending = scorer.submit(as_batch(judged[mine.start : mine.stop]))
 
     def finish() -> list[Scored]:
         return _scored(rollouts, ranks.gather(pending.result()))
@@ -49,11 +59,32 @@ def submit(scorer: rewards.Composite, rollouts: Sequence[Rollout]) -> Callable[[
     return finish
 
 
+def _last_rows(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """The row of each episode that holds its answer: the one before the next row of turn 0."""
+    return [r for r, after in zip(rollouts, [*rollouts[1:], None], strict=True) if after is None or after.turn == 0]
+
+
 def _scored(rollouts: Sequence[Rollout], scores: Sequence[rewards.Score]) -> list[Scored]:
-    return [
-        Scored(rollout, score.reward, score.status, score.parts, score.detail, step_rewards=score.step_rewards)
-        for rollout, score in zip(rollouts, scores, strict=True)
-    ]
+    """scores: one per episode. The last row of an episode has its reward, the earlier ones 0 and its status."""
+    out: list[Scored] = []
+    rows = iter(rollouts)
+    for last, score in zip(_last_rows(rollouts), scores, strict=True):
+        final = _of_row(last, score)
+        while (row := next(rows)) is not last:
+            out.append(Scored(row, 0.0 if final.scorable else math.nan, final.status, {}, final.detail))
+        out.append(final)
+    return out
+
+
+def _of_row(rollout: Rollout, score: rewards.Score) -> Scored:
+    """A row's score. An episode that a tool broke has none; one that its environment did not reward did not pass."""
+    status, reward, detail = score.status, score.reward, score.detail
+    if rollout.episode is not None and rollout.episode["fault"]:
+        return Scored(rollout, math.nan, "error", score.parts, str(rollout.episode["fault"]))
+    earned = score.parts.get("environment")
+    if rollout.episode is not None and status == "pass" and earned is not None and earned <= 0:
+        status = "fail"
+    return Scored(rollout, reward, status, score.parts, detail, step_rewards=score.step_rewards)
 
 
 def score(scorer: rewards.Composite, rollouts: Sequence[Rollout]) -> list[Scored]:

@@ -100,7 +100,7 @@ def describe_groups(groups: Sequence[Sequence[Any]], *, k: int) -> dict[str, Any
     right = [[s.status == "pass" for s in group] for group in usable]
     accuracy = [pass_rate(group) for group in usable]
     every = [s for group in usable for s in group]
-    tokens = [len(s.rollout.ids) for s in every]
+    tokens = [sum(s.rollout.mask) for s in every]
     at_k = [pass_at_k(len(r), sum(r), k) for r in right if len(r) >= k]
     return {
         "heldout_accuracy": mean(accuracy),
@@ -110,8 +110,8 @@ def describe_groups(groups: Sequence[Sequence[Any]], *, k: int) -> dict[str, Any
         "heldout_samples": len(every),
         f"pass_at_{k}": mean(at_k),
         "mean_completion_tokens": mean(tokens),
-        "distinct_answers": mean([len(Counter(s.rollout.text for s in g)) for g in usable]),
-        "entropy": -mean([lp for s in every for lp in s.rollout.logprobs]),
+        "distinct_answers": mean([len(Counter(s.rollout.answer for s in g)) for g in usable]),
+        "entropy": -mean([lp for s in every for lp, on in zip(s.rollout.logprobs, s.rollout.mask, strict=True) if on]),
         "best_answer_mass": mean([best_answer_mass(g) for g in usable]),
         "malformed_share": mean([s.status == "malformed" for s in every]),
         "truncated_share": mean([not s.rollout.finished for s in every]),

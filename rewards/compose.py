@@ -36,6 +36,8 @@ SHAPING: dict[str, Callable[..., shaping.RewardFunction]] = {
     "missing_eos": shaping.missing_eos,
     "format": shaping.format,
     "random": shaping.random,
+    "tool_calls": shaping.tool_calls,
+    "environment": shaping.environment,
 }
 KINDS = ("verifier", "learned", "function", "potential", *GRADER_KINDS, *SHAPING)
 LEARNED_NAMES = ("reward_model", "learned")  # parts with these names are reward models by default

@@ -86,6 +86,38 @@ def format(*, tags: list[str] | None = None, opened: bool = False, tail: bool = 
     return format_reward
 
 
+def tool_calls(*, free: int = 0) -> RewardFunction:
+    """The number of tool calls of an episode above `free`; give it a negative weight to make calls cost something.
+
+    Reads the column `tool_calls`, which episodes with tools have.
+    """
+
+    def tool_calls_reward(
+        prompts: Any, completions: Any, completion_ids: Any, tool_calls: Any = None, **columns: Any
+    ) -> list[float | None]:
+        if tool_calls is None:
+            raise ValueError("tool_calls: no column `tool_calls`; the run has no tools")
+        return [float(max(count - free, 0)) for count in tool_calls]
+
+    return tool_calls_reward
+
+
+def environment() -> RewardFunction:
+    """What the environment itself says that an episode with tools earned (`get_reward`).
+
+    Reads the column `environment_reward`.
+    """
+
+    def environment_reward(
+        prompts: Any, completions: Any, completion_ids: Any, environment_reward: Any = None, **columns: Any
+    ) -> list[float | None]:
+        if environment_reward is None or all(reward is None for reward in environment_reward):
+            raise ValueError("environment: no tool or environment of this run has a get_reward method")
+        return [None if reward is None else float(reward) for reward in environment_reward]
+
+    return environment_reward
+
+
 def random(*, seed: int = 0, pass_rate: float | None = None) -> RewardFunction:
     """Random reward as a control: uniform in [0, 1), or 1 with probability pass_rate and else 0.
 

@@ -22,6 +22,8 @@ class Alarms:
     """Largest mean absolute difference of log-probs between generator and trainer, in nats per token."""
     checker_broken_share: Share = 0.2
     """Largest share of rows whose checker failed and that therefore have no score."""
+    rewritten_history_share: Share = 1.0
+    """Largest share of episodes with tools whose history the chat template rewrites: each turn is a row of its own."""
     no_signal_steps: Positive = 20
     """Consecutive steps in which every group may have constant reward."""
     loss_abs: Annotated[float, Field(gt=0)] = 1e4

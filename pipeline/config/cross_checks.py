@@ -48,6 +48,7 @@ def cross_checks(config: Config) -> list[str]:
         out.append(f"prompts.validation: heldout {config.prompts.heldout:g} and validation "
                    f"{config.prompts.validation:g} leave nothing to train on")  # fmt: skip
     out += _quantization_mistakes(config)
+    out += _tool_mistakes(config)
     out += block_mistakes("generate.vllm", config.generate.vllm, VLLM_ENGINE)
     for name, block in config.blocks.items():
         if isinstance(block, Policy):
@@ -71,6 +72,32 @@ def _label_checks(name: str, block: Conditioned, config: Config) -> list[str]:
             out.append(f"{where}.label: {part.label!r} must hold {{bin}}, where the bin's number goes")
         if isinstance(part, Attribute) and part.of not in known:
             out.append(f"{where}.of: nothing called {part.of!r} is measured{nearest(part.of, known)}")
+    return out
+
+
+PLAYS_TOOLS = ("base", "sft", "ppo", "grpo", "policy", "evaluate")
+
+
+def _tool_mistakes(config: Config) -> list[str]:
+    if config.tools is None:
+        return []
+    out = []
+    if not config.tools.use and config.tools.environment is None:
+        out.append("tools: name at least one, as in tools: {use: [calculator]}, or give an environment")
+    if config.sampling.max_tokens > config.tools.max_tokens:
+        out.append(f"tools.max_tokens: an episode of {config.tools.max_tokens} tokens is shorter than one turn; "
+                   f"sampling.max_tokens is {config.sampling.max_tokens}")  # fmt: skip
+    for name, block in config.blocks.items():
+        if name not in config.stages:
+            continue
+        if block.kind not in PLAYS_TOOLS:
+            out.append(f"tools: stage {name!r} samples plain completions; with tools the stages are "
+                       f"{', '.join(PLAYS_TOOLS)}")  # fmt: skip
+        if not isinstance(block, Policy):
+            continue
+        out += [f"{name}.{key}: it is made for plain completions; leave it out, or the tools" for key, given in (
+            ("episodes", block.episodes is not None), ("overlap", block.overlap),
+            ("credit.kind", block.credit.kind in ("monte_carlo", "gdpo", "optimal_baseline"))) if given]  # fmt: skip
     return out
 
 

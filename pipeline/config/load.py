@@ -20,7 +20,18 @@ from pipeline.config.cross_checks import cross_checks
 from pipeline.config.library_fields import LORA, block_mistakes
 from pipeline.config.mistakes import SYNONYMS, ConfigError, nearest
 from pipeline.config.presets import PRESETS
-from pipeline.config.schema import KINDS, STRICT, Evaluation, Generate, Model, Policy, Positive, Prompts, Sampling
+from pipeline.config.schema import (
+    KINDS,
+    STRICT,
+    Evaluation,
+    Generate,
+    Model,
+    Policy,
+    Positive,
+    Prompts,
+    Sampling,
+    Tools,
+)
 from pipeline.config.yaml_reader import apply_overrides, read_yaml
 
 # set by the pipeline
@@ -56,6 +67,8 @@ class Config:
     """The generator: which engine samples, and its settings."""
     sampling: Sampling = field(default_factory=Sampling)
     """How completions are sampled."""
+    tools: Tools | None = None
+    """Tools that the policy may call while it answers; null samples plain completions."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     """How policies are evaluated on the held-out prompts."""
     expected_tokens: dict[str, Annotated[float, Field(gt=0)]] = field(default_factory=dict)

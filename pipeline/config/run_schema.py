@@ -147,6 +147,32 @@ class Generate:
     """Fields of Ray Data's vLLM processor, such as {concurrency: 8}."""
 
 
+TOOL_FORMATS = ("harmony", "gemma", "qwen_xml", "mistral", "pythonic", "llama_json", "hermes")
+
+
+@dataclass(slots=True)
+class Tools:
+    """Tools that the policy may call: every sample is then an episode of turns, calls and their results."""
+
+    __pydantic_config__: ClassVar = STRICT
+    use: list[str] | dict[str, dict[str, Any]] = field(default_factory=list)
+    """Tools by name, with their settings, such as {calculator: {}, python: {timeout_s: 5}}."""
+    environment: str | None = None
+    """Class whose methods are tools, by TRL's environment_factory contract: file.py:Class or package.module:Class."""
+    dirs: list[str] = field(default_factory=list)
+    """Directories with tools of your own."""
+    format: Literal[TOOL_FORMATS] | None = None  # type: ignore[valid-type]
+    """How the model writes a call; null recognises it from the chat template."""
+    max_turns: Positive = 8
+    """Most turns of the policy in one episode."""
+    max_tokens: Positive = 4096
+    """Most tokens of one episode after its first prompt, tool output included; sampling.max_tokens bounds one turn."""
+    timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds after which a call that has not returned ends its episode without a score."""
+    max_output_chars: Positive = 10_000
+    """Characters of a tool's output that the policy reads; the rest is cut off."""
+
+
 @dataclass(slots=True)
 class Evaluation:
     """How every policy is evaluated on the held-out prompts."""

@@ -30,7 +30,7 @@ from pipeline.config.policy_schema import (
 from pipeline.config.preference_schema import Dpo, Kto
 from pipeline.config.registry import KINDS, StageKind, recorded_kind
 from pipeline.config.research_schema import OfflineQ, Probe, Stitch
-from pipeline.config.run_schema import Evaluation, Generate, Model, Prompts, Sampling, Tiny
+from pipeline.config.run_schema import TOOL_FORMATS, Evaluation, Generate, Model, Prompts, Sampling, Tiny, Tools
 from pipeline.config.stage_schema import (
     Attribute,
     Base,
@@ -45,9 +45,10 @@ from pipeline.config.stage_schema import (
 )
 
 __all__ = [
-    "BY_GROUP", "KINDS", "STRICT", "Alarms", "Attribute", "Base", "Compare", "Conditioned", "Credit", "Critic",
-    "Distill", "Dpo", "Episodes", "Evaluate", "Evaluation", "Feedme", "Generate", "Groups", "Grpo", "Judge", "Kl",
-    "Kto", "Loss", "Model", "Monitor", "NonNegative", "OfflineQ", "Optimizer", "Policy", "Positive", "Ppo", "Probe",
-    "Prompts", "RewardModel", "Sampling", "Sft", "Share", "StageKind", "Stitch", "Stop", "Teacher", "Tiny",
+    "BY_GROUP", "KINDS", "STRICT", "TOOL_FORMATS", "Alarms", "Attribute", "Base", "Compare", "Conditioned", "Credit",
+    "Critic", "Distill", "Dpo", "Episodes", "Evaluate", "Evaluation", "Feedme", "Generate", "Groups", "Grpo", "Judge",
+    "Kl", "Kto", "Loss", "Model", "Monitor", "NonNegative", "OfflineQ", "Optimizer", "Policy", "Positive", "Ppo",
+    "Probe", "Prompts", "RewardModel", "Sampling", "Sft", "Share", "StageKind", "Stitch", "Stop", "Teacher", "Tiny",
+    "Tools",
     "recorded_kind", "trains_adapter",
 ]  # fmt: skip

@@ -37,6 +37,18 @@ def render_ids(
         raise refused("prompts", row, number, source, exc) from exc
 
 
+def chat_of(row: Mapping[str, Any], source: Prompts) -> Conversation:
+    """The messages and tools of a row's prompt. Raises ConfigError naming the row, also where it holds plain text."""
+    value = prompt_value(row, source, 0, "prompts")
+    if not in_chat(row, source):
+        reason = ValueError("its prompt is plain text, and tools need the chat template; set prompts.chat: true")
+        raise refused("prompts", row, 0, source, reason)
+    try:
+        return conversations.conversation(row, source, value, None)
+    except ValueError as exc:
+        raise refused("prompts", row, 0, source, exc) from exc
+
+
 def completion_ids(
     row: Mapping[str, Any],
     source: Prompts,

@@ -110,7 +110,7 @@ def task_of(row: Mapping[str, Any], source: Prompts, *, number: int = 0) -> dict
         return task
     if isinstance(row.get("task"), Mapping):
         return dict(row["task"])
-    return {k: v for k, v in row.items() if k not in ("messages", "segments", source.completion)}
+    return {k: v for k, v in row.items() if k not in ("messages", "segments", "tools", source.completion)}
 
 
 def row_origin(row: Mapping[str, Any], number: int, source: Prompts) -> str:

@@ -12,6 +12,7 @@ from pipeline.config.schema import KINDS, Prompts
 from pipeline.config.work import Data
 from pipeline.data import encoding, prompts
 from pipeline.data.conversations import Demonstration
+from pipeline.data.tool_schemas import ToolSet, with_tools
 from pipeline.plan.data_checks import imitates_prompts
 from pipeline.run import console
 
@@ -25,6 +26,9 @@ def data_of(cfg: Config, tokenizer: Any) -> tuple[Data, dict[str, Marked]]:
     source = cfg.prompts
     rows = prompts.load_rows(source, seed=cfg.seed, where="prompts", dirs=cfg.verifier_dirs)
     named = prompts.named_heldout(source, seed=cfg.seed, dirs=cfg.verifier_dirs)
+    if cfg.tools is not None:
+        schemas = ToolSet(cfg.tools, path=cfg.path).schemas
+        rows, named = with_tools(rows, schemas), with_tools(named, schemas)
     parts = prompts.split(rows, source, heldout=named)
     train = prompts.distinct_prompts(parts.train, source, tokenizer)
     heldout = prompts.distinct_prompts(parts.heldout, source, tokenizer)

@@ -20,6 +20,7 @@ from pipeline.config.schema import KINDS, Policy, Prompts, trains_adapter
 from pipeline.config.stage_graph import references, reward_dirs, strict_of
 from pipeline.credit import selection
 from pipeline.data import prompts
+from pipeline.data.tool_schemas import ToolSet
 from pipeline.models import families
 from pipeline.models.model_dir import fault, is_local
 from pipeline.plan.data_checks import data_mistakes, faults_of, hub_answers, imitates_prompts, rows_of
@@ -63,6 +64,8 @@ def chain_mistakes(cfg: Config, names: Sequence[str], *, alone: bool) -> list[st
     lines += model_mistakes(cfg, names)
     lines += _reward_mistakes("rewards", cfg.rewards, cfg)
     lines += away_mistakes(cfg, names)
+    if cfg.tools is not None:
+        lines += faults_of("tools", partial(ToolSet, cfg.tools, path=cfg.path))
     imitated = any(imitates_prompts(cfg.blocks[name]) for name in names)
     parts = _parts_of_tasks(cfg, names)
     lines += data_mistakes(cfg, cfg.prompts, "prompts", _required(cfg, names), completions=imitated, parts=parts)

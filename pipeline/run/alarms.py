@@ -42,6 +42,15 @@ def check_checkers(broken_share: float, limit: float, step: int, detail: str) ->
         raise Alarm(f"step {step}: {broken_share:.0%} of the samples could not be scored (limit {limit:.0%}): {detail}")
 
 
+def check_rewritten(share: float, limit: float, step: int) -> None:
+    """Promise 1: a turn's prompt is what the template renders; what was sampled is never tokenized again."""
+    if share > limit:
+        raise Alarm(
+            f"step {step}: the chat template rewrites the history of {share:.0%} of the episodes (limit {limit:.0%}), "
+            "so their turns are rows of their own: it drops earlier thinking, or writes calls otherwise than the policy"
+        )
+
+
 def check_finite(name: str, value: float, step: int, limit: float = math.inf) -> None:
     """Promise 7: a NaN would spoil the training silently."""
     if not math.isfinite(value):
@@ -85,5 +94,6 @@ __all__ = [
     "check_mismatch",
     "check_monitor",
     "check_reference",
+    "check_rewritten",
     "check_signal",
 ]

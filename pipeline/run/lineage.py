@@ -27,6 +27,7 @@ from pipeline.run.manifest import manifest_sha, read_manifest, verified_manifest
 from pipeline.run.stage_dir import StageDir
 from rewards import module_file
 from rewards.graders import files_of
+from verifiers import tools
 from verifiers._secrets import REDACTED, SECRET_NAME, hidden
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,6 +53,8 @@ def stage_config(cfg: Config, name: str) -> dict[str, Any]:
     """The part of the config that this stage's result depends on, as plain values without secrets."""
     block = cfg.block(name)
     own = {"seed": cfg.seed, "stage": block, **{key: getattr(cfg, key) for key in SHARED}}
+    if cfg.tools is not None:
+        own["tools"] = cfg.tools
     if block.kind == "compare":
         own["blocks"] = {each: cfg.blocks[each] for each in stage_graph.stages_of(cfg, name)}
     plain = json.loads(dump_json(own))
@@ -96,6 +99,11 @@ def own_files(cfg: Config, name: str) -> list[Path]:
             found.append(module_file(module, stage_graph.reward_dirs(cfg)) or _module_file(module))
         found += files_of(part, given, stage_graph.reward_dirs(cfg))
     found += [known[verifier] for verifier in asked if verifier in known]
+    if cfg.tools is not None:
+        tool_files = tools.available(cfg.tools.dirs)
+        found += [tool_files[tool] for tool in cfg.tools.use if tool in tool_files]
+        module = (cfg.tools.environment or "").rpartition(":")[0]
+        found.append(Path(module) if module.endswith(".py") else _module_file(module) if module else None)
     return sorted({path for path in found if path is not None and not _is_ours(path)})
 
 

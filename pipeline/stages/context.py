@@ -17,10 +17,12 @@ from pipeline.config.load import Config, ConfigError
 from pipeline.config.stage_graph import reward_dirs
 from pipeline.data import prompts
 from pipeline.data.scored_cache import load_scored, save_scored
+from pipeline.data.tool_schemas import ToolSet, with_tools
 from pipeline.generation import engines, restarting
 from pipeline.generation.generator import Generator, rollouts
+from pipeline.generation.tool_episodes import ToolPlayer, episode_figures
 from pipeline.models import models
-from pipeline.records import Prompt, Scored, as_json, groups
+from pipeline.records import Prompt, Scored, as_json, episodes, groups, merge_episode
 from pipeline.run.files import dump_json, sha256_file
 from pipeline.run.manifest import manifest_sha, verified_manifest
 from pipeline.run.stage_dir import StageDir
@@ -94,7 +96,7 @@ class Context:
     def switch_policy(self, policy_path: str) -> None:
         """Switch to another model, with its own tokenizer, stop tokens and prompt ids."""
         self.policy_path = policy_path
-        for name in ("tokenizer", "stop_token_ids", "train_prompts", "heldout_prompts", "validation_prompts"):
+        for name in ("tokenizer", "stop_token_ids", "player", "train_prompts", "heldout_prompts", "validation_prompts"):
             self.__dict__.pop(name, None)
 
     @cached_property
@@ -139,7 +141,21 @@ class Context:
                 self.depend_on(*([place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())))
         named = f"{self.cfg.path}: prompts"
         heldout = prompts.named_heldout(source, seed=self.cfg.seed, where=named, dirs=dirs)
+        if self.tools is not None:
+            rows, heldout = with_tools(rows, self.tools.schemas), with_tools(heldout, self.tools.schemas)
         return self._some_left(prompts.split(rows, source, where=where, heldout=heldout), where)
+
+    @cached_property
+    def tools(self) -> ToolSet | None:
+        """The tools of the run. Raises ConfigError where one is unknown or cannot run here."""
+        return ToolSet(self.cfg.tools, path=self.cfg.path) if self.cfg.tools is not None else None
+
+    @cached_property
+    def player(self) -> ToolPlayer:
+        """Plays episodes with the run's tools."""
+        assert self.tools is not None and self.cfg.tools is not None
+        return ToolPlayer(self.tools, self.cfg.tools, self.cfg.prompts, self.tokenizer, self.stop_token_ids,
+                          context=self.context_tokens())  # fmt: skip
 
     def _some_left(self, parts: prompts.Split, where: str) -> prompts.Split:
         if not parts.train:
@@ -182,6 +198,9 @@ class Context:
     def context_tokens(self, model_dir: str | None = None) -> int:
         """Context length of the engine in tokens: a prompt, its label and its answer, or an episode of them."""
         longest = max(len(p.ids) for p in [*self.train_prompts, *self.heldout_prompts, *self.validation_prompts])
+        if self.cfg.tools is not None:
+            return engines.model_len(model_dir or self.policy_path, longest + self.cfg.sampling.max_tokens,
+                                     wanted=longest + self.cfg.tools.max_tokens)  # fmt: skip
         settings = getattr(self.block, "episodes", None)
         turns = settings.max_turns if settings is not None and settings.memory == "history" else 1
         needed = (longest + self.cfg.sampling.max_tokens) * turns + 16  # room for a condition label
@@ -219,12 +238,17 @@ class Context:
     ) -> list[Any]:
         """Rollouts, prompt-major, seeded by (seed, stage, key); their tokens are counted. on_done: called for each
         rollout as soon as it is sampled."""
-        drawn = rollouts(
-            generator, asked, sampling or self.cfg.sampling, samples=samples, key=(self.cfg.seed, self.name, *key),
-            tokenizer=self.tokenizer, stop_token_ids=self.stop_token_ids, on_done=on_done,
-        )  # fmt: skip
+        sampling = sampling or self.cfg.sampling
+        seeds = (self.cfg.seed, self.name, *key)
+        if self.cfg.tools is not None:
+            drawn = self.player.play(generator, asked, sampling, samples=samples, key=seeds, on_done=on_done)
+        else:
+            drawn = rollouts(
+                generator, asked, sampling, samples=samples, key=seeds, tokenizer=self.tokenizer,
+                stop_token_ids=self.stop_token_ids, on_done=on_done,
+            )  # fmt: skip
         self.tokens["prompt"] += sum(len(r.prompt.ids) for r in drawn)
-        self.tokens["completion"] += sum(len(r.ids) for r in drawn)
+        self.tokens["completion"] += sum(sum(r.mask) for r in drawn)
         return drawn
 
     def scored(
@@ -271,7 +295,9 @@ class Context:
         before = dict(self.tokens)
         scored = self.scored(generator, asked or self.heldout_prompts, settings.samples, "heldout", *key, piece=piece)
         self.tokens = before  # evaluation is not part of a method's budget
-        return Judged(describe_groups(groups(scored), k=settings.k), scored)
+        played = [merge_episode(episode) for episode in episodes(scored)]
+        figures = describe_groups(groups(played), k=settings.k) | episode_figures(scored)
+        return Judged(figures, scored)
 
     def validate(self, generator: Generator, *key: int | str) -> Judged:
         """A policy's metrics on the validation prompts. Their names begin with `validation_`."""

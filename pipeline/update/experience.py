@@ -18,6 +18,7 @@ from pipeline.config.load import ConfigError
 from pipeline.config.schema import Credit, Groups
 from pipeline.credit import advantages as credit
 from pipeline.credit import group_credits, token_rewards
+from pipeline.generation.tool_episodes import episode_figures
 from pipeline.records import Scored, episodes, merge_episode
 from pipeline.run import alarms
 from pipeline.score import tally
@@ -346,6 +347,7 @@ def describe(scored: Sequence[Scored]) -> dict[str, Any]:
             sum(int(credit.turns_of(torch.tensor([s.rollout.mask])).max()) + 1 for s in e) for e in episodes(scored)
         ]
         parts["turns_mean"] = sum(taken) / len(taken)
+    parts |= episode_figures(scored)
     return {
         "reward_mean": summary.reward_mean,
         "reward_std": summary.reward_std,

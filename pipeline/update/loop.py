@@ -231,6 +231,7 @@ def check_scores(deps: LoopDeps, state: State, scored: Sequence[Scored], metrics
     """Alarms of broken checkers and of steps without signal, by the rewards that credit is computed from."""
     block = deps.block
     detail = next((s.detail for s in scored if not s.scorable), "")
+    alarms.check_rewritten(metrics.get("rewritten_history", 0.0), block.alarms.rewritten_history_share, state.step)
     alarms.check_checkers(metrics["checker_broken"], block.alarms.checker_broken_share, state.step, detail)
     rewards_PG = returns_as_credited(scored, block.groups, deps.max_tokens).view(-1, block.samples)
     signal = credit.groups_with_signal(rewards_PG).float().mean().item() if block.samples > 1 else 1.0

@@ -96,7 +96,7 @@ def test_calls_that_mistrals_own_tokenizer_renders_are_read_back(version: str) -
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
     made = Call(id="abcdefghi", function=FunctionCall(name="look", arguments='{"place": "north", "days": 3}'))
-    request = ChatCompletionRequest(
+    request: Any = ChatCompletionRequest(  # type: ignore[type-var]
         messages=[UserMessage(content="Hi?"), AssistantMessage(content=None, tool_calls=[made]),
                   ToolMessage(content="snow", tool_call_id="abcdefghi", name="look")],
         tools=[Tool(function=Function(name="look", description="Look.", parameters=PARAMETERS))],

@@ -149,8 +149,9 @@ class Toolbox:
 
     def reward(self) -> float | None:
         """The sum of the sessions' own rewards; None if none of them has one."""
-        rewards = [float(s.get_reward()) for s in self.sessions if callable(getattr(s, "get_reward", None))]
-        return sum(rewards) if rewards else None
+        rewards = [s.get_reward() for s in self.sessions if callable(getattr(s, "get_reward", None))]
+        given = [float(reward) for reward in rewards if reward is not None]
+        return sum(given) if given else None
 
     def close(self) -> None:
         for session in self.sessions:

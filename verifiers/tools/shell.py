@@ -57,10 +57,10 @@ class Session:
         code = f"[exit code {ran.exit_code}]" if ran.exit_code else ""
         return "\n".join(filter(None, (output_of(ran), code))) or "(no output)"
 
-    def get_reward(self) -> float:
-        """1 if the task's checks hold, else 0; 0 without checks. Raises ToolBroken if the sandbox fails."""
+    def get_reward(self) -> float | None:
+        """1 if the task's checks hold, else 0; None without checks. Raises ToolBroken if the sandbox fails."""
         if not self._checks:
-            return 0.0
+            return None
         wanted = [shell_task.wanted_file(check, self._files) for check in self._checks]
         paths = [one for one in wanted if one is not None]
         *earlier, last = self._calls or [":"]

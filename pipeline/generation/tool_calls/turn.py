@@ -41,7 +41,7 @@ def call_of(value: Any, *names: str) -> ToolCall:
     name = value.get("name")
     if not isinstance(name, str) or not name:
         raise MalformedCall("a tool call must have a `name`")
-    arguments = next((value[key] for key in names if key in value), {})
+    arguments: Any = next((value[key] for key in names if key in value), {})
     if isinstance(arguments, str):  # encoded a second time, as some models do
         arguments = loads(arguments)
     if not isinstance(arguments, dict):

@@ -1,0 +1,57 @@
+"""Schemas of tools, as chat templates read them, in the rows of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pipeline.config.load import ConfigError
+from pipeline.config.schema import Tools
+from pipeline.data.columns import DataRow, Row, origin
+from verifiers import tools as registry
+from verifiers.tools import Tool, Toolbox
+
+
+def schemas_of(functions: Mapping[str, Callable[..., Any]]) -> list[Row]:
+    """One schema per function, from its type hints and docstring. Raises ValueError naming what is missing."""
+    from transformers.utils import get_json_schema
+
+    out = []
+    for name, function in functions.items():
+        try:
+            out.append(get_json_schema(function))
+        except Exception as exc:  # DocstringParsingException, TypeHintParsingException: no common base of their own
+            text = " ".join(str(exc).split())
+            raise ValueError(f"tool {name!r}: its schema cannot be made: {text or type(exc).__name__}") from exc
+    return out
+
+
+def with_tools(rows: Sequence[Row], schemas: Sequence[Row]) -> list[Row]:
+    """Rows with the tools that the policy may call; a row that names its own keeps them."""
+    return [row if row.get("tools") else DataRow({**row, "tools": list(schemas)}, origin(row, number))
+            for number, row in enumerate(rows, 1)]  # fmt: skip
+
+
+class ToolSet:
+    """The tools of a run. Raises ConfigError where one is unknown, cannot run here, or has no schema."""
+
+    def __init__(self, settings: Tools, *, path: str) -> None:
+        used = settings.use if isinstance(settings.use, dict) else {name: {} for name in settings.use}
+        try:
+            self.tools: list[tuple[Tool, Mapping[str, Any]]] = [
+                (registry.load(name, settings.dirs), given) for name, given in used.items()
+            ]
+            if settings.environment is not None:
+                self.tools.append((registry.load_class(settings.environment), {}))
+            for tool, _ in self.tools:
+                if reason := getattr(tool.module, "unavailable", lambda: None)():
+                    raise ValueError(f"{tool.name} cannot run here: {reason}")
+            probe = self.open()
+            self.schemas = schemas_of(probe.functions)
+            probe.close()
+        except (ValueError, TypeError, OSError) as exc:
+            raise ConfigError([f"{path}: tools: {exc}"]) from exc
+
+    def open(self) -> Toolbox:
+        """The tools of one episode."""
+        return Toolbox(self.tools)
