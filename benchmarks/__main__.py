@@ -19,6 +19,7 @@ from benchmarks.measure import machine, prepare_environment
 NAMES = (
     "step", "long_prompt", "rollout", "scoring", "overlapped_scoring", "learn", "learn_short", "sync", "trainers",
     "start", "memory", "scale",
+    "gpu",  # not run by default: for a machine with a GPU
     "real", "real_step", "real_update", "real_plan",  # not run by default: they download a model
 )  # fmt: skip
 LATEST = Path(__file__).parent / "results" / "latest.json"
@@ -63,7 +64,7 @@ def main(arguments: list[str]) -> int:
         print(f"no benchmark {unknown[0]!r}; have: {', '.join(NAMES)}", file=sys.stderr)
         return 2
     prepare_environment()
-    for name in asked.names or [name for name in NAMES if not name.startswith("real")]:
+    for name in asked.names or [name for name in NAMES if not name.startswith(("real", "gpu"))]:
         started = time.perf_counter()
         run = importlib.import_module(f"benchmarks.{name}").run
         takes_rounds = asked.rounds is not None and "rounds" in inspect.signature(run).parameters
