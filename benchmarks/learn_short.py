@@ -41,14 +41,16 @@ def imitated(seed: int) -> Path:
 
 def lay(place: Path, work: Workload, start: Path) -> None:
     import verifiers
-    from pipeline.data.prompts import is_heldout
+    from pipeline.config.schema import Prompts
+    from pipeline.data.prompts import part_of
 
     shutil.copytree(start, place / "model")
     (place / "verifiers").mkdir()
     generate = verifiers.load("gridworld", []).generate
     assert generate is not None
     rows = {r["prompt"]: {"prompt": r["prompt"], "task": r["task"]} for r in generate(20_000, work.seed)}
-    for name, wanted in (("prompts", False), ("heldout", True)):
-        chosen = [json.dumps(row) for text, row in sorted(rows.items()) if is_heldout(text, 0.25) is wanted]
+    source = Prompts(procedural="gridworld", heldout=0.25)
+    for name, part in (("prompts", "train"), ("heldout", "heldout")):
+        chosen = [json.dumps(row) for text, row in sorted(rows.items()) if part_of(text, source) == part]
         (place / f"{name}.jsonl").write_text("\n".join(chosen) + "\n")
     (place / "ours.yaml").write_text(json.dumps(our_config(place, work)))

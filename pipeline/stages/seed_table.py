@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from pipeline.config.load import Config
 from pipeline.run import console
@@ -95,7 +95,7 @@ def stage_figures(metrics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, A
     return out
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

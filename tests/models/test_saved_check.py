@@ -176,7 +176,7 @@ def test_in_low_precision_a_gap_within_the_models_own_rounding_is_no_fault(tmp_p
                 dtype=torch.bfloat16)  # fmt: skip
     rounded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype="auto")
     in_float32 = saved_check.outputs(rounded.float())
-    check = {"kind": AutoModelForCausalLM, "attn": "sdpa", "remote_code": False}
+    check: dict[str, Any] = {"kind": AutoModelForCausalLM, "attn": "sdpa", "remote_code": False}
     monkeypatch.setattr(saved_check, "MEAN_GAP", 0.0)  # so that the model's own rounding decides
     gap = saved_check.check_saved(in_float32, tmp_path / "saved", **check)
     assert gap > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,8 +35,9 @@ def edited(place: Path, **tokens: int) -> Path:
 
 
 def test_a_saved_model_has_a_row_for_every_token_that_any_loader_finds(model) -> None:
+    saved: Any = AutoModelForCausalLM.from_pretrained(model)
     loaded = AutoTokenizer.from_pretrained(model)  # as an export is loaded elsewhere, by no code of ours
-    assert len(loaded) == ROWS == AutoModelForCausalLM.from_pretrained(model).get_input_embeddings().weight.shape[0]
+    assert len(loaded) == ROWS == saved.get_input_embeddings().weight.shape[0]
     ids = loaded("ab<|endoftext|>c").input_ids
     assert max(ids) < ROWS
 
