@@ -123,6 +123,11 @@ def dispatch(command: str, words: Sequence[str]) -> int:
         from pipeline.cli.check import check
 
         return check(words)
+    if command == "ui" and words:
+        from pipeline.cli.ui_server import ui
+
+        ui(Path(words[0]), words[1:])
+        return 0
     if command == "new":
         from pipeline.cli.new import new
 

@@ -57,14 +57,35 @@ def kind_of(manifest: Mapping[str, Any]) -> str:
 def export(run: Path, words: Sequence[str]) -> Path:
     """Write run/export from a finished policy stage (`stage=`, `to=`) and return its path; it is complete or absent.
 
-    Raises ConfigError, or LineageError if the stage's files have changed since it wrote them.
+    to=gguf writes run/gguf instead, to=lora run/lora. Raises ConfigError, or LineageError if the stage's files have
+    changed since it wrote them.
     """
     asked = options("export", words)
     stage = policy_stage(run, asked.get("stage"))
     verified_manifest(run / stage)
-    place = Path(asked.get("to") or run / "export").resolve()
+    if asked.get("to") == "gguf":
+        return _to_gguf(run, stage, asked)
+    for key in ("dtype", "label"):
+        if key in asked:
+            raise ConfigError([f"export: {key}={asked[key]} is for to=gguf"])
+    return _to_directory(run, stage, Path(asked.get("to") or run / "export").resolve())
+
+
+def _to_gguf(run: Path, stage: str, asked: Mapping[str, str]) -> Path:
+    from pipeline.cli import gguf_export
+
+    gguf_export.converter_dir()  # before anything is copied
+    merged = _to_directory(run, stage, (run / ".export-for-gguf").resolve())
+    try:
+        sampling = lineage(run, stage)[-1]["config"]["sampling"]
+        return gguf_export.write_gguf(merged, run / "gguf", run.resolve().name, sampling, asked)
+    finally:
+        shutil.rmtree(merged, ignore_errors=True)
+
+
+def _to_directory(run: Path, stage: str, place: Path) -> Path:
     if place.exists() and not (place / "lineage.json").is_file() and (place.is_file() or any(place.iterdir())):
-        raise ConfigError([f"to={asked.get('to')}: {place} holds something else than an export, and would be replaced; "
+        raise ConfigError([f"to: {place} holds something else than an export, and would be replaced; "
                            "name another place"])  # fmt: skip
     beside = place.with_name(f".{place.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
