@@ -40,7 +40,7 @@ KINDS := awk '/^    summary="/ { split($$0, text, "\""); summary = text[2]; orde
   pipeline/config/*_schema.py | sort -n
 STAGES := $(shell $(KINDS) | cut -d " " -f 2)
 OF_CONFIG := $(STAGES) pipeline plan
-OF_RUN := report lineage chat serve export push lm-eval
+OF_RUN := report watch lineage chat serve export push lm-eval
 
 # $(call needs,NAME,targets,example): one line and exit 2, before anything is installed, when NAME= was not given
 needs = $(foreach goal,$(filter $(2),$(MAKECMDGOALS)),\
@@ -105,6 +105,7 @@ recipe: $(STAMP) ## a historical pipeline on the demo task: NAME=davinci-002
 ##@ What a run left: make report RUN=runs/demo
 
 report: ## write RUN's HTML report
+watch: ## show RUN in the terminal while it is running: curves, distance to each alarm, newest samples
 lineage: ## draw RUN's tree from base model to final
 chat: ## talk to the model of RUN
 serve: ## serve the model of RUN through vLLM's OpenAI-compatible server

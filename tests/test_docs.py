@@ -69,3 +69,15 @@ def test_every_make_target_that_readme_names_exists():
     targets = re.findall(r"^([a-z_-]+(?: [a-z_-]+)*):", (ROOT / "Makefile").read_text(), re.M)
     known = {name for line in targets for name in line.split()} | set(KINDS)
     assert set(re.findall(r"\bmake ([a-z_-]+)", (ROOT / "README.md").read_text())) - known == set()
+
+
+def test_readme_shows_the_verifier_that_the_scaffold_writes(tmp_path):
+    from verifiers._scaffold import write
+
+    written = write("my_task", tmp_path).read_text()
+    shown = re.search(r"```python\n(class Task.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert shown is not None
+    code, examples = shown[1].split("EXAMPLES = ")
+    pieces = [line for line in code.splitlines() if line.strip() not in ("", "...")]
+    pieces += re.findall(r"Example\(.*?\)", examples)
+    assert [piece for piece in pieces if piece not in written] == [] and len(pieces) == 10

@@ -131,10 +131,10 @@ def chaos(config: str, overrides: Sequence[str]) -> int:
     root = cfg.run_dir.with_name(f"{cfg.run_dir.name}-chaos")
     started = time.monotonic()
     reference = load(config, [*rest, f"run={_run_name(root, cfg)}/reference"])
-    made = subprocess.run([sys.executable, "-m", "pipeline", "run", config, *rest, f"run={reference.run}"])
-    if made.returncode:
-        console.say(f"chaos: the undisturbed run ended with {made.returncode}, so there is nothing to compare with")
-        return made.returncode
+    done = subprocess.run([sys.executable, "-m", "pipeline", "run", config, *rest, f"run={reference.run}"])
+    if done.returncode:
+        console.say(f"chaos: the undisturbed run ended with {done.returncode}, so there is nothing to compare with")
+        return done.returncode
     servers = [Server(root / f"server-{i}.log") for i in range(SERVERS)]
     try:
         same = [_stage(config, rest, cfg, reference, root, name, settings, servers) for name in cfg.stages]
@@ -163,7 +163,7 @@ def _stage(
     draw = random.Random(f"{settings.instants_seed} {name}")
     place = root / name
     words = [name, config, *rest, f"run={_run_name(root, cfg)}/{name}"]
-    done, passes, course_s, told = 0, 0, 0.0, time.monotonic()
+    done, passes, course_s, reported_at = 0, 0, 0.0, time.monotonic()
     while done < settings.kills or not passes:
         shutil.rmtree(place, ignore_errors=True)
         _link_parents(reference.run_dir, place, parents)
@@ -176,7 +176,7 @@ def _stage(
         if fault:
             console.say(f"chaos: {name}: {fault}")
             return False
-    spent = console.clock(time.monotonic() - told)
+    spent = console.clock(time.monotonic() - reported_at)
     console.say(f"chaos: {name}: same bytes after {done} interruptions in {passes} passes, {spent}")
     return True
 
@@ -217,13 +217,13 @@ def _link_parents(source: Path, place: Path, parents: Sequence[str]) -> None:
         shutil.copytree(source / parent, place / parent, copy_function=os.link)
 
 
-def _compare(expected: Path, made: Path) -> str | None:
-    one, two = (verified_manifest(p.parent / p.name) for p in (expected, made))
+def _compare(expected: Path, done: Path) -> str | None:
+    one, two = (verified_manifest(p.parent / p.name) for p in (expected, done))
     names = sorted(f for f in {*one["outputs"], *two["outputs"]} if one["outputs"].get(f) != two["outputs"].get(f))
     counts = lineage.differences({"tokens": one["tokens"]}, {"tokens": two["tokens"]})
     if not names and not counts:
         return None
-    where = lineage.first_difference(expected / "metrics.jsonl", made / "metrics.jsonl")
+    where = lineage.first_difference(expected / "metrics.jsonl", done / "metrics.jsonl")
     return f"differs in {', '.join(names + counts)}" + (f"; metrics.jsonl {where}" if where else "")
 
 

@@ -109,7 +109,7 @@ def in_chat(source: Prompts, tokenizer: Any, dirs: Sequence[str]) -> bool:
     try:
         return prompt_columns.in_chat(prompts.load_rows(few, seed=0, dirs=dirs)[0], source, 1)
     except ConfigError as exc:
-        print(f"warning: {exc}; asked as plain text, not through the chat template", file=sys.stderr, flush=True)
+        print(f"warning: {exc}; sent as plain text, not through the chat template", file=sys.stderr, flush=True)
         return False
 
 
@@ -159,7 +159,7 @@ def chat(run: Path, words: Sequence[str]) -> None:
     voice = open_voice(run, options("chat", words))
     turns: list[dict[str, str]] = []
     remembers = voice.source.chat
-    shown = f", asked for {voice.label.strip()!r}" if voice.label else ""
+    shown = f", requesting {voice.label.strip()!r}" if voice.label else ""
     print(f"{voice.place}{shown}; an empty line or Ctrl-D ends", flush=True)
     while True:
         try:

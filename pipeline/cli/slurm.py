@@ -60,34 +60,34 @@ def parsed(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
     Raises ConfigError.
     """
-    asked, overrides = dict(DEFAULTS), []
+    settings, overrides = dict(DEFAULTS), []
     for word in words:
         key, equals, value = word.partition("=")
         if not equals:
             raise ConfigError([f"{word!r} on the command line: expected key=value, as nodes=2"])
         if key in DEFAULTS:
-            asked[key] = value
+            settings[key] = value
         else:
             overrides.append(word)
-    mistakes = [f"sbatch: {key} must be a whole number above 0, found {asked[key]!r}"
-                for key in WHOLE_NUMBERS if not asked[key].isdigit() or not int(asked[key])]  # fmt: skip
-    if asked["mode"] not in MODES:
-        mistakes.append(f"sbatch: no mode {asked['mode']!r}{nearest(asked['mode'], MODES)}")
-    if not mistakes and int(asked["warn_s"]) < LEAST_WARNING_S:
-        mistakes.append(f"sbatch: warn_s {asked['warn_s']}: a checkpoint may need {LEAST_WARNING_S} s; give more")
+    mistakes = [f"sbatch: {key} must be a whole number above 0, found {settings[key]!r}"
+                for key in WHOLE_NUMBERS if not settings[key].isdigit() or not int(settings[key])]  # fmt: skip
+    if settings["mode"] not in MODES:
+        mistakes.append(f"sbatch: no mode {settings['mode']!r}{nearest(settings['mode'], MODES)}")
+    if not mistakes and int(settings["warn_s"]) < LEAST_WARNING_S:
+        mistakes.append(f"sbatch: warn_s {settings['warn_s']}: a checkpoint may need {LEAST_WARNING_S} s; give more")
     if mistakes:
         raise ConfigError(mistakes)
-    return asked, overrides
+    return settings, overrides
 
 
 def sbatch(config: str, words: Sequence[str]) -> str:
     """The batch script. words: see `parsed`. Raises ConfigError."""
-    asked, overrides = parsed(words)
-    more = "".join(f"\n#SBATCH --{key}={asked[key]}" for key in ("partition", "account") if asked[key])
-    inner = " ".join(shlex.quote(word) for word in (asked["stage"], config, *overrides))
+    settings, overrides = parsed(words)
+    more = "".join(f"\n#SBATCH --{key}={settings[key]}" for key in ("partition", "account") if settings[key])
+    inner = " ".join(shlex.quote(word) for word in (settings["stage"], config, *overrides))
     return SCRIPT.format(
-        **{key: asked[key] for key in WHOLE_NUMBERS}, more=more, name=f"whetstone-{Path(config).stem}",
-        python=f"{asked['venv']}/bin/python", launch_file=f"configs/accelerate/{asked['mode']}.yaml",
+        **{key: settings[key] for key in WHOLE_NUMBERS}, more=more, name=f"whetstone-{Path(config).stem}",
+        python=f"{settings['venv']}/bin/python", launch_file=f"configs/accelerate/{settings['mode']}.yaml",
         words=inner.replace("'", "'\\''"),
     )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,7 +47,11 @@ def header(view: View, width: int) -> list[str]:
         slow = view.age_s > max(STALLED_S, 10 * (view.seconds_per_step or 0))
         place += f"  {YELLOW if slow else QUIET}last step {console.clock(view.age_s)} ago{PLAIN}"
     lines = [f"{BOLD}{view.name}{PLAIN}  {state}", *wrapped(stages, width), place]
-    if not view.alive and done < len(view.stages):
+    if view.alarm and not view.alive:
+        lines += [f"  {RED}stopped by an alarm:{PLAIN} {line}" if n == 0 else f"  {line}"
+                  for n, line in enumerate(textwrap.wrap(clean(view.alarm), max(width - 24, 30)))]  # fmt: skip
+        lines.append("  what to do: docs/tasks.md, Alarms")
+    elif not view.alive and done < len(view.stages):
         lines.append("  not complete: run the same command again to resume")
     return lines
 
@@ -96,7 +101,7 @@ def alarm_lines(alarms: Sequence[AlarmDistance]) -> list[str]:
         full = round(10 * min(max(alarm.share, 0.0), 1.0))
         note = "" if alarm.stops else f"  {QUIET}reported only{PLAIN}"
         lines.append(f"  {alarm.name:38}{alarm.now:>9.3g}{alarm.limit:>9.3g}  "
-                     f"{shade}{'█' * full}{PLAIN}{'·' * (10 - full)} {alarm.share:.0%}{note}")  # fmt: skip
+                     f"{shade}{'█' * full}{PLAIN}{'·' * (10 - full)} {max(alarm.share, 0):.0%}{note}")  # fmt: skip
     return lines
 
 

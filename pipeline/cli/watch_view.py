@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,8 @@ class View:
     alarms: list[AlarmDistance]
     samples: list[ShownSample]
     sampled_at: str = ""
-    notes: list[str] = field(default_factory=list)
+    alarm: str | None = None
+    """The alarm that stopped the stage."""
 
 
 def read(run: Path, stage: str | None = None, *, samples: int = 4, now: Callable[[], float] = time.time) -> View:
@@ -99,6 +100,7 @@ def read(run: Path, stage: str | None = None, *, samples: int = 4, now: Callable
         alarms=distances(rows, block, shown.figures),
         samples=newest,
         sampled_at=at,
+        alarm=shown.alarm,
     )
 
 
@@ -141,7 +143,7 @@ def steps_of(block: Mapping[str, Any]) -> int | None:
 
 
 def seconds_per_step(timing: Sequence[Mapping[str, Any]], window: int = 20) -> float | None:
-    """Mean wall time of the last steps; None before the second. A resumed run's clock goes on where it stopped."""
+    """Mean wall time of the last steps; None before the second. A resumed run's clock continues where it stopped."""
     times = [row["elapsed_s"] for row in timing if is_number(row.get("elapsed_s"))][-window:]
     gaps = [later - before for before, later in itertools.pairwise(times) if later > before]
     return math.fsum(gaps) / len(gaps) if gaps else None
@@ -203,7 +205,7 @@ def _monitor_alarms(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, An
         values = [row[figure] for row in rows if is_number(row.get(figure))]
         if values and settings.get(key):
             moved = sign * (_mean(values[-window:]) - _mean(values[:baseline]))
-            yield AlarmDistance(name, moved, settings[key], max(moved, 0.0) / settings[key], stops)
+            yield AlarmDistance(name, moved or 0.0, settings[key], max(moved, 0.0) / settings[key], stops)
 
 
 def _mean(values: Sequence[float]) -> float:

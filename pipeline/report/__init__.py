@@ -20,36 +20,36 @@ from pipeline.report.collect import Stage, read_rows, read_stages, runs_of_seeds
 from pipeline.run.files import atomic_write
 
 RELOAD_S = 15  # seconds between two loads of the page of a run that lives
-LIVE_TAIL = 4 << 20  # bytes of each rollouts.jsonl that such a page is made from
+LIVE_TAIL = 4 << 20  # bytes read at the end of each rollouts.jsonl for such a page
 
 
 def write_report(run_dir: str | Path, *, live: bool = False) -> Path:
     """Write RUN/report.html and return its path. RUN: a run, one stage of it, a comparison, or a run of several seeds.
 
-    live: the run goes on: the page reloads itself, and shows the newest rollouts alone, so that it is written quickly.
+    live: the run is still running: the page reloads itself, and shows only the newest rollouts, to be written quickly.
     Raises ConfigError where there is no run, or a file of it cannot be read.
     """
-    place = Path(run_dir)
-    compared = comparison_page.read(place)
-    stages = compared.stages if compared else read_stages(place)
-    path = place / "report.html"
+    directory = Path(run_dir)
+    compared = comparison_page.read(directory)
+    stages = compared.stages if compared else read_stages(directory)
+    path = directory / "report.html"
     rows, total = rollouts.gather(stages, tail=LIVE_TAIL if live else None)
-    data = describe(place, stages) | ({"comparison": compared.data, "facts": compared.facts} if compared else {})
-    data |= {"seeds": runs_of_seeds(place)} if runs_of_seeds(place) else {}
+    data = describe(directory, stages) | ({"comparison": compared.data, "facts": compared.facts} if compared else {})
+    data |= {"seeds": runs_of_seeds(directory)} if runs_of_seeds(directory) else {}
     data |= {"live": {"reload_s": RELOAD_S, "written": time.time()}} if live else {}
     columns = rollouts.columns(rows, rollouts.TokenText(stages))
-    atomic_write(path, page.render(f"{place.name} · Whetstone", data, {**columns, "total": total}))
+    atomic_write(path, page.render(f"{directory.name} · Whetstone", data, {**columns, "total": total}))
     return path
 
 
-def describe(place: Path, stages: Sequence[Stage]) -> dict[str, Any]:
+def describe(directory: Path, stages: Sequence[Stage]) -> dict[str, Any]:
     """The report's data but for its rollouts."""
     by_name = {s.name: s for s in stages}
     rows = summary.policies(stages)
     judged = [r for s in stages if s.kind == "evaluate" for r in read_rows(s.path / "rollouts.jsonl")]
     versions = {k: v for s in stages if s.manifest is not None for k, v in s.manifest.get("versions", {}).items()}
     return {
-        "name": place.name,
+        "name": directory.name,
         "facts": summary.facts(stages),
         "policies": rows,
         "headline": summary.headline(rows, judged),

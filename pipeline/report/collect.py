@@ -11,6 +11,7 @@ from typing import Any, TypeGuard
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import recorded_kind
 from pipeline.run.manifest import read_manifest
+from pipeline.run.stage_dir import STOPPED
 from pipeline.stages import seed_table
 
 POINTS = 500  # a curve with more points than pixels is thinned
@@ -32,6 +33,11 @@ class Stage:
         return (self.manifest or {}).get("config", {}).get("stage", {})
 
     @property
+    def alarm(self) -> str | None:
+        """The alarm that stopped it, in words."""
+        return (read_manifest(self.path / STOPPED) or {}).get("alarm") if self.manifest is None else None
+
+    @property
     def kind(self) -> str:
         return str(self.block.get("kind", self.name))
 
@@ -49,39 +55,41 @@ class Stage:
         return int((self.manifest or {}).get("tokens", {}).get("completion", 0))
 
 
-def read_stages(place: Path) -> list[Stage]:
+def read_stages(directory: Path) -> list[Stage]:
     """The stages of a run directory, parents first; of a stage's directory, that one.
 
     Raises ConfigError where there is no run.
     """
-    if not place.is_dir():
-        raise ConfigError([f"{place}: no such run directory; give one below runs/, as runs/demo"])
-    if (place / "manifest.json").is_file():
-        return [read_stage(place)]
-    if (runs := runs_of_seeds(place)) is not None:
-        return read_stages(place / runs["runs"][0])
-    found = [read_stage(p) for p in sorted(place.iterdir()) if is_stage(p)]
+    if not directory.is_dir():
+        raise ConfigError([f"{directory}: no such run directory; give one below runs/, as runs/demo"])
+    if (directory / "manifest.json").is_file():
+        return [read_stage(directory)]
+    if (runs := runs_of_seeds(directory)) is not None:
+        return read_stages(directory / runs["runs"][0])
+    found = [read_stage(p) for p in sorted(directory.iterdir()) if is_stage(p)]
     if not found:
-        raise ConfigError([f"{place}: holds no stage: no directory in it has a manifest.json or a metrics.jsonl"])
+        raise ConfigError([f"{directory}: holds no stage: no directory in it has a manifest.json or a metrics.jsonl"])
     return parents_first(found)
 
 
-def runs_of_seeds(place: Path) -> dict[str, Any] | None:
+def runs_of_seeds(directory: Path) -> dict[str, Any] | None:
     """The table of several seeds that `run ... seeds=1,2,3` left; None for any other directory."""
     try:
-        table = json.loads((place / seed_table.NAME).read_text(encoding="utf-8"))
+        table = json.loads((directory / seed_table.NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return table if isinstance(table, dict) and table.get("runs") else None
 
 
-def is_stage(place: Path) -> bool:
-    return place.is_dir() and any((place / n).is_file() for n in ("manifest.json", "metrics.jsonl", "rollouts.jsonl"))
+def is_stage(directory: Path) -> bool:
+    return directory.is_dir() and any(
+        (directory / n).is_file() for n in ("manifest.json", "metrics.jsonl", "rollouts.jsonl")
+    )
 
 
-def read_stage(place: Path) -> Stage:
-    rows = [list(read_rows(place / name)) for name in ("metrics.jsonl", "timing.jsonl")]
-    return Stage(place.name, place, read_manifest(place / "manifest.json"), *rows)
+def read_stage(directory: Path) -> Stage:
+    rows = [list(read_rows(directory / name)) for name in ("metrics.jsonl", "timing.jsonl")]
+    return Stage(directory.name, directory, read_manifest(directory / "manifest.json"), *rows)
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -12,15 +12,15 @@ from pipeline.report.summary import facts
 from pipeline.run.manifest import read_manifest
 
 
-def stitching(names: Mapping[str, str], place: Path) -> dict[str, Any]:
+def stitching(names: Mapping[str, str], directory: Path) -> dict[str, Any]:
     """The stitching benchmark's figures under the methods' names, for prompts that show the state alone."""
-    found = read_manifest(place / "manifest.json") if names else None
-    if found is None:
+    table = read_manifest(directory / "manifest.json") if names else None
+    if table is None:
         return {
             "methods": {},
-            "words": f"Stitching was not run: {place} holds no table; see configs/stitch/pipeline.yaml.",
+            "words": f"Stitching was not run: {directory} holds no table; see configs/stitch/pipeline.yaml.",
         }
-    rows = {r["method"]: r for r in found["metrics"].get("table", []) if r.get("prompts") == "state"}
+    rows = {r["method"]: r for r in table["metrics"].get("table", []) if r.get("prompts") == "state"}
     figures = {method: rows[name]["stitched"] for method, name in names.items() if name in rows}
     words = (
         "Stitching: the probability of the one best walk, of which the logs hold only halves; every method learns from "
@@ -38,17 +38,17 @@ class Compared:
     data: dict[str, Any]
 
 
-def read(place: Path) -> Compared | None:
-    """The comparison at `place`, or None where it is a run of another kind, or is not finished."""
-    manifest = read_manifest(place / "compare" / "manifest.json")
+def read(directory: Path) -> Compared | None:
+    """The comparison at `directory`, or None where it is a run of another kind, or is not finished."""
+    manifest = read_manifest(directory / "compare" / "manifest.json")
     if manifest is None or not manifest["metrics"].get("runs"):
         return None
     data = dict(manifest["metrics"])
     seen: dict[Path, Stage] = {}  # the start's stages are linked into each seed's run: count them once
     for run in data["runs"]:
-        for stage in read_stages(place / str(run)):
+        for stage in read_stages(directory / str(run)):
             seen.setdefault(stage.path.resolve(), stage)
     settings = manifest.get("config", {}).get("stage", {})
     data["stitching"] = stitching(settings.get("stitching") or {}, Path(str(settings.get("stitching_run") or "")))
     budget = [["budget", f"{data.get('budget', 0):,} tokens per method"]]
-    return Compared(read_stages(place / str(data["runs"][0])), facts(list(seen.values())) + budget, data)
+    return Compared(read_stages(directory / str(data["runs"][0])), facts(list(seen.values())) + budget, data)

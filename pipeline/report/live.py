@@ -1,4 +1,4 @@
-"""The report of a run that is not over: written again and again while it trains; the page reloads itself."""
+"""The report of a running run: written repeatedly while it trains; the page reloads itself."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class LiveReport:
         try:
             write_report(self.run_dir, live=True)
         except (OSError, ValueError) as exc:
-            print(f"report: {' '.join(str(exc).split())}; the run goes on", flush=True)
+            print(f"report: {' '.join(str(exc).split())}; the run continues", flush=True)
         took = self.clock() - began
         self.next_at = self.clock() + max(EVERY_S, took / SHARE)
 

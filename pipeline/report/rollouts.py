@@ -31,14 +31,14 @@ class Table:
     """Distinct values in order of first appearance; a column then holds their indices."""
 
     def __init__(self) -> None:
-        self.places: dict[Any, int] = {}
+        self.indices: dict[Any, int] = {}
 
-    def place(self, value: Any) -> int:
-        return self.places.setdefault(value, len(self.places))
+    def index_of(self, value: Any) -> int:
+        return self.indices.setdefault(value, len(self.indices))
 
     @property
     def values(self) -> list[Any]:
-        return list(self.places)
+        return list(self.indices)
 
 
 def gather(stages: Sequence[Stage], limit: int = LIMIT, tail: int | None = None) -> tuple[list[Row], int]:
@@ -99,7 +99,7 @@ def whole_prompts(rows: Sequence[Row], limit: int) -> list[Row]:
 def columns(rows: Iterable[Row], token_text: Callable[[str, int], str]) -> dict[str, Any]:
     """Rows -> columns. token_text(stage, id): what a token reads as.
 
-    Per-token figures are written as whole thousandths, flat, with the number of tokens of each row; None where none
+    Per-token figures are written as integer thousandths, flat, with the number of tokens of each row; None where none
     were recorded or the page's room for them is used up. `advantages` may be one number a row: it holds for all tokens.
     """
     tables = {name: Table() for name in ("stage", "source", "prompt", "expected", "status", "detail", "completion",
@@ -121,7 +121,7 @@ def columns(rows: Iterable[Row], token_text: Callable[[str, int], str]) -> dict[
                   "status": str(row.get("status", "")), "detail": str(row.get("detail") or ""), "completion": text,
                   "label": str(row.get("asked", ""))}  # fmt: skip
         for name, table in tables.items():
-            coded[name].append(table.place(values[name]))
+            coded[name].append(table.index_of(values[name]))
         ids = row.get("ids") or []
         plain["step"].append(step_of(row))
         plain["sample"].append(row.get("sample"))
@@ -131,7 +131,7 @@ def columns(rows: Iterable[Row], token_text: Callable[[str, int], str]) -> dict[
         fits = len(flat["ids"]) + len(ids) <= TOKENS
         plain["tokens"].append(len(ids) if fits else 0)
         if fits:
-            flat["ids"] += [words.place(token_text(row["stage"], i)) for i in ids]
+            flat["ids"] += [words.index_of(token_text(row["stage"], i)) for i in ids]
             for name in ("logprobs", "advantages", "kl"):
                 flat[name] += thousandths(row.get(name), len(ids))
         for name in (row.get("parts") or {}).keys() - parts.keys():
@@ -153,7 +153,7 @@ def columns(rows: Iterable[Row], token_text: Callable[[str, int], str]) -> dict[
     }
 
 
-ABSENT = -(2**31)  # in place of a figure that was not recorded
+ABSENT = -(2**31)  # stands for a figure that was not recorded
 
 
 def thousandths(values: Any, count: int) -> list[int]:
@@ -174,6 +174,8 @@ def expected_of(task: Any) -> str:
         return ""
     answers = {name: value for name, value in task.items() if name in ANSWERS and value not in (None, "")}
     fields = answers or {name: value for name, value in task.items() if name not in ("prompt", "messages")}
+    values = list(fields.values())
+    fields = {name: value for n, (name, value) in enumerate(fields.items()) if value not in values[:n]}  # each once
     lines = (v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str) for v in fields.values())
     text = "\n".join(f"{name}: {line}" for name, line in zip(fields, lines, strict=True))
     return text if len(text) <= EXPECTED else f"{text[:EXPECTED]}… [{len(text) - EXPECTED} more characters]"
@@ -194,15 +196,15 @@ class TokenText:
     """Token id -> text, by the tokenizer each stage saved beside its model; `⟨id⟩` where there is none."""
 
     def __init__(self, stages: Sequence[Stage]) -> None:
-        self.places = {s.name: s.path / "model" / "tokenizer.json" for s in stages}
-        self.fallback = next((p for p in self.places.values() if p.is_file()), None)
+        self.tokenizers = {s.name: s.path / "model" / "tokenizer.json" for s in stages}
+        self.fallback = next((p for p in self.tokenizers.values() if p.is_file()), None)
         self.loaded: dict[Path, Any] = {}
         self.known: dict[tuple[str, int], str] = {}
 
     def __call__(self, stage: str, token: int) -> str:
         key = (stage, token)
         if key not in self.known:
-            self.known[key] = self._decode(self.places.get(stage), token)
+            self.known[key] = self._decode(self.tokenizers.get(stage), token)
         return self.known[key]
 
     def _decode(self, path: Path | None, token: int) -> str:

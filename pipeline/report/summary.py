@@ -14,17 +14,17 @@ from pipeline.stats import counts, mean, paired_difference
 
 def facts(stages: Sequence[Stage]) -> list[list[str]]:
     """The facts at the top of the page: [name, value]."""
-    made = [s.manifest for s in stages if s.manifest is not None]
-    if not made:
+    manifests = [s.manifest for s in stages if s.manifest is not None]
+    if not manifests:
         return [["stages", f"{len(stages)}, none complete"]]
-    seeds = sorted({str(m.get("seed")) for m in made})
+    seeds = sorted({str(m.get("seed")) for m in manifests})
     revisions = sorted({str(m.get("git") or "unknown")[:10] + ("+" if str(m.get("git")).endswith("+") else "")
-                        for m in made})  # fmt: skip
+                        for m in manifests})  # fmt: skip
     open_stages = [s.name for s in stages if s.manifest is None]
     out = [["seed", ", ".join(seeds)], ["code", ", ".join(revisions)],
-           ["stages", f"{len(made)} complete" + (f", not complete: {', '.join(open_stages)}" if open_stages else "")],
+           ["stages", ", not complete: ".join([f"{len(manifests)} complete", *filter(None, [", ".join(open_stages)])])],
            ["sampled tokens", f"{sum(s.tokens for s in stages):,}"],
-           ["time", clock(sum(float(m.get("wall_s") or 0) for m in made))]]  # fmt: skip
+           ["time", clock(sum(float(m.get("wall_s") or 0) for m in manifests))]]  # fmt: skip
     generators = sorted({str(s.figures["generator"]) for s in stages if "generator" in s.figures})
     return out + ([["generator", ", ".join(generators)]] if generators else [])
 
@@ -140,6 +140,7 @@ def describe_stage(stage: Stage, by_name: Mapping[str, Stage]) -> dict[str, Any]
         "name": stage.name,
         "kind": stage.kind,
         "complete": stage.manifest is not None,
+        "alarm": stage.alarm,
         "parents": stage.parents,
         "figures": figures,
         "ci95": stage.figures.get("heldout_accuracy_ci95"),
@@ -181,7 +182,7 @@ def checks(stage: Stage) -> list[dict[str, Any]]:
     stops = monitor.get("alarm") is not False and any("monitor_strict" in row for row in stage.metrics)
     limits = {name: monitor.get(name) if stops or monitor.get("alarm") else None for name in monitor}
     tolerance = stage.figures.get("canary_tolerance")
-    asked = [
+    readings = [
         ("canary_max_abs", "generator holds the trainer's weights: largest gap after a sync", tolerance, None),
         (
             "mismatch_mean_abs",
@@ -194,12 +195,12 @@ def checks(stage: Stage) -> list[dict[str, Any]]:
         ("monitor_fall", "fall of the second score from its best", limits.get("fall"), 0.15),
         ("monitor_commonest", "share of the commonest answer", None, 0.5),
         ("malformed", "malformed answers", None, 0.5),
-        ("truncated", "answers cut at the length limit", None, 0.2),
+        ("truncated", "answers truncated at the length limit", None, 0.2),
         ("grad_norm", "gradient norm before clipping", None, None),
         ("ratio_max", "largest probability ratio in the loss", None, None),
     ]
     out = []
-    for name, words, limit, concern in asked:
+    for name, words, limit, concern in readings:
         seen = [(row[name], row.get("step")) for row in stage.metrics if is_number(row.get(name))]
         if not seen or (stage.kind not in ("ppo", "grpo") and name == "grad_norm"):
             continue

@@ -1,4 +1,4 @@
-"""begun.json: what an unfinished stage was begun with, so that a try that came of something else is not continued."""
+"""begun.json: what an unfinished stage was begun with, so that an attempt with other inputs is not continued."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ class BegunRecord:
     record: dict[str, Any] = field(default_factory=dict)
 
     def open(self, identity: Mapping[str, Any]) -> None:
-        """identity: the config and code that a later try is compared with. What an earlier try noted is kept."""
+        """identity: config and code, to compare a later attempt with. What an earlier attempt recorded is kept."""
         before = read_manifest(self.path) or {}
         noted = {kind: dict(before.get(kind) or {}) for kind in ("parents", "inputs")}
         self.record = {**identity, **noted, "generator": before.get("generator"), "tracker": before.get("tracker")}
         self._write()
 
     def depends(self, kind: str, on: Mapping[str, str]) -> None:
-        """Note parents or inputs by their hash, at once: an unfinished stage is stale when they change."""
+        """Record parents or inputs by their hash, at once: an unfinished stage is stale when they change."""
         known = self.record.get(kind)
         if known is not None and any(known.get(name) != sha for name, sha in on.items()):
             known.update(on)
             self._write()
 
     def drawn_by(self, generator: str) -> None:
-        """Note which generator samples. Raises LineageError where an earlier try of this stage had another one."""
+        """Record which generator samples. Raises LineageError if an earlier attempt of this stage had another one."""
         known = self.record.get("generator", generator)
         if known not in (None, generator):
             stage = self.path.parent
@@ -49,7 +49,7 @@ class BegunRecord:
 
     @property
     def tracked(self) -> bool:
-        """Whether an earlier try of this stage reported to trackers."""
+        """Whether an earlier attempt of this stage reported to trackers."""
         return bool(self.record.get("tracker"))
 
     def tracker_run(self) -> str:

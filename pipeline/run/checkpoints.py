@@ -1,4 +1,4 @@
-"""What a stage saves on its way: checkpoints of steps and finished pieces of work, each complete or absent.
+"""What a stage saves while it runs: checkpoints of steps and finished pieces of work, each complete or absent.
 
 A directory is sealed by an index.json that names every file with its hash, and the lengths of the logs at that time.
 """
@@ -36,7 +36,7 @@ class Checkpoints:
 
     path: Path
     logs: StageLogs
-    keys: set[str] = field(default_factory=set)  # given to `once` in this process
+    keys: set[str] = field(default_factory=set)  # passed to `once` in this process
 
     @property
     def stage(self) -> str:
@@ -57,7 +57,7 @@ class Checkpoints:
             intact = all(sha256_file(directory / name) == digest for name, digest in index["files"].items())
             logged = self.logs.holds(index["mark"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None  # whatever is wrong with it: it is made again
+            return None  # whatever is wrong with it, it is written again
         return index if intact and logged else None
 
     def _fill(self, directory: Path, write: Callable[[Path], None], **notes: Any) -> None:
@@ -72,9 +72,9 @@ class Checkpoints:
     # --- pieces -------------------------------------------------------------------------------------------------
 
     def once(self, key: str, make: Callable[[Path], None]) -> Path:
-        """A directory that `make` fills, made once: a stage that was killed reads what its earlier try finished.
+        """A directory filled by `make`, once: a stage that was killed reads what its earlier attempt finished.
 
-        Calls come in the same order in every try. `forget` may have emptied the directory since.
+        Calls come in the same order in every attempt. `forget` may have emptied the directory since.
         """
         self.claim(key)
         directory = self.path / f"done-{key}"
@@ -83,8 +83,8 @@ class Checkpoints:
             self.logs.go_to(index["mark"])
         else:
             if directory.exists():
-                print(f"{self.stage}: {directory} is damaged and is made again", flush=True)
-            # the log is not cut back here: a trainer's checkpoint counts only with the rows that lead to it
+                print(f"{self.stage}: {directory} is damaged and is written again", flush=True)
+            # the log is not truncated here: a trainer's checkpoint counts only with the rows that lead to it
             self._fill(directory, make)
         ranks.barrier()  # followers read what is there now
         return directory
@@ -125,9 +125,9 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
     def flush(self, *directories: Path) -> None:
-        """Onto the disk, with the logs, before an older checkpoint goes: also a machine that dies keeps one of them.
+        """Write to disk, with the logs, before an older checkpoint is removed: a machine that loses power keeps one.
 
-        Pieces of later steps are not flushed: after such a death their hashes show it, and they are made again.
+        Pieces of later steps are not flushed: after a power failure their hashes show it, and they are written again.
         """
         for directory in directories:
             fsync_tree(directory)
@@ -160,7 +160,7 @@ class Checkpoints:
         return sorted((Checkpoint(int(p.name[5:]), p) for p in found), key=lambda c: c.step)
 
     def resume(self) -> Checkpoint | None:
-        """The newest checkpoint whose files still hash to its index; logs are cut back to it. None: start over."""
+        """The newest checkpoint whose files still hash to its index; logs are truncated to it. None: start over."""
         newest = ranks.from_main(self.newest)
         self.logs.tokens = ranks.from_main(lambda: self.logs.tokens)
         return newest

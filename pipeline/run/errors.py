@@ -8,4 +8,4 @@ class LineageError(ValueError):
 
 
 class Alarm(RuntimeError):
-    """Exit 3: a run stopped by one of its own checks. The message names the fault and where to look."""
+    """Exit 3: a run stopped by one of its own checks. The message names the fault and what to check."""

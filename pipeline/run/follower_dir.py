@@ -60,5 +60,8 @@ class FollowerDir(StageDir):
     def open(self, identity: Mapping[str, Any] | None = None) -> None:
         """Rank 0 does."""
 
+    def note_alarm(self, message: str) -> None:
+        """Rank 0 does."""
+
     def complete(self, **manifest: Any) -> dict[str, Any]:
         return {"wall_s": self.logs.elapsed_s()}

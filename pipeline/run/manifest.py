@@ -29,7 +29,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 
 
 def manifest_sha(manifest: Mapping[str, Any]) -> str:
-    """What a child stage depends on: the outputs, not when or how fast they were made."""
+    """What a child stage depends on: the outputs, not when or how fast they were produced."""
     return sha256_json(manifest["outputs"])
 
 

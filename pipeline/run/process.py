@@ -1,4 +1,4 @@
-"""Process settings that must be made before torch is imported, and its peak memory."""
+"""Process settings that must be applied before torch is imported, and its peak memory."""
 
 from __future__ import annotations
 

@@ -26,12 +26,12 @@ CHECKPOINT_S = 300.0  # wall time between checkpoints, at most
 
 
 class Stopped(BaseException):
-    """Asked to stop. Not an Exception: no border that catches what untrusted code raises may catch it."""
+    """A stop was requested. Not an Exception: no handler of untrusted code's exceptions may catch it."""
 
 
 @dataclass(slots=True)
 class _State:
-    asked: bool = False
+    stop_requested: bool = False
     waiting: int = 0  # depth of finish_first
     late: bool = False
     interrupted: bool = False  # by Ctrl-C, not by SIGTERM
@@ -42,18 +42,18 @@ _state = _State()
 
 
 def install(run_dir: Path | None = None) -> None:
-    """Answer SIGTERM and Ctrl-C from now on. Only the main thread of a process can. run_dir: see `stop_line`."""
+    """Handle SIGTERM and Ctrl-C from now on. Only the main thread of a process can. run_dir: see `stop_line`."""
     _state.run_dir = run_dir
     signal.signal(signal.SIGTERM, _on_term)
     signal.signal(signal.SIGINT, _on_interrupt)
 
 
 def requested() -> bool:
-    return _state.asked
+    return _state.stop_requested
 
 
 def late() -> bool:
-    """Whether the grace is over: a request raises wherever the step is."""
+    """Whether the grace period is over: a request then raises wherever the step is."""
     return _state.late
 
 
@@ -100,7 +100,7 @@ class CheckpointClock:
 
 def check() -> None:
     """The end of a step: stop here if requested."""
-    if _state.asked:
+    if _state.stop_requested:
         raise Stopped
 
 
@@ -128,13 +128,13 @@ def at_once() -> Iterator[None]:
 def _on_interrupt(signum: int, frame: Any) -> None:
     if _state.interrupted:
         raise KeyboardInterrupt
-    _state.interrupted = not _state.asked
+    _state.interrupted = not _state.stop_requested
     _on_term(signum, frame)
 
 
 def _on_term(signum: int, frame: Any) -> None:
-    first = not _state.asked
-    _state.asked = True
+    first = not _state.stop_requested
+    _state.stop_requested = True
     if first:
         print("saving a checkpoint" + ("; Ctrl-C again to stop now" if _state.interrupted else ""), flush=True)
         _after(GRACE_S, _too_late)

@@ -8,6 +8,7 @@ runs/NAME/STAGE/begun.json       what it was begun with: an unfinished stage edi
                 difficulty.jsonl what each prompt earned each time it was sampled, of a policy stage
                 model/           what the next stage starts from
                 checkpoints/     step-N/ and done-KEY/
+                stopped.json     of a stage that an alarm stopped: which one; gone when the stage runs again
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from pipeline.run.files import atomic_write, dump_json, fsync, fsync_tree, sha25
 from pipeline.run.manifest import git_revision, read_manifest, versions
 from pipeline.run.stage_logs import StageLogs
 
-NOT_OUTPUTS = ("manifest.json", "begun.json", "timing.jsonl", "checkpoints")
+STOPPED = "stopped.json"
+NOT_OUTPUTS = ("manifest.json", "begun.json", STOPPED, "timing.jsonl", "checkpoints")
 
 
 class StageDir:
     """The life of a stage's directory: opened, completed or set aside. `root` is runs/NAME, `name` the stage.
 
-    logs: what it appends; checkpoints: what it saves on its way; begun: what it was begun with.
+    logs: what it appends; checkpoints: what it saves while it runs; begun: what it was begun with.
     """
 
     def __init__(self, root: Path, name: str) -> None:
@@ -53,17 +55,22 @@ class StageDir:
         return read_manifest(self.manifest_path)
 
     def open(self, identity: Mapping[str, Any] | None = None) -> None:
-        """Begin, or continue an interrupted try. identity: the config and code that a later try is compared with."""
+        """Begin, or continue an interrupted attempt. identity: config and code, to compare a later attempt with."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self.manifest_path.unlink(missing_ok=True)  # being made again: never complete and half rewritten at once
+        self.manifest_path.unlink(missing_ok=True)  # it runs again: never complete and half rewritten at once
+        (self.path / STOPPED).unlink(missing_ok=True)
         self.logs.open()
         if identity is not None:
             self.begun.open(identity)
         if self.begun.tracked:
             self.logs.reported = self.logs.size("metrics.jsonl")
 
+    def note_alarm(self, message: str) -> None:
+        """Record the alarm that stopped the stage."""
+        atomic_write(self.path / STOPPED, dump_json({"alarm": message}) + "\n")
+
     def set_aside(self) -> Path:
-        """Move what an earlier config or code made to .replaced/, and return its new path.
+        """Move the output of an earlier config or code to .replaced/, and return its new path.
 
         A finished stage replaces the one set aside before it; an unfinished one never replaces a finished one, and goes
         beside it.
@@ -86,7 +93,7 @@ class StageDir:
         metrics: Mapping[str, Any],
         code: Mapping[str, str],
     ) -> dict[str, Any]:
-        """Hash the outputs and write the manifest, last and atomically. Checkpoints have served and go after it."""
+        """Hash the outputs and write the manifest, last and atomically; checkpoints are removed after it."""
         self.logs.truncate()
         parts = sorted(p for p in self.path.iterdir() if p.name not in NOT_OUTPUTS and not p.name.startswith("."))
         outputs: dict[str, str] = {}

@@ -1,8 +1,8 @@
 """The append-only logs of a stage, written so that a killed and resumed run ends in the same bytes.
 
-A resumed stage goes through the same steps again. What was saved is read instead of made, which moves the position of
-the next row to its mark; rows that an earlier try left beyond that position are kept where the same bytes come again,
-and cut off where they do not.
+A resumed stage goes through the same steps again. What was saved is read instead of computed, which moves the position
+of the next row to its mark; rows of an earlier attempt beyond that position are kept where the same bytes follow, and
+truncated where they do not.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ class StageLogs:
 
     path: Path
     tokens: dict[str, int] = field(default_factory=lambda: {"prompt": 0, "completion": 0})  # sampled so far
-    listeners: list[Callable[[Mapping[str, Any]], None]] = field(default_factory=list)  # get each new line of metrics
+    listeners: list[Callable[[Mapping[str, Any]], None]] = field(
+        default_factory=list
+    )  # called with each new line of metrics
     positions: dict[str, int] = field(default_factory=dict)  # file -> byte at which its next row goes
-    reported: int = 0  # bytes of metrics.jsonl that an earlier try gave to the listeners
+    reported: int = 0  # bytes of metrics.jsonl that an earlier attempt passed to the listeners
     started: float = field(default_factory=time.monotonic)
-    seconds_before: float = 0.0  # spent by earlier tries that were killed
+    seconds_before: float = 0.0  # spent by earlier attempts that were killed
 
     def open(self) -> None:
-        """Take over the time that earlier tries spent."""
+        """Add the time that earlier attempts took."""
         timing = self.path / "timing.jsonl"
         if timing.is_file():
             drop_torn_line(timing)
@@ -69,7 +71,7 @@ class StageLogs:
         self.positions[name] = position + len(data)
 
     def truncate(self) -> None:
-        """Cut off rows beyond the positions: they belong to a step that will be done again."""
+        """Truncate rows beyond the positions: they belong to a step that will be repeated."""
         for name in APPENDED:
             path, position = self.path / name, self.positions.get(name, 0)
             if path.is_file() and path.stat().st_size > position:

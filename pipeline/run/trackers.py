@@ -1,8 +1,8 @@
 """Every line of metrics also to trackio, tensorboard or wandb, through accelerate's trackers: those that `trackers:`
 names, else trackio where it is installed.
 
-They get what metrics.jsonl holds: the file stays the record, and a tracker that fails stops no run. Each time a stage
-is begun it gets a curve of its own; a resumed stage continues its curve, without the steps that are replayed.
+They receive what metrics.jsonl holds: the file stays the record, and a tracker that fails stops no run. A stage gets a
+curve of its own each time it begins; a resumed stage continues its curve, without the steps that are replayed.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _listener(tracker: Any) -> Listener:
         except Exception as exc:  # somebody else's server or disk; the run's record is metrics.jsonl
             if not warned:
                 why = hidden(f"{tracker.name}: {type(exc).__name__}: {exc}")
-                print(f"{why}; the curves go on in metrics.jsonl alone", flush=True)
+                print(f"{why}; the curves continue in metrics.jsonl alone", flush=True)
                 warned.append(tracker.name)
 
     return report

@@ -14,6 +14,7 @@ from pipeline.config.load import Config, ConfigError
 from pipeline.config.registry import KINDS, kind_of
 from pipeline.distributed import ranks, sharding
 from pipeline.run import console, lineage, trackers
+from pipeline.run.errors import Alarm
 from pipeline.run.follower_dir import FollowerDir
 from pipeline.run.manifest import verified_manifest
 from pipeline.run.stage_dir import StageDir
@@ -47,7 +48,11 @@ def run_stage(cfg: Config, name: str, listeners: Sequence[trackers.Listener] = (
     ranks.barrier()
     with trackers.tracking(cfg, ctx.dir) as curves:
         ctx.dir.logs.listeners += [*curves, *listeners]
-        metrics = importlib.import_module(module).run(ctx)
+        try:
+            metrics = importlib.import_module(module).run(ctx)
+        except Alarm as exc:
+            ctx.dir.note_alarm(str(exc))
+            raise
     manifest = ctx.dir.complete(seed=cfg.seed, parents=ctx.parents, inputs=ctx.inputs, metrics=metrics, **identity)
     ranks.barrier()
     summary = {name: metrics[name] for name in headline_names([metrics])}

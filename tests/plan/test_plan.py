@@ -244,6 +244,8 @@ def test_a_pool_of_ratings_foresees_no_samples(tmp_path):
     data = replace(DATA, pool_rows=dict.fromkeys(("feedme", "reward_model", "conditioned"), 451))
     works = [estimate.work_of(cfg, name, data) for name in ("feedme", "reward_model", "conditioned")]
     assert [work.samples for work in works] == [0, 0, 0]
+    again = load(DEMO, [*words, "conditioned.online_rounds=2", "conditioned.prompts=10", "conditioned.samples=4"])
+    assert estimate.work_of(again, "conditioned", data).samples == 2 * 10 * 4, "the rounds after the pool sample"
     assert works[0].judged == 120 * 16 * 2 and works[0].steps == 46 * 2  # 451 rows, 10 per step, with the control
 
 

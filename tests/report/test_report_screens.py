@@ -1,5 +1,5 @@
 """The report as it looks: full-page screenshots against stored ones, at four widths, light, dark and printed; by
-keyboard alone; and the page of a run that goes on.
+keyboard alone; and the page of a run that is still running.
 
 Screenshots are compared as thumbnails, so that another machine's fonts do not count and a section that moved, broke or
 lost its colour does. After a wanted change: SCREENS=write python -m pytest tests/report/test_report_screens.py
@@ -160,16 +160,16 @@ def test_the_page_of_a_live_run_loads_itself_until_the_run_is_over(
     steps = [{"step": n, "reward_mean": n / 10} for n in range(1, 5)]
     write_stage(root, "grpo", complete=False, steps=steps)
     page.open(write_report(root, live=True))
-    assert "this page loads itself again" in page.text(".live") and page.errors == []
+    assert "this page reloads every" in page.text(".live") and page.errors == []
     write_stage(root, "grpo", complete=False, steps=[*steps, {"step": 5, "reward_mean": 0.9}])
     write_report(root, live=True)
     until(page, "document.querySelector('#report-data')?.textContent.includes('0.9')")
     page.click(".live button")
-    assert "this page is paused" in page.text(".live")
+    assert "reloading is paused" in page.text(".live")
     write_stage(root, "grpo", metrics=figures(0.5), steps=steps)
     write_report(root)
     time.sleep(2.5)
-    assert page.text(".live button") == "Go on", "a paused page stays as it is"
+    assert page.text(".live button") == "Resume", "a paused page stays as it is"
     page.js("sessionStorage.clear()")
     page.js("location.reload()")
     until(page, "document.documentElement.dataset.ready && !document.querySelector('.live')")

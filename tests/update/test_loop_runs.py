@@ -13,6 +13,8 @@ import pytest
 import torch
 from loop_kit import letters, manifest, metrics, run_stage, weights, write_config
 
+from pipeline.__main__ import main
+from pipeline.cli import watch_frame, watch_view
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Model
 from pipeline.distributed import ranks
@@ -121,6 +123,24 @@ def test_detail_41_a_run_killed_in_a_step_and_resumed_ends_in_the_same_bytes(tmp
     if "adaptive" in name:  # detail 20: the controller moved, and went on from where it was
         coefficients = [m["kl_coef"] for m in metrics(tmp_path / "killed", stage)]
         assert len(set(coefficients)) == 5
+
+
+# --- a run that an alarm stops ----------------------------------------------------------------------------------------
+
+
+def test_an_alarm_is_noted_for_who_looks_later_and_goes_when_the_stage_runs_again(tmp_path, model, capsys):
+    given = ["rewards={letters: {kind: function, path: 'loop_kit:constant'}}", "grpo.alarms.no_signal_steps=2"]
+    config = [str(write_config(tmp_path, model)), f"runs_dir={tmp_path}", *given]
+    assert main(["run", *config, "grpo.steps=4"]) == 3
+    assert f"report: {tmp_path / 't/report.html'}" in capsys.readouterr().out, "the report of what led to it"
+    view = watch_view.read(tmp_path / "t")
+    assert "every group had constant reward for 2 consecutive steps" in (view.alarm or "")
+    assert "stopped by an alarm" in "\n".join(watch_frame.draw(view, width=100, colour=False).lines)
+    assert "every group had constant reward" in (tmp_path / "t/report.html").read_text()
+    engines.close_generators()
+    assert main(["run", *config, "grpo.steps=4", "grpo.alarms.no_signal_steps=9"]) == 0
+    assert not (tmp_path / "t/grpo/stopped.json").exists() and watch_view.read(tmp_path / "t").alarm is None
+    assert "stopped.json" not in manifest(tmp_path, "grpo")["outputs"]
 
 
 # --- keep: best -------------------------------------------------------------------------------------------------------

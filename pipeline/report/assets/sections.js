@@ -22,7 +22,7 @@ function header(report) {
     h("dl", { class: "facts" }, report.facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)))));
 }
 
-// The run goes on: load the page again every few seconds, but not under the hands of somebody who reads it.
+// The run is still running: reload the page every few seconds, but not while somebody scrolls or types.
 function liveBar(live) {
   const QUIET_S = 20, GONE_S = 900;  // after a key, a click or a scroll; without a new page
   const store = { get: () => { try { return sessionStorage.getItem("paused"); } catch { return null; } },
@@ -32,8 +32,8 @@ function liveBar(live) {
   const show = () => {
     const age = Date.now() / 1000 - live.written;
     words.textContent = age > GONE_S ? `Written ${Math.round(age / 60)} minutes ago and not since: the run may have stopped.`
-      : paused ? "The run goes on; this page is paused." : `The run goes on: this page loads itself again every ${live.reload_s} s. Of each stage the newest rollouts are shown.`;
-    button.textContent = paused ? "Go on" : "Pause";
+      : paused ? "The run is still running; reloading is paused." : `The run is still running: this page reloads every ${live.reload_s} s. Of each stage the newest rollouts are shown.`;
+    button.textContent = paused ? "Resume" : "Pause";
     button.setAttribute("aria-pressed", String(paused));
     button.hidden = age > GONE_S;
   };
@@ -200,6 +200,7 @@ function stageSections(report) {
     const special = [feedmeChart(stage), conditionChart(stage), ...probeCharts(stage), secondScoreChart(stage)].filter(Boolean);
     const drawn = stage.curves.length ? curveCharts(stage) : [];
     return h("article", { id: `stage-${stage.name}` }, h("h3", {}, stage.name, h("span", { class: "note" }, facts.join(" · "))),
+      stage.alarm ? h("p", {}, h("span", { class: "state bad" }, "✕ stopped by an alarm: "), stage.alarm) : null,
       special.length ? h("div", { class: "charts" }, special) : null, drawn, figuresOf(stage));
   }));
 }
