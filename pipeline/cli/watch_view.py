@@ -174,7 +174,7 @@ def _loop_alarms(
     shares = [("generator and trainer after a sync", "canary_max_abs", canary),
               ("generator and trainer on the samples", "mismatch_mean_abs", limits.get("mismatch_mean_abs")),
               ("checkers broken", "checker_broken", limits.get("checker_broken_share")),
-              ("episodes with rewritten history", "rewritten_history", limits.get("rewritten_history_share"))]  # fmt: skip
+              ("histories rewritten", "rewritten_history", limits.get("rewritten_history_share"))]  # fmt: skip
     for name, figure, limit in shares:
         if is_number(last.get(figure)) and is_number(limit):
             yield AlarmDistance(name, last[figure], limit, last[figure] / limit if limit else 0.0)
