@@ -61,7 +61,8 @@ def test_every_alarm_of_the_code_is_in_the_table_with_what_to_do():
     source = (ROOT / "pipeline/run/alarms.py").read_text()
     assert len(re.findall(r"^def check_", source, re.M)) == 9, "another alarm: name it on the page"
     table = PAGE.split("## Alarms")[1].split("## Two GPUs")[0]
-    for words in ("after the weight sync", "log-probs of the sampled tokens differ", "KL of policy to reference", "could not be scored", "rewrites the history of",
+    for words in ("after the weight sync", "log-probs of the sampled tokens differ", "KL of policy to reference",
+                  "could not be scored", "rewrites the history of",
                   "every group had constant reward", "no token left to train on"):  # fmt: skip
         assert words in " ".join(source.replace('"\n            f"', "").replace('"\n            "', "").split())
         assert words in table
