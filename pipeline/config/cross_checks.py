@@ -82,7 +82,7 @@ def _tool_mistakes(config: Config) -> list[str]:
     if config.tools is None:
         return []
     out = []
-    if not config.tools.use and config.tools.environment is None:
+    if not (config.tools.use or config.tools.environment or config.tools.mcp):
         out.append("tools: name at least one, as in tools: {use: [calculator]}, or give an environment")
     if config.sampling.max_tokens > config.tools.max_tokens:
         out.append(f"tools.max_tokens: an episode of {config.tools.max_tokens} tokens is shorter than one turn; "

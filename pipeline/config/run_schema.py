@@ -159,6 +159,8 @@ class Tools:
     """Tools by name, with their settings, such as {calculator: {}, python: {timeout_s: 5}}."""
     environment: str | None = None
     """Class whose methods are tools, by TRL's environment_factory contract: file.py:Class or package.module:Class."""
+    mcp: dict[str, list[str]] = field(default_factory=dict)
+    """MCP servers over stdio, name -> command, such as {time: [python, server.py]}; needs the extra mcp."""
     dirs: list[str] = field(default_factory=list)
     """Directories with tools of your own."""
     format: Literal[TOOL_FORMATS] | None = None  # type: ignore[valid-type]

@@ -10,6 +10,7 @@ from pipeline.config.schema import Tools
 from pipeline.data.columns import DataRow, Row, origin
 from verifiers import tools as registry
 from verifiers.tools import Tool, Toolbox
+from verifiers.tools._mcp import mcp_tool
 
 
 def schemas_of(functions: Mapping[str, Callable[..., Any]]) -> list[Row]:
@@ -19,7 +20,7 @@ def schemas_of(functions: Mapping[str, Callable[..., Any]]) -> list[Row]:
     out = []
     for name, function in functions.items():
         try:
-            out.append(get_json_schema(function))
+            out.append(getattr(function, "schema", None) or get_json_schema(function))
         except Exception as exc:  # DocstringParsingException, TypeHintParsingException: no common base of their own
             text = " ".join(str(exc).split())
             raise ValueError(f"tool {name!r}: its schema cannot be made: {text or type(exc).__name__}") from exc
@@ -43,6 +44,8 @@ class ToolSet:
             ]
             if settings.environment is not None:
                 self.tools.append((registry.load_class(settings.environment), {}))
+            self.tools += [(mcp_tool(name, command, timeout_s=settings.timeout_s), {})
+                           for name, command in settings.mcp.items()]  # fmt: skip
             for tool, _ in self.tools:
                 if reason := getattr(tool.module, "unavailable", lambda: None)():
                     raise ValueError(f"{tool.name} cannot run here: {reason}")

@@ -177,6 +177,12 @@ def test_a_scaffolded_tool_conforms_and_is_found(tmp_path: Path) -> None:
     assert path.read_text().startswith('"""word_count')
 
 
+def test_the_tool_of_the_documentation_conforms(tmp_path: Path) -> None:
+    page = (Path(registry.__file__).parents[2] / "docs" / "tools.md").read_text()
+    (tmp_path / "word_count.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+    assert check(registry.load("word_count", [tmp_path])) == []
+
+
 FAULTY = '''
 from verifiers.tools import ToolExample
 COUNT = [0]

@@ -102,7 +102,12 @@ def _settings_of(factory: Callable[..., Any]) -> list[str] | None:
 
 
 def methods_of(session: Any) -> dict[str, Callable[..., Any]]:
-    """The public methods of a session that the model may call. Raises ValueError if there are none."""
+    """The public methods of a session that the model may call, or the `tool_functions` that it has made itself.
+
+    Raises ValueError if there are none.
+    """
+    if isinstance(made := getattr(session, "tool_functions", None), dict) and made:
+        return dict(made)
     members = inspect.getmembers(session, predicate=inspect.ismethod)
     methods: dict[str, Callable[..., Any]] = {
         name: method for name, method in members if not name.startswith("_") and name not in NOT_TOOLS

@@ -92,7 +92,7 @@ EXAMPLES = (
     ToolExample("mistake", [{"command": "sleep 60"}], "was stopped", settings={"timeout_s": 0.5}),
     ToolExample("mistake", [{"command": "echo \0"}], "NUL"),
     ToolExample("hostile", [{"command": "yes"}], settings={"timeout_s": 0.5}),
-    ToolExample("hostile", [{"command": "cat /etc/shadow; ls /home /root; echo x > /etc/x"}]),
-    ToolExample("hostile", [{"command": "kill -9 -1"}]),
-    ToolExample("hostile", [{"command": "for i in $(seq 100); do sleep 9 & done; wait"}], settings={"timeout_s": 0.5}),
+    ToolExample("hostile", [{"command": "cat /etc/shadow; ls /home /root; touch /etc/whetstone-probe"}]),
+    ToolExample("hostile", [{"command": "kill -0 1"}]),
+    ToolExample("hostile", [{"command": "for i in $(seq 50); do sleep 9 & done; wait"}], settings={"timeout_s": 0.5}),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Python calls in a list: [look(place="north"), add(a=1, b=2)], as Llama 3.2 and 4, LFM2 and OLMo write them.
+"""Python calls in a list: [look(place="north"), add(a=1, b=2)], as Llama 4 and LFM2 write them.
 
 LFM2 puts the list between <|tool_call_start|> and <|tool_call_end|>; elsewhere it is the whole turn. The list is
 parsed, never evaluated: arguments are keywords with literal values.
