@@ -50,6 +50,9 @@ def _batch_checks(block: Policy, config: Config) -> Checks:
         f".groups.overlong_buffer: {block.groups.overlong_buffer} exceeds sampling.max_tokens {sampling.max_tokens}": (
             block.groups.overlong_buffer > sampling.max_tokens
         ),
+        ".sampler: column and ratios go together, as {column: source, ratios: {gsm8k: 3, countdown: 1}}": (
+            (block.sampler.column is None) != (not block.sampler.ratios)
+        ),
         **{
             f": sampling.{key} would change what is sampled and not what is trained on; leave it at its default": on
             for key, on in reshaped.items()

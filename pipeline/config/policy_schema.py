@@ -184,6 +184,23 @@ class Groups:
 
 
 @dataclass(slots=True)
+class Sampler:
+    """Which prompts a step samples."""
+
+    __pydantic_config__: ClassVar = STRICT
+    kind: Literal["uniform", "difficulty"] = "uniform"
+    """Every prompt in turn, or by its pass rate so far: those that pass about half of the time most often."""
+    floor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Smallest relative chance of a prompt; difficulty only."""
+    discount: Share = 0.7
+    """Weight of a prompt's earlier groups against its last one in its pass rate; difficulty only."""
+    column: str | None = None
+    """Column of the rows that names their source, for ratios."""
+    ratios: dict[str, Annotated[float, Field(gt=0)]] = field(default_factory=dict)
+    """Source -> its share of the prompts, as {gsm8k: 3, countdown: 1}; sources left out are not sampled."""
+
+
+@dataclass(slots=True)
 class Teacher:
     """The teacher of on-policy distillation; the policy samples, the teacher judges each token."""
 
@@ -281,6 +298,8 @@ class Policy:
     """Prompts per step."""
     samples: Positive = 8
     """Completions per prompt, the group size."""
+    sampler: Sampler = field(default_factory=Sampler)
+    """Which prompts a step samples."""
     epochs: Positive = 1
     """Passes over each step's samples."""
     minibatches: Positive = 1

@@ -24,6 +24,7 @@ from pipeline.config.policy_schema import (
     Optimizer,
     Policy,
     Ppo,
+    Sampler,
     Teacher,
     trains_adapter,
 )
@@ -45,10 +46,9 @@ from pipeline.config.stage_schema import (
 )
 
 __all__ = [
-    "BY_GROUP", "KINDS", "STRICT", "TOOL_FORMATS", "Alarms", "Attribute", "Base", "Compare", "Conditioned", "Credit",
-    "Critic", "Distill", "Dpo", "Episodes", "Evaluate", "Evaluation", "Feedme", "Generate", "Groups", "Grpo", "Judge",
-    "Kl", "Kto", "Loss", "Model", "Monitor", "NonNegative", "OfflineQ", "Optimizer", "Policy", "Positive", "Ppo",
-    "Probe", "Prompts", "RewardModel", "Sampling", "Sft", "Share", "StageKind", "Stitch", "Stop", "Teacher", "Tiny",
-    "Tools",
-    "recorded_kind", "trains_adapter",
+    "BY_GROUP", "KINDS", "STRICT", "TOOL_FORMATS", "Alarms", "Attribute", "Base", "Compare", "Conditioned",
+    "Credit", "Critic", "Distill", "Dpo", "Episodes", "Evaluate", "Evaluation", "Feedme", "Generate", "Groups",
+    "Grpo", "Judge", "Kl", "Kto", "Loss", "Model", "Monitor", "NonNegative", "OfflineQ", "Optimizer", "Policy",
+    "Positive", "Ppo", "Probe", "Prompts", "RewardModel", "Sampler", "Sampling", "Sft", "Share", "StageKind",
+    "Stitch", "Stop", "Teacher", "Tiny", "Tools", "recorded_kind", "trains_adapter",
 ]  # fmt: skip

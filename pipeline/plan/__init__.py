@@ -3,6 +3,7 @@
 one_run.py          plan of one run
 comparison_plan.py  plan of a comparison, which consists of many runs
 estimate.py         counts of steps, tokens and memory
+learning_rate.py    advice on learning rates, from the model's size and LoRA
 trial.py            measures the machine for some seconds in a separate process (`trial=false` skips it, and with it
                     the memory and time estimates)
 
@@ -20,7 +21,7 @@ from shutil import which
 from pipeline.config.load import Config, ConfigError, read
 from pipeline.config.seed_list import take_seeds
 from pipeline.models import families
-from pipeline.plan import comparison_plan, one_run, preflight
+from pipeline.plan import comparison_plan, learning_rate, one_run, preflight
 from pipeline.plan.trial import Trial
 from pipeline.run import console, process
 
@@ -43,6 +44,8 @@ def plan(config: str, words: Sequence[str]) -> int:
     if config_json is not None:
         gpu, backend = bool(which("nvidia-smi")), cfg.generate.backend
         console.say(families.line(config_json, dtype=cfg.model.dtype, attn=cfg.model.attn, gpu=gpu, backend=backend))
+        for line in learning_rate.advice(cfg, config_json):
+            console.say(f"learning rate of {line}")
     process.prepare(process.thread_count(cfg.threads, cfg.model.path))
     measured = try_out(config, overrides) if asked["trial"] else None
     if compared := comparison_plan.comparison_of(cfg):

@@ -84,6 +84,7 @@ def train_policy(ctx: Context, method: Method) -> dict[str, Any]:
         reference_tolerance=REFERENCE_TOLERANCE.get(precision, COARSE_TOLERANCE),
         directory=ctx.dir,
         record=ctx.record,
+        sources=sources_of(ctx),
         reward_weights={part.name: part.weight for part in scorer.parts if part.weight},
         demonstrations=demonstrations(ctx),
         monitor=monitor,
@@ -177,6 +178,24 @@ def make_reference(ctx: Context, learner: Learner) -> Reference | None:
     if not block.kl.coef:
         return None
     return AdapterOff(learner) if block.peft else Copy(start_of(ctx, learner), learner, block.kl)
+
+
+def sources_of(ctx: Context) -> dict[str, list[int]]:
+    """Source -> positions of its prompts, for a sampler with ratios. Raises ConfigError for an unknown source."""
+    sampler = ctx.block.sampler
+    if not sampler.ratios:
+        return {}
+    where, prompts = f"{ctx.cfg.path}: {ctx.name}.sampler", ctx.train_prompts
+    named = [prompt.row.get(sampler.column, prompt.task.get(sampler.column)) for prompt in prompts]
+    if all(name is None for name in named):
+        columns = ", ".join(map(str, prompts[0].row))
+        raise ConfigError([f"{where}.column: no row has a column {sampler.column!r}; have: {columns}"])
+    out = {source: [i for i, name in enumerate(named) if str(name) == source] for source in sampler.ratios}
+    for source, positions in out.items():
+        if not positions:
+            have = ", ".join(sorted({str(name) for name in named}))
+            raise ConfigError([f"{where}.ratios: no prompt has {sampler.column} {source!r}; have: {have[:200]}"])
+    return out
 
 
 def make_teacher(ctx: Context, learner: Learner) -> TeacherModel | None:

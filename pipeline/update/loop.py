@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.config.schema import BY_GROUP
 from pipeline.credit import advantages as credit
 from pipeline.credit.token_rewards import KLController
+from pipeline.data.prompt_sampler import Rates, next_indices, observe
 from pipeline.distributed import ranks
 from pipeline.models.models import named_weights
 from pipeline.records import Prompt, Scored, episodes, merge_episode
@@ -139,14 +140,15 @@ class Collected:
 
 def sample_step(deps: LoopDeps, state: State) -> Collected:
     """gather_groups; if a stop is requested meanwhile, the state at the start of the step is saved first."""
-    mark, drawn = deps.directory.logs.mark(), state.prompts_drawn
+    mark = deps.directory.logs.mark()
+    before = state.prompts_drawn, dict(state.drawn), state.rates
     try:
         return gather_groups(deps, state)
     except shutdown.Stopped:
         # with several processes only one has noticed the signal, and a checkpoint needs all of them
         if ranks.world() == 1 and not shutdown.late() and not deps.directory.checkpoints.has(state.step):
             deps.directory.logs.go_to(mark)
-            state.prompts_drawn = drawn
+            state.prompts_drawn, state.drawn, state.rates = before
             save(deps, state)
         raise
 
@@ -162,8 +164,11 @@ def gather_groups(deps: LoopDeps, state: State) -> Collected:
     spare: list[list[Scored]] = []
     sampled: list[Scored] = []
     for attempt in range(block.groups.refill_cap if block.groups.dynamic else 1):
-        prompts = next_prompts(deps, state)
+        by_source = next_positions(deps, state)
+        prompts = [deps.prompts[i] for indices in by_source.values() for i in indices]
         state.prompts_drawn += block.prompts
+        for name, indices in by_source.items():
+            state.drawn[name] = state.drawn.get(name, 0) + len(indices)
         scored = deps.prefetch.take(state.step) if deps.prefetch is not None else None
         if scored is None:
             scored = deps.source.sample_and_score(prompts, state.step, attempt)
@@ -171,6 +176,8 @@ def gather_groups(deps: LoopDeps, state: State) -> Collected:
         groups = grouped(scored, block.samples)
         lines = [{"step": state.step, "attempt": attempt, **difficulty(group)} for group in groups]
         deps.directory.logs.append("difficulty.jsonl", lines)
+        if block.sampler.kind == "difficulty":
+            state.rates = observed(deps, state, lines)
         for group in groups:
             along = any(reward for s in group for _, reward in s.step_rewards)
             returns_1G = returns_as_credited(group, block.groups, deps.max_tokens)[None]
@@ -186,10 +193,32 @@ def gather_groups(deps: LoopDeps, state: State) -> Collected:
     return Collected([s for group in chosen for s in group], sampled, attempt + 1)
 
 
+def next_positions(deps: LoopDeps, state: State) -> dict[str, list[int]]:
+    """Source -> positions in deps.prompts of what is sampled next; one source "" unless the sampler mixes several."""
+    sampler = deps.block.sampler
+    return next_indices(
+        deps.sources or {"": range(len(deps.prompts))},
+        sampler.ratios or {"": 1.0},
+        state.rates if sampler.kind == "difficulty" else None,
+        drawn=state.drawn if sampler.ratios else {"": state.prompts_drawn},
+        count=deps.block.prompts,
+        floor=sampler.floor,
+        key=deps.seed_key,
+    )
+
+
 def next_prompts(deps: LoopDeps, state: State) -> list[Prompt]:
-    """The prompts that are sampled next: an endless walk over all of them, each pass in a new order."""
-    indices = cycle_indices(len(deps.prompts), state.prompts_drawn, deps.block.prompts, *deps.seed_key, "order")
-    return [deps.prompts[index] for index in indices]
+    return [deps.prompts[i] for indices in next_positions(deps, state).values() for i in indices]
+
+
+def observed(deps: LoopDeps, state: State, lines: Sequence[Mapping[str, Any]]) -> Rates:
+    """The pass rates after these lines of difficulty.jsonl; unscorable samples do not count."""
+    position = {prompt.index: i for i, prompt in enumerate(deps.prompts)}
+    rates, discount = dict(state.rates), deps.block.sampler.discount
+    for line in lines:
+        i = position[line["prompt_index"]]
+        rates[i] = observe(rates.get(i), passed=line["passed"], samples=line["scorable"], discount=discount)
+    return rates
 
 
 def start_prefetch(deps: LoopDeps, state: State) -> None:

@@ -60,6 +60,7 @@ class LoopDeps:
     seed_key: what every draw of the loop is a function of, besides the step.
     reference: None if no KL is used. demonstrations: rows to imitate in each update if the loss has a ptx_coef.
     reference_tolerance: KL per token between policy and reference at step 0 that rounding may explain.
+    sources: name -> positions of its prompts, if the block's sampler mixes sources by ratio.
     reward_weights: part of the reward -> its weight, for credit that takes the parts apart. teacher: of distillation.
     monitor: a second score of each step's rollouts. prefetch: samples the next step while this one updates.
     """
@@ -76,6 +77,7 @@ class LoopDeps:
     directory: StageDir
     record: Callable[..., None]
     reference_tolerance: float = 1e-5
+    sources: Mapping[str, Sequence[int]] = field(default_factory=dict)
     reward_weights: Mapping[str, float] = field(default_factory=dict)
     teacher: TeacherModel | None = None
     demonstrations: Sequence[Row] = ()
@@ -91,6 +93,8 @@ class State:
     controller: KLController = field(default_factory=lambda: KLController(0.0))
     steps_without_signal: int = 0
     prompts_drawn: int = 0
+    drawn: dict[str, int] = field(default_factory=dict)  # source -> prompts drawn from it
+    rates: dict[int, tuple[float, float]] = field(default_factory=dict)  # prompt index -> discounted passes and samples
     canary_max: float = 0.0
     canary_floor: float = math.nan  # its gap between equal weights, right after the first sync
     mismatch: float = math.nan  # mean |log-prob difference| of generator and trainer in the worst step

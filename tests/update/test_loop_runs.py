@@ -94,6 +94,10 @@ RESUMED = {
         ["prompts.validation=0.2", "grpo.evaluate_every=1", "grpo.keep=best", "grpo.keep_by=reward"],
     ),
     "a shared critic": ("ppo", ["ppo.critic.shared=true"]),
+    "prompts by difficulty": (
+        "grpo",
+        ["rewards={gridworld: {weight: 1.0}}", "grpo.sampler.kind=difficulty", "grpo.groups.dynamic=true"],
+    ),
 }
 
 
