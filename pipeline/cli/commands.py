@@ -77,7 +77,8 @@ def _table() -> dict[str, Command]:
                 group="runs"),
         Command("export", "RUN_DIR", "write RUN_DIR/export: merged weights, tokenizer, template, model card",
                 f"export {RUN}", {"stage": ASKED["stage"],
-                "to": "directory; default RUN_DIR/export. gguf: RUN_DIR/gguf, for llama.cpp and Ollama",
+                "to": "directory; default RUN_DIR/export. gguf: RUN_DIR/gguf, for llama.cpp and Ollama. "
+                "lora: RUN_DIR/lora, the adapter alone",
                 "dtype": "of a GGUF: f32, f16, bf16 or q8_0; default f16",
                 "label": "of a GGUF: condition label that every prompt gets; default best, none for no label"},
                 group="runs"),

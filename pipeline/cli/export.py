@@ -68,6 +68,12 @@ def export(run: Path, words: Sequence[str]) -> Path:
     for key in ("dtype", "label"):
         if key in asked:
             raise ConfigError([f"export: {key}={asked[key]} is for to=gguf"])
+    if asked.get("to") == "lora":
+        from pipeline.cli import lora_export
+
+        base, _, rank = lora_export.lora_chain(lineage(run, stage), stage)
+        verified_manifest(run / base)
+        return lora_export.write_lora(run / base / "model", run / stage / "model", run / "lora", rank)
     return _to_directory(run, stage, Path(asked.get("to") or run / "export").resolve())
 
 
