@@ -24,7 +24,10 @@ def fenced(page):
     return re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text(), re.S)
 
 
-EXAMPLES = [(page, i) for page in ("docs/policy.md", "docs/distill.md") for i in range(len(fenced(page)))]
+SHARED = {"prompts", "rewards", "model", "sampling", "evaluation", "generate"}
+EXAMPLES = [
+    (page, i) for page in ("docs/policy.md", "docs/distill.md", "docs/compare.md") for i in range(len(fenced(page)))
+]
 
 
 @pytest.mark.parametrize(("page", "number"), EXAMPLES)
@@ -36,11 +39,7 @@ def test_the_blocks_that_a_page_shows_are_taken_by_the_config(tmp_path, page, nu
     config = tmp_path / "example.yaml"
     config.write_text(yaml.safe_dump(raw))
     blocks = load(str(config), []).blocks
-    assert all(name in blocks for name in shown if isinstance(shown[name], dict) and name not in raw_keys())
-
-
-def raw_keys():
-    return {"prompts", "rewards", "model", "sampling", "evaluation", "generate"}
+    assert all(name in blocks for name in shown if isinstance(shown[name], dict) and name not in SHARED)
 
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks/NOTES.md", *(ROOT / "docs").glob("*.md")])

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from pipeline.config import describe, schema
+from pipeline.config import describe, schema, sweeps
 from pipeline.config.cross_checks import cross_checks
 from pipeline.config.library_fields import LORA, block_mistakes
 from pipeline.config.mistakes import SYNONYMS, ConfigError, nearest
@@ -305,6 +305,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config | None
     raw = read_yaml(path)
     apply_overrides(raw, overrides)
     mistakes: list[str] = []
+    sweeps.expand(raw, mistakes)
     top = {key: value for key, value in raw.items() if key in TOP}
     top["stages"] = stage_names = _stage_names(raw, mistakes)
     blocks = _blocks(raw, stage_names, mistakes)

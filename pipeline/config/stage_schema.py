@@ -357,6 +357,8 @@ class Compare:
     """Stages to compare."""
     kind: str = "compare"
     """Kind of the stage; needed only in a block that has another name."""
+    sweep: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    """Method -> key -> values: every combination becomes a method of its own."""
     start: str = "sft"
     """Stage that all methods start from."""
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
