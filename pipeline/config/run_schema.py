@@ -155,7 +155,7 @@ class Tools:
     """Tools that the policy may call: every sample is then an episode of turns, calls and their results."""
 
     __pydantic_config__: ClassVar = STRICT
-    use: list[str] | dict[str, dict[str, Any]] = field(default_factory=list)
+    use: dict[str, dict[str, Any]] | list[str] = field(default_factory=dict)
     """Tools by name, with their settings, such as {calculator: {}, python: {timeout_s: 5}}."""
     environment: str | None = None
     """Class whose methods are tools, by TRL's environment_factory contract: file.py:Class or package.module:Class."""
