@@ -10,7 +10,7 @@ from pipeline.config.install_hint import install_command
 from pipeline.config.library_fields import VLLM_ENGINE, block_mistakes
 from pipeline.config.mistakes import nearest
 from pipeline.config.policy_checks import NEEDS_VALIDATION, policy_mistakes
-from pipeline.config.schema import Attribute, Conditioned, Feedme, Policy, trains_adapter
+from pipeline.config.schema import Attribute, Conditioned, Dpo, Feedme, Kto, Policy, trains_adapter
 
 if TYPE_CHECKING:
     from pipeline.config.load import Config
@@ -53,7 +53,7 @@ def cross_checks(config: Config) -> list[str]:
     for name, block in config.blocks.items():
         if isinstance(block, Policy):
             out += policy_mistakes(name, block, config)
-        if isinstance(block, Feedme) and block.keep == "best" and not config.prompts.validation:
+        if isinstance(block, (Feedme, Dpo, Kto)) and block.keep == "best" and not config.prompts.validation:
             out.append(f"{name}.keep: {NEEDS_VALIDATION}")
         if isinstance(block, Conditioned):
             out += _label_checks(name, block, config)

@@ -31,6 +31,8 @@ class Preference:
     """Rewards that order the samples, parts as in `rewards`; null takes the run's."""
     rounds: Positive = 1
     """Rounds of sampling and training; more than one is the online form of the method."""
+    keep: Literal["last", "best"] = "last"
+    """Round whose model is kept: the last, or the best by prompts.validation."""
     reference: Literal["start", "last"] = "start"
     """Reference of later rounds: the stage's start, or the model that the round begins with."""
     prompts: Positive = 1024
@@ -55,7 +57,8 @@ class Preference:
         rows = data.own_rows.get(name, distinct * self.rows_per_prompt())
         out.batch, steps = trained_steps(self.trainer, rows)
         out.steps, out.likely = steps * self.rounds, 0.8
-        out.judged = evaluation_samples(cfg, data) * self.rounds
+        validation = data.validation_prompts * cfg.evaluation.samples * (self.keep == "best")
+        out.judged = (evaluation_samples(cfg, data) + validation) * self.rounds
         out.at_most = "max_steps" not in self.trainer
         return out
 

@@ -22,6 +22,7 @@ from pipeline.records import Scored, groups
 from pipeline.run import console
 from pipeline.score import score, tally
 from pipeline.seeds import cycle_indices
+from pipeline.stages.best_round import keep_best, round_dir, score_name
 from pipeline.stages.context import Context, Judged
 from pipeline.stages.kl_to_start import from_start
 from pipeline.stages.sampling import best_of, draw, from_pool, next_prompts, reward_when_solved
@@ -96,7 +97,7 @@ def chain(ctx: Context, place: Path, *, matched: Counts | None = None) -> tuple[
         pool = chosen if block.data == "replace" else [*pool, *chosen]
         examples = with_share(pool, mix, block.sft_share, key=ctx.seed("mix", number))
         origin = start if block.start == "last" else ctx.policy_path
-        there = round_place(place, number) if chooses else place
+        there = round_dir(place, number) if chooses else place
         trained = train(ctx, origin, examples, there, block.trainer, key=(role, number))
         start = str(there)
         generator = ctx.generator(start)
@@ -113,7 +114,7 @@ def chain(ctx: Context, place: Path, *, matched: Counts | None = None) -> tuple[
             break
     if not chooses:
         return figures, judgements[-1], counts
-    best = go_back(ctx, place, figures)
+    best = keep_best(ctx, place, figures)
     return figures, judgements[best], counts[: best + 1]
 
 
@@ -244,36 +245,6 @@ def stop_reason(figures: Sequence[Mapping[str, Any]], rule: Stop) -> str | None:
     if distinct < rule.min_distinct:
         return f"{distinct:.2f} distinct answers per prompt are fewer than {rule.min_distinct:g}"
     return None
-
-
-def score_name(figures: Sequence[Mapping[str, Any]]) -> str:
-    """The figure by which rounds are compared: on validation prompts, else on the held-out ones."""
-    return "validation_accuracy" if "validation_accuracy" in figures[0] else "heldout_accuracy"
-
-
-def round_place(place: Path, number: int) -> Path:
-    return place.with_name(f".{place.name}-round-{number}")
-
-
-def go_back(ctx: Context, place: Path, figures: Sequence[Mapping[str, Any]]) -> int:
-    """Restore the best round's model to `place` and return that round's number, starting from 0."""
-    chosen_by = score_name(figures)
-    scores = [f[chosen_by] for f in figures]
-    best = scores.index(max(scores))
-    why = figures[-1].get("stopped", "all rounds done")
-    console.say(f"{ctx.name}: {why}; the model of round {best + 1} is kept")
-    if chosen_by == "heldout_accuracy":
-        console.say(f"{ctx.name}: chosen by the held-out prompts, so its figures there are those of the best of "
-                    f"{len(scores)} tries; prompts.validation: 0.1 chooses by others")  # fmt: skip
-
-    def keep_best() -> None:
-        shutil.rmtree(place, ignore_errors=True)
-        round_place(place, best).rename(place)
-        for number in range(len(figures)):
-            shutil.rmtree(round_place(place, number), ignore_errors=True)
-
-    ranks.from_main(keep_best)
-    return best
 
 
 def without_training(ctx: Context, start: Judged) -> dict[str, Any]:

@@ -9,6 +9,7 @@ drawn from the seed, and what does not fit is counted.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pipeline.config.load import ConfigError
@@ -16,6 +17,7 @@ from pipeline.config.schema import trains_adapter
 from pipeline.models import models
 from pipeline.records import Scored
 from pipeline.run import console
+from pipeline.stages.best_round import keep_best, round_dir, score_name
 from pipeline.stages.context import Context
 from pipeline.stages.kl_to_start import from_start
 from pipeline.stages.sampling import draw, from_pool, next_prompts
@@ -30,7 +32,7 @@ def run_rounds(
     config_class: Any,
     rows_of: Callable[[Context, str, int], tuple[Rows, dict[str, Any]]],
 ) -> dict[str, Any]:
-    """All rounds of a preference stage; the last one's model is left in model/.
+    """All rounds of a preference stage; the last one's model is left in model/, or the best one's (`keep`).
 
     rows_of(ctx, policy, number): the training rows of a round, with columns of token ids, and what they change of
     `trainer:`. Returns the stage's metrics.
@@ -43,15 +45,22 @@ def run_rounds(
         rows, derived = rows_of(ctx, start, number)
         anchor = start if block.reference == "last" else ctx.policy_path
         settings = {**derived, **block.trainer}
-        figures = train(ctx, trainer_class, config_class, rows, settings, start, anchor, number)
-        start = str(ctx.dir.model_dir)
-        judged = ctx.evaluate(ctx.generator(start), block.kind, number)
-        rounds.append({**judged.figures, **figures, "rows": len(rows), **from_start(ctx, judged, block.reward)})
+        there = round_dir(ctx.dir.model_dir, number) if block.keep == "best" else ctx.dir.model_dir
+        figures = train(ctx, trainer_class, config_class, rows, settings, start, anchor, number, there)
+        start = str(there)
+        generator = ctx.generator(start)
+        judged = ctx.evaluate(generator, block.kind, number)
+        validation = ctx.validate(generator, block.kind, number).figures if block.keep == "best" else {}
+        rounds.append({**judged.figures, **validation, **figures, "rows": len(rows),
+                       **from_start(ctx, judged, block.reward)})  # fmt: skip
         if block.rounds > 1:
             console.say(f"{ctx.name} round {number + 1}/{block.rounds}: {len(rows)} rows, held-out accuracy "
                         f"{rounds[-1]['heldout_accuracy']:.3f}")  # fmt: skip
     console.show_samples(judged.scored)
-    return {**rounds[-1], "rounds": rounds}
+    if block.keep == "last":
+        return {**rounds[-1], "rounds": rounds}
+    best = keep_best(ctx, ctx.dir.model_dir, rounds)
+    return {**rounds[best], "rounds": rounds, "best_round": best + 1, "chosen_by": score_name(rounds)}
 
 
 def train(
@@ -63,8 +72,9 @@ def train(
     start: str,
     anchor: str,
     number: int,
+    directory: Path,
 ) -> dict[str, Any]:
-    """One round from the model at `start`, against the one at `anchor`; the result is in model/."""
+    """One round from the model at `start`, against the one at `anchor`; the result is in `directory`."""
     from datasets import Dataset
 
     adapted = trains_adapter(ctx.block)
@@ -83,7 +93,7 @@ def train(
         ctx, OnIds, config_class, start,
         lambda: models.load_policy(start, ctx.cfg.model, adapted=adapted),
         {"train_dataset": Dataset.from_list(list(rows)), "ref_model": reference()}, settings,
-        place=ctx.dir.model_dir, key=(ctx.block.kind, number),
+        place=directory, key=(ctx.block.kind, number),
     )  # fmt: skip
 
 

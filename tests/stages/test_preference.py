@@ -75,6 +75,21 @@ def test_two_rounds_of_dpo_that_also_imitate_the_chosen_answers_earn_more_than_t
 
 
 @pytest.mark.stages
+def test_keep_best_leaves_the_model_of_the_round_that_is_best_on_validation_prompts(runs, capsys):
+    """The second round unlearns: its learning rate is that of the first, from a model that is already far away."""
+    more = ["dpo.rounds=2", "dpo.keep=best", "dpo.trainer.max_steps=3", "dpo.trainer.learning_rate=3e-3"]
+    assert command(runs, "dpo", *settings("dpo"), *more, "prompts.validation=0.1") == 0
+    figures = manifest(runs, "dpo")["metrics"]
+    scores = [each["validation_accuracy"] for each in figures["rounds"]]
+    best = scores.index(max(scores))
+    assert figures["best_round"] == best + 1 and figures["chosen_by"] == "validation_accuracy"
+    assert figures["heldout_reward"] == figures["rounds"][best]["heldout_reward"]
+    assert f"the model of round {best + 1} is kept" in capsys.readouterr().out
+    assert (runs / "small/dpo/model/model.safetensors").is_file()
+    assert not list((runs / "small/dpo").glob(".model*"))
+
+
+@pytest.mark.stages
 def test_kto_widens_the_margin_between_good_and_bad_answers_and_weighs_the_rarer_label(runs, capsys):
     assert command(runs, "kto", *settings("kto", "kto.at_least=1.0")) == 0
     assert "desirable_weight" in capsys.readouterr().out
