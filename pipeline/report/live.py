@@ -31,8 +31,8 @@ class LiveReport:
         began = self.clock()
         try:
             write_report(self.run_dir, live=True)
-        except (OSError, ValueError) as exc:
-            print(f"report: {' '.join(str(exc).split())}; the run continues", flush=True)
+        except Exception as exc:  # whatever is wrong with a page, hours of training do not end for it
+            print(f"report: {type(exc).__name__}: {' '.join(str(exc).split())}; the run continues", flush=True)
         took = self.clock() - began
         self.next_at = self.clock() + max(EVERY_S, took / SHARE)
 

@@ -35,7 +35,8 @@ def of_its_stage(ctx: Context, name: str) -> dict[str, Any]:
     manifest = read_manifest(ctx.cfg.run_dir / name / "manifest.json") if name in ctx.cfg.blocks else None
     if manifest is None:
         return {}
-    own = manifest["metrics"].get("heldout_accuracy")
+    metrics = manifest["metrics"]  # a conditioned stage reports accuracy under its best label; without one, as here:
+    own = metrics.get("unconditioned_accuracy", metrics.get("heldout_accuracy"))
     return {"sampled_tokens": manifest["tokens"]["completion"], "wall_s": manifest["wall_s"],
             **({} if own is None else {"stage_accuracy": own})}  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from pipeline.report.summary import accuracy_by_prompt
 from pipeline.stages import feedme, heldout_episodes
 from pipeline.stages.comparison.method_judge import best_of_curves, by_prompt
 from pipeline.stages.context import Judged
+from pipeline.stages.evaluate import of_its_stage
 from pipeline.stats import describe_groups, pass_rate
 
 
@@ -68,3 +70,15 @@ def test_episodes_leave_out_broken_checkers(monkeypatch: pytest.MonkeyPatch) -> 
     )  # fmt: skip
     settings: Any = SimpleNamespace(environment="e", max_turns=1, memory="state")
     assert heldout_episodes.judge_episodes(ctx, None, settings)["heldout_episode_accuracy"] == 0.5  # type: ignore[arg-type]
+
+
+def test_evaluate_names_a_stages_own_figure_without_a_label_as_it_samples_itself(tmp_path) -> None:
+    metrics = {"heldout_accuracy": 0.65, "unconditioned_accuracy": 0.47}  # the first is under the best label
+    for name, figures in {"conditioned": metrics, "grpo": {"heldout_accuracy": 0.6}}.items():
+        (tmp_path / name).mkdir()
+        manifest = {"metrics": figures, "tokens": {"completion": 5}, "wall_s": 2.0}
+        (tmp_path / name / "manifest.json").write_text(json.dumps(manifest))
+    ctx: Any = SimpleNamespace(cfg=SimpleNamespace(run_dir=tmp_path, blocks={"conditioned": 1, "grpo": 1}))
+    assert of_its_stage(ctx, "conditioned")["stage_accuracy"] == 0.47
+    assert of_its_stage(ctx, "grpo") == {"sampled_tokens": 5, "wall_s": 2.0, "stage_accuracy": 0.6}
+    assert of_its_stage(ctx, "elsewhere") == {}
