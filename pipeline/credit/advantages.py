@@ -133,9 +133,9 @@ def turn_gae(
     n_turns = int(index_BT.max()) + 1 if index_BT.numel() else 0
     first_BT = mask_BT & (index_BT != _previous_valid(index_BT, mask_BT))
 
-    def per_turn(x_BT: Tensor, where_BT: Tensor) -> Tensor:
+    def per_turn(x_BT: Tensor, counted_BT: Tensor) -> Tensor:
         dtype = _float_dtype(x_BT)
-        x_BT = x_BT.to(dtype).masked_fill(~where_BT, 0.0)
+        x_BT = x_BT.to(dtype).masked_fill(~counted_BT, 0.0)
         return x_BT.new_zeros(x_BT.shape[0], n_turns).scatter_add(1, index_BT, x_BT)
 
     taken_BK = per_turn(first_BT.float(), first_BT) > 0
@@ -315,8 +315,8 @@ def _split_unscorable(rewards_PG: Tensor) -> tuple[Tensor, Tensor]:
 
 def _previous_valid(index_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """The index at the nearest valid position before each position; -1 where there is none."""
-    seen_BT = index_BT.masked_fill(~mask_BT, -1).cummax(1).values  # an index never falls along a row
-    return torch.nn.functional.pad(seen_BT, (1, 0), value=-1)[:, :-1]
+    latest_BT = index_BT.masked_fill(~mask_BT, -1).cummax(1).values  # an index never falls along a row
+    return torch.nn.functional.pad(latest_BT, (1, 0), value=-1)[:, :-1]
 
 
 def _float_dtype(x: Tensor) -> torch.dtype:

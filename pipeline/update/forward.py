@@ -61,16 +61,16 @@ class Padded:
     @property
     def within_BS(self) -> Tensor:
         """True at the position before each token and at the one after the last."""
-        places_S = torch.arange(self.valid_BT.shape[1] + 1, device=self.device)[None]
-        return places_S <= self.valid_BT.sum(1)[:, None]
+        indices_S = torch.arange(self.valid_BT.shape[1] + 1, device=self.device)[None]
+        return indices_S <= self.valid_BT.sum(1)[:, None]
 
 
 def pad_rows(rows: Sequence[Row], device: torch.device) -> Padded:
     lengths = [len(r.ids) for r in rows]
     starts = torch.tensor([len(r.prompt_ids) - 1 for r in rows], device=device)[:, None]
-    places_T = torch.arange(max(lengths), device=device)[None]
-    valid_BT = places_T < torch.tensor(lengths, device=device)[:, None]
-    before_BT = torch.where(valid_BT, starts + places_T, 0)
+    indices_T = torch.arange(max(lengths), device=device)[None]
+    valid_BT = indices_T < torch.tensor(lengths, device=device)[:, None]
+    before_BT = torch.where(valid_BT, starts + indices_T, 0)
     return Padded(
         tuple(rows),
         pad_right([r.ids for r in rows], 0, dtype=torch.long, device=device),
@@ -101,8 +101,8 @@ def hidden_states(transformer: Any, batch: Padded, *, packs: bool) -> Tensor:
             transformer, packing.pack([r.prompt_ids for r in rows], [r.ids for r in rows], batch.device)
         )
     output = transformer(input_ids=batch.ids_BL, attention_mask=batch.attention_BL, use_cache=False)
-    places_S = torch.arange(batch.valid_BT.shape[1] + 1, device=batch.device)[None]
-    return _at(output.last_hidden_state, torch.where(batch.within_BS, batch.before_BT[:, :1] + places_S, 0))
+    indices_S = torch.arange(batch.valid_BT.shape[1] + 1, device=batch.device)[None]
+    return _at(output.last_hidden_state, torch.where(batch.within_BS, batch.before_BT[:, :1] + indices_S, 0))
 
 
 class CompletionLogprobs(nn.Module):
@@ -213,8 +213,8 @@ def plain_head(model: Any) -> bool:
     return type(head) is nn.Linear and not any(getattr(config, name, None) for name in LOGIT_SCALES)
 
 
-def _at(x_BLH: Tensor, places_BT: Tensor) -> Tensor:
-    return x_BLH.gather(1, places_BT[..., None].expand(-1, -1, x_BLH.shape[-1]))
+def _at(x_BLH: Tensor, indices_BT: Tensor) -> Tensor:
+    return x_BLH.gather(1, indices_BT[..., None].expand(-1, -1, x_BLH.shape[-1]))
 
 
 @torch.no_grad()
