@@ -95,9 +95,11 @@ def _tool_mistakes(config: Config) -> list[str]:
                        f"{', '.join(PLAYS_TOOLS)}")  # fmt: skip
         if not isinstance(block, Policy):
             continue
-        out += [f"{name}.{key}: it is made for plain completions; leave it out, or the tools" for key, given in (
-            ("episodes", block.episodes is not None), ("overlap", block.overlap),
-            ("credit.kind", block.credit.kind in ("monte_carlo", "gdpo", "optimal_baseline"))) if given]  # fmt: skip
+        given = {"episodes": block.episodes is not None, "overlap": block.overlap,
+                 "groups.overlong_buffer": block.groups.overlong_buffer > 0,
+                 "credit.kind": block.credit.kind in ("monte_carlo", "gdpo", "optimal_baseline")}  # fmt: skip
+        out += [f"{name}.{key}: it is made for plain completions; leave it out, or the tools" for key in given
+                if given[key]]  # fmt: skip
     return out
 
 

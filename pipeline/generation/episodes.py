@@ -1,6 +1,6 @@
 """Multi-turn tasks: the policy answers, the environment returns an observation, the policy reads it and answers again.
 
-There are two kinds of memory, which determine how an episode is stored:
+There are two kinds of memory, which determine how an episode is stored (tools and chat templates: tool_episodes.py):
 
     state     each turn's prompt is only the last observation. One Rollout per turn, numbered by `turn`; what is learned
               in a state applies to every episode that passes through it.
@@ -106,12 +106,12 @@ def play(
     read = read or (lambda text: tokenizer(text, add_special_tokens=memory == "state").input_ids)
     plays = [_begin(environment(), prompt, sample) for prompt in prompts for sample in range(samples)]
     for turn in range(max_turns):
-        live = [(place, one) for place, one in enumerate(plays) if not one.done]
+        live = [(index, one) for index, one in enumerate(plays) if not one.done]
         if not live:
             break
         requests = [
-            Request(one.prompt_ids, derive(*key, first + place // samples, one.sample, turn), sampling.max_tokens)
-            for place, one in live
+            Request(one.prompt_ids, derive(*key, first + index // samples, one.sample, turn), sampling.max_tokens)
+            for index, one in live
         ]
         drawn = sample_until_stop(generator, requests, sampling, stop_token_ids, tokenizer)
         texts = completion_texts(tokenizer, [d.ids for d in drawn], [one.prompt_ids for _, one in live])
@@ -142,13 +142,17 @@ def _advance(one: _Play, sample: Sample, text: str, memory: Memory, read: Callab
     one.turns.append(_Turn(one.prompt_ids, one.prompt_text, sample, text, float(reward)))
     if one.done:
         return
-    seen = tuple(read(observation))
-    if not seen:
+    observation_ids = tuple(read(observation))
+    if not observation_ids:
         one.fault, one.done = f"step {len(one.turns)} gave an empty observation: there is nothing to answer", True
     if memory == "state":
-        one.prompt_ids, one.prompt_text = seen, observation
+        one.prompt_ids, one.prompt_text = observation_ids, observation
     else:
-        one.prompt_ids = (*one.prompt_ids, *sample.ids, *seen)  # token in, token out: ids never go through text
+        one.prompt_ids = (
+            *one.prompt_ids,
+            *sample.ids,
+            *observation_ids,
+        )  # token in, token out: ids never go through text
         one.prompt_text = f"{one.prompt_text}{text}{observation}"
 
 
@@ -189,14 +193,14 @@ def _sequence(one: _Play) -> list[Scored]:
     ends: list[int] = []
     prefix = len(one.start.ids)
     for turn in one.turns:
-        said = turn.prompt_ids[prefix + len(ids) :]
-        ids += [*said, *turn.sample.ids]
-        logprobs += [*(0.0 for _ in said), *turn.sample.logprobs]
-        sampled += [*(False for _ in said), *(True for _ in turn.sample.ids)]
+        between = turn.prompt_ids[prefix + len(ids) :]  # the observation
+        ids += [*between, *turn.sample.ids]
+        logprobs += [*(0.0 for _ in between), *turn.sample.logprobs]
+        sampled += [*(False for _ in between), *(True for _ in turn.sample.ids)]
         ends.append(len(ids) - 1)
     last = one.turns[-1]
     text = last.prompt_text.removeprefix(one.start.text) + last.text
     finished = all(turn.sample.finished for turn in one.turns)
     rollout = Rollout(one.start, one.sample, tuple(ids), tuple(logprobs), text, finished, tuple(sampled))
-    along = tuple((at, t.reward) for at, t in zip(ends[:-1], one.turns, strict=False) if t.reward)
-    return [Scored(rollout, math.nan if one.fault else last.reward, _status(one), {}, one.fault, along)]
+    step_rewards = tuple((at, t.reward) for at, t in zip(ends[:-1], one.turns, strict=False) if t.reward)
+    return [Scored(rollout, math.nan if one.fault else last.reward, _status(one), {}, one.fault, step_rewards)]

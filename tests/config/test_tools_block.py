@@ -39,6 +39,10 @@ def test_tools_are_named_in_a_list_or_with_their_settings(tmp_path: Path) -> Non
             "grpo.overlap",
         ),
         ("tools: {use: [calculator]}\nstages: [grpo]\ngrpo: {episodes: {environment: gridworld}}", "grpo.episodes"),
+        (
+            "tools: {use: [calculator]}\nstages: [grpo]\ngrpo: {groups: {overlong_buffer: 9}}",
+            "grpo.groups.overlong_buffer",
+        ),
         ("tools: {use: [calculator], max_turn: 3}\nstages: [grpo]", "did you mean 'max_turns'"),
         ("tools: {use: [calculator], format: xml}\nstages: [grpo]", "tools.format"),
     ],
