@@ -89,7 +89,8 @@ def read(run: Path, stage: str | None = None, *, samples: int = 4, now: Callable
     last = shown.path / "metrics.jsonl"
     return View(
         name=str(run),
-        alive=lock.holder(run) is not None,
+        # a comparison holds the directory above its runs
+        alive=any(lock.holder(directory) is not None for directory in (run, run.parent)),
         stages=[(s.name, s.figures.get("heldout_accuracy"), s.manifest is not None) for s in stages],
         stage=shown.name + (f", {rows[-1]['part']}" if rows and rows[-1].get("part") else ""),
         step=int(rows[-1]["step"]) if rows else 0,

@@ -154,6 +154,14 @@ def test_of_several_seeds_the_one_that_was_written_last_is_shown(tmp_path):
     assert watch_view.read(tmp_path / "r").name.endswith("seed-1")
 
 
+def test_a_run_inside_a_comparison_lives_while_the_comparison_does(tmp_path, monkeypatch):
+    live(tmp_path / "compare" / "seed-1")
+    monkeypatch.setattr(watch_view.lock, "holder", lambda directory: 7 if directory.name == "compare" else None)
+    assert watch_view.read(tmp_path / "compare").alive
+    monkeypatch.setattr(watch_view.lock, "holder", lambda directory: None)
+    assert not watch_view.read(tmp_path / "compare").alive
+
+
 def test_a_sparkline_spans_lowest_to_highest_and_skips_what_is_not_known():
     assert watch_frame.sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
     assert watch_frame.sparkline([1, 1, 1], 8) == "▁▁▁" and watch_frame.sparkline([], 8) == ""
