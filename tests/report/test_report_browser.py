@@ -269,7 +269,12 @@ def test_a_chart_tells_its_numbers_to_the_arrow_keys_and_as_a_table(page: Page, 
     page.key("End")
     assert "step 30" in page.text("#stage-grpo .tip:not([hidden])")
     page.click("#stage-grpo figure details.numbers summary")
-    assert page.count("#stage-grpo figure details.numbers tbody tr") == 60, "two lines of 30 steps"
+    rows = "#stage-grpo figure details.numbers tbody tr"
+    for _ in range(100):  # the table is made when the browser says that it was opened, on a busy machine frames later
+        if page.count(rows):
+            break
+        page.settle()
+    assert page.count(rows) == 60, "two lines of 30 steps"
 
 
 def test_ten_thousand_rollouts_open_in_two_seconds(page: Page, tmp_path: Path) -> None:
