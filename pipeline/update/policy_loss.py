@@ -7,8 +7,9 @@ by a denominator of the whole minibatch, known before the first backward pass. A
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -152,7 +153,7 @@ def policy_loss(
     assert advantages_BT is not None and generator_BT is not None
     ratio_from_BT = generator_BT if loss.old_policy == "generator" else old_BT
     chosen_BT = batch.padded("chosen", indices, device)
-    loss_BT = surrogate(loss, logprobs_BT, ratio_from_BT, advantages_BT, mask_BT, chosen_BT)
+    loss_BT = surrogate_of(loss, chosen_BT)(logprobs_BT, ratio_from_BT, advantages_BT, mask_BT)
     loss_BT = loss_BT * losses.importance_weights(
         old_BT, generator_BT, mask_BT, mode=loss.importance, level=loss.importance_level, cap=loss.importance_cap
     )
@@ -201,31 +202,31 @@ def leave_out(
     return loss_BT
 
 
-def surrogate(
-    loss: Loss, logprobs_BT: Tensor, old_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor, chosen_BT: Tensor | None
-) -> Tensor:
-    """(B, T) surrogate of loss.kind with the settings of the block. chosen_BT: for kl_cov and clip_cov."""
-    rows = (logprobs_BT, old_BT, advantages_BT, mask_BT)
+def surrogate_of(loss: Loss, chosen_BT: Tensor | None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """The surrogate of loss.kind with the settings of the block, as a function of log-probs, old log-probs, advantages
+    and mask. chosen_BT: for kl_cov and clip_cov."""
     bounds: dict[str, Any] = {"clip_low": loss.clip_low, "clip_high": loss.clip_high}
     if loss.kind in SURROGATES:
-        return SURROGATES[loss.kind](*rows, **bounds)
+        return partial(SURROGATES[loss.kind], **bounds)
     if loss.kind == "dppo":
-        return surrogates.dppo_surrogate(*rows, **bounds, divergence=loss.divergence)
+        return partial(surrogates.dppo_surrogate, **bounds, divergence=loss.divergence)
     if loss.kind == "sapo":
-        return surrogates.sapo_surrogate(
-            *rows, tau_positive=loss.sapo_tau_positive, tau_negative=loss.sapo_tau_negative
+        return partial(
+            surrogates.sapo_surrogate, tau_positive=loss.sapo_tau_positive, tau_negative=loss.sapo_tau_negative
         )
     if loss.kind == "vespo":
-        return surrogates.vespo_surrogate(
-            *rows, positive=(loss.vespo_k_positive, loss.vespo_lambda_positive),
+        return partial(
+            surrogates.vespo_surrogate, positive=(loss.vespo_k_positive, loss.vespo_lambda_positive),
             negative=(loss.vespo_k_negative, loss.vespo_lambda_negative),
         )  # fmt: skip
     if loss.kind == "reinforce":
-        return losses.reinforce_surrogate(logprobs_BT, advantages_BT, mask_BT)
+        return lambda logprobs_BT, _, advantages_BT, mask_BT: losses.reinforce_surrogate(
+            logprobs_BT, advantages_BT, mask_BT
+        )
     assert chosen_BT is not None
     if loss.kind == "kl_cov":
-        return surrogates.kl_cov_surrogate(*rows, chosen_BT=chosen_BT, coef=loss.cov_coef)
-    return surrogates.clip_cov_surrogate(*rows, chosen_BT=chosen_BT, **bounds)
+        return partial(surrogates.kl_cov_surrogate, chosen_BT=chosen_BT, coef=loss.cov_coef)
+    return partial(surrogates.clip_cov_surrogate, chosen_BT=chosen_BT, **bounds)
 
 
 def value_loss(
@@ -286,6 +287,6 @@ __all__ = [
     "measure_mismatch",
     "policy_loss",
     "ptx_loss",
-    "surrogate",
+    "surrogate_of",
     "value_loss",
 ]

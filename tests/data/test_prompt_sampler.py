@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import loop_kit
 import pytest
@@ -78,7 +79,7 @@ def test_sources_keep_to_their_ratios_within_one_prompt(ratios: dict[str, float]
 
 
 def source_file(place: Path) -> Path:
-    rows = [{"prompt": f"a{i}>b{j}:", "task": {}, "source": "easy" if i < 3 else "hard"}
+    rows: list[dict[str, Any]] = [{"prompt": f"a{i}>b{j}:", "task": {}, "source": "easy" if i < 3 else "hard"}
             for i in range(1, 6) for j in range(1, 6)]  # fmt: skip
     path = place / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
