@@ -13,7 +13,7 @@ import inspect
 import json
 import re
 import sys
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +25,7 @@ from verifiers.kit import ConformanceReport, check
 
 ENTRIES = 6
 AS_CODE = frozenset("eval exec compile sympify parse_expr parse_latex".split())
+ROUNDED = frozenset(("power_function",))  # the question asks for three significant figures
 TARGET = Path(__file__).with_name("_reasoning_gym_allowed.py")
 
 
@@ -39,13 +40,14 @@ def calls_code(dataset_class: type) -> str:
     return ""
 
 
-def near_numbers(gold: str) -> list[str]:
-    """Numbers so near to the gold that a tolerance pays for them; none where it is no number."""
-    if not re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", gold.strip()):
+def near_numbers(dataset: str, gold: str) -> list[str]:
+    """Numbers so near the gold that only a tolerance accepts them; none if the gold is no number or may be rounded."""
+    if dataset in ROUNDED or not re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", gold.strip()):
         return []
-    value, places = Decimal(gold), len(gold.partition(".")[2])
-    steps = {Decimal(1).scaleb(-places), Decimal("0.001"), Decimal("0.0001"), abs(value) / 1000}
-    return [f"{value + sign * step:f}" for step in sorted(steps - {Decimal(0)}) for sign in (1, -1)]
+    with localcontext(prec=60):  # decimal_arithmetic sets the precision of the process to 12 digits
+        value, places = Decimal(gold), len(gold.partition(".")[2])
+        steps = {Decimal(1).scaleb(-places), Decimal("0.001"), Decimal("0.0001"), abs(value) / 1000}
+        return [f"{value + sign * step:f}" for step in sorted(steps - {Decimal(0)}) for sign in (1, -1)]
 
 
 def as_verifier(dataset: str) -> Verifier:
@@ -60,7 +62,7 @@ def as_verifier(dataset: str) -> Verifier:
         wrongs.append(Example("wrong", f"<answer>{row['task']['entry']['question']}</answer>", row["task"]))
         wrongs.append(Example("wrong", own.replace("</answer>", " and nothing else</answer>"), row["task"]))
         wrongs.append(Example("wrong", f"<answer>{own[8:-9]} {own[8:-9]}</answer>", row["task"]))
-        wrongs += [Example("wrong", f"<answer>{near}</answer>", row["task"]) for near in near_numbers(own[8:-9])]
+        wrongs += [Example("wrong", f"<answer>{near}</answer>", row["task"]) for near in near_numbers(dataset, own[8:-9])]
     task = rights[0].task
     texts = ("I think 42.", "None", "[]", "{}", "0", "nan", "True", "()", "1/0", "-", "a" * 5000, "[" * 500, "\x00")
     gold = rights[0].completion[8:-9].strip().lower()

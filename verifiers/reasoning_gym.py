@@ -39,7 +39,7 @@ def unavailable() -> str | None:
 
 
 def verify(completion: str, task: Task) -> Verdict:
-    if task["dataset"] not in ALLOWED and task["dataset"] not in EXACT:
+    if task["dataset"] not in ALLOWED:
         raise ValueError(f"the dataset {task['dataset']!r} is not on the allow-list")
     return verify_any(completion, task)
 
