@@ -62,7 +62,8 @@ def as_verifier(dataset: str) -> Verifier:
         wrongs.append(Example("wrong", f"<answer>{row['task']['entry']['question']}</answer>", row["task"]))
         wrongs.append(Example("wrong", own.replace("</answer>", " and nothing else</answer>"), row["task"]))
         wrongs.append(Example("wrong", f"<answer>{own[8:-9]} {own[8:-9]}</answer>", row["task"]))
-        wrongs += [Example("wrong", f"<answer>{near}</answer>", row["task"]) for near in near_numbers(dataset, own[8:-9])]
+        near = near_numbers(dataset, own[8:-9])
+        wrongs += [Example("wrong", f"<answer>{number}</answer>", row["task"]) for number in near]
     task = rights[0].task
     texts = ("I think 42.", "None", "[]", "{}", "0", "nan", "True", "()", "1/0", "-", "a" * 5000, "[" * 500, "\x00")
     gold = rights[0].completion[8:-9].strip().lower()

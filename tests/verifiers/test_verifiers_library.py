@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Mapping
+from decimal import localcontext
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -449,9 +450,15 @@ def test_an_entry_without_an_answer_is_an_error(gold: str | None) -> None:
 
 
 def test_the_survey_tries_numbers_near_the_gold() -> None:
-    assert {"-1.315", "-1.317", "-1.3161", "-1.314684"} <= set(near_numbers("-1.316"))
-    assert near_numbers("12") == ["12.0001", "11.9999", "12.001", "11.999", "12.012", "11.988", "13", "11"]
-    assert near_numbers("a cat") == []
+    assert {"-1.315", "-1.317", "-1.3161", "-1.314684"} <= set(near_numbers("dice", "-1.316"))
+    near_12 = ["12.0001", "11.9999", "12.001", "11.999", "12.012", "11.988", "13", "11"]
+    assert near_numbers("chain_sum", "12") == near_12
+    assert near_numbers("chain_sum", "a cat") == near_numbers("power_function", "12") == []
+
+
+def test_the_survey_is_exact_whatever_precision_a_dataset_sets() -> None:
+    with localcontext(prec=12):
+        assert "2652616090.0001" in near_numbers("products", "2652616090")
 
 
 def test_a_dataset_that_is_not_allowed_is_refused() -> None:
