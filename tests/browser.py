@@ -66,8 +66,9 @@ class Page:
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
-        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        self.call("Emulation.setEmulatedMedia", features=scheme)
+        # without smooth scrolling, in the midst of which a click would miss
+        features = {"prefers-color-scheme": "dark" if dark else "light", "prefers-reduced-motion": "reduce"}
+        self.call("Emulation.setEmulatedMedia", features=[{"name": n, "value": v} for n, v in features.items()])
         begun = time.monotonic()
         self.call("Page.navigate", url=path.resolve().as_uri())
         while not self.js("document.documentElement?.dataset.ready || ''"):
