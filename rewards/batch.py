@@ -34,9 +34,9 @@ class Batch:
         """A batch that holds only row i."""
         return self.rows([i])
 
-    def rows(self, places: Sequence[int]) -> Batch:
+    def rows(self, indices: Sequence[int]) -> Batch:
         columns: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
-        return Batch(**{name: column and [column[i] for i in places] for name, column in columns.items()})
+        return Batch(**{name: column and [column[i] for i in indices] for name, column in columns.items()})
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,16 +108,16 @@ class SecondLook:
 
     def start(self, batch: Batch, pool: DeadlinePool) -> Callable[[], list[Outcome]]:
         count = min(self._samples, len(batch))
-        places = [i * len(batch) // count for i in range(count)]
-        sample = batch.rows(places)
+        indices = [i * len(batch) // count for i in range(count)]
+        sample = batch.rows(indices)
         pending = Pending([part.start(sample, pool) for part in self._parts], self._parts, count)
-        return lambda: self._finish(pending, places, len(batch))
+        return lambda: self._finish(pending, indices, len(batch))
 
-    def _finish(self, pending: Pending, places: Sequence[int], n: int) -> list[Outcome]:
+    def _finish(self, pending: Pending, indices: Sequence[int], n: int) -> list[Outcome]:
         out = [Outcome(None)] * n
-        for place, score in zip(places, pending.result(), strict=True):
+        for index, score in zip(indices, pending.result(), strict=True):
             value = None if math.isnan(score.reward) else score.reward
-            out[place] = Outcome(value, also={MALFORMED: float(score.status == "malformed")})
+            out[index] = Outcome(value, also={MALFORMED: float(score.status == "malformed")})
         return out
 
 

@@ -27,9 +27,11 @@ def learned(model: LearnedReward, tokenizer: Any, *, name: str = "reward_model")
     def learned_reward(
         prompts: Any, completions: Any, completion_ids: Any = None, prompt_ids: Any = None, **columns: Any
     ) -> list[float | None]:
-        asked = [list(ids) for ids in prompt_ids] if prompt_ids is not None else prompt_ids_of(prompts, tokenizer)
-        said = completion_ids if completion_ids is not None else completion_ids_of(completions, tokenizer)
-        scores = model(asked, [list(ids) for ids in said])
+        prompt_ids_B = (
+            [list(ids) for ids in prompt_ids] if prompt_ids is not None else prompt_ids_of(prompts, tokenizer)
+        )
+        completion_ids_B = completion_ids if completion_ids is not None else completion_ids_of(completions, tokenizer)
+        scores = model(prompt_ids_B, [list(ids) for ids in completion_ids_B])
         if len(scores) != len(completions):
             raise ValueError(f"{name}: the model returned {len(scores)} scores for {len(completions)} rows")
         return [score if math.isfinite(score) else None for score in map(float, scores)]

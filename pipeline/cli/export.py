@@ -60,31 +60,31 @@ def export(run: Path, words: Sequence[str]) -> Path:
     to=gguf writes run/gguf instead, to=lora run/lora. Raises ConfigError, or LineageError if the stage's files have
     changed since it wrote them.
     """
-    asked = options("export", words)
-    stage = policy_stage(run, asked.get("stage"))
+    given = options("export", words)
+    stage = policy_stage(run, given.get("stage"))
     verified_manifest(run / stage)
-    if asked.get("to") == "gguf":
-        return _to_gguf(run, stage, asked)
+    if given.get("to") == "gguf":
+        return _to_gguf(run, stage, given)
     for key in ("dtype", "label"):
-        if key in asked:
-            raise ConfigError([f"export: {key}={asked[key]} is for to=gguf"])
-    if asked.get("to") == "lora":
+        if key in given:
+            raise ConfigError([f"export: {key}={given[key]} is for to=gguf"])
+    if given.get("to") == "lora":
         from pipeline.cli import lora_export
 
         base, _, rank = lora_export.lora_chain(lineage(run, stage), stage)
         verified_manifest(run / base)
         return lora_export.write_lora(run / base / "model", run / stage / "model", run / "lora", rank)
-    return _to_directory(run, stage, Path(asked.get("to") or run / "export").resolve())
+    return _to_directory(run, stage, Path(given.get("to") or run / "export").resolve())
 
 
-def _to_gguf(run: Path, stage: str, asked: Mapping[str, str]) -> Path:
+def _to_gguf(run: Path, stage: str, given: Mapping[str, str]) -> Path:
     from pipeline.cli import gguf_export
 
     gguf_export.converter_dir()  # before anything is copied
     merged = _to_directory(run, stage, (run / ".export-for-gguf").resolve())
     try:
         sampling = lineage(run, stage)[-1]["config"]["sampling"]
-        return gguf_export.write_gguf(merged, run / "gguf", run.resolve().name, sampling, asked)
+        return gguf_export.write_gguf(merged, run / "gguf", run.resolve().name, sampling, given)
     finally:
         shutil.rmtree(merged, ignore_errors=True)
 
@@ -93,19 +93,19 @@ def _to_directory(run: Path, stage: str, place: Path) -> Path:
     if place.exists() and not (place / "lineage.json").is_file() and (place.is_file() or any(place.iterdir())):
         raise ConfigError([f"to: {place} holds something else than an export, and would be replaced; "
                            "name another place"])  # fmt: skip
-    beside = place.with_name(f".{place.name}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(run / stage / "model", beside)
-    if (beside / "adapter_config.json").is_file():
-        _merge(beside)
+    draft = place.with_name(f".{place.name}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    shutil.copytree(run / stage / "model", draft)
+    if (draft / "adapter_config.json").is_file():
+        _merge(draft)
     chain = lineage(run, stage)
-    _generation_config(beside, chain[-1]["config"]["sampling"])
+    _generation_config(draft, chain[-1]["config"]["sampling"])
     published = [model_card.without_local_paths({**m, "manifest_sha256": manifest_sha(m)}) for m in chain]
-    atomic_write(beside / "lineage.json", dump_json(published, indent=1) + "\n")
-    _without_names_of_places(beside)
-    atomic_write(beside / "README.md", model_card.card(chain))
+    atomic_write(draft / "lineage.json", dump_json(published, indent=1) + "\n")
+    _without_local_names(draft)
+    atomic_write(draft / "README.md", model_card.card(chain))
     shutil.rmtree(place, ignore_errors=True)
-    os.replace(beside, place)
+    os.replace(draft, place)
     return place
 
 
@@ -119,14 +119,14 @@ def _merge(place: Path) -> None:
     model.save_pretrained(place)
 
 
-def _without_names_of_places(directory: Path) -> None:
-    """Shorten local paths to the directory's name in the places where the libraries record what they loaded."""
+def _without_local_names(directory: Path) -> None:
+    """Shorten local paths to the directory's name where the libraries record what they loaded."""
     for name in ("config.json", "tokenizer_config.json"):
         path = directory / name
         noted = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        places = {key: noted[key] for key in ("_name_or_path", "name_or_path") if isinstance(noted.get(key), str)}
-        if any(model_card.public_name(place) != place for place in places.values()):
-            noted |= {key: model_card.public_name(place) for key, place in places.items()}
+        names = {key: noted[key] for key in ("_name_or_path", "name_or_path") if isinstance(noted.get(key), str)}
+        if any(model_card.public_name(name) != name for name in names.values()):
+            noted |= {key: model_card.public_name(name) for key, name in names.items()}
             atomic_write(path, dump_json(noted, indent=2) + "\n")
 
 
@@ -173,17 +173,21 @@ def exported(run: Path) -> Path | None:
     if not (place / "config.json").is_file():
         return None
     if (place / "lineage.json").is_file():
-        made = json.loads((place / "lineage.json").read_text())[-1]
-        present = read_manifest(run / made["stage"] / "manifest.json")
-        if present is not None and manifest_sha(present) != (made.get("manifest_sha256") or manifest_sha(made)):
-            raise ConfigError([f"{place}: of a {made['stage']!r} that was trained again since; make export RUN={run}"])
+        exported_manifest = json.loads((place / "lineage.json").read_text())[-1]
+        present = read_manifest(run / exported_manifest["stage"] / "manifest.json")
+        if present is not None and manifest_sha(present) != (
+            exported_manifest.get("manifest_sha256") or manifest_sha(exported_manifest)
+        ):
+            raise ConfigError(
+                [f"{place}: of a {exported_manifest['stage']!r} that was trained again since; make export RUN={run}"]
+            )
     return place
 
 
 def push(run: Path, words: Sequence[str]) -> str:
     """Upload run/export (`repo=me/model`, `private=false`) and return its URL. Raises ConfigError."""
-    asked = options("push", words)
-    if "/" not in asked.get("repo", ""):
+    given = options("push", words)
+    if "/" not in given.get("repo", ""):
         raise ConfigError(["push: name the repository, as repo=me/my-model"])
     place = exported(run)
     if place is None:
@@ -197,10 +201,10 @@ def push(run: Path, words: Sequence[str]) -> str:
 
     hub = HfApi()
     try:
-        hub.create_repo(asked["repo"], private=asked.get("private", "true") != "false", exist_ok=True)
-        return str(hub.upload_folder(folder_path=str(place), repo_id=asked["repo"]))
+        hub.create_repo(given["repo"], private=given.get("private", "true") != "false", exist_ok=True)
+        return str(hub.upload_folder(folder_path=str(place), repo_id=given["repo"]))
     except HFValidationError as exc:
-        raise ConfigError([f"push: repo={asked['repo']}: {' '.join(str(exc).split())[:200]}"]) from exc
+        raise ConfigError([f"push: repo={given['repo']}: {' '.join(str(exc).split())[:200]}"]) from exc
     except (LocalTokenNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as exc:
         reason = " ".join(str(exc).split())[:200]
         raise ConfigError([f"push: the Hub refused or is away: {reason}; log in with `hf auth login`"]) from exc
@@ -261,14 +265,14 @@ def harness_command(run: Path, words: Sequence[str]) -> list[str]:
     lm-eval scores greedy answers to its own prompts, so its figures complement ours and do not replace them. Raises
     ConfigError if no task is named or the run's model is an adapter that was not merged.
     """
-    asked = dict(word.partition("=")[::2] for word in words)
-    if not asked.get("tasks"):
+    given = dict(word.partition("=")[::2] for word in words)
+    if not given.get("tasks"):
         raise ConfigError(["lm-eval: name the tasks, as tasks=gsm8k,ifeval"])
     place = newest(run)
     if not (place / "config.json").is_file():
         raise ConfigError([f"{place}: an adapter alone; make export RUN={run} merges it"])
-    asked = {"output_path": str(run / "lm-eval"), **asked}
-    flags = [part for key, value in asked.items() for part in (f"--{key}", *([value] if value else []))]
+    given = {"output_path": str(run / "lm-eval"), **given}
+    flags = [part for key, value in given.items() for part in (f"--{key}", *([value] if value else []))]
     return [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={place}", *flags]
 
 

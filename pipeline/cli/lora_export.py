@@ -47,25 +47,25 @@ def write_lora(base: Path, merged: Path, target: Path, rank: int) -> Path:
     from safetensors.torch import save_file
 
     factors = factorised(base, merged, rank)
-    beside = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    draft = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
     try:
         tensors = {f"{SCALE}{module}.lora_{side}.weight": matrix for module, pair in factors.items()
                    for side, matrix in zip("AB", pair, strict=True)}  # fmt: skip
-        save_file(tensors, beside / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, draft / "adapter_model.safetensors", metadata={"format": "pt"})
         from peft import LoraConfig
 
         settings: Any = LoraConfig(r=rank, lora_alpha=rank, target_modules=sorted(factors), task_type="CAUSAL_LM",
                                    base_model_name_or_path=str(base), inference_mode=True)  # fmt: skip
-        settings.save_pretrained(beside)
-        compare(base, beside, merged)
+        settings.save_pretrained(draft)
+        compare(base, draft, merged)
         for file in merged.glob("*token*"):
-            shutil.copy(file, beside)
+            shutil.copy(file, draft)
         shutil.rmtree(target, ignore_errors=True)
-        os.replace(beside, target)
+        os.replace(draft, target)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(draft, ignore_errors=True)
     return target
 
 
@@ -83,7 +83,7 @@ def factorised(base: Path, merged: Path, rank: int) -> dict[str, tuple[Any, Any]
         if float(delta.abs().max()) <= UNCHANGED * float(old.float().abs().max()):
             continue
         if delta.dim() != 2 or not name.endswith(".weight") or "embed" in name:
-            raise ConfigError([f"export: {name} was trained as a whole; export the merged model"])
+            raise ConfigError([f"export: {name} was trained in full, not through an adapter; export the merged model"])
         left, values, right = torch.linalg.svd(delta, full_matrices=False)
         kept = min(rank, len(values))
         root = values[:kept].sqrt()

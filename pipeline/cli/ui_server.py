@@ -32,7 +32,7 @@ SHOWN = ("heldout_accuracy", "heldout_pair_accuracy", "reward_mean", "loss")
 
 
 class Runs:
-    """The runs of a directory, read anew for each request."""
+    """The runs of a directory, read again for each request."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -130,9 +130,9 @@ def handler(runs: Runs) -> type[BaseHTTPRequestHandler]:
             if parts.path.startswith("/report/"):
                 place = runs.place(unquote(parts.path[8:]))
                 return "text/html", write_report(place, live=is_live(place)).read_bytes()
-            asked = {key: values[0] for key, values in parse_qs(parts.query).items()}
+            query = {key: values[0] for key, values in parse_qs(parts.query).items()}
             if parts.path in ("/api/sample", "/api/pair"):
-                desk, stage = runs.desk(asked.get("run", "")), asked.get("stage", "")
+                desk, stage = runs.desk(query.get("run", "")), query.get("stage", "")
                 found = desk.next_sample(stage) if parts.path == "/api/sample" else desk.next_pair(stage)
                 return as_json({"next": found, **desk.counts()})
             raise LookupError(f"nothing at {parts.path}")

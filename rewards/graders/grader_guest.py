@@ -128,7 +128,7 @@ def waited(value: Any) -> Any:
 
 
 def number(value: Any) -> float | None:
-    """A grade as a float: bare, under `score` of a struct or object, or first in a tuple, as these tools allow."""
+    """A grade as a float: alone, under `score` of a struct or object, or first in a tuple, as these tools allow."""
     if isinstance(value, dict):
         value = value["score"]
     elif isinstance(value, (tuple, list)):

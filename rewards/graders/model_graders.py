@@ -70,14 +70,14 @@ class ScoreModel:
     high: float
 
     def grade_row(self, scope: Mapping[str, Any]) -> Grade:
-        said = self.call.ask(scope, f"a number from {self.low:g} to {self.high:g}")
+        stated_result = self.call.ask(scope, f"a number from {self.low:g} to {self.high:g}")
         try:
-            value = float(said)
+            value = float(stated_result)
         except ValueError:
-            raise judge.JudgeFailed(f"{said[:40]!r} is not a number") from None
+            raise judge.JudgeFailed(f"{stated_result[:40]!r} is not a number") from None
         if not self.low <= value <= self.high:
             raise judge.JudgeFailed(f"a result of {value:g}, outside {self.low:g} to {self.high:g}")
-        return Grade(value, f"the grader model says {value:g}")
+        return Grade(value, f"the grader model's result is {value:g}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +89,10 @@ class LabelModel:
     passing: tuple[str, ...]
 
     def grade_row(self, scope: Mapping[str, Any]) -> Grade:
-        said = self.call.ask(scope, f"one of: {', '.join(self.labels)}")
-        if said not in self.labels:
-            raise judge.JudgeFailed(f"the label {said[:40]!r}, which is none of {', '.join(self.labels)}")
-        return Grade(float(said in self.passing), f"the grader model says {said}")
+        stated_result = self.call.ask(scope, f"one of: {', '.join(self.labels)}")
+        if stated_result not in self.labels:
+            raise judge.JudgeFailed(f"the label {stated_result[:40]!r}, which is none of {', '.join(self.labels)}")
+        return Grade(float(stated_result in self.passing), f"the grader model's result is {stated_result}")
 
 
 def messages_of(value: Any, where: str) -> tuple[Message, ...]:

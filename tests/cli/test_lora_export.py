@@ -88,6 +88,6 @@ def test_a_change_beyond_the_adapter_is_refused(run) -> None:
     policy.model.norm.weight.data += 0.5
     tokenizer = models.load_tokenizer(str(run / "grpo" / "model"), Model())
     models.save(policy, tokenizer, run / "other")
-    with pytest.raises(ConfigError, match=r"model\.norm\.weight was trained as a whole"):
+    with pytest.raises(ConfigError, match=r"model\.norm\.weight was trained in full"):
         lora_export.write_lora(run / "base" / "model", run / "other", run / "lora", 2)
     assert not (run / "lora").exists() and not list(run.glob(".lora*"))
