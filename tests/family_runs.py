@@ -1,5 +1,5 @@
-"""Every family of tests/families.py through SFT, GRPO, LoRA GRPO, a QLoRA save and an export; docs/models.md from the
-results.
+"""Every family of tests/family_twins.py through SFT, GRPO, LoRA GRPO, a QLoRA save and an export; docs/models.md from
+the results.
 
     python -m tests.family_runs                  every family; results into tests/family_results.json, then the table
     python -m tests.family_runs NAME ...         some of them
@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.families import FAMILIES, chat_template, save
+from tests.family_twins import FAMILIES, chat_template, save
 
 ROOT = Path(__file__).parents[1]
 RESULTS, TABLE = ROOT / "tests" / "family_results.json", ROOT / "docs" / "models.md"
@@ -237,7 +237,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def config_of(name: str) -> dict[str, Any]:
-    from tests.families import make_config, make_tokenizer
+    from tests.family_twins import make_config, make_tokenizer
 
     fields: dict[str, Any] = json.loads(make_config(FAMILIES[name], make_tokenizer(FAMILIES[name])).to_json_string())
     return fields

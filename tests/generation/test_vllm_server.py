@@ -19,7 +19,7 @@ from transformers import AutoConfig
 
 from pipeline.cli import export
 from pipeline.generation import engines, vllm_server
-from tests.families import FAMILIES, save
+from tests.family_twins import FAMILIES, save
 
 pytestmark = pytest.mark.usefixtures("no_engine_left_behind")
 

@@ -15,7 +15,7 @@ from pipeline.data import encoding
 from pipeline.models import adapters, models, saved_check, weights
 from pipeline.models.saved_check import outputs
 from tests import family_runs
-from tests.families import FAMILIES, FAST, perturb, save
+from tests.family_twins import FAMILIES, FAST, perturb, save
 
 EVERY_STAGE = ("qwen2", "qwen3", "llama", "gemma2", "smollm3")
 ROOT = Path(__file__).parents[2]

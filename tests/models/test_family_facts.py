@@ -15,7 +15,7 @@ from pipeline.config.schema import Generate, Model
 from pipeline.generation import engines
 from pipeline.models import families, models
 from tests import family_runs
-from tests.families import FAMILIES, make_config, make_tokenizer, save
+from tests.family_twins import FAMILIES, make_config, make_tokenizer, save
 
 
 def config_json(name: str) -> families.Fields:

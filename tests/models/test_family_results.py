@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.models import families
 from tests import family_runs
-from tests.families import FAMILIES
+from tests.family_twins import FAMILIES
 
 RESULTS = json.loads(family_runs.RESULTS.read_text())
 TRIED = list(RESULTS["families"])

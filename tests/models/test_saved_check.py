@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Model
 from pipeline.models import adapters, models, saved_check, weights
-from tests.families import FAMILIES, perturb, save
+from tests.family_twins import FAMILIES, perturb, save
 
 LORA = {"r": 2, "target_modules": ["q_proj", "v_proj"]}
 
