@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 from verifiers import Example, Verdict, failed, malformed, passed
 
-CALL_SHARE = 0.25  # of the demonstrations that ask the calculator; the others state the product at once
+CALL_SHARE = 0.5  # of the demonstrations that ask the calculator; the others state the product at once
 
 
 class Task(TypedDict):
