@@ -98,7 +98,7 @@ def cases(verifier: Verifier, seed: int = 0) -> list[Example]:
     if verifier.generate is not None:
         for row in islice(verifier.generate(GENERATED_ROWS, seed), GENERATED_ROWS):
             if "completion" in row:
-                found.append(Example("right", row["completion"], row["task"]))
+                found.append(Example("right", answer_of(row["completion"]), row["task"]))
             if row.get("prompt"):
                 found.append(Example("wrong", row["prompt"], row["task"]))
     rights = [example for example in found if example.kind == "right"]
@@ -111,6 +111,11 @@ def cases(verifier: Verifier, seed: int = 0) -> list[Example]:
     for example in own if candidates else ():
         found += [Example("hostile", text, example.task) for text in _mentions(example)]
     return found
+
+
+def answer_of(completion: Any) -> str:
+    """A generated row's completion as verifiers read it: of a conversation with tool calls, its last message."""
+    return completion if isinstance(completion, str) else str(completion[-1]["content"])
 
 
 def judges_whole_text(verifier: Verifier) -> bool:

@@ -9,7 +9,8 @@ from typing import Literal
 
 import pytest
 
-from verifiers import sandbox
+from verifiers import kit, sandbox
+from verifiers import load as load_verifier
 from verifiers import tools as registry
 from verifiers.tools import Tool, Toolbox, ToolBroken, ToolError
 from verifiers.tools._arguments import checked_arguments, fits
@@ -181,6 +182,13 @@ def test_the_tool_of_the_documentation_conforms(tmp_path: Path) -> None:
     page = (Path(registry.__file__).parents[2] / "docs" / "tools.md").read_text()
     (tmp_path / "word_count.py").write_text(page.partition("```python\n")[2].partition("```")[0])
     assert check(registry.load("word_count", [tmp_path])) == []
+
+
+def test_the_kit_of_verifiers_reads_the_last_message_of_a_generated_conversation() -> None:
+    task_of_the_demo = Path(registry.__file__).parents[2] / "configs" / "tools"
+    rows = kit.cases(load_verifier("products", [task_of_the_demo]))
+    assert all(isinstance(row.completion, str) for row in rows)
+    assert sum(row.kind == "right" for row in rows) > 50
 
 
 FAULTY = '''
