@@ -248,7 +248,8 @@ def pipeline(words: Sequence[str], timeout_s: float) -> str:
 
 def resume(size: str, steps: int = 40) -> dict[str, Any]:
     """A GRPO run in one go, and one that gets SIGTERM in the middle and is started again: are the weights the same?"""
-    words = ["configs/demo/chaos.yaml", "stages=[base,grpo]", "grpo.policy=base", f"grpo.steps={steps}"]
+    words = ["configs/demo/chaos.yaml", "stages=[base,sft,grpo]", "sft.trainer.max_steps=150", f"grpo.steps={steps}",
+             "grpo.alarms.no_signal_steps=1000"]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         for name in ("whole", "stopped"):
             words_of_run = ["run", *words, f"runs_dir={folder}", f"run={name}"]
