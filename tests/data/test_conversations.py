@@ -47,6 +47,8 @@ def base(tmp_path_factory):
     raw["model"]["vocab"]["ĊĊ"] = len(raw["model"]["vocab"])
     raw["model"]["merges"] = [["Ċ", "Ċ"]]
     file.write_text(json.dumps(raw))
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps(config | {"vocab_size": len(raw["model"]["vocab"])}))
     return place
 
 
