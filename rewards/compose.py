@@ -15,11 +15,9 @@ import importlib
 import importlib.util
 import inspect
 import math
-import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import verifiers
@@ -28,6 +26,7 @@ from rewards.batch import Batch, Outcome, Score
 from rewards.graders import GRADER_KINDS, GraderFields, columns_needed, grader_part
 from rewards.learned import prompt_ids_of
 from rewards.parts import FunctionPart, Grading, LearnedPart, LearnedReward, Part, PotentialPart, VerifierPart
+from verifiers._user_files import import_user_file
 from verifiers.deadline import DeadlinePool
 
 SHAPING: dict[str, Callable[..., shaping.RewardFunction]] = {
@@ -353,7 +352,9 @@ def _imported(where: str, path: str, dirs: Sequence[str | Path]) -> Callable[...
         raise ValueError(f"{where}: {path!r} is not of the form module:name")
     file = module_file(module, dirs)
     try:
-        return getattr(_module_of(file, module) if file else importlib.import_module(module), attribute)
+        if file:
+            return getattr(import_user_file(f"user_rewards.{module.removesuffix('.py')}", file), attribute)
+        return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, SyntaxError) as exc:
         looked = f"; no {module.replace('.', '/')}.py in {', '.join(map(str, dirs))}" if dirs and not file else ""
         raise ValueError(f"{where}: cannot import {path!r}: {exc}{looked}") from exc
@@ -363,27 +364,6 @@ def module_file(module: str, dirs: Sequence[str | Path]) -> Path | None:
     """The file of a module in one of the directories; None: it can only be an installed one."""
     inside = Path(*module.removesuffix(".py").split(".")).with_suffix(".py")
     return next((path for directory in dirs if (path := Path(directory) / inside).is_file()), None)
-
-
-def _module_of(file: Path, module: str) -> ModuleType:
-    """The module in a user's file, loaded again if the file has changed. It may import files beside it."""
-    name = f"user_rewards.{module.removesuffix('.py')}"
-    known, changed = sys.modules.get(name), file.stat().st_mtime_ns
-    if known is not None and (known.__file__, known.__dict__.get("changed_ns")) == (str(file), changed):
-        return known
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    loaded.__dict__["changed_ns"] = changed
-    if str(file.parent.resolve()) not in sys.path:
-        sys.path.append(str(file.parent.resolve()))  # at the end: it shadows no installed module
-    sys.modules[name] = loaded
-    try:
-        spec.loader.exec_module(loaded)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return loaded
 
 
 def _checked(

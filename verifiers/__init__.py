@@ -32,7 +32,6 @@ import importlib.util
 import inspect
 import math
 import random
-import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +42,7 @@ from typing import Any, Literal
 
 from verifiers import _mixed_install
 from verifiers._secrets import hidden
+from verifiers._user_files import import_user_file
 
 Status = Literal["pass", "fail", "malformed", "error"]
 PACKAGE_DIR = Path(__file__).parent
@@ -287,7 +287,7 @@ def load(name: str, directories: Sequence[str | Path] = ()) -> Verifier:
         raise ValueError(f"no verifier {name!r}{hint}; have: {', '.join(sorted(found))}")
     path = found[name]
     ours = path.parent.resolve() == PACKAGE_DIR.resolve()
-    module = importlib.import_module(f"verifiers.{name}") if ours else _import_file(name, path)
+    module = importlib.import_module(f"verifiers.{name}") if ours else import_user_file(f"user_verifiers.{name}", path)
     for part in ("Task", "EXAMPLES"):
         if not hasattr(module, part):
             raise ValueError(f"{path}: a verifier defines {part}; see `make verifier NAME=...`")
@@ -305,21 +305,3 @@ def gold_faults(
     verifier = load(name, directories)
     faults = ((index, verifier.gold_fault(task)) for index, task in enumerate(tasks))
     return [(index, fault) for index, fault in faults if fault is not None]
-
-
-def _import_file(name: str, path: Path) -> ModuleType:
-    """The module in a user's file, imported once per file."""
-    qualified = f"user_verifiers.{name}"
-    known = sys.modules.get(qualified)
-    if known is not None and known.__file__ == str(path):
-        return known
-    spec = importlib.util.spec_from_file_location(qualified, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[qualified] = module  # before it runs: its annotations are looked up here
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[qualified]
-        raise
-    return module

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.update.logprobs import (
     IMPOSSIBLE,
-    add_product,
+    HeadGradients,
     check_temperature,
     chunk_slices,
     chunk_tokens,
@@ -146,11 +146,7 @@ class _Divergence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden_NH, weight_VH, bias_V, teacher_NG = ctx.saved_tensors
-        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        grad_NH = torch.empty_like(hidden_NH) if wants_hidden else None
-        wide = torch.promote_types(weight_VH.dtype, torch.float32)
-        grad_VH = torch.zeros_like(weight_VH, dtype=wide) if wants_weight else None
-        grad_V = torch.zeros_like(bias_V, dtype=wide) if wants_bias else None
+        gradients = HeadGradients(hidden_NH, weight_VH, bias_V, ctx.needs_input_grad[:3])
         with torch.autocast(hidden_NH.device.type, enabled=False):
             head_VH, head_V = head_in_dtype(hidden_NH, weight_VH, bias_V)
             for rows in chunk_slices(len(hidden_NH), ctx.chunk):
@@ -160,17 +156,8 @@ class _Divergence(torch.autograd.Function):
                     scaled_CV = scaled_CV.detach().requires_grad_()
                     values_C = _compare(ctx.teacher, scaled_CV, teacher_CV)
                 (wide_CV,) = torch.autograd.grad(values_C, scaled_CV, grads[0][rows])
-                wide_CV = wide_CV / ctx.temperature
-                grad_CV = wide_CV.to(head_VH.dtype)
-                if grad_NH is not None:
-                    grad_NH[rows] = grad_CV @ head_VH
-                if grad_VH is not None:
-                    add_product(grad_VH, grad_CV.T, hidden_NH[rows])
-                if grad_V is not None:
-                    grad_V += wide_CV.sum(0)
-        weight_grad = None if grad_VH is None else grad_VH.to(weight_VH.dtype)
-        bias_grad = None if grad_V is None else grad_V.to(bias_V.dtype)
-        return grad_NH, weight_grad, bias_grad, None, None, None, None
+                gradients.add(rows, wide_CV / ctx.temperature, head_VH)
+        return *gradients.read(), None, None, None, None
 
 
 def _teacher_logits(teacher: TeacherStates, hidden_CG: Tensor, temperature: float) -> Tensor:

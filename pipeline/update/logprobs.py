@@ -148,28 +148,47 @@ class _FromHidden(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden_NH, weight_VH, bias_V, ids_N, entropy_N, normaliser_N = ctx.saved_tensors
-        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        grad_NH = torch.empty_like(hidden_NH) if wants_hidden else None
-        # sum over many chunks: a bfloat16 accumulator would lose small terms
-        wide = torch.promote_types(weight_VH.dtype, torch.float32)
-        grad_VH = torch.zeros_like(weight_VH, dtype=wide) if wants_weight else None
-        grad_V = torch.zeros_like(bias_V, dtype=wide) if wants_bias else None
+        gradients = HeadGradients(hidden_NH, weight_VH, bias_V, ctx.needs_input_grad[:3])
         with torch.autocast(hidden_NH.device.type, enabled=False):
             head_VH, head_V = head_in_dtype(hidden_NH, weight_VH, bias_V)
             for rows in chunk_slices(len(ids_N), ctx.chunk):
                 scaled_CV = scaled_logits(head_logits(hidden_NH[rows], head_VH, head_V), ctx.temperature)
                 wide_CV = _grad_scaled(scaled_CV, ids_N[rows], entropy_N[rows], normaliser_N[rows], *_rows(grads, rows))
-                wide_CV.div_(ctx.temperature)
-                grad_CV = wide_CV.to(head_VH.dtype)
-                if grad_NH is not None:
-                    grad_NH[rows] = grad_CV @ head_VH
-                if grad_VH is not None:
-                    add_product(grad_VH, grad_CV.T, hidden_NH[rows])
-                if grad_V is not None:
-                    grad_V += wide_CV.sum(0)
-        weight_grad = None if grad_VH is None else grad_VH.to(weight_VH.dtype)
-        bias_grad = None if grad_V is None else grad_V.to(bias_V.dtype)
-        return grad_NH, weight_grad, bias_grad, None, None, None
+                gradients.add(rows, wide_CV.div_(ctx.temperature), head_VH)
+        return *gradients.read(), None, None, None
+
+
+class HeadGradients:
+    """Gradients of hidden states, head and bias, summed over chunks of the logits' gradient.
+
+    wanted: which of the three to compute; None is read for the others, as autograd expects.
+    """
+
+    def __init__(
+        self, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, wanted: tuple[bool, bool, bool]
+    ) -> None:
+        self.inputs = hidden_NH, weight_VH, bias_V
+        # sum over many chunks: a bfloat16 accumulator would lose small terms
+        wide = torch.promote_types(weight_VH.dtype, torch.float32)
+        self.hidden_NH = torch.empty_like(hidden_NH) if wanted[0] else None
+        self.weight_VH = torch.zeros_like(weight_VH, dtype=wide) if wanted[1] else None
+        self.bias_V = torch.zeros_like(bias_V, dtype=wide) if wanted[2] and bias_V is not None else None
+
+    def add(self, rows: slice, wide_CV: Tensor, head_VH: Tensor) -> None:
+        """One chunk. wide_CV: gradient of the logits of these rows, float32. head_VH: in the dtype of the products."""
+        grad_CV = wide_CV.to(head_VH.dtype)
+        if self.hidden_NH is not None:
+            self.hidden_NH[rows] = grad_CV @ head_VH
+        if self.weight_VH is not None:
+            add_product(self.weight_VH, grad_CV.T, self.inputs[0][rows])
+        if self.bias_V is not None:
+            self.bias_V += wide_CV.sum(0)
+
+    def read(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        _, weight_VH, bias_V = self.inputs
+        weight_grad = None if self.weight_VH is None else self.weight_VH.to(weight_VH.dtype)
+        bias_grad = None if self.bias_V is None or bias_V is None else self.bias_V.to(bias_V.dtype)
+        return self.hidden_NH, weight_grad, bias_grad
 
 
 def add_product(sum_VH: Tensor, left_VC: Tensor, right_CH: Tensor) -> None:

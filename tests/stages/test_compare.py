@@ -336,7 +336,7 @@ def test_who_sampled_more_than_the_budget_is_marked(seeds: list[dict[str, Any]])
     assert all(r["over_budget"] for r in findings.table(seeds, ROLES, "sft", 900))
 
 
-def test_sentences_claim_what_is_apart_and_say_so_of_what_is_not(seeds: list[dict[str, Any]]) -> None:
+def test_sentences_claim_what_is_significant_and_say_so_of_what_is_not(seeds: list[dict[str, Any]]) -> None:
     rows = findings.table(seeds, ROLES, "sft", 1000)
     pairs = findings.pairs(seeds, ["good", "same"])
     controls = findings.against(seeds, {"good": "control"})
@@ -345,7 +345,7 @@ def test_sentences_claim_what_is_apart_and_say_so_of_what_is_not(seeds: list[dic
     assert "against its control control" in said
     assert said.endswith("no significant difference from same.")
     alone = findings.sentence(rows[1], pairs, controls, [], start="sft", seeds=1)
-    assert alone.endswith("One seed: nothing is known about training it again.")
+    assert alone.endswith("One seed: how much another training run would differ is unknown.")
 
 
 def test_the_table_for_a_readme_has_a_line_a_method(seeds: list[dict[str, Any]]) -> None:

@@ -34,13 +34,13 @@ import importlib
 import importlib.util
 import inspect
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from verifiers._user_files import import_user_file
 from verifiers.tools._arguments import ToolError, checked_arguments
 
 TOOLS_DIR = Path(__file__).parent
@@ -244,23 +244,10 @@ def load_class(reference: str) -> Tool:
 
 
 def import_path(path: Path) -> ModuleType:
-    """The module in a user's file, imported once per file. Raises FileNotFoundError."""
+    """The module in a user's file. Raises FileNotFoundError."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
-    qualified = f"user_tools.{path.stem}"
-    known = sys.modules.get(qualified)
-    if known is not None and known.__file__ == str(path):
-        return known
-    spec = importlib.util.spec_from_file_location(qualified, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[qualified] = module  # before it runs: its annotations are looked up here
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[qualified]
-        raise
-    return module
+    return import_user_file(f"user_tools.{path.stem}", path)
 
 
 __all__ = ["Tool", "ToolBroken", "ToolError", "ToolExample", "Toolbox", "as_text", "available", "load", "load_class"]
