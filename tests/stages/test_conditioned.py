@@ -414,7 +414,7 @@ def test_chat_answers_line_by_line_until_the_input_ends(runs, capsys, monkeypatc
     monkeypatch.setattr("sys.stdin", io.StringIO("a1>c1:\ne5>a2:\n"))
     assert main(["chat", str(runs / "small"), "stage=conditioned", "label=best"]) == 0
     told = capsys.readouterr().out
-    assert "asked for '<4>'" in told and told.count("> ") >= 3
+    assert "requesting '<4>'" in told and told.count("> ") >= 3
 
 
 @pytest.mark.stages
