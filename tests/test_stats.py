@@ -98,7 +98,7 @@ def simulated(rng: np.random.Generator, *, seeds: int, prompts: int, gap: float,
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.2, 0.5])
-def test_a_method_under_two_names_is_told_apart_in_at_most_5_of_100_comparisons(spread: float) -> None:
+def test_a_method_under_two_names_is_distinguished_in_at_most_5_of_100_comparisons(spread: float) -> None:
     rng = np.random.default_rng(11)
     apart = 0
     for number in range(200):
@@ -107,7 +107,7 @@ def test_a_method_under_two_names_is_told_apart_in_at_most_5_of_100_comparisons(
     assert apart <= 10
 
 
-def test_many_names_for_one_method_are_told_apart_in_at_most_5_of_100_tables() -> None:
+def test_many_names_for_one_method_are_distinguished_in_at_most_5_of_100_tables() -> None:
     rng = np.random.default_rng(12)
     tables_with_a_claim = 0
     for number in range(200):
@@ -117,7 +117,7 @@ def test_many_names_for_one_method_are_told_apart_in_at_most_5_of_100_tables() -
     assert tables_with_a_claim <= 10
 
 
-def test_a_clearly_better_method_is_told_apart() -> None:
+def test_a_clearly_better_method_is_distinguished() -> None:
     rng = np.random.default_rng(13)
     found = [
         crossed_difference(*simulated(rng, seeds=3, prompts=126, gap=1.5, spread=0.1), key=i, resamples=1000)
@@ -183,7 +183,7 @@ def test_spearman_agrees_with_scipy_with_ties() -> None:
         assert spearman(x, y) == pytest.approx(scipy.stats.spearmanr(x, y).statistic)
 
 
-def test_no_rank_correlation_is_told_of_what_is_not_known() -> None:
+def test_no_rank_correlation_is_reported_of_what_is_not_known() -> None:
     lost = float("nan")
     assert all(math.isnan(spearman([0, 1, 2], values)) for values in ([lost] * 3, [0.0, lost, 1.0], [1.0] * 3, []))
 

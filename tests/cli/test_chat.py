@@ -50,7 +50,7 @@ def test_a_model_that_learned_on_messages_hears_a_line_through_its_chat_template
     assert hears(finished(tmp_path, f"prompts={{path: {data}}}"), "ab", told)
 
 
-def test_where_the_rows_are_gone_the_doubt_is_told(tmp_path, capsys):
+def test_where_the_rows_are_gone_the_doubt_is_reported(tmp_path, capsys):
     data = write_rows(tmp_path / "rows.jsonl", [MESSAGES])
     run = finished(tmp_path, f"prompts={{path: {data}}}")
     data.unlink()

@@ -96,11 +96,11 @@ def test_a_command_that_does_not_exist_gets_the_nearest(write, capsys):
         ("model.tiny.hidden_size=63", "model.tiny: hidden_size 63 is not divisible by 2 heads"),
     ],
 )
-def test_one_wrong_word_gives_one_line_with_the_key_and_the_mend(write, capsys, word, line):
+def test_one_wrong_word_gives_one_line_with_the_key_and_the_fix(write, capsys, word, line):
     assert told(capsys, "run", write(), word) == [f"config.yaml: {line}"]
 
 
-def test_a_word_that_sets_nothing_is_told(write, capsys):
+def test_a_word_that_sets_nothing_is_reported(write, capsys):
     line = "'steps' on the command line: expected key=value, as in ppo.steps=10"
     assert told(capsys, "run", write(), "steps") == [line]
 
@@ -122,7 +122,7 @@ def test_a_line_that_is_no_json_is_named_by_its_number(write, capsys):
     assert "rows.jsonl:2: not JSON" in line
 
 
-def test_a_file_that_is_no_text_is_told_and_not_thrown(write, capsys):
+def test_a_file_that_is_no_text_is_reported_and_not_thrown(write, capsys):
     Path("rows.jsonl").write_bytes(b"\xff\xfe\x00{")
     (line,) = told(capsys, "run", write(prompts__path="rows.jsonl", prompts__procedural=None))
     assert line.startswith("config.yaml: rows.jsonl:1: not UTF-8")
@@ -156,7 +156,7 @@ def test_a_row_without_the_prompt_column_gets_the_nearest(write, capsys):
 
 
 @pytest.mark.parametrize("missing,words", [("tokenizer.json", "has no tokenizer"), ("config.json", "no config.json")])
-def test_a_model_directory_that_lacks_a_part_is_told_before_anything_loads(write, capsys, missing, words):
+def test_a_model_directory_that_lacks_a_part_is_reported_before_anything_loads(write, capsys, missing, words):
     place = Path("model")
     place.mkdir()
     for name in {"config.json", "tokenizer.json", "model.safetensors"} - {missing}:
@@ -165,7 +165,7 @@ def test_a_model_directory_that_lacks_a_part_is_told_before_anything_loads(write
     assert line.startswith("config.yaml: model.path: ./model has") and words in line
 
 
-def test_a_hub_that_is_away_is_told_at_once(write, capsys, monkeypatch):
+def test_a_hub_that_is_away_is_reported_at_once(write, capsys, monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody answers
     (line,) = told(capsys, "run", write(model={"path": "nobody/no-such-model"}))
@@ -236,7 +236,7 @@ def test_reward_models_among_the_runs_own_rewards_are_looked_for(write, capsys, 
         ("compare.controls={sft: sft_more}", "compare.controls: 'sft' is not among the methods"),
     ],
 )
-def test_a_mistake_in_a_method_is_told_before_a_comparison_trains(tmp_path, capsys, monkeypatch, word, line):
+def test_a_mistake_in_a_method_is_reported_before_a_comparison_trains(tmp_path, capsys, monkeypatch, word, line):
     monkeypatch.setattr(cli, "train", lambda cfg, command: pytest.fail("it would train"))
     words = [str(DEMO.with_name("compare.yaml")), "prompts.rows=200", f"runs_dir={tmp_path}", word]
     for command in (["compare", *words], ["run", *words, "stages=[compare]"]):
@@ -263,13 +263,13 @@ def test_a_run_in_use_is_refused_by_a_second(write, capsys, monkeypatch):
     assert "runs/demo is in use by process" in line and "run=..." in line
 
 
-def test_a_run_directory_that_may_not_be_written_is_told(write, capsys):
+def test_a_run_directory_that_may_not_be_written_is_reported(write, capsys):
     Path("occupied").write_text("a file")
     (line,) = told(capsys, "run", write(runs_dir="occupied"))
     assert line == "config.yaml: runs_dir: occupied is a file; choose another with runs_dir=..."
 
 
-def test_a_directory_without_the_right_to_write_is_told_in_one_line(write, capsys):
+def test_a_directory_without_the_right_to_write_is_reported_in_one_line(write, capsys):
     """As root every write is allowed, so the check runs as another user in a child."""
     place = Path(tempfile.mkdtemp())
     place.chmod(0o555)

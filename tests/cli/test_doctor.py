@@ -69,7 +69,7 @@ def test_a_cuda_torchvision_beside_a_cpu_torch_is_broken() -> None:
     assert doctor.cuda_beside_cpu({"torch": "2.13.0", "torchvision": "0.28.0"}) == []
 
 
-def test_the_other_package_named_verifiers_is_told(tmp_path: Path) -> None:
+def test_the_other_package_named_verifiers_is_reported(tmp_path: Path) -> None:
     ours = tmp_path / "verifiers" / "__init__.py"
     assert states(doctor.verifiers_findings({}, str(ours), tmp_path)) == ["ok"]
     assert states(doctor.verifiers_findings({"verifiers": "0.1"}, str(ours), tmp_path)) == ["warn"]

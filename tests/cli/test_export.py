@@ -66,7 +66,7 @@ def test_an_export_samples_as_the_run_did_and_as_nothing_of_the_base_says(run, t
     assert not config.no_repeat_ngram_size and config.typical_p in (None, 1.0)
 
 
-def test_the_card_tells_what_the_chat_template_was_given(run):
+def test_the_card_says_what_the_chat_template_was_given(run):
     chain = export.lineage(run, "sft")
     assert "chat template" not in card(chain)
     chain[-1]["config"]["prompts"]["chat_kwargs"] = {"enable_thinking": False}
@@ -104,7 +104,7 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(run, tmp_path):
     ("words", "told"),
     [(["stage=sftt"], "did you mean 'sft'"), (["stag=sft"], "did you mean 'stage'"), (["sft"], "expected key=value")],
 )
-def test_a_mistyped_option_is_told(run, words, told):
+def test_a_mistyped_option_is_reported(run, words, told):
     with pytest.raises(ConfigError, match=told):
         export.export(run, words)
 
@@ -117,7 +117,7 @@ def test_pushing_needs_an_export_and_a_repository(run):
 
 
 @pytest.mark.parametrize("repo", ["me/a b", "a/b/c"])
-def test_a_name_that_the_hub_would_not_take_is_told_in_one_line(run, repo):
+def test_a_name_that_the_hub_would_not_take_is_reported_in_one_line(run, repo):
     export.export(run, [])
     with pytest.raises(ConfigError, match=f"^push: repo={repo}: .*Repo id") as error:
         export.push(run, [f"repo={repo}"])
@@ -213,7 +213,7 @@ def test_the_card_says_how_it_was_trained(run):
 # --- who can reach a server -------------------------------------------------------------------------------------------
 
 
-def test_a_server_listens_on_this_machine_alone_unless_told_otherwise(run):
+def test_a_server_listens_on_this_machine_alone_unless_set_otherwise(run):
     command = export.serve_command(run, [])
     assert command[command.index("--host") + 1] == "127.0.0.1"
     command = export.serve_command(run, ["host=0.0.0.0"])

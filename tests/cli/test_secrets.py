@@ -61,7 +61,7 @@ def leaky(prompts, completions, **columns):
     raise RuntimeError(f"403 for url https://h/?token=swordfish with key {os.environ['MY_API_KEY']} and {TOKEN}")
 
 
-def test_what_a_reward_function_raises_is_told_without_its_keys(monkeypatch):
+def test_what_a_reward_function_raises_is_reported_without_its_keys(monkeypatch):
     monkeypatch.setenv("MY_API_KEY", PASSWORD)
     scorer = rewards.build({"leaky": {"kind": "function", "path": "test_secrets:leaky"}})
     (score,) = scorer.score(Batch(["p"], [[1]], ["c"], [[2]], [True], [{}]))
@@ -95,7 +95,7 @@ def made(api_key, url):
 
 
 @pytest.mark.parametrize("words", [["grpo.steps=" + TOKEN], ["rewards.letters.path=m:" + TOKEN]])
-def test_a_mistake_is_told_without_the_key_that_stands_in_it(tmp_path, words):
+def test_a_mistake_is_reported_without_the_key_that_stands_in_it(tmp_path, words):
     config = write_config(tmp_path, tmp_path / "nowhere")
     done = subprocess.run([sys.executable, "-m", "pipeline", "plan", str(config), *words], cwd=ROOT, text=True,
                           capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})  # fmt: skip

@@ -39,7 +39,7 @@ def stand_ins(place: Path, body: str) -> dict[str, str]:
             "SLURM_CPUS_PER_TASK": "64"}  # fmt: skip
 
 
-def test_told_to_stop_it_waits_for_the_checkpoint_and_requeues(tmp_path):
+def test_asked_to_stop_it_waits_for_the_checkpoint_and_requeues(tmp_path):
     """The batch shell gets the signal; srun must get it too, and have ended before the job goes back into the queue."""
     env = stand_ins(tmp_path / "bin", f"trap 'sleep 0.5; touch {tmp_path}/saved; exit 143' TERM; kill -TERM $PPID; "
                                       "while true; do sleep 0.1; done")  # fmt: skip
@@ -78,6 +78,6 @@ def test_ranks_meet_at_the_first_node(tmp_path):
         ("nodes", "expected key=value"),
     ],
 )
-def test_a_mistake_is_told(word, told):
+def test_a_mistake_is_reported(word, told):
     with pytest.raises(ConfigError, match=told):
         sbatch(CONFIG, [word])

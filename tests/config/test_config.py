@@ -32,7 +32,7 @@ def test_a_key_given_twice_is_a_mistake_with_its_line(tmp_path):
 
 
 @pytest.mark.parametrize("value", ["2026-02-30", "2026-01-01 25:00:00", "0x_", "!!int three", "!!timestamp noon"])
-def test_a_date_or_number_that_is_none_is_told_with_its_line(tmp_path, value):
+def test_a_date_or_number_that_is_none_is_reported_with_its_line(tmp_path, value):
     path = tmp_path / "c.yaml"
     path.write_text(f"seed: 1\nrun: {value}\n")
     with pytest.raises(ConfigError, match=r"c\.yaml:2: '.*' is not readable \(.*\); put text in quotes"):
@@ -47,7 +47,7 @@ def test_keys_may_be_merged_and_a_merged_one_overridden(tmp_path):
     assert read_yaml(path)["b"] == {"x": 1, "y": 3}
 
 
-def test_what_a_stage_would_trip_over_later_is_told_at_once():
+def test_what_a_stage_would_trip_over_later_is_reported_at_once():
     (line,) = told("mine={kind: conditioned, policy: sft, online_rounds: 1, online_trainer: {max_stepz: 3}}")
     assert line.startswith("mine.online_trainer: unknown key 'max_stepz'")
     assert told("evaluation.k=17") == ["evaluation.k: pass@17 needs as many samples; evaluation.samples is 16"]
@@ -88,7 +88,7 @@ def test_a_config_with_mistakes_still_gives_what_is_sound_of_it():
 
 
 @pytest.mark.parametrize("kind", ["7", "[a]", "{a: 1}", "grpoo"])
-def test_a_kind_that_is_none_is_told(kind):
+def test_a_kind_that_is_none_is_reported(kind):
     (line,) = told(f"mine={{kind: {kind}}}")
     assert line.startswith("mine.kind: no stage kind")
 

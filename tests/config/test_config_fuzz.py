@@ -99,7 +99,7 @@ def place(tmp_path_factory):
 @pytest.mark.slow
 @settings(max_examples=500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(mutations=MUTATIONS)
-def test_a_mutated_config_gives_its_plan_or_is_told_off_by_key(place, mutations):
+def test_a_mutated_config_gives_its_plan_or_is_reported_by_key(place, mutations):
     raw = copy.deepcopy(base_config())
     for path, act, value in mutations:
         mutated(raw, path, act, value)
@@ -119,7 +119,7 @@ def test_a_mutated_config_gives_its_plan_or_is_told_off_by_key(place, mutations)
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(text=st.text(alphabet="abc:[]{}-&*!#'\"\n\t ,0", max_size=40))
-def test_any_text_as_a_config_is_told_off_by_file(place, text):
+def test_any_text_as_a_config_is_reported_by_file(place, text):
     config = place / "text.yaml"
     config.write_text(text)
     with pytest.raises(ConfigError) as caught:

@@ -60,7 +60,7 @@ def test_a_name_of_another_library_points_to_our_key(word, line):
         ("sampling.seed=1", "sampling: unknown key 'seed'; seed belongs in the top level: seed"),
     ],
 )
-def test_a_key_in_the_wrong_block_is_told_its_block(word, line):
+def test_a_key_in_the_wrong_block_is_reported_its_block(word, line):
     assert reported(word) == [line]
 
 
@@ -78,7 +78,7 @@ def test_an_unknown_kind_in_stages_is_never_offered_itself(words):
     assert line.startswith("stages:") and "'dop'" in line and "did you mean 'dop'" not in line
 
 
-def test_an_unknown_stage_with_a_block_is_told_how_to_say_its_kind():
+def test_an_unknown_stage_with_a_block_is_reported_how_to_say_its_kind():
     (line,) = reported("stages=[base, mine]", "mine={policy: base}")
     assert "'mine' is no kind of stage" in line and "mine: {kind: sft}" in line
 

@@ -74,7 +74,7 @@ def test_what_is_asked_becomes_the_label_in_the_order_of_the_axes(ask, text):
 
 
 @pytest.mark.parametrize(("ask", "words"), [("colour=1", "have: reward, length"), ("worst", "best, none, a bin")])
-def test_what_cannot_be_asked_is_told(ask, words):
+def test_what_cannot_be_asked_is_reported(ask, words):
     with pytest.raises(ValueError, match=words):
         BOTH.parse(ask)
 

@@ -59,7 +59,7 @@ def test_gdpo_of_one_part_has_the_order_of_grpo_and_unit_variance() -> None:
     assert float(ours_PG.std()) == pytest.approx(1.0, abs=2e-4)
 
 
-def test_gdpo_tells_apart_what_the_sum_of_rewards_makes_equal() -> None:
+def test_gdpo_distinguishes_what_the_sum_of_rewards_makes_equal() -> None:
     """(0, 1) and (0, 2) have the same GRPO advantages: the group's std takes the size of the difference away."""
     first, second = torch.tensor([[0.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 1.0], [0.0, 1.0]])
     summed_PG = group_advantages(first + second, scale=True)

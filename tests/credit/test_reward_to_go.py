@@ -52,7 +52,7 @@ def test_scaled_advantages_have_unit_mean_square_over_a_groups_tokens():
         assert got[p][mask[p]].square().mean() == pytest.approx(1.0, abs=1e-3)
 
 
-def test_a_group_that_fails_alike_is_told_apart_by_what_fell_on_the_way_without_exploding():
+def test_a_group_that_fails_alike_is_distinguished_by_what_fell_on_the_way_without_exploding():
     rewards = torch.tensor([[0.5, -0.5], [-0.5, 0.5]])  # equal totals: the plain group advantage is all 0
     got = reward_to_go_advantages(rewards, torch.ones(2, 2), group=2, baseline="group", scale=True)
     assert got[0, 1] < 0 < got[1, 1] and float(got.abs().max()) < 2.0

@@ -197,7 +197,7 @@ def test_the_control_keeps_as_many_of_each_prompt_and_does_not_look_at_the_rewar
         ({"top_k": 1, "dedup": None}, "one {name: value}"),
     ],
 )
-def test_a_wrong_filter_is_told_by_name_and_mend(spec, words):
+def test_a_wrong_filter_is_reported_by_name_and_fix(spec, words):
     with pytest.raises(ValueError, match=words):
         parse([spec])
 
@@ -228,7 +228,7 @@ def even_grid() -> list[Candidate]:
         ([{"threshold": 0.25}, {"softmax": {"n": 2}}], False),
     ],
 )
-def test_the_lint_tells_a_bucket_from_a_filter_that_climbs(specs, bucket):
+def test_the_lint_distinguishes_a_bucket_from_a_filter_that_climbs(specs, bucket):
     finding = lint(parse(specs), even_grid())
     assert finding.is_bucket is bucket
     assert ("bucket" in (finding.message or "")) is bucket

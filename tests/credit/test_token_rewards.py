@@ -96,7 +96,7 @@ def test_controller_without_a_target_stays_constant() -> None:
     assert KLController(0.05).update(1e9, n_episodes=10_000).coefficient == 0.05
 
 
-def test_diverged_kl_is_told_instead_of_poisoning_the_coefficient() -> None:
+def test_diverged_kl_is_reported_instead_of_poisoning_the_coefficient() -> None:
     with pytest.raises(ValueError, match="diverged"):
         KLController(0.1, target=6.0).update(float("nan"), n_episodes=8)
 

@@ -275,7 +275,7 @@ def test_seeds_go_by_the_place_in_the_whole_step_whoever_samples_it():
 
 @pytest.mark.stages
 @pytest.mark.parametrize("kind", ["transformers", pytest.param("vllm", marks=needs_vllm)])
-def test_who_asks_is_told_of_each_sample_as_it_ends_and_gets_the_same_samples(tmp_path, kind):
+def test_who_asks_hears_of_each_sample_as_it_ends_and_gets_the_same_samples(tmp_path, kind):
     place = str(tiny_model(tmp_path / "model"))
     asked = requests(4, max_tokens=9)
     generator: Generator
@@ -341,7 +341,7 @@ def test_the_context_of_an_engine_is_the_models_or_what_is_needed(tmp_path, said
     assert engines.model_len(str(tmp_path), needed) == expected
 
 
-def test_a_completion_beyond_the_models_context_is_told(tmp_path):
+def test_a_completion_beyond_the_models_context_is_reported(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"text_config": {"max_position_embeddings": 64}}))
     with pytest.raises(ConfigError, match="need 65 tokens; the model has 64"):
         engines.model_len(str(tmp_path), 65)

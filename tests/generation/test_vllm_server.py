@@ -114,7 +114,7 @@ def test_weights_of_a_model_named_by_its_hub_id_are_written_beside_its_config(tm
     assert place.is_absolute()
 
 
-def test_without_a_server_the_mistake_is_told_with_the_command_that_starts_one(tmp_path, capsys):
+def test_without_a_server_the_mistake_is_reported_with_the_command_that_starts_one(tmp_path, capsys):
     start = tiny_model(tmp_path / "model")
     assert run_stage(tmp_path, start, "grpo", *asked(f"http://127.0.0.1:{ranks_kit.free_port()}", tmp_path)) == 2
     assert "generate.url: no server answers at" in (told := capsys.readouterr().err)

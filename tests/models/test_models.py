@@ -65,7 +65,7 @@ def test_an_engine_serves_a_model_saved_in_another_precision_where_the_yaml_name
     assert keys[0][0] != keys[0][1] and keys[1][0] == keys[1][1]
 
 
-def test_a_tied_head_is_told_by_its_tensor_also_where_each_is_gathered_anew(place, monkeypatch):
+def test_a_tied_head_is_reported_by_its_tensor_also_where_each_is_gathered_again(place, monkeypatch):
     monkeypatch.setattr(models.sharding, "full", lambda tensor: tensor.detach().clone())
     model = models.load_policy(str(place), Model())
     names = [name for name, _ in models.named_weights(model)]

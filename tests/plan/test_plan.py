@@ -157,7 +157,7 @@ def test_a_comparison_is_planned_part_by_part(tmp_path, capsys):
     assert not list(tmp_path.iterdir()), "a plan leaves nothing"
 
 
-def test_what_a_comparison_lacks_is_told_part_by_part(tmp_path):
+def test_what_a_comparison_lacks_is_reported_part_by_part(tmp_path):
     words = [f"runs_dir={tmp_path}", "trial=false", "prompts.rows=200"]
     with pytest.raises(ConfigError, match="no block for 'grop'"):
         plan.plan(COMPARE, [*words, "compare.methods=[grop]", "compare.controls={}", "compare.drawn_once={}"])
@@ -184,7 +184,7 @@ DEMO_TRIAL = Trial(imports_s=2.9, engine_s=6.7, generator="vllm", sampled_per_s=
                                                   "vocabulary": 22, "bytes_each": 4})  # fmt: skip
 
 
-def test_the_demos_time_is_told_to_30_percent_from_a_trials_rates(tmp_path):
+def test_the_demos_time_is_estimated_within_30_percent_from_a_trials_rates(tmp_path):
     made = one_run.make(load(DEMO, [f"runs_dir={tmp_path}"]), DEMO_TRIAL)
     told = {name: made.seconds[name] for name in DEMO_CPU_S}
     assert told == {name: pytest.approx(seconds, rel=0.3) for name, seconds in DEMO_CPU_S.items()}
@@ -201,7 +201,7 @@ def test_labels_in_front_of_prompts_cost_time(tmp_path):
 
 @pytest.mark.stages
 @pytest.mark.timeout(600)
-def test_a_plan_tells_the_tokens_and_the_memory_that_the_run_then_takes(tmp_path):
+def test_a_plan_predicts_the_tokens_and_the_memory_that_the_run_then_takes(tmp_path):
     """Sampled tokens within 2%, peak memory within 15%: the first run's lengths serve the second seed's plan."""
     words = [f"runs_dir={tmp_path}", "stages=[base,sft,grpo]", "grpo.groups.dynamic=false", "sft.trainer.max_steps=150",
              "prompts.rows=3000", "grpo.prompts=32"]  # fmt: skip

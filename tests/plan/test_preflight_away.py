@@ -66,7 +66,7 @@ def test_a_stages_own_reward_and_its_monitor_are_asked_too(told, no_bubblewrap):
     assert line.startswith("grpo.monitor.strict.python_tests: python_tests cannot run here: ")
 
 
-def test_a_wrong_name_of_an_isolation_is_told_and_not_thrown(told, no_bubblewrap, monkeypatch):
+def test_a_wrong_name_of_an_isolation_is_reported_and_not_thrown(told, no_bubblewrap, monkeypatch):
     monkeypatch.setenv(sandbox.CHOICE, "docker")
     (line,) = told(CODE, "{python_tests: {}}")
     assert line.startswith("rewards.python_tests: ") and "have: bwrap, landlock, unsafe-none" in line

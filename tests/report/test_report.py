@@ -98,7 +98,7 @@ def test_a_control_stands_beside_its_policy(tmp_path: Path) -> None:
     assert rows["grpo"].get("control") is None
 
 
-def test_a_run_still_going_is_told_as_such(tmp_path: Path) -> None:
+def test_a_run_still_going_is_reported_as_such(tmp_path: Path) -> None:
     data = report_of(write_report(write_run(tmp_path / "run")))
     assert ["stages", "6 complete, not complete: ppo"] in data["facts"]
     killed = next(s for s in data["stages"] if s["name"] == "ppo")
@@ -148,7 +148,7 @@ def test_the_monitor_shows_the_worst_step_and_how_near_its_limit_it_came(tmp_pat
     assert found["canary_max_abs"]["state"] == "good"
 
 
-def test_a_conditioned_stage_without_its_control_is_told_by_what_it_reached() -> None:
+def test_a_conditioned_stage_without_its_control_is_reported_by_what_it_reached() -> None:
     reached = {"top_bin_accuracy": 0.6, "best_bin": 1}
     assert summary.controls_of(reached) == {"asked_best": 0.6}
     found = summary.controls_of(

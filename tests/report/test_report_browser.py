@@ -263,7 +263,7 @@ def test_tokens_show_what_was_recorded_of_them(page: Page, run: Path) -> None:
     assert values and set(values) == {"0.13"}  # 0.125 to two digits
 
 
-def test_a_chart_tells_its_numbers_to_the_arrow_keys_and_as_a_table(page: Page, run: Path) -> None:
+def test_a_chart_gives_its_numbers_to_the_arrow_keys_and_as_a_table(page: Page, run: Path) -> None:
     page.open(run)
     page.js("document.querySelector('#stage-grpo svg').focus()")
     page.key("End")

@@ -117,7 +117,7 @@ def test_best_in_data_discounts_and_counts_rewards_on_the_way():
     assert best_in_data(walks, gamma=0.5) == [[0.5 + 1.5, 1.0], [-1.0 + 1.5, 3.0]]
 
 
-def test_a_cycle_that_pays_is_told_and_one_that_does_not_is_no_way_out():
+def test_a_cycle_that_pays_is_reported_and_one_that_does_not_is_no_way_out():
     round_and_round = [[Step("a", "b", 1.0), Step("b", "a", 0.0), Step("a", "end", 0.0)]]
     with pytest.raises(ValueError, match="grow without bound; set gamma below 1"):
         best_in_data(round_and_round)
@@ -235,7 +235,7 @@ def test_the_stage_learns_from_a_file_alone_which_answer_was_worth_giving(tmp_pa
     assert right > 0.8 and wrong < 0.1, (right, wrong)
 
 
-def test_a_pool_that_holds_nothing_usable_is_told(tmp_path, place, capsys):
+def test_a_pool_that_holds_nothing_usable_is_reported(tmp_path, place, capsys):
     tokenizer = models.load_tokenizer(str(place), Model())
     pool = tmp_path / "pool.jsonl"
     pool.write_text(json.dumps(as_json(logged_row(0, 0, "R", math.nan, tokenizer))) + "\n")

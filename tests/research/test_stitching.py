@@ -79,6 +79,6 @@ def test_values_and_best_in_data_labels_stitch_from_the_logs_alone_where_imitati
         assert table[method]["stitched"] >= 0.6 and table[method]["credit_accuracy"] == 1.0
 
 
-def test_an_unknown_method_is_told_with_the_nearest(tmp_path, capsys):
+def test_an_unknown_method_is_reported_with_the_nearest(tmp_path, capsys):
     assert main(["stitch", str(CONFIG), f"runs_dir={tmp_path}", "stitch.methods=[grp]"]) == 2
     assert "stitch.methods: no method 'grp'; did you mean 'grpo'?" in capsys.readouterr().err

@@ -94,7 +94,7 @@ def test_a_generator_that_dies_again_stops_the_run_which_goes_on_later(run):
         ("grpo", "log_turns_read_only", [5]),
     ],
 )
-def test_a_full_or_read_only_disk_is_told_in_a_line_and_nothing_finished_is_lost(run, stage, fault, given):
+def test_a_full_or_read_only_disk_is_reported_in_a_line_and_nothing_finished_is_lost(run, stage, fault, given):
     name = f"{fault}-{stage}"
     place = run.fresh(name, "base", *(["sft"] if stage == "grpo" else []))
     assert run(stage, name, fault=fault, given=given) == 2, run.said
@@ -129,7 +129,7 @@ SEALED = {"sft": "checkpoints/training-sft/checkpoint-*/index.json", "grpo": "ch
 
 
 @pytest.mark.parametrize("stage,seen", SEALED.items())
-def test_a_truncated_checkpoint_is_told_and_the_stage_ends_in_the_same_bytes(run, stage, seen):
+def test_a_truncated_checkpoint_is_reported_and_the_stage_ends_in_the_same_bytes(run, stage, seen):
     name = f"truncated-{stage}"
     run.fresh(name, "base", *(["sft"] if stage == "grpo" else []))
     place = interrupted(run, stage, name, seen)
@@ -168,7 +168,7 @@ def test_a_corrupted_shard_of_a_parent_is_refused_by_name_and_nothing_starts(run
     assert not (place / "grpo").exists()
 
 
-def test_a_complete_stage_is_skipped_and_one_that_was_edited_is_made_anew_beside_the_old(run):
+def test_a_complete_stage_is_skipped_and_one_that_was_edited_is_made_again_beside_the_old(run):
     place = run.fresh("edited", "base", "sft", "grpo")
     before = (place / "grpo/manifest.json").read_text()
     assert run("grpo", "edited") == 0 and "grpo: up to date" in run.said

@@ -52,7 +52,7 @@ def test_what_is_complete_and_unchanged_is_not_stale(tmp_path):
     assert why(cfg, "base") is None
 
 
-def test_a_changed_key_is_told_with_both_values(tmp_path):
+def test_a_changed_key_is_reported_with_both_values(tmp_path):
     make(config(tmp_path), "base")
     make(config(tmp_path), "sft")
     changed = config(tmp_path, "sft.trainer.max_steps=9")
@@ -178,7 +178,7 @@ def test_an_unfinished_stage_goes_on_unless_it_was_edited(tmp_path):
     assert not lineage.may_go_on(found)
 
 
-def test_an_unfinished_stage_whose_parent_changed_meanwhile_begins_anew(tmp_path):
+def test_an_unfinished_stage_whose_parent_changed_meanwhile_begins_again(tmp_path):
     cfg = config(tmp_path)
     for name in ("base", "sft"):
         make(cfg, name)
@@ -219,7 +219,7 @@ def test_the_tree_goes_from_base_to_final_and_names_what_is_off(tmp_path):
     assert not sound and "its parent sft was rerun since" in drawn
 
 
-def test_a_directory_that_is_no_run_is_told(tmp_path):
+def test_a_directory_that_is_no_run_is_reported(tmp_path):
     with pytest.raises(LineageError, match="no completed stage here"):
         lineage.lineage(tmp_path)
 
@@ -227,7 +227,7 @@ def test_a_directory_that_is_no_run_is_told(tmp_path):
 # --- two runs ---------------------------------------------------------------------------------------------------------
 
 
-def test_diff_tells_config_metrics_outputs_and_where_the_logs_part(tmp_path):
+def test_diff_shows_config_metrics_outputs_and_where_the_logs_part(tmp_path):
     one, two = config(tmp_path), config(tmp_path, "run=r2", "seed=2", "sft.trainer.max_steps=9")
     for cfg, text in ((one, "weights"), (two, "weights!")):
         make(cfg, "base", text="same")

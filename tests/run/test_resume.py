@@ -50,7 +50,7 @@ def test_a_stage_that_differs_is_found_out(tmp_path, capsys, monkeypatch):
     assert "chaos: base: differs in model/model.safetensors" in capsys.readouterr().out
 
 
-def test_words_of_chaos_are_told_apart_from_the_configs():
+def test_words_of_chaos_are_distinguished_from_the_configs():
     settings, rest = Settings.taken_from(["kills=7", "seed=2", "ending=term", "instants_seed=5"])
     assert (settings.kills, settings.ending, settings.instants_seed, rest) == (7, "term", 5, ["seed=2"])
     for word in ("kills=many", "ending=gently"):

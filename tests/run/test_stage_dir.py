@@ -265,7 +265,7 @@ def test_resume_takes_the_newest_checkpoint_and_the_log_goes_back_to_it(tmp_path
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "no index", "index cut"])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(tmp_path, damage, capsys):
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_taken(tmp_path, damage, capsys):
     directory = stage(tmp_path)
     save(directory, 10)
     save(directory, 20)

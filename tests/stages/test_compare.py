@@ -179,7 +179,7 @@ def test_every_part_waits_for_its_parents_and_the_judge_for_all(cfg: Any, tmp_pa
         ({"start": "feedme/control"}, "'feedme/control' lies inside a stage"),
     ],
 )
-def test_a_mistake_in_the_block_is_told_before_anything_runs(cfg: Any, change: dict[str, Any], said: str) -> None:
+def test_a_mistake_in_the_block_is_reported_before_anything_runs(cfg: Any, change: dict[str, Any], said: str) -> None:
     for name, value in change.items():
         setattr(cfg.block("compare"), name, value)
     with pytest.raises(ConfigError, match=said):
@@ -199,7 +199,7 @@ def test_a_part_that_failed_is_raised_with_its_name_and_its_log(cfg: Any, tmp_pa
         report(part, Ended(1.0, "Alarm", "loss is nan"), 1, 2, 3.0, tmp_path)
 
 
-def test_a_killed_process_is_told_with_what_to_do(cfg: Any) -> None:
+def test_a_killed_process_is_reported_with_what_to_do(cfg: Any) -> None:
     future: Future[Ended] = Future()
     future.set_exception(BrokenProcessPool("terminated abruptly"))
     with pytest.raises(ConfigError, match=r"killed while compare/grpo .*compare\.workers=1"):
@@ -220,7 +220,7 @@ def test_both_lineages_may_sample_the_same_in_all() -> None:
     assert budget("davinci-002") == budget("davinci-003") == load(DEMO / "davinci.yaml").block("compare").budget
 
 
-def test_an_unknown_recipe_is_told_with_the_nearest_one() -> None:
+def test_an_unknown_recipe_is_reported_with_the_nearest_one() -> None:
     with pytest.raises(ConfigError, match="did you mean 'davinci-002'"):
         recipe_path("davinci-02")
 

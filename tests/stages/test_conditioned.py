@@ -397,7 +397,7 @@ def test_a_runs_model_is_asked_from_the_command_line(runs, tmp_path, capsys):
 
 
 @pytest.mark.stages
-def test_what_cannot_be_asked_from_the_command_line_is_told(runs, capsys):
+def test_what_cannot_be_asked_from_the_command_line_is_reported(runs, capsys):
     run = str(runs / "small")
     assert main(["generate", run, "stage=conditioned", "prompt=a1>c1:", "label=9"]) == 0
     assert "warning: reward=9 is beyond the bins trained, 0 to 4" in capsys.readouterr().err

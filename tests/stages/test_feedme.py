@@ -73,12 +73,12 @@ def test_human_ratings_become_samples_with_an_end_token_and_the_mean_of_their_ra
         ({"ids": [1], "prompt_ids": [1]}, r"r\.jsonl:1: not a scored rollout \(KeyError"),
     ],
 )
-def test_a_row_that_is_no_sample_is_told_by_its_line(tmp_path, tokenizer, row, words):
+def test_a_row_that_is_no_sample_is_reported_by_its_line(tmp_path, tokenizer, row, words):
     with pytest.raises(ConfigError, match=words):
         read(write_rows(tmp_path / "r.jsonl", [row]), tokenizer)
 
 
-def test_a_missing_file_and_a_broken_line_are_told(tmp_path, tokenizer):
+def test_a_missing_file_and_a_broken_line_are_reported(tmp_path, tokenizer):
     with pytest.raises(ConfigError, match="no such file of scored samples"):
         read(tmp_path / "none.jsonl", tokenizer)
     (tmp_path / "r.jsonl").write_text("{\n")
@@ -94,7 +94,7 @@ def test_placed_samples_are_of_this_runs_prompts_and_never_of_held_out_ones():
     assert out[0] is known[0]  # its own task and ids, whatever label the sample was asked under
 
 
-def test_only_scorable_samples_with_an_end_may_be_learnt_from():
+def test_only_scorable_samples_with_an_end_may_be_learned_from():
     entries = [Entry(scored("p", 1.0)), Entry(scored("p", math.nan, status="error")),
                Entry(scored("p", 1.0, finished=False))]  # fmt: skip
     assert sample_pool.usable(entries) == [entries[0].scored]
@@ -257,7 +257,7 @@ def test_keep_best_leaves_the_model_of_the_round_with_the_best_validation_figure
 
 
 @pytest.mark.stages
-def test_a_filter_that_keeps_nothing_is_told_with_the_best_reward_there_was(runs, capsys):
+def test_a_filter_that_keeps_nothing_is_reported_with_the_best_reward_there_was(runs, capsys):
     assert command(runs, "feedme", *FEW, "feedme.filters=[{threshold: 3}]") == 2
     assert "round 1 kept 0 of 256 samples; the best reward was" in capsys.readouterr().err
 
@@ -267,7 +267,7 @@ def test_a_setting_that_has_no_effect_on_token_ids_is_refused(tmp_path, capsys):
     assert "sft.trainer.packing: has no effect here" in capsys.readouterr().err
 
 
-def test_a_wrong_filter_is_told_before_anything_is_trained(runs, capsys):
+def test_a_wrong_filter_is_reported_before_anything_is_trained(runs, capsys):
     assert command(runs, "feedme", "feedme.filters=[{threshhold: 1}]") == 2
     assert "no filter 'threshhold'" in capsys.readouterr().err
 

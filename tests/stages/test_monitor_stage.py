@@ -106,7 +106,7 @@ def test_the_second_look_is_the_runs_own_verifier_where_the_stage_earns_somethin
     assert (None if found is None else list(found)) == second
 
 
-def test_mistakes_in_the_monitors_block_are_told_with_their_key(tmp_path, own, model):
+def test_mistakes_in_the_monitors_block_are_reported_with_their_key(tmp_path, own, model):
     path = write_config(tmp_path, model)
     cfg, _ = load.read(path, [own, "grpo.monitor.strict={tihgt: {}}"])
     assert cfg is not None

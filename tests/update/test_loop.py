@@ -258,7 +258,7 @@ def test_the_no_signal_alarm_looks_at_the_rewards_that_credit_is_computed_from(p
         assert any(bool(a.any()) for a in batch.advantages) == bool(signal)
 
 
-def test_dynamic_sampling_keeps_a_group_that_only_a_penalty_tells_apart(place, tmp_path):
+def test_dynamic_sampling_keeps_a_group_that_only_a_penalty_distinguishes(place, tmp_path):
     def sample(prompts, step, attempt):
         return [scored(0.0, prompt=p, finished=sample_number != 1) for p in prompts for sample_number in range(2)]
 

@@ -337,7 +337,7 @@ def test_shares_of_places_are_in_order_and_whole(monkeypatch):
 # --- trackers ---------------------------------------------------------------------------------------------------------
 
 
-def test_trackers_are_told_what_metrics_jsonl_holds(tmp_path, model, monkeypatch):
+def test_trackers_receive_what_metrics_jsonl_holds(tmp_path, model, monkeypatch):
     pytest.importorskip("tensorboard")
     names, trackio_dir = ["tensorboard"], tmp_path / "trackio"
     if importlib.util.find_spec("trackio") is not None:
@@ -354,7 +354,7 @@ def test_trackers_are_told_what_metrics_jsonl_holds(tmp_path, model, monkeypatch
     assert told == [(step, pytest.approx(value, rel=1e-6)) for step, value in wrote]
 
 
-def test_a_tracker_that_is_not_installed_is_told_before_training(tmp_path, model, capsys):
+def test_a_tracker_that_is_not_installed_is_reported_before_training(tmp_path, model, capsys):
     if importlib.util.find_spec("wandb") is not None:
         pytest.skip("wandb is installed")
     assert run_stage(tmp_path, model, "grpo", "trackers=[wandb]") == 2

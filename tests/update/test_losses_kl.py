@@ -191,7 +191,7 @@ def test_detail_36_mismatch_is_measured_over_valid_tokens_only() -> None:
     assert statistics["max"] == pytest.approx(1.0)
 
 
-def test_mismatch_tells_nan_and_nothing_apart_from_agreement() -> None:
+def test_mismatch_distinguishes_nan_and_nothing_from_agreement() -> None:
     broken = mismatch(torch.tensor([[NAN, -1.0]]), torch.tensor([[-1.0, -1.0]]), torch.ones(1, 2).bool())
     nothing = mismatch(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 2).bool())
     assert all(math.isnan(x) for x in [*broken.values(), *nothing.values()])

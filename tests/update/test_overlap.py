@@ -88,7 +88,7 @@ def test_a_token_budget_draws_no_batch_that_is_not_trained_on(tmp_path, model):
         ([*OVERLAP, "grpo.groups.dynamic=true"], "one batch a step is drawn ahead"),
     ],
 )
-def test_what_overlap_cannot_go_with_is_told_before_anything_runs(tmp_path, model, capsys, words, told):
+def test_what_overlap_cannot_go_with_is_reported_before_anything_runs(tmp_path, model, capsys, words, told):
     assert run_stage(tmp_path, model, "grpo", *words) == 2
     assert told in capsys.readouterr().err
 

@@ -199,7 +199,7 @@ def test_a_micro_batch_affords_fewer_tokens_the_wider_the_model_and_the_vocabula
     assert affordable_tokens(model, 1) == 1
 
 
-def test_under_autocast_the_head_multiplies_in_bfloat16_unless_told_otherwise() -> None:
+def test_under_autocast_the_head_multiplies_in_bfloat16_unless_set_otherwise() -> None:
     """Softmax stays in float32: log-probs of one row sum to 1 far better than bfloat16 could."""
     model, batch = make("qwen2").float(), rows()
     lower, wide = (

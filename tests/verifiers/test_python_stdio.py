@@ -132,7 +132,7 @@ def test_text_keeps_its_characters():
     assert run("print(input()[::-1])", ("žluťoučký 🐎\n", "🐎 ýkčuoťulž\n")).status == "pass"
 
 
-def test_each_case_starts_afresh():
+def test_each_case_starts_again():
     code = "import os\nprint(os.path.exists('seen'), end='')\nopen('seen', 'w').close()"
     assert run(code, ("", "False"), ("", "False")).status == "pass"
 

@@ -244,7 +244,7 @@ def choose(monkeypatch) -> Iterator[Callable[..., None]]:
 TASK = {"prompt": "", "entry_point": "f", "tests": [TESTS[0]]}
 
 
-def test_without_bubblewrap_it_refuses_and_names_the_mend(choose, tmp_path):
+def test_without_bubblewrap_it_refuses_and_names_the_fix(choose, tmp_path):
     choose(path=str(tmp_path))
     with pytest.raises(sandbox.SandboxUnavailable, match="apt-get install bubblewrap"):
         run("def f(): return 1", TESTS[0])
@@ -274,7 +274,7 @@ def test_a_bubblewrap_that_may_not_isolate_is_refused_with_its_own_words(choose,
         ("user/max_user_namespaces", "0", "user.max_user_namespaces=10000"),
     ],
 )
-def test_a_system_that_forbids_user_namespaces_is_told_which_switch(tmp_path, monkeypatch, setting, value, fix):
+def test_a_system_that_forbids_user_namespaces_is_reported_which_switch(tmp_path, monkeypatch, setting, value, fix):
     (tmp_path / setting).parent.mkdir(parents=True)
     (tmp_path / setting).write_text(value + "\n")
     monkeypatch.setattr(isolation, "SETTINGS", tmp_path)
