@@ -54,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if ranks.lost_another(exc):
             return ranks.give_up(exc)
-        if type(exc).__name__ not in ("Alarm", "SavedModelDiffers"):
+        from pipeline.errors import Alarm
+
+        if not isinstance(exc, Alarm):
             raise
         report(f"stopped by an alarm: {exc}")
         return 3
@@ -254,9 +256,9 @@ def run_with_report(cfg: Config) -> None:
     """All stages; the report is written while they train, and once more at the end, also at one by an alarm."""
     from pipeline import stages
     from pipeline.distributed import ranks
+    from pipeline.errors import Alarm
     from pipeline.report import write_report
     from pipeline.report.live import LiveReport
-    from pipeline.run.errors import Alarm
 
     if not ranks.is_main():
         return stages.run_all(cfg)

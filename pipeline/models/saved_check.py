@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.errors import Alarm
+
 ROWS, LENGTH = 2, 24
 # total variation between two next-token distributions: the largest over positions in float32, where only the order of
 # additions differs; the mean in lower precision, where merging an adapter rounds each weight
@@ -22,7 +24,7 @@ MEAN_GAP = 0.05
 TIMES_OWN_ROUNDING = 3.0
 
 
-class SavedModelDiffers(RuntimeError):
+class SavedModelDiffers(Alarm):
     """The directory just written does not hold the model that was trained. The run stops."""
 
 

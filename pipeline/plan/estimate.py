@@ -17,8 +17,8 @@ import rewards
 from pipeline.config.load import Config
 from pipeline.config.schema import KINDS, Policy, trains_adapter
 from pipeline.config.work import TRAINER_DEFAULTS, Data, Work
+from pipeline.errors import LineageError
 from pipeline.plan.trial import Trial
-from pipeline.run.errors import LineageError
 from pipeline.run.manifest import read_manifest
 
 # bytes per sample during sampling and scoring: 16,384 samples of 6 tokens took 465 MiB, mostly for vLLM's objects

@@ -21,11 +21,11 @@ from pipeline.config.stage_graph import references, reward_dirs, strict_of
 from pipeline.credit import selection
 from pipeline.data import prompts
 from pipeline.data.tool_schemas import ToolSet
+from pipeline.errors import LineageError
 from pipeline.models import families
 from pipeline.models.model_dir import fault, is_local
 from pipeline.plan.data_checks import data_mistakes, faults_of, hub_answers, imitates_prompts, rows_of
 from pipeline.run import trackers
-from pipeline.run.errors import LineageError
 from pipeline.run.manifest import verified_manifest
 from pipeline.run.stage_dir import StageDir
 

@@ -20,8 +20,8 @@ from pipeline.config import stage_graph
 from pipeline.config.load import Config, ConfigError
 from pipeline.config.registry import policies_before
 from pipeline.config.schema import Prompts
+from pipeline.errors import LineageError
 from pipeline.models import model_dir
-from pipeline.run.errors import LineageError
 from pipeline.run.files import dump_json, read_jsonl, sha256_file
 from pipeline.run.manifest import manifest_sha, read_manifest, verified_manifest
 from pipeline.run.stage_dir import StageDir

@@ -13,8 +13,8 @@ from typing import Any
 from pipeline.config.load import Config, ConfigError
 from pipeline.config.registry import KINDS, kind_of
 from pipeline.distributed import ranks, sharding
+from pipeline.errors import Alarm
 from pipeline.run import console, lineage, trackers
-from pipeline.run.errors import Alarm
 from pipeline.run.follower_dir import FollowerDir
 from pipeline.run.manifest import verified_manifest
 from pipeline.run.stage_dir import StageDir

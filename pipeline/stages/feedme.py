@@ -25,7 +25,7 @@ from pipeline.seeds import cycle_indices
 from pipeline.stages.best_round import keep_best, round_dir, score_name
 from pipeline.stages.context import Context, Judged
 from pipeline.stages.kl_to_start import from_start
-from pipeline.stages.sampling import best_of, draw, from_pool, next_prompts, reward_when_solved
+from pipeline.stages.sampling import best_of, draw, from_pool, reward_when_solved, round_samples
 from pipeline.stages.sft import ImitationRow, encode, train
 from pipeline.stats import counted, mean, pass_rate
 
@@ -84,7 +84,8 @@ def chain(ctx: Context, place: Path, *, matched: Counts | None = None) -> tuple[
     spent_before = ctx.tokens["completion"]
     for number in range(block.rounds if matched is None else len(matched)):
         if matched is None:
-            scored = samples_of(ctx, start, number, spent=ctx.tokens["completion"] - spent_before)
+            spent = ctx.tokens["completion"] - spent_before
+            scored = round_samples(ctx, start, number, scorer=scorer(ctx), spent=spent)
             candidates = [as_candidate(s) for s in scored]
             kept = keep(ctx, candidates, filters, number)
         else:
@@ -116,18 +117,6 @@ def chain(ctx: Context, place: Path, *, matched: Counts | None = None) -> tuple[
         return figures, judgements[-1], counts
     best = keep_best(ctx, place, figures)
     return figures, judgements[best], counts[: best + 1]
-
-
-def samples_of(ctx: Context, policy: str, number: int, *, spent: int) -> list[Scored]:
-    """A round's scored samples: drawn from the policy, or read from the pool named in the YAML (human ratings)."""
-    block = ctx.block
-    if block.pool:
-        return from_pool(ctx, block.pool, f"{ctx.name}.pool")
-    asked = next_prompts(ctx, ctx.train_prompts, block.prompts, number=number)
-    budget = block.token_budget and max(block.token_budget * (number + 1) // block.rounds - spent, 1)
-    scored = draw(ctx, ctx.generator(policy), asked, block.samples, "feedme", number, scorer=scorer(ctx), budget=budget)
-    ctx.record(scored, round=number)
-    return scored
 
 
 def blind_samples(ctx: Context, policy: str, number: int, counts: Mapping[int, int]) -> list[Scored]:

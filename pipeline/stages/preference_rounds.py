@@ -20,7 +20,7 @@ from pipeline.run import console
 from pipeline.stages.best_round import keep_best, round_dir, score_name
 from pipeline.stages.context import Context
 from pipeline.stages.kl_to_start import from_start
-from pipeline.stages.sampling import draw, from_pool, next_prompts
+from pipeline.stages.sampling import round_samples
 from pipeline.stages.trl_trainer import train_with
 
 Rows = Sequence[Mapping[str, Any]]
@@ -99,13 +99,5 @@ def train(
 
 def samples_of(ctx: Context, policy: str, number: int) -> list[Scored]:
     """A round's scored samples: drawn from the policy, or out of the pool."""
-    block = ctx.block
-    if block.pool:
-        return from_pool(ctx, block.pool, f"{ctx.name}.pool")
-    scorer = ctx.scorer_of(block.reward) if block.reward else ctx.scorer
-    requests = next_prompts(ctx, ctx.train_prompts, block.prompts, number=number)
-    spent = ctx.tokens["completion"]
-    budget = block.token_budget and max(block.token_budget * (number + 1) // block.rounds - spent, 1)
-    scored = draw(ctx, ctx.generator(policy), requests, block.samples, block.kind, number, scorer=scorer, budget=budget)
-    ctx.record(scored, round=number)
-    return scored
+    scorer = ctx.scorer_of(ctx.block.reward) if ctx.block.reward else ctx.scorer
+    return round_samples(ctx, policy, number, scorer=scorer, spent=ctx.tokens["completion"])

@@ -74,6 +74,24 @@ def next_prompts(ctx: Context, prompts: Sequence[Prompt], count: int, *, number:
     return [prompts[i] for i in places]
 
 
+def round_samples(
+    ctx: Context, policy: str, number: int, *, scorer: rewards.Composite | None = None, spent: int
+) -> list[Scored]:
+    """The scored samples of one round: drawn from the policy and recorded, or read from the pool that the YAML names.
+
+    spent: completion tokens of the stage's earlier rounds. A token budget is shared out evenly over the rounds, and
+    what a round leaves is the next one's.
+    """
+    block = ctx.block
+    if block.pool:
+        return from_pool(ctx, block.pool, f"{ctx.name}.pool")
+    requests = next_prompts(ctx, ctx.train_prompts, block.prompts, number=number)
+    budget = block.token_budget and max(block.token_budget * (number + 1) // block.rounds - spent, 1)
+    scored = draw(ctx, ctx.generator(policy), requests, block.samples, block.kind, number, scorer=scorer, budget=budget)
+    ctx.record(scored, round=number)
+    return scored
+
+
 def from_pool(ctx: Context, references: Sequence[str], key: str) -> list[Scored]:
     """Usable samples from stages of this run or from files, without the run's held-out prompts; read once per stage.
     One line accounts for the rows that are not used. Registers the files it reads.

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.errors import LineageError
 from pipeline.run import files, stage_logs
-from pipeline.run.errors import LineageError
 from pipeline.run.lock import locked
 from pipeline.run.manifest import verified_manifest
 from pipeline.run.stage_dir import StageDir

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.config.load import Config, ConfigError
+from pipeline.errors import LineageError
 from pipeline.run import console
 from pipeline.run.alarms import Alarm
-from pipeline.run.errors import LineageError
 from verifiers._killable import PR_SET_PDEATHSIG
 
 STAGES_A_PROCESS = 8  # a generator does not return all of its memory: a long-lived process grows with every stage
