@@ -108,7 +108,7 @@ def read(run: Path, stage: str | None = None, *, samples: int = 4, now: Callable
 def _place(run: Path, stage: str | None) -> tuple[Path, str | None]:
     """The run's directory and the stage to show, whichever of them was named."""
     if not run.is_dir():
-        raise ConfigError([f"{run}: no such run directory; give one below runs/, as runs/demo"])
+        raise ConfigError([f"{run}: no such run directory; a run is in runs/NAME, where NAME is the YAML's `run`"])
     if is_stage(run) or (run / "begun.json").is_file():
         return run.parent, run.name
     table = runs_of_seeds(run)

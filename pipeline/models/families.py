@@ -82,9 +82,9 @@ def why_not_vllm_on_cpu(config: Fields, dtype: str) -> str | None:
     first experts (log-probs differ by 2 nats), for they are packed into another layout once, when the engine opens.
     """
     if is_moe(config):
-        return "on a CPU it keeps its first experts when weights are synced"
+        return "on a CPU its weight sync does not update the experts"
     if is_recurrent(config) and dtype == "float32":
-        return "its CPU kernels for recurrent layers have no float32; with model.dtype: bfloat16 it would be used"
+        return "its CPU kernels for recurrent layers have no float32; it is used with model.dtype: bfloat16"
     return None
 
 

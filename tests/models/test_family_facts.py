@@ -67,7 +67,7 @@ def test_a_moe_is_sampled_by_transformers_on_a_cpu_and_vllm_by_name_is_refused(t
     (tmp_path / "config.json").write_text(json.dumps(config_json("qwen3-moe")))
     engines._told.clear()
     assert engines.backend_for(str(tmp_path), Model(), Generate()) == "transformers"
-    assert capsys.readouterr().out.startswith("generator: transformers, not vLLM, for qwen3_moe: on a CPU it keeps")
+    assert capsys.readouterr().out.startswith("generator: transformers, not vLLM, for qwen3_moe: on a CPU its weight sync")
     with pytest.raises(ConfigError, match=r"generate\.backend: vllm cannot run qwen3_moe here: .* use backend: tran"):
         engines.backend_for(str(tmp_path), Model(), Generate(backend="vllm"))
     (tmp_path / "config.json").write_text(json.dumps(config_json("qwen3")))
@@ -132,7 +132,7 @@ def test_plan_says_what_config_json_says_before_anything_is_loaded(tmp_path, cap
     assert capsys.readouterr().out.startswith("model: qwen2; attention sdpa; rollouts by transformers\n")
     moe = families.line(config_json("granite4-hybrid"), dtype="float32", attn="sdpa", gpu=False)
     assert moe.startswith("model: granitemoehybrid (mixture of experts, recurrent layers); attention sdpa; rollouts by "
-                          "transformers, not vLLM: on a CPU it keeps its first experts")  # fmt: skip
+                          "transformers, not vLLM: on a CPU its weight sync does not update the experts")  # fmt: skip
     assert "not vLLM" not in families.line(config_json("granite4-hybrid"), dtype="float32", attn="sdpa", gpu=True)
 
 
