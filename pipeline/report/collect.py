@@ -61,7 +61,9 @@ def read_stages(directory: Path) -> list[Stage]:
     Raises ConfigError where there is no run.
     """
     if not directory.is_dir():
-        raise ConfigError([f"{directory}: no such run directory; a run is in runs/NAME, where NAME is the YAML's `run`"])
+        raise ConfigError(
+            [f"{directory}: no such run directory; a run is in runs/NAME, where NAME is the YAML's `run`"]
+        )
     if (directory / "manifest.json").is_file():
         return [read_stage(directory)]
     if (runs := runs_of_seeds(directory)) is not None:

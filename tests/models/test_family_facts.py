@@ -67,7 +67,9 @@ def test_a_moe_is_sampled_by_transformers_on_a_cpu_and_vllm_by_name_is_refused(t
     (tmp_path / "config.json").write_text(json.dumps(config_json("qwen3-moe")))
     engines._told.clear()
     assert engines.backend_for(str(tmp_path), Model(), Generate()) == "transformers"
-    assert capsys.readouterr().out.startswith("generator: transformers, not vLLM, for qwen3_moe: on a CPU its weight sync")
+    assert capsys.readouterr().out.startswith(
+        "generator: transformers, not vLLM, for qwen3_moe: on a CPU its weight sync"
+    )
     with pytest.raises(ConfigError, match=r"generate\.backend: vllm cannot run qwen3_moe here: .* use backend: tran"):
         engines.backend_for(str(tmp_path), Model(), Generate(backend="vllm"))
     (tmp_path / "config.json").write_text(json.dumps(config_json("qwen3")))
