@@ -154,11 +154,11 @@ HEAD = """# Model families
 Each family was run as a tiny random twin with the real class of transformers and, where TRL ships one, the real chat
 template: SFT, GRPO and LoRA GRPO (`target_modules: all-linear`) for two steps each, a QLoRA save, an export. Soft caps,
 windows and persistent buffers are off their defaults. A twin shows that names, shapes, saves and syncs are right; it
-says nothing about how well a model learns, and GPUs were not tried. `generate.backend: auto` takes vLLM where the column
-says yes and it is installed, else the transformers generator, with one line that states the cause.
+says nothing about how well a model learns, and GPUs were not tried. `generate.backend: auto` takes vLLM where the
+column says yes and it is installed, else the transformers generator, with one line that states the cause.
 
-"Thinking begins" is from TRL's copy of the family's chat template: the prompt may open the thought (`<think>` is already
-there when the model continues), or the model writes the tag itself. Thoughts count towards `sampling.max_tokens`;
+"Thinking begins" is from TRL's copy of the family's chat template: the prompt may open the thought (`<think>` is
+already there when the model continues), or the model writes the tag itself. Thoughts count towards `sampling.max_tokens`;
 `prompts: {{chat_kwargs: {{enable_thinking: false}}}}` switches them off where the template has that argument (Qwen3).
 
 Versions: {versions}.
