@@ -158,8 +158,9 @@ says nothing about how well a model learns, and GPUs were not tried. `generate.b
 column says yes and it is installed, else the transformers generator, with one line that states the cause.
 
 "Thinking begins" is from TRL's copy of the family's chat template: the prompt may open the thought (`<think>` is
-already there when the model continues), or the model writes the tag itself. Thoughts count towards `sampling.max_tokens`;
-`prompts: {{chat_kwargs: {{enable_thinking: false}}}}` switches them off where the template has that argument (Qwen3).
+already there when the model continues), or the model writes the tag itself. Thoughts count towards
+`sampling.max_tokens`; `prompts: {{chat_kwargs: {{enable_thinking: false}}}}` switches them off where the
+template has that argument (Qwen3).
 
 Versions: {versions}.
 
