@@ -214,10 +214,11 @@ def thinking(family: Any) -> str:
 
     template = chat_template(family.template)
     try:
-        (text,), _ = render_jinja_template(
+        rendered: Any = render_jinja_template(
             [[{"role": "user", "content": "Hi"}]], chat_template=template, add_generation_prompt=True, bos_token="",
             eos_token="",
         )  # fmt: skip
+        text = rendered[0][0]
     except Exception:  # a template that needs more than a question: its text decides
         text = ""
     if text.rstrip().endswith("<think>"):
