@@ -41,4 +41,6 @@ def test_a_family_does_what_the_page_says_of_it(name):
         assert result["export"] <= 1e-5
     if result["grpo"] is True:
         assert result["canary_max_abs"] < 1e-3 and result["mismatch_mean_abs"] < 1e-3
-        assert result["every_weight"] == [], "a weight that training leaves alone could be stale and not be seen"
+        # only chooses experts, which has no gradient: nothing that trains by gradients moves it
+        left = [name for name in result["every_weight"] if not name.endswith("e_score_correction_bias")]
+        assert left == [], "a weight that training leaves alone could be stale and not be seen"
