@@ -45,7 +45,7 @@ def meanings(cls: type) -> Mapping[str, str]:
             if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
                 continue
             if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-                out[node.target.id] = str(after.value.value)
+                out[node.target.id] = " ".join(str(after.value.value).split())
     return out
 
 
