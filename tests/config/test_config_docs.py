@@ -6,6 +6,7 @@ import jsonschema
 import pytest
 import yaml
 
+import rewards.compose
 from pipeline.cli import config_docs
 from pipeline.config import describe
 from pipeline.config.load import Config, ConfigError, read_yaml
@@ -37,7 +38,12 @@ def test_every_key_has_one_sentence():
     assert len(found) > 272
     for dotted, key in found.items():
         assert key.meaning[:1].isupper() or key.meaning[:2] in ("k ", "4-"), (dotted, key.meaning)
-        assert key.meaning.endswith(".") and len(key.meaning) < 130, (dotted, key.meaning)
+        assert key.meaning.endswith(".") and (len(key.meaning) < 130 or dotted == "rewards"), (dotted, key.meaning)
+
+
+def test_the_meaning_of_rewards_names_every_kind_of_part():
+    meaning = describe.meanings(Config)["rewards"]
+    assert [kind for kind in rewards.compose.KINDS if f" {kind}" not in meaning] == []
 
 
 def test_the_written_reference_is_current():
