@@ -17,10 +17,11 @@ class TokenWithoutRow(ValueError):
 
 
 def rowless(tokenizer: Any, rows: int) -> dict[str, int]:
-    """Token -> id of those whose id is no row of an embedding with so many rows."""
+    """Token -> id, by rising id, of those whose id is no row of an embedding with so many rows."""
     if len(tokenizer) <= rows and max(tokenizer.added_tokens_decoder, default=-1) < rows:
         return {}
-    return {token: i for token, i in tokenizer.get_vocab().items() if i >= rows}
+    by_id = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])  # a vocabulary has no order
+    return {token: i for token, i in by_id if i >= rows}
 
 
 def without_rowless(tokenizer: Any, rows: int) -> dict[str, int]:

@@ -253,7 +253,7 @@ def test_a_mode_that_no_stage_runs_under_is_refused(told):
 
 def test_zero_without_deepspeed_is_refused_with_the_fix(monkeypatch):
     monkeypatch.setattr(sharding.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install deepspeed, or use configs/accelerate/fsdp2\.yaml"):
+    with pytest.raises(ConfigError, match=r"requirements/cpu\.txt deepspeed, or use configs/accelerate/fsdp2\.yaml"):
         sharding.mode({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"})
 
 
