@@ -46,7 +46,9 @@ def header(view: View, width: int) -> list[str]:
     if view.alive and view.age_s is not None:
         slow = view.age_s > max(STALLED_S, 10 * (view.seconds_per_step or 0))
         place += f"  {YELLOW if slow else QUIET}last step {console.clock(view.age_s)} ago{PLAIN}"
-    lines = [f"{BOLD}{view.name}{PLAIN}  {state}", *wrapped(stages, width), place]
+    room = width - len(ESCAPE.sub("", state)) - 2  # the end of a long path distinguishes runs
+    name = view.name if len(view.name) <= room else f"…{view.name[1 - room :]}"
+    lines = [f"{BOLD}{name}{PLAIN}  {state}", *wrapped(stages, width), place]
     if view.alarm and not view.alive:
         lines += [f"  {RED}stopped by an alarm:{PLAIN} {line}" if n == 0 else f"  {line}"
                   for n, line in enumerate(textwrap.wrap(clean(view.alarm), max(width - 24, 30)))]  # fmt: skip

@@ -65,6 +65,9 @@ def test_a_run_under_way_shows_its_step_its_figures_and_the_time_left(tmp_path):
     assert "✓ sft 0.500  … grpo" in text and "step 10 of 40" in text and "not running" in text
     assert re.search(r"reward +0\.500 +▁.*█ +0\.050", text)
     alive = watch_frame.draw(watch_view.View(**{**vars_of(view), "alive": True}), width=110, colour=False)
+    long = watch_view.View(**{**vars_of(view), "alive": True, "name": f"/data/{'x' * 200}/last"})
+    first = watch_frame.draw(long, width=60, colour=False).lines[0]
+    assert first.startswith("…x") and first.endswith("/last  running") and len(first) <= 60
     assert "running" in alive.lines[0] and "1:00 left" in "\n".join(alive.lines) and alive.alive
 
 

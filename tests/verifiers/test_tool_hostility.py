@@ -178,7 +178,7 @@ def test_no_hostile_call_escapes_and_the_tools_work_after_all_of_them(tmp_path: 
     assert len(CALLS) == 100
     host = tmp_path / "host-secret.txt"
     host.write_text(SECRET)
-    before = sorted(p.name for p in Path("/tmp").iterdir())
+    before = {p.name for p in Path("/tmp").iterdir()}
     other = Toolbox([(load("python"), {}), (load("shell"), {})])
     other.call("python", {"code": f"mine = '{SECRET}'; open('mine', 'w').write(mine)"})
     other.call("shell", {"command": f"echo {SECRET} > mine"})
@@ -188,6 +188,7 @@ def test_no_hostile_call_escapes_and_the_tools_work_after_all_of_them(tmp_path: 
     assert escaped == []
     assert max(len(text) for text, _ in results) < KEEP + 200
     assert host.read_text() == SECRET
-    assert set(p.name for p in Path("/tmp").iterdir()) - set(before) <= {p.name for p in tmp_path.parents}
+    new = {p.name for p in Path("/tmp").iterdir()} - before  # other programs of this machine may add files of their own
+    assert [name for name in new if any(name in code for _, code in CALLS)] == []
     assert other.call("python", {"code": "mine == open('mine').read()"}) == "True"
     assert other.call("shell", {"command": "cat mine"}) == SECRET
