@@ -10,6 +10,7 @@ from typing import Any
 import rewards
 from pipeline.distributed import ranks
 from pipeline.records import Prompt, Rollout, Scored
+from pipeline.stats import pass_rate
 
 OnDrawn = Callable[[int, Rollout], None]
 
@@ -103,10 +104,11 @@ class Tally:
 
 
 def tally(scored: Sequence[Scored]) -> Tally:
-    """Shares over all rows; reward over the scorable ones."""
+    """Reward over the scorable rows, passes by the one definition of accuracy (`stats.pass_rate`), other shares over
+    all rows."""
     n = max(len(scored), 1)
     values = [s.reward for s in scored if s.scorable]
     mean = math.fsum(values) / len(values) if values else math.nan
     variance = math.fsum((v - mean) ** 2 for v in values) / len(values) if values else math.nan
-    passed, malformed = (sum(s.status == status for s in scored) / n for status in ("pass", "malformed"))
-    return Tally(mean, math.sqrt(variance), passed, malformed, sum(not s.scorable for s in scored) / n)
+    malformed, broken = sum(s.status == "malformed" for s in scored) / n, sum(not s.scorable for s in scored) / n
+    return Tally(mean, math.sqrt(variance), pass_rate(scored), malformed, broken)

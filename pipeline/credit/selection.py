@@ -19,12 +19,13 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One scored sample as a filter sees it. key: what makes two samples the same. NaN reward = not scorable."""
+    """One scored sample as a filter sees it. key: what makes two samples the same. NaN reward = not scorable. passed:
+    None where a checker broke, one of weight 0 too."""
 
     prompt: int
     reward: float
     key: tuple[int, ...]
-    passed: bool = True
+    passed: bool | None = True
 
     @property
     def length(self) -> int:
@@ -171,9 +172,10 @@ def jaccard(a: frozenset[Any], b: frozenset[Any]) -> float:
 
 
 def pass_rates(candidates: Sequence[Candidate]) -> dict[int, float]:
-    """Share of each prompt's scorable samples that passed; prompts without one are absent."""
-    scorable = by_prompt(candidates, [i for i, c in enumerate(candidates) if c.scorable])
-    return {prompt: sum(candidates[i].passed for i in indices) / len(indices) for prompt, indices in scorable.items()}
+    """Share of passes among each prompt's samples whose checkers all worked; prompts without any are left out."""
+    judged = by_prompt(candidates, [i for i, c in enumerate(candidates) if c.scorable and c.passed is not None])
+    return {prompt: sum(bool(candidates[i].passed) for i in indices) / len(indices)
+            for prompt, indices in judged.items()}  # fmt: skip
 
 
 def by_prompt(candidates: Sequence[Candidate], kept: Sequence[int]) -> dict[int, list[int]]:

@@ -180,8 +180,8 @@ def parse_filters(ctx: Context) -> list[selection.Filter]:
 def as_candidate(scored: Scored) -> selection.Candidate:
     # a truncated answer has no end to imitate: filters treat it as not scorable
     reward = scored.reward if scored.rollout.finished else float("nan")
-    rollout = scored.rollout
-    return selection.Candidate(rollout.prompt.index, reward, rollout.ids, passed=scored.status == "pass")
+    rollout, passed = scored.rollout, None if scored.status == "error" else scored.status == "pass"
+    return selection.Candidate(rollout.prompt.index, reward, rollout.ids, passed=passed)
 
 
 def with_share(

@@ -22,6 +22,7 @@ from pipeline.records import Prompt, Scored, episodes, merge_episode
 from pipeline.run import alarms, console, shutdown
 from pipeline.score import tally
 from pipeline.seeds import cycle_indices, permutation
+from pipeline.stats import counted
 from pipeline.update import best_step, canary
 from pipeline.update.experience import describe, make_experience, returns_as_credited, token_figures
 from pipeline.update.forward import Row
@@ -212,12 +213,12 @@ def next_prompts(deps: LoopDeps, state: State) -> list[Prompt]:
 
 
 def observed(deps: LoopDeps, state: State, lines: Sequence[Mapping[str, Any]]) -> Rates:
-    """The pass rates after these lines of difficulty.jsonl; unscorable samples do not count."""
+    """The pass rates after these lines of difficulty.jsonl; samples on which a checker broke do not count."""
     position = {prompt.index: i for i, prompt in enumerate(deps.prompts)}
     rates, discount = dict(state.rates), deps.block.sampler.discount
     for line in lines:
         i = position[line["prompt_index"]]
-        rates[i] = observe(rates.get(i), passed=line["passed"], samples=line["scorable"], discount=discount)
+        rates[i] = observe(rates.get(i), passed=line["passed"], samples=line["judged"], discount=discount)
     return rates
 
 
@@ -249,7 +250,8 @@ def difficulty(rows: Sequence[Scored]) -> dict[str, Any]:
         "prompt": group[0].rollout.prompt.text,
         "samples": len(group),
         "scorable": len(rewards),
-        "passed": sum(s.status == "pass" for s in group),
+        "judged": len(counted(group)),  # what `passed` is a share of: every checker worked, those of weight 0 too
+        "passed": sum(s.status == "pass" for s in counted(group)),
         "reward_mean": math.fsum(rewards) / len(rewards) if rewards else math.nan,
         "reward_min": min(rewards, default=math.nan),
         "reward_max": max(rewards, default=math.nan),

@@ -254,3 +254,9 @@ def test_a_learned_reward_is_judged_by_levels():
     candidates = [Candidate(i // 8, rng.gauss(0, 1), (i,), True) for i in range(4000)]
     assert lint(parse([{"threshold": -0.5}]), candidates).is_bucket
     assert not lint(parse([{"top_k": 1}]), candidates).is_bucket
+
+
+def test_a_sample_whose_checker_broke_counts_neither_as_passed_nor_as_failed():
+    """By hand: of three samples one passed, one failed, one has a reward but a broken checker of weight 0: 1 of 2."""
+    candidates = [Candidate(0, 1.0, (1,)), Candidate(0, 0.0, (2,), passed=False), Candidate(0, 0.5, (3,), passed=None)]
+    assert pass_rates(candidates) == {0: 0.5}

@@ -412,7 +412,7 @@ def test_without_it_every_group_is_kept(place, tmp_path):
 
 def test_a_prompts_difficulty_counts_what_could_be_scored():
     told = difficulty([scored(1.0), scored(math.nan), scored(0.5)])
-    assert told["samples"] == 3 and told["scorable"] == 2 and told["passed"] == 2
+    assert told["samples"] == 3 and told["scorable"] == told["judged"] == 2 and told["passed"] == 2
     assert (told["reward_mean"], told["reward_min"], told["reward_max"]) == (0.75, 0.5, 1.0)
 
 
