@@ -1,6 +1,5 @@
 """Whetstone's pipeline, folder by folder. Imports point up this list only; tests/test_arrows.py checks it.
 
-errors         what a run stops with, each with its exit code
 records        what flows: prompts, rollouts, scored rollouts
 seeds          all randomness, as a pure function of (seed, stage, step, index)
 stats          means, intervals and tests of difference

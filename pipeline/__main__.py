@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if ranks.lost_another(exc):
             return ranks.give_up(exc)
-        from pipeline.errors import Alarm
+        from pipeline.config.errors import Alarm
 
         if not isinstance(exc, Alarm):
             raise
@@ -255,8 +255,8 @@ def train(cfgs: Sequence[Config], command: str) -> int:
 def run_with_report(cfg: Config) -> None:
     """All stages; the report is written while they train, and once more at the end, also at one by an alarm."""
     from pipeline import stages
+    from pipeline.config.errors import Alarm
     from pipeline.distributed import ranks
-    from pipeline.errors import Alarm
     from pipeline.report import write_report
     from pipeline.report.live import LiveReport
 

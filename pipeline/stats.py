@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -56,6 +56,11 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
 def mean(values: Sequence[float]) -> float:
     """NaN for empty input."""
     return math.fsum(values) / len(values) if values else math.nan
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a figure read from a log is a number; a flag is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def counts(reward: float | None, status: str) -> bool:

@@ -51,7 +51,7 @@ def no_space_says_safetensors() -> None:
 
 
 def engine_died() -> None:
-    raise RuntimeError("EngineDeadError: the engine core died in the midst of a batch")
+    raise RuntimeError("EngineDeadError: the engine core died in the middle of a batch")
 
 
 def generator_dies(calls: int, times: int) -> None:

@@ -25,7 +25,6 @@ refused.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -42,7 +41,7 @@ from typing import Any, Literal
 
 from verifiers import _mixed_install
 from verifiers._secrets import hidden
-from verifiers._user_files import import_user_file
+from verifiers._user_files import import_user_file, named_file
 
 Status = Literal["pass", "fail", "malformed", "error"]
 PACKAGE_DIR = Path(__file__).parent
@@ -280,12 +279,7 @@ def available(directories: Sequence[str | Path] = ()) -> dict[str, Path]:
 
 def load(name: str, directories: Sequence[str | Path] = ()) -> Verifier:
     """The verifier called `name`. Raises ValueError with the known names if there is no such verifier."""
-    found = available(directories)
-    if name not in found:
-        near = difflib.get_close_matches(name, found, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"no verifier {name!r}{hint}; have: {', '.join(sorted(found))}")
-    path = found[name]
+    path = named_file("verifier", name, available(directories))
     ours = path.parent.resolve() == PACKAGE_DIR.resolve()
     module = importlib.import_module(f"verifiers.{name}") if ours else import_user_file(f"user_verifiers.{name}", path)
     for part in ("Task", "EXAMPLES"):

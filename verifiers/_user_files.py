@@ -1,9 +1,11 @@
-"""Import of the one file in which a user defines a verifier, a tool or a reward function."""
+"""Lookup and import of the one file in which a user defines a verifier, a tool or a reward function."""
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -29,3 +31,12 @@ def import_user_file(qualified: str, path: Path) -> ModuleType:
         del sys.modules[qualified]
         raise
     return module
+
+
+def named_file(kind: str, name: str, found: Mapping[str, Path]) -> Path:
+    """The file of this name. Raises ValueError with the nearest known name and all of them."""
+    if name not in found:
+        near = difflib.get_close_matches(name, found, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"no {kind} {name!r}{hint}; have: {', '.join(sorted(found))}")
+    return found[name]

@@ -318,7 +318,11 @@ def table(reports: Sequence[ConformanceReport]) -> str:
 
 def check_all(names: Sequence[str], directories: Sequence[str | Path]) -> int:
     """Check each verifier and print the table. Returns 2 if one does not conform; a skipped one names its reason."""
-    reports = [check(load(name, directories)) for name in names]
+    return show([check(load(name, directories)) for name in names])
+
+
+def show(reports: Sequence[ConformanceReport]) -> int:
+    """Print the table and the first faults of each. Returns 2 if one does not conform."""
     print(table(reports))
     for report in reports:
         for fault in report.faults[:10]:

@@ -33,14 +33,7 @@ def check(words: Sequence[str]) -> int:
         loaded = [as_loaded(part, Path(examples) if examples else None) for part in parts]
     except ValueError as exc:
         raise ConfigError([f"check: {exc}"]) from exc
-    reports = [kit.check(verifier) for verifier in loaded]
-    print(kit.table(reports))
-    for report in reports:
-        for fault in report.faults[:10]:
-            print(f"{report.name}: {fault}")
-        if len(report.faults) > 10:
-            print(f"{report.name}: and {len(report.faults) - 10} more")
-    return 2 if any(report.faults for report in reports) else 0
+    return kit.show([kit.check(verifier) for verifier in loaded])
 
 
 def parsed(words: Sequence[str]) -> tuple[list[str], list[str], dict[str, str]]:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.load import ConfigError, nearest
-from pipeline.report.collect import Stage, is_number, is_stage, parents_first, read_stage, runs_of_seeds, tail_rows
+from pipeline.report.collect import Stage, is_stage, parents_first, read_stage, runs_of_seeds, tail_rows
 from pipeline.report.rollouts import expected_of
 from pipeline.run import lock
 from pipeline.run.manifest import read_manifest
+from pipeline.stats import is_number
 
 TAIL = 512 << 10  # bytes of rollouts.jsonl that are read for the newest samples
 # figure -> what it is called; those that a stage logs are shown, in this order

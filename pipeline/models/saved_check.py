@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import Alarm
+from pipeline.config.errors import Alarm
 
 ROWS, LENGTH = 2, 24
 # total variation between two next-token distributions: the largest over positions in float32, where only the order of

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import rewards
+from pipeline.config.errors import LineageError
 from pipeline.config.load import Config
 from pipeline.config.schema import KINDS, Policy, trains_adapter
 from pipeline.config.work import TRAINER_DEFAULTS, Data, Work
-from pipeline.errors import LineageError
 from pipeline.plan.trial import Trial
 from pipeline.run.manifest import read_manifest
 

@@ -15,13 +15,13 @@ from typing import Any
 import rewards
 import verifiers
 from pipeline.config import stage_graph
+from pipeline.config.errors import LineageError
 from pipeline.config.load import Config, ConfigError, nearest
 from pipeline.config.schema import KINDS, Policy, Prompts, trains_adapter
 from pipeline.config.stage_graph import references, reward_dirs, strict_of
 from pipeline.credit import selection
 from pipeline.data import prompts
 from pipeline.data.tool_schemas import ToolSet
-from pipeline.errors import LineageError
 from pipeline.models import families
 from pipeline.models.model_dir import fault, is_local
 from pipeline.plan.data_checks import data_mistakes, faults_of, hub_answers, imitates_prompts, rows_of

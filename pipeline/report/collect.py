@@ -6,13 +6,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import recorded_kind
 from pipeline.run.manifest import read_manifest
 from pipeline.run.stage_dir import STOPPED
 from pipeline.stages import seed_table
+from pipeline.stats import is_number
 
 POINTS = 500  # a curve with more points than pixels is thinned
 
@@ -156,10 +157,6 @@ def curves(stage: Stage) -> list[dict[str, Any]]:
         series = {n: [r[n] if is_number(r.get(n)) else None for r in kept] for n in names}
         out.append({"label": label, "x": [r["step"] for r in kept], "series": series})
     return out
-
-
-def is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def thinned(rows: Sequence[dict[str, Any]], limit: int = POINTS) -> list[dict[str, Any]]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from pipeline.config.load import merge_defaults
 from pipeline.config.schema import KINDS, recorded_kind
-from pipeline.report.collect import Stage, curves, is_number
-from pipeline.stats import counts, mean, paired_difference
+from pipeline.report.collect import Stage, curves
+from pipeline.stats import counts, is_number, mean, paired_difference
 
 
 def facts(stages: Sequence[Stage]) -> list[list[str]]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from pipeline.config.alarm_config import Alarms
-from pipeline.errors import Alarm
+from pipeline.config.errors import Alarm
 
 
 def check_canary(gap: float, tolerance: float, step: int) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import LineageError
+from pipeline.config.errors import LineageError
 from pipeline.run.files import atomic_write, dump_json
 from pipeline.run.manifest import read_manifest
 

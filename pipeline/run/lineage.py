@@ -17,10 +17,10 @@ from typing import Any
 
 import verifiers
 from pipeline.config import stage_graph
+from pipeline.config.errors import LineageError
 from pipeline.config.load import Config, ConfigError
 from pipeline.config.registry import policies_before
 from pipeline.config.schema import Prompts
-from pipeline.errors import LineageError
 from pipeline.models import model_dir
 from pipeline.run.files import dump_json, read_jsonl, sha256_file
 from pipeline.run.manifest import manifest_sha, read_manifest, verified_manifest

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.errors import LineageError
+from pipeline.config.errors import LineageError
 
 _held: set[Path] = set()
 FLOCK = "hhqqi4x"  # struct flock of 64-bit Linux: type, whence, start, length, process

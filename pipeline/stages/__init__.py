@@ -10,10 +10,10 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.config.errors import Alarm
 from pipeline.config.load import Config, ConfigError
 from pipeline.config.registry import KINDS, kind_of
 from pipeline.distributed import ranks, sharding
-from pipeline.errors import Alarm
 from pipeline.run import console, lineage, trackers
 from pipeline.run.follower_dir import FollowerDir
 from pipeline.run.manifest import verified_manifest

@@ -13,13 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from pipeline.config.load import Config
 from pipeline.run import console
 from pipeline.run.files import atomic_write, dump_json
 from pipeline.run.manifest import read_manifest
-from pipeline.stats import mean_over_runs
+from pipeline.stats import is_number, mean_over_runs
 
 NAME = "seeds.json"
 Figures = Mapping[str, Mapping[str, Any]]  # stage -> metrics of its manifest
@@ -93,10 +93,6 @@ def stage_figures(metrics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, A
             middle, low, high = mean_over_runs([float(value) for value in values if value is not None])
             out[name] = {"mean": middle, "ci95": [low, high], "by_seed": values}
     return out
-
-
-def is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def shown(row: Mapping[str, Any]) -> dict[str, str]:

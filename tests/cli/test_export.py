@@ -5,8 +5,8 @@ import pytest
 
 from pipeline.cli import export
 from pipeline.cli.model_card import card, local_paths, public_name, without_local_paths
+from pipeline.config.errors import LineageError
 from pipeline.config.load import ConfigError, load
-from pipeline.errors import LineageError
 from pipeline.models.models import make_tiny
 from pipeline.run.manifest import manifest_sha
 from pipeline.run.stage_dir import StageDir

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config.errors import LineageError
 from pipeline.config.load import ConfigError, load
-from pipeline.errors import LineageError
 from pipeline.run import lineage
 from pipeline.run.manifest import manifest_sha
 from pipeline.run.stage_dir import StageDir

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import LineageError
+from pipeline.config.errors import LineageError
 from pipeline.run import files, stage_logs
 from pipeline.run.lock import locked
 from pipeline.run.manifest import verified_manifest

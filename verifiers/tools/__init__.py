@@ -40,7 +40,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from verifiers._user_files import import_user_file
+from verifiers._user_files import import_user_file, named_file
 from verifiers.tools._arguments import ToolError, checked_arguments
 
 TOOLS_DIR = Path(__file__).parent
@@ -210,12 +210,7 @@ def _is_tool(path: Path) -> bool:
 
 def load(name: str, directories: Sequence[str | Path] = ()) -> Tool:
     """The tool called `name`. Raises ValueError with the known names if there is none."""
-    found = available(directories)
-    if name not in found:
-        near = difflib.get_close_matches(name, found, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"no tool {name!r}{hint}; have: {', '.join(sorted(found))}")
-    path = found[name]
+    path = named_file("tool", name, available(directories))
     ours = path.parent.resolve() == TOOLS_DIR.resolve()
     module = importlib.import_module(f"verifiers.tools.{name}") if ours else import_path(path)
     session = getattr(module, "Session", None)

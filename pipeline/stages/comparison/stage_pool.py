@@ -19,8 +19,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.config.errors import LineageError
 from pipeline.config.load import Config, ConfigError
-from pipeline.errors import LineageError
 from pipeline.run import console
 from pipeline.run.alarms import Alarm
 from verifiers._killable import PR_SET_PDEATHSIG
