@@ -117,7 +117,7 @@ class Reward(Ours):
 
         reward_model.distinct_pad(ctx.tokenizer)
         train_with(ctx, RewardTrainer, RewardConfig, ctx.policy_path, load, {"train_dataset": data},
-                   ctx.block.trainer, place=ctx.dir.model_dir, key=("reward",))  # fmt: skip
+                   ctx.block.trainer, target=ctx.dir.model_dir, key=("reward",))  # fmt: skip
 
 
 class Bare:

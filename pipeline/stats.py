@@ -245,8 +245,8 @@ def best_of(chosen_by: Sequence[float], worth: Sequence[float], n: int) -> float
     value: dict[float, list[float]] = {}
     for i in order:  # tied samples share one value
         value.setdefault(chosen_by[i], []).append(worth[i])
-    chance = [math.comb(place, n - 1) / math.comb(total, n) for place in range(total)]
-    return math.fsum(chance[place] * mean(value[chosen_by[i]]) for place, i in enumerate(order))
+    chance = [math.comb(rank, n - 1) / math.comb(total, n) for rank in range(total)]
+    return math.fsum(chance[rank] * mean(value[chosen_by[i]]) for rank, i in enumerate(order))
 
 
 def best_of_kl(n: int) -> float:

@@ -216,13 +216,13 @@ class PotentialPart:
     def _steps(self, batch: Batch, i: int) -> tuple[tuple[int, float], ...]:
         ids = batch.completion_ids[i]
         steps = list(self.potential(batch.prompts[i], batch.completions[i], ids, batch.tasks[i]))
-        ends = [end for end, _ in steps]
-        if ends != sorted(set(ends)) or any(not 0 <= end < len(ids) for end in ends):
-            raise ValueError(f"step ends {ends} must rise within the {len(ids)} tokens")
+        positions = [end for end, _ in steps]
+        if positions != sorted(set(positions)) or any(not 0 <= end < len(ids) for end in positions):
+            raise ValueError(f"step ends {positions} must rise within the {len(ids)} tokens")
         shaped = potential_differences([float(phi) for _, phi in steps], gamma=self.gamma)
         if not all(map(math.isfinite, shaped)):
             raise ValueError("a potential is not finite")
-        return tuple((end, self.weight * reward) for end, reward in zip(ends, shaped, strict=True))
+        return tuple((end, self.weight * reward) for end, reward in zip(positions, shaped, strict=True))
 
 
 def _outcome(value: Any) -> Outcome:

@@ -94,12 +94,12 @@ def after_thinking(completion: str) -> str:
     The opening tag may stand in the prompt, where chat templates of reasoning models put it. Whoever calls a verifier
     uses `with_opened_thinking`, so that thinking that was cut off is recognized.
     """
-    said = completion
+    answer = completion
     for opening, closing in THINKING_TAGS:
-        said = said.rpartition(closing)[2]
-        if opening in said:
+        answer = answer.rpartition(closing)[2]
+        if opening in answer:
             return ""
-    return said
+    return answer
 
 
 def opened_thinking(prompt: Any) -> str:
@@ -256,7 +256,9 @@ def _defines_verify(path: Path, _changed_ns: int) -> bool:
 def _installed_directories() -> list[Path]:
     """The packages that installed distributions name under our entry point group."""
     specs = [importlib.util.find_spec(point.value) for point in importlib.metadata.entry_points(group=ENTRY_POINTS)]
-    return [Path(place) for spec in specs if spec is not None for place in spec.submodule_search_locations or ()]
+    return [
+        Path(directory) for spec in specs if spec is not None for directory in spec.submodule_search_locations or ()
+    ]
 
 
 def available(directories: Sequence[str | Path] = ()) -> dict[str, Path]:

@@ -77,16 +77,16 @@ def _script(char: str) -> str:
 
 
 def _by_words(text: str, languages: dict[str, str]) -> str | None:
-    said = Counter(re.findall(r"[^\W\d_]+(?:[\u0900-\u0963]+[^\W\d_]*)*", text.casefold()))
+    words = Counter(re.findall(r"[^\W\d_]+(?:[\u0900-\u0963]+[^\W\d_]*)*", text.casefold()))
     characters = Counter(text.casefold())
-    scores = {code: _score(common.split(), said, characters) for code, common in languages.items()}
+    scores = {code: _score(common.split(), words, characters) for code, common in languages.items()}
     best = sorted(scores, key=lambda code: -scores[code])
     if not best or scores[best[0]] == 0 or (len(best) > 1 and scores[best[0]] == scores[best[1]]):
         return None
     return best[0]
 
 
-def _score(common: list[str], said: Counter[str], characters: Counter[str]) -> float:
+def _score(common: list[str], words: Counter[str], characters: Counter[str]) -> float:
     tail = common[20:] if len(common) > 20 else []
     letters = [word for word in tail if len(word) == 1 and not word.isascii()]
-    return sum(said[word] for word in common) + 0.5 * sum(characters[letter] for letter in letters)
+    return sum(words[word] for word in common) + 0.5 * sum(characters[letter] for letter in letters)

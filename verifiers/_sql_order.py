@@ -29,8 +29,8 @@ def order_of(query: str) -> Order | None:
         return None
     by = found[-1]
     limit = _LIMIT.search(shape, by.end())
-    cut = re.search(r"\blimit\b", shape[by.end() :], re.IGNORECASE)
-    end = limit.start() if limit else by.end() + cut.start() if cut else len(shape.rstrip().rstrip(";"))
+    next_limit = re.search(r"\blimit\b", shape[by.end() :], re.IGNORECASE)
+    end = limit.start() if limit else by.end() + next_limit.start() if next_limit else len(shape.rstrip().rstrip(";"))
     first, separator, second = limit.groups() if limit else ("0", None, None)
     offset = int(first if separator == "," else second or 0) if separator else 0
     terms = query[by.end() : end].strip()

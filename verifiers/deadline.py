@@ -58,8 +58,10 @@ class DeadlinePool:
                 while not job.done:
                     self._give_up_the_late()
                     if not job.done:
-                        ends = [other.started + other.timeout_s for other in self._running if other.started is not None]
-                        self._changed.wait(max(0.0, min(ends) - time.monotonic()) if ends else None)
+                        deadlines = [
+                            other.started + other.timeout_s for other in self._running if other.started is not None
+                        ]
+                        self._changed.wait(max(0.0, min(deadlines) - time.monotonic()) if deadlines else None)
 
     def close(self) -> None:
         """End idle threads and abandon queued jobs."""

@@ -289,15 +289,15 @@ def follows(text: str, rule: dict[str, Any]) -> bool:
 def verify(completion: str, task: Task) -> Verdict:
     if not task["instructions"]:
         raise ValueError("the task has no instructions")
-    said = after_thinking(completion).strip()
+    answer = after_thinking(completion).strip()
     kept = [
-        follows(said[:MAX_CHARS] or "-", rule) for rule in task["instructions"]
+        follows(answer[:MAX_CHARS] or "-", rule) for rule in task["instructions"]
     ]  # a wrong task is reported on any text
-    if not words(said):
+    if not words(answer):
         return malformed("no words")
-    if len(said) > MAX_CHARS:
+    if len(answer) > MAX_CHARS:
         return malformed(f"longer than {MAX_CHARS} characters")
-    if any(unicodedata.category(char) in ("Cc", "Cs") and char not in "\n\t\r" for char in said):
+    if any(unicodedata.category(char) in ("Cc", "Cs") and char not in "\n\t\r" for char in answer):
         return malformed("control characters")
     if all(kept):
         return passed()

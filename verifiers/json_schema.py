@@ -229,8 +229,8 @@ def _property_patterns(schema: Any) -> Iterator[str]:
 
 def _answer(completion: str) -> str:
     """The JSON text. Tags within a JSON string are no tags."""
-    said = after_thinking(completion).lstrip("\ufeff \t\r\n")
-    text = said if _STARTS.match(said) else extract.answer(said)
+    answer = after_thinking(completion).lstrip("\ufeff \t\r\n")
+    text = answer if _STARTS.match(answer) else extract.answer(answer)
     return (extract.last_block(text, LANGUAGES, starts=_STARTS) or "").strip("\ufeff \t\r\n")
 
 

@@ -88,8 +88,8 @@ def _visible(text: str) -> str:
 
 def read_grade(reply: str, code: str) -> int:
     """The grade on the only line that contains the code. Raises JudgeFailed."""
-    said = after_thinking(reply)
-    grades = re.findall(rf"^[ \t*`]*GRADE[ \t]+<?{code}>?[ \t:]+(\d{{1,3}})(?:/10)?[ \t*`.]*$", said, re.MULTILINE)
+    answer = after_thinking(reply)
+    grades = re.findall(rf"^[ \t*`]*GRADE[ \t]+<?{code}>?[ \t:]+(\d{{1,3}})(?:/10)?[ \t*`.]*$", answer, re.MULTILINE)
     if len(grades) != 1 or int(grades[0]) > MOST:
         raise JudgeFailed(f"{len(grades)} grades in its reply" if len(grades) != 1 else f"a grade of {grades[0]}")
     return int(grades[0])
@@ -136,11 +136,11 @@ def complete(body: Mapping[str, Any], url: str) -> str:
 
 def _read(reply: Any) -> bytes:
     """The whole reply. Raises TimeoutError if it arrives too slowly: a socket timeout restarts with each byte."""
-    ends, parts, size = time.monotonic() + TIMEOUT_S, [], 0
+    deadline, parts, size = time.monotonic() + TIMEOUT_S, [], 0
     while (part := reply.read1(65536)) and size < MAX_REPLY:
         parts.append(part)
         size += len(part)
-        if time.monotonic() > ends:
+        if time.monotonic() > deadline:
             raise TimeoutError(f"its reply is not whole after {TIMEOUT_S:g} s")
     return b"".join(parts)
 

@@ -123,10 +123,10 @@ def _are_among(rows: list[Any], wanted: list[Any]) -> bool:
     if len(left) > MAX_PAIRED:
         return len(left) == len(right) and all(map(_same_row, left, right))
     for row in left:
-        place = next((i for i, other in enumerate(right) if _same_row(row, other)), None)
-        if place is None:
+        index = next((i for i, other in enumerate(right) if _same_row(row, other)), None)
+        if index is None:
             return False
-        del right[place]
+        del right[index]
     return True
 
 

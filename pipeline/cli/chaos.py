@@ -161,18 +161,18 @@ def _stage(
     """
     parents = verified_manifest(reference.run_dir / name)["parents"]
     draw = random.Random(f"{settings.instants_seed} {name}")
-    place = root / name
+    directory = root / name
     words = [name, config, *rest, f"run={_run_name(root, cfg)}/{name}"]
     done, passes, course_s, reported_at = 0, 0, 0.0, time.monotonic()
     while done < settings.kills or not passes:
-        shutil.rmtree(place, ignore_errors=True)
-        _link_parents(reference.run_dir, place, parents)
+        shutil.rmtree(directory, ignore_errors=True)
+        _link_parents(reference.run_dir, directory, parents)
         instants = sorted(draw.uniform(0.0, course_s) for _ in range(settings.kills - done)) if passes else []
         ended, took_s = _one_pass(words, instants, min(LEAD_S, course_s / 4), draw, servers, settings.ending)
         done += ended
         course_s = course_s or took_s
         passes += 1
-        fault = _compare(reference.run_dir / name, place / name)
+        fault = _compare(reference.run_dir / name, directory / name)
         if fault:
             console.say(f"chaos: {name}: {fault}")
             return False
@@ -211,10 +211,10 @@ def _expect(code: int, good: Sequence[int], words: Sequence[str]) -> None:
         raise RuntimeError(f"python -m pipeline {' '.join(words)} ended with {code}, expected one of {list(good)}")
 
 
-def _link_parents(source: Path, place: Path, parents: Sequence[str]) -> None:
+def _link_parents(source: Path, directory: Path, parents: Sequence[str]) -> None:
     """Hard-link the finished stages that this one starts from; they are only read."""
     for parent in parents:
-        shutil.copytree(source / parent, place / parent, copy_function=os.link)
+        shutil.copytree(source / parent, directory / parent, copy_function=os.link)
 
 
 def _compare(expected: Path, done: Path) -> str | None:

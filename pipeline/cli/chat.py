@@ -53,47 +53,49 @@ class Voice:
 
     def answer(self, values: Sequence[str | list[dict[str, str]]], samples: int) -> list[list[str]]:
         """`samples` answers to each prompt (text, or the turns so far)."""
-        asked = [self.ids(value, self.label) for value in values]
+        prompts = [self.ids(value, self.label) for value in values]
         if isinstance(self.generator, Guided):
-            self.generator.bare = {ids: self.ids(value, "") for ids, value in zip(asked, values, strict=True)}
-        ends = models.end_ids(self.tokenizer, self.generator.model)
-        requests = [Request(ids, derive(self.seed, "talk", place, sample), self.sampling.max_tokens)
-                    for place, ids in enumerate(asked) for sample in range(samples)]  # fmt: skip
-        texts = [self.text(drawn, ends) for drawn in self.generator.sample(requests, self.sampling, ends)]
+            self.generator.unlabelled = {ids: self.ids(value, "") for ids, value in zip(prompts, values, strict=True)}
+        stop_token_ids = models.end_ids(self.tokenizer, self.generator.model)
+        requests = [Request(ids, derive(self.seed, "talk", index, sample), self.sampling.max_tokens)
+                    for index, ids in enumerate(prompts) for sample in range(samples)]  # fmt: skip
+        texts = [
+            self.text(drawn, stop_token_ids) for drawn in self.generator.sample(requests, self.sampling, stop_token_ids)
+        ]
         return [texts[start : start + samples] for start in range(0, len(texts), samples)]
 
-    def text(self, drawn: Sample, ends: frozenset[int]) -> str:
-        ids = [i for i in drawn.ids if i not in ends]
+    def text(self, drawn: Sample, stop_token_ids: frozenset[int]) -> str:
+        ids = [i for i in drawn.ids if i not in stop_token_ids]
         return completion_text(self.tokenizer, ids, ())
 
 
-def open_voice(run: Path, asked: Mapping[str, str]) -> Voice:
+def open_voice(run: Path, arguments: Mapping[str, str]) -> Voice:
     """Open the run's best policy, or the named stage, with the sampling settings of its evaluation.
 
     Warns if the label was never trained.
     """
-    stage = policy_stage(run, asked.get("stage"))
+    stage = policy_stage(run, arguments.get("stage"))
     manifest = read_manifest(run / stage / "manifest.json")
     assert manifest is not None, "policy_stage found it"
-    config, place = manifest["config"], run / stage / "model"
-    label, warnings = condition_prompts.label_of(place, asked.get("label", "none"))
+    config, model_dir = manifest["config"], run / stage / "model"
+    label, warnings = condition_prompts.label_of(model_dir, arguments.get("label", "none"))
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
     sampling = TypeAdapter(Sampling).validate_python(config["sampling"])
-    temperature = max(number(asked, "temperature", sampling.temperature, low=0.0), GREEDY)
+    temperature = max(number(arguments, "temperature", sampling.temperature, low=0.0), GREEDY)
     sampling = replace(sampling, temperature=temperature,
-                       max_tokens=int(number(asked, "max_tokens", sampling.max_tokens, low=1)))  # fmt: skip
+                       max_tokens=int(number(arguments, "max_tokens", sampling.max_tokens, low=1)))  # fmt: skip
     model, settings = TypeAdapter(Model).validate_python(config["model"]), Generate(backend="transformers")
-    tokenizer = models.load_tokenizer(str(place), model)
+    tokenizer = models.load_tokenizer(str(model_dir), model)
     source = TypeAdapter(Prompts).validate_python(config["prompts"])
     chat = in_chat(source, tokenizer, config.get("verifier_dirs", ()))
     source = replace(source, template=None, prompt="prompt", chat=chat)
-    guidance, seed = number(asked, "guidance", 1.0, low=0.0), int(number(asked, "seed", 0, low=0))
+    guidance, seed = number(arguments, "guidance", 1.0, low=0.0), int(number(arguments, "seed", 0, low=0))
     if guidance == 1.0 or not label:
-        generator = TransformersGenerator(str(place), model, settings)
+        generator = TransformersGenerator(str(model_dir), model, settings)
     else:
-        generator = Guided(str(place), model, settings, bare={}, scale=guidance)
-    return Voice(place, source, sampling, tokenizer, label, generator, seed)
+        generator = Guided(str(model_dir), model, settings, unlabelled={}, scale=guidance)
+    return Voice(model_dir, source, sampling, tokenizer, label, generator, seed)
 
 
 def in_chat(source: Prompts, tokenizer: Any, dirs: Sequence[str]) -> bool:
@@ -113,31 +115,31 @@ def in_chat(source: Prompts, tokenizer: Any, dirs: Sequence[str]) -> bool:
         return False
 
 
-def number(asked: Mapping[str, str], key: str, default: float, *, low: float) -> float:
+def number(arguments: Mapping[str, str], key: str, default: float, *, low: float) -> float:
     """The value of `key` as a number. Raises ConfigError if it is not one."""
     try:
-        value = float(asked.get(key, default))
+        value = float(arguments.get(key, default))
     except ValueError:
         value = float("nan")
     if not value >= low:
-        raise ConfigError([f"{key}={asked[key]}: expected a number of at least {low:g}"])
+        raise ConfigError([f"{key}={arguments[key]}: expected a number of at least {low:g}"])
     return value
 
 
 def generate(run: Path, words: Sequence[str]) -> None:
     """Write answers as JSON lines to the terminal, or to the file `to`."""
-    asked = options("generate", words)
-    if ("prompt" in asked) == ("prompts" in asked):
+    arguments = options("generate", words)
+    if ("prompt" in arguments) == ("prompts" in arguments):
         raise ConfigError(["generate: give prompt=TEXT, or prompts=FILE.jsonl with a column prompt"])
-    values = [asked["prompt"]] if "prompt" in asked else list(prompt_column(Path(asked["prompts"])))
-    samples = int(number(asked, "samples", 1, low=1))
-    voice = open_voice(run, asked)
+    values = [arguments["prompt"]] if "prompt" in arguments else list(prompt_column(Path(arguments["prompts"])))
+    samples = int(number(arguments, "samples", 1, low=1))
+    voice = open_voice(run, arguments)
     answers = voice.answer(values, samples)
     lines = [json.dumps({"prompt": value, "completion": text, "label": voice.label}, ensure_ascii=False)
              for value, texts in zip(values, answers, strict=True) for text in texts]  # fmt: skip
-    if "to" in asked:
-        atomic_write(Path(asked["to"]), "\n".join(lines) + "\n")
-        print(f"{len(lines)} answers: {asked['to']}")
+    if "to" in arguments:
+        atomic_write(Path(arguments["to"]), "\n".join(lines) + "\n")
+        print(f"{len(lines)} answers: {arguments['to']}")
     else:
         print("\n".join(lines))
 

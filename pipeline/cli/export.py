@@ -89,11 +89,11 @@ def _to_gguf(run: Path, stage: str, given: Mapping[str, str]) -> Path:
         shutil.rmtree(merged, ignore_errors=True)
 
 
-def _to_directory(run: Path, stage: str, place: Path) -> Path:
-    if place.exists() and not (place / "lineage.json").is_file() and (place.is_file() or any(place.iterdir())):
-        raise ConfigError([f"to: {place} holds something else than an export, and would be replaced; "
+def _to_directory(run: Path, stage: str, target: Path) -> Path:
+    if target.exists() and not (target / "lineage.json").is_file() and (target.is_file() or any(target.iterdir())):
+        raise ConfigError([f"to: {target} holds something else than an export, and would be replaced; "
                            "name another place"])  # fmt: skip
-    draft = place.with_name(f".{place.name}.tmp")
+    draft = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
     shutil.copytree(run / stage / "model", draft)
     if (draft / "adapter_config.json").is_file():
@@ -104,19 +104,19 @@ def _to_directory(run: Path, stage: str, place: Path) -> Path:
     atomic_write(draft / "lineage.json", dump_json(published, indent=1) + "\n")
     _without_local_names(draft)
     atomic_write(draft / "README.md", model_card.card(chain))
-    shutil.rmtree(place, ignore_errors=True)
-    os.replace(draft, place)
-    return place
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(draft, target)
+    return target
 
 
-def _merge(place: Path) -> None:
+def _merge(target: Path) -> None:
     """Replace an adapter's folder with the merged model."""
     from peft import AutoPeftModelForCausalLM
 
-    model = AutoPeftModelForCausalLM.from_pretrained(place).merge_and_unload()
-    for part in place.glob("adapter_*"):
+    model = AutoPeftModelForCausalLM.from_pretrained(target).merge_and_unload()
+    for part in target.glob("adapter_*"):
         part.unlink()
-    model.save_pretrained(place)
+    model.save_pretrained(target)
 
 
 def _without_local_names(directory: Path) -> None:
@@ -130,10 +130,10 @@ def _without_local_names(directory: Path) -> None:
             atomic_write(path, dump_json(noted, indent=2) + "\n")
 
 
-def _generation_config(place: Path, sampling: Mapping[str, Any]) -> None:
+def _generation_config(target: Path, sampling: Mapping[str, Any]) -> None:
     """Write the sampling settings of the evaluation, so that a plain `generate` matches the model card. Sampling
     settings of the base model are removed, as they would change it: Qwen2.5 ships a repetition penalty."""
-    path = place / "generation_config.json"
+    path = target / "generation_config.json"
     base = json.loads(path.read_text()) if path.is_file() else {}
     config = {key: base[key] for key in OF_THE_MODEL if key in base} | {
         "do_sample": True,
@@ -169,19 +169,19 @@ def lineage(run: Path, stage: str) -> list[dict[str, Any]]:
 
 def exported(run: Path) -> Path | None:
     """The run's export, if there is one. Raises ConfigError if its stage was trained again after the export."""
-    place = run / "export"
-    if not (place / "config.json").is_file():
+    directory = run / "export"
+    if not (directory / "config.json").is_file():
         return None
-    if (place / "lineage.json").is_file():
-        exported_manifest = json.loads((place / "lineage.json").read_text())[-1]
+    if (directory / "lineage.json").is_file():
+        exported_manifest = json.loads((directory / "lineage.json").read_text())[-1]
         present = read_manifest(run / exported_manifest["stage"] / "manifest.json")
         if present is not None and manifest_sha(present) != (
             exported_manifest.get("manifest_sha256") or manifest_sha(exported_manifest)
         ):
             raise ConfigError(
-                [f"{place}: of a {exported_manifest['stage']!r} that was trained again since; make export RUN={run}"]
+                [f"{directory}: of a {exported_manifest['stage']!r} trained again since; make export RUN={run}"]
             )
-    return place
+    return directory
 
 
 def push(run: Path, words: Sequence[str]) -> str:
@@ -189,20 +189,24 @@ def push(run: Path, words: Sequence[str]) -> str:
     given = options("push", words)
     if "/" not in given.get("repo", ""):
         raise ConfigError(["push: name the repository, as repo=me/my-model"])
-    place = exported(run)
-    if place is None:
+    directory = exported(run)
+    if directory is None:
         raise ConfigError([f"{run / 'export'}: not exported yet; make export RUN={run}"])
     for name in ("README.md", "lineage.json"):
-        found = model_card.local_paths((place / name).read_text(encoding="utf-8")) if (place / name).is_file() else []
+        found = (
+            model_card.local_paths((directory / name).read_text(encoding="utf-8"))
+            if (directory / name).is_file()
+            else []
+        )
         if found:
-            raise ConfigError([f"push: {place / name} holds the local path {found[0]}; remove it, or export again"])
+            raise ConfigError([f"push: {directory / name} holds the local path {found[0]}; remove it, or export again"])
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     hub = HfApi()
     try:
         hub.create_repo(given["repo"], private=given.get("private", "true") != "false", exist_ok=True)
-        return str(hub.upload_folder(folder_path=str(place), repo_id=given["repo"]))
+        return str(hub.upload_folder(folder_path=str(directory), repo_id=given["repo"]))
     except HFValidationError as exc:
         raise ConfigError([f"push: repo={given['repo']}: {' '.join(str(exc).split())[:200]}"]) from exc
     except (LocalTokenNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as exc:
@@ -268,12 +272,12 @@ def harness_command(run: Path, words: Sequence[str]) -> list[str]:
     given = dict(word.partition("=")[::2] for word in words)
     if not given.get("tasks"):
         raise ConfigError(["lm-eval: name the tasks, as tasks=gsm8k,ifeval"])
-    place = newest(run)
-    if not (place / "config.json").is_file():
-        raise ConfigError([f"{place}: an adapter alone; make export RUN={run} merges it"])
+    directory = newest(run)
+    if not (directory / "config.json").is_file():
+        raise ConfigError([f"{directory}: an adapter alone; make export RUN={run} merges it"])
     given = {"output_path": str(run / "lm-eval"), **given}
     flags = [part for key, value in given.items() for part in (f"--{key}", *([value] if value else []))]
-    return [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={place}", *flags]
+    return [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={directory}", *flags]
 
 
 def harness(run: Path, words: Sequence[str]) -> None:

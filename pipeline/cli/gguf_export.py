@@ -117,8 +117,8 @@ def modelfile(model: Path, weights: str, sampling: Mapping[str, Any], label: str
 def stops(model: Path, sampling: Mapping[str, Any]) -> list[str]:
     """Text of every end token of the model, then the run's own stop strings."""
     config = model / "generation_config.json"
-    ends = json.loads(config.read_text()).get("eos_token_id") if config.is_file() else None
-    ids = set(ends if isinstance(ends, list) else [ends])
+    stop_ids = json.loads(config.read_text()).get("eos_token_id") if config.is_file() else None
+    ids = set(stop_ids if isinstance(stop_ids, list) else [stop_ids])
     state = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
     found = [token["content"] for token in state["added_tokens"] if token["id"] in ids]
     return [*found, *(text for text in sampling.get("stop") or () if text not in found)]

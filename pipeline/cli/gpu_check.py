@@ -30,13 +30,13 @@ PAIRS = "pairs.jsonl"
 PHASES = ("rollout", "score", "experience", "update", "sync")
 
 
-def recipe(place: Path, *, size: str, dtype: str) -> dict[str, Any]:
+def recipe(directory: Path, *, size: str, dtype: str) -> dict[str, Any]:
     """The YAML of the check. Random models solve nothing, so the filter keeps every completion that ended."""
     hidden, intermediate, layers, heads = SIZES[size]
     on_policy = {"policy": "sft", "steps": 6, "prompts": 64, "samples": 8, "optimizer": {"learning_rate": 1e-6}}
     return {
         "run": "gpu-check",
-        "runs_dir": str(place),
+        "runs_dir": str(directory),
         "model": {
             "dtype": dtype,
             "tiny": {
@@ -54,26 +54,26 @@ def recipe(place: Path, *, size: str, dtype: str) -> dict[str, Any]:
         "stages": list(STAGES),
         "sft": {"policy": "base", "trainer": TRAINER},
         "feedme": {"rounds": 1, "prompts": 64, "filters": [{"threshold": 0.0}], "trainer": TRAINER},
-        "reward_model": {"data": {"path": str(place / PAIRS), "heldout": 0.1}, "trainer": TRAINER},
+        "reward_model": {"data": {"path": str(directory / PAIRS), "heldout": 0.1}, "trainer": TRAINER},
         "ppo": {**on_policy, "reward": {"reward_model": {}}, "critic": {"warmup_steps": 1}},
         "grpo": on_policy,
         "conditioned": {"prompts": 64, "demonstrations": 1000, "per_bin": 64, "trainer": TRAINER},
     }
 
 
-def check(place: Path, *, size: str = "mid", dtype: str = "bfloat16") -> list[dict[str, Any]]:
+def check(directory: Path, *, size: str = "mid", dtype: str = "bfloat16") -> list[dict[str, Any]]:
     """Run the recipe and return one row per stage. Exceptions of a stage propagate: they explain the failure."""
     from pipeline import stages
 
-    place.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     rows = verifiers.load("gridworld").generate
     assert rows is not None, "the demo's verifier makes its own tasks"
     pairs = [
         {"prompt": r["prompt"], "chosen": r["completion"], "rejected": r["completion"] + "L"} for r in rows(512, 1)
     ]
-    atomic_write(place / PAIRS, "".join(dump_json(pair) + "\n" for pair in pairs))
-    path = place / "gpu-check.yaml"
-    atomic_write(path, yaml.safe_dump(recipe(place, size=size, dtype=dtype), sort_keys=False))
+    atomic_write(directory / PAIRS, "".join(dump_json(pair) + "\n" for pair in pairs))
+    path = directory / "gpu-check.yaml"
+    atomic_write(path, yaml.safe_dump(recipe(directory, size=size, dtype=dtype), sort_keys=False))
     cfg = configs.load(path)
     seen: list[dict[str, Any]] = []
     planned: dict[str, float] = {}
@@ -91,9 +91,9 @@ def planned_gib(cfg: configs.Config) -> dict[str, float]:
     from pipeline.models import models
     from pipeline.plan import data_plan, estimate, trial
 
-    place = str(StageDir(cfg.run_dir, "base").model_dir)
-    shape = estimate.Shape(**trial.shape_of(models.load_policy(place, cfg.model)))
-    data, _ = data_plan.data_of(cfg, models.load_tokenizer(place, cfg.model))
+    model_dir = str(StageDir(cfg.run_dir, "base").model_dir)
+    shape = estimate.Shape(**trial.shape_of(models.load_policy(model_dir, cfg.model)))
+    data, _ = data_plan.data_of(cfg, models.load_tokenizer(model_dir, cfg.model))
     parts = {name: estimate.memory_of(cfg, name, shape, data, trial.Trial()).parts for name in cfg.stages}
     return {name: round((sum(p.values()) - p["requests"]) / 2**30, 2) for name, p in parts.items()}
 
@@ -143,18 +143,18 @@ def main(words: Sequence[str]) -> int:
 
     from pipeline.cli.commands import options
 
-    asked = options("gpu-check", words)
-    size = asked.get("size", "mid")
+    settings = options("gpu-check", words)
+    size = settings.get("size", "mid")
     if size not in SIZES:
         raise configs.ConfigError([f"size={size}: have: {', '.join(SIZES)}"])
     if size != "small" and not torch.cuda.is_available():
         raise configs.ConfigError(["gpu-check: no CUDA device here; size=small dtype=float32 tries the check on a CPU"])
-    place = Path(asked.get("to", "runs/gpu-check"))
-    rows = check(place, size=size, dtype=asked.get("dtype", "bfloat16"))
+    directory = Path(settings.get("to", "runs/gpu-check"))
+    rows = check(directory, size=size, dtype=settings.get("dtype", "bfloat16"))
     columns = list(dict.fromkeys(key for row in rows for key in row))
     console.show_table(rows, columns)
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     result = {"machine": machine, "versions": versions(), "size": size, "stages": rows}
-    atomic_write(place / "gpu-check.json", dump_json(result, indent=1) + "\n")
-    print(place / "gpu-check.json")
+    atomic_write(directory / "gpu-check.json", dump_json(result, indent=1) + "\n")
+    print(directory / "gpu-check.json")
     return 0

@@ -158,8 +158,10 @@ def _training(chain: Sequence[Mapping[str, Any]]) -> list[str]:
             "learning rate": f"{rate:g}" if isinstance(rate, (int, float)) else rate,
             "LoRA": f"r={peft.get('r', 8)} on {peft.get('target_modules', 'the default modules')}" if peft else None,
         }
-        said = ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
-        lines.append(f"- {manifest['stage']} ({block.get('kind', manifest['stage'])})" + (f": {said}" if said else ""))
+        settings = ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
+        lines.append(
+            f"- {manifest['stage']} ({block.get('kind', manifest['stage'])})" + (f": {settings}" if settings else "")
+        )
     return lines
 
 

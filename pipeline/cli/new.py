@@ -158,13 +158,13 @@ def wants_chat(rows: Sequence[Any], source: Prompts, model: str) -> bool:
 
 
 def has_template(model: str) -> bool:
-    place = Path(model).expanduser()
+    directory = Path(model).expanduser()
     if not model_dir.is_local(model):
         return bool(re.search(r"instruct|chat|-it\b", model.lower()))
-    if (place / "chat_template.jinja").is_file():
+    if (directory / "chat_template.jinja").is_file():
         return True
     try:
-        return bool(json.loads((place / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
+        return bool(json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
     except (OSError, ValueError):
         return False
 

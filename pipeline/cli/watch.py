@@ -27,11 +27,13 @@ EVERY_S = 2.0
 
 def watch(run: Path, words: Sequence[str]) -> int:
     """Show the run until it ends or Ctrl-C. Returns 0. Raises ConfigError where there is no run."""
-    asked = options("watch", words)
-    every = number(asked.get("every", str(EVERY_S)), "every", least=0.2)
-    samples = int(number(asked.get("samples", "4"), "samples", least=0))
-    live = sys.stdout.isatty() and asked.get("once", "false") != "true"
-    shown = frame(run, asked.get("stage"), samples, colour=sys.stdout.isatty())  # raises before the screen is cleared
+    settings = options("watch", words)
+    every = number(settings.get("every", str(EVERY_S)), "every", least=0.2)
+    samples = int(number(settings.get("samples", "4"), "samples", least=0))
+    live = sys.stdout.isatty() and settings.get("once", "false") != "true"
+    shown = frame(
+        run, settings.get("stage"), samples, colour=sys.stdout.isatty()
+    )  # raises before the screen is cleared
     if not live:
         print("\n".join(shown.lines))
         return 0
@@ -46,7 +48,7 @@ def watch(run: Path, words: Sequence[str]) -> int:
             if not shown.alive:
                 return 0
             time.sleep(every)
-            shown = frame(run, asked.get("stage"), samples, colour=True)
+            shown = frame(run, settings.get("stage"), samples, colour=True)
     except KeyboardInterrupt:  # ends the view, not the run
         return 0
     finally:

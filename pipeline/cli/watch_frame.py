@@ -36,19 +36,19 @@ def header(view: View, width: int) -> list[str]:
                                                         f"{YELLOW}not running{PLAIN}")  # fmt: skip
     stages = [f"{'✓' if complete else '…'} {name}" + (f" {accuracy:.3f}" if accuracy is not None else "")
               for name, accuracy, complete in view.stages]  # fmt: skip
-    place = f"{BOLD}{view.stage}{PLAIN}"
+    title = f"{BOLD}{view.stage}{PLAIN}"
     if view.steps or view.step:
-        place += f"  step {view.step}" + (f" of {view.steps}" if view.steps else "")
+        title += f"  step {view.step}" + (f" of {view.steps}" if view.steps else "")
     if view.seconds_per_step is not None:
-        place += f"  {view.seconds_per_step:.1f} s per step"
+        title += f"  {view.seconds_per_step:.1f} s per step"
         if view.alive and view.steps and view.steps > view.step:
-            place += f"  {console.clock(view.seconds_per_step * (view.steps - view.step))} left"
+            title += f"  {console.clock(view.seconds_per_step * (view.steps - view.step))} left"
     if view.alive and view.age_s is not None:
         slow = view.age_s > max(STALLED_S, 10 * (view.seconds_per_step or 0))
-        place += f"  {YELLOW if slow else QUIET}last step {console.clock(view.age_s)} ago{PLAIN}"
+        title += f"  {YELLOW if slow else QUIET}last step {console.clock(view.age_s)} ago{PLAIN}"
     room = width - len(ESCAPE.sub("", state)) - 2  # the end of a long path distinguishes runs
     name = view.name if len(view.name) <= room else f"…{view.name[1 - room :]}"
-    lines = [f"{BOLD}{name}{PLAIN}  {state}", *wrapped(stages, width), place]
+    lines = [f"{BOLD}{name}{PLAIN}  {state}", *wrapped(stages, width), title]
     if view.alarm and not view.alive:
         lines += [f"  {RED}stopped by an alarm:{PLAIN} {line}" if n == 0 else f"  {line}"
                   for n, line in enumerate(textwrap.wrap(clean(view.alarm), max(width - 24, 30)))]  # fmt: skip
@@ -72,9 +72,9 @@ def figures(view: View, width: int) -> list[str]:
     room = max(min(width - 68, 40), 8)
     lines = [f"{'':26}{'now':>9}  {'':{room}}  {QUIET}first     lowest    highest{PLAIN}"] if view.curves else []
     for name, values in view.curves.items():
-        ends = "  ".join(f"{console.number(value):8}" for value in (values[0], min(values), max(values)))
+        first_and_range = "  ".join(f"{console.number(value):8}" for value in (values[0], min(values), max(values)))
         bars = f"{sparkline(values, room):{room}}"
-        lines.append(f"  {FIGURES[name]:24}{console.number(values[-1]):>9}  {bars}  {QUIET}{ends}{PLAIN}")
+        lines.append(f"  {FIGURES[name]:24}{console.number(values[-1]):>9}  {bars}  {QUIET}{first_and_range}{PLAIN}")
     return lines or ["  no step has been logged yet"]
 
 
@@ -89,8 +89,8 @@ def sparkline(values: Sequence[float], room: int) -> str:
     out = ""
     for part in parts:
         known = [value for value in part if math.isfinite(value)]
-        place = (sum(known) / len(known) - low) / (high - low) if known and high > low else 0.0
-        out += BARS[min(int(place * len(BARS)), len(BARS) - 1)] if known else " "
+        height = (sum(known) / len(known) - low) / (high - low) if known and high > low else 0.0
+        out += BARS[min(int(height * len(BARS)), len(BARS) - 1)] if known else " "
     return out
 
 

@@ -120,9 +120,9 @@ def _place(run: Path, stage: str | None) -> tuple[Path, str | None]:
     return (run / table["runs"][0], stage) if table else (run, stage)
 
 
-def _written(place: Path) -> float:
+def _written(directory: Path) -> float:
     """When a log below it was last written."""
-    return max((path.stat().st_mtime for path in place.glob("*/metrics.jsonl")), default=0.0)
+    return max((path.stat().st_mtime for path in directory.glob("*/metrics.jsonl")), default=0.0)
 
 
 def _chosen(stages: Sequence[Stage], name: str | None) -> Stage:

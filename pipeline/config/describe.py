@@ -57,7 +57,7 @@ def own_schema(cls: type) -> dict[str, Any]:
 
 def keys(cls: type, defaults: Mapping[str, Any] | None = None) -> list[Key]:
     """The keys of a block in the order of its dataclass. defaults: what a kind of stage sets beyond the dataclass."""
-    schema, said, nested = own_schema(cls), meanings(cls), nested_blocks(cls)
+    schema, sentences, nested = own_schema(cls), meanings(cls), nested_blocks(cls)
     properties = schema.get("properties") or schema["$defs"][cls.__name__]["properties"]
     out = []
     for f in fields(cls):
@@ -66,7 +66,7 @@ def keys(cls: type, defaults: Mapping[str, Any] | None = None) -> list[Key]:
         given = (defaults or {}).get(f.name, MISSING)
         value = default_of(f) if given is MISSING else given
         words = "required" if value is MISSING else shown(value, nested.get(f.name))
-        out.append(Key(f.name, type_words(properties[f.name]), words, said.get(f.name, ""), nested.get(f.name)))
+        out.append(Key(f.name, type_words(properties[f.name]), words, sentences.get(f.name, ""), nested.get(f.name)))
     return out
 
 

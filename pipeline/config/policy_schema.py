@@ -343,8 +343,8 @@ class Policy:
         out.samples, out.at_most = out.steps * out.batch * refills, refills > 1
         out.judged = evaluation_samples(cfg, data)
         if self.evaluate_every:
-            asked = data.validation_prompts or data.heldout_prompts
-            out.judged += asked * cfg.evaluation.samples * (self.steps // self.evaluate_every)
+            prompts = data.validation_prompts or data.heldout_prompts
+            out.judged += prompts * cfg.evaluation.samples * (self.steps // self.evaluate_every)
         if self.credit.kind == "monte_carlo":  # positions are spread evenly: half of a completion follows on average
             starts = 1 if self.samples == 1 else 0
             out.continued = self.credit.continuations * (self.credit.points / 2 + starts)

@@ -95,8 +95,8 @@ def check(cfg: Config, name: str) -> None:
     """Raise ConfigError for names that the YAML uses but does not define, and for contradictory settings."""
     block = cfg.block(name)
     mistakes = []
-    asked = [*policies_of(block), *(block.proxy_methods or []), *([block.proxy] if block.proxy else [])]
-    for policy in asked:
+    needed = [*policies_of(block), *(block.proxy_methods or []), *([block.proxy] if block.proxy else [])]
+    for policy in needed:
         stage = policy.partition("/")[0]
         if stage not in cfg.blocks:
             mistakes.append(f"{cfg.path}: {name}: no block for {stage!r}{nearest(stage, cfg.blocks)}")

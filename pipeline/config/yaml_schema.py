@@ -53,9 +53,9 @@ def _described(cls: type, definitions: dict[str, Any]) -> dict[str, Any]:
         made = inner.pop(cls.__name__)
     for name, block in {cls.__name__: made, **inner}.items():
         block_class = cls if name == cls.__name__ else _classes()[name]
-        said = describe.meanings(block_class)
+        sentences = describe.meanings(block_class)
         for key, value in block["properties"].items():
-            block["properties"][key] = _list_or_one(value) | {"description": said.get(key, "")}
+            block["properties"][key] = _list_or_one(value) | {"description": sentences.get(key, "")}
             block["properties"][key].pop("title", None)
         block["additionalProperties"] = False
         block.pop("title", None)

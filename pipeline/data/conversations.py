@@ -116,11 +116,11 @@ def answer_forms(turn: Message, opened: re.Match[str] | None, closed: re.Match[s
 
 def split_thought(turn: Message, tag: str) -> Message:
     """The message with a thought that its content begins with in a field of its own."""
-    thought, closed, said = str(turn["content"]).partition(f"</{tag}>")
+    thought, closed, answer = str(turn["content"]).partition(f"</{tag}>")
     if not closed or turn.get("reasoning_content"):
         return turn
     thought = thought.strip().removeprefix(f"<{tag}>").strip()
-    return {**turn, "content": said.lstrip(), "reasoning_content": thought, "thinking": thought}
+    return {**turn, "content": answer.lstrip(), "reasoning_content": thought, "thinking": thought}
 
 
 def thought_and_answer(turn: Message, tag: str) -> str:

@@ -33,16 +33,16 @@ def is_file_name(path: str) -> bool:
 
 def read_rows(path: str, split: str, name: str | None, where: str) -> list[Row]:
     """All rows of a file, of a folder's split, or of a Hub data set's split. Raises ConfigError naming the key."""
-    place = Path(path)
-    if not is_file_name(path) and not place.exists():
+    source = Path(path)
+    if not is_file_name(path) and not source.exists():
         return _read_hub(path, split, name, where)
-    if not place.exists():
+    if not source.exists():
         raise ConfigError([f"{where}.path: {path} does not exist"])
     wanted, part = _slice(split, where)
-    if place.is_file():
-        _refuse_split_of_file(place, wanted, where)
-        return _read_file(place)[part]
-    return [row for file in split_files(place, wanted, name, where) for row in _read_file(file)][part]
+    if source.is_file():
+        _refuse_split_of_file(source, wanted, where)
+        return _read_file(source)[part]
+    return [row for file in split_files(source, wanted, name, where) for row in _read_file(file)][part]
 
 
 def _slice(split: str, where: str) -> tuple[str, slice]:

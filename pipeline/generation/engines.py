@@ -113,8 +113,8 @@ def backend_for(model_dir: str, model: Model, generate: Generate) -> str:
 def cause_of(exc: BaseException) -> str:
     """The line of an engine's error that says what is wrong: not a count of errors, not a link to a website."""
     lines = [line.strip() for line in str(exc).splitlines()]
-    said = [line for line in lines if line and "validation error" not in line and "http" not in line]
-    cause = (said or [type(exc).__name__])[0].partition(" [type=")[0]
+    causes = [line for line in lines if line and "validation error" not in line and "http" not in line]
+    cause = (causes or [type(exc).__name__])[0].partition(" [type=")[0]
     return cause.removeprefix("Value error, ").removeprefix("Assertion failed, ")[:200]
 
 
@@ -143,8 +143,8 @@ def model_len(model_dir: str, needed: int, *, wanted: int = 0) -> int:
     """
     from transformers import PreTrainedConfig
 
-    said, _ = PreTrainedConfig.get_config_dict(model_dir)  # of a directory or of the Hub
-    limit = said.get("text_config", said).get("max_position_embeddings") or 4096
+    config, _ = PreTrainedConfig.get_config_dict(model_dir)  # of a directory or of the Hub
+    limit = config.get("text_config", config).get("max_position_embeddings") or 4096
     if needed > limit:
         raise ConfigError([f"sampling.max_tokens: prompts and completions need {needed} tokens; the model has {limit}"])
     return limit if limit <= 2048 else min(limit, -(-max(needed, wanted) // 256) * 256)

@@ -24,18 +24,18 @@ Ids = tuple[int, ...]
 class Guided(TransformersGenerator):
     """Runs two rows per answer, the labelled and the unlabelled prompt, with the same sampled tokens.
 
-    bare: labelled prompt ids -> the same prompt's ids without a label. Uses transformers: vLLM does not mix rows.
+    unlabelled: labelled prompt ids -> the same prompt's ids without a label. Uses transformers: vLLM does not mix rows.
     """
 
     def __init__(
-        self, model_dir: str, model: Model, generate: Generate, *, bare: Mapping[Ids, Ids], scale: float
+        self, model_dir: str, model: Model, generate: Generate, *, unlabelled: Mapping[Ids, Ids], scale: float
     ) -> None:
         super().__init__(model_dir, model, generate)
-        self.bare, self.scale = bare, scale
+        self.unlabelled, self.scale = unlabelled, scale
 
     def _batch(self, requests: Sequence[Request], sampling: Sampling, stop_token_ids: frozenset[int]) -> list[Sample]:
         where = self.model.device
-        step_BL, mask_BL = left_padded([*(r.ids for r in requests), *(self.bare[r.ids] for r in requests)], where)
+        step_BL, mask_BL = left_padded([*(r.ids for r in requests), *(self.unlabelled[r.ids] for r in requests)], where)
         sampler = SeededSampler(sampling, [r.seed for r in requests], [r.ids for r in requests])
         taken: list[list[int]] = [[] for _ in requests]
         open_rows = set(range(len(requests)))
@@ -46,8 +46,8 @@ class Guided(TransformersGenerator):
             out = self.model(input_ids=step_BL, attention_mask=mask_BL, position_ids=places_BL,
                              past_key_values=cache, use_cache=True)  # fmt: skip
             cache = out.past_key_values
-            labelled_BV, bare_BV = out.logits[:, -1].float().chunk(2)
-            chosen_B = sampler(step_BL, guided_logits(labelled_BV, bare_BV, self.scale)).argmax(-1)
+            labelled_BV, unlabelled_BV = out.logits[:, -1].float().chunk(2)
+            chosen_B = sampler(step_BL, guided_logits(labelled_BV, unlabelled_BV, self.scale)).argmax(-1)
             for row, token in enumerate(chosen_B.tolist()):
                 if row in open_rows:
                     taken[row].append(token)
@@ -60,10 +60,10 @@ class Guided(TransformersGenerator):
                 for ids, row in zip(taken, logprobs, strict=True)]  # fmt: skip
 
 
-def guided_logits(labelled_BV: Tensor, bare_BV: Tensor, scale: float) -> Tensor:
+def guided_logits(labelled_BV: Tensor, unlabelled_BV: Tensor, scale: float) -> Tensor:
     """(B, V) mixture of log-probs; both sides are normalized first, so that constant offsets cancel."""
-    labelled, bare = labelled_BV.log_softmax(-1), bare_BV.log_softmax(-1)
-    return labelled if scale == 1 else bare + scale * (labelled - bare)
+    labelled, unlabelled = labelled_BV.log_softmax(-1), unlabelled_BV.log_softmax(-1)
+    return labelled if scale == 1 else unlabelled + scale * (labelled - unlabelled)
 
 
 def left_padded(rows: Sequence[Ids], where: torch.device) -> tuple[Tensor, Tensor]:

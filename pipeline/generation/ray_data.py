@@ -53,16 +53,16 @@ class RayGenerator:
         stop_token_ids: frozenset[int],
         on_done: OnDone | None = None,
     ) -> list[Sample]:
-        asked = [
+        requests_and_fields = [
             (list(r.ids), {**sampling_fields(r, sampling, stop_token_ids), "seed": r.seed % 2**63}) for r in requests
         ]
         out = []
-        for place, row in enumerate(self._asked(asked)):
+        for index, row in enumerate(self._asked(requests_and_fields)):
             ids = tuple(int(i) for i in row["generated_tokens"])
             logprobs = tuple(float(at[i]["logprob"]) for at, i in zip(row["logprobs"], ids, strict=True))
             out.append(Sample(ids, logprobs, finished=bool(ids) and ids[-1] in stop_token_ids))
             if on_done is not None:
-                on_done(place, out[-1])
+                on_done(index, out[-1])
         return out
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -77,7 +77,7 @@ class RayGenerator:
         once = once_where_tied(weights, ())  # a new engine adds the second name itself
         self.model_source = str(gather_for(self.checkpoints.write, once))
 
-    def _asked(self, asked: Sequence[tuple[list[int], dict[str, Any]]]) -> list[dict[str, Any]]:
+    def _asked(self, requests: Sequence[tuple[list[int], dict[str, Any]]]) -> list[dict[str, Any]]:
         """vLLM's results in the order of the requests: (token ids, fields of SamplingParams)."""
         import ray
         from ray.data.llm import build_processor, vLLMEngineProcessorConfig
@@ -90,11 +90,11 @@ class RayGenerator:
         except (ValueError, TypeError) as exc:
             raise ConfigError([f"generate.ray: {' '.join(str(exc).split())[:300]}"]) from exc
         processor = build_processor(config, preprocess=_request, postprocess=_answer)
-        rows = ray.data.from_items([{"place": i, "ids": ids, "fields": f} for i, (ids, f) in enumerate(asked)])
+        rows = ray.data.from_items([{"place": i, "ids": ids, "fields": f} for i, (ids, f) in enumerate(requests)])
         found = {row["place"]: row for row in processor(rows).take_all()}
-        if len(found) != len(asked):
-            raise RuntimeError(f"Ray Data answered {len(found)} of {len(asked)} requests")
-        return [found[i] for i in range(len(asked))]
+        if len(found) != len(requests):
+            raise RuntimeError(f"Ray Data answered {len(found)} of {len(requests)} requests")
+        return [found[i] for i in range(len(requests))]
 
 
 def _request(row: dict[str, Any]) -> dict[str, Any]:

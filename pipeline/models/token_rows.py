@@ -64,9 +64,11 @@ def _spliced(state: str, found: dict[str, int]) -> str:
     out = state[:start] + kept + state[end:]
     if not any(f"{json.dumps(token, ensure_ascii=False)}:" in out for token in found):
         return out
-    whole = json.loads(out)
-    whole["model"]["vocab"] = {token: i for token, i in whole["model"]["vocab"].items() if token not in found}
-    return json.dumps(whole)
+    tokenizer_json = json.loads(out)
+    tokenizer_json["model"]["vocab"] = {
+        token: i for token, i in tokenizer_json["model"]["vocab"].items() if token not in found
+    }
+    return json.dumps(tokenizer_json)
 
 
 def save_tokenizer(tokenizer: Any, path: Path, rows: int) -> None:

@@ -30,33 +30,33 @@ TRIAL_S = 600.0  # limit for imports, the generator, 1,280 completions and some 
 
 def plan(config: str, words: Sequence[str]) -> int:
     """Print the plan and return 0. Raises ConfigError with all mistakes."""
-    asked = {"trial": True, "json": False}
+    options = {"trial": True, "json": False}
     overrides = []
     seeds, words = take_seeds(words)
     for word in [*words, *([f"seed={seeds[0]}"] if seeds else [])]:
         key, _, value = word.partition("=")
-        if key in asked and value in ("true", "false"):
-            asked[key] = value == "true"
+        if key in options and value in ("true", "false"):
+            options[key] = value == "true"
         else:
             overrides.append(word)
     cfg = sound(config, overrides)
-    config_json = families.read_config(cfg.model.path) if cfg.model.path and not asked["json"] else None
+    config_json = families.read_config(cfg.model.path) if cfg.model.path and not options["json"] else None
     if config_json is not None:
         gpu, backend = bool(which("nvidia-smi")), cfg.generate.backend
         console.say(families.line(config_json, dtype=cfg.model.dtype, attn=cfg.model.attn, gpu=gpu, backend=backend))
         for line in learning_rate.advice(cfg, config_json):
             console.say(f"learning rate of {line}")
     process.prepare(process.thread_count(cfg.threads, cfg.model.path))
-    measured = try_out(config, overrides) if asked["trial"] else None
+    measured = try_out(config, overrides) if options["trial"] else None
     if compared := comparison_plan.comparison_of(cfg):
         parts = comparison_plan.make(cfg, compared, measured)
-        if asked["json"]:
+        if options["json"]:
             print(json.dumps(comparison_plan.as_json(parts), indent=1))
         else:
             comparison_plan.show(cfg, compared, parts, measured)
         return 0
     made = one_run.make(cfg, measured)
-    if asked["json"]:
+    if options["json"]:
         print(json.dumps(made.as_json(), indent=1))
     else:
         one_run.show(cfg, made, measured)

@@ -66,10 +66,10 @@ def keep_to_budget(work: Work, budget: int | None, *, stops_within: bool) -> Non
 
 def like_it(cfg: Config, name: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
     """The manifest of this stage in this run, or in a run next to it with the same settings and another seed."""
-    places = [cfg.run_dir, *sorted(p for p in Path(cfg.runs_dir).glob("*") if p.is_dir() and p != cfg.run_dir)]
-    for place in places:
+    run_dirs = [cfg.run_dir, *sorted(p for p in Path(cfg.runs_dir).glob("*") if p.is_dir() and p != cfg.run_dir)]
+    for run_dir in run_dirs:
         try:
-            manifest = read_manifest(place / name / "manifest.json")
+            manifest = read_manifest(run_dir / name / "manifest.json")
         except LineageError:
             continue
         same = manifest and {**manifest["config"], "seed": 0} == {**config, "seed": 0}

@@ -82,9 +82,9 @@ def tokenizer_of(cfg: Config) -> Any:
     if done.is_dir():
         return models.load_tokenizer(str(done), cfg.model)
     assert cfg.model.tiny is not None
-    with tempfile.TemporaryDirectory() as place:
-        models.make_tiny(cfg.model.tiny, Path(place), seed=cfg.seed)
-        return models.load_tokenizer(place, cfg.model)
+    with tempfile.TemporaryDirectory() as directory:
+        models.make_tiny(cfg.model.tiny, Path(directory), seed=cfg.seed)
+        return models.load_tokenizer(directory, cfg.model)
 
 
 def seconds_of(cfg: Config, work: Work, data: Data, trial: Trial, done: Mapping[str, Any] | None) -> float:

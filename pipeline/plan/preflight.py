@@ -94,12 +94,12 @@ def place_mistakes(cfg: Config) -> list[str]:
     """Check that the run directory can be created and written."""
     closed = f"{cfg.run_dir} may not be written; fix its permissions, or choose another with runs_dir=..."
     try:
-        place = next(p for p in (cfg.run_dir, *cfg.run_dir.parents, Path.cwd()) if p.exists())
+        directory = next(p for p in (cfg.run_dir, *cfg.run_dir.parents, Path.cwd()) if p.exists())
     except PermissionError:
         return [f"runs_dir: {closed}"]
-    if not place.is_dir():
-        return [f"runs_dir: {place} is a file; choose another with runs_dir=..."]
-    if not os.access(place, os.W_OK | os.X_OK):
+    if not directory.is_dir():
+        return [f"runs_dir: {directory} is a file; choose another with runs_dir=..."]
+    if not os.access(directory, os.W_OK | os.X_OK):
         return [f"runs_dir: {closed}"]
     return []
 

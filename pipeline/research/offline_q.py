@@ -65,8 +65,8 @@ def logged_samples(ctx: Context) -> list[Scored]:
     """Episodes from the files and stages named in `pool`, or from the policy; an episode's rows are in order."""
     block: OfflineQ = ctx.block
     if not block.pool:
-        asked = next_prompts(ctx, ctx.train_prompts, block.prompts)
-        found = draw(ctx, ctx.generator(), asked, block.samples, "pool")
+        drawn_prompts = next_prompts(ctx, ctx.train_prompts, block.prompts)
+        found = draw(ctx, ctx.generator(), drawn_prompts, block.samples, "pool")
         ctx.record(found)
     else:
         found = [s for reference in block.pool for s in read_samples(ctx, reference)]
@@ -79,13 +79,13 @@ def logged_samples(ctx: Context) -> list[Scored]:
 
 def read_samples(ctx: Context, reference: str) -> list[Scored]:
     """The samples of a stage of this run, or of a file; registers the files it reads."""
-    place = Path(reference)
+    path = Path(reference)
     if reference in ctx.cfg.blocks:
         ctx.model_path(reference, f"{ctx.name}.pool")  # registers the parent and checks its files
-        place = StageDir(ctx.cfg.run_dir, reference).path / "rollouts.jsonl"
-    elif place.is_file():
-        ctx.depend_on(place)
-    return [entry.scored for entry in sample_pool.read(place, ctx.cfg.prompts, ctx.tokenizer, ctx.stop_token_ids)]
+        path = StageDir(ctx.cfg.run_dir, reference).path / "rollouts.jsonl"
+    elif path.is_file():
+        ctx.depend_on(path)
+    return [entry.scored for entry in sample_pool.read(path, ctx.cfg.prompts, ctx.tokenizer, ctx.stop_token_ids)]
 
 
 def whole_episodes(scored: Sequence[Scored], barred: Collection[str]) -> list[Scored]:
@@ -108,7 +108,7 @@ def as_logged(scored: Sequence[Scored]) -> Logged:
 def token_rewards(scored: Scored, row: Row) -> Tensor:
     """(its T,): step rewards at the tokens where they were given; the final reward on the last sampled token."""
     rewards_T = step_rewards(scored, row)
-    sampled = [place for place, on in enumerate(row.mask) if on]
+    sampled = [position for position, on in enumerate(row.mask) if on]
     if sampled:
         rewards_T[sampled[-1]] += scored.reward
     return rewards_T

@@ -81,11 +81,13 @@ def activations(
     """(bins, prompts, layers, H): output of each block at the last token of the prompt, under each label."""
     out = []
     for number in bins:
-        asked = [condition_prompts.relabel(p, axis.text(number), ctx.cfg.prompts, ctx.tokenizer) for p in prompts]
-        rows: list[Tensor | None] = [None] * len(asked)
-        for batch in models.batches_by_tokens([len(p.ids) for p in asked], 16_384):
-            for place, row in zip(batch, last_activations(model, layers, [asked[i].ids for i in batch]), strict=True):
-                rows[place] = row
+        labelled = [condition_prompts.relabel(p, axis.text(number), ctx.cfg.prompts, ctx.tokenizer) for p in prompts]
+        rows: list[Tensor | None] = [None] * len(labelled)
+        for batch in models.batches_by_tokens([len(p.ids) for p in labelled], 16_384):
+            for index, row in zip(
+                batch, last_activations(model, layers, [labelled[i].ids for i in batch]), strict=True
+            ):
+                rows[index] = row
         out.append(torch.stack([row for row in rows if row is not None]))
     return torch.stack(out)
 

@@ -88,17 +88,17 @@ def own_files(cfg: Config, name: str) -> list[Path]:
     scored_by += [getattr(block, "reward", None) or {}, stage_graph.strict_of(block)]
     sources = [cfg.prompts, getattr(block, "data", None), getattr(block, "ptx_data", None)]
     known = verifiers.available(cfg.verifier_dirs)
-    asked = {str(source.procedural) for source in sources if isinstance(source, Prompts)}
-    asked.add(str(getattr(getattr(block, "episodes", None), "environment", "")))
+    names = {str(source.procedural) for source in sources if isinstance(source, Prompts)}
+    names.add(str(getattr(getattr(block, "episodes", None), "environment", "")))
     found = [model_dir.template_file(cfg.model.chat_template)]
     for part, fields in (pair for parts in scored_by for pair in parts.items()):
         given = fields or {}
-        asked |= set(known) if given.get("verifier") == "by_task" else {str(given.get("verifier") or part)}
+        names |= set(known) if given.get("verifier") == "by_task" else {str(given.get("verifier") or part)}
         if given.get("kind", part) in ("function", "potential"):
             module = str(given.get("path", "")).partition(":")[0]
             found.append(module_file(module, stage_graph.reward_dirs(cfg)) or _module_file(module))
         found += files_of(part, given, stage_graph.reward_dirs(cfg))
-    found += [known[verifier] for verifier in asked if verifier in known]
+    found += [known[verifier] for verifier in names if verifier in known]
     if cfg.tools is not None:
         tool_files = tools.available(cfg.tools.dirs)
         found += [tool_files[tool] for tool in cfg.tools.use if tool in tool_files]

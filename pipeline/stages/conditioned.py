@@ -45,17 +45,17 @@ def run(ctx: Context) -> dict[str, Any]:
         texts = [axis.text(i) for axis in conditions.axes for i in range(axis.count)]
         condition_prompts.check_written(texts, ctx.tokenizer, f"{ctx.cfg.path}: {ctx.name}.label")
     tell(ctx, conditions, pool)
-    place = ctx.dir.model_dir
-    steps = teach(ctx, start, labelled(ctx, pool, conditions, attributes), place, "labels", anchor=start)
-    tops = [control_curve.top_accuracy(ctx, str(place), conditions, "offline")] if block.online_rounds else []
+    model_dir = ctx.dir.model_dir
+    steps = teach(ctx, start, labelled(ctx, pool, conditions, attributes), model_dir, "labels", anchor=start)
+    tops = [control_curve.top_accuracy(ctx, str(model_dir), conditions, "offline")] if block.online_rounds else []
     for number in range(block.online_rounds):
         pool += online_pool(ctx, conditions, number)
         conditions = fit(ctx, attributes, pool)  # quantiles move with the pool, as in Quark
         examples = labelled(ctx, pool, conditions, attributes, number + 1)
-        steps += teach(ctx, str(place), examples, place, "online", number, anchor=start)
-        tops.append(control_curve.top_accuracy(ctx, str(place), conditions, "online", number))
-    ranks.from_main(lambda: condition_prompts.save(conditions, ctx.tokenizer, place))
-    metrics = control_curve.judge(ctx, str(place), conditions, start=start)
+        steps += teach(ctx, str(model_dir), examples, model_dir, "online", number, anchor=start)
+        tops.append(control_curve.top_accuracy(ctx, str(model_dir), conditions, "online", number))
+    ranks.from_main(lambda: condition_prompts.save(conditions, ctx.tokenizer, model_dir))
+    metrics = control_curve.judge(ctx, str(model_dir), conditions, start=start)
     metrics |= {"top_accuracy_by_round": tops, "pool_size": len(pool)}
     spent = dict(ctx.tokens)
     if block.shuffled_control:
@@ -74,8 +74,8 @@ def first_pool(ctx: Context) -> list[Scored]:
     block = ctx.block
     if block.pool:
         return from_pool(ctx, block.pool, f"{ctx.name}.pool")
-    asked = next_prompts(ctx, ctx.train_prompts, block.prompts)
-    found = draw(ctx, ctx.generator(), asked, block.samples, "pool", budget=share_of_budget(ctx))
+    drawn_prompts = next_prompts(ctx, ctx.train_prompts, block.prompts)
+    found = draw(ctx, ctx.generator(), drawn_prompts, block.samples, "pool", budget=share_of_budget(ctx))
     ctx.record(found, round=0, asked="")
     return usable(ctx, found)
 
@@ -84,13 +84,13 @@ def online_pool(ctx: Context, conditions: Conditions, number: int) -> list[Score
     """Samples drawn under the best label, to be relabelled with the result they obtained."""
     block = ctx.block
     label = conditions.text(conditions.best)
-    bare = next_prompts(ctx, ctx.train_prompts, block.prompts, number=number + 1)
-    asked = asked_for(ctx, bare, label)
-    generator = open_generator(ctx, str(ctx.dir.model_dir), asked, bare, guidance=block.guidance)
-    found = draw(ctx, generator, asked, block.samples, "online", number, budget=share_of_budget(ctx))
+    unlabelled = next_prompts(ctx, ctx.train_prompts, block.prompts, number=number + 1)
+    labelled = asked_for(ctx, unlabelled, label)
+    generator = open_generator(ctx, str(ctx.dir.model_dir), labelled, unlabelled, guidance=block.guidance)
+    found = draw(ctx, generator, labelled, block.samples, "online", number, budget=share_of_budget(ctx))
     ctx.record(found, round=number + 1, asked=label)
     # the pool holds unlabelled prompts: controls see no label, and the KL is measured against the unlabelled prompt
-    return usable(ctx, restored(found, bare))
+    return usable(ctx, restored(found, unlabelled))
 
 
 def share_of_budget(ctx: Context) -> int | None:
@@ -183,9 +183,9 @@ def labelled(
     names = [axis.name for axis in conditions.axes]
     rendered: dict[tuple[int, str], tuple[int, ...]] = {}
     out = []
-    for place in chosen:
-        rollout = pool[place].rollout
-        asked = conditioning.some_dropped(dict(zip(names, cells[place], strict=True)), block.label_dropout, rng)
+    for index in chosen:
+        rollout = pool[index].rollout
+        asked = conditioning.some_dropped(dict(zip(names, cells[index], strict=True)), block.label_dropout, rng)
         key = (rollout.prompt.index, conditions.text(asked))
         if key not in rendered:
             rendered[key] = condition_prompts.relabel(rollout.prompt, key[1], ctx.cfg.prompts, ctx.tokenizer).ids
@@ -197,11 +197,13 @@ def asked_for(ctx: Context, prompts: Sequence[Prompt], label: str) -> list[Promp
     return [condition_prompts.relabel(p, label, ctx.cfg.prompts, ctx.tokenizer) for p in prompts]
 
 
-def teach(ctx: Context, start: str, examples: Sequence[ImitationRow], place: Path, *key: str | int, anchor: str) -> int:
+def teach(
+    ctx: Context, start: str, examples: Sequence[ImitationRow], target: Path, *key: str | int, anchor: str
+) -> int:
     """Imitate under labels for the configured steps. anchor: the model for the KL, which knows new label tokens."""
     block = ctx.block
     settings = block.trainer | (block.online_trainer if key[0] == "online" else {})
-    figures = train(ctx, start, examples, place, settings, key=key, kl_coef=block.kl_coef, anchor=anchor)
+    figures = train(ctx, start, examples, target, settings, key=key, kl_coef=block.kl_coef, anchor=anchor)
     return int(figures["train_steps"])
 
 
@@ -221,9 +223,9 @@ def shuffled(
     ctx: Context, start: str, pool: Sequence[Scored], conditions: Conditions, attributes: dict[str, Attribute]
 ) -> dict[str, Any]:
     """The same training with shuffled labels: any control that remains is an artefact."""
-    place = ctx.dir.path / "control"
-    teach(ctx, start, labelled(ctx, pool, conditions, attributes, shuffle=True), place, "shuffled", anchor=start)
-    answers = control_curve.ask_all(ctx, str(place), conditions, conditions.main, "shuffled")
+    target = ctx.dir.path / "control"
+    teach(ctx, start, labelled(ctx, pool, conditions, attributes, shuffle=True), target, "shuffled", anchor=start)
+    answers = control_curve.ask_all(ctx, str(target), conditions, conditions.main, "shuffled")
     curve = control_curve.curve_of(conditions.main, answers)
     overall = control_curve.overall(curve)
     return {"shuffled_spearman": control_curve.rank_correlation(control_curve.solvable(conditions.main, curve)),
@@ -245,9 +247,9 @@ def filtered_sft(
     if not kept:
         console.say(f"{ctx.name}: filtered_control is not available: no sample lies in the best bin of every attribute")
         return {}
-    place = ctx.dir.path / "filtered"
-    train(ctx, ctx.policy_path, [ImitationRow(s.rollout.prompt.ids, s.rollout.ids) for s in kept], place,
+    target = ctx.dir.path / "filtered"
+    train(ctx, ctx.policy_path, [ImitationRow(s.rollout.prompt.ids, s.rollout.ids) for s in kept], target,
           {**ctx.block.trainer, "max_steps": steps}, key=("filtered",))  # fmt: skip
-    judged = ctx.evaluate(ctx.generator(str(place)), "filtered")
-    ranks.from_main(lambda: shutil.rmtree(place))
+    judged = ctx.evaluate(ctx.generator(str(target)), "filtered")
+    ranks.from_main(lambda: shutil.rmtree(target))
     return {"filtered_sft_accuracy": float(judged.figures["heldout_accuracy"])}

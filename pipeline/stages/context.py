@@ -81,9 +81,9 @@ class Context:
             self.dir.begun.depends("parents", {reference: self.parents[reference]})
             return str(parent.model_dir)
         models.check_model_dir(reference, f"{self.cfg.path}: {key}")
-        place = Path(reference)
-        if place.is_dir():
-            self.depend_on(*sorted(p for p in place.rglob("*") if p.is_file()))
+        path = Path(reference)
+        if path.is_dir():
+            self.depend_on(*sorted(p for p in path.rglob("*") if p.is_file()))
         elif "/" not in reference:
             raise ConfigError([f"{self.cfg.path}: {key}: {reference!r} is neither a stage of this run nor a model; "
                                f"stages: {', '.join(self.cfg.blocks)}"])  # fmt: skip
@@ -137,8 +137,8 @@ class Context:
         rows = prompts.load_rows(source, seed=self.cfg.seed, where=f"{self.cfg.path}: {where}", dirs=dirs)
         for path in (source.path, source.heldout_path):
             if path and Path(path).exists():
-                place = Path(path)
-                self.depend_on(*([place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())))
+                file = Path(path)
+                self.depend_on(*([file] if file.is_file() else sorted(p for p in file.rglob("*") if p.is_file())))
         named = f"{self.cfg.path}: prompts"
         heldout = prompts.named_heldout(source, seed=self.cfg.seed, where=named, dirs=dirs)
         if self.tools is not None:
@@ -189,10 +189,10 @@ class Context:
     # --- sampling and scoring -----------------------------------------------------------------------------------
 
     def generator(self, model_dir: str | None = None) -> restarting.Reliable:
-        place = model_dir or self.policy_path
-        length = self.context_tokens(place)
+        path = model_dir or self.policy_path
+        length = self.context_tokens(path)
         return restarting.Reliable(
-            place, self.cfg.model, self.cfg.generate, max_model_len=length, on_open=self.dir.begun.drawn_by
+            path, self.cfg.model, self.cfg.generate, max_model_len=length, on_open=self.dir.begun.drawn_by
         )
 
     def context_tokens(self, model_dir: str | None = None) -> int:
@@ -224,13 +224,13 @@ class Context:
         return self.scorers[key]
 
     def _learned(self, reference: str) -> models.LearnedReward:
-        place = self.model_path(reference, f"rewards.{reference}.model")
-        return models.LearnedReward(place, self.cfg.model)
+        path = self.model_path(reference, f"rewards.{reference}.model")
+        return models.LearnedReward(path, self.cfg.model)
 
     def sample(
         self,
         generator: Generator,
-        asked: Sequence[Prompt],
+        requests: Sequence[Prompt],
         samples: int,
         *key: int | str,
         sampling: Any = None,
@@ -241,10 +241,10 @@ class Context:
         sampling = sampling or self.cfg.sampling
         seeds = (self.cfg.seed, self.name, *key)
         if self.cfg.tools is not None:
-            drawn = self.player.play(generator, asked, sampling, samples=samples, key=seeds, on_done=on_done)
+            drawn = self.player.play(generator, requests, sampling, samples=samples, key=seeds, on_done=on_done)
         else:
             drawn = rollouts(
-                generator, asked, sampling, samples=samples, key=seeds, tokenizer=self.tokenizer,
+                generator, requests, sampling, samples=samples, key=seeds, tokenizer=self.tokenizer,
                 stop_token_ids=self.stop_token_ids, on_done=on_done,
             )  # fmt: skip
         self.tokens["prompt"] += sum(len(r.prompt.ids) for r in drawn)
@@ -254,7 +254,7 @@ class Context:
     def scored(
         self,
         generator: Generator,
-        asked: Sequence[Prompt],
+        requests: Sequence[Prompt],
         samples: int,
         *key: int | str,
         scorer: rewards.Composite | None = None,
@@ -269,31 +269,33 @@ class Context:
         def draw() -> list[Scored]:
             return score_while(
                 scorer or self.scorer,
-                asked,
-                lambda on_done: self.sample(generator, asked, samples, *key, on_done=on_done),
+                requests,
+                lambda on_done: self.sample(generator, requests, samples, *key, on_done=on_done),
             )
 
-        return self.kept(asked, draw, *key, *([piece] if piece else []))
+        return self.kept(requests, draw, *key, *([piece] if piece else []))
 
-    def kept(self, asked: Sequence[Prompt], draw: Callable[[], list[Scored]], *name: int | str) -> list[Scored]:
-        """The samples and scores of `draw`, computed once per name. asked: the prompts that the samples belong to."""
+    def kept(self, requests: Sequence[Prompt], draw: Callable[[], list[Scored]], *name: int | str) -> list[Scored]:
+        """The samples and scores of `draw`, computed once per name. requests: the prompts that they belong to."""
 
-        def make(place: Path) -> None:
-            save_scored(place / "scored.jsonl", draw(), asked)
+        def make(directory: Path) -> None:
+            save_scored(directory / "scored.jsonl", draw(), requests)
 
-        return load_scored(self.dir.checkpoints.once("-".join(map(str, name)), make) / "scored.jsonl", asked)
+        return load_scored(self.dir.checkpoints.once("-".join(map(str, name)), make) / "scored.jsonl", requests)
 
     def evaluate(
         self,
         generator: Generator,
         *key: int | str,
-        asked: Sequence[Prompt] | None = None,
+        requests: Sequence[Prompt] | None = None,
         piece: str = "",
     ) -> Judged:
         """A policy's metrics on the held-out prompts, scored by the run's own rewards."""
         settings = self.cfg.evaluation
         before = dict(self.tokens)
-        scored = self.scored(generator, asked or self.heldout_prompts, settings.samples, "heldout", *key, piece=piece)
+        scored = self.scored(
+            generator, requests or self.heldout_prompts, settings.samples, "heldout", *key, piece=piece
+        )
         self.tokens = before  # evaluation is not part of a method's budget
         played = [merge_episode(episode) for episode in episodes(scored)]
         figures = describe_groups(groups(played), k=settings.k) | episode_figures(scored)
@@ -301,7 +303,7 @@ class Context:
 
     def validate(self, generator: Generator, *key: int | str) -> Judged:
         """A policy's metrics on the validation prompts. Their names begin with `validation_`."""
-        judged = self.evaluate(generator, "validation", *key, asked=self.validation_prompts)
+        judged = self.evaluate(generator, "validation", *key, requests=self.validation_prompts)
         return Judged(of_validation(judged.figures), judged.scored)
 
     def record(self, scored: Sequence[Scored], *, each: Sequence[Mapping[str, Any]] = (), **where: Any) -> None:

@@ -28,7 +28,7 @@ def judge(ctx: Context, model_dir: str, conditions: Conditions, *, start: str) -
     apart = solvable(axis, curve)
     console.show_table(curve, ["asked", "obtained", "promised", "accuracy", "tokens", "n"])
     top = answers[axis.best]
-    bare = ask(ctx, model_dir, conditions, {})
+    unlabelled = ask(ctx, model_dir, conditions, {})
     best = ask(ctx, model_dir, conditions, conditions.best) if len(conditions.axes) > 1 else top
     console.show_samples(best.scored)
     plain = {p.index: p for p in ctx.heldout_prompts}
@@ -43,8 +43,8 @@ def judge(ctx: Context, model_dir: str, conditions: Conditions, *, start: str) -
         "overall_reward": overall(apart),
         "top_bin_accuracy": top.figures["heldout_accuracy"],
         "top_bin_accuracy_ci95": top.figures["heldout_accuracy_ci95"],
-        "unconditioned_accuracy": bare.figures["heldout_accuracy"],
-        "unconditioned_reward": bare.figures["heldout_reward"],
+        "unconditioned_accuracy": unlabelled.figures["heldout_accuracy"],
+        "unconditioned_reward": unlabelled.figures["heldout_reward"],
         "extrapolation": extrapolation(ctx, model_dir, conditions, answers, curve),
         "attribute_curves": {a.name: curve_of(a, ask_all(ctx, model_dir, conditions, a)) for a in conditions.axes[1:]},
         "joint": joint(conditions, top, best) if len(conditions.axes) > 1 else None,
@@ -55,14 +55,14 @@ def judge(ctx: Context, model_dir: str, conditions: Conditions, *, start: str) -
     }
 
 
-def ask(ctx: Context, model_dir: str, conditions: Conditions, asked: Mapping[str, int], *key: str) -> Judged:
+def ask(ctx: Context, model_dir: str, conditions: Conditions, bins: Mapping[str, int], *key: str) -> Judged:
     """Held-out metrics under one label, with the stage's guidance if it has one."""
-    bare = ctx.heldout_prompts
-    label = conditions.text(asked)
-    prompts = [condition_prompts.relabel(p, label, ctx.cfg.prompts, ctx.tokenizer) for p in bare]
-    generator = open_generator(ctx, model_dir, prompts, bare, guidance=ctx.block.guidance if label else 1.0)
-    name = "-".join(f"{axis}{number}" for axis, number in asked.items()) or "nothing"
-    return ctx.evaluate(generator, *key, "asked", asked=prompts, piece=name)
+    unlabelled = ctx.heldout_prompts
+    label = conditions.text(bins)
+    prompts = [condition_prompts.relabel(p, label, ctx.cfg.prompts, ctx.tokenizer) for p in unlabelled]
+    generator = open_generator(ctx, model_dir, prompts, unlabelled, guidance=ctx.block.guidance if label else 1.0)
+    name = "-".join(f"{axis}{number}" for axis, number in bins.items()) or "nothing"
+    return ctx.evaluate(generator, *key, "asked", requests=prompts, piece=name)
 
 
 def top_accuracy(ctx: Context, model_dir: str, conditions: Conditions, *key: str | int) -> float:

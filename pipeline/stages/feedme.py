@@ -65,8 +65,8 @@ def run(ctx: Context) -> dict[str, Any]:
     return metrics
 
 
-def chain(ctx: Context, place: Path, *, matched: Counts | None = None) -> tuple[list[dict[str, Any]], Judged, Counts]:
-    """Run all rounds; the final model is in `place`. matched: for the control, how many samples to keep per prompt.
+def chain(ctx: Context, target: Path, *, matched: Counts | None = None) -> tuple[list[dict[str, Any]], Judged, Counts]:
+    """Run all rounds; the final model is in `target`. matched: for the control, how many samples to keep per prompt.
 
     Returns the figures of each round, the evaluation of the final model, and the number of samples kept per prompt in
     the rounds up to that model.
@@ -98,7 +98,7 @@ def chain(ctx: Context, place: Path, *, matched: Counts | None = None) -> tuple[
         pool = chosen if block.data == "replace" else [*pool, *chosen]
         examples = with_share(pool, mix, block.sft_share, key=ctx.seed("mix", number))
         origin = start if block.start == "last" else ctx.policy_path
-        there = round_dir(place, number) if chooses else place
+        there = round_dir(target, number) if chooses else target
         trained = train(ctx, origin, examples, there, block.trainer, key=(role, number))
         start = str(there)
         generator = ctx.generator(start)
@@ -115,7 +115,7 @@ def chain(ctx: Context, place: Path, *, matched: Counts | None = None) -> tuple[
             break
     if not chooses:
         return figures, judgements[-1], counts
-    best = keep_best(ctx, place, figures)
+    best = keep_best(ctx, target, figures)
     return figures, judgements[best], counts[: best + 1]
 
 
@@ -128,14 +128,14 @@ def blind_samples(ctx: Context, policy: str, number: int, counts: Mapping[int, i
     block = ctx.block
     if block.pool:
         return from_pool(ctx, block.pool, f"{ctx.name}.pool")
-    asked = [p for p in ctx.train_prompts if counts.get(p.index)]
+    requests = [p for p in ctx.train_prompts if counts.get(p.index)]
     # at most two more than are kept, to allow for truncated answers
     samples = max(counts.values()) + 2
     generator = ctx.generator(policy)
-    scored = draw(ctx, generator, asked, samples, "control", number, scorer=scorer(ctx))
+    scored = draw(ctx, generator, requests, samples, "control", number, scorer=scorer(ctx))
     for attempt in range(1, TOP_UPS + 1):
         usable = Counter(c.prompt for c in map(as_candidate, scored) if c.scorable)
-        short = [p for p in asked if usable[p.index] < counts[p.index]]
+        short = [p for p in requests if usable[p.index] < counts[p.index]]
         if not short:
             break
         scored += draw(ctx, generator, short, samples, "control", number, "more", attempt, scorer=scorer(ctx))
@@ -199,16 +199,16 @@ def with_share(
 
 def described(scored: Sequence[Scored], kept: Sequence[int], judged: Judged) -> dict[str, Any]:
     """Statistics of the samples a round kept, and the mean reward of successes."""
-    asked = {s.rollout.prompt.index for s in scored}
+    indices = {s.rollout.prompt.index for s in scored}
     covered = {scored[i].rollout.prompt.index for i in kept}
-    seen = tally(scored)
+    counts = tally(scored)
     return {
         "kept": len(kept),
         "sampled": len(scored),
         "kept_share": len(kept) / len(scored),
         "prompts_covered": len(covered),
-        "prompt_coverage": len(covered) / len(asked),
-        "sample_reward": seen.reward_mean,
+        "prompt_coverage": len(covered) / len(indices),
+        "sample_reward": counts.reward_mean,
         "kept_reward": mean([scored[i].reward for i in kept]),
         "reward_when_solved": reward_when_solved(judged.scored),
     }
@@ -261,8 +261,8 @@ def has_demonstrations(ctx: Context) -> bool:
 
 def more_sft(ctx: Context, examples: Sequence[ImitationRow], steps: int) -> Judged:
     """The same number of extra steps on the demonstrations: the effect of longer training alone."""
-    place = ctx.dir.path / "more_sft"
-    train(ctx, ctx.policy_path, examples, place, {**ctx.block.trainer, "max_steps": steps}, key=("more sft",))
-    judged = ctx.evaluate(ctx.generator(str(place)), "more sft")
-    ranks.from_main(lambda: shutil.rmtree(place))
+    target = ctx.dir.path / "more_sft"
+    train(ctx, ctx.policy_path, examples, target, {**ctx.block.trainer, "max_steps": steps}, key=("more sft",))
+    judged = ctx.evaluate(ctx.generator(str(target)), "more sft")
+    ranks.from_main(lambda: shutil.rmtree(target))
     return judged

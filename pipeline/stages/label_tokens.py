@@ -23,14 +23,14 @@ def with_new_tokens(ctx: Context, labels: Sequence[str]) -> str:
     Raises ConfigError where the adapter would not train the new rows.
     """
     check_trained(ctx.block.peft, f"{ctx.cfg.path}: {ctx.name}.peft")
-    place = ctx.dir.path / "with_tokens"
+    target = ctx.dir.path / "with_tokens"
     tokenizer = models.load_tokenizer(ctx.policy_path, ctx.cfg.model)
     tokenizer.add_tokens([label.strip() for label in labels], special_tokens=True)
     model = models.load_policy(ctx.policy_path, ctx.cfg.model)
     extend(model, len(tokenizer), seed=ctx.seed("new tokens"))
-    models.save(model, tokenizer, place)
+    models.save(model, tokenizer, target)
     ctx.tokenizer = tokenizer
-    return str(place)
+    return str(target)
 
 
 def check_trained(peft: Mapping[str, Any] | None, where: str) -> None:

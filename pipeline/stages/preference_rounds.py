@@ -93,7 +93,7 @@ def train(
         ctx, OnIds, config_class, start,
         lambda: models.load_policy(start, ctx.cfg.model, adapted=adapted),
         {"train_dataset": Dataset.from_list(list(rows)), "ref_model": reference()}, settings,
-        place=directory, key=(ctx.block.kind, number),
+        target=directory, key=(ctx.block.kind, number),
     )  # fmt: skip
 
 

@@ -60,7 +60,7 @@ def run(ctx: Context) -> dict[str, Any]:
 
     distinct_pad(ctx.tokenizer)
     figures = train_with(ctx, RewardTrainer, RewardConfig, start, load, {"train_dataset": data}, block.trainer,
-                         place=ctx.dir.model_dir, key=("reward",))  # fmt: skip
+                         target=ctx.dir.model_dir, key=("reward",))  # fmt: skip
     model = models.load_reward_model(str(ctx.dir.model_dir), ctx.cfg.model)
     calibrate(model, reference)
     models.save(model, ctx.tokenizer, ctx.dir.model_dir)
@@ -110,8 +110,8 @@ def samples_of(ctx: Context, generator: Any) -> list[Scored]:
     block = ctx.block
     if block.pool:
         return from_pool(ctx, block.pool, f"{ctx.name}.pool")
-    asked = next_prompts(ctx, ctx.train_prompts, block.prompts)
-    scored = draw(ctx, generator, asked, block.samples, "pairs", budget=block.token_budget)
+    requests = next_prompts(ctx, ctx.train_prompts, block.prompts)
+    scored = draw(ctx, generator, requests, block.samples, "pairs", budget=block.token_budget)
     ctx.record(scored)
     return scored
 
@@ -157,11 +157,11 @@ def corruptions(
             break
         rollout = rng.choice(best).rollout
         *body, end = rollout.ids
-        place, how = rng.randrange(len(body)), rng.choice(("truncate", "replace", "append"))
+        position, how = rng.randrange(len(body)), rng.choice(("truncate", "replace", "append"))
         if how == "truncate":
-            body = body[:place]
+            body = body[:position]
         elif how == "replace":
-            body[place] = rng.choice(vocabulary)
+            body[position] = rng.choice(vocabulary)
         else:
             body += rng.choices(vocabulary, k=rng.randint(1, 3))
         broken = (*body, end)

@@ -25,7 +25,7 @@ CHUNK = 2048  # samples scored while the next chunk is drawn
 def draw(
     ctx: Context,
     generator: Generator,
-    asked: Sequence[Prompt],
+    requests: Sequence[Prompt],
     samples: int,
     *key: int | str,
     scorer: rewards.Composite | None = None,
@@ -39,15 +39,15 @@ def draw(
 
     def make() -> list[Scored]:
         if budget is not None:
-            return submit(chosen_by, sample_within(ctx, generator, asked, samples, *key, budget=budget))()
+            return submit(chosen_by, sample_within(ctx, generator, requests, samples, *key, budget=budget))()
         step = max(CHUNK // samples, 1)
         pending = [
-            submit(chosen_by, ctx.sample(generator, asked[start : start + step], samples, *key, "chunk", start))
-            for start in range(0, len(asked), step)
+            submit(chosen_by, ctx.sample(generator, requests[start : start + step], samples, *key, "chunk", start))
+            for start in range(0, len(requests), step)
         ]
         return [scored for finish in pending for scored in finish()]
 
-    return ctx.kept(asked, make, *key)
+    return ctx.kept(requests, make, *key)
 
 
 def restored(scored: Sequence[Scored], prompts: Sequence[Prompt]) -> list[Scored]:
@@ -57,21 +57,21 @@ def restored(scored: Sequence[Scored], prompts: Sequence[Prompt]) -> list[Scored
 
 
 def open_generator(
-    ctx: Context, model_dir: str, asked: Sequence[Prompt], bare: Sequence[Prompt], *, guidance: float = 1.0
+    ctx: Context, model_dir: str, labelled: Sequence[Prompt], unlabelled: Sequence[Prompt], *, guidance: float = 1.0
 ) -> Generator:
-    """The run's generator, or one that guides labelled prompts (`asked`) away from the unlabelled ones (`bare`)."""
+    """The run's generator, or one that guides the labelled prompts away from the same prompts unlabelled."""
     if guidance == 1.0:
         return ctx.generator(model_dir)
     from pipeline.generation.guidance import Guided
 
-    pairs = {a.ids: b.ids for a, b in zip(asked, bare, strict=True)}
-    return Guided(model_dir, ctx.cfg.model, ctx.cfg.generate, bare=pairs, scale=guidance)
+    pairs = {a.ids: b.ids for a, b in zip(labelled, unlabelled, strict=True)}
+    return Guided(model_dir, ctx.cfg.model, ctx.cfg.generate, unlabelled=pairs, scale=guidance)
 
 
 def next_prompts(ctx: Context, prompts: Sequence[Prompt], count: int, *, number: int = 0) -> list[Prompt]:
     """The prompts of round `number`: `count` per round, cycling through all of them."""
-    places = cycle_indices(len(prompts), number * count, count, ctx.cfg.seed, ctx.name, "order")
-    return [prompts[i] for i in places]
+    indices = cycle_indices(len(prompts), number * count, count, ctx.cfg.seed, ctx.name, "order")
+    return [prompts[i] for i in indices]
 
 
 def round_samples(

@@ -42,9 +42,9 @@ def rewarded(ctx: Context, rows: Sequence[prompts.Row], source: Any, at_least: f
     shown = []
     for number, (row, example) in enumerate(zip(rows, encode_last(rows, source, ctx), strict=True), 1):
         task = prompts.task_of(row, source, number=number)
-        asked = Prompt(number, prompts.prompt_text(row, source), example.prompt_ids, task)
+        prompt = Prompt(number, prompts.prompt_text(row, source), example.prompt_ids, task)
         text = completion_text(ctx.tokenizer, example.completion_ids, example.prompt_ids)
-        shown.append(Rollout(asked, 0, example.completion_ids, (0.0,) * len(example.completion_ids), text, True))
+        shown.append(Rollout(prompt, 0, example.completion_ids, (0.0,) * len(example.completion_ids), text, True))
     scored = score(ctx.scorer, shown)
     kept = [row for row, s in zip(rows, scored, strict=True) if s.scorable and s.reward >= at_least]
     if not kept:
@@ -88,14 +88,14 @@ def train(
     ctx: Context,
     start: str,
     examples: Sequence[ImitationRow],
-    place: Path,
+    target: Path,
     trainer: dict[str, Any],
     *,
     key: tuple[int | str, ...],
     kl_coef: float = 0.0,
     anchor: str | None = None,
 ) -> dict[str, Any]:
-    """Imitate `examples` from the model at `start`; leaves the result in `place`. Returns the trainer's figures.
+    """Imitate `examples` from the model at `start`; leaves the result in `target`. Returns the trainer's figures.
 
     kl_coef: weight of the KL from the model at `anchor` (`pipeline.stages.imitation`); 0 = none, and no second model.
     Raises ConfigError where there is nothing to train on, or nothing fits max_length.
@@ -120,6 +120,6 @@ def train(
         lambda: models.load_policy(start, ctx.cfg.model, adapted=trains_adapter(ctx.block)),
         {"train_dataset": as_dataset(fitting, reference=kl_coef > 0), "data_collator": pad},
         {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False, **trainer},
-        place=place,
+        target=target,
         key=key,
     )

@@ -12,17 +12,17 @@ SLICE = 16  # prompts per call: the budget is exceeded by less than the tokens o
 
 
 def sample_within(
-    ctx: Context, generator: Any, asked: Sequence[Prompt], samples: int, *key: int | str, budget: int | None
+    ctx: Context, generator: Any, requests: Sequence[Prompt], samples: int, *key: int | str, budget: int | None
 ) -> list[Rollout]:
-    """Rollouts of `asked`, in order, until `budget` completion tokens are sampled; None: rollouts of all.
+    """Rollouts of `requests`, in order, until `budget` completion tokens are sampled; None: rollouts of all.
 
     At least one slice is sampled. The samples are a function of (seed, stage, key), whether or not the budget ends.
     """
     if budget is None:
-        return ctx.sample(generator, asked, samples, *key)
+        return ctx.sample(generator, requests, samples, *key)
     out: list[Rollout] = []
-    for place in range(0, len(asked), SLICE):
-        out += ctx.sample(generator, asked[place : place + SLICE], samples, *key, place)
+    for start in range(0, len(requests), SLICE):
+        out += ctx.sample(generator, requests[start : start + SLICE], samples, *key, start)
         if sum(len(r.ids) for r in out) >= budget:
             break
     return out

@@ -41,10 +41,10 @@ def train_with(
     arguments: dict[str, Any],
     settings: dict[str, Any],
     *,
-    place: Path,
+    target: Path,
     key: tuple[int | str, ...],
 ) -> dict[str, Any]:
-    """Train the model that `load_model` loads from `start` and save it with its tokenizer in `place`. settings: the
+    """Train the model that `load_model` loads from `start` and save it with its tokenizer in `target`. settings: the
     YAML's `trainer:` block.
 
     Returns {"train_loss", "train_steps", "train_tokens"}. Raises ConfigError for a value that TRL refuses.
@@ -63,12 +63,12 @@ def train_with(
         (beside / FIGURES).write_text(dump_json(figures))
 
     done = ctx.dir.checkpoints.once(name, make)
-    if (done / "model").is_dir():  # else a later training has written its model to `place`
-        ranks.from_main(lambda: copy_tree(done / "model", place))
-    for earlier in ctx.trained.get(place, []):
-        ranks.from_main(lambda: ctx.dir.checkpoints.flush(done, place))  # before its sources are deleted
+    if (done / "model").is_dir():  # else a later training has written its model to `target`
+        ranks.from_main(lambda: copy_tree(done / "model", target))
+    for earlier in ctx.trained.get(target, []):
+        ranks.from_main(lambda: ctx.dir.checkpoints.flush(done, target))  # before its sources are deleted
         ctx.dir.checkpoints.forget(earlier, keep=FIGURES)
-    ctx.trained[place] = [name]
+    ctx.trained[target] = [name]
     return json.loads((done / FIGURES).read_text())
 
 
@@ -79,10 +79,10 @@ def _train(
     load_model: Callable[[], Any],
     arguments: dict[str, Any],
     settings: dict[str, Any],
-    place: Path,
+    target: Path,
     key: tuple[int | str, ...],
 ) -> dict[str, Any]:
-    """Train from the newest complete checkpoint, and save the model in `place`."""
+    """Train from the newest complete checkpoint, and save the model in `target`."""
     work = ctx.dir.checkpoints.path / "-".join(map(str, ("training", *key)))
     args = build_arguments(config_class, settings, work, seed=ctx.seed(*key), where=ctx.name)
     if ranks.world() > 1:
@@ -121,7 +121,7 @@ def _train(
     with shutdown.finish_first():
         trainer.train(resume_from_checkpoint=saver.newest())
     shutdown.check()
-    models.save(trainer.model, ctx.tokenizer, place, dtype=precision)
+    models.save(trainer.model, ctx.tokenizer, target, dtype=precision)
     sharding.forget_zero()
     ranks.from_main(lambda: shutil.rmtree(work, ignore_errors=True))
     return {
@@ -218,18 +218,18 @@ class Saver(TrainerCallback):
 
     def _newest(self) -> tuple[str | None, dict[str, Any] | None]:
         chosen, sums = None, None
-        for place in reversed(self._saved()):
-            index = self.directory.checkpoints.index_of(place) if chosen is None else None
+        for checkpoint in reversed(self._saved()):
+            index = self.directory.checkpoints.index_of(checkpoint) if chosen is None else None
             if index is None:
-                shutil.rmtree(place)
+                shutil.rmtree(checkpoint)
                 continue
-            chosen, sums = str(place), index["sums"]
+            chosen, sums = str(checkpoint), index["sums"]
             self.directory.logs.go_to(index["mark"])
         return chosen, sums
 
     def _saved(self) -> list[Path]:
         # by step, not by modification time: clocks jump
-        return sorted(self.work.glob("checkpoint-*"), key=lambda place: int(place.name.rpartition("-")[2]))
+        return sorted(self.work.glob("checkpoint-*"), key=lambda checkpoint: int(checkpoint.name.rpartition("-")[2]))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.sums is not None:
@@ -269,8 +269,8 @@ class Saver(TrainerCallback):
         *old, newest = self._saved()
         self.directory.checkpoints.seal(newest, sums=sums)
         self.directory.checkpoints.flush(newest)
-        for place in old[: 1 - KEPT_CHECKPOINTS]:
-            shutil.rmtree(place, ignore_errors=True)
+        for checkpoint in old[: 1 - KEPT_CHECKPOINTS]:
+            shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 class Log(TrainerCallback):

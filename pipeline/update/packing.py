@@ -66,13 +66,13 @@ class _Run:
 
 def pack(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], device: torch.device) -> Packed:
     """Pack all rows into one sequence. Equal prompts are shared, whatever their order, if that saves enough."""
-    whole = [tuple(p) for p in prompts]
-    counts = Counter(whole)
+    prompt_ids = [tuple(p) for p in prompts]
+    counts = Counter(prompt_ids)
     shared: dict[tuple[int, ...], int] = {}  # prompt -> its start
     ids: list[int] = []
     positions: list[np.ndarray] = []
     runs: list[_Run] = []
-    places_BS = np.zeros((len(whole), 1 + max(map(len, completions))), dtype=np.int64)
+    places_BS = np.zeros((len(prompt_ids), 1 + max(map(len, completions))), dtype=np.int64)
 
     def add(tokens: Sequence[int], first: int, prompt: _Run | None = None) -> int:
         start = len(ids)
@@ -82,7 +82,7 @@ def pack(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]],
         ids.extend(tokens)
         return start
 
-    for row, (prompt, completion) in enumerate(zip(whole, completions, strict=True)):
+    for row, (prompt, completion) in enumerate(zip(prompt_ids, completions, strict=True)):
         tokens = len(completion)
         if (counts[prompt] - 1) * len(prompt) < WORTH_SHARING:
             last = add([*prompt, *completion], 0) + len(prompt) - 1

@@ -74,8 +74,8 @@ class GraderPart:
     def row_of(self, batch: Batch, i: int) -> GraderRow:
         task = batch.tasks[i]
         renamed = {field: task[column] for field, column in self.fields.items() if column in task}
-        whole = {**task, **self.task, **renamed}
-        return GraderRow(batch.prompts[i], batch.completions[i], list(batch.completion_ids[i]), whole)
+        row = {**task, **self.task, **renamed}
+        return GraderRow(batch.prompts[i], batch.completions[i], list(batch.completion_ids[i]), row)
 
     def _submit(self, rows: list[GraderRow], pool: DeadlinePool) -> Job:
         return pool.submit(lambda: self._call(rows), self.timeout_s)

@@ -143,7 +143,7 @@ def test_an_export_of_what_was_trained_again_since_is_not_handed_out(run):
         lambda: export.harness_command(run, ["tasks=gsm8k"]),
         lambda: export.push(run, ["repo=me/x"]),
     ):
-        with pytest.raises(ConfigError, match=f"of a 'sft' that was trained again since; make export RUN={run}"):
+        with pytest.raises(ConfigError, match=f"of a 'sft' trained again since; make export RUN={run}"):
             hand_out()
     assert export.serve_command(run, ["stage=sft"]), "a stage that is named needs no export"
 

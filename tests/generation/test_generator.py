@@ -148,7 +148,7 @@ def test_a_repetition_penalty_falls_on_a_rows_own_tokens_and_not_on_what_pads_it
     engine = plain
     if guided:
         bare = {r.ids: (4, 5) for r in [*asked, longer]}
-        engine = Guided(place, Model(), Generate(), bare=bare, scale=1.5)
+        engine = Guided(place, Model(), Generate(), unlabelled=bare, scale=1.5)
     strong = Sampling(repetition_penalty=5.0)
     together, alone = engine.sample([*asked, longer], strong, ENDS)[:-1], engine.sample(asked, strong, ENDS)
     assert [t.ids for t in together] == [a.ids for a in alone]

@@ -132,7 +132,7 @@ REQUESTS = [Request(ids, seed, 6) for ids, seed in zip(LABELLED, (1, 2, 3), stri
 
 
 def guided(tiny, scale):
-    made = Guided(tiny, Model(), Generate(), bare=dict(zip(LABELLED, BARE, strict=True)), scale=scale)
+    made = Guided(tiny, Model(), Generate(), unlabelled=dict(zip(LABELLED, BARE, strict=True)), scale=scale)
     torch.manual_seed(0)  # a fresh tiny model hardly tells prompts apart
     for parameter in made.model.parameters():
         parameter.data.mul_(3)

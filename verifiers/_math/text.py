@@ -39,14 +39,14 @@ def final_answer(completion: str, *, box_needed: bool = True) -> str | None:
     `The correct answer is 73.`, or a heading `### Answer` with the answer below it. The last statement counts, and
     only closing words that do not take it back may follow it.
     """
-    said = after_thinking(completion)
-    has_box, inside = _last_box(said)
+    answer = after_thinking(completion)
+    has_box, inside = _last_box(answer)
     if has_box or box_needed:
         return inside
-    _, opened, tail = said.rpartition("<answer>")
+    _, opened, tail = answer.rpartition("<answer>")
     if opened and "</answer>" in tail:
         return statement.unlabelled(tail.partition("</answer>")[0].strip()) or None
-    return statement.last_stated(said)
+    return statement.last_stated(answer)
 
 
 def boxed_content(text: str) -> str:

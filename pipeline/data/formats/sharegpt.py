@@ -34,14 +34,14 @@ def convert(row: Mapping[str, Any]) -> Row:
 def message(turn: Mapping[str, Any]) -> Row:
     """One turn in our names. A function call's value is the call as JSON text."""
     said_by = turn.get("from", turn.get("role"))
-    said = turn.get("value", turn.get("content"))
+    content = turn.get("value", turn.get("content"))
     role = ROLES.get(str(said_by))
     if role is None:
         raise ValueError(f"a turn is from {said_by!r}; have: {', '.join(ROLES)}")
     flags = {name: turn[name] for name in ("train", "weight", "tool_calls") if name in turn}
     if said_by != "function_call":
-        return {"role": role, "content": said, **flags}
-    calls = json.loads(said)
+        return {"role": role, "content": content, **flags}
+    calls = json.loads(content)
     calls = calls if isinstance(calls, list) else [calls]
     return {"role": role, "content": "", "tool_calls": [{"type": "function", "function": c} for c in calls], **flags}
 

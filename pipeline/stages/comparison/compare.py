@@ -100,11 +100,11 @@ def conclude(block: Any, judged: Sequence[Mapping[str, Any]], seeds: Sequence[Co
     among = findings.pairs(judged, block.methods)
     controls = findings.against(judged, block.controls)
     once = findings.against(judged, block.drawn_once)
-    said = [findings.sentence(r, among, controls, once, start=block.start, seeds=len(judged))
+    sentences = [findings.sentence(r, among, controls, once, start=block.start, seeds=len(judged))
             for r in rows if r["role"] == "method"]  # fmt: skip
     paths = {name: [path_of(cfg, name) for cfg in seeds] for name, role in roles.items() if role != "start"}
     out = {"table": rows + findings.best_of_rows(judged, block.best_of, block.start), "pairs": among,
-           "controls": controls, "online": once, "sentences": said, "paths": paths, "start": block.start,
+           "controls": controls, "online": once, "sentences": sentences, "paths": paths, "start": block.start,
            "start_pass_at": rows[0]["pass_at"], "best_of": judged[0]["best_of"]["gold"]}  # fmt: skip
     return out | ({"proxy": proxy_part(block, judged[0], seeds[0])} if block.proxy else {})
 
@@ -127,9 +127,9 @@ def proxy_part(block: Any, judged: Mapping[str, Any], cfg: Config) -> dict[str, 
         {"kl": b["kl"], "proxy": b["judged"], "reward": b["reward"], "n": b["n"]} for b in judged["best_of"]["proxy"]
     ]
     paths = {f"best of n, from {block.start}": picked}
-    ends = {r["policy"]: {"kl": r["kl_from_start"], "proxy": r["proxy"], "reward": r["heldout_reward"]}
+    last_points = {r["policy"]: {"kl": r["kl_from_start"], "proxy": r["proxy"], "reward": r["heldout_reward"]}
             for r in judged["policies"]}  # fmt: skip
-    paths |= {name: [origin, *path_of(cfg, name), ends[name]] for name in block.proxy_methods}
+    paths |= {name: [origin, *path_of(cfg, name), last_points[name]] for name in block.proxy_methods}
     pair = (StageDir(cfg.run_dir, block.proxy).manifest() or {}).get("metrics", {})
     return {"model": block.proxy, "pair_accuracy": pair.get("heldout_pair_accuracy"), "pairs": pair.get("pairs"),
             "paths": paths, "findings": [findings.overoptimised(n, p) for n, p in paths.items()],

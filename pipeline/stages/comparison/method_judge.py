@@ -45,19 +45,19 @@ def run(ctx: Context) -> dict[str, Any]:
     start_path = model_of(ctx, parse(block.start))
     ctx.policy_path = str(start_path)
     prompts = [p.text for p in ctx.heldout_prompts]
-    bare = {p.index: p for p in ctx.heldout_prompts}
+    unlabelled = {p.index: p for p in ctx.heldout_prompts}
     rows: list[dict[str, Any]] = []
     starts: list[Scored] = []
     for candidate in [parse(name) for name in [block.start, *block.methods]]:
-        place = model_of(ctx, candidate)
-        ctx.switch_policy(str(place))
-        asked = prompts_for(ctx, candidate)
-        judged = ctx.evaluate(ctx.generator(), asked=asked, piece=candidate.name.replace("/", "-"))
+        model_dir = model_of(ctx, candidate)
+        ctx.switch_policy(str(model_dir))
+        labelled = prompts_for(ctx, candidate)
+        judged = ctx.evaluate(ctx.generator(), requests=labelled, piece=candidate.name.replace("/", "-"))
         scored = judged.scored if proxy is None else with_part(judged.scored, "proxy", score(proxy, [
             s.rollout for s in restored(judged.scored, ctx.heldout_prompts)]))  # fmt: skip
         ctx.record(scored, policy=candidate.name)
         starts = starts or scored
-        kl = 0.0 if candidate.name == block.start else kl_from(ctx, scored, str(start_path), unlabelled=bare)
+        kl = 0.0 if candidate.name == block.start else kl_from(ctx, scored, str(start_path), unlabelled=unlabelled)
         rows.append({"policy": candidate.name, **judged.figures, "kl_from_start": kl, **by_prompt(scored, prompts),
                      **({"proxy": mean([s.parts["proxy"] or 0.0 for s in scored if s.scorable])} if proxy else {}),
                      **cost(ctx.cfg, candidate, block.start)})  # fmt: skip
@@ -74,8 +74,8 @@ def parse(name: str) -> JudgedPolicy:
 
 def model_of(ctx: Context, candidate: JudgedPolicy) -> Path:
     """The model's directory; its stage becomes a parent. Raises ConfigError if the stage has no such control."""
-    place = Path(ctx.model_path(candidate.stage, f"{ctx.name}.methods"))
-    found = place if candidate.inside == "model" else place.parent / candidate.inside
+    path = Path(ctx.model_path(candidate.stage, f"{ctx.name}.methods"))
+    found = path if candidate.inside == "model" else path.parent / candidate.inside
     if not found.is_dir():
         lacks = f"stage {candidate.stage!r} keeps no {candidate.inside!r}; switch its control on"
         raise ConfigError([f"{ctx.cfg.path}: {ctx.name}.methods: {candidate.name!r}: {lacks}"])

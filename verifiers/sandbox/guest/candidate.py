@@ -111,11 +111,11 @@ def with_helpers(text: str, blocks: Sequence[str]) -> ast.Module:
     while names := missing - tried:
         name = min(names)
         tried.add(name)
-        place = next((i for i in order if name in _bound([statements[i]])), None)
-        if place is not None and place not in taken:
-            taken.add(place)
-            missing |= _unbound([statements[place]])
-            tried |= set(_bound([statements[place]]))
+        index = next((i for i in order if name in _bound([statements[i]])), None)
+        if index is not None and index not in taken:
+            taken.add(index)
+            missing |= _unbound([statements[index]])
+            tried |= set(_bound([statements[index]]))
     if missing - {name for i in taken for name in _bound([statements[i]])}:  # may come from `from math import *`
         taken |= {i for i, node in enumerate(statements) if _imports_all(node)}
     helpers = [statements[i] for i in sorted(taken)]
@@ -217,16 +217,16 @@ def _load_or_tell(blocks: Sequence[str], entry: str, tell: Callable[[list[Any]],
 
 def run_calls(channel: wire.Channel, blocks: Sequence[str], entry: str, calls: Sequence[Any]) -> None:
     """Report [["ok", ""], outcome per call]; outcome: [True, value], or [False, exception], which ends the list."""
-    told: list[Any] = []
-    function = _load_or_tell(blocks, entry, told.append)
-    if told[0][0] == "ok":
+    results: list[Any] = []
+    function = _load_or_tell(blocks, entry, results.append)
+    if results[0][0] == "ok":
         for args, kwargs in calls:
             try:
-                told.append([True, wire.encode(function(*args, **kwargs), _opaque)])
+                results.append([True, wire.encode(function(*args, **kwargs), _opaque)])
             except BaseException as exc:  # the border
-                told.append([False, _told(exc)])
+                results.append([False, _told(exc)])
                 break
-    channel.send(wire.dumps(told))
+    channel.send(wire.dumps(results))
 
 
 def _opaque(value: Any) -> dict[str, Any]:

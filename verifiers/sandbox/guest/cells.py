@@ -75,9 +75,9 @@ def _described(exc: BaseException, name: str) -> str:
         if trace.tb_frame.f_code.co_filename == name:
             line = trace.tb_lineno
         trace = trace.tb_next
-    place = f" (line {line})" if line else ""
+    location = f" (line {line})" if line else ""
     try:
         what = exc.msg if isinstance(exc, SyntaxError) else str(exc)
-        return f"{type(exc).__name__}: {what}{place}" if what else f"{type(exc).__name__}{place}"
+        return f"{type(exc).__name__}: {what}{location}" if what else f"{type(exc).__name__}{location}"
     except BaseException:  # the untrusted border: the code's own __str__
-        return f"{type(exc).__name__}{place}"
+        return f"{type(exc).__name__}{location}"

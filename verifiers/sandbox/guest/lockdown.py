@@ -206,9 +206,9 @@ def restrict_files(libc: ctypes.CDLL, readable: Sequence[str], scratch: str) -> 
 
 
 def _allow(libc: ctypes.CDLL, ruleset: int, path: str, rights: int) -> None:
-    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        rule = struct.pack("<Qi", rights, place)
+        rule = struct.pack("<Qi", rights, descriptor)
         check(libc.syscall(_ADD_RULE, ruleset, _RULE_PATH_BENEATH, rule, 0), "landlock_add_rule")
     finally:
-        os.close(place)
+        os.close(descriptor)

@@ -168,16 +168,16 @@ def _resident_bytes() -> int:
 def _look(path: str, at_most: int) -> list[Any]:
     """["file", content in hexadecimal], ["absent"] or ["other", what it is]. Does not follow links or open devices."""
     *parents, name = path.split("/")
-    place = os.open(WORK, os.O_PATH | os.O_DIRECTORY)
+    descriptor = os.open(WORK, os.O_PATH | os.O_DIRECTORY)
     try:
         for parent in parents:
-            inner = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=place)
-            os.close(place)
-            place = inner
-        mode = os.lstat(name, dir_fd=place).st_mode
+            inner = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = inner
+        mode = os.lstat(name, dir_fd=descriptor).st_mode
         if not stat.S_ISREG(mode):
             return ["other", stat.filemode(mode)[0]]
-        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=place)
+        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=descriptor)
         content = b""
         while len(content) < at_most and (more := os.read(file, at_most - len(content))):
             content += more
@@ -188,4 +188,4 @@ def _look(path: str, at_most: int) -> list[Any]:
     except OSError as exc:  # e.g. a parent is a link or a file
         return ["other", os.strerror(exc.errno or 0)]
     finally:
-        os.close(place)
+        os.close(descriptor)

@@ -164,8 +164,8 @@ class Filter:
         self.prctl = (_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(argument), 0, 0)
 
     def put_pid(self, pid: int) -> None:
-        for place in self._marks:
-            self._words[place] = pid
+        for index in self._marks:
+            self._words[index] = pid
 
 
 def for_zygote(*, shell: bool) -> Filter:

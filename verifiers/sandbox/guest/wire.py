@@ -91,9 +91,9 @@ def encode(value: Any, export: Export, depth: int = MAX_DEPTH) -> Any:
 
 
 def _encode_object(value: Any, kind: type, export: Export, depth: int) -> Any:
-    place = f"{kind.__module__}.{kind.__qualname__}"
-    if place in _LIBRARY and not getattr(value, "tzinfo", None):  # a time zone is code: use a handle
-        return {"k": [place, encode(_LIBRARY[place][0](value), export, depth)]}
+    qualified_name = f"{kind.__module__}.{kind.__qualname__}"
+    if qualified_name in _LIBRARY and not getattr(value, "tzinfo", None):  # a time zone is code: use a handle
+        return {"k": [qualified_name, encode(_LIBRARY[qualified_name][0](value), export, depth)]}
     name = getattr(value, "__name__", None) if kind in _BUILTIN_KINDS else None
     if name is not None and builtins.__dict__.get(name) is value:
         return {"k": ["builtin", name]}
