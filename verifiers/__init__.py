@@ -266,17 +266,17 @@ def available(directories: Sequence[str | Path] = ()) -> dict[str, Path]:
 
     Raises ValueError if a directory is missing or two files define one name.
     """
-    found = {name: p for name, p in _files(PACKAGE_DIR).items() if _is_verifier(p)}
+    files = {name: p for name, p in _files(PACKAGE_DIR).items() if _is_verifier(p)}
     for directory in [*_installed_directories(), *map(Path, directories)]:
         if not directory.is_dir():
             raise ValueError(f"verifier directory {directory} does not exist")
         for name, path in _files(directory).items():
             if not _is_verifier(path):
                 continue
-            if name in found and found[name].resolve() != path.resolve():
-                raise ValueError(f"verifier {name!r} is defined twice: {found[name]} and {path}; rename one file")
-            found[name] = path
-    return found
+            if name in files and files[name].resolve() != path.resolve():
+                raise ValueError(f"verifier {name!r} is defined twice: {files[name]} and {path}; rename one file")
+            files[name] = path
+    return files
 
 
 def load(name: str, directories: Sequence[str | Path] = ()) -> Verifier:

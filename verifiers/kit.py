@@ -94,23 +94,23 @@ def resident_mb() -> float:
 
 def cases(verifier: Verifier, seed: int = 0) -> list[Example]:
     """Every example, generated row, mutation and hostile text the verifier is checked with."""
-    found = list(verifier.examples)
+    examples = list(verifier.examples)
     if verifier.generate is not None:
         for row in islice(verifier.generate(GENERATED_ROWS, seed), GENERATED_ROWS):
             if "completion" in row:
-                found.append(Example("right", answer_of(row["completion"]), row["task"]))
+                examples.append(Example("right", answer_of(row["completion"]), row["task"]))
             if row.get("prompt"):
-                found.append(Example("wrong", row["prompt"], row["task"]))
-    rights = [example for example in found if example.kind == "right"]
+                examples.append(Example("wrong", row["prompt"], row["task"]))
+    rights = [example for example in examples if example.kind == "right"]
     for i, example in enumerate(rights):
-        found += _mutations(verifier, example, random.Random(f"{seed} {i}"))
+        examples += _mutations(verifier, example, random.Random(f"{seed} {i}"))
     own = [example for example in verifier.examples if example.kind == "right"]
     candidates = () if judges_whole_text(verifier) else CANDIDATES
     for text in (*HOSTILE, *candidates):
-        found += [Example("hostile", text, e.task) for e in own[:3] if text.strip() != e.completion.strip()]
+        examples += [Example("hostile", text, e.task) for e in own[:3] if text.strip() != e.completion.strip()]
     for example in own if candidates else ():
-        found += [Example("hostile", text, example.task) for text in _mentions(example)]
-    return found
+        examples += [Example("hostile", text, example.task) for text in _mentions(example)]
+    return examples
 
 
 def answer_of(completion: Any) -> str:

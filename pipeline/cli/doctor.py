@@ -57,10 +57,10 @@ def requirements_in(text: str) -> list[Requirement]:
 
 def installed_versions() -> dict[str, str]:
     """Canonical name -> version of every installed distribution; the first on the path wins, as in an import."""
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     for distribution in metadata.distributions():
-        found.setdefault(canonical(distribution.name), distribution.version)
-    return found
+        versions.setdefault(canonical(distribution.name), distribution.version)
+    return versions
 
 
 def lock_findings(lock: str, wanted: Iterable[Requirement], installed: Mapping[str, str]) -> list[Diagnosis]:
@@ -150,11 +150,11 @@ def torch_findings() -> list[Diagnosis]:
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     if devices:
         return [Diagnosis("ok", "torch", f"{torch.__version__}, CUDA {torch.version.cuda}: {shortened(devices)}")]
-    found = [Diagnosis("ok", "torch", f"{torch.__version__}, CPU, {torch.get_num_threads()} threads by default")]
+    diagnoses = [Diagnosis("ok", "torch", f"{torch.__version__}, CPU, {torch.get_num_threads()} threads by default")]
     if shutil.which("nvidia-smi"):
         text = "nvidia-smi is here and torch sees no GPU; with a working driver: `make install FLAVOUR=cuda`"
-        found.append(Diagnosis("warn", "cuda", text))
-    return found
+        diagnoses.append(Diagnosis("warn", "cuda", text))
+    return diagnoses
 
 
 def vllm_findings(installed: Mapping[str, str]) -> list[Diagnosis]:

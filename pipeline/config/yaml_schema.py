@@ -47,11 +47,11 @@ def _classes() -> dict[str, type]:
 
 def _described(cls: type, definitions: dict[str, Any]) -> dict[str, Any]:
     """A block's schema with meanings and defaults in it; blocks below it go into the definitions."""
-    made = copy.deepcopy(describe.own_schema(cls))
-    inner = made.pop("$defs", {})
-    if "$ref" in made:
-        made = inner.pop(cls.__name__)
-    for name, block in {cls.__name__: made, **inner}.items():
+    described = copy.deepcopy(describe.own_schema(cls))
+    inner = described.pop("$defs", {})
+    if "$ref" in described:
+        described = inner.pop(cls.__name__)
+    for name, block in {cls.__name__: described, **inner}.items():
         block_class = cls if name == cls.__name__ else _classes()[name]
         sentences = describe.meanings(block_class)
         for key, value in block["properties"].items():
@@ -61,7 +61,7 @@ def _described(cls: type, definitions: dict[str, Any]) -> dict[str, Any]:
         block.pop("title", None)
         if name != cls.__name__:
             definitions.setdefault(name, block)
-    return made
+    return described
 
 
 def _list_or_one(value: dict[str, Any]) -> dict[str, Any]:

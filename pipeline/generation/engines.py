@@ -65,24 +65,27 @@ def open_generator(
     if backend == "vllm":
         started = time.monotonic()
         try:
-            made: Generator = VllmGenerator(model_dir, model, generate, max_model_len=max_model_len)
+            generator: Generator = VllmGenerator(model_dir, model, generate, max_model_len=max_model_len)
         except Exception as exc:
             if generate.backend == "vllm" or ranks.world() > 1:  # ranks with different engines would disagree
                 raise
             print(f"generator: vLLM could not start ({cause_of(exc)}); using transformers")
-            made = TransformersGenerator(model_dir, model, generate)
+            generator = TransformersGenerator(model_dir, model, generate)
         else:
             print(f"generator: vLLM ready in {time.monotonic() - started:.1f} s")
     elif backend == "vllm_server":
-        made, weights = ServedGenerator(model_dir, generate), weights or (lambda: checkpoint_weights(model_dir, model))
+        generator, weights = (
+            ServedGenerator(model_dir, generate),
+            weights or (lambda: checkpoint_weights(model_dir, model)),
+        )
     elif backend == "ray":
-        made = RayGenerator(model_dir, model, generate, max_model_len=max_model_len)
+        generator = RayGenerator(model_dir, model, generate, max_model_len=max_model_len)
     else:
-        made = TransformersGenerator(model_dir, model, generate)
+        generator = TransformersGenerator(model_dir, model, generate)
     if weights:
-        made.sync(weights())
-    _open[key], _owner[key] = made, owner
-    return made
+        generator.sync(weights())
+    _open[key], _owner[key] = generator, owner
+    return generator
 
 
 def checkpoint_weights(model_dir: str, model: Model) -> Iterable[tuple[str, torch.Tensor]]:

@@ -30,29 +30,29 @@ def without_rowless(tokenizer: Any, rows: int) -> dict[str, int]:
     Raises TokenWithoutRow where the end-of-sequence token is one, or where they are part of the vocabulary that text is
     split into: then this is the tokenizer of another model.
     """
-    found = rowless(tokenizer, rows)
-    if not found:
+    removed = rowless(tokenizer, rows)
+    if not removed:
         return {}
-    first = min(found, key=lambda token: found[token])
+    first = min(removed, key=lambda token: removed[token])
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or not set(found.values()) <= tokenizer.added_tokens_decoder.keys():
-        raise TokenWithoutRow(f"{len(found)} tokens, such as {first!r} (id {found[first]}), have no row in the "
+    if backend is None or not set(removed.values()) <= tokenizer.added_tokens_decoder.keys():
+        raise TokenWithoutRow(f"{len(removed)} tokens, such as {first!r} (id {removed[first]}), have no row in the "
                               f"embedding of {rows} rows; this is the tokenizer of another model")  # fmt: skip
-    if tokenizer.eos_token in found:
-        raise TokenWithoutRow(f"the end-of-sequence token {tokenizer.eos_token!r} (id {found[tokenizer.eos_token]}) "
+    if tokenizer.eos_token in removed:
+        raise TokenWithoutRow(f"the end-of-sequence token {tokenizer.eos_token!r} (id {removed[tokenizer.eos_token]}) "
                               f"has no row in the embedding of {rows} rows; resize the embedding")  # fmt: skip
     from tokenizers import Tokenizer
 
-    tokenizer._tokenizer = Tokenizer.from_str(_spliced(backend.to_str(), found))
+    tokenizer._tokenizer = Tokenizer.from_str(_spliced(backend.to_str(), removed))
     for name, value in list(getattr(tokenizer, "_special_tokens_map", {}).items()):
-        if str(value) in found:
+        if str(value) in removed:
             # an unknown token must be named: a class that has a default would add it again when it loads
             stand_in = (tokenizer.pad_token or tokenizer.eos_token) if name == "unk_token" else None
-            setattr(tokenizer, name, None if stand_in in found else stand_in)
+            setattr(tokenizer, name, None if stand_in in removed else stand_in)
     extra = getattr(tokenizer, "_extra_special_tokens", None)
     if extra:
-        tokenizer._extra_special_tokens = [token for token in extra if str(token) not in found]
-    return found
+        tokenizer._extra_special_tokens = [token for token in extra if str(token) not in removed]
+    return removed
 
 
 def _spliced(state: str, found: dict[str, int]) -> str:

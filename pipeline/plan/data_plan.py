@@ -69,7 +69,7 @@ def imitated(
     if not answered:
         return []
     try:
-        found, left_out = encoding.demonstrations_of(
+        demonstrations, left_out = encoding.demonstrations_of(
             answered, cfg.prompts, tokenizer, stop_token_ids=stop_token_ids, barred=barred
         )
     except ConfigError:
@@ -78,7 +78,7 @@ def imitated(
         return []
     if left_out:
         console.say(left_out)
-    return found
+    return demonstrations
 
 
 def own_sources(cfg: Config) -> Iterator[tuple[str, Prompts]]:

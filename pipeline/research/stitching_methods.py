@@ -87,11 +87,11 @@ class Bench:
     def context(self, name: str, block: Any, start: str) -> Context:
         """A separate context in which a stage's functions work as they do in that stage."""
         cfg = replace(self.ctx.cfg, seed=self.seed, blocks={name: block})
-        made = Context(cfg, name, StageDir(self.ctx.dir.path / f"seed-{self.seed}-{self.memory}", name))
-        made.policy_path, made.tokenizer = start, self.tokenizer
-        shutil.rmtree(made.dir.path, ignore_errors=True)  # a method takes seconds: a killed one starts again
-        made.dir.open()
-        return made
+        separate = Context(cfg, name, StageDir(self.ctx.dir.path / f"seed-{self.seed}-{self.memory}", name))
+        separate.policy_path, separate.tokenizer = start, self.tokenizer
+        shutil.rmtree(separate.dir.path, ignore_errors=True)  # a method takes seconds: a killed one starts again
+        separate.dir.open()
+        return separate
 
     def imitate(self, name: str, start: str, examples: Sequence[ImitationRow]) -> str:
         ctx = self.context(name, self.block, start)

@@ -75,9 +75,9 @@ def first_pool(ctx: Context) -> list[Scored]:
     if block.pool:
         return from_pool(ctx, block.pool, f"{ctx.name}.pool")
     drawn_prompts = next_prompts(ctx, ctx.train_prompts, block.prompts)
-    found = draw(ctx, ctx.generator(), drawn_prompts, block.samples, "pool", budget=share_of_budget(ctx))
-    ctx.record(found, round=0, asked="")
-    return usable(ctx, found)
+    samples = draw(ctx, ctx.generator(), drawn_prompts, block.samples, "pool", budget=share_of_budget(ctx))
+    ctx.record(samples, round=0, asked="")
+    return usable(ctx, samples)
 
 
 def online_pool(ctx: Context, conditions: Conditions, number: int) -> list[Scored]:
@@ -87,10 +87,10 @@ def online_pool(ctx: Context, conditions: Conditions, number: int) -> list[Score
     unlabelled = next_prompts(ctx, ctx.train_prompts, block.prompts, number=number + 1)
     labelled = asked_for(ctx, unlabelled, label)
     generator = open_generator(ctx, str(ctx.dir.model_dir), labelled, unlabelled, guidance=block.guidance)
-    found = draw(ctx, generator, labelled, block.samples, "online", number, budget=share_of_budget(ctx))
-    ctx.record(found, round=number + 1, asked=label)
+    samples = draw(ctx, generator, labelled, block.samples, "online", number, budget=share_of_budget(ctx))
+    ctx.record(samples, round=number + 1, asked=label)
     # the pool holds unlabelled prompts: controls see no label, and the KL is measured against the unlabelled prompt
-    return usable(ctx, restored(found, unlabelled))
+    return usable(ctx, restored(samples, unlabelled))
 
 
 def share_of_budget(ctx: Context) -> int | None:

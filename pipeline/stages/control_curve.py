@@ -93,11 +93,11 @@ def obtained_of(axis: Axis, answers: Sequence[Judged]) -> list[dict[int, float]]
     all requested bins is subtracted, because its edges and values are such differences. A prompt is left out if the
     checker broke on all of its samples."""
     usable = [[counted(group) for group in groups(judged.scored)] for judged in answers]
-    found = [{g[0].rollout.prompt.index: mean([measure(axis.of, s) for s in g]) for g in some if g} for some in usable]
+    means = [{g[0].rollout.prompt.index: mean([measure(axis.of, s) for s in g]) for g in some if g} for some in usable]
     if not axis.per_prompt:
-        return found
-    usual = {i: mean([values[i] for values in found if i in values]) for values in found for i in values}
-    return [{index: value - usual[index] for index, value in values.items()} for values in found]
+        return means
+    usual = {i: mean([values[i] for values in means if i in values]) for values in means for i in values}
+    return [{index: value - usual[index] for index, value in values.items()} for values in means]
 
 
 def measure(of: str, scored: Scored) -> float:

@@ -110,13 +110,13 @@ def from_pool(ctx: Context, references: Sequence[str], key: str) -> list[Scored]
             ctx.depend_on(path)
         entries += sample_pool.read(path, ctx.cfg.prompts, ctx.tokenizer, ctx.stop_token_ids)
     placed = sample_pool.placed(entries, ctx.train_prompts, barred=ctx.barred)
-    found, counts = sample_pool.usable(placed), sample_pool.left_out(entries, placed)
-    if not found:
+    samples, counts = sample_pool.usable(placed), sample_pool.left_out(entries, placed)
+    if not samples:
         raise ConfigError([f"{ctx.cfg.path}: {key}: nothing to train on in {', '.join(references)}: {counts}"])
     if counts:
         console.say(f"{key}: {counts}")
-    ctx.pools[key] = found
-    return found
+    ctx.pools[key] = samples
+    return samples
 
 
 def reward_when_solved(scored: Sequence[Scored]) -> float:

@@ -54,11 +54,11 @@ def blocks(text: str, *, nesting: int = _MAX_NESTING) -> list[Block]:
     scanned = _scan(text.split("\n"))
     if not scanned:
         return [Block("", text)]
-    found: list[Block] = []
+    parsed: list[Block] = []
     for block, _ in scanned:
         inner = nesting > 0 and block.language in _MARKDOWN and _starts_with_fence(block.text)
-        found += blocks(block.text, nesting=nesting - 1) if inner else [block]
-    return found
+        parsed += blocks(block.text, nesting=nesting - 1) if inner else [block]
+    return parsed
 
 
 def _starts_with_fence(text: str) -> bool:
@@ -68,7 +68,7 @@ def _starts_with_fence(text: str) -> bool:
 
 def _scan(lines: list[str]) -> list[tuple[Block, bool]]:
     """Each outermost fenced block, with whether its fence is closed."""
-    found: list[tuple[Block, bool]] = []
+    scanned: list[tuple[Block, bool]] = []
     i = 0
     while i < len(lines):
         opening = _opening(lines[i])
@@ -80,9 +80,9 @@ def _scan(lines: list[str]) -> list[tuple[Block, bool]]:
         while i < len(lines) and not _closes(lines[i], fence, indent):
             body.append(_unindent(lines[i], indent))
             i += 1
-        found.append((Block(language, "\n".join(body).removeprefix(_BYTE_ORDER_MARK)), i < len(lines)))
+        scanned.append((Block(language, "\n".join(body).removeprefix(_BYTE_ORDER_MARK)), i < len(lines)))
         i += 1
-    return found
+    return scanned
 
 
 def _opened_by_prompt(text: str) -> list[Block] | None:

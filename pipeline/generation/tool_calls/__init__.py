@@ -51,11 +51,11 @@ def format_of(template: str | None, chosen: str | None, *, where: str = "tools.f
     """The chosen format, else the template's. Raises ConfigError if there is neither."""
     if chosen is not None:
         return chosen
-    found = recognised_format(template or "")
-    if found is None:
+    call_format = recognised_format(template or "")
+    if call_format is None:
         raise ConfigError([f"{where}: the chat template writes no tool calls in a known format; name the format that "
                            f"the model writes: {', '.join(FORMATS)}"])  # fmt: skip
-    return found
+    return call_format
 
 
 def parse_turn(text: str, format_name: str, schemas: Schemas) -> ParsedTurn:

@@ -75,11 +75,11 @@ def parse(name: str) -> JudgedPolicy:
 def model_of(ctx: Context, candidate: JudgedPolicy) -> Path:
     """The model's directory; its stage becomes a parent. Raises ConfigError if the stage has no such control."""
     path = Path(ctx.model_path(candidate.stage, f"{ctx.name}.methods"))
-    found = path if candidate.inside == "model" else path.parent / candidate.inside
-    if not found.is_dir():
+    directory = path if candidate.inside == "model" else path.parent / candidate.inside
+    if not directory.is_dir():
         lacks = f"stage {candidate.stage!r} keeps no {candidate.inside!r}; switch its control on"
         raise ConfigError([f"{ctx.cfg.path}: {ctx.name}.methods: {candidate.name!r}: {lacks}"])
-    return found
+    return directory
 
 
 def prompts_for(ctx: Context, candidate: JudgedPolicy) -> list[Prompt]:
