@@ -36,7 +36,7 @@ ppo: {{policy: sft, reward: {{reward_model: {{}}}}, steps: 2, prompts: 5, sample
 grpo: {{policy: sft, steps: 3, prompts: 5, samples: 4, minibatches: 2, tokens_per_microbatch: 120, kl: {{coef: 0.1}},
         loss: {{ptx_coef: 0.1}}, optimizer: {{learning_rate: 1.0e-2}}}}
 conditioned: {{policy: sft, prompts: 9, samples: 3, demonstrations: 12, edges: [0.3, 0.5], per_bin: 8, kl_coef: 0.1,
-               online_rounds: 1, trainer: *fit}}
+               guidance: 1.5, online_rounds: 1, trainer: *fit}}
 evaluate: {{}}
 stages: [base, sft, feedme, reward_model, ppo, grpo, conditioned, evaluate]
 """

@@ -153,9 +153,6 @@ def _choice_checks(block: Policy, config: Config) -> Checks:
             best and block.evaluate_every is None
         ),
         f".keep: {NEEDS_VALIDATION}": best and not config.prompts.validation,
-        ".keep: best evaluates single answers, which do not show what episodes learn; leave it out": (
-            best and block.episodes is not None
-        ),
         ".patience: stops by the passes that keep: best compares; add keep: best": (
             block.patience is not None and not best
         ),

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from pipeline.config.schema import Generate, Model, Sampling
-from pipeline.generation.generator import Request, Sample
+from pipeline.distributed import ranks
+from pipeline.generation.generator import OnDone, Request, Sample
 from pipeline.generation.hf_engine import TransformersGenerator
 from pipeline.generation.seeded_sampler import SeededSampler
 
@@ -25,6 +26,7 @@ class Guided(TransformersGenerator):
     """Runs two rows per answer, the labelled and the unlabelled prompt, with the same sampled tokens.
 
     unlabelled: labelled prompt ids -> the same prompt's ids without a label. Uses transformers: vLLM does not mix rows.
+    With several ranks, each samples its share and all get every sample.
     """
 
     def __init__(
@@ -32,6 +34,18 @@ class Guided(TransformersGenerator):
     ) -> None:
         super().__init__(model_dir, model, generate)
         self.unlabelled, self.scale = unlabelled, scale
+
+    def sample(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        stop_token_ids: frozenset[int],
+        on_done: OnDone | None = None,
+    ) -> list[Sample]:
+        if ranks.world() == 1:
+            return super().sample(requests, sampling, stop_token_ids, on_done)
+        own = super().sample
+        return ranks.mapped(lambda mine: own(mine, sampling, stop_token_ids), requests)
 
     def _batch(self, requests: Sequence[Request], sampling: Sampling, stop_token_ids: frozenset[int]) -> list[Sample]:
         where = self.model.device

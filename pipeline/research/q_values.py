@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pipeline.config.schema import Credit, OfflineQ, Optimizer
 from pipeline.models.models import backbone
@@ -27,6 +28,7 @@ from pipeline.seeds import cycle_indices
 from pipeline.update.episode_credit import Layout, gae_by_episode
 from pipeline.update.forward import Padded, Row, lowered, micro_batches, pad_rows, stack
 from pipeline.update.learner import make_schedule
+from pipeline.update.logprobs import chunk_slices, chunk_tokens
 
 
 def expectile_loss(difference: Tensor, *, expectile: float) -> Tensor:
@@ -60,10 +62,11 @@ class HeadOutputs:
 class QValues(nn.Module):
     """A causal model with a V and a Q head on its last hidden state; both start at zero, and so does the shift."""
 
-    def __init__(self, model: Any, *, autocast: torch.dtype | None = None) -> None:
-        """autocast: dtype of the backbone's matrix products; the heads are float32."""
+    def __init__(self, model: Any, *, autocast: torch.dtype | None = None, chunk: int | None = None) -> None:
+        """autocast: dtype of the backbone's matrix products; the heads are float32. chunk: tokens whose logits are held
+        at once; None: by the size of the vocabulary."""
         super().__init__()
-        self.model, self.autocast = model, autocast
+        self.model, self.autocast, self.chunk = model, autocast, chunk
         hidden = model.config.hidden_size
         self.q_head = nn.Linear(hidden, model.get_output_embeddings().weight.shape[0], bias=False)
         self.v_head = nn.Linear(hidden, 1)
@@ -84,16 +87,21 @@ class QValues(nn.Module):
         hidden_BSH = hidden_BLH.gather(1, at_BS[..., None].expand(-1, -1, hidden_BLH.shape[-1]))
         values_BS = self.v_head(hidden_BSH).squeeze(-1).float().masked_fill(~within_BS, 0.0)
         hidden_NH, taken_N = hidden_BSH[:, :-1][batch.valid_BT], batch.targets_BT[batch.valid_BT]
-        q_NV = self.q_head(hidden_NH).float()
-        q_N = q_NV.gather(1, taken_N[:, None])[:, 0]
-        nll_N = nn.functional.cross_entropy(
-            self.model.get_output_embeddings()(hidden_NH).float(), taken_N, reduction="none"
-        )
+        # a chunk of tokens x vocabulary at a time, computed again in the backward pass
+        chunks = chunk_slices(len(taken_N), chunk_tokens(self.chunk, self.q_head.out_features))
+        parts = [checkpoint(self._of_tokens, hidden_NH[c], taken_N[c], use_reentrant=False) for c in chunks]
         empty_BT = values_BS.new_zeros(batch.valid_BT.shape)
         q_BT, nll_BT, outside_BT = (
-            empty_BT.masked_scatter(batch.valid_BT, x) for x in (q_N, nll_N, q_NV.logsumexp(1) - q_N)
+            empty_BT.masked_scatter(batch.valid_BT, torch.cat(x)) for x in zip(*parts, strict=True)
         )
         return HeadOutputs(q_BT, values_BS, nll_BT, outside_BT)
+
+    def _of_tokens(self, hidden_NH: Tensor, taken_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N,) each: Q of the tokens taken, their negative log-likelihood, logsumexp of Q minus the Q taken."""
+        q_NV = self.q_head(hidden_NH).float()
+        q_N = q_NV.gather(1, taken_N[:, None])[:, 0]
+        logits_NV = self.model.get_output_embeddings()(hidden_NH).float()
+        return q_N, nn.functional.cross_entropy(logits_NV, taken_N, reduction="none"), q_NV.logsumexp(1) - q_N
 
 
 @dataclass(frozen=True, slots=True)

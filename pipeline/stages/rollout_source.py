@@ -13,6 +13,7 @@ from pipeline.records import Prompt, Scored
 from pipeline.run import shutdown
 from pipeline.score import score
 from pipeline.stages.context import Context, of_validation
+from pipeline.stages.heldout_episodes import judge_episodes
 from pipeline.stages.kl_to_start import from_start
 from pipeline.update.loop_state import Branch
 from rewards import Composite
@@ -98,6 +99,13 @@ class PlayedEpisodes(SampledRollouts):
             )  # fmt: skip
         count_tokens(ctx.dir.logs.tokens, played)
         return played
+
+    def evaluate(self, step: int) -> dict[str, Any]:
+        """Also figures of whole episodes, by which keep: best chooses."""
+        validating = bool(self.ctx.cfg.prompts.validation)
+        starts = self.ctx.validation_prompts if validating else None
+        figures = judge_episodes(self.ctx, self.generator, self.settings, "step", step, starts=starts)
+        return {**super().evaluate(step), **(of_validation(figures) if validating else figures)}
 
 
 def make_source(ctx: Context, generator: Generator, scorer: Composite) -> SampledRollouts:

@@ -35,7 +35,8 @@ def compare(deps: LoopDeps, state: State, figures: Mapping[str, Any]) -> None:
     block, name = deps.block, deps.directory.name
     if block.keep != "best":
         return
-    score = figures[f"validation_{block.keep_by}"]
+    # a policy of several turns is chosen by whole episodes, not by its first turns
+    score = figures.get(f"validation_episode_{block.keep_by}", figures[f"validation_{block.keep_by}"])
     line = f"{name}: step {state.step}: validation {block.keep_by} {console.number(score)}"
     if score > state.best_score or (math.isnan(state.best_score) and not math.isnan(score)):
         state.best_step, state.best_score, state.passes_since_best = state.step, score, 0

@@ -303,6 +303,22 @@ def test_the_policy_loop_trains_on_episodes(tmp_path, place, stage, memory, cred
     assert any(row.rollout.sampled and not all(row.rollout.sampled) for row in rows) == (memory == "history")
 
 
+@pytest.mark.stages
+def test_keep_best_chooses_a_policy_of_several_turns_by_whole_episodes(tmp_path, place):
+    """A single answer earns nothing under this verifier, so a choice by first turns would keep the first pass."""
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "dir" / "letters3.py").write_text(LETTERS)
+    more = ["grpo.episodes={environment: letters3, max_turns: 3, memory: state}", f"verifier_dirs=[{tmp_path / 'dir'}]",
+            "rewards={letters3: {}}", "grpo.samples=8", "grpo.steps=6", "sampling.max_tokens=9",
+            "grpo.optimizer.learning_rate=3.0e-2", "prompts.validation=0.2", "grpo.evaluate_every=1",
+            "grpo.keep=best", "grpo.keep_by=reward", "evaluation={samples: 8, prompts: 8, k: 1}"]  # fmt: skip
+    assert run_stage(tmp_path, place, "grpo", *more) == 0
+    passes = {line["step"]: line for line in metrics(tmp_path, "grpo")}
+    assert {line["validation_reward"] for line in passes.values()} == {0.0}
+    best = max(passes, key=lambda step: (passes[step]["validation_episode_reward"], -step))
+    assert best > 1 and manifest(tmp_path, "grpo")["metrics"]["best_step"] == best
+
+
 class Talkative(gridworld.Environment):
     def step(self, action):
         _, reward, done = super().step(action)

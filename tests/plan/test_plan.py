@@ -72,7 +72,7 @@ def test_lengths_of_a_run_on_disk_come_before_all_else():
     assert works[0].tokens == works[0].samples * 4 and works[0].source == "a run on disk"
 
 
-def test_what_is_sampled_on_from_the_midst_of_answers_is_counted(model, tmp_path):
+def test_what_is_sampled_on_from_within_answers_is_counted(model, tmp_path):
     words = ["grpo.credit={kind: monte_carlo, points: 2, continuations: 3}", "grpo.steps=6"]
     assert run_stage(tmp_path, model, "grpo", *words) == 0
     own = [len(s.rollout.ids) for s in read_scored(tmp_path / "t" / "grpo" / "rollouts.jsonl")]

@@ -9,6 +9,8 @@ import random
 import pytest
 import torch
 from loop_kit import manifest, tiny_model, write_config
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.__main__ import main
 from pipeline.config.schema import Model, OfflineQ, Optimizer
@@ -137,6 +139,38 @@ def random_heads(place):
     for parameter in (*heads.q_head.parameters(), *heads.v_head.parameters()):
         torch.nn.init.normal_(parameter, std=0.1)
     return heads
+
+
+class MostTokens(TorchDispatchMode):
+    """Remembers how many rows the largest tensor over a vocabulary of `size` had; a transposed weight is none."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.rows = size, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for one in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(one, Tensor) and one.shape[-1:] == (self.size,) and one.is_contiguous():
+                self.rows = max(self.rows, one.numel() // self.size)
+        return out
+
+
+def test_logits_are_held_for_one_chunk_of_tokens_and_give_the_same_gradients(place):
+    batch = pad_rows([Row((1, 2), (3, 4, 5, 6, 7), (True,) * 5), Row((2,), (5, 3), (True, True))], CPU)
+    gradients, rows = [], []
+    for chunk in (None, 2):
+        heads = random_heads(place)
+        heads.chunk = chunk
+        with MostTokens(heads.q_head.out_features) as largest:
+            out = heads(batch)
+            (out.q_BT.square().sum() + out.nll_BT.sum() + out.outside_BT.sum() + out.values_BS.sum()).backward()
+        rows.append(largest.rows)
+        gradients.append([p.grad for p in heads.parameters() if p.grad is not None])
+    assert rows == [7, 2]
+    assert len(gradients[0]) == len(gradients[1]) > 10
+    for whole, chunked in zip(*gradients, strict=True):
+        torch.testing.assert_close(whole, chunked)
 
 
 @torch.no_grad()

@@ -104,7 +104,7 @@ def test_a_request_to_stop_waits_for_the_end_of_a_step_and_not_of_its_sampling(a
         shutdown.check()
 
 
-def test_a_request_to_stop_in_the_midst_of_sampling_ends_it(asked):
+def test_a_request_to_stop_during_sampling_ends_it(asked):
     with shutdown.finish_first(), pytest.raises(shutdown.Stopped), shutdown.at_once():
         asked()
 

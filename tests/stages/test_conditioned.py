@@ -18,6 +18,7 @@ from pipeline.config.schema import Attribute, Generate, Model, Prompts, Sampling
 from pipeline.credit.conditioning import Axis, Conditions
 from pipeline.data import condition_prompts
 from pipeline.data.encoding import render_ids
+from pipeline.distributed import ranks
 from pipeline.generation.generator import Request
 from pipeline.generation.guidance import Guided, guided_logits
 from pipeline.generation.hf_engine import TransformersGenerator
@@ -163,7 +164,18 @@ def test_guidance_changes_what_is_sampled(tiny):
     assert ids[0] != ids[1] != ids[2]
 
 
-def test_guidance_of_nothing_is_the_bare_prompt():
+def test_guided_sampling_is_shared_out_over_ranks(tiny, monkeypatch):
+    whole = [s.ids for s in guided(tiny, 2.0).sample(REQUESTS, SAMPLING, ENDS)]
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    monkeypatch.setattr(ranks, "gather", list)
+    shares = []
+    for rank in (0, 1):
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        shares.append([s.ids for s in guided(tiny, 2.0).sample(REQUESTS, SAMPLING, ENDS)])
+    assert all(shares) and shares[0] + shares[1] == whole
+
+
+def test_guidance_of_nothing_is_the_unlabelled_prompt():
     labelled, bare = torch.randn(3, 7), torch.randn(3, 7)
     assert torch.allclose(guided_logits(labelled, bare, 0.0), bare.log_softmax(-1))
     shifted = guided_logits(labelled + 5, bare - 5, 3.0)

@@ -78,6 +78,17 @@ def test_a_chain_with_tools_calls_them_and_a_killed_one_ends_in_the_same_bytes(
         assert one.read_bytes() == two.read_bytes(), name
 
 
+def test_keep_best_chooses_by_episodes_with_tools(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
+    words = ["run=best", "stages=[base, grpo]", "grpo.policy=base", "prompts.validation=0.3", "grpo.evaluate_every=1",
+             "grpo.keep=best", "grpo.keep_by=reward", "grpo.steps=2"]  # fmt: skip
+    assert main(["run", "t.yaml", *words]) == 0
+    passes = {step["step"]: step for step in metrics(root / "runs", "grpo", "best")}
+    assert all("validation_tool_calls_mean" in line for line in passes.values())
+    best = max(passes, key=lambda step: (passes[step]["validation_reward"], -step))
+    assert manifest(root / "runs", "grpo", "best")["metrics"]["best_step"] == best
+
+
 def _killed_and_resumed(root: Path) -> None:
     """The same run under another name, killed with SIGKILL during its second step of GRPO, and run again."""
     command = [sys.executable, "-m", "pipeline", "run", "t.yaml", "run=t2"]
