@@ -29,12 +29,17 @@ def schemas_of(functions: Mapping[str, Callable[..., Any]]) -> list[Row]:
 
 def with_tools(rows: Sequence[Row], schemas: Sequence[Row]) -> list[Row]:
     """Rows with the tools that the policy may call; a row that names its own keeps them."""
+    if not schemas:
+        return list(rows)
     return [row if row.get("tools") else DataRow({**row, "tools": list(schemas)}, origin(row, number))
             for number, row in enumerate(rows, 1)]  # fmt: skip
 
 
 class ToolSet:
-    """The tools of a run. Raises ConfigError where one is unknown, cannot run here, or has no schema."""
+    """The tools of a run. answers_turns: whether an environment gets whole turns; it then offers its own tools.
+
+    Raises ConfigError where one is unknown, cannot run here, or has no schema.
+    """
 
     def __init__(self, settings: Tools, *, path: str) -> None:
         used = settings.use if isinstance(settings.use, dict) else {name: {} for name in settings.use}
@@ -51,6 +56,7 @@ class ToolSet:
                     raise ValueError(f"{tool.name} cannot run here: {reason}")
             probe = self.open()
             self.schemas = schemas_of(probe.functions)
+            self.answers_turns = probe.answers_turns
             probe.close()
         except (ValueError, TypeError, OSError) as exc:
             raise ConfigError([f"{path}: tools: {exc}"]) from exc

@@ -6,14 +6,17 @@ with `sampled` False on what the template wrote between the turns: tool results 
 step. Where the template rewrites history (it drops earlier thinking, or writes a call otherwise than the policy did) a
 new row begins, numbered by `turn`: each row is then exactly what was sampled from what the policy read.
 
-How an episode ends (`ended_by`): `answer`, a turn without a call; `length`, a turn longer than sampling.max_tokens;
-`max_turns`, `max_tokens`, `context`, the limits of the episode. `tool_timeout`, `tool_broken`, `template` are faults:
-the episode has no score. A call that is malformed, wrong or raises is reported to the policy, which goes on.
+An environment that answers whole turns gets each of them, calls included, and says what the policy reads next.
+
+How an episode ends (`ended_by`): `answer`, a turn without a call; `environment`, the environment ended it; `length`, a
+turn longer than sampling.max_tokens; `max_turns`, `max_tokens`, `context`, the limits of the episode. `tool_timeout`,
+`tool_broken`, `template` are faults: the episode has no score. A call that is malformed, wrong or raises is reported to
+the policy, which goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,14 +28,17 @@ from pipeline.data.conversations import Renderer
 from pipeline.data.tool_schemas import ToolSet
 from pipeline.generation.generator_types import Generator, Request, Sample
 from pipeline.generation.stop_strings import sample_until_stop
-from pipeline.generation.tool_calls import ParsedTurn, format_of, parse_turn
+from pipeline.generation.tool_calls import ParsedTurn, format_of, parse_turn, recognised_format
 from pipeline.generation.tool_runs import Called, ToolRuns
 from pipeline.records import Prompt, Rollout, Scored
 from pipeline.seeds import derive
 from verifiers import opened_thinking
-from verifiers.tools import Toolbox
+from verifiers.tools import Exchange, Toolbox
 
 TAIL_TOKENS = 48  # of a prompt: enough to see a thinking tag that it leaves open
+# a tool for templates to render, where the tools of a run are known only when its environment starts
+PROBE: Row = {"type": "function", "function": {"name": "probe", "description": "Probe.", "parameters": {
+    "type": "object", "properties": {}}}}  # fmt: skip
 FAULTS = ("tool_timeout", "tool_broken", "template")
 
 
@@ -87,7 +93,9 @@ class ToolPlayer:
         """source: the run's prompts. context: of the engine, in tokens. Raises ConfigError for an unknown format."""
         self.tools, self.settings, self.source, self.tokenizer = tools, settings, source, tokenizer
         self.stop_token_ids, self.context = stop_token_ids, context
-        self.format = format_of(tokenizer.chat_template, settings.format)
+        unknown_is_fine = tools.answers_turns  # its environment may offer no tool
+        self.format = (recognised_format(tokenizer.chat_template or "") if unknown_is_fine and settings.format is None
+                       else format_of(tokenizer.chat_template, settings.format))  # fmt: skip
         self.renderer = Renderer(tokenizer, source, stop_token_ids)
         self.one_call = not self._renders_two_calls()
 
@@ -109,7 +117,11 @@ class ToolPlayer:
             if not live:
                 break
             self._sample(generator, live, sampling, turn, samples, key)
-            self._run_calls([one for one in live if not one.ended_by], runs, last=turn + 1 == self.settings.max_turns)
+            last = turn + 1 == self.settings.max_turns
+            if self.tools.answers_turns:
+                self._exchange(live, runs, last=last)
+            else:
+                self._run_calls([one for one in live if not one.ended_by], runs, last=last)
         for one, outcome in runs.each([e for e in episodes if not e.fault], lambda box, _: box.reward()):
             one.reward = outcome.value
             if outcome.fault:
@@ -134,6 +146,8 @@ class ToolPlayer:
         for one, outcome in runs.each(episodes, lambda box, one: box.reset(one.start.task)):
             if outcome.fault:
                 one.end(outcome.fault, f"reset: {outcome.text}")
+            elif isinstance(outcome.value, Exchange):
+                self._open(one, outcome.value)
             elif outcome.value:
                 last = next((m for m in reversed(one.messages) if m["role"] == "user"), None)
                 if last is None:
@@ -144,6 +158,16 @@ class ToolPlayer:
                 self._render_start(one)
             if not one.ended_by and self._room(one, 1)[0] < 1:
                 one.end("context")
+
+    def _open(self, one: _ToolEpisode, opening: Exchange) -> None:
+        """Begin with the conversation of an environment that answers turns, in place of the row's prompt."""
+        if not opening.messages:
+            one.end("tool_broken", "reset: the environment ended before the first turn")
+            return
+        one.messages = [dict(message) for message in opening.messages]
+        one.tools = [dict(tool) for tool in opening.tools or ()] or None
+        one.first_message = len(one.messages)
+        self._render_start(one)
 
     def _render_start(self, one: _ToolEpisode) -> None:
         try:
@@ -216,8 +240,47 @@ class ToolPlayer:
                 one.messages.append(_said(turns[one.number]))
                 one.end(outcome.fault, outcome.text)
                 continue
-            self._answer_calls(one, turns[one.number], outcome.value)
+            results, done = outcome.value
+            self._answer_calls(one, turns[one.number], results)
+            if done:
+                one.end("environment")
+            else:
+                self._render_next(one)
+
+    def _exchange(self, live: Sequence[_ToolEpisode], runs: ToolRuns[_ToolEpisode], *, last: bool) -> None:
+        """Pass each turn, also one that was cut off, to an environment that answers turns, and render what follows."""
+        for one in live:
+            if one.ended_by:
+                continue  # cut off: its message is there already
+            turn = self._parsed(one)
+            one.messages.append(_said(turn, number=one.calls))
+            one.malformed_calls += len(turn.malformed)
+            one.calls += len(turn.calls)
+        for one, outcome in runs.each(live, lambda box, one: box.take_turn(one.messages[-1], finished=not one.ended_by),
+                                      jobs=lambda one: len(one.messages[-1].get("tool_calls", ()))):  # fmt: skip
+            if outcome.fault:
+                one.end(outcome.fault, outcome.text)
+            elif not one.ended_by:
+                self._continue(one, outcome.value, last=last)
+
+    def _continue(self, one: _ToolEpisode, exchange: Exchange, *, last: bool) -> None:
+        """Append the environment's answer to a turn."""
+        if exchange.messages is None:
+            one.end("environment")
+            return
+        said: list[Message] = [self._cut_message(message) for message in exchange.messages]
+        one.messages = [*one.messages, *said] if exchange.continues else said
+        one.first_message = min(one.first_message, len(one.messages))
+        if exchange.tools is not None:
+            one.tools = [dict(tool) for tool in exchange.tools] or None
+        if last:
+            one.end("max_turns")
+        else:
             self._render_next(one)
+
+    def _cut_message(self, message: Mapping[str, Any]) -> Message:
+        content = message.get("content")
+        return {**message, "content": self._cut(content) if isinstance(content, str) else content or ""}
 
     def _parsed(self, one: _ToolEpisode) -> ParsedTurn:
         ids = one.rows[-1].ids
@@ -225,7 +288,9 @@ class ToolPlayer:
         text = self.tokenizer.decode(turn_ids[:-1] if turn_ids[-1] in self.stop_token_ids else turn_ids,
                                      skip_special_tokens=False)  # fmt: skip
         tail = self.tokenizer.decode(list(one.prompt_ids[-TAIL_TOKENS:]), skip_special_tokens=False)
-        turn = parse_turn(opened_thinking(tail) + text, self.format, one.tools or [])
+        if self.format is None or not one.tools:
+            return ParsedTurn(opened_thinking(tail) + text)
+        turn = parse_turn(opened_thinking(tail) + text, self.format, one.tools)
         if self.one_call and len(turn.calls) > 1:
             extra = f"only one call fits into a turn; {len(turn.calls) - 1} more were not run"
             return replace(turn, calls=turn.calls[:1], malformed=(*turn.malformed, extra))
@@ -290,7 +355,7 @@ class ToolPlayer:
 
     def _renders_two_calls(self) -> bool:
         """Whether the template writes two calls in one turn, and both of their results."""
-        names = [str(s["function"]["name"]) for s in self.tools.schemas] * 2
+        names = [str(s["function"]["name"]) for s in self.tools.schemas or [PROBE]] * 2
         turn: Message = {"role": "assistant", "content": "", "tool_calls": [
             {"type": "function", "id": f"call{n:05}", "function": {"name": name, "arguments": {}}}
             for n, name in enumerate(names[:2])]}  # fmt: skip
@@ -299,11 +364,11 @@ class ToolPlayer:
         try:
             text = chat_template.render_text(
                 self.tokenizer, [{"role": "user", "content": "?"}, turn, *results], kwargs=self.source.chat_kwargs,
-                tools=self.tools.schemas,
+                tools=self.tools.schemas or [PROBE],
             )  # fmt: skip
             single = chat_template.render_text(
                 self.tokenizer, [{"role": "user", "content": "?"}, {**turn, "tool_calls": turn["tool_calls"][:1]},
-                                 *results], kwargs=self.source.chat_kwargs, tools=self.tools.schemas,
+                                 *results], kwargs=self.source.chat_kwargs, tools=self.tools.schemas or [PROBE],
             )  # fmt: skip
         except ValueError:
             return False
@@ -348,8 +413,9 @@ def _said(turn: ParsedTurn, *, number: int = 0) -> Message:
     return {"role": "assistant", "content": content, **thoughts, **({"tool_calls": calls} if calls else {})}
 
 
-def _called(box: Toolbox, turn: ParsedTurn) -> list[Called]:
-    return [Called.of(box, call.name, call.arguments) for call in turn.calls]
+def _called(box: Toolbox, turn: ParsedTurn) -> tuple[list[Called], bool]:
+    """(what the calls of a turn gave, whether the environment has ended the episode)."""
+    return [Called.of(box, call.name, call.arguments) for call in turn.calls], box.done
 
 
 def episode_figures(scored: Sequence[Scored]) -> dict[str, float]:

@@ -17,7 +17,7 @@ from pipeline.distributed import ranks
 from verifiers import sandbox
 from verifiers._secrets import hidden
 from verifiers.deadline import DeadlinePool, Job
-from verifiers.tools import Toolbox, ToolBroken, ToolError
+from verifiers.tools import Toolbox, ToolBroken, ToolError, ToolLate
 
 
 class Numbered(Protocol):
@@ -92,7 +92,8 @@ class ToolRuns(Generic[E]):
             self._boxes.pop(one.number, None)  # a thread still uses it
             return RunOutcome(None, "tool_timeout", f"a tool did not return within {job.timeout_s:g} s")
         if job.exception is not None:
-            return RunOutcome(None, "tool_broken", hidden(f"{type(job.exception).__name__}: {job.exception}"))
+            fault = "tool_timeout" if isinstance(job.exception, ToolLate) else "tool_broken"
+            return RunOutcome(None, fault, hidden(f"{type(job.exception).__name__}: {job.exception}"))
         return RunOutcome(job.result)
 
     def close(self) -> None:

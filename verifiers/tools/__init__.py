@@ -19,7 +19,8 @@ or, if it keeps state between the calls of an episode, a class `Session` whose p
         def close(self): ...                                 optional
 
 This is also the contract of TRL's `environment_factory`: such a class runs unchanged. The type hints and the docstring
-become the schema that the model reads. A file also defines
+become the schema that the model reads. An environment that has ended its episode says so with an attribute `done`; one
+that answers whole turns, and runs their calls itself, has `take_turn` (TurnEnvironment). A file also defines
 
     EXAMPLES = (ToolExample(...), ...)       calls and what they return, checked by the conformance kit
 
@@ -34,11 +35,12 @@ import importlib
 import importlib.util
 import inspect
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, cast
 
 from verifiers._user_files import import_user_file, named_file
 from verifiers.tools._arguments import ToolError, checked_arguments
@@ -49,6 +51,37 @@ NOT_TOOLS = frozenset({"reset", "close", "get_reward"})  # public methods of a s
 
 class ToolBroken(RuntimeError):
     """The tool itself failed, through no fault of the call: the episode has no score."""
+
+
+class ToolLate(ToolBroken):
+    """The tool did not answer within its seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """What the policy reads next, from an environment that answers whole turns.
+
+    messages: None where the environment has ended the episode. continues: whether they follow the conversation so far;
+    else they are the whole conversation. tools: schemas of the tools offered from here on; None leaves them as they
+    are.
+    """
+
+    messages: Sequence[Mapping[str, Any]] | None
+    continues: bool = True
+    tools: Sequence[Mapping[str, Any]] | None = None
+
+
+class TurnEnvironment(Protocol):
+    """A session that gets every turn of the policy, its calls included, and says what the policy reads next."""
+
+    def reset(self, **task: Any) -> Exchange:
+        """The opening of the conversation."""
+        ...
+
+    def take_turn(self, message: Mapping[str, Any], *, finished: bool) -> Exchange:
+        """message: the assistant's, with `tool_calls` if there are any. finished: False where a limit on tokens cut it
+        off; the episode then ends, whatever is returned. Raises ToolBroken."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +137,10 @@ def _settings_of(factory: Callable[..., Any]) -> list[str] | None:
 def methods_of(session: Any) -> dict[str, Callable[..., Any]]:
     """The public methods of a session that the model may call, or the `tool_functions` that it has made itself.
 
-    Raises ValueError if there are none.
+    Raises ValueError if there are none, and the session does not answer whole turns.
     """
+    if callable(getattr(session, "take_turn", None)):
+        return {}
     if isinstance(made := getattr(session, "tool_functions", None), dict) and made:
         return dict(made)
     members = inspect.getmembers(session, predicate=inspect.ismethod)
@@ -132,14 +167,31 @@ class Toolbox:
             if twice := sorted(functions.keys() & self.functions.keys()):
                 raise ValueError(f"two tools are called {twice[0]!r}; rename one")
             self.functions |= functions
+        if self.answers_turns and len(tools) > 1:
+            raise ValueError(
+                "an environment that answers whole turns can only be the one tool of a run; remove the others"
+            )
 
-    def reset(self, task: Mapping[str, Any]) -> str:
-        """Start every session with the row's task; returns what their `reset` returned, joined by line breaks."""
+    @property
+    def answers_turns(self) -> bool:
+        """Whether a session gets whole turns instead of single calls."""
+        return any(callable(getattr(session, "take_turn", None)) for session in self.sessions)
+
+    @property
+    def done(self) -> bool:
+        """Whether an environment says that its episode has ended."""
+        return any(getattr(session, "done", False) is True for session in self.sessions)
+
+    def reset(self, task: Mapping[str, Any]) -> str | Exchange:
+        """Start every session with the row's task; returns what their `reset` returned, joined by line breaks, or the
+        opening of an environment that answers turns."""
         texts = []
         for session in self.sessions:
             reset = getattr(session, "reset", None)
             if reset is not None:
                 text = reset(**_accepted(reset, task))
+                if isinstance(text, Exchange):
+                    return text
                 texts += [] if text is None else [as_text(text)]
         return "\n".join(texts)
 
@@ -152,10 +204,16 @@ class Toolbox:
         function = self.functions[name]
         return as_text(function(**checked_arguments(name, function, arguments)))
 
+    def take_turn(self, message: Mapping[str, Any], *, finished: bool) -> Exchange:
+        """Pass a turn on to the environment that answers turns. Raises ToolBroken, and what the environment raises."""
+        return cast(TurnEnvironment, self.sessions[0]).take_turn(message, finished=finished)
+
     def reward(self) -> float | None:
-        """The sum of the sessions' own rewards; None if none of them has one."""
+        """The sum of the sessions' own rewards; None if no session has one. Raises ToolBroken for one that is NaN."""
         rewards = [s.get_reward() for s in self.sessions if callable(getattr(s, "get_reward", None))]
         given = [float(reward) for reward in rewards if reward is not None]
+        if not all(map(math.isfinite, given)):
+            raise ToolBroken(f"the reward is {next(r for r in given if not math.isfinite(r))}, not a finite number")
         return sum(given) if given else None
 
     def close(self) -> None:
@@ -245,4 +303,5 @@ def import_path(path: Path) -> ModuleType:
     return import_user_file(f"user_tools.{path.stem}", path)
 
 
-__all__ = ["Tool", "ToolBroken", "ToolError", "ToolExample", "Toolbox", "as_text", "available", "load", "load_class"]
+__all__ = ["Exchange", "Tool", "ToolBroken", "ToolError", "ToolExample", "ToolLate", "Toolbox", "TurnEnvironment",
+           "as_text", "available", "load", "load_class"]  # fmt: skip
