@@ -76,8 +76,8 @@ def _row(number: int, one: Mapping[str, Any]) -> dict[str, Any]:
 
 # fields that every task has: they are in COLUMN
 TASK_FIELDS = frozenset(
-    "idx id name description prompt system_prompt image workdir agent_user skills network_allow network_block artifacts "
-    "artifact_max_bytes timeout resources messages completion chosen rejected tools task".split()
+    "idx id name description prompt system_prompt image workdir agent_user skills network_allow network_block "
+    "artifacts artifact_max_bytes timeout resources messages completion chosen rejected tools task".split()
 )
 
 
