@@ -10,7 +10,7 @@ from pydantic import Field
 from pipeline.config.alarm_config import STRICT, NonNegative, Positive, Share
 from pipeline.config.policy_schema import Grpo, Optimizer
 from pipeline.config.registry import stage_kind
-from pipeline.config.stage_schema import SFT_CONFIG
+from pipeline.config.stage_schema import SFT_CONFIG, Conditioned
 from pipeline.config.work import Data, Work, evaluation_samples
 
 if TYPE_CHECKING:
@@ -107,6 +107,74 @@ class Stitch:
         runs = len(self.seeds) * len(self.memories)
         batch = self.loop.prompts * self.loop.samples
         return Work(name, self.kind, rows=turns, steps=self.loop.steps * runs, batch=batch, at_most=True)
+
+
+@stage_kind(
+    "pipeline.research.revaluation",
+    summary="the revaluation benchmark: which method is right after the reward or the world has changed",
+    trl_config=SFT_CONFIG,
+    scores_by_run_rewards=False,
+)
+@dataclass(slots=True)
+class Revalue:
+    """The revaluation benchmark: every method on the same logs, and then on the same samples of a changed world."""
+
+    __pydantic_config__: ClassVar = STRICT
+    kind: str = "revalue"
+    """Kind of the stage; needed only in a block that has another name."""
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    """Seeds, one run of every method each."""
+    memories: list[Literal["state", "history"]] = field(default_factory=lambda: ["state", "history"])
+    """Kinds of prompt: the state alone, or the whole history."""
+    changes: list[Literal["reward_moves", "reward_appears", "shortcut", "new_path"]] = field(
+        default_factory=lambda: ["reward_moves", "reward_appears", "shortcut", "new_path"]
+    )
+    """What changes after learning (verifiers/revalue.py)."""
+    methods: list[str] | None = None
+    """Methods to run; null runs all of them."""
+    old_walks: Positive = 8
+    """Copies of every walk that the logs of the old world hold."""
+    walks: list[Annotated[int, Field(ge=0)]] = field(default_factory=lambda: [0, 4, 16])
+    """New walks per gadget, besides one sample of each changed step, after which a policy is judged."""
+    planning: Annotated[int, Field(ge=0)] = 20
+    """Updates from the model after each observed step; dyna only."""
+    new_value_steps: Positive = 100
+    """Further steps of value training on old and new logs; iql only."""
+    loop: Grpo = field(default_factory=Grpo)
+    """Settings of grpo."""
+    offline_q: OfflineQ = field(default_factory=OfflineQ)
+    """Settings of iql, and beta and policy_steps of every policy made from values."""
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """Arguments of TRL's SFTConfig for the start and for conditions."""
+
+    def work(self, name: str, cfg: Config, data: Data) -> Work:
+        from verifiers import revalue
+
+        turns = sum(len(walk) - 1 for walk in revalue.WORLDS["before"].walks()) * revalue.GADGETS * self.old_walks
+        runs = len(self.seeds) * len(self.memories) * len(self.changes)
+        steps = max(self.walks, default=0) // self.loop.samples * runs
+        return Work(name, self.kind, rows=turns, steps=steps, batch=revalue.GADGETS * self.loop.samples, at_most=True)
+
+
+@stage_kind(
+    "pipeline.research.descriptions",
+    summary="condition labels as sentences, asked for combinations that were never trained",
+    order=65,
+    makes_policy=True,
+    samples=True,
+    trl_config=SFT_CONFIG,
+)
+@dataclass(slots=True)
+class Descriptions(Conditioned):
+    """Condition labels of several attributes, trained on some of their combinations and requested for all of them."""
+
+    __pydantic_config__: ClassVar = STRICT
+    kind: str = "descriptions"
+    """Kind of the stage; needed only in a block that has another name."""
+    unseen: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """Share of the combinations of attributes whose samples are left out of training."""
+    least: Positive = 20
+    """Samples in the pool from which a combination counts as one."""
 
 
 @stage_kind(

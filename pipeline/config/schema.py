@@ -30,7 +30,7 @@ from pipeline.config.policy_schema import (
 )
 from pipeline.config.preference_schema import Dpo, Kto
 from pipeline.config.registry import KINDS, StageKind, recorded_kind
-from pipeline.config.research_schema import OfflineQ, Probe, Stitch
+from pipeline.config.research_schema import Descriptions, OfflineQ, Probe, Revalue, Stitch
 from pipeline.config.run_schema import TOOL_FORMATS, Evaluation, Generate, Model, Prompts, Sampling, Tiny, Tools
 from pipeline.config.stage_schema import (
     Attribute,
@@ -46,9 +46,9 @@ from pipeline.config.stage_schema import (
 )
 
 __all__ = [
-    "BY_GROUP", "KINDS", "STRICT", "TOOL_FORMATS", "Alarms", "Attribute", "Base", "Compare", "Conditioned",
-    "Credit", "Critic", "Distill", "Dpo", "Episodes", "Evaluate", "Evaluation", "Feedme", "Generate", "Groups",
+    "BY_GROUP", "KINDS", "STRICT", "TOOL_FORMATS", "Alarms", "Attribute", "Base", "Compare", "Conditioned", "Credit",
+    "Critic", "Descriptions", "Distill", "Dpo", "Episodes", "Evaluate", "Evaluation", "Feedme", "Generate", "Groups",
     "Grpo", "Judge", "Kl", "Kto", "Loss", "Model", "Monitor", "NonNegative", "OfflineQ", "Optimizer", "Policy",
-    "Positive", "Ppo", "Probe", "Prompts", "RewardModel", "Sampler", "Sampling", "Sft", "Share", "StageKind",
-    "Stitch", "Stop", "Teacher", "Tiny", "Tools", "recorded_kind", "trains_adapter",
+    "Positive", "Ppo", "Probe", "Prompts", "Revalue", "RewardModel", "Sampler", "Sampling", "Sft", "Share",
+    "StageKind", "Stitch", "Stop", "Teacher", "Tiny", "Tools", "recorded_kind", "trains_adapter",
 ]  # fmt: skip

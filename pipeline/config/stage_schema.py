@@ -223,6 +223,8 @@ class Attribute:
     """Number of quantile bins."""
     edges: list[float] = field(default_factory=lambda: [0.5])
     """Rising limits between bins."""
+    words: list[str] = field(default_factory=list)
+    """What a label says in place of the bin's number, one per bin, such as [short, long]; empty shows the number."""
     per_prompt: bool = False
     """Whether values are measured from the mean of the prompt's own samples."""
     prefer: Literal["high", "low"] = "high"

@@ -20,7 +20,7 @@ Cell = TypeVar("Cell", int, tuple[int, ...])
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One attribute of a label: `edges` divide its values into bins, `label` shows the bin's number.
+    """One attribute of a label: `edges` divide its values into bins, `label` shows the bin's number, or its word.
 
     of: what is measured; per_prompt: minus the mean of the prompt's samples. seen: samples per bin in training.
     promised: the mean value of each bin's samples, NaN where none fell.
@@ -34,10 +34,19 @@ class Axis:
     per_prompt: bool = False
     seen: tuple[int, ...] = ()
     promised: tuple[float, ...] = ()
+    words: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if "{bin}" not in self.label:
             raise ValueError(f"label {self.label!r} must hold {{bin}}")
+        if self.words and len(self.words) != self.count:
+            raise ValueError(
+                f"words {list(self.words)}: {len(self.edges)} edges make {self.count} bins; give each a word"
+            )
+        if len(set(self.words)) != len(self.words):
+            raise ValueError(
+                f"words {list(self.words)}: two bins have the same word, so a label cannot tell them apart"
+            )
 
     @property
     def count(self) -> int:
@@ -58,7 +67,8 @@ class Axis:
         return bin_of(value, self.edges)
 
     def text(self, number: int) -> str:
-        return self.label.replace("{bin}", str(number))
+        word = self.words[number] if 0 <= number < len(self.words) else str(number)
+        return self.label.replace("{bin}", word)
 
     def bounds(self, number: int) -> list[float | None]:
         """The bin's bounds; None on an open side."""
@@ -136,7 +146,8 @@ class Conditions:
     def from_json(cls, data: Mapping[str, Any]) -> Conditions:
         return cls(tuple(
             Axis(a["name"], tuple(a["edges"]), a["label"], a["of"], a["prefer"], bool(a.get("per_prompt")),
-                 tuple(a["seen"]), tuple(math.nan if p is None else p for p in a["promised"])) for a in data["axes"]
+                 tuple(a["seen"]), tuple(math.nan if p is None else p for p in a["promised"]),
+                 tuple(a.get("words", ()))) for a in data["axes"]
         ))  # fmt: skip
 
 

@@ -151,7 +151,15 @@ def fit(ctx: Context, attributes: dict[str, Attribute], pool: Sequence[Scored]) 
             values = values_of(attribute, pool)
             edges = (list(attribute.edges) if attribute.bins == "edges"
                      else conditioning.quantile_edges(values, attribute.count))  # fmt: skip
-            axis = Axis(name, tuple(edges), attribute.label, attribute.of, attribute.prefer, attribute.per_prompt)
+            axis = Axis(
+                name,
+                tuple(edges),
+                attribute.label,
+                attribute.of,
+                attribute.prefer,
+                attribute.per_prompt,
+                words=tuple(attribute.words),
+            )
             axes.append(axis.fitted(values))
         except ValueError as exc:
             raise ConfigError([f"{where}: {exc}"]) from exc
