@@ -25,7 +25,7 @@ from pipeline.run.files import atomic_write, dump_json
 from pipeline.run.manifest import read_manifest
 from pipeline.stats import mean
 
-SHOWN = "shown_"
+SHOWN, START = "shown_", "model"  # model: the run's own start, as `evaluate` names it
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,9 @@ def read_run(directory: Path) -> list[Curve]:
     out = []
     solutions = solutions_by_policy(directory / "evaluate" / "rollouts.jsonl")
     judged = {row["policy"]: row for row in _metrics(directory / "evaluate").get("policies", [])}
+    if (start := judged.get(START)) is not None:
+        out.append(Curve(START, directory.name, start["heldout_accuracy"], 0, start["mean_completion_tokens"]))
+        out[0].solutions = solutions.get(START, {})
     for place in sorted(directory.iterdir()):
         metrics = _metrics(place)
         if "heldout_accuracy" not in metrics or place.name == "evaluate":
@@ -153,7 +156,7 @@ def lines_of(curves: Sequence[Curve], target: float) -> list[dict[str, Any]]:
     return out
 
 
-def replacement(curves: Sequence[Curve], *, start: str = "sft") -> list[dict[str, Any]]:
+def replacement(curves: Sequence[Curve], *, start: str = START) -> list[dict[str, Any]]:
     """Per policy stage and stage shown_N: completions sampled to reach that accuracy, and per demonstration."""
     out = []
     by_name: dict[tuple[str, str], Curve] = {(curve.stage, curve.seed): curve for curve in curves}

@@ -32,10 +32,10 @@ def run(ctx: Context) -> dict[str, Any]:
     names = check_methods(ctx)
     ctx.dir.checkpoints.resume()  # cells are kept, checkpoints of steps are not
     cells: list[dict[str, Any]] = []
-    for seed in block.seeds:
-        base = base_model(ctx, seed)
-        tokenizer = models.load_tokenizer(base, ctx.cfg.model)
-        for memory in block.memories:
+    bases = {seed: base_model(ctx, seed) for seed in block.seeds}
+    for memory in block.memories:
+        for seed, base in bases.items():
+            tokenizer = models.load_tokenizer(base, ctx.cfg.model)
             bench = RevalueBench(ctx, seed, memory, base, tokenizer)
             for name in names:
                 for change in block.changes:

@@ -49,7 +49,7 @@ def test_solutions_of_all_seeds_are_a_union_and_of_one_seed_a_mean():
 
 
 def test_completions_per_demonstration_at_equal_accuracy():
-    curves = [curve("sft", accuracy=0.1), curve("shown_10", accuracy=0.4), curve("shown_80", accuracy=0.9),
+    curves = [curve("model", accuracy=0.1), curve("shown_10", accuracy=0.4), curve("shown_80", accuracy=0.9),
               curve("reinforce", passes=PASSES)]  # fmt: skip
     first, second = replacement(curves)
     assert (first["demonstrations"], first["reinforce"]) == (10, pytest.approx(15.0))
