@@ -102,7 +102,7 @@ def requests(
         prompts = conditioned.asked_for(ctx, bare, conditions.text(request))
         generator = open_generator(ctx, model_dir, prompts, bare, guidance=ctx.block.guidance)
         piece = "-".join(f"{name}{number}" for name, number in request.items())
-        judged = ctx.evaluate(generator, *key, "requested", asked=prompts, piece=piece)
+        judged = ctx.evaluate(generator, *key, "requested", requests=prompts, piece=piece)
         out[cell] = obtained(usable(judged.scored), conditions, attributes, cell)
     return out
 

@@ -11,7 +11,7 @@ from pipeline.data import prompts
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("*/*.yaml") if p.parent.name != "accelerate")
-RECIPES = [p for p in CONFIGS if p.parent.name not in ("demo", "stitch", "turns", "accelerate")]
+RECIPES = [p for p in CONFIGS if p.parent.name not in ("demo", "stitch", "turns", "accelerate", "revalue", "research")]
 
 
 @pytest.mark.parametrize("path", [p for p in CONFIGS if p.parent.name != "accelerate"], ids=lambda p: p.stem)
