@@ -4,11 +4,14 @@
   - thinking tags that are special tokens of the tokenizer (`[THINK]`): without them the thinking has no end;
   - `<think>` at the end of the rendered prompt, where chat templates of reasoning models put it: a completion that was
     cut off in its thinking then looks like an answer.
+Models that think in a channel (gpt-oss, Gemma 4) get the tags `<think>` and `</think>` for it: without its marks the
+channel's name would be part of the answer.
 Ids stay the truth: this text is never tokenized again.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -17,12 +20,21 @@ from verifiers import ANSWER_TAGS, THINKING_TAGS, opened_thinking
 
 KEPT_TAGS = frozenset(tag for pair in (*THINKING_TAGS, ANSWER_TAGS) for tag in pair)
 TAIL_TOKENS = 48  # of a prompt: the tag and what a template writes after it
+THINK, END_OF_THINK = THINKING_TAGS[0]
+HARMONY_MARKS = frozenset({"<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>"})
+HARMONY_MESSAGE = re.compile(
+    r"(?:<\|start\|>\w*)?<\|channel\|>\s*(?P<channel>\w*)(?P<header>.*?)"
+    r"(?:<\|message\|>(?P<body>.*?)(?P<end><\|end\|>|<\|call\|>|(?=<\|start\|>|<\|channel\|>)|\Z)|\Z)",
+    re.DOTALL,
+)
+GEMMA_MARKS = frozenset({"<|channel>", "<channel|>"})
 
 
 def completion_texts(
     tokenizer: Any, completions: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]]
 ) -> list[str]:
     """One text per completion. prompts: the rendered prompt ids of each, whose open thinking tag comes first."""
+    marks = _marks(tokenizer) if hasattr(tokenizer, "added_tokens_decoder") else frozenset()
     dropped = _dropped_ids(tokenizer) if hasattr(tokenizer, "added_tokens_decoder") else None
     if dropped is None:
         texts = tokenizer.batch_decode([list(ids) for ids in completions], skip_special_tokens=True)
@@ -32,6 +44,10 @@ def completion_texts(
     tails = [tuple(ids[-TAIL_TOKENS:]) for ids in prompts]
     distinct = list(dict.fromkeys(tails))
     decoded = tokenizer.batch_decode([list(tail) for tail in distinct], skip_special_tokens=False)
+    if marks >= GEMMA_MARKS:
+        texts, decoded = [_gemma_in_tags(t) for t in texts], [_gemma_in_tags(t) for t in decoded]
+    elif marks:
+        texts = [_harmony_in_tags(t) for t in texts]
     opened = {tail: opened_thinking(text) for tail, text in zip(distinct, decoded, strict=True)}
     return [opened[tail] + text for tail, text in zip(tails, texts, strict=True)]
 
@@ -41,10 +57,42 @@ def completion_text(tokenizer: Any, ids: Sequence[int], prompt: Sequence[int]) -
     return completion_texts(tokenizer, [ids], [prompt])[0]
 
 
+def _harmony_in_tags(text: str) -> str:
+    """What gpt-oss wrote, marks included: the final channel as it is, every other one in thinking tags.
+
+    A channel that was cut off has no closing tag, so its text is not taken for an answer.
+    """
+
+    def tagged(message: re.Match[str]) -> str:
+        body = message["body"] or ""
+        if message["channel"] == "final" and message["body"] is not None:
+            return body
+        cut_off = message["body"] is None or (not message["end"] and message.end() == len(text))
+        return THINK + body + ("" if cut_off else END_OF_THINK)
+
+    answer = HARMONY_MESSAGE.sub(tagged, text)
+    return re.sub("|".join(map(re.escape, HARMONY_MARKS)), "", answer)
+
+
+def _gemma_in_tags(text: str) -> str:
+    return re.sub(r"<\|channel>(?:thought\n?)?", THINK, text).replace("<channel|>", END_OF_THINK)
+
+
+@lru_cache(maxsize=8)
+def _marks(tokenizer: Any) -> frozenset[str]:
+    """Tokens that name or bound a channel; none for a tokenizer of another kind of model."""
+    tokens = {str(token.content) for token in tokenizer.added_tokens_decoder.values()}
+    for marks, needed in ((HARMONY_MARKS, {"<|channel|>", "<|message|>"}), (GEMMA_MARKS, GEMMA_MARKS)):
+        if needed <= tokens:
+            return marks
+    return frozenset()
+
+
 @lru_cache(maxsize=8)
 def _dropped_ids(tokenizer: Any) -> frozenset[int] | None:
-    """The special tokens to leave out of the text; None if no thinking tag is among them."""
+    """The special tokens to leave out of the text; None if no thinking tag and no mark of a channel is among them."""
     special = {int(i): str(token.content) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    if not KEPT_TAGS & set(special.values()):
+    kept = KEPT_TAGS | _marks(tokenizer)
+    if not kept & set(special.values()):
         return None
-    return frozenset(i for i, content in special.items() if content not in KEPT_TAGS)
+    return frozenset(i for i, content in special.items() if content not in kept)

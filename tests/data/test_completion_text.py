@@ -16,6 +16,7 @@ from pipeline.data.completion_text import completion_text, completion_texts
 from pipeline.generation.generator import Sample, rollouts
 from pipeline.records import Prompt
 from pipeline.score import score
+from tests.family_twins import FAMILIES, make_tokenizer
 
 
 def tokenizer(*, tags_are_special: bool) -> PreTrainedTokenizerFast:
@@ -73,6 +74,56 @@ def test_thinking_that_never_ended_is_not_paid(prompt: str, completion: str, sta
                      stop_token_ids=frozenset({one.eos_token_id}))  # fmt: skip
     (scored,) = score(rewards.build({"math_answer": {"weight": 1.0}}), drawn)
     assert scored.status == status, scored
+
+
+def family_tokenizer(name: str) -> Any:
+    """With the template that TRL ships, and the tokens of its marks."""
+    return make_tokenizer(FAMILIES[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "completion", "text"),
+    [
+        (
+            "gpt-oss",
+            "<|channel|>analysis<|message|>5?<|end|><|start|>assistant<|channel|>final<|message|>It is 4.<|return|>",
+            "<think>5?</think>It is 4.",
+        ),
+        ("gpt-oss", "<|channel|>final<|message|>It is 4.<|return|>", "It is 4."),
+        ("gpt-oss", "<|channel|>analysis<|message|>It is 4.", "<think>It is 4."),
+        (
+            "gpt-oss",
+            "<|channel|>analysis<|message|>5?<|end|><|start|>assistant<|channel|>fin",
+            "<think>5?</think><think>",
+        ),
+        ("gpt-oss", "It is 4.<|return|>", "It is 4."),
+        (
+            "gpt-oss",
+            "<|channel|>commentary<|message|>I add.<|end|><|start|>assistant<|channel|>final<|message|>4",
+            "<think>I add.</think>4",
+        ),
+        ("gemma4", "<|channel>thought\nIt is 5?\n<channel|>It is 4.<turn|>", "<think>It is 5?\n</think>It is 4."),
+        ("gemma4", "<|channel>thought\nIt is 4.", "<think>It is 4."),
+        ("gemma4", "It is 4.<turn|>", "It is 4."),
+    ],
+)
+def test_a_channel_is_in_thinking_tags_and_its_name_is_no_part_of_the_answer(
+    name: str, completion: str, text: str
+) -> None:
+    one = family_tokenizer(name)
+    ids = one(completion, add_special_tokens=False).input_ids
+    prompt = one.apply_chat_template(
+        [{"role": "user", "content": "2+2?"}], add_generation_prompt=True, return_dict=False
+    )
+    assert completion_text(one, ids, prompt) == text
+    answer = verifiers.after_thinking(text)
+    assert "analysis" not in answer and "thought" not in answer
+
+
+def test_a_channel_that_the_prompt_left_open_comes_first() -> None:
+    one = family_tokenizer("gemma4")
+    prompt = one("<|turn>model\n<|channel>thought\n").input_ids
+    assert completion_text(one, one("It is 4.<turn|>").input_ids, prompt) == "<think>It is 4."
 
 
 def test_a_tokenizer_without_tags_decodes_as_before() -> None:
