@@ -4,8 +4,8 @@
   - thinking tags that are special tokens of the tokenizer (`[THINK]`): without them the thinking has no end;
   - `<think>` at the end of the rendered prompt, where chat templates of reasoning models put it: a completion that was
     cut off in its thinking then looks like an answer.
-Models that think in a channel (gpt-oss, Gemma 4) get the tags `<think>` and `</think>` for it: without its marks the
-channel's name would be part of the answer.
+Models that think in a channel (gpt-oss, Muse Glimmer, Gemma 4) get the tags `<think>` and `</think>` for it: without
+its marks the channel's name would be part of the answer.
 Ids stay the truth: this text is never tokenized again.
 """
 
@@ -21,10 +21,14 @@ from verifiers import ANSWER_TAGS, THINKING_TAGS, opened_thinking
 KEPT_TAGS = frozenset(tag for pair in (*THINKING_TAGS, ANSWER_TAGS) for tag in pair)
 TAIL_TOKENS = 48  # of a prompt: the tag and what a template writes after it
 THINK, END_OF_THINK = THINKING_TAGS[0]
-HARMONY_MARKS = frozenset({"<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>"})
+HARMONY_MARKS = frozenset(
+    {"<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>", "<|eom|>"}
+)
 HARMONY_MESSAGE = re.compile(
-    r"(?:<\|start\|>\w*)?<\|channel\|>\s*(?P<channel>\w*)(?P<header>.*?)"
-    r"(?:<\|message\|>(?P<body>.*?)(?P<end><\|end\|>|<\|call\|>|(?=<\|start\|>|<\|channel\|>)|\Z)|\Z)",
+    r"(?:<\|start\|>\w*)?\s*(?:to=(?P<recipient>[\w.]+))?\s*(?:<\|channel\|>\s*(?P<channel>\w*))?"
+    r"[^<]*(?:<\|constrain\|>[^<]*)?"
+    r"<\|message\|>(?P<body>.*?)(?P<end><\|end\|>|<\|call\|>|<\|eom\|>|(?=<\|start\|>|<\|channel\|>)|\Z)"
+    r"|(?P<cut_off>(?:<\|start\|>\w*)?<\|channel\|>.*\Z)",
     re.DOTALL,
 )
 GEMMA_MARKS = frozenset({"<|channel>", "<channel|>"})
@@ -58,20 +62,22 @@ def completion_text(tokenizer: Any, ids: Sequence[int], prompt: Sequence[int]) -
 
 
 def _harmony_in_tags(text: str) -> str:
-    """What gpt-oss wrote, marks included: the final channel as it is, every other one in thinking tags.
+    """What a model wrote in messages, marks included: its answer as it is, every other message in thinking tags.
 
-    A channel that was cut off has no closing tag, so its text is not taken for an answer.
+    An answer is in gpt-oss's final channel, or Muse Glimmer's message to the user. A message that was cut off has no
+    closing tag, so its text is not taken for an answer.
     """
 
     def tagged(message: re.Match[str]) -> str:
-        body = message["body"] or ""
-        if message["channel"] == "final" and message["body"] is not None:
-            return body
-        cut_off = message["body"] is None or (not message["end"] and message.end() == len(text))
-        return THINK + body + ("" if cut_off else END_OF_THINK)
+        if message["cut_off"]:
+            return THINK
+        channel, recipient = message["channel"], message["recipient"]
+        if channel == "final" or (channel is None and recipient in (None, "user")):
+            return message["body"]
+        ended = message["end"] or message.end() < len(text)
+        return THINK + message["body"] + (END_OF_THINK if ended else "")
 
-    answer = HARMONY_MESSAGE.sub(tagged, text)
-    return re.sub("|".join(map(re.escape, HARMONY_MARKS)), "", answer)
+    return re.sub("|".join(map(re.escape, HARMONY_MARKS)), "", HARMONY_MESSAGE.sub(tagged, text))
 
 
 def _gemma_in_tags(text: str) -> str:
@@ -82,7 +88,7 @@ def _gemma_in_tags(text: str) -> str:
 def _marks(tokenizer: Any) -> frozenset[str]:
     """Tokens that name or bound a channel; none for a tokenizer of another kind of model."""
     tokens = {str(token.content) for token in tokenizer.added_tokens_decoder.values()}
-    for marks, needed in ((HARMONY_MARKS, {"<|channel|>", "<|message|>"}), (GEMMA_MARKS, GEMMA_MARKS)):
+    for marks, needed in ((HARMONY_MARKS, {"<|start|>", "<|message|>"}), (GEMMA_MARKS, GEMMA_MARKS)):
         if needed <= tokens:
             return marks
     return frozenset()
