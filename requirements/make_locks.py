@@ -39,7 +39,10 @@ def marked_for_x86(lock: str) -> str:
 
 
 def compile_lock(uv: Path, name: str, torch_pin: Path, *, upgrade: bool, held_to: Path | None) -> None:
-    """Resolve one lock over its present text, whose pins are kept where they still fit (unless upgrade)."""
+    """Resolve one lock over its present text, whose pins are kept where they still fit (unless upgrade).
+
+    held_to: a lock whose pins take the place of the present text where that is missing or upgraded.
+    """
     lock = LOCKS / f"{name}.txt"
     command = [str(uv), "pip", "compile", "pyproject.toml", "--quiet", "--no-header", "--only-binary=:all:", *MACHINE]
     command += [part for extra in EXTRAS for part in ("--extra", extra)]
@@ -49,10 +52,10 @@ def compile_lock(uv: Path, name: str, torch_pin: Path, *, upgrade: bool, held_to
     if name != "cuda":
         # torch's CPU build stands in torch-cpu.txt, with the index it may need
         command += ["--excludes", str(LOCKS / "left-out.txt"), "--no-emit-package", "torch"]
-    if upgrade:
+    if held_to is None and upgrade:
         command.append("--upgrade")
-    if held_to is not None and not lock.exists():
-        lock.write_text(held_to.read_text())
+    if held_to is not None and (upgrade or not lock.exists()):
+        lock.write_text(held_to.read_text())  # without --upgrade: a newer version would not be the one that is tested
     subprocess.run(command, cwd=ROOT, check=True)
     text = marked_for_x86(lock.read_text()).removeprefix(HEADER)
     text = re.sub(r"--override \S+", "requirements/torch-cpu.txt", text)  # not the throwaway file's name

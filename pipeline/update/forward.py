@@ -188,14 +188,18 @@ def affordable_tokens(model: Any, memory: int) -> int:
     """Tokens per micro-batch whose activations, kept for backward in at most float32, fit into `memory` bytes.
 
     A conservative estimate from the config: per layer about 10 tensors of the hidden size, 5 of the MLP's size, and
-    queries, keys and values twice. A head that is not plain adds three tensors of the vocabulary's size; a plain head
-    computes its logits in chunks.
+    queries, keys and values twice; of sizes that differ by layer (Gemma 3n) the largest counts. A head that is not
+    plain adds three tensors of the vocabulary's size; a plain head computes its logits in chunks.
     """
     config = model.config.get_text_config()
-    hidden, heads = config.hidden_size, getattr(config, "num_attention_heads", 1)
-    head_size = getattr(config, "head_dim", None) or hidden // heads
-    attention = (heads + 2 * (getattr(config, "num_key_value_heads", None) or heads)) * head_size
-    layer = 10 * hidden + 5 * (getattr(config, "intermediate_size", None) or 4 * hidden) + 2 * attention
+
+    def size(name: str, otherwise: int) -> int:
+        value = getattr(config, name, None) or otherwise
+        return int(max(value) if isinstance(value, (list, tuple)) else value)
+
+    hidden, heads = config.hidden_size, size("num_attention_heads", 1)
+    attention = (heads + 2 * size("num_key_value_heads", heads)) * size("head_dim", hidden // heads)
+    layer = 10 * hidden + 5 * size("intermediate_size", 4 * hidden) + 2 * attention
     numbers = getattr(config, "num_hidden_layers", 1) * layer + (0 if plain_head(model) else 3 * config.vocab_size)
     return max(memory // (4 * numbers), 1)
 

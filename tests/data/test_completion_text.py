@@ -16,7 +16,7 @@ from pipeline.data.completion_text import completion_text, completion_texts
 from pipeline.generation.generator import Sample, rollouts
 from pipeline.records import Prompt
 from pipeline.score import score
-from tests.family_twins import FAMILIES, make_tokenizer
+from tests.family_twins import FAMILIES, Family, make_tokenizer
 
 
 def tokenizer(*, tags_are_special: bool) -> PreTrainedTokenizerFast:
@@ -78,7 +78,8 @@ def test_thinking_that_never_ended_is_not_paid(prompt: str, completion: str, sta
 
 def family_tokenizer(name: str) -> Any:
     """With the template that TRL ships, and the tokens of its marks."""
-    return make_tokenizer(FAMILIES[name])
+    muse = Family("muse_glimmer", "muse_glimmer", "<|eot|>", "<|eot|>", "<|begin_of_text|>")
+    return make_tokenizer(muse if name == "muse" else FAMILIES[name])
 
 
 @pytest.mark.parametrize(
@@ -102,6 +103,12 @@ def family_tokenizer(name: str) -> Any:
             "<|channel|>commentary<|message|>I add.<|end|><|start|>assistant<|channel|>final<|message|>4",
             "<think>I add.</think>4",
         ),
+        (
+            "muse",
+            " to=self<|message|>5?<|eom|><|start|>assistant to=user<|message|>It is 4.<|eot|>",
+            "<think>5?</think>It is 4.",
+        ),
+        ("muse", " to=self<|message|>It is 4.", "<think>It is 4."),
         ("gemma4", "<|channel>thought\nIt is 5?\n<channel|>It is 4.<turn|>", "<think>It is 5?\n</think>It is 4."),
         ("gemma4", "<|channel>thought\nIt is 4.", "<think>It is 4."),
         ("gemma4", "It is 4.<turn|>", "It is 4."),
@@ -117,7 +124,7 @@ def test_a_channel_is_in_thinking_tags_and_its_name_is_no_part_of_the_answer(
     )
     assert completion_text(one, ids, prompt) == text
     answer = verifiers.after_thinking(text)
-    assert "analysis" not in answer and "thought" not in answer
+    assert not any(word in answer for word in ("analysis", "thought", "to="))
 
 
 def test_a_channel_that_the_prompt_left_open_comes_first() -> None:

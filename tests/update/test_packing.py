@@ -28,6 +28,7 @@ from pipeline.update.forward import (
     micro_batches,
     pad_rows,
 )
+from tests.family_twins import FAMILIES, make_config, make_tokenizer
 
 HERE = torch.device("cpu")
 VOCABULARY = 50
@@ -197,6 +198,16 @@ def test_a_micro_batch_affords_fewer_tokens_the_wider_the_model_and_the_vocabula
     model.config.final_logit_softcapping = 30.0
     assert affordable_tokens(model, 4 * (1504 + 3 * VOCABULARY) * 10) == 10
     assert affordable_tokens(model, 1) == 1
+
+
+def test_a_model_whose_layers_differ_in_size_is_counted_by_the_largest() -> None:
+    """Gemma 3n has a list of sizes. By hand: 2 layers of 64, MLPs of 128 and 96, 2 + 2 heads of 32, a capped head."""
+    family = FAMILIES["gemma3n"]
+    config = make_config(family, make_tokenizer(family))
+    config.intermediate_size = [128, 96]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert affordable_tokens(model, 4 * (2 * (640 + 640 + 256) + 3 * config.vocab_size) * 10) == 10
 
 
 def test_under_autocast_the_head_multiplies_in_bfloat16_unless_set_otherwise() -> None:
