@@ -10,12 +10,15 @@ from typing import Any
 import rewards
 from pipeline.distributed import ranks
 from pipeline.records import Prompt, Rollout, Scored
+from pipeline.seeds import rng
 from pipeline.stats import pass_rate
 
 OnDrawn = Callable[[int, Rollout], None]
+Key = tuple[int | str, ...]
 
 
-def as_batch(rollouts: Sequence[Rollout]) -> rewards.Batch:
+def as_batch(rollouts: Sequence[Rollout], draws: Sequence[float] | None = None) -> rewards.Batch:
+    """draws: per row, a uniform number in [0, 1), by which surrogate parts choose what to check; None: everything."""
     return rewards.Batch(
         prompts=[r.prompt.text for r in rollouts],
         prompt_ids=[list(r.prompt.ids) for r in rollouts],
@@ -23,7 +26,13 @@ def as_batch(rollouts: Sequence[Rollout]) -> rewards.Batch:
         completion_ids=[list(r.ids) for r in rollouts],
         finished=[r.finished for r in rollouts],
         tasks=[_task_of(r) for r in rollouts],
+        draws=draws,
     )
+
+
+def _draws(count: int, key: Key | None) -> list[float] | None:
+    """A uniform number per row, a function of (key, index); None without a key."""
+    return None if key is None else [float(x) for x in rng(*key).random(count)]
 
 
 def _task_of(rollout: Rollout) -> Mapping[str, Any]:
@@ -35,24 +44,32 @@ def _task_of(rollout: Rollout) -> Mapping[str, Any]:
 
 
 def score_while(
-    scorer: rewards.Composite, prompts: Sequence[Prompt], sample: Callable[[OnDrawn | None], Sequence[Rollout]]
-) -> list[Scored]:
+    scorer: rewards.Composite, prompts: Sequence[Prompt], sample: Callable[[OnDrawn | None], Sequence[Rollout]],
+    *, key: Key | None = None,
+) -> list[Scored]:  # fmt: skip
     """sample(on_drawn) draws rollouts of the prompts and calls on_drawn for each: slow verifiers start on it meanwhile.
 
-    With several ranks, or if no verifier is slow, scoring starts when all are drawn.
+    With several ranks, or if no verifier is slow, scoring starts when all are drawn. key: see `submit`.
     """
     stream = scorer.stream()
     if ranks.world() > 1 or not any(stream.pays_early(p.task) for p in prompts):
-        return score(scorer, sample(None))
+        return score(scorer, sample(None), key=key)
     drawn = sample(lambda number, rollout: stream.add(number, rollout.answer, _task_of(rollout)))
-    return _scored(drawn, stream.finish(as_batch(_last_rows(drawn))).result())
+    judged = _last_rows(drawn)
+    return _scored(drawn, stream.finish(as_batch(judged, _draws(len(judged), key))).result())
 
 
-def submit(scorer: rewards.Composite, rollouts: Sequence[Rollout]) -> Callable[[], list[Scored]]:
-    """Start scoring; call the result to wait for it. Order is kept. Each rank scores its share."""
+def submit(
+    scorer: rewards.Composite, rollouts: Sequence[Rollout], *, key: Key | None = None
+) -> Callable[[], list[Scored]]:
+    """Start scoring; call the result to wait for it. Order is kept. Each rank scores its share.
+
+    key: what surrogate parts choose the rows to check by, (seed, stage, step, ...); None: they check every row.
+    """
     judged = _last_rows(rollouts)
-    mine = ranks.share(len(judged))
-    pending = scorer.submit(as_batch(judged[mine.start : mine.stop]))
+    mine, draws = ranks.share(len(judged)), _draws(len(judged), key)
+    own = None if draws is None else draws[mine.start : mine.stop]
+    pending = scorer.submit(as_batch(judged[mine.start : mine.stop], own))
 
     def finish() -> list[Scored]:
         return _scored(rollouts, ranks.gather(pending.result()))
@@ -88,8 +105,8 @@ def _of_row(rollout: Rollout, score: rewards.Score) -> Scored:
     return Scored(rollout, reward, status, score.parts, detail, step_rewards=score.step_rewards)
 
 
-def score(scorer: rewards.Composite, rollouts: Sequence[Rollout]) -> list[Scored]:
-    return submit(scorer, rollouts)()
+def score(scorer: rewards.Composite, rollouts: Sequence[Rollout], *, key: Key | None = None) -> list[Scored]:
+    return submit(scorer, rollouts, key=key)()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from verifiers import Status
 @dataclass(frozen=True, slots=True)
 class Batch:
     """B rollouts. finished[i]: whether the completion ended with an EOS, which is part of completion_ids[i];
-    None if the caller does not provide it (TRL's trainers do not)."""
+    None if the caller does not provide it (TRL's trainers do not). draws[i]: a uniform number in [0, 1) that decides
+    whether a surrogate part really checks the row; None: it checks every row."""
 
     prompts: Sequence[str]
     prompt_ids: Sequence[list[int]]
@@ -20,6 +21,7 @@ class Batch:
     completion_ids: Sequence[list[int]]
     finished: Sequence[bool] | None
     tasks: Sequence[Mapping[str, Any]]
+    draws: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         columns = {name: getattr(self, name) for name in self.__slots__}

@@ -6,6 +6,7 @@ rewards:
   mine: {kind: function, path: my_rewards:brevity}          any function with TRL's signature
   openai_grader: {file: grader.json}                        graders of other tools: see rewards/graders/
   reward_model: {weight: 1.0, model: runs/demo/reward_model}
+  slow: {kind: surrogate, of: python_tests, verify_share: 0.25}   a learned stand-in for a slow part
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from rewards.batch import Batch, Outcome, Score
 from rewards.graders import GRADER_KINDS, GraderFields, columns_needed, grader_part
 from rewards.learned import prompt_ids_of
 from rewards.parts import FunctionPart, Grading, LearnedPart, LearnedReward, Part, PotentialPart, VerifierPart
+from rewards.surrogate import SurrogatePart, SurrogateSettings
 from verifiers._user_files import import_user_file
 from verifiers.deadline import DeadlinePool
 
@@ -38,7 +40,7 @@ SHAPING: dict[str, Callable[..., shaping.RewardFunction]] = {
     "tool_calls": shaping.tool_calls,
     "environment": shaping.environment,
 }
-KINDS = ("verifier", "learned", "function", "potential", *GRADER_KINDS, *SHAPING)
+KINDS = ("verifier", "learned", "function", "potential", "surrogate", *GRADER_KINDS, *SHAPING)
 LEARNED_NAMES = ("reward_model", "learned")  # parts with these names are reward models by default
 Learned = Callable[[str], LearnedReward]
 
@@ -153,6 +155,11 @@ class Composite:
         """Map the name of each verifier part to its weight."""
         return {part.name: part.weight for part in self.parts if isinstance(part, VerifierPart)}
 
+    @property
+    def surrogates(self) -> list[SurrogatePart]:
+        """The parts that learn from what they check."""
+        return [part for part in self.parts if isinstance(part, SurrogatePart)]
+
     def __call__(self, prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float | None]:
         """Score with TRL's signature; a column with one value per row is a task field. None = not scorable.
 
@@ -207,11 +214,23 @@ def verifiers_of(
 ) -> Iterator[tuple[str, verifiers.Verifier, Mapping[str, Any]]]:
     """Yield (part name, verifier, fields of the part) for each verifier part of a `rewards:` block."""
     known = verifiers.available(dirs)
-    for name, part in block.items():
-        fields = part or {}
+    for name, fields in real_parts(block).items():
         verifier = str(fields.get("verifier") or name)
         if verifier in known and fields.get("kind", "verifier") == "verifier":
             yield name, verifiers.load(verifier, dirs), fields
+
+
+def real_parts(block: Mapping[str, Mapping[str, Any] | None]) -> dict[str, dict[str, Any]]:
+    """The fields of each part of a `rewards:` block; of a surrogate part those of the part that it stands in for."""
+    out = {name: dict(fields or {}) for name, fields in block.items()}
+    for name, fields in out.items():
+        if fields.get("kind") == "surrogate":
+            settings, of = fields.get("settings"), str(fields.get("of", ""))
+            settings = dict(settings) if isinstance(settings, Mapping) else {}
+            weight = {"weight": fields["weight"]} if "weight" in fields else {}
+            named = {} if "kind" in settings else {"kind": "verifier", "verifier": settings.get("verifier") or of}
+            out[name] = settings | named | weight
+    return out
 
 
 def learned_models(block: Mapping[str, Mapping[str, Any] | None]) -> dict[str, str]:
@@ -236,7 +255,7 @@ def fields_needed(
         verifier.name: verifier.required_fields - {*(fields.get("task") or {}), *(fields.get("fields") or {})}
         for _, verifier, fields in verifiers_of(block, dirs)
     }
-    columns = {name: columns_needed(name, fields or {}, reward_dirs) for name, fields in block.items()}
+    columns = {name: columns_needed(name, fields, reward_dirs) for name, fields in real_parts(block).items()}
     return needed | {name: names for name, names in columns.items() if names}
 
 
@@ -261,6 +280,10 @@ def _part(
         return _shaping_part(where, name, SHAPING[kind], fields)
     if kind in GRADER_KINDS:
         return grader_part(name, kind, GraderFields(**_checked(where, GraderFields, fields, {})), reward_dirs)
+    if kind == "surrogate":
+        fields = _checked(where, _surrogate_fields, fields, {})
+        real = _part(str(fields["of"]), dict(fields.pop("settings", {})), dirs, reward_dirs, learned)
+        return _surrogate_part(where, name, real, **fields)
     given: dict[str, Any] = {"name": name}
     given |= {"dirs": dirs} if kind == "verifier" else {}
     given |= {"dirs": reward_dirs} if kind in ("function", "potential") else {}
@@ -339,6 +362,31 @@ def _potential_part(
     timeout_s: float = 30.0,
 ) -> Part:
     return PotentialPart(name, weight, _imported(f"rewards.{name}.path", path, dirs), gamma, timeout_s)
+
+
+def _surrogate_fields(
+    *,
+    of: str,
+    settings: dict[str, Any] | None = None,
+    weight: float = 1.0,
+    verify_share: float = 0.25,
+    added_variance: float | None = None,
+    min_share: float = 0.05,
+    correct: bool = True,
+    learn: bool = True,
+    learn_rows: int | None = None,
+) -> None:
+    """The keys of a surrogate part. of: the part it stands in for, usually a verifier; settings: that part's fields,
+    as {timeout_s: 600} or {kind: function, path: "mine:build"}. Others: `SurrogateSettings`."""
+
+
+def _surrogate_part(where: str, name: str, real: Part, *, of: str, weight: float = 1.0, **fields: Any) -> Part:
+    settings = SurrogateSettings(**fields)
+    if mistakes := settings.mistakes():
+        raise ValueError(f"{where}{mistakes[0]}")
+    if isinstance(real, (LearnedPart, SurrogatePart, PotentialPart)):
+        raise ValueError(f"{where}.of: {of!r} is no slow check; name a verifier, a function or a grader")
+    return SurrogatePart(name, weight, real, settings)
 
 
 def _shaping_part(where: str, name: str, make: Callable[..., Any], fields: dict[str, Any]) -> Part:

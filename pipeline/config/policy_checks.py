@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from pipeline.config.schema import BY_GROUP, Policy
+from pipeline.config.schema import BY_GROUP, Policy, Segments
 
 if TYPE_CHECKING:
     from pipeline.config.load import Config
@@ -77,6 +77,18 @@ def _credit_checks(block: Policy) -> Checks:
         f".credit.level: {credit.kind} credit has no turns; give token, or another credit.kind": (
             credit.kind in ("maxrl", "gdpo", "pass_at_k", "optimal_baseline") and credit.level == "turn"
         ),
+        f".credit.level: {credit.kind} credit has no segments; give token, or another credit.kind": (
+            credit.kind in ("maxrl", "gdpo", "pass_at_k", "optimal_baseline") and credit.level == "segment"
+        ),
+        ".credit.segments: only level segment has segments; give credit.level: segment": (
+            credit.segments != Segments() and credit.level != "segment"
+        ),
+        ".credit.segments.marker: what ends a step; give one, as {by: marker, marker: '</step>'}": (
+            credit.segments.by == "marker" and not credit.segments.marker
+        ),
+        ".credit.segments.marker: goes with by: marker": (
+            credit.segments.marker is not None and credit.segments.by != "marker"
+        ),
         f".credit.kind: {credit.kind} credit is made for one completion per prompt; leave episodes out": (
             credit.kind in ("gdpo", "optimal_baseline") and block.episodes is not None
         ),
@@ -99,6 +111,9 @@ def _critic_checks(block: Policy) -> Checks:
         ),
         f".critic: {kind} credit has no critic; give critic: null, or credit.kind gae": (
             kind != "gae" and block.critic is not None
+        ),
+        ".critic.segment_tokens: first is for segments; give credit.level: segment": (
+            block.critic is not None and block.critic.segment_tokens == "first" and block.credit.level != "segment"
         ),
         ".ptx_data: without loss.ptx_coef nothing is imitated; give one, or leave the data out": (
             block.ptx_data is not None and block.loss.ptx_coef == 0

@@ -22,6 +22,19 @@ BY_GROUP = ("group", "leave_one_out", "maxrl", "gdpo", "pass_at_k", "optimal_bas
 
 
 @dataclass(slots=True)
+class Segments:
+    """Where a segment of a completion ends, for credit.level segment."""
+
+    __pydantic_config__: ClassVar = STRICT
+    by: Literal["tokens", "newline", "sentence", "peaks", "marker"] = "newline"
+    """What ends a segment: a number of tokens, a line, a sentence, the token before a peak of surprise, or a marker."""
+    tokens: Positive = 8
+    """Tokens of a segment; by tokens only."""
+    marker: str | None = None
+    """Text that the model writes at the end of a step, such as "</step>"; by marker only."""
+
+
+@dataclass(slots=True)
 class Credit:
     """Score -> advantage."""
 
@@ -37,8 +50,10 @@ class Credit:
     """Discount per token; gae and monte_carlo only."""
     lam: Share = 0.95
     """GAE's lambda."""
-    level: Literal["token", "turn"] = "token"
-    """What one step of credit is; with turn, group credit gives a turn only the rewards that follow it."""
+    level: Literal["token", "turn", "segment"] = "token"
+    """What one step of credit is; with turn or segment, group credit gives it only rewards from its start on."""
+    segments: Segments = field(default_factory=Segments)
+    """Where segments end; level segment only."""
     whiten: bool = True
     """Whether gae and monte_carlo advantages are whitened over the batch."""
     points: Positive = 4
@@ -162,6 +177,9 @@ class Critic:
     """First steps in which only the critic is trained."""
     bootstrap: bool = True
     """Whether a truncated completion continues with its last value; false treats it as finished."""
+    segment_tokens: Literal["all", "first"] = "all"
+    """Tokens whose values learn the return of their segment: all, its earnings so far included (value prefix), or only
+    the first, whose value is used; credit.level segment only."""
 
 
 @dataclass(slots=True)

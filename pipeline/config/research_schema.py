@@ -198,3 +198,78 @@ class Probe:
     """Scales of the steering vector."""
     samples: Positive = 4
     """Completions per prompt."""
+
+
+@stage_kind(
+    "pipeline.research.time_to_target",
+    summary="sampled tokens, checks and time until each policy stage reaches a target, over seeds",
+    scores_by_run_rewards=False,
+)
+@dataclass(slots=True)
+class TimeToTarget:
+    """How much each policy stage of the YAML samples, checks and waits until it reaches a target, over seeds."""
+
+    __pydantic_config__: ClassVar = STRICT
+    methods: list[str]
+    """Policy stages to run; the first is the one that costs are compared with."""
+    kind: str = "time_to_target"
+    """Kind of the stage; needed only in a block that has another name."""
+    start: str = "sft"
+    """Stage that all methods start from."""
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    """Seeds, one run of every method each."""
+    column: str = "heldout_accuracy"
+    """Metric whose curve is followed; lines of metrics.jsonl without it are skipped."""
+    target: float = 0.5
+    """Value to reach."""
+    average: Positive = 1
+    """Values of the column over which a trailing mean is taken."""
+    check_costs_s: list[NonNegative] = field(default_factory=list)
+    """Seconds per check of the real verifier for which the time to target is computed."""
+    checks_at_once: Positive = 16
+    """Checks that run in parallel."""
+    slow_runs: dict[str, NonNegative] = field(default_factory=dict)
+    """Method -> seconds that its real verifier takes per check, to hold the computed time against the measured."""
+    workers: Positive | None = None
+    """Processes at once; null is one per core, at most 4."""
+
+    def work(self, name: str, cfg: Config, data: Data) -> Work:
+        parts = [cfg.blocks[method].work(method, cfg, data) for method in self.methods if method in cfg.blocks]
+        out = Work(name, self.kind, batch=max((part.batch for part in parts), default=0))
+        out.steps = sum(part.steps for part in parts) * len(self.seeds)
+        out.samples = sum(part.samples for part in parts) * len(self.seeds)
+        out.judged = sum(part.judged for part in parts) * len(self.seeds)
+        return out
+
+
+@stage_kind(
+    "pipeline.research.surrogate_study",
+    summary="bias and variance of a surrogate reward at a fixed policy",
+    scores_by_run_rewards=False,
+)
+@dataclass(slots=True)
+class SurrogateStudy:
+    """Bias and gradient variance of a surrogate reward against the share of real checks, at a fixed policy."""
+
+    __pydantic_config__: ClassVar = STRICT
+    kind: str = "surrogate_study"
+    """Kind of the stage; needed only in a block that has another name."""
+    policy: str = "sft"
+    """Stage or model that is sampled."""
+    of: str = "gridworld"
+    """Verifier that the surrogate stands in for."""
+    shares: list[Annotated[float, Field(gt=0, le=1)]] = field(default_factory=lambda: [1.0, 0.5, 0.25, 0.1, 0.05])
+    """Shares of samples that are checked."""
+    training_prompts: Positive = 256
+    """Prompts whose samples are all checked and learned from."""
+    prompts: Positive = 32
+    """Prompts on which bias and variance are measured."""
+    samples: Positive = 8
+    """Completions per prompt."""
+    draws: Positive = 400
+    """Draws of the checked rows, for the Monte-Carlo estimates."""
+    tokens_per_microbatch: Positive = 16_384
+    """Tokens of one forward and backward pass."""
+
+    def work(self, name: str, cfg: Config, data: Data) -> Work:
+        return Work(name, self.kind, samples=(self.training_prompts + self.prompts) * self.samples)

@@ -25,12 +25,13 @@ from pipeline.config.policy_schema import (
     Policy,
     Ppo,
     Sampler,
+    Segments,
     Teacher,
     trains_adapter,
 )
 from pipeline.config.preference_schema import Dpo, Kto
 from pipeline.config.registry import KINDS, StageKind, recorded_kind
-from pipeline.config.research_schema import Descriptions, OfflineQ, Probe, Revalue, Stitch
+from pipeline.config.research_schema import Descriptions, OfflineQ, Probe, Revalue, Stitch, SurrogateStudy, TimeToTarget
 from pipeline.config.run_schema import TOOL_FORMATS, Evaluation, Generate, Model, Prompts, Sampling, Tiny, Tools
 from pipeline.config.stage_schema import (
     Attribute,
@@ -49,6 +50,7 @@ __all__ = [
     "BY_GROUP", "KINDS", "STRICT", "TOOL_FORMATS", "Alarms", "Attribute", "Base", "Compare", "Conditioned", "Credit",
     "Critic", "Descriptions", "Distill", "Dpo", "Episodes", "Evaluate", "Evaluation", "Feedme", "Generate", "Groups",
     "Grpo", "Judge", "Kl", "Kto", "Loss", "Model", "Monitor", "NonNegative", "OfflineQ", "Optimizer", "Policy",
-    "Positive", "Ppo", "Probe", "Prompts", "Revalue", "RewardModel", "Sampler", "Sampling", "Sft", "Share",
-    "StageKind", "Stitch", "Stop", "Teacher", "Tiny", "Tools", "recorded_kind", "trains_adapter",
+    "Positive", "Ppo", "Probe", "Prompts", "Revalue", "RewardModel", "Sampler", "Sampling", "Segments", "Sft", "Share",
+    "StageKind", "Stitch", "Stop", "SurrogateStudy", "Teacher", "TimeToTarget", "Tiny", "Tools", "recorded_kind",
+    "trains_adapter",
 ]  # fmt: skip

@@ -23,7 +23,7 @@ def references(cfg: Config, name: str) -> list[tuple[str, str]]:
     Keys of the run's rewards begin with `rewards.`; all others belong to the stage's block.
     """
     block = cfg.blocks[name]
-    if block.kind == "compare":
+    if block.kind in ("compare", "time_to_target"):  # their parts are runs of their own
         return []
     out = [(key, getattr(block, key)) for key in ("policy", "init") if isinstance(getattr(block, key, None), str)]
     out += [("policies", policy) for policy in getattr(block, "policies", None) or []]

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pipeline.credit.segments import spread_from_start
+
 Baseline = Literal["group", "leave_one_out", "global_baseline"]
 
 STD_EPS = 1e-4  # added to a reward std, as GRPO's reference code does
@@ -171,8 +173,9 @@ def discounted_returns(
 
 @torch.no_grad()
 def reward_to_go_advantages(
-    rewards_BT: Tensor, mask_BT: Tensor, *, group: int, baseline: Baseline, scale: bool, totals_B: Tensor | None = None
-) -> Tensor:
+    rewards_BT: Tensor, mask_BT: Tensor, *, group: int, baseline: Baseline, scale: bool, totals_B: Tensor | None = None,
+    segments_BT: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """The reward still to come at each token, minus its group's baseline; for rewards given along the way.
 
     A token gets no credit for rewards before it. rewards_BT: (B, T), prompt-major with `group` rows a prompt.
@@ -180,12 +183,15 @@ def reward_to_go_advantages(
     alone gets 0 from leave_one_out.
     totals_B: (B,) each row's total for the baseline, NaN = it does not count; None = the sum of its rewards, and a row
     with no valid token does not count. Differs from None where a masked row keeps its place in the group's mean.
+    segments_BT: (B, T) int, the segment of each token, -1 outside the mask: a segment is one step, so all its tokens
+    get the reward from its first token on; None = each token is a step.
     scale: over the std of these differences over the group's (the batch's) valid tokens; global_baseline always does.
     Returns (B, T), 0 outside the mask; with unscaled rewards on last tokens only, each baseline's sequence form.
     Source: policy gradient with reward to go (Sutton et al. 1999, theorem 1); any constant baseline leaves it unbiased.
     """
     mask_BT = mask_BT.bool()
     togo_BT = discounted_returns(rewards_BT.double(), mask_BT, gamma=1.0)
+    togo_BT = togo_BT if segments_BT is None else spread_from_start(togo_BT, segments_BT)
     sums_B = rewards_BT.double().masked_fill(~mask_BT, 0.0).sum(1)
     used_B = mask_BT.any(1) if totals_B is None else ~totals_B.isnan()
     totals_B = sums_B if totals_B is None else totals_B.double().nan_to_num(nan=0.0)

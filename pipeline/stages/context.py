@@ -259,11 +259,13 @@ class Context:
         *key: int | str,
         scorer: rewards.Composite | None = None,
         piece: str = "",
+        check_all: bool = True,
     ) -> list[Scored]:
         """Samples and their scores, saved when finished; a resumed stage reads the saved ones instead.
 
         Scores are saved too, so that a checker that timed out or was unavailable the first time changes nothing.
         piece: the name to save under if several calls share a key, and therefore their seeds.
+        check_all: whether surrogate parts check every row, as for an evaluation, or their share of the rows.
         """
 
         def draw() -> list[Scored]:
@@ -271,6 +273,7 @@ class Context:
                 scorer or self.scorer,
                 requests,
                 lambda on_done: self.sample(generator, requests, samples, *key, on_done=on_done),
+                key=None if check_all else (self.cfg.seed, self.name, "check", *key),
             )
 
         return self.kept(requests, draw, *key, *([piece] if piece else []))

@@ -30,6 +30,7 @@ from pipeline.update.loop import optimise
 from pipeline.update.loop_state import LoopDeps
 from pipeline.update.overlap import Prefetch
 from pipeline.update.reference import AdapterOff, Copy, Reference
+from pipeline.update.segmenter import Segmenter
 from pipeline.update.teacher import TeacherModel
 
 # KL per token between a policy and its copy that rounding may explain
@@ -89,6 +90,8 @@ def train_policy(ctx: Context, method: Method) -> dict[str, Any]:
         demonstrations=demonstrations(ctx),
         monitor=monitor,
         prefetch=Prefetch(source) if block.overlap else None,
+        surrogates=scorer.surrogates,
+        segmenter=Segmenter(block.credit.segments, ctx.tokenizer) if block.credit.level == "segment" else None,
     )
     state = optimise(deps)
     judged = ctx.evaluate(generator)

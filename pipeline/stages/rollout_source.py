@@ -30,7 +30,7 @@ class SampledRollouts:
         """block.samples scored rows of each prompt, prompt-major; read from disk if a killed run had finished them."""
         with shutdown.at_once():
             return self.ctx.scored(
-                self.generator, prompts, self.block.samples, "step", step, attempt, scorer=self.scorer
+                self.generator, prompts, self.block.samples, "step", step, attempt, scorer=self.scorer, check_all=False
             )
 
     def evaluate(self, step: int) -> dict[str, Any]:
@@ -51,7 +51,8 @@ class SampledRollouts:
             self.generator, [(b.scored.rollout, b.at, b.index) for b in branches], ctx.cfg.sampling, samples=count,
             key=(ctx.cfg.seed, ctx.name, "continue", step), tokenizer=ctx.tokenizer, stop_token_ids=ctx.stop_token_ids,
         )  # fmt: skip
-        scored = score(ctx.scorer_of(self.block.reward) if self.block.reward else ctx.scorer, sampled)
+        scored = score(ctx.scorer_of(self.block.reward) if self.block.reward else ctx.scorer, sampled,
+                       key=(ctx.cfg.seed, ctx.name, "check", "continue", step))  # fmt: skip
         return [scored[i : i + count] for i in range(0, len(scored), count)]
 
     # --- overlap: the two halves of sample_and_score ------------------------------------------------------------
@@ -63,7 +64,7 @@ class SampledRollouts:
             self.generator, prompts, ctx.cfg.sampling, samples=self.block.samples, tokenizer=ctx.tokenizer,
             stop_token_ids=ctx.stop_token_ids, key=(ctx.cfg.seed, ctx.name, "step", step, 0),
         )  # fmt: skip
-        return score(self.scorer, drawn)
+        return score(self.scorer, drawn, key=(ctx.cfg.seed, ctx.name, "check", "step", step, 0))
 
     def keep(self, prompts: Sequence[Prompt], scored: list[Scored], step: int) -> list[Scored]:
         """Write what `draw` returned to disk, and count its tokens with it."""

@@ -61,15 +61,27 @@ def split(per_episode: Sequence[Tensor], layout: Layout, rows: Sequence[Row]) ->
 
 def turn_numbers(rows: Sequence[Row], layout: Layout) -> list[Tensor]:
     """Per episode, the turn of each token, -1 on tokens that were not sampled: each run of sampled tokens is a turn."""
+    return joined_numbers([credit.turns_of(torch.tensor([r.mask]))[0] for r in rows], layout)
+
+
+def joined_numbers(per_row: Sequence[Tensor], layout: Layout) -> list[Tensor]:
+    """Per episode, the numbers of its rows' tokens, counted on from row to row; -1 stays -1.
+
+    per_row: (its T,) int, rising from 0 in each row.
+    """
     out = []
     for indices in layout:
         done, parts = 0, []
         for i in indices:
-            turns_T = credit.turns_of(torch.tensor([rows[i].mask]))[0]
-            parts.append(torch.where(turns_T >= 0, turns_T + done, -1))
-            done += int(turns_T.max()) + 1 if len(turns_T) else 0
+            parts.append(torch.where(per_row[i] >= 0, per_row[i] + done, -1))
+            done += int(per_row[i].max()) + 1 if len(per_row[i]) else 0
         out.append(torch.cat(parts))
     return out
+
+
+def padded_numbers(per_episode: Sequence[Tensor]) -> Tensor:
+    """(E, T) int: the numbers of each episode's tokens, -1 after its end."""
+    return torch.nn.utils.rnn.pad_sequence(list(per_episode), batch_first=True, padding_value=-1).long()
 
 
 def gae_by_episode(
@@ -79,18 +91,21 @@ def gae_by_episode(
     rewards: Sequence[Tensor],
     values: Sequence[Tensor],
     last_values_E: Tensor | None,
+    steps_ET: Tensor | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Advantages and returns per row, (its T,) each, by GAE that runs on from one turn into the next.
 
     rewards, values: per row, (its T,). last_values_E: (E,) value after the last token of a truncated episode, else 0.
     settings.level `turn` makes a whole turn one step: discounts count turns and its tokens share an advantage.
+    steps_ET: (E, T) int, the step of each token, -1 outside the mask, for level `segment`.
     """
     mask_ET = stack([m.float() for m in join([torch.tensor(r.mask) for r in rows], layout)]).bool()
     gamma, lam = settings.gamma, settings.lam
     rewards_ET, values_ET = stack(join(rewards, layout)), stack(join(values, layout))
     if settings.level == "turn":
-        turns_ET = stack(turn_numbers(rows, layout)).long()
-        pair = credit.turn_gae(rewards_ET, values_ET, mask_ET, gamma=gamma, lam=lam, turns_BT=turns_ET,
+        steps_ET = padded_numbers(turn_numbers(rows, layout))
+    if steps_ET is not None:
+        pair = credit.turn_gae(rewards_ET, values_ET, mask_ET, gamma=gamma, lam=lam, turns_BT=steps_ET,
                                last_values_B=last_values_E)  # fmt: skip
     else:
         pair = credit.gae(rewards_ET, values_ET, mask_ET, gamma=gamma, lam=lam, last_values_B=last_values_E)

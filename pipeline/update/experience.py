@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from pipeline.config.load import ConfigError
-from pipeline.config.schema import Credit, Groups
+from pipeline.config.schema import Credit, Critic, Groups
 from pipeline.credit import advantages as credit
 from pipeline.credit import group_credits, token_rewards
+from pipeline.credit.segments import first_tokens
 from pipeline.generation.tool_episodes import episode_figures
 from pipeline.records import Scored, episodes, merge_episode
 from pipeline.run import alarms
@@ -28,6 +29,7 @@ from pipeline.update.loop_state import LoopDeps, State
 from pipeline.update.policy_loss import Experience
 from pipeline.update.teacher import FullLesson, TeacherModel, reverse_kl_advantages
 from rewards import MALFORMED, MONITOR
+from rewards.surrogate import of_surrogate
 
 BASELINES = ("group", "leave_one_out", "global_baseline")  # credits that also serve rewards along the way
 
@@ -237,22 +239,25 @@ def assign_credit(
     settings, rows = deps.block.credit, batch.rows
     layout = episode_credit.layout_of(earned.scored)
     mask_BT = stack([r.mask for r in rows]).bool()
+    segments = deps.segmenter.numbers(rows, batch.generator_logprobs) if deps.segmenter is not None else None
+    if segments is not None:
+        metrics |= segment_figures(segments)
     totals_B = baseline_totals(earned.totals_B, earned.scored, deps.block.groups)
     if settings.kind == "gae":
         assert values is not None
-        batch.advantages = _gae(deps, batch, earned, layout, values, metrics)
+        batch.advantages = _gae(deps, batch, earned, layout, values, metrics, segments)
     elif settings.kind == "monte_carlo":
         groups, limit = deps.block.groups, deps.max_tokens
         advantages_BT = vineppo.advantages(
-            deps, state, earned.scored, totals_B, mask_BT, metrics, lambda some: outcomes(some, groups, limit)
+            deps, state, earned.scored, totals_B, mask_BT, metrics, lambda some: outcomes(some, groups, limit), segments
         )
         batch.advantages = [a[: len(r.ids)] for a, r in zip(advantages_BT, rows, strict=True)]
-    elif settings.kind in BASELINES and (settings.level == "turn" or any(bool(x.any()) for x in earned.step_rewards)):
+    elif settings.kind in BASELINES and (settings.level != "token" or any(bool(x.any()) for x in earned.step_rewards)):
         masks = episode_credit.join([torch.tensor(r.mask) for r in rows], layout)
         advantages_ET = credit.reward_to_go_advantages(
             stack(episode_credit.join(earned.rewards(), layout)), stack([m.float() for m in masks]).bool(),
             group=deps.block.samples, baseline=cast(credit.Baseline, settings.kind), scale=settings.scale,
-            totals_B=episode_credit.episode_returns(totals_B, layout),
+            totals_B=episode_credit.episode_returns(totals_B, layout), segments_BT=_joined(segments, layout),
         )  # fmt: skip
         batch.advantages = episode_credit.split(list(advantages_ET), layout, rows)
     else:
@@ -263,6 +268,20 @@ def assign_credit(
     if settings.kind in ("gae", "monte_carlo") and settings.whiten:
         whitened_BT = credit.whiten(stack(batch.advantages), mask_BT)
         batch.advantages = [a[: len(r.ids)] for a, r in zip(whitened_BT, rows, strict=True)]
+
+
+def _joined(segments: Sequence[Tensor] | None, layout: episode_credit.Layout) -> Tensor | None:
+    """(E, T) int: the segment of each token of an episode; None without segments."""
+    if segments is None:
+        return None
+    return episode_credit.padded_numbers(episode_credit.joined_numbers(segments, layout))
+
+
+def segment_figures(segments: Sequence[Tensor]) -> dict[str, float]:
+    """Segments per row that has any, and tokens per segment."""
+    counts = [int(n.max()) + 1 for n in segments if len(n) and int(n.max()) >= 0]
+    tokens = sum(int((n >= 0).sum()) for n in segments)
+    return {"segments_mean": sum(counts) / max(len(counts), 1), "segment_tokens": tokens / max(sum(counts), 1)}
 
 
 def _by_sequence(rewards_PG: Tensor, settings: Credit, parts_NPG: Tensor | None, weights: Sequence[float]) -> Tensor:
@@ -309,10 +328,10 @@ def _by_energy(deps: LoopDeps, batch: Experience, earned: Earned, squares: list[
 
 def _gae(
     deps: LoopDeps, batch: Experience, earned: Earned, layout: episode_credit.Layout, with_last: list[Tensor],
-    metrics: dict[str, Any],
+    metrics: dict[str, Any], segments: list[Tensor] | None,
 ) -> list[Tensor]:  # fmt: skip
     """Per row, advantages; fills batch.values and batch.returns. with_last: per row, values before each token and after
-    the last."""
+    the last. segments: per row, the segment of each token, for credit.level segment."""
     block = deps.block
     assert block.critic is not None
     batch.values = [v[:-1] for v in with_last]
@@ -320,14 +339,36 @@ def _gae(
     truncated_E = torch.tensor([not earned.scored[i].rollout.finished for i in last_rows])
     after_E = torch.stack([with_last[i][-1] for i in last_rows])
     last_E = torch.where(truncated_E, after_E, 0.0) if block.critic.bootstrap else None
+    rewards = earned.rewards()
+    if segments is not None:
+        batch.valued = _valued(block.critic, segments)
+        if last_E is not None and block.critic.segment_tokens == "all":
+            last_E = last_E - torch.where(truncated_E, _earned_in_last(rewards, segments, last_rows), 0.0)
     advantages, batch.returns = episode_credit.gae_by_episode(
-        block.credit, batch.rows, layout, earned.rewards(), batch.values, last_E
+        block.credit, batch.rows, layout, rewards, batch.values, last_E, _joined(segments, layout)
     )
     values_BT, returns_BT = stack(batch.values), stack(batch.returns)
-    mask_BT = stack([r.mask for r in batch.rows]).bool()
+    mask_BT = stack([r.mask for r in batch.rows] if batch.valued is None else batch.valued).bool()
     metrics["explained_variance"] = credit.explained_variance(values_BT, returns_BT, mask_BT)
     metrics["value_mean"] = credit.masked_mean(values_BT, mask_BT)
     return advantages
+
+
+def _valued(critic: Critic, segments: Sequence[Tensor]) -> list[Tensor] | None:
+    """Per row, 1 on the tokens whose values are trained; None trains all of them."""
+    if critic.segment_tokens == "all":
+        return None
+    return [first_tokens(n[None])[0].float() for n in segments]
+
+
+def _earned_in_last(rewards: Sequence[Tensor], segments: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
+    """(E,) what the last segment of each of these rows has earned.
+
+    A critic of value prefixes includes it in its value after a truncated end, and the segment's own reward holds it
+    already: without this it would be counted twice.
+    """
+    return torch.stack([rewards[i][segments[i] == segments[i].max()].sum() if len(segments[i]) else torch.tensor(0.0)
+                        for i in rows])  # fmt: skip
 
 
 def describe(scored: Sequence[Scored]) -> dict[str, Any]:
@@ -337,7 +378,7 @@ def describe(scored: Sequence[Scored]) -> dict[str, Any]:
     lengths = [sum(s.rollout.mask) for s in rows]
     parts = {}
     monitored = (MONITOR, MALFORMED)  # logged by the reward monitor
-    for name in sorted({name for s in rows for name in s.parts}.difference(monitored)):
+    for name in sorted({name for s in rows for name in s.parts if not of_surrogate(name)}.difference(monitored)):
         values = [v for s in rows if (v := s.parts.get(name)) is not None]
         parts[f"reward/{name}"] = math.fsum(values) / len(values) if values else math.nan
     if any(s.step_rewards for s in scored):

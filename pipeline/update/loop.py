@@ -86,6 +86,8 @@ def train_step(deps: LoopDeps, state: State, watch: Stopwatch) -> dict[str, Any]
     check_scores(deps, state, scored, metrics)
     if deps.monitor is not None:
         metrics |= deps.monitor.observe(state.monitor, scored, step)
+    for part in deps.surrogates:
+        metrics |= part.observe([(s.rollout.prompt.ids, s.rollout.ids, s.parts) for s in collected.sampled])
     with watch.phase("experience"):
         batch, more = make_experience(deps, state, scored)
     metrics |= more
@@ -121,7 +123,9 @@ def log_step(deps: LoopDeps, state: State, metrics: dict[str, Any], watch: Stopw
         best_step.compare(deps, state, figures)
     deps.directory.logs.log({"step": state.step, **metrics})
     rates = watch.rates(metrics["tokens"])
-    deps.directory.logs.log_timing({"step": state.step, **rates})
+    checks = {f"{part.name}/check_s": round(part.seconds, 4) for part in deps.surrogates}
+    checks |= {f"{part.name}/saved_s": round(part.seconds_saved, 4) for part in deps.surrogates}
+    deps.directory.logs.log_timing({"step": state.step, **rates, **checks})
     if deps.prefetch is not None and not state.stopped_early:
         deps.prefetch.keep()
     return rates

@@ -24,8 +24,10 @@ from pipeline.update.learner import Learner
 from pipeline.update.overlap import Prefetch
 from pipeline.update.reference import Reference
 from pipeline.update.reward_monitor import RewardMonitor
+from pipeline.update.segmenter import Segmenter
 from pipeline.update.teacher import TeacherModel
 from rewards.monitor import MonitorHistory
+from rewards.surrogate import SurrogatePart
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class LoopDeps:
     sources: name -> positions of its prompts, if the block's sampler mixes sources by ratio.
     reward_weights: part of the reward -> its weight, for credit that takes the parts apart. teacher: of distillation.
     monitor: a second score of each step's rollouts. prefetch: samples the next step while this one updates.
+    segmenter: says where segments end, for credit.level segment. surrogates: reward parts that learn from each step.
     """
 
     block: Policy
@@ -83,6 +86,8 @@ class LoopDeps:
     demonstrations: Sequence[Row] = ()
     monitor: RewardMonitor | None = None
     prefetch: Prefetch | None = None
+    segmenter: Segmenter | None = None
+    surrogates: Sequence[SurrogatePart] = ()
 
 
 @dataclass(slots=True)
@@ -113,6 +118,7 @@ def save(deps: LoopDeps, state: State) -> None:
     reference = deps.reference.state() if deps.reference is not None else {}
     teacher = deps.teacher.state() if deps.teacher is not None else {}
     saved = {"learner": deps.learner.state(), "reference": reference, "teacher": teacher, "loop": loop}
+    saved["surrogates"] = {part.name: part.state() for part in deps.surrogates}
     if ranks.is_main():
         deps.directory.checkpoints.save(state.step, lambda path: torch.save(saved, path / "state.pt"))
     ranks.barrier()
@@ -126,6 +132,8 @@ def load(path: Path, deps: LoopDeps) -> State:
         deps.reference.load_state(saved["reference"])
     if deps.teacher is not None:
         deps.teacher.load_state(saved["teacher"])
+    for part in deps.surrogates:
+        part.load_state(saved["surrogates"][part.name])
     loop = saved["loop"]
     own = {
         "controller": KLController.from_dict(loop["controller"]),

@@ -39,6 +39,7 @@ class Experience:
 
     old_logprobs: the trainer's before the first update; None = on-policy, the current ones are the old ones.
     reference_logprobs: None if no KL is used. values, returns: None without a critic.
+    valued: 1 on the tokens whose values are trained, 0 on the others; None trains all that are unmasked.
     kept: 1 on the tokens that the policy loss keeps, 0 on those it leaves out; None keeps all that are unmasked.
     chosen: 1 on the tokens that kl_cov or clip_cov treats apart; None for other losses.
     lesson: the teacher's side of the rows, where the loss compares whole distributions.
@@ -51,6 +52,7 @@ class Experience:
     reference_logprobs: list[Tensor] | None = None
     values: list[Tensor] | None = None
     returns: list[Tensor] | None = None
+    valued: list[Tensor] | None = None
     kept: list[Tensor] | None = None
     chosen: list[Tensor] | None = None
     lesson: Lesson | None = None
@@ -239,8 +241,10 @@ def value_loss(
     returns_BT = batch.padded("returns", indices, padded.device)
     assert old_BT is not None and returns_BT is not None
     clip = objective.critic.clip or None
-    loss_BT = losses.value_loss(values_BS[:, :-1], old_BT, returns_BT, padded.mask_BT, clip=clip)
-    metrics.add("value_loss", loss_BT, padded.mask_BT)
+    valued_BT = batch.padded("valued", indices, padded.device)
+    mask_BT = padded.mask_BT if valued_BT is None else padded.mask_BT & valued_BT.bool()
+    loss_BT = losses.value_loss(values_BS[:, :-1], old_BT, returns_BT, mask_BT, clip=clip)
+    metrics.add("value_loss", loss_BT, mask_BT)
     out = losses.aggregate(loss_BT, padded.mask_BT, kind="token_mean", total=mini.num_tokens)
     return out * objective.critic.coef if objective.critic.shared else out
 

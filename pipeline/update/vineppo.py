@@ -15,8 +15,10 @@ from torch import Tensor
 
 from pipeline.config.load import ConfigError
 from pipeline.credit import advantages as credit
+from pipeline.credit.segments import evenly_chosen
 from pipeline.records import Scored
 from pipeline.update.loop_state import Branch, LoopDeps, State
+from pipeline.update.segmenter import starts_of
 
 
 def branch_points(tokens: int, points: int) -> list[int]:
@@ -32,10 +34,12 @@ def advantages(
     mask_BT: Tensor,
     metrics: dict[str, Any],
     outcome: Callable[[Sequence[Scored]], Tensor],
+    segments: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """(B, T): how much each part of a row raised the expected score.
 
     outcome: total reward of finished rows, computed as totals_B is.
+    segments: per row, the segment of each token; parts then end where segments end, at most `points` of them.
     Raises ConfigError for rows with tokens that the policy did not sample: sampling on needs their environment.
     """
     settings, samples = deps.block.credit, deps.block.samples
@@ -44,8 +48,11 @@ def advantages(
                            "environment; choose gae or group"])  # fmt: skip
     # a masked row is not trained on, so nothing is sampled for it
     used = mask_BT.any(1).tolist()
-    inner = [branch_points(len(s.rollout.ids), settings.points) if on else []
-             for s, on in zip(scored, used, strict=True)]  # fmt: skip
+    if segments is None:
+        inner = [branch_points(len(s.rollout.ids), settings.points) for s in scored]
+    else:
+        inner = [evenly_chosen(starts_of(numbers_T), settings.points) for numbers_T in segments]
+    inner = [positions if on else [] for positions, on in zip(inner, used, strict=True)]
     starts = [[0, *positions] if samples == 1 and on else positions for positions, on in zip(inner, used, strict=True)]
     points = [(row, at) for row, positions in enumerate(starts) for at in positions]
     branches = [Branch(index, scored[row], at) for index, (row, at) in enumerate(points)]
