@@ -154,6 +154,7 @@ def describe_stage(stage: Stage, by_name: Mapping[str, Stage]) -> dict[str, Any]
         "shuffled_curve": stage.figures.get("shuffled_curve"),
         "extrapolation": stage.figures.get("extrapolation"),
         "probe": probe_figures(stage.figures),
+        "charts": chart_figures(stage.figures.get("charts")),
         "checks": checks(stage),
         "settings": own_settings(stage),
         "changed": changed_settings(stage, by_name),
@@ -167,6 +168,20 @@ def probe_figures(figures: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     return {"layers": layers, "steering": steering, "chance": figures.get("chance"),
             "unsteered_reward": figures.get("unsteered_reward")}  # fmt: skip
+
+
+def chart_figures(charts: Any) -> list[dict[str, Any]]:
+    """Line charts that a stage describes itself in its metrics: title, series of name, x and y, and what else
+    `ownCharts` in sections.js reads. What has no series of numbers is left out."""
+    named = [c for c in charts if isinstance(c, Mapping)] if isinstance(charts, list) else []
+    out = []
+    for chart in named:
+        given = chart.get("series")
+        series = [dict(s) for s in given if isinstance(s, Mapping)] if isinstance(given, list) else []
+        series = [s for s in series if isinstance(s.get("x"), list) and isinstance(s.get("y"), list)]
+        if series:
+            out.append({**chart, "series": series})
+    return out
 
 
 def round_figures(rounds: Any) -> list[dict[str, Any]]:

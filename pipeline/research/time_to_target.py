@@ -61,7 +61,7 @@ def run(ctx: Context) -> dict[str, Any]:
     if block.check_costs_s:
         out |= costs(block, spent)
         out["charts"].append(cost_chart(block, out["seconds"]))
-        console.show_table(out["break_even"], ("method", "against", "break_even_s"))
+        console.show_table(out["break_even"], ("method", "against", "break_even_s", "faster"))
     if block.slow_runs:
         out["slow_runs"] = slow_runs(block, spent)
         console.show_table(out["slow_runs"], ("method", "check_s", "computed_s", "measured_s"))
@@ -169,7 +169,7 @@ def row(name: str, seeds: Sequence[Spent], target: float, average: int) -> dict[
     }
 
 
-# --- seconds as a function of the cost of a check ---------------------------------------------------------------------
+# --- seconds as a function of the cost of a check ------------------------------------------------------------------
 
 
 def simulated(spent: Spent, upto: float, *, step_s: float, check_s: float, at_once: int) -> float:
@@ -193,8 +193,10 @@ def costs(block: Any, spent: Mapping[str, Sequence[Spent]]) -> dict[str, Any]:
     first = block.methods[0]
     lines = {name: (mean_seconds(block, spent[name], step_s, 0.0), mean_seconds(block, spent[name], step_s, 1.0))
              for name in block.methods}  # fmt: skip
-    break_even = [{"method": name, "against": first, "break_even_s": break_even_cost(lines[first], lines[name])}
-                  for name in block.methods[1:]]  # fmt: skip
+    break_even = []
+    for name in block.methods[1:]:
+        cost = break_even_cost(lines[first], lines[name])
+        break_even.append({"method": name, "against": first, "break_even_s": cost, "faster": faster(cost)})
     return {"step_s": step_s, "check_costs_s": list(block.check_costs_s), "seconds": seconds, "break_even": break_even}
 
 
@@ -220,6 +222,15 @@ def break_even_cost(first: tuple[float, float], other: tuple[float, float]) -> f
     return slower / saved if saved > 0 else math.inf
 
 
+def faster(cost: float) -> str:
+    """A break-even cost in words."""
+    if math.isnan(cost):
+        return "unknown: a seed did not reach the target"
+    if math.isinf(cost):
+        return "never"
+    return f"from {cost:.3g} s per check on" if cost else "at any cost"
+
+
 def slow_runs(block: Any, spent: Mapping[str, Sequence[Spent]]) -> list[dict[str, Any]]:
     """Per run with a verifier that really is slow: its seconds as computed and as measured, over all of its steps."""
     out = []
@@ -243,16 +254,17 @@ def learning_chart(block: Any, spent: Mapping[str, Sequence[Spent]]) -> dict[str
         tokens = [mean(list(t)) for t in zip(*(s.tokens for s in spent[name]), strict=False)]
         series.append({"name": name, "x": tokens, "y": [mean(list(p)) for p in points], "low": [min(p) for p in points],
                        "high": [max(p) for p in points]})  # fmt: skip
-    return {"title": f"{block.column} by sampled tokens", "xLabel": "sampled tokens", "series": series,
-            "lines": [{"y": block.target, "text": "target"}], "range": "lowest and highest seed"}  # fmt: skip
+    note = "mean; band: lowest and highest seed"
+    return {"title": f"{block.column} by sampled tokens", "xLabel": "sampled tokens", "series": series, "note": note,
+            "lines": [{"y": block.target, "text": "target"}]}  # fmt: skip
 
 
 def cost_chart(block: Any, seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Seconds to the target by the seconds of one check."""
-    return {
-        "title": f"Seconds until {block.column} reaches {block.target:g}",
-        "xLabel": "seconds per check",
-        "series": [
-            {"name": name, "x": list(block.check_costs_s), "y": list(values)} for name, values in seconds.items()
-        ],
-    }
+    """Seconds to the target by the seconds of one check, over those of the first method; below 1 a method is faster."""
+    first = block.methods[0]
+    series = [{"name": name, "x": list(block.check_costs_s),
+               "y": [own / base for own, base in zip(seconds[name], seconds[first], strict=True)]}
+              for name in block.methods if not all(map(math.isnan, seconds[name]))]  # fmt: skip
+    return {"title": f"time to the target, relative to {first}", "note": "computed; a line that crosses 1 breaks even",
+            "xLabel": "seconds per check", "series": series, "logX": True, "yMin": 0.0,
+            "lines": [{"y": 1.0, "text": "breaks even"}]}  # fmt: skip

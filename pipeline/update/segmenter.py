@@ -18,7 +18,7 @@ from pipeline.config.schema import Segments
 from pipeline.credit import segments
 from pipeline.update.forward import Row, stack
 
-MARKS = {"newline": r"\n+", "sentence": r"[.!?]+[\"')\]]*(?=\s)\s?|\n+"}
+MARKS = {"newline": r"\n+", "sentence": r"[.!?]+[\"')\]]*(?:\n+|(?=\s))|\n+"}
 
 
 @dataclass(slots=True)
@@ -60,7 +60,7 @@ class Segmenter:
                     out[at] = True
             return out
         for end in marks:  # a token alone decodes to something else than within the text
-            out[self._token_that_reaches(ids, end)] = True
+            out[self._token_that_completes(ids, text[:end])] = True
         return out
 
     def _piece(self, token: int) -> str:
@@ -68,12 +68,13 @@ class Segmenter:
             self._pieces[token] = self.tokenizer.decode([token], skip_special_tokens=False)
         return self._pieces[token]
 
-    def _token_that_reaches(self, ids: Sequence[int], end: int) -> int:
-        """The first token up to which the ids decode to at least `end` characters."""
+    def _token_that_completes(self, ids: Sequence[int], start: str) -> int:
+        """The first token up to which the ids decode to `start` and maybe more; half a character decodes to a mark of
+        its own, so lengths alone would not do."""
         least, most = 0, len(ids) - 1
         while least < most:
             middle = (least + most) // 2
-            if len(self.tokenizer.decode(ids[: middle + 1], skip_special_tokens=False)) >= end:
+            if self.tokenizer.decode(ids[: middle + 1], skip_special_tokens=False).startswith(start):
                 most = middle
             else:
                 least = middle + 1

@@ -57,12 +57,12 @@ def test_the_share_that_adds_a_given_variance_by_hand():
 def test_the_mean_over_draws_is_the_real_score(trained: int):
     composite, part = build(verify_share=0.25)
     learned(part, composite, trained)
-    some = batch(48, draws=None)
+    some = batch(24, draws=None)
     real = [s.reward for s in composite.score(some)]
-    rng, repeats = random.Random(5), 250
-    sums, squares = [0.0] * 48, [0.0] * 48
+    rng, repeats = random.Random(5), 150
+    sums, squares = [0.0] * 24, [0.0] * 24
     for _ in range(repeats):
-        drawn = Batch(*(getattr(some, n) for n in some.__slots__ if n != "draws"), [rng.random() for _ in range(48)])
+        drawn = Batch(*(getattr(some, n) for n in some.__slots__ if n != "draws"), [rng.random() for _ in range(24)])
         for i, score in enumerate(composite.score(drawn)):
             sums[i] += score.reward
             squares[i] += score.reward**2
@@ -70,7 +70,7 @@ def test_the_mean_over_draws_is_the_real_score(trained: int):
         mean = total / repeats
         error = math.sqrt(max(square / repeats - mean**2, 1e-12) / repeats)
         assert abs(mean - truth) < 5 * error + 1e-9
-    assert 0.1 < sum(real) / 48 < 0.9, "the test would see a constant"
+    assert 0.1 < sum(real) / 24 < 0.9, "the test would see a constant"
 
 
 def test_without_draws_every_row_is_really_checked():

@@ -27,6 +27,10 @@ ROOT = Path(__file__).parents[2]
 
 
 LORA = "grpo.peft={r: 4, target_modules: [q_proj, v_proj, down_proj], lora_alpha: 16}"
+SURROGATE = (
+    "{slow: {kind: surrogate, of: letters, added_variance: 0.5, verify_share: 0.5, "
+    "settings: {kind: function, path: 'loop_kit:letters'}}}"
+)
 OPTIONS = {
     "monte carlo": ("grpo", ["grpo.credit.kind=monte_carlo", "grpo.credit.points=2", "grpo.credit.continuations=2"]),
     "ptx": ("grpo", ["grpo.loss.ptx_coef=0.5"]),
@@ -44,6 +48,19 @@ OPTIONS = {
     ),
     "own critic": ("ppo", []),
     "shared critic": ("ppo", ["ppo.critic.shared=true"]),
+    "segments of ppo": (
+        "ppo",
+        ["ppo.credit={level: segment, segments: {by: tokens, tokens: 2}}", "ppo.critic.segment_tokens=first"],
+    ),
+    "segments of monte carlo": (
+        "grpo",
+        ["grpo.credit={kind: monte_carlo, points: 2, continuations: 2, level: segment, segments: {by: peaks}}"],
+    ),
+    "segments of a group": (
+        "grpo",
+        ["grpo.credit={level: segment, segments: {by: marker, marker: R}}"],
+    ),
+    "surrogate reward": ("grpo", [f"rewards={SURROGATE}"]),
     "turns of ppo": ("ppo", ["ppo.episodes={environment: gridworld, memory: history}", "ppo.credit.level=turn"]),
 }
 
@@ -94,6 +111,10 @@ RESUMED = {
         ["prompts.validation=0.2", "grpo.evaluate_every=1", "grpo.keep=best", "grpo.keep_by=reward"],
     ),
     "a shared critic": ("ppo", ["ppo.critic.shared=true"]),
+    "a surrogate reward": (
+        "grpo",
+        [f"rewards={SURROGATE}", "grpo.groups.dynamic=true", "grpo.credit.kind=leave_one_out"],
+    ),
     "prompts by difficulty": (
         "grpo",
         ["rewards={gridworld: {weight: 1.0}}", "grpo.sampler.kind=difficulty", "grpo.groups.dynamic=true"],

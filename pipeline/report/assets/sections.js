@@ -154,6 +154,21 @@ function probeCharts(stage) {
   ];
 }
 
+// Charts that a stage of a research question describes itself. logX: the x axis is logarithmic, and points at 0 are left out.
+function ownCharts(stage) {
+  return (stage.charts || []).map((chart) => {
+    const place = (v) => (chart.logX ? (v > 0 ? Math.log10(v) : null) : v);
+    const series = chart.series.map((line, i) => {
+      const kept = line.x.map((v, at) => at).filter((at) => isNumber(place(line.x[at])));
+      const of = (values) => values && kept.map((at) => values[at]);
+      return { name: String(line.name), colour: (i % 8) + 1, dash: i > 7, x: kept.map((at) => place(line.x[at])), y: of(line.y), low: of(line.low), high: of(line.high) };
+    });
+    const marks = [...new Set(series.flatMap((line) => line.x))].sort((a, b) => a - b);
+    return lineChart({ title: `${stage.name}: ${chart.title}`, note: chart.note, xLabel: chart.xLabel, few: true, wide: series.length > 4, height: 300, yMin: chart.yMin, lines: chart.lines || [], series,
+      ...(chart.logX ? { xTicks: marks, xText: (v) => tick(10 ** v) } : {}) });
+  }).filter(Boolean);
+}
+
 // What the policy is trained on beside the monitor's second score; where they diverge, it games its reward.
 function secondScoreChart(stage) {
   const curve = stage.curves.find((c) => c.series.monitor_strict);
@@ -197,7 +212,7 @@ function stageSections(report) {
     const facts = [stage.kind !== stage.name ? stage.kind : null, stage.parents.length ? `from ${stage.parents.join(", ")}` : null,
       stage.tokens ? `${tokens(stage.tokens)} tokens sampled` : null, isNumber(stage.wall_s) ? seconds(stage.wall_s) : null,
       isNumber(stage.figures.heldout_accuracy) ? `${percent(stage.figures.heldout_accuracy, 1)} held out, by its own samples` : null, stage.complete ? null : "not complete"].filter(Boolean);
-    const special = [feedmeChart(stage), conditionChart(stage), ...probeCharts(stage), secondScoreChart(stage)].filter(Boolean);
+    const special = [feedmeChart(stage), conditionChart(stage), ...probeCharts(stage), secondScoreChart(stage), ...ownCharts(stage)].filter(Boolean);
     const drawn = stage.curves.length ? curveCharts(stage) : [];
     return h("article", { id: `stage-${stage.name}` }, h("h3", {}, stage.name, h("span", { class: "note" }, facts.join(" · "))),
       stage.alarm ? h("p", {}, h("span", { class: "state bad" }, "✕ stopped by an alarm: "), stage.alarm) : null,
