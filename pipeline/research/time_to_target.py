@@ -2,7 +2,7 @@
 
 Every part is an ordinary stage in an ordinary run, so a finished part is not run again and a killed one is resumed:
 
-    runs/NAME/start/            the stages up to the common start; run once
+    runs/NAME/start/            the stages up to the common start, unless the YAML's own `stages` hold them; run once
     runs/NAME/seed-1/METHOD/    each method under seed 1
     runs/NAME/time_to_target/   manifest.json and table.json: tokens, checks and seconds to the target, charts
 
@@ -95,7 +95,8 @@ def runs_of(cfg: Config, name: str) -> list[Config]:
     before = [*ancestors(cfg, block.start), block.start]
     methods = list(dict.fromkeys([*block.methods, *block.slow_runs]))
     blocks = {stage: cfg.blocks[stage] for stage in [*before, *methods]}
-    start = replace(cfg, run=f"{cfg.run}/start", stages=before, blocks=blocks)
+    own = all(stage in cfg.stages for stage in before)  # the run itself has the start
+    start = replace(cfg, run=cfg.run if own else f"{cfg.run}/start", stages=before, blocks=blocks)
     seeds = [replace(start, run=f"{cfg.run}/seed-{s}", seed=s, stages=methods) for s in block.seeds]
     return [start, *seeds]
 

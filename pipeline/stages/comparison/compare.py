@@ -9,6 +9,7 @@ Every part is an ordinary stage in an ordinary run below this one, so a finished
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def link_start(start: Config, cfg: Config) -> None:
     aside.
     """
     cfg.run_dir.mkdir(parents=True, exist_ok=True)
-    above = Path("..") / Path(start.run).name
+    above = Path(os.path.relpath(start.run_dir, cfg.run_dir))
     for link in cfg.run_dir.iterdir():
         if link.is_symlink() and link.readlink().parent == above and link.name not in start.stages:
             link.unlink()
