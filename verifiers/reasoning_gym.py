@@ -8,9 +8,7 @@ near the answer, are graded here, by the exact number.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-import json
 import random
 import re
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ from typing import Any, TypedDict
 from verifiers import Example, Verdict, after_thinking, broken, failed, malformed, passed
 from verifiers._killable import Killable, Killed, Stalled
 from verifiers._reasoning_gym_allowed import ALLOWED
+from verifiers._reasoning_gym_rows import entries
 
 WORKER = Killable("verifiers._reasoning_gym_worker:score", cpu_s=1.0, memory_mb=4096)
 DEADLINE_S = 2.0
@@ -71,19 +70,20 @@ def _number(answer: str) -> Fraction | None:
 
 def rows(dataset: str, n: int, seed: int) -> Iterator[dict[str, Any]]:
     """n rows of one dataset: prompt, completion (the package's own answer) and task, as JSON would bring them back."""
-    package = importlib.import_module("reasoning_gym")
-    for entry in package.create_dataset(dataset, size=n, seed=seed):
-        plain = json.loads(json.dumps(entry, default=str))
-        prompt = f"{plain['question']}\n\nGive the final answer between <answer> and </answer>."
-        completion = f"<answer>{plain['answer']}</answer>"
-        yield {"prompt": prompt, "completion": completion, "task": {"dataset": dataset, "entry": plain}}
+    return (_row(dataset, entry) for entry in entries([(dataset, n, seed)]))
 
 
 def generate(n: int, seed: int) -> Iterator[dict[str, Any]]:
     """Rows from the allowed datasets in turn."""
     rng = random.Random(seed)
-    for i in range(n):
-        yield from rows(ALLOWED[i % len(ALLOWED)], 1, rng.randrange(2**31))
+    requests = [(ALLOWED[i % len(ALLOWED)], 1, rng.randrange(2**31)) for i in range(n)]
+    return (_row(dataset, entry) for (dataset, _, _), entry in zip(requests, entries(requests), strict=True))
+
+
+def _row(dataset: str, entry: dict[str, Any]) -> dict[str, Any]:
+    prompt = f"{entry['question']}\n\nGive the final answer between <answer> and </answer>."
+    completion = f"<answer>{entry['answer']}</answer>"
+    return {"prompt": prompt, "completion": completion, "task": {"dataset": dataset, "entry": entry}}
 
 
 def mutate(example: Example, rng: random.Random) -> Iterator[Example]:

@@ -7,7 +7,6 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Mapping
-from decimal import localcontext
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,8 @@ from typing import Any
 import pytest
 
 import verifiers
-from verifiers import countdown, instructions, json_schema, reasoning_gym, sql_query
+from verifiers import countdown, instructions, json_schema, sql_query
 from verifiers._languages import language_of
-from verifiers._reasoning_gym_survey import near_numbers
 from verifiers._sql_worker import rows_of
 
 
@@ -394,7 +392,7 @@ def test_an_instruction_that_makes_no_sense_is_an_error_of_the_task(rule: dict) 
     assert status("instructions", "some text", {"instructions": []}) == "error"
 
 
-# -- numeric, multiple_choice, exact, regex, reasoning_gym
+# -- numeric, multiple_choice, exact, regex
 
 
 @pytest.mark.parametrize(
@@ -424,47 +422,6 @@ def test_a_gold_that_is_no_choice_is_an_error(gold: str) -> None:
 def test_a_pattern_that_does_not_compile_is_an_error_and_an_empty_gold_too() -> None:
     assert status("regex", "x", {"pattern": "("}) == "error"
     assert status("exact", "x", {"gold": ""}) == status("exact", "x", {"gold": []}) == "error"
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        ("-1.316", "pass"),
-        ("-1.3160", "pass"),
-        ("-1.3151", "fail"),
-        ("-1.317", "fail"),
-        ("1.316", "fail"),
-        ("", "malformed"),
-    ],
-)
-def test_decimal_arithmetic_wants_the_exact_number(answer: str, expected: str) -> None:
-    task = {"dataset": "decimal_arithmetic", "entry": {"answer": "-1.316"}}
-    assert reasoning_gym.verify(f"<answer>{answer}</answer>", task).status == expected  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("gold", [None, "", " "])
-def test_an_entry_without_an_answer_is_an_error(gold: str | None) -> None:
-    task = {"dataset": "chain_sum", "entry": {"question": "1 + 1 = ?", "answer": gold}}
-    (verdict,) = verifiers.load("reasoning_gym").grade(["<answer>2</answer>"], [task])
-    assert verdict.status == "error" and "no answer" in verdict.detail
-
-
-def test_the_survey_tries_numbers_near_the_gold() -> None:
-    assert {"-1.315", "-1.317", "-1.3161", "-1.314684"} <= set(near_numbers("dice", "-1.316"))
-    near_12 = ["12.0001", "11.9999", "12.001", "11.999", "12.012", "11.988", "13", "11"]
-    assert near_numbers("chain_sum", "12") == near_12
-    assert near_numbers("chain_sum", "a cat") == near_numbers("power_function", "12") == []
-
-
-def test_the_survey_is_exact_whatever_precision_a_dataset_sets() -> None:
-    with localcontext(prec=12):
-        assert "2652616090.0001" in near_numbers("products", "2652616090")
-
-
-def test_a_dataset_that_is_not_allowed_is_refused() -> None:
-    if verifiers.load("reasoning_gym").unavailable() is None:
-        task = {"dataset": "game_of_life_halting", "entry": {"answer": "True"}}
-        assert status("reasoning_gym", "<answer>I think 42.</answer>", task) == "error"
 
 
 def test_no_verifier_imports_torch() -> None:
