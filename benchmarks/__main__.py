@@ -17,8 +17,8 @@ from typing import Any
 from benchmarks.measure import machine, prepare_environment
 
 NAMES = (
-    "step", "long_prompt", "rollout", "scoring", "overlapped_scoring", "learn", "learn_short", "sync", "trainers",
-    "start", "memory", "scale",
+    "step", "long_prompt", "rollout", "scoring", "overlapped_scoring", "agent_loop", "learn", "learn_short", "sync",
+    "trainers", "start", "memory", "scale",
     "gpu",  # not run by default: for a machine with a GPU
     "real", "real_step", "real_update", "real_plan",  # not run by default: they download a model
 )  # fmt: skip
@@ -34,6 +34,7 @@ TARGETS: dict[str, tuple[float, bool]] = {
     "pool_vs_bwrap": (4.0, True),
     "judge_vs_subprocess": (2.0, True),
     "shell_vs_bwrap": (1.3, False),
+    "tool_episodes_vs_subprocess": (5.0, True),
     "learn_vs_trl": (2.0, True),
     "learn_short_vs_trl": (2.0, True),
     "sync_vs_copy": (3.0, False),

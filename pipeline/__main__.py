@@ -298,6 +298,14 @@ def of_a_run(command: str, run: Path, words: Sequence[str]) -> int:
 
         chat.generate(run, words) if command == "generate" else chat.chat(run, words)
         return 0
+    if command == "proxy":
+        from pipeline.run import process
+
+        process.prepare(1)
+        from pipeline.cli.proxy_server import serve_proxy
+
+        serve_proxy(run, words)
+        return 0
     from pipeline.cli import export
 
     if command == "serve":

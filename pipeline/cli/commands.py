@@ -91,6 +91,10 @@ def _table() -> dict[str, Command]:
         Command("serve", "RUN_DIR", "serve a run's model through vLLM's OpenAI-compatible server", f"serve {RUN}",
                 {"stage": ASKED["stage"], "host": "interface to listen on; default 127.0.0.1, this machine only",
                  "rollouts": "true: a server that a training run sends its weights to"}, SERVER_KEYS, "runs"),
+        Command("proxy", "RUN_DIR", "an endpoint for agents, as OpenAI's chat completions, that records token ids",
+                f"proxy {RUN} port=8770 to=sessions.jsonl",
+                {"port": "port on 127.0.0.1; default 8770", "to": "JSONL file to which every answer is appended",
+                 **{key: ASKED[key] for key in ("stage", "temperature", "max_tokens", "seed")}}, group="runs"),
         Command("lm-eval", "RUN_DIR", "EleutherAI's harness on a run's model", f"lm-eval {RUN} tasks=gsm8k",
                 {"tasks": "tasks, separated by commas"}, HARNESS_KEYS, "runs"),
     ]  # fmt: skip

@@ -49,6 +49,7 @@ def cross_checks(config: Config) -> list[str]:
                    f"{config.prompts.validation:g} leave nothing to train on")  # fmt: skip
     out += _quantization_mistakes(config)
     out += _tool_mistakes(config)
+    out += _program_mistakes(config)
     out += block_mistakes("generate.vllm", config.generate.vllm, VLLM_ENGINE)
     for name, block in config.blocks.items():
         if isinstance(block, Policy):
@@ -81,25 +82,44 @@ PLAYS_TOOLS = ("base", "sft", "ppo", "grpo", "policy", "evaluate")
 def _tool_mistakes(config: Config) -> list[str]:
     if config.tools is None:
         return []
-    out = []
+    out = _episode_mistakes("tools", config)
     if not (config.tools.use or config.tools.environment or config.tools.mcp):
         out.append("tools: name at least one, as in tools: {use: [calculator]}, or give an environment")
     if config.sampling.max_tokens > config.tools.max_tokens:
         out.append(f"tools.max_tokens: an episode of {config.tools.max_tokens} tokens is shorter than one turn; "
                    f"sampling.max_tokens is {config.sampling.max_tokens}")  # fmt: skip
+    return out
+
+
+def _program_mistakes(config: Config) -> list[str]:
+    if config.program is None:
+        return []
+    out = _episode_mistakes("program", config)
+    if config.tools is not None:
+        out.append("program: a program calls its own tools; leave the block `tools` out")
+    for key in ("max_tokens", "context"):
+        if config.sampling.max_tokens > (most := getattr(config.program, key)):
+            out.append(f"program.{key}: {most} tokens are fewer than one call may sample; sampling.max_tokens is "
+                       f"{config.sampling.max_tokens}")  # fmt: skip
+    return out
+
+
+def _episode_mistakes(key: str, config: Config) -> list[str]:
+    """Mistakes of blocks that cannot play the episodes of the block `key`."""
+    out = []
     for name, block in config.blocks.items():
         if name not in config.stages:
             continue
         if block.kind not in PLAYS_TOOLS:
-            out.append(f"tools: stage {name!r} samples plain completions; with tools the stages are "
+            out.append(f"{key}: stage {name!r} samples plain completions; with {key} the stages are "
                        f"{', '.join(PLAYS_TOOLS)}")  # fmt: skip
         if not isinstance(block, Policy):
             continue
         given = {"episodes": block.episodes is not None, "overlap": block.overlap,
                  "groups.overlong_buffer": block.groups.overlong_buffer > 0,
                  "credit.kind": block.credit.kind in ("monte_carlo", "gdpo", "optimal_baseline")}  # fmt: skip
-        out += [f"{name}.{key}: it is made for plain completions; leave it out, or the tools" for key in given
-                if given[key]]  # fmt: skip
+        out += [f"{name}.{setting}: it is made for plain completions; leave it out, or {key}" for setting in given
+                if given[setting]]  # fmt: skip
     return out
 
 

@@ -28,6 +28,7 @@ from pipeline.config.schema import (
     Model,
     Policy,
     Positive,
+    Program,
     Prompts,
     Sampling,
     Tools,
@@ -72,6 +73,8 @@ class Config:
     """How completions are sampled."""
     tools: Tools | None = None
     """Tools that the policy may call while it answers; null samples plain completions."""
+    program: Program | None = None
+    """An agent's own program, whose chat calls the policy answers; null samples plain completions."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     """How policies are evaluated on the held-out prompts."""
     expected_tokens: dict[str, Annotated[float, Field(gt=0)]] = field(default_factory=dict)

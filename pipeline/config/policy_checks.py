@@ -24,7 +24,7 @@ def policy_mistakes(name: str, block: Policy, config: Config) -> list[str]:
         **_batch_checks(block, config),
         **_credit_checks(block),
         **_critic_checks(block),
-        **_loss_checks(block),
+        **_loss_checks(block, config),
         **_kl_checks(block),
         **_teacher_checks(block),
         **_choice_checks(block, config),
@@ -121,7 +121,13 @@ def _critic_checks(block: Policy) -> Checks:
     }
 
 
-def _loss_checks(block: Policy) -> Checks:
+def _observes(block: Policy, config: Config) -> bool:
+    """Whether rows may hold what a tool or an environment answered."""
+    history = block.episodes is not None and block.episodes.memory == "history"
+    return history or config.tools is not None or config.program is not None
+
+
+def _loss_checks(block: Policy, config: Config) -> Checks:
     loss = block.loss
     return {
         ".loss.importance: with old_policy generator the ratio includes the mismatch already; give none": (
@@ -132,6 +138,8 @@ def _loss_checks(block: Policy) -> Checks:
         ),
         ".loss.aggregate: sequence_sum weighs a row by its length, which is meant for a ratio per sequence; give "
         "loss.kind gspo, or another mean": loss.aggregate == "sequence_sum" and loss.kind not in ("gspo", "vespo"),
+        ".loss.observation_coef: there are no observations to predict; give tools, a program, or episodes with memory "
+        "history": loss.observation_coef > 0 and not _observes(block, config),
         ".loss.cov_low: must lie below cov_high": loss.kind == "clip_cov" and loss.cov_low >= loss.cov_high,
         ".loss.top_entropy: a shared critic gives no entropies before the update; give critic.shared: false": (
             loss.top_entropy < 1 and block.critic is not None and block.critic.shared

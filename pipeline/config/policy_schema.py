@@ -117,6 +117,8 @@ class Loss:
     """Weight of the entropy bonus."""
     ptx_coef: NonNegative = 0.0
     """Weight of an SFT loss mixed into each update (InstructGPT's PPO-ptx)."""
+    observation_coef: NonNegative = 0.0
+    """Weight of the cross-entropy on what tools or the environment answered (ECHO); the paper takes 0.05."""
     importance: Literal["none", "truncate", "mask"] = "none"
     """Correction of the mismatch between generator and trainer by importance weights: truncate or mask large ones."""
     importance_level: Literal["token", "sequence"] = "token"

@@ -176,6 +176,31 @@ class Tools:
 
 
 @dataclass(slots=True)
+class Program:
+    """An agent's own program: every sample is then one run of it, and the policy answers its calls to an endpoint that
+    speaks OpenAI's chat completions."""
+
+    __pydantic_config__: ClassVar = STRICT
+    command: Annotated[list[str], Field(min_length=1)]
+    """The program and its arguments, such as [python, agent.py]; it gets the row on stdin and prints its answer."""
+    format: Literal[TOOL_FORMATS] | None = None  # type: ignore[valid-type]
+    """How the model writes a tool call; null recognises it from the chat template."""
+    max_turns: Positive = 16
+    """Most calls of one episode; a further one is refused."""
+    max_tokens: Positive = 4096
+    """Most tokens that the policy samples in one episode; sampling.max_tokens bounds one call."""
+    context: Positive = 8192
+    """Tokens of the engine's context, for a call's prompt and its answer; cut to what the model has."""
+    timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds that a program may work, without those in which it waits for the policy; then it is killed."""
+    concurrency: Positive = 16
+    """Programs that run at once, in each process."""
+    score_failures: bool = False
+    """Whether an episode whose program fails or is killed is scored by what it printed, else by the policy's last
+    turn; false leaves it without a score."""
+
+
+@dataclass(slots=True)
 class Evaluation:
     """How every policy is evaluated on the held-out prompts."""
 

@@ -32,7 +32,17 @@ from pipeline.config.policy_schema import (
 from pipeline.config.preference_schema import Dpo, Kto
 from pipeline.config.registry import KINDS, StageKind, recorded_kind
 from pipeline.config.research_schema import Descriptions, OfflineQ, Probe, Revalue, Stitch, SurrogateStudy, TimeToTarget
-from pipeline.config.run_schema import TOOL_FORMATS, Evaluation, Generate, Model, Prompts, Sampling, Tiny, Tools
+from pipeline.config.run_schema import (
+    TOOL_FORMATS,
+    Evaluation,
+    Generate,
+    Model,
+    Program,
+    Prompts,
+    Sampling,
+    Tiny,
+    Tools,
+)
 from pipeline.config.stage_schema import (
     Attribute,
     Base,
@@ -50,7 +60,7 @@ __all__ = [
     "BY_GROUP", "KINDS", "STRICT", "TOOL_FORMATS", "Alarms", "Attribute", "Base", "Compare", "Conditioned", "Credit",
     "Critic", "Descriptions", "Distill", "Dpo", "Episodes", "Evaluate", "Evaluation", "Feedme", "Generate", "Groups",
     "Grpo", "Judge", "Kl", "Kto", "Loss", "Model", "Monitor", "NonNegative", "OfflineQ", "Optimizer", "Policy",
-    "Positive", "Ppo", "Probe", "Prompts", "Revalue", "RewardModel", "Sampler", "Sampling", "Segments", "Sft", "Share",
-    "StageKind", "Stitch", "Stop", "SurrogateStudy", "Teacher", "TimeToTarget", "Tiny", "Tools", "recorded_kind",
+    "Positive", "Ppo", "Probe", "Program", "Prompts", "Revalue", "RewardModel", "Sampler", "Sampling", "Segments", "Sft",
+    "Share", "StageKind", "Stitch", "Stop", "SurrogateStudy", "Teacher", "TimeToTarget", "Tiny", "Tools", "recorded_kind",
     "trains_adapter",
 ]  # fmt: skip

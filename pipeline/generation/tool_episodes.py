@@ -26,6 +26,7 @@ from pipeline.data.columns import Message, Row
 from pipeline.data.completion_text import completion_text
 from pipeline.data.conversations import Renderer
 from pipeline.data.tool_schemas import ToolSet
+from pipeline.generation.episode_rows import EpisodeRow, rollouts_of
 from pipeline.generation.generator_types import Generator, Request, Sample
 from pipeline.generation.stop_strings import sample_until_stop
 from pipeline.generation.tool_calls import ParsedTurn, format_of, parse_turn, recognised_format
@@ -43,23 +44,6 @@ FAULTS = ("tool_timeout", "tool_broken", "template")
 
 
 @dataclass(slots=True)
-class _Row:
-    """One training row in the making."""
-
-    prompt_ids: tuple[int, ...]
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    sampled: list[bool] = field(default_factory=list)
-    finished: bool = False
-
-    def add(self, ids: Sequence[int], logprobs: Sequence[float] | None) -> None:
-        """logprobs: None for ids that were not sampled."""
-        self.ids += ids
-        self.logprobs += logprobs if logprobs is not None else [0.0] * len(ids)
-        self.sampled += [logprobs is not None] * len(ids)
-
-
-@dataclass(slots=True)
 class _ToolEpisode:
     start: Prompt
     number: int  # among all episodes of the call
@@ -67,7 +51,7 @@ class _ToolEpisode:
     messages: list[Message]
     tools: list[Row] | None
     first_message: int  # the first that the policy wrote
-    rows: list[_Row] = field(default_factory=list)
+    rows: list[EpisodeRow] = field(default_factory=list)
     between: tuple[int, ...] = ()  # ids that the template wrote after the last turn, of a row that goes on
     prompt_ids: tuple[int, ...] = ()  # of the next turn
     turns: int = 0
@@ -203,7 +187,7 @@ class ToolPlayer:
     def _take(self, one: _ToolEpisode, sample: Sample, limit_name: str) -> None:
         """Append what was sampled to the row that it continues."""
         if not one.rows or one.rows[-1].prompt_ids + tuple(one.rows[-1].ids) + one.between != one.prompt_ids:
-            one.rows.append(_Row(one.prompt_ids))
+            one.rows.append(EpisodeRow(one.prompt_ids))
         else:
             one.rows[-1].add(one.between, None)
         row = one.rows[-1]
@@ -379,7 +363,7 @@ class ToolPlayer:
     def _rollouts(self, one: _ToolEpisode) -> list[Rollout]:
         """The rows of an episode; the last one has the whole conversation."""
         if not one.rows:  # a fault before the first turn
-            one.rows.append(_Row(one.prompt_ids))
+            one.rows.append(EpisodeRow(one.prompt_ids))
         one.ended_by = one.ended_by or "max_turns"
         conversation = one.messages[one.first_message :]
         record: dict[str, Any] = {
@@ -387,17 +371,8 @@ class ToolPlayer:
             "tool_errors": one.tool_errors, "malformed_calls": one.malformed_calls, "reward": one.reward,
             "messages": conversation,
         }  # fmt: skip
-        out = []
-        for number, row in enumerate(one.rows):
-            prompt = one.start if number == 0 else replace(one.start, ids=row.prompt_ids, row={})
-            is_last = number + 1 == len(one.rows)
-            text = chat_template.text_of(conversation) if is_last and one.turns > 1 else ""
-            text = text or completion_text(self.tokenizer, row.ids, row.prompt_ids)
-            out.append(Rollout(
-                prompt, one.sample, tuple(row.ids), tuple(row.logprobs), text, row.finished,
-                None if all(row.sampled) else tuple(row.sampled), number, record if is_last else None,
-            ))  # fmt: skip
-        return out
+        text = chat_template.text_of(conversation) if one.turns > 1 else ""
+        return rollouts_of(one.rows, one.start, sample=one.sample, tokenizer=self.tokenizer, text=text, record=record)
 
 
 def _said(turn: ParsedTurn, *, number: int = 0) -> Message:

@@ -22,6 +22,7 @@ from pipeline.config.stage_graph import references, reward_dirs, strict_of
 from pipeline.credit import selection
 from pipeline.data import prompts
 from pipeline.data.tool_schemas import ToolSet
+from pipeline.generation.program_runs import program_mistakes
 from pipeline.models import families
 from pipeline.models.model_dir import fault, is_local
 from pipeline.plan.data_checks import data_mistakes, faults_of, hub_answers, imitates_prompts, rows_of
@@ -66,6 +67,8 @@ def chain_mistakes(cfg: Config, names: Sequence[str], *, alone: bool) -> list[st
     lines += away_mistakes(cfg, names)
     if cfg.tools is not None:
         lines += faults_of("tools", partial(ToolSet, cfg.tools, path=cfg.path))
+    if cfg.program is not None:
+        lines += program_mistakes(cfg.program.command)
     imitated = any(imitates_prompts(cfg.blocks[name]) for name in names)
     parts = _parts_of_tasks(cfg, names)
     lines += data_mistakes(cfg, cfg.prompts, "prompts", _required(cfg, names), completions=imitated, parts=parts)

@@ -103,7 +103,7 @@ def columns(rows: Iterable[Row], token_text: Callable[[str, int], str]) -> dict[
     were recorded or the page's room for them is used up. `advantages` may be one number a row: it holds for all tokens.
     """
     tables = {name: Table() for name in ("stage", "source", "prompt", "expected", "status", "detail", "completion",
-                                         "label")}  # fmt: skip
+                                         "label", "conversation")}  # fmt: skip
     plain: dict[str, list[Any]] = {n: [] for n in ("step", "sample", "reward", "finished", "length", "tokens")}
     coded: dict[str, list[int]] = {n: [] for n in tables}
     parts: dict[str, list[float | None]] = {}
@@ -113,13 +113,14 @@ def columns(rows: Iterable[Row], token_text: Callable[[str, int], str]) -> dict[
     for row in rows:
         text = str(row.get("completion", ""))
         text = text if len(text) <= LONGEST else f"{text[:LONGEST]}… [{len(text) - LONGEST} more characters]"
-        text_room += len(text)
+        talk = conversation_of(row)
+        text_room += len(text) + len(talk)
         if text_room > TEXT:
             break
         values = {"stage": row["stage"], "source": source_of(row), "prompt": str(row.get("prompt", "")),
                   "expected": expected_of(row.get("task")),
                   "status": str(row.get("status", "")), "detail": str(row.get("detail") or ""), "completion": text,
-                  "label": str(row.get("asked", ""))}  # fmt: skip
+                  "label": str(row.get("asked", "")), "conversation": talk}  # fmt: skip
         for name, table in tables.items():
             coded[name].append(table.index_of(values[name]))
         ids = row.get("ids") or []
@@ -179,6 +180,24 @@ def expected_of(task: Any) -> str:
     lines = (v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str) for v in fields.values())
     text = "\n".join(f"{name}: {line}" for name, line in zip(fields, lines, strict=True))
     return text if len(text) <= EXPECTED else f"{text[:EXPECTED]}… [{len(text) - EXPECTED} more characters]"
+
+
+def conversation_of(row: Row) -> str:
+    """The conversation of an episode as JSON, `turns` of [role, text, thinking, calls of [name, arguments]] and how it
+    ended; "" for a row that is none. What is too long for the page is cut, each text apart."""
+    episode = row.get("episode")
+    if not isinstance(episode, Mapping) or not isinstance(episode.get("messages"), list):
+        return ""
+    turns, room = [], LONGEST
+    for message in episode["messages"]:
+        calls = [[str(function.get("name")), json.dumps(function.get("arguments"), ensure_ascii=False, indent=1)]
+                 for call in message.get("tool_calls") or () if (function := call.get("function", {}))]  # fmt: skip
+        texts = [str(message.get("content") or ""), str(message.get("reasoning_content") or "")]
+        cut = [text if len(text) <= room else f"{text[:room]}… [{len(text) - room} more characters]" for text in texts]
+        room = max(room - sum(map(len, texts)) - sum(len(one[1]) for one in calls), 200)
+        turns.append([str(message.get("role", "?")), *cut, calls])
+    about = {key: episode.get(key) for key in ("ended_by", "turns", "calls", "reward", "answer")}
+    return json.dumps({**about, "messages": turns}, ensure_ascii=False)
 
 
 def source_of(row: Row) -> str:

@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ def stage_config(cfg: Config, name: str) -> dict[str, Any]:
     own = {"seed": cfg.seed, "stage": block, **{key: getattr(cfg, key) for key in SHARED}}
     if cfg.tools is not None:
         own["tools"] = cfg.tools
+    if cfg.program is not None:
+        own["program"] = {**asdict(cfg.program), "concurrency": None}  # how many run at once changes no sample
     if block.kind == "compare":
         own["blocks"] = {each: cfg.blocks[each] for each in stage_graph.stages_of(cfg, name)}
     plain = json.loads(dump_json(own))
@@ -104,6 +107,8 @@ def own_files(cfg: Config, name: str) -> list[Path]:
         found += [tool_files[tool] for tool in cfg.tools.use if tool in tool_files]
         module = (cfg.tools.environment or "").rpartition(":")[0]
         found.append(Path(module) if module.endswith(".py") else _module_file(module) if module else None)
+    if cfg.program is not None:
+        found += [path for word in cfg.program.command if (path := Path(word)).is_file()]
     return sorted({path for path in found if path is not None and not _is_ours(path)})
 
 

@@ -20,6 +20,7 @@ from pipeline.data.scored_cache import load_scored, save_scored
 from pipeline.data.tool_schemas import ToolSet, with_tools
 from pipeline.generation import engines, restarting
 from pipeline.generation.generator import Generator, rollouts
+from pipeline.generation.program_episodes import ProgramPlayer
 from pipeline.generation.tool_episodes import ToolPlayer, episode_figures
 from pipeline.models import models
 from pipeline.records import Prompt, Scored, as_json, episodes, groups, merge_episode
@@ -151,8 +152,11 @@ class Context:
         return ToolSet(self.cfg.tools, path=self.cfg.path) if self.cfg.tools is not None else None
 
     @cached_property
-    def player(self) -> ToolPlayer:
-        """Plays episodes with the run's tools."""
+    def player(self) -> ToolPlayer | ProgramPlayer:
+        """Plays the run's episodes: with its tools, or by its program."""
+        if self.cfg.program is not None:
+            return ProgramPlayer(self.cfg.program, self.cfg.prompts, self.tokenizer, self.stop_token_ids,
+                                 context=self.context_tokens())  # fmt: skip
         assert self.tools is not None and self.cfg.tools is not None
         return ToolPlayer(self.tools, self.cfg.tools, self.cfg.prompts, self.tokenizer, self.stop_token_ids,
                           context=self.context_tokens())  # fmt: skip
@@ -201,6 +205,9 @@ class Context:
         if self.cfg.tools is not None:
             return engines.model_len(model_dir or self.policy_path, longest + self.cfg.sampling.max_tokens,
                                      wanted=longest + self.cfg.tools.max_tokens)  # fmt: skip
+        if self.cfg.program is not None:
+            return engines.model_len(model_dir or self.policy_path, self.cfg.sampling.max_tokens + 1,
+                                     wanted=self.cfg.program.context)  # fmt: skip
         settings = getattr(self.block, "episodes", None)
         turns = settings.max_turns if settings is not None and settings.memory == "history" else 1
         needed = (longest + self.cfg.sampling.max_tokens) * turns + 16  # room for a condition label
@@ -240,7 +247,7 @@ class Context:
         rollout as soon as it is sampled."""
         sampling = sampling or self.cfg.sampling
         seeds = (self.cfg.seed, self.name, *key)
-        if self.cfg.tools is not None:
+        if self.cfg.tools is not None or self.cfg.program is not None:
             drawn = self.player.play(generator, requests, sampling, samples=samples, key=seeds, on_done=on_done)
         else:
             drawn = rollouts(

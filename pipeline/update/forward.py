@@ -34,6 +34,10 @@ class Row:
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.ids)
 
+    @property
+    def has_observations(self) -> bool:
+        return any(self.mask) and not all(self.mask)
+
 
 @dataclass(frozen=True, slots=True)
 class Padded:
@@ -53,6 +57,11 @@ class Padded:
     @property
     def ids_BL(self) -> Tensor:
         return pad_right([[*r.prompt_ids, *r.ids] for r in self.rows], 0, dtype=torch.long, device=self.device)
+
+    @property
+    def observed_BT(self) -> Tensor:
+        """True on what tools or the environment answered, in rows that are trained on."""
+        return self.valid_BT & ~self.mask_BT & self.mask_BT.any(1, keepdim=True)
 
     @property
     def attention_BL(self) -> Tensor:

@@ -194,7 +194,8 @@ class Learner:
         batches = [[indices[i] for i in some] for some in micro_batches(chosen, self.budget, packs=packed)]
         total = losses.denominator(mask_BT, kind=self.objective.loss.aggregate)
         filler = min(indices, key=lambda i: len(rows[i]))
-        return Minibatch(ranks.dealt(batches), total, mask_BT.sum().double(), filler)
+        observing = sum(row.has_observations for row in chosen)
+        return Minibatch(ranks.dealt(batches), total, mask_BT.sum().double(), observing, filler)
 
     def state(self) -> dict[str, Any]:
         """What an exact resume needs; everything else is a function of (seed, stage, step). Without the base of LoRA.

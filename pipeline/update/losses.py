@@ -165,6 +165,18 @@ def aggregate(
     return loss_sum(loss_BT, mask_BT, kind=kind, max_length=max_length) / max(float(total), 1.0)
 
 
+def observation_loss(logprobs_BT: Tensor, observed_BT: Tensor, *, total: Tensor | float) -> Tensor:
+    """Cross-entropy on what tools or the environment answered: each row's mean over its observed tokens, summed and
+    divided by `total`, the rows of the whole step that have any.
+
+    Source: ECHO, arXiv:2605.24517, L = L_GRPO(actions) + coef * L_env(observations), "length-normalized". Rows
+    without observations are taken not to count in the mean, which the paper leaves open; its exclusion of the harness's
+    own warnings has no counterpart here: all that stands between two turns counts, the template's markup included.
+    """
+    loss_BT = zero_outside(-logprobs_BT, observed_BT)
+    return (loss_BT.sum(1) / observed_BT.sum(1).clamp(min=1)).sum() / max(float(total), 1.0)
+
+
 def kl_estimate(logprobs_BT: Tensor, reference_logprobs_BT: Tensor, *, kind: KLKind) -> Tensor:
     """Per-token estimate of KL(policy || reference) from tokens the policy sampled; (B, T), no mask, no mean.
 

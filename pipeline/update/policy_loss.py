@@ -72,13 +72,15 @@ class Experience:
 class Minibatch:
     """The rows of one optimizer step. micro_batches: this rank's, as row indices.
 
-    total: the denominator of the policy loss over all ranks (`losses.denominator`); num_tokens: unmasked tokens.
+    total: the denominator of the policy loss over all ranks (`losses.denominator`); num_tokens: unmasked tokens;
+    num_observing: rows with observations.
     filler: a row to run with weight 0 where a rank has no row of its own, so that all ranks run as many forwards.
     """
 
     micro_batches: list[list[int]]
     total: Tensor
     num_tokens: Tensor
+    num_observing: int
     filler: int
 
     def pad(self, rows: Sequence[Row], micro_batch: Sequence[int], device: torch.device) -> tuple[Padded, list[int]]:
@@ -142,8 +144,8 @@ def policy_loss(
 
     Per token: m * w * surrogate(log p - log p_old, A) + kl_coef * KL + coef * divergence from a teacher
     - entropy_coef * H, with the importance weight w of trainer over generator and m = 0 on tokens that the policy loss
-    leaves out; then aggregated over the minibatch, whose denominator counts left-out tokens too. A shared critic adds
-    its value loss.
+    leaves out; then aggregated over the minibatch, whose denominator counts left-out tokens too. observation_coef adds
+    the cross-entropy on observations, at the sampling temperature as all log-probs are; a shared critic its value loss.
     """
     loss, device, mask_BT = objective.loss, padded.device, padded.mask_BT
     states = batch.lesson.states(indices, device) if batch.lesson is not None else None
@@ -182,6 +184,11 @@ def policy_loss(
     measure_ratio(metrics, loss, logprobs_BT.detach(), ratio_from_BT, advantages_BT, mask_BT)
     measure_mismatch(metrics, old_BT, generator_BT, mask_BT)
     out = losses.aggregate(loss_BT, mask_BT, kind=loss.aggregate, max_length=objective.max_tokens, total=mini.total)
+    if loss.observation_coef:
+        metrics.add("observation_loss", -logprobs_BT, padded.observed_BT)
+        out = out + loss.observation_coef * losses.observation_loss(
+            logprobs_BT, padded.observed_BT, total=mini.num_observing
+        )
     if values:
         out = out + value_loss(values[0], batch, padded, indices, mini, objective, metrics)
     return out

@@ -263,6 +263,56 @@ def test_tokens_show_what_was_recorded_of_them(page: Page, run: Path) -> None:
     assert values and set(values) == {"0.13"}  # 0.125 to two digits
 
 
+def write_episodes(root: Path) -> Path:
+    """A stage with one episode of two calls, and one row without an episode."""
+
+    def call(number: int, name: str, **arguments: Any) -> dict[str, Any]:
+        return {"type": "function", "id": f"call{number:05}", "function": {"name": name, "arguments": arguments}}
+
+    messages = [
+        {"role": "assistant", "content": "Let me look.", "reasoning_content": "Which file?",
+         "tool_calls": [call(0, "shell", command="ls -l /data"), call(1, "calculator", expression="6 * 7")]},
+        {"role": "tool", "name": "shell", "tool_call_id": "call00000", "content": f"total 1\nnotes.txt {HOSTILE}"},
+        {"role": "tool", "name": "calculator", "tool_call_id": "call00001", "content": "42"},
+        {"role": "assistant", "content": "It is 42."},
+    ]  # fmt: skip
+    episode = {"answer": "It is 42.", "ended_by": "answer", "fault": "", "turns": 2, "calls": 2, "tool_errors": 0,
+               "malformed_calls": 0, "reward": 0.5, "messages": messages}  # fmt: skip
+    rows = [rollout("What is in it?", "assistant: Let me look.", reward=0.75, episode=episode),
+            rollout("Another", "no episode", reward=0.25)]  # fmt: skip
+    write_stage(root, "grpo", metrics=figures(0.5), rollouts=rows)
+    return write_report(root)
+
+
+def test_an_episode_is_shown_as_a_conversation_with_its_calls_apart(page: Page, tmp_path: Path) -> None:
+    page.open(write_episodes(tmp_path / "run"))
+    page.click("#clear-filters")
+    page.click("#row-0")
+    said = page.js("[...document.querySelectorAll('#shown-conversation > li > b')].map((n) => n.textContent)")
+    assert said == ["policy", "observation", "observation", "policy"]
+    calls = page.js("[...document.querySelectorAll('#shown-conversation .call > span')].map((n) => n.textContent)")
+    assert calls == ["calls shell", "calls calculator"]
+    assert '"command": "ls -l /data"' in page.text("#shown-conversation .call pre")
+    assert page.text("#shown-conversation .thinking") == "Which file?"
+    assert page.text("#shown-ending") == "ended by answer · 2 turns · 2 calls · own reward 0.500"
+    assert page.text("#shown-answer") == "It is 42."
+    assert page.js("window.stolen === undefined") and page.errors == []
+    edges = "[...document.querySelectorAll('#shown-conversation > li')].map((n) => n.getBoundingClientRect().left)"
+    policy, tool, other, _ = page.js(edges)
+    assert tool == other > policy, "observations are set in"
+    colours = "[...document.querySelectorAll('.turn')].map((n) => getComputedStyle(n).borderLeftColor)"
+    assert len(set(page.js(colours))) == 2
+    page.click("#row-1")
+    assert page.count("#shown-conversation") == 0 and page.text("#shown-answer") == "no episode"
+
+
+def test_a_conversation_fits_a_phone(page: Page, tmp_path: Path) -> None:
+    page.open(write_episodes(tmp_path / "run"), width=390)
+    page.click("#clear-filters")
+    assert page.count("#shown-conversation li") == 4
+    assert page.js("document.documentElement.scrollWidth") <= 390
+
+
 def test_a_chart_gives_its_numbers_to_the_arrow_keys_and_as_a_table(page: Page, run: Path) -> None:
     page.open(run)
     page.js("document.querySelector('#stage-grpo svg').focus()")

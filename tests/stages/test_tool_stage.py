@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from loop_kit import manifest, metrics
@@ -36,9 +37,8 @@ grpo: {policy: sft, steps: 3, prompts: 4, samples: 4, optimizer: {learning_rate:
 """
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("tools")
+def write_rows(place: Path, **columns: Any) -> None:
+    """Products with conversations that call the calculator."""
     with (place / "rows.jsonl").open("w") as out:
         for left in range(1, 5):
             for right in range(1, 5):
@@ -47,7 +47,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
                               {"role": "tool", "content": str(left * right)},
                               {"role": "assistant", "content": str(left * right)}]  # fmt: skip
                 row = {"prompt": f"{left}*{right}", "completion": completion, "task": {"product": left * right}}
-                out.write(json.dumps(row) + "\n")
+                out.write(json.dumps({**row, **columns}) + "\n")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("tools")
+    write_rows(place)
     (place / "t.yaml").write_text(CONFIG % {"root": ROOT})
     return place
 
@@ -72,7 +78,7 @@ def test_a_chain_with_tools_calls_them_and_a_killed_one_ends_in_the_same_bytes(
     assert ended == pytest.approx([1.0] * len(steps))
     called = next(r for r in rollouts(root, "t") if "episode" in r and r["episode"]["calls"])
     assert {"assistant", "tool"} <= {m["role"] for m in called["episode"]["messages"]}
-    _killed_and_resumed(root)
+    killed_and_resumed(root)
     for name in ("rollouts.jsonl", "model/model.safetensors"):
         one, two = (root / "runs" / run / "grpo" / name for run in ("t", "t2"))
         assert one.read_bytes() == two.read_bytes(), name
@@ -89,7 +95,7 @@ def test_keep_best_chooses_by_episodes_with_tools(root: Path, monkeypatch: pytes
     assert manifest(root / "runs", "grpo", "best")["metrics"]["best_step"] == best
 
 
-def _killed_and_resumed(root: Path) -> None:
+def killed_and_resumed(root: Path) -> None:
     """The same run under another name, killed with SIGKILL during its second step of GRPO, and run again."""
     command = [sys.executable, "-m", "pipeline", "run", "t.yaml", "run=t2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -122,7 +122,26 @@ function rolloutSection(data, opensOn) {
       h("p", {}, h("b", { class: `status-${status}` }, status), ` · reward ${figure(data.reward[i])}`, rewards ? ` (${rewards})` : "", at("detail", i) ? ` · ${at("detail", i)}` : ""),
       h("p", { class: "note" }, [`${at("stage", i)}${at("source", i) !== at("stage", i) ? ` / ${at("source", i)}` : ""}`, data.step[i] === null ? null : `step ${data.step[i]}`, `sample ${data.sample[i]}`,
         at("label", i) ? `label ${at("label", i)}` : null, `${data.length[i]} tokens`, data.finished[i] ? null : "cut at the length limit"].filter(Boolean).join(" · ")),
-      h("h4", {}, "Prompt"), h("pre", { id: "shown-prompt" }, at("prompt", i)), ...expected(i), h("h4", {}, "Answer"), h("pre", { id: "shown-answer" }, at("completion", i)), ...tokenView(i)];
+      h("h4", {}, "Prompt"), h("pre", { id: "shown-prompt" }, at("prompt", i)), ...expected(i), ...answer(i), ...tokenView(i)];
+  }
+
+  function answer(i) {
+    const said = at("conversation", i);
+    return said ? conversation(JSON.parse(said)) : [h("h4", {}, "Answer"), h("pre", { id: "shown-answer" }, at("completion", i))];
+  }
+
+  // An episode turn by turn: who speaks, what is called with what, and what came back.
+  function conversation(episode) {
+    const who = { assistant: "policy", tool: "observation" };
+    const turn = ([role, text, thinking, calls]) => h("li", { class: `turn turn-${["assistant", "tool", "user", "system"].includes(role) ? role : "user"}` },
+      h("b", {}, who[role] || role),
+      thinking ? h("pre", { class: "thinking" }, thinking) : null,
+      text || !calls.length ? h("pre", {}, text || "(empty)") : null,
+      calls.map(([name, given]) => h("div", { class: "call" }, h("span", {}, `calls ${name}`), h("pre", {}, given))));
+    const facts = [`ended by ${episode.ended_by}`, `${episode.turns} turns`, `${episode.calls} calls`, isNumber(episode.reward) ? `own reward ${figure(episode.reward)}` : null];
+    return [h("h4", {}, "Conversation"), h("p", { class: "note", id: "shown-ending" }, facts.filter(Boolean).join(" · ")),
+      h("ol", { class: "conversation", id: "shown-conversation" }, episode.messages.map(turn)),
+      h("h4", {}, "Answer that was scored"), h("pre", { id: "shown-answer" }, episode.answer || "(empty)")];
   }
 
   const expected = (i) => (at("expected", i) ? [h("h4", {}, "Expected"), h("pre", { id: "shown-expected" }, at("expected", i))] : []);
