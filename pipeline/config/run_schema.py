@@ -196,8 +196,7 @@ class Program:
     concurrency: Positive = 16
     """Programs that run at once, in each process."""
     score_failures: bool = False
-    """Whether an episode whose program fails or is killed is scored by what it printed, else by the policy's last
-    turn; false leaves it without a score."""
+    """Whether an episode whose program fails is scored all the same, by the policy's last turn or what was printed."""
 
 
 @dataclass(slots=True)

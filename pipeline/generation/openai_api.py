@@ -138,7 +138,7 @@ def _stop(value: Any) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ChatChoice:
     """One answer. content: without what follows a stop string. calls: OpenAI's `tool_calls`, [] without one.
     tokens: (text, log-prob in nats) of each sampled id."""
 
@@ -160,7 +160,7 @@ class Choice:
         return "length" if not self.finished else "tool_calls" if self.calls else "stop"
 
 
-def response(call: ChatCall, name: str, choices: Sequence[Choice], *, prompt_tokens: int) -> Row:
+def response(call: ChatCall, name: str, choices: Sequence[ChatChoice], *, prompt_tokens: int) -> Row:
     """The body of a response. name: of the answer in its session."""
     completion_tokens = sum(len(choice.tokens) for choice in choices)
     return {
@@ -173,7 +173,7 @@ def response(call: ChatCall, name: str, choices: Sequence[Choice], *, prompt_tok
     }  # fmt: skip
 
 
-def _logprobs(choice: Choice) -> Row:
+def _logprobs(choice: ChatChoice) -> Row:
     return {"refusal": None, "content": [
         {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8", "replace")), "top_logprobs": []}
         for text, logprob in choice.tokens]}  # fmt: skip
@@ -195,4 +195,4 @@ def events(body: Mapping[str, Any], *, usage: bool) -> bytes:
     return b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks) + b"data: [DONE]\n\n"
 
 
-__all__ = ["OWN_SAMPLING", "ApiError", "ChatCall", "Choice", "events", "response"]
+__all__ = ["OWN_SAMPLING", "ApiError", "ChatCall", "ChatChoice", "events", "response"]

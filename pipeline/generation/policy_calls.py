@@ -20,7 +20,7 @@ from pipeline.data.conversations import Renderer
 from pipeline.data.notices import notice
 from pipeline.generation.episode_rows import EpisodeRow, continued
 from pipeline.generation.generator_types import Request, Sample
-from pipeline.generation.openai_api import ApiError, ChatCall, Choice, response
+from pipeline.generation.openai_api import ApiError, ChatCall, ChatChoice, response
 from pipeline.generation.stop_strings import cut_at_stop
 from pipeline.generation.tool_calls import ParsedTurn, format_of, parse_turn, recognised_format
 from pipeline.seeds import derive
@@ -157,7 +157,7 @@ class CallPlayer:
         known = next((n for n in range(min(len(said), len(read)), 0, -1) if said[-n:] == read[:n]), 0)
         session.messages += call.messages[known:]
 
-    def _choice(self, session: Recorded, call: ChatCall, sample: Sample, prompt_ids: tuple[int, ...]) -> Choice:
+    def _choice(self, session: Recorded, call: ChatCall, sample: Sample, prompt_ids: tuple[int, ...]) -> ChatChoice:
         ids = sample.ids[:-1] if sample.ids and sample.ids[-1] in self.stop_token_ids else sample.ids
         text = completion_text(self.tokenizer, ids, prompt_ids)
         turn = ParsedTurn(text)
@@ -178,14 +178,14 @@ class CallPlayer:
             content = content.partition(word)[0]
         tokens = [(self.tokenizer.decode([i], skip_special_tokens=False), logprob)
                   for i, logprob in zip(sample.ids, sample.logprobs, strict=True)]  # fmt: skip
-        return Choice(content, turn.thinking, calls, sample.finished, tokens)
+        return ChatChoice(content, turn.thinking, calls, sample.finished, tokens)
 
     def format_of_calls(self) -> str:
         """Raises ConfigError where the template writes calls in no known format."""
         return format_of(self.tokenizer.chat_template, self.format_name, where=f"{self.where}.format")
 
 
-def _as_message(choice: Choice) -> Message:
+def _as_message(choice: ChatChoice) -> Message:
     """The answer as `normal_messages` would give it back."""
     sent = {key: value for key, value in choice.message.items() if key != "refusal"}
     return chat_template.normal_messages([sent])[0]

@@ -78,7 +78,7 @@ class Guard:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class ProgramEnd:
     """How a run ended. exit_code: negative for a signal, None if the program did not start."""
 
     exit_code: int | None
@@ -101,7 +101,7 @@ class ProgramRun:
     def __init__(
         self, command: Sequence[str], environment: Mapping[str, str], row: Any, guard: Guard, on_end: Callable[[], None]
     ) -> None:
-        self.ended: Ended | None = None
+        self.ended: ProgramEnd | None = None
         self._guard, self._on_end = guard, on_end
         self._process: subprocess.Popen[bytes] | None = None
         with tempfile.TemporaryFile() as stdin:  # a file: a program that does not read it blocks nobody
@@ -113,7 +113,7 @@ class ProgramRun:
                     start_new_session=True,
                 )  # fmt: skip
             except OSError as exc:
-                self.ended = Ended(None, "", str(exc))
+                self.ended = ProgramEnd(None, "", str(exc))
                 return
         guard.add(self._process.pid)
         threading.Thread(target=self._watch, name="program", daemon=True).start()
@@ -132,7 +132,7 @@ class ProgramRun:
         self._guard.remove(process.pid)
         code = process.wait()
         stdout, stderr = (tail.text() for tail in tails)
-        self.ended = Ended(code, stdout, stderr)
+        self.ended = ProgramEnd(code, stdout, stderr)
         self._on_end()
 
 
@@ -182,4 +182,4 @@ def printed(stdout: str) -> tuple[str | None, float | None]:
     return None if answer is None else answer if isinstance(answer, str) else json.dumps(answer), reward
 
 
-__all__ = ["Ended", "Guard", "ProgramRun", "printed", "program_mistakes", "program_path"]
+__all__ = ["Guard", "ProgramEnd", "ProgramRun", "printed", "program_mistakes", "program_path"]

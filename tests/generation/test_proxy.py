@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.generation.openai_api import ApiError, ChatCall, Choice, events, response
+from pipeline.generation.openai_api import ApiError, ChatCall, ChatChoice, events, response
 from pipeline.generation.proxy import HOST, Proxy, Session
 
 openai = pytest.importorskip("openai")
 USER = [{"role": "user", "content": "hello"}]
-CHOICE = Choice("hi there", "", [], True, [("hi", -0.25), (" there", -0.5), ("</s>", -1.0)])
+CHOICE = ChatChoice("hi there", "", [], True, [("hi", -0.25), (" there", -0.5), ("</s>", -1.0)])
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_openais_client_reads_a_stream(client: Any) -> None:
 
 def test_tool_calls_arrive_alike_with_and_without_a_stream() -> None:
     call = {"type": "function", "id": "call00000", "function": {"name": "add", "arguments": '{"a": 1}'}}
-    body = response(ChatCall.of({"messages": USER}), "1-0", [Choice("", "", [call], True, [])], prompt_tokens=1)
+    body = response(ChatCall.of({"messages": USER}), "1-0", [ChatChoice("", "", [call], True, [])], prompt_tokens=1)
     parsed = openai.types.chat.ChatCompletion.model_validate(body)
     assert parsed.choices[0].finish_reason == "tool_calls" and parsed.choices[0].message.content is None
     assert parsed.choices[0].message.tool_calls[0].function.arguments == '{"a": 1}'
