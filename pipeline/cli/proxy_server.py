@@ -21,7 +21,7 @@ from pipeline.config.load import ConfigError
 from pipeline.generation.generator_types import Sample
 from pipeline.generation.openai_api import ApiError
 from pipeline.generation.policy_calls import CallLimits, CallPlayer, Prepared, Recorded
-from pipeline.generation.proxy import KEY_PREFIX, Proxy, Session, Waiting
+from pipeline.generation.proxy import KEY_PREFIX, Proxy, ProxySession, Waiting
 from pipeline.generation.server_key import SERVER_KEY
 from pipeline.models import models
 
@@ -44,7 +44,7 @@ class Desk:
                                 where="proxy")  # fmt: skip
         self.recorded: dict[str, Recorded] = defaultdict(Recorded)
 
-    def answer(self, taken: Sequence[tuple[Session, Waiting]]) -> None:
+    def answer(self, taken: Sequence[tuple[ProxySession, Waiting]]) -> None:
         batch: list[tuple[str, Waiting, Prepared]] = []
         for session, waiting in taken:
             name = session.key.partition(":")[2]

@@ -29,7 +29,7 @@ from pipeline.generation.generator_types import Generator, Request, Sample
 from pipeline.generation.openai_api import ApiError
 from pipeline.generation.policy_calls import CallLimits, CallPlayer, Prepared, Recorded
 from pipeline.generation.program_runs import Guard, ProgramRun, printed, program_path
-from pipeline.generation.proxy import Proxy, Session, Waiting
+from pipeline.generation.proxy import Proxy, ProxySession, Waiting
 from pipeline.records import Prompt, Rollout
 from pipeline.seeds import derive
 from verifiers._secrets import hidden
@@ -45,7 +45,7 @@ class _ProgramEpisode:
     key: tuple[int | str, ...]
     seconds_left: float  # of its own work
     recorded: Recorded = field(default_factory=Recorded)
-    session: Session | None = None
+    session: ProxySession | None = None
     run: ProgramRun | None = None
     working_since: float = 0.0
     refused: int = 0

@@ -42,7 +42,7 @@ class Waiting:
 
 
 @dataclass(eq=False, slots=True)
-class Session:
+class ProxySession:
     """One key and the requests that came with it."""
 
     key: str
@@ -57,7 +57,7 @@ class Proxy:
         """port 0 takes a free one. shared_key: it opens sessions itself, one for each KEY:NAME. Raises OSError."""
         self._shared_key = shared_key
         self.changed = threading.Condition()
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[str, ProxySession] = {}
         self._server = _Server((HOST, port), _handler(self))
 
     @property
@@ -74,13 +74,13 @@ class Proxy:
         self._server.shutdown()
         self._server.server_close()
 
-    def open(self, key: str | None = None) -> Session:
-        session = Session(key or KEY_PREFIX + secrets.token_urlsafe(24))
+    def open(self, key: str | None = None) -> ProxySession:
+        session = ProxySession(key or KEY_PREFIX + secrets.token_urlsafe(24))
         with self.changed:
             self._sessions[session.key] = session
         return session
 
-    def close(self, session: Session) -> None:
+    def close(self, session: ProxySession) -> None:
         """Its key opens nothing any more, and what still waits is refused."""
         with self.changed:
             self._sessions.pop(session.key, None)
@@ -90,25 +90,25 @@ class Proxy:
         for waiting in left:
             waiting.refuse(ApiError("the session has ended", code="session_ended"))
 
-    def find(self, key: str) -> Session:
+    def find(self, key: str) -> ProxySession:
         """Raises ApiError, status 401."""
         with self.changed:
             session = self._sessions.get(key)
             if session is None and self._shared_key and key.partition(":")[0] == self._shared_key:
-                session = self._sessions[key] = Session(key)
+                session = self._sessions[key] = ProxySession(key)
         if session is None:
             raise ApiError("no session has this key; it is in OPENAI_API_KEY of the program", status=401,
                            code="invalid_api_key")  # fmt: skip
         return session
 
-    def take(self) -> list[tuple[Session, Waiting]]:
+    def take(self) -> list[tuple[ProxySession, Waiting]]:
         """One request of each session that has any; waits for the first."""
         with self.changed:
             while not (busy := [session for session in self._sessions.values() if session.queue]):
                 self.changed.wait()
             return [(session, session.queue.popleft()) for session in busy]
 
-    def submit(self, session: Session, call: ChatCall) -> Waiting:
+    def submit(self, session: ProxySession, call: ChatCall) -> Waiting:
         """Queue a call; its answer is there when `answered` is set."""
         waiting = Waiting(call, time.monotonic())
         with self.changed:
@@ -150,7 +150,7 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(body)
 
-        def _session(self) -> Session:
+        def _session(self) -> ProxySession:
             kind, _, key = (self.headers.get("Authorization") or "").partition(" ")
             return proxy.find(key.strip() if kind.lower() == "bearer" else "")
 
@@ -200,4 +200,4 @@ def _nothing_at(path: str) -> ApiError:
                     code="not_found")  # fmt: skip
 
 
-__all__ = ["Proxy", "Session", "Waiting"]
+__all__ = ["Proxy", "ProxySession", "Waiting"]

@@ -44,6 +44,11 @@ def test_tools_are_named_in_a_list_or_with_their_settings(tmp_path: Path) -> Non
             "grpo.groups.overlong_buffer",
         ),
         ("tools: {use: [calculator], max_turn: 3}\nstages: [grpo]", "did you mean 'max_turns'"),
+        ("program: {command: []}\nstages: [grpo]", "program.command"),
+        ("program: {command: [x]}\ntools: {use: [calculator]}\nstages: [grpo]", "leave the block `tools` out"),
+        ("program: {command: [x], context: 100}\nstages: [grpo]", "program.context: 100 tokens are fewer"),
+        ("program: {command: [x]}\nstages: [feedme]", "with program the stages are"),
+        ("program: {command: [x]}\nstages: [grpo]\ngrpo: {credit: {kind: gdpo}}", "leave it out, or program"),
         ("tools: {use: [calculator], format: xml}\nstages: [grpo]", "tools.format"),
     ],
 )

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.generation.openai_api import ApiError, ChatCall, ChatChoice, events, response
-from pipeline.generation.proxy import HOST, Proxy, Session
+from pipeline.generation.proxy import HOST, Proxy, ProxySession
 
 openai = pytest.importorskip("openai")
 USER = [{"role": "user", "content": "hello"}]
@@ -20,7 +20,7 @@ CHOICE = ChatChoice("hi there", "", [], True, [("hi", -0.25), (" there", -0.5), 
 
 
 @pytest.fixture(scope="module")
-def endpoint() -> Iterator[tuple[Proxy, Session]]:
+def endpoint() -> Iterator[tuple[Proxy, ProxySession]]:
     """Answers every call with `hi there`, n times."""
     with Proxy() as proxy:
         session = proxy.open()
@@ -38,7 +38,7 @@ def endpoint() -> Iterator[tuple[Proxy, Session]]:
 
 
 @pytest.fixture(scope="module")
-def client(endpoint: tuple[Proxy, Session]) -> Any:
+def client(endpoint: tuple[Proxy, ProxySession]) -> Any:
     return openai.OpenAI(base_url=endpoint[0].url, api_key=endpoint[1].key, max_retries=0)
 
 
@@ -112,7 +112,7 @@ def raw(proxy: Proxy, method: str, path: str, body: bytes = b"", **headers: str)
     return answer.status, json.loads(answer.read())
 
 
-def test_only_a_sessions_key_opens_it(endpoint: tuple[Proxy, Session]) -> None:
+def test_only_a_sessions_key_opens_it(endpoint: tuple[Proxy, ProxySession]) -> None:
     proxy, session = endpoint
     body = json.dumps({"messages": USER}).encode()
     for key in ("", "Bearer", "Bearer sk-other", f"Basic {session.key}"):
@@ -124,7 +124,7 @@ def test_only_a_sessions_key_opens_it(endpoint: tuple[Proxy, Session]) -> None:
     assert raw(proxy, "POST", "/v1/chat/completions", body, Authorization=f"Bearer {session.key}")[0] == 200
 
 
-def test_other_paths_and_bodies_have_a_status_of_their_own(endpoint: tuple[Proxy, Session]) -> None:
+def test_other_paths_and_bodies_have_a_status_of_their_own(endpoint: tuple[Proxy, ProxySession]) -> None:
     proxy, session = endpoint
     key = f"Bearer {session.key}"
     assert raw(proxy, "POST", "/v1/responses", b"{}", Authorization=key)[0] == 404
@@ -134,7 +134,7 @@ def test_other_paths_and_bodies_have_a_status_of_their_own(endpoint: tuple[Proxy
     assert (status, said["error"]["type"]) == (413, "invalid_request_error")
 
 
-def test_it_listens_on_this_machine_alone(endpoint: tuple[Proxy, Session]) -> None:
+def test_it_listens_on_this_machine_alone(endpoint: tuple[Proxy, ProxySession]) -> None:
     assert endpoint[0]._server.server_address[0] == "127.0.0.1"
     port = endpoint[0]._server.server_address[1]
     other = socket.gethostbyname(socket.gethostname())
