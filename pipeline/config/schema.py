@@ -60,7 +60,7 @@ __all__ = [
     "BY_GROUP", "KINDS", "STRICT", "TOOL_FORMATS", "Alarms", "Attribute", "Base", "Compare", "Conditioned", "Credit",
     "Critic", "Descriptions", "Distill", "Dpo", "Episodes", "Evaluate", "Evaluation", "Feedme", "Generate", "Groups",
     "Grpo", "Judge", "Kl", "Kto", "Loss", "Model", "Monitor", "NonNegative", "OfflineQ", "Optimizer", "Policy",
-    "Positive", "Ppo", "Probe", "Program", "Prompts", "Revalue", "RewardModel", "Sampler", "Sampling", "Segments", "Sft",
-    "Share", "StageKind", "Stitch", "Stop", "SurrogateStudy", "Teacher", "TimeToTarget", "Tiny", "Tools", "recorded_kind",
-    "trains_adapter",
+    "Positive", "Ppo", "Probe", "Program", "Prompts", "Revalue", "RewardModel", "Sampler", "Sampling", "Segments",
+    "Sft", "Share", "StageKind", "Stitch", "Stop", "SurrogateStudy", "Teacher", "TimeToTarget", "Tiny", "Tools",
+    "recorded_kind", "trains_adapter",
 ]  # fmt: skip
