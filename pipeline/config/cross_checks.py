@@ -115,7 +115,7 @@ def _episode_mistakes(key: str, config: Config) -> list[str]:
                        f"{', '.join(PLAYS_TOOLS)}")  # fmt: skip
         if not isinstance(block, Policy):
             continue
-        given = {"episodes": block.episodes is not None, "overlap": block.overlap,
+        given = {"episodes": block.episodes is not None, "overlap": block.max_lag > 0,
                  "groups.overlong_buffer": block.groups.overlong_buffer > 0,
                  "credit.kind": block.credit.kind in ("monte_carlo", "gdpo", "optimal_baseline")}  # fmt: skip
         out += [f"{name}.{setting}: it is made for plain completions; leave it out, or {key}" for setting in given

@@ -211,12 +211,22 @@ def _validate(cls: type, raw: Any, where: str, mistakes: list[str], blocks: Mapp
     try:
         return _adapter(cls).validate_python(raw)
     except ValidationError as exc:
-        for error in exc.errors(include_url=False):
+        for error in _of_the_form_given(exc.errors(include_url=False)):
             mistakes.append(_line(cls, where, error, blocks))
         try:
             return _adapter(cls).validate_python(_without(raw, [error["loc"] for error in exc.errors()]))
         except ValidationError:
             return None
+
+
+def _of_the_form_given(errors: Sequence[Any]) -> list[Any]:
+    """Of a key that is true, false or a block, pydantic lists the mistakes of both forms: keep those of the user's."""
+    switches = {error["loc"][:-1] for error in errors if error["loc"][-1:] == ("bool",)}
+    return [
+        error for error in errors
+        if not (error["loc"][-1:] == ("bool",) and isinstance(error["input"], dict))
+        and not (error["loc"][:-1] in switches and error["type"] == "dataclass_type")
+    ]  # fmt: skip
 
 
 def _line(cls: type, where: str, error: Any, blocks: Mapping[str, Any]) -> str:
@@ -232,6 +242,8 @@ def _line(cls: type, where: str, error: Any, blocks: Mapping[str, Any]) -> str:
         return f"{parent or 'top level'}: unknown key {loc[-1]!r}{_meant(loc[-1], parent, blocks, known)}"
     if error["type"] == "missing":
         return f"{dotted}: missing"
+    if last == "bool":
+        return f"{dotted}: expected true, false or a block of keys, found {error['input']!r}"
     if error["type"] in ("dataclass_type", "dataclass_exact_type", "dict_type"):
         return f"{dotted}: expected a block of keys, found {error['input']!r}"
     if error["type"] == "list_type":
@@ -276,7 +288,7 @@ BLOCK_CLASSES = {n for n, v in vars(schema).items() if isinstance(v, type) and h
 
 
 def _is_type_tag(part: Any) -> bool:
-    return isinstance(part, str) and (part in BLOCK_CLASSES or "[" in part or part in ("str", "int", "float"))
+    return isinstance(part, str) and (part in BLOCK_CLASSES or "[" in part or part in ("str", "int", "float", "bool"))
 
 
 def _fields_at(cls: type, loc: Sequence[str]) -> set[str]:

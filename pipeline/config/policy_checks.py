@@ -26,7 +26,7 @@ def policy_mistakes(name: str, block: Policy, config: Config) -> list[str]:
         **_critic_checks(block),
         **_loss_checks(block, config),
         **_kl_checks(block),
-        **_teacher_checks(block),
+        **_teacher_checks(block, config),
         **_choice_checks(block, config),
     }
     return [name + message for message, wrong in checks.items() if wrong]
@@ -40,12 +40,13 @@ def _batch_checks(block: Policy, config: Config) -> Checks:
     return {
         f": {block.prompts} prompts x {block.samples} samples = {total} is not divisible by "
         f"minibatches {block.minibatches}": total % block.minibatches != 0,
-        ".overlap: samples are one update old, and nothing corrects for it; give loss.importance: truncate, or "
-        "loss.old_policy: generator": (
-            block.overlap and block.loss.importance == "none" and block.loss.old_policy == "trainer"
+        f".overlap: samples are {_updates(block.max_lag)} old, and nothing corrects for it; give loss.importance: "
+        "truncate, or loss.old_policy: generator": (
+            block.max_lag > 0 and block.loss.importance == "none" and block.loss.old_policy == "trainer"
         ),
-        ".overlap: one batch a step is drawn ahead; groups.dynamic, episodes and monte_carlo ask for more": (
-            block.overlap and (block.groups.dynamic or block.episodes is not None or block.credit.kind == "monte_carlo")
+        ".overlap: one batch per step is sampled ahead; groups.dynamic, episodes and monte_carlo need more": (
+            block.max_lag > 0
+            and (block.groups.dynamic or block.episodes is not None or block.credit.kind == "monte_carlo")
         ),
         f".groups.overlong_buffer: {block.groups.overlong_buffer} exceeds sampling.max_tokens {sampling.max_tokens}": (
             block.groups.overlong_buffer > sampling.max_tokens
@@ -58,6 +59,10 @@ def _batch_checks(block: Policy, config: Config) -> Checks:
             for key, on in reshaped.items()
         },
     }
+
+
+def _updates(count: int) -> str:
+    return "one update" if count == 1 else f"{count} updates"
 
 
 def _credit_checks(block: Policy) -> Checks:
@@ -183,7 +188,7 @@ def _choice_checks(block: Policy, config: Config) -> Checks:
     }
 
 
-def _teacher_checks(block: Policy) -> Checks:
+def _teacher_checks(block: Policy, config: Config) -> Checks:
     teacher = block.teacher
     if teacher is None:
         return {".teacher: distill needs one; name a model, or give shows": block.kind == "distill"}
@@ -192,14 +197,28 @@ def _teacher_checks(block: Policy) -> Checks:
     full = teacher.form == "full"
     return {
         ".teacher: the policy itself with the same prompt agrees with the policy; name a model, or give shows": (
-            teacher.model is None and teacher.shows is None
+            teacher.model is None and teacher.server is None and teacher.shows is None
+        ),
+        ".teacher: model and server are two teachers; leave one out": (
+            teacher.model is not None and teacher.server is not None
+        ),
+        ".teacher.server: must begin with http:// or https://": (
+            teacher.server is not None and not teacher.server.startswith(("http://", "https://"))
+        ),
+        ".teacher.form: a server gives log-probs of its most likely tokens, not of the whole vocabulary; give top_k "
+        "(at most the server's --max-logprobs, which is 20 unless set), or form: sampled": (
+            teacher.server is not None and full and teacher.top_k is None
+        ),
+        f".teacher.server: vLLM gives log-probs of a prompt at temperature 1, and sampling.temperature is "
+        f"{config.sampling.temperature:g}; give 1, or load the teacher here with model": (
+            teacher.server is not None and config.sampling.temperature != 1
         ),
         f".teacher.shows: no mark {unknown}; have demonstration, answer, detail and peer, in braces": bool(unknown),
         ".teacher.shows: has no mark to fill, as {demonstration}; without one every prompt shows the same": (
             teacher.shows is not None and not marks
         ),
         f".teacher.follow: {teacher.follow} is for a teacher that is the policy itself; leave it out, or the model": (
-            teacher.follow != "frozen" and teacher.model is not None
+            teacher.follow != "frozen" and (teacher.model is not None or teacher.server is not None)
         ),
         ".teacher.follow: under peft the teacher is a frozen copy of the start; leave it out": (
             teacher.follow != "frozen" and block.peft is not None

@@ -94,7 +94,7 @@ class Loss:
     vespo_lambda_negative: NonNegative = 2.0
     """Decay of vespo's weight with the sequence ratio for negative advantages."""
     cov_share: Annotated[float, Field(gt=0, le=1)] = 2e-4
-    """Share of a step's tokens that kl_cov penalises, or clip_cov leaves out at the most."""
+    """Share of a step's tokens that kl_cov penalises, or clip_cov leaves out at the most; method: kl_cov sets 2e-3."""
     cov_coef: NonNegative = 1.0
     """Weight of kl_cov's penalty."""
     cov_low: float = 1.0
@@ -227,6 +227,8 @@ class Teacher:
     __pydantic_config__: ClassVar = STRICT
     model: str | None = None
     """Stage or model of the teacher; null is the policy itself, which is shown more by `shows`."""
+    server: str | None = None
+    """Address of a vLLM server with the teacher, in place of model, such as http://localhost:8000."""
     shows: str | None = None
     """Text before the teacher's prompt, with {demonstration}, {answer}, {detail} or {peer}; null shows the prompt."""
     follow: Literal["frozen", "ema", "live"] = "frozen"
@@ -240,13 +242,22 @@ class Teacher:
     normalise: bool = True
     """Whether a divergence between the two ends of beta is divided by beta (1 - beta), which vanishes towards them."""
     top_k: Positive | None = None
-    """Compare the policy's k most likely tokens and the rest as one; null compares the whole vocabulary."""
+    """Compare the policy's k most likely tokens, or a server's, and the rest as one; null compares all tokens."""
     coef: NonNegative = 1.0
     """Weight of the distillation."""
     reward_coef: NonNegative = 0.0
     """Weight of the advantage from the rewards; 0 learns from the teacher alone."""
     shuffle: bool = False
     """Control: the teacher judges each answer as one to another prompt."""
+
+
+@dataclass(slots=True)
+class Overlap:
+    """Sampling ahead of training, as an asynchronous trainer does, on a fixed schedule."""
+
+    __pydantic_config__: ClassVar = STRICT
+    max_lag: Annotated[int, Field(ge=1, le=8)] = 1
+    """Policy updates between sampling a batch and training on it; the first batches have fewer."""
 
 
 @dataclass(slots=True)
@@ -304,8 +315,9 @@ class Policy:
     """Policy updates: each samples once and trains on it."""
     token_budget: Positive | None = None
     """No further step starts once this many completion tokens are sampled."""
-    overlap: bool = False
-    """Whether the next step's samples are drawn while this step's update runs; needs loss.importance."""
+    overlap: bool | Overlap = False
+    """Whether later steps' samples are drawn while this step's update runs: true is one step ahead, {max_lag: 4} four;
+    needs loss.importance, or a loss against the policy that sampled."""
     evaluate_every: Positive | None = None
     """Evaluate every N steps, on the validation prompts if there are any; null evaluates at the end only."""
     keep: Literal["last", "best"] = "last"
@@ -356,6 +368,11 @@ class Policy:
     """Whether the model is compiled with torch.compile."""
     peft: dict[str, Any] | None = None
     """Arguments of PEFT's LoraConfig, such as {r: 16, target_modules: all-linear}; null trains all weights."""
+
+    @property
+    def max_lag(self) -> int:
+        """Policy updates between sampling a batch and training on it; 0 without overlap."""
+        return self.overlap.max_lag if isinstance(self.overlap, Overlap) else int(self.overlap)
 
     def work(self, name: str, cfg: Config, data: Data) -> Work:
         refills = self.groups.refill_cap if self.groups.dynamic else 1

@@ -143,7 +143,7 @@ PRESETS: dict[str, Preset] = {
         "KL-Cov, arXiv:2505.22617",
         GROUP,
         {"kind": "kl_cov", "cov_share": 2e-3, "cov_coef": 1.0, "aggregate": "token_mean"},
-        note="share of the paper's 7B model; 2e-4 for its 32B model",
+        note="share of the authors' script for 7B; 2e-4 in their script for 32B, which is verl's default",
     ),
     "clip_cov": _preset(
         "Clip-Cov, arXiv:2505.22617",

@@ -22,6 +22,7 @@ from pipeline.config.policy_schema import (
     Kl,
     Loss,
     Optimizer,
+    Overlap,
     Policy,
     Ppo,
     Sampler,
@@ -59,8 +60,8 @@ from pipeline.config.stage_schema import (
 __all__ = [
     "BY_GROUP", "KINDS", "STRICT", "TOOL_FORMATS", "Alarms", "Attribute", "Base", "Compare", "Conditioned", "Credit",
     "Critic", "Descriptions", "Distill", "Dpo", "Episodes", "Evaluate", "Evaluation", "Feedme", "Generate", "Groups",
-    "Grpo", "Judge", "Kl", "Kto", "Loss", "Model", "Monitor", "NonNegative", "OfflineQ", "Optimizer", "Policy",
-    "Positive", "Ppo", "Probe", "Program", "Prompts", "Revalue", "RewardModel", "Sampler", "Sampling", "Segments",
-    "Sft", "Share", "StageKind", "Stitch", "Stop", "SurrogateStudy", "Teacher", "TimeToTarget", "Tiny", "Tools",
+    "Grpo", "Judge", "Kl", "Kto", "Loss", "Model", "Monitor", "NonNegative", "OfflineQ", "Optimizer", "Overlap",
+    "Policy", "Positive", "Ppo", "Probe", "Program", "Prompts", "Revalue", "RewardModel", "Sampler", "Sampling",
+    "Segments", "Sft", "Share", "StageKind", "Stitch", "Stop", "SurrogateStudy", "Teacher", "TimeToTarget", "Tiny", "Tools",
     "recorded_kind", "trains_adapter",
 ]  # fmt: skip

@@ -18,6 +18,7 @@ import urllib.request
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
@@ -90,11 +91,12 @@ class ServedGenerator:
 
     def __init__(self, model_dir: str, generate: Generate) -> None:
         assert generate.url is not None, "config sees to it"
-        self.urls = [url.rstrip("/") for url in ([generate.url] if isinstance(generate.url, str) else generate.url)]
-        self.url = self.urls[ranks.rank() % len(self.urls)]
+        urls = [generate.url] if isinstance(generate.url, str) else generate.url
+        self.servers = [rollout_server(url) for url in urls]
+        self.server = self.servers[ranks.rank() % len(self.servers)]
         self.checkpoints = SharedWeights(model_dir, generate.weights_dir)
         self.heads_own_name = True
-        self.served = str(_get(self.url, "/v1/models")["data"][0]["id"])
+        self.served = str(self.server.get("/v1/models")["data"][0]["id"])
 
     def sample(
         self,
@@ -103,7 +105,7 @@ class ServedGenerator:
         stop_token_ids: frozenset[int],
         on_done: OnDone | None = None,
     ) -> list[Sample]:
-        _post(self.url, "/reset_prefix_cache", {})
+        self.server.post("/reset_prefix_cache", {})
         fields = {
             "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k or -1,
             "min_p": sampling.min_p, "repetition_penalty": sampling.repetition_penalty, "presence_penalty": 0.0,
@@ -128,7 +130,7 @@ class ServedGenerator:
         return self._all(ask, list(enumerate(requests)))
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        _post(self.url, "/reset_prefix_cache", {})
+        self.server.post("/reset_prefix_cache", {})
 
         def ask(ids: Sequence[int]) -> list[float]:
             choice = self._complete({"prompt": list(ids), "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0})
@@ -164,10 +166,10 @@ class ServedGenerator:
 
     def _push(self, weights: dict[str, torch.Tensor]) -> None:
         place = self.checkpoints.write(weights)
-        self._all(lambda url: _reload(url, place), self.urls)
+        self._all(lambda server: _reload(server, place), self.servers)
 
     def _complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        answer = _post(self.url, "/v1/completions", {"model": self.served, **body})
+        answer = self.server.post("/v1/completions", {"model": self.served, **body})
         choice: dict[str, Any] = answer["choices"][0]
         return choice
 
@@ -177,42 +179,53 @@ class ServedGenerator:
             return list(pool.map(ask, asked))
 
 
-def _reload(url: str, place: Path) -> None:
-    _post(url, "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(place)}})
-    _post(url, "/reset_prefix_cache", {})  # cached keys and values belong to the old weights
+def _reload(server: Server, place: Path) -> None:
+    server.post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(place)}})
+    server.post("/reset_prefix_cache", {})  # cached keys and values belong to the old weights
 
 
-def _get(url: str, path: str) -> dict[str, Any]:
-    return _answer(url, urllib.request.Request(url + path, headers=server_key.headers()))
+@dataclass(frozen=True, slots=True)
+class Server:
+    """JSON over HTTP. location: the config key that names the server; how: the command that starts one."""
+
+    url: str
+    location: str
+    how: str
+
+    def get(self, path: str) -> dict[str, Any]:
+        return self._answer(urllib.request.Request(self.url + path, headers=server_key.headers()))
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        data = json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", **server_key.headers()}
+        return self._answer(urllib.request.Request(self.url + path, data, headers))
+
+    def _answer(self, request: urllib.request.Request) -> dict[str, Any]:
+        """Raises ConfigError if no server listens, or if it refuses the request; RuntimeError for its own errors."""
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+                text = answer.read()
+        except urllib.error.HTTPError as exc:
+            if exc.code == 404:
+                raise ConfigError([f"{self.location}: {self.url} has no {request.selector}; start it with "
+                                   f"`{self.how}`"]) from exc  # fmt: skip
+            if exc.code == 401:
+                raise ConfigError([f"{self.location}: {self.url} needs the key that it was started with; set "
+                                   f"{server_key.SERVER_KEY} here too"]) from exc  # fmt: skip
+            message = " ".join(exc.read().decode(errors="replace").split())[:300]
+            if exc.code == 400 and request.selector == "/v1/completions":
+                raise ConfigError([f"{self.location}: {self.url} refuses the request: {message}"]) from exc
+            raise RuntimeError(f"{self.url}{request.selector}: {exc.code}: {message}") from exc
+        except (urllib.error.URLError, ConnectionError) as exc:
+            reason = getattr(exc, "reason", exc)
+            raise ConfigError([f"{self.location}: no server answers at {self.url} ({reason}); start one with "
+                               f"`{self.how}`"]) from exc  # fmt: skip
+        out: dict[str, Any] = json.loads(text) if text else {}
+        return out
 
 
-def _post(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    data = json.dumps(body).encode()
-    headers = {"Content-Type": "application/json", **server_key.headers()}
-    return _answer(url, urllib.request.Request(url + path, data, headers))
-
-
-def _answer(url: str, request: urllib.request.Request) -> dict[str, Any]:
-    """The server's JSON response.
-
-    Raises ConfigError if no server listens or it is not configured for rollouts, RuntimeError for other errors.
-    """
-    how = "python -m pipeline serve RUN stage=NAME rollouts=true port=8000"
-    try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-            text = answer.read()
-    except urllib.error.HTTPError as exc:
-        if exc.code == 404:
-            raise ConfigError([f"generate.url: {url} cannot take new weights (no {request.selector}); start it with "
-                               f"`{how}`"]) from exc  # fmt: skip
-        if exc.code == 401:
-            raise ConfigError([f"generate.url: {url} needs the key that it was started with; set "
-                               f"{server_key.SERVER_KEY} here too"]) from exc  # fmt: skip
-        raise RuntimeError(f"{url}{request.selector}: {exc.code}: {exc.read().decode(errors='replace')[:300]}") from exc
-    except urllib.error.URLError as exc:
-        raise ConfigError([f"generate.url: no server answers at {url} ({exc.reason}); start one with `{how}`"]) from exc
-    out: dict[str, Any] = json.loads(text) if text else {}
-    return out
+def rollout_server(url: str) -> Server:
+    return Server(url.rstrip("/"), "generate.url", "python -m pipeline serve RUN stage=NAME rollouts=true port=8000")
 
 
 def wait_until_ready(url: str, *, seconds: float) -> None:
@@ -220,7 +233,7 @@ def wait_until_ready(url: str, *, seconds: float) -> None:
     until = time.monotonic() + seconds
     while True:
         try:
-            _get(url, "/v1/models")
+            rollout_server(url).get("/v1/models")
             return
         except (ConfigError, ConnectionError):
             if time.monotonic() > until:
@@ -228,4 +241,4 @@ def wait_until_ready(url: str, *, seconds: float) -> None:
             time.sleep(1.0)
 
 
-__all__ = ["ServedGenerator", "wait_until_ready"]
+__all__ = ["ServedGenerator", "Server", "wait_until_ready"]

@@ -112,13 +112,14 @@ class Checkpoints:
         With them go the pieces of earlier steps, under keys that begin with step-N.
         """
         self._fill(self.path / f"step-{step}", write, step=step)
-        sampled_ahead = self.path.glob(f"done-step-{step}-*")  # with weights that are gone now
+        pieces = [(int(piece.name.split("-")[2]), piece) for piece in self.path.glob("done-step-*")]
+        sampled_ahead = [piece for number, piece in pieces if number >= step]  # with weights that are gone now
         self.flush(self.path / f"step-{step}", *sampled_ahead)
         *old, oldest = self.steps()[: 1 - KEPT_CHECKPOINTS] or self.steps()[:1]
         for checkpoint in old:
             shutil.rmtree(checkpoint.path, ignore_errors=True)
-        for piece in self.path.glob("done-step-*"):
-            if int(piece.name.split("-")[2]) < oldest.step:
+        for number, piece in pieces:
+            if number < oldest.step:
                 shutil.rmtree(piece, ignore_errors=True)
         for path in self._best()[:-1]:  # of those that a run resumed from the oldest checkpoint may choose, the last
             if any(path_step(path) < path_step(later) <= oldest.step for later in self._best()):

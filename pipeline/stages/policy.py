@@ -31,6 +31,7 @@ from pipeline.update.loop_state import LoopDeps
 from pipeline.update.overlap import Prefetch
 from pipeline.update.reference import AdapterOff, Copy, Reference
 from pipeline.update.segmenter import Segmenter
+from pipeline.update.served_teacher import ServedTeacher
 from pipeline.update.teacher import TeacherModel
 
 # KL per token between a policy and its copy that rounding may explain
@@ -89,7 +90,7 @@ def train_policy(ctx: Context, method: Method) -> dict[str, Any]:
         reward_weights={part.name: part.weight for part in scorer.parts if part.weight},
         demonstrations=demonstrations(ctx),
         monitor=monitor,
-        prefetch=Prefetch(source) if block.overlap else None,
+        prefetch=Prefetch(source) if block.max_lag else None,
         surrogates=scorer.surrogates,
         segmenter=Segmenter(block.credit.segments, ctx.tokenizer) if block.credit.level == "segment" else None,
     )
@@ -202,15 +203,21 @@ def sources_of(ctx: Context) -> dict[str, list[int]]:
 
 
 def make_teacher(ctx: Context, learner: Learner) -> TeacherModel | None:
-    """The stage's teacher: another model, or a copy of the policy. Raises ConfigError for another tokenizer."""
+    """The stage's teacher: another model, one behind a server, or a copy of the policy. Raises ConfigError for another
+    tokenizer."""
     settings = ctx.block.teacher
     if settings is None:
         return None
+    prompt_ids = partial(teacher_prompt_ids, shows=settings.shows, source=ctx.cfg.prompts, tokenizer=ctx.tokenizer)
+    if settings.server is not None:
+        served = ServedTeacher(settings.server, f"{ctx.cfg.path}: {ctx.name}.teacher.server")
+        served.check_tokenizer(ctx.train_prompts, ctx.tokenizer)
+        console.say(f"{ctx.name}: the teacher is {served.model} at {settings.server}")
+        return TeacherModel(served, settings, prompt_ids, samples=ctx.block.samples)
     kl = Kl(reference="periodic" if settings.follow == "live" else settings.follow, ema=settings.ema, every=1)
     forward = (
         start_of(ctx, learner, ema=settings.follow == "ema") if settings.model is None else other_model(ctx, learner)
     )
-    prompt_ids = partial(teacher_prompt_ids, shows=settings.shows, source=ctx.cfg.prompts, tokenizer=ctx.tokenizer)
     return TeacherModel(Copy(forward, learner, kl), settings, prompt_ids, samples=ctx.block.samples)
 
 

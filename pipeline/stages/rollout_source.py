@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.config.load import ConfigError
 from pipeline.config.schema import Episodes, Policy
+from pipeline.data.scored_cache import load_scored
 from pipeline.distributed import ranks
 from pipeline.generation.episodes import load_environment, play
 from pipeline.generation.generator import Generator, continuations, rollouts
@@ -55,10 +57,10 @@ class SampledRollouts:
                        key=(ctx.cfg.seed, ctx.name, "check", "continue", step))  # fmt: skip
         return [scored[i : i + count] for i in range(0, len(scored), count)]
 
-    # --- overlap: the two halves of sample_and_score ------------------------------------------------------------
+    # --- overlap: the halves of sample_and_score ----------------------------------------------------------------
 
     def draw(self, prompts: Sequence[Prompt], step: int) -> list[Scored]:
-        """Sample and score in the prefetching thread: touches no file and counts nothing."""
+        """Sample and score in the prefetching thread: writes no file and counts no token."""
         ctx = self.ctx
         drawn = rollouts(
             self.generator, prompts, ctx.cfg.sampling, samples=self.block.samples, tokenizer=ctx.tokenizer,
@@ -75,9 +77,14 @@ class SampledRollouts:
 
         return self.ctx.kept(prompts, counted, "step", step, 0)
 
-    def is_kept(self, step: int) -> bool:
+    def read(self, prompts: Sequence[Prompt], step: int) -> list[Scored]:
+        """What `keep` wrote in an earlier attempt. Raises ConfigError where it is missing or damaged."""
         checkpoints = self.ctx.dir.checkpoints
-        return checkpoints.index_of(checkpoints.path / f"done-step-{step}-0") is not None
+        directory = checkpoints.path / f"done-step-{step}-0"
+        if ranks.from_main(lambda: checkpoints.index_of(directory)) is None:
+            raise ConfigError([f"{directory}: damaged, and the weights that sampled it are gone; delete "
+                               f"{self.ctx.dir.path} to train again from the start"])  # fmt: skip
+        return load_scored(directory / "scored.jsonl", prompts)
 
 
 class PlayedEpisodes(SampledRollouts):
@@ -113,7 +120,7 @@ def make_source(ctx: Context, generator: Generator, scorer: Composite) -> Sample
     """The source that the stage's config describes."""
     if ctx.block.episodes is not None:
         return PlayedEpisodes(ctx, generator, scorer, ctx.block.episodes)
-    if ctx.block.overlap:
+    if ctx.block.max_lag:
         ranks.open_aside()
     return SampledRollouts(ctx, generator, scorer)
 

@@ -8,6 +8,7 @@ is never materialized. First-order gradients to the student's hidden states, hea
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,10 @@ NEAR_AN_END = 0.05  # beta within this of 0 or 1: the mixture's divergence is a 
 LARGEST_LOG_MASS = -1e-7  # of the top k, so that the rest keeps a probability that has a logarithm
 
 
+# scaled logits (C, V) of the student and the rows they are of -> (C,) divergence from the teacher
+Comparison = Callable[[Tensor, slice], Tensor]
+
+
 @dataclass(frozen=True, slots=True)
 class TeacherStates:
     """What a teacher gives for a micro-batch: hidden states before each completion token and its head, and how its
@@ -42,6 +47,42 @@ class TeacherStates:
     beta: float
     top_k: int | None
     normalise: bool
+
+    def comparison(self, wanted_BT: Tensor, temperature: float) -> Comparison:
+        hidden_NG = self.hidden_BTG[wanted_BT].detach()
+
+        def compare(student_CV: Tensor, rows: slice) -> Tensor:
+            head = head_in_dtype(hidden_NG[rows], self.weight_VG, self.bias_V)
+            teacher_CV = scaled_logits(head_logits(hidden_NG[rows], *head), temperature)
+            return divergence_of_logits(
+                student_CV, teacher_CV, beta=self.beta, top_k=self.top_k, normalise=self.normalise
+            )
+
+        return compare
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherTopK:
+    """What a teacher behind a server gives for a micro-batch: its own K most likely tokens before each completion token
+    and their log-probs, at the temperature of the comparison. All other tokens are compared as one."""
+
+    indices_BTK: Tensor
+    logprobs_BTK: Tensor
+    mask_BT: Tensor
+    coef: float
+    beta: float
+    normalise: bool
+
+    def comparison(self, wanted_BT: Tensor, temperature: float) -> Comparison:
+        indices_NK, logprobs_NK = self.indices_BTK[wanted_BT], self.logprobs_BTK[wanted_BT]
+
+        def compare(student_CV: Tensor, rows: slice) -> Tensor:
+            student_CK = student_CV.log_softmax(-1).gather(-1, indices_NK[rows])
+            return jensen_shannon(
+                with_rest(student_CK), with_rest(logprobs_NK[rows]), beta=self.beta, normalise=self.normalise
+            )
+
+        return compare
 
 
 def jensen_shannon(student_CV: Tensor, teacher_CV: Tensor, *, beta: float, normalise: bool = True) -> Tensor:
@@ -72,13 +113,13 @@ def top_k_with_rest(student_CV: Tensor, teacher_CV: Tensor, k: int) -> tuple[Ten
     add_tail; without the rest, probability could leave the k tokens unseen.
     """
     indices_CK = student_CV.detach().topk(min(k, student_CV.shape[-1]), dim=-1).indices
+    return with_rest(student_CV.gather(-1, indices_CK)), with_rest(teacher_CV.gather(-1, indices_CK))
 
-    def reduced(logprobs_CV: Tensor) -> Tensor:
-        chosen_CK = logprobs_CV.gather(-1, indices_CK)
-        mass_C1 = chosen_CK.logsumexp(-1, keepdim=True).clamp(max=LARGEST_LOG_MASS)
-        return torch.cat([chosen_CK, torch.log(-torch.expm1(mass_C1))], dim=-1)
 
-    return reduced(student_CV), reduced(teacher_CV)
+def with_rest(logprobs_CK: Tensor) -> Tensor:
+    """(C, K + 1): log-probs of some tokens, and last that of all others together."""
+    mass_C1 = logprobs_CK.logsumexp(-1, keepdim=True).clamp(max=LARGEST_LOG_MASS)
+    return torch.cat([logprobs_CK, torch.log(-torch.expm1(mass_C1))], dim=-1)
 
 
 def divergence_of_logits(
@@ -96,7 +137,7 @@ def divergence_of_logits(
 def chunked_divergence(
     hidden_BTH: Tensor,
     weight_VH: Tensor,
-    teacher: TeacherStates,
+    teacher: TeacherStates | TeacherTopK,
     mask_BT: Tensor,
     *,
     temperature: float,
@@ -113,7 +154,7 @@ def chunked_divergence(
     chunk = chunk_tokens(chunk, 2 * weight_VH.shape[0])
     wanted_BT = mask_BT.bool() & teacher.mask_BT
     values_N = _Divergence.apply(
-        hidden_BTH[wanted_BT], weight_VH, bias_V, teacher.hidden_BTG[wanted_BT].detach(), teacher, temperature, chunk
+        hidden_BTH[wanted_BT], weight_VH, bias_V, teacher.comparison(wanted_BT, temperature), temperature, chunk
     )
     return values_N.new_zeros(wanted_BT.shape).masked_scatter(wanted_BT, values_N)
 
@@ -127,45 +168,31 @@ class _Divergence(torch.autograd.Function):
         hidden_NH: Tensor,
         weight_VH: Tensor,
         bias_V: Tensor | None,
-        teacher_NG: Tensor,
-        teacher: TeacherStates,
+        compare: Comparison,
         temperature: float,
         chunk: int,
     ) -> Tensor:
-        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, teacher_NG)
-        ctx.teacher, ctx.temperature, ctx.chunk = teacher, temperature, chunk
+        ctx.save_for_backward(hidden_NH, weight_VH, bias_V)
+        ctx.compare, ctx.temperature, ctx.chunk = compare, temperature, chunk
         with torch.autocast(hidden_NH.device.type, enabled=False):
             head = head_in_dtype(hidden_NH, weight_VH, bias_V)
             parts = [
-                _compare(teacher, scaled_logits(head_logits(hidden_NH[rows], *head), temperature),
-                         _teacher_logits(teacher, teacher_NG[rows], temperature))
+                compare(scaled_logits(head_logits(hidden_NH[rows], *head), temperature), rows)
                 for rows in chunk_slices(len(hidden_NH), chunk)
-            ]  # fmt: skip
+            ]
         return torch.cat(parts) if parts else hidden_NH.new_zeros(0, dtype=torch.float32)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_NH, weight_VH, bias_V, teacher_NG = ctx.saved_tensors
+        hidden_NH, weight_VH, bias_V = ctx.saved_tensors
         gradients = HeadGradients(hidden_NH, weight_VH, bias_V, ctx.needs_input_grad[:3])
         with torch.autocast(hidden_NH.device.type, enabled=False):
             head_VH, head_V = head_in_dtype(hidden_NH, weight_VH, bias_V)
             for rows in chunk_slices(len(hidden_NH), ctx.chunk):
                 scaled_CV = scaled_logits(head_logits(hidden_NH[rows], head_VH, head_V), ctx.temperature)
-                teacher_CV = _teacher_logits(ctx.teacher, teacher_NG[rows], ctx.temperature)
                 with torch.enable_grad():
                     scaled_CV = scaled_CV.detach().requires_grad_()
-                    values_C = _compare(ctx.teacher, scaled_CV, teacher_CV)
+                    values_C = ctx.compare(scaled_CV, rows)
                 (wide_CV,) = torch.autograd.grad(values_C, scaled_CV, grads[0][rows])
                 gradients.add(rows, wide_CV / ctx.temperature, head_VH)
-        return *gradients.read(), None, None, None, None
-
-
-def _teacher_logits(teacher: TeacherStates, hidden_CG: Tensor, temperature: float) -> Tensor:
-    head = head_in_dtype(hidden_CG, teacher.weight_VG, teacher.bias_V)
-    return scaled_logits(head_logits(hidden_CG, *head), temperature)
-
-
-def _compare(teacher: TeacherStates, student_CV: Tensor, teacher_CV: Tensor) -> Tensor:
-    return divergence_of_logits(
-        student_CV, teacher_CV, beta=teacher.beta, top_k=teacher.top_k, normalise=teacher.normalise
-    )
+        return *gradients.read(), None, None, None

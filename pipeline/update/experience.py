@@ -27,7 +27,7 @@ from pipeline.update import episode_credit, losses, token_choice, vineppo
 from pipeline.update.forward import Row, stack
 from pipeline.update.loop_state import LoopDeps, State
 from pipeline.update.policy_loss import Experience
-from pipeline.update.teacher import FullLesson, TeacherModel, reverse_kl_advantages
+from pipeline.update.teacher import TeacherModel, reverse_kl_advantages
 from rewards import MALFORMED, MONITOR
 from rewards.surrogate import of_surrogate
 
@@ -114,7 +114,7 @@ def add_lesson(teacher: TeacherModel, batch: Experience, scored: Sequence[Scored
     judged = sum(any(r.mask) for r in taught) / max(batch.num_trainable_rows, 1)
     if settings.form == "full":
         batch.advantages = [settings.reward_coef * a for a in batch.advantages]
-        batch.lesson = FullLesson(teacher, taught)
+        batch.lesson = teacher.lesson(taught)
         return {"teacher_judged": judged}
     policy = batch.old_logprobs or batch.generator_logprobs
     logprobs = teacher.logprobs(taught)

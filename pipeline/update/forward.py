@@ -19,7 +19,7 @@ from pipeline.config.load import ConfigError
 from pipeline.models.adapters import base_of
 from pipeline.models.models import backbone, batches_by_tokens, pad_right
 from pipeline.update import packing
-from pipeline.update.divergence import TeacherStates, chunked_divergence
+from pipeline.update.divergence import TeacherStates, TeacherTopK, chunked_divergence
 from pipeline.update.logprobs import chunked_squares, chunked_token_logprobs, token_logprobs
 
 
@@ -132,7 +132,7 @@ class CompletionLogprobs(nn.Module):
 
     def forward(
         self, batch: Padded, temperature: float | None = None, *, squares: bool = False,
-        teacher: TeacherStates | None = None,
+        teacher: TeacherStates | TeacherTopK | None = None,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         """temperature: overrides the sampling temperature, for example for demonstrations, which were not sampled.
         squares: also return the sum of the squared probabilities of the vocabulary, (B, T), without gradient.
@@ -150,7 +150,9 @@ class CompletionLogprobs(nn.Module):
         if not plain_head(self.model):
             raise ConfigError([f"{what}: this model's logits are more than a linear head, which is not supported"])
 
-    def from_head(self, hidden_BSH: Tensor, batch: Padded, temperature: float, teacher: TeacherStates | None) -> Tensor:
+    def from_head(
+        self, hidden_BSH: Tensor, batch: Padded, temperature: float, teacher: TeacherStates | TeacherTopK | None
+    ) -> Tensor:
         """(B, T) divergence from a teacher, or without one the sum of the squared probabilities."""
         head = base_of(self.model).get_output_embeddings()
         hidden_BTH = self.for_head(hidden_BSH)[:, :-1]

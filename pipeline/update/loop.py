@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config.schema import BY_GROUP
+from pipeline.config.schema import BY_GROUP, Overlap
 from pipeline.credit import advantages as credit
 from pipeline.credit.token_rewards import KLController
 from pipeline.data.prompt_sampler import Rates, next_indices, observe
@@ -67,10 +67,12 @@ def optimise(deps: LoopDeps) -> State:
     return state
 
 
-def budget_is_spent(deps: LoopDeps) -> bool:
-    """True once the budget of completion tokens is used up; rank 0 counts all of them, earlier attempts included."""
+def tokens_left(deps: LoopDeps) -> float:
+    """Completion tokens that may still be sampled; rank 0 counts all that were, earlier attempts included."""
     budget = deps.block.token_budget
-    return budget is not None and ranks.from_main(lambda: deps.directory.logs.tokens["completion"] >= budget)
+    if budget is None:
+        return math.inf
+    return ranks.from_main(lambda: budget - deps.directory.logs.tokens["completion"])
 
 
 def train_step(deps: LoopDeps, state: State, watch: Stopwatch) -> dict[str, Any]:
@@ -92,10 +94,13 @@ def train_step(deps: LoopDeps, state: State, watch: Stopwatch) -> dict[str, Any]
         batch, more = make_experience(deps, state, scored)
     metrics |= more
     alarms.check_masked(sum(sum(r.mask) for r in batch.rows), step)
-    state.budget_spent = budget_is_spent(deps)  # before a prefetched batch, which is not trained on yet, is counted
+    spent = tokens_left(deps) <= 0  # before a batch that this step samples ahead is counted
+    state.budget_spent = spent and not state.queue
     if deps.prefetch is not None:
-        metrics["policy_lag"] = 1 if step else 0
-        start_prefetch(deps, state)
+        metrics["policy_lag"] = step - collected.version
+        batch.stale = isinstance(block.overlap, Overlap) and collected.version < step  # `true` logs what it always did
+        if not spent:
+            start_prefetch(deps, state)
     with watch.phase("update"):
         metrics |= update_policy(deps, state, batch)
     check_update(deps, state, metrics)
@@ -109,7 +114,11 @@ def train_step(deps: LoopDeps, state: State, watch: Stopwatch) -> dict[str, Any]
             deps.teacher.after_step(step + 1)
         metrics["canary_max_abs"] = sync_weights(deps, state, batch.rows, step)
         metrics["canary_limit"] = deps.canary_tolerance.limit(state.canary_floor)
-    deps.record(scored, step=step, each=token_figures(batch))
+    version: dict[str, int] = {}
+    if isinstance(block.overlap, Overlap):
+        version = {"policy_version": collected.version}
+        metrics |= version
+    deps.record(scored, step=step, **version, each=token_figures(batch))
     if ranks.is_main() and step % max(block.steps // 4, 1) == 0:
         console.show_samples(scored)
     return metrics
@@ -127,7 +136,7 @@ def log_step(deps: LoopDeps, state: State, metrics: dict[str, Any], watch: Stopw
     checks |= {f"{part.name}/saved_s": round(part.seconds_saved, 4) for part in deps.surrogates}
     deps.directory.logs.log_timing({"step": state.step, **rates, **checks})
     if deps.prefetch is not None and not state.stopped_early:
-        deps.prefetch.keep()
+        state.queue = state.queue[: len(state.queue) - deps.prefetch.keep()]
     return rates
 
 
@@ -136,24 +145,26 @@ def log_step(deps: LoopDeps, state: State, metrics: dict[str, Any], watch: Stopw
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """scored: the rows to train on, on every rank. sampled: all rows of the `batches` batches they were chosen from."""
+    """scored: the rows to train on, on every rank. sampled: all rows of the `batches` batches they were chosen from.
+    version: updates that the policy which sampled them had had."""
 
     scored: list[Scored]
     sampled: list[Scored]
     batches: int
+    version: int
 
 
 def sample_step(deps: LoopDeps, state: State) -> Collected:
     """gather_groups; if a stop is requested meanwhile, the state at the start of the step is saved first."""
     mark = deps.directory.logs.mark()
-    before = state.prompts_drawn, dict(state.drawn), state.rates
+    before = state.prompts_drawn, dict(state.drawn), state.rates, list(state.queue)
     try:
         return gather_groups(deps, state)
     except shutdown.Stopped:
         # with several processes only one has noticed the signal, and a checkpoint needs all of them
         if ranks.world() == 1 and not shutdown.late() and not deps.directory.checkpoints.has(state.step):
             deps.directory.logs.go_to(mark)
-            state.prompts_drawn, state.drawn, state.rates = before
+            state.prompts_drawn, state.drawn, state.rates, state.queue = before
             save(deps, state)
         raise
 
@@ -164,18 +175,21 @@ def gather_groups(deps: LoopDeps, state: State) -> Collected:
     Dynamic sampling replaces groups with zero signal, by up to refill_cap batches; if that is not enough, the step is
     filled up with zero-signal groups, and says so. Source: DAPO, arXiv:2503.14476 §3.2.
     """
-    block, attempt = deps.block, 0
+    block, attempt, version = deps.block, 0, state.step
     kept: list[list[Scored]] = []
     spare: list[list[Scored]] = []
     sampled: list[Scored] = []
     for attempt in range(block.groups.refill_cap if block.groups.dynamic else 1):
-        by_source = next_positions(deps, state)
-        prompts = [deps.prompts[i] for indices in by_source.values() for i in indices]
+        queued = state.queue.pop(0) if state.queue else None
+        version, by_source = queued or (state.step, next_positions(deps, state))
+        prompts = prompts_at(deps, by_source)
         state.prompts_drawn += block.prompts
         for name, indices in by_source.items():
             state.drawn[name] = state.drawn.get(name, 0) + len(indices)
-        scored = deps.prefetch.take(state.step) if deps.prefetch is not None else None
-        if scored is None:
+        if queued is not None:
+            assert deps.prefetch is not None
+            scored = deps.prefetch.take(prompts, state.step)
+        else:
             scored = deps.source.sample_and_score(prompts, state.step, attempt)
         sampled += scored
         groups = grouped(scored, block.samples)
@@ -195,25 +209,29 @@ def gather_groups(deps: LoopDeps, state: State) -> Collected:
                     f"non-zero advantages after {attempt + 1} batches (groups.refill_cap); filling up with "
                     "zero-signal groups")  # fmt: skip
     chosen = (kept + spare)[: block.prompts]
-    return Collected([s for group in chosen for s in group], sampled, attempt + 1)
+    return Collected([s for group in chosen for s in group], sampled, attempt + 1, version)
 
 
 def next_positions(deps: LoopDeps, state: State) -> dict[str, list[int]]:
     """Source -> positions in deps.prompts of what is sampled next; one source "" unless the sampler mixes several."""
     sampler = deps.block.sampler
+    drawn = dict(state.drawn) if sampler.ratios else {"": state.prompts_drawn}
+    for _, by_source in state.queue:
+        for name, indices in by_source.items():
+            drawn[name] = drawn.get(name, 0) + len(indices)
     return next_indices(
         deps.sources or {"": range(len(deps.prompts))},
         sampler.ratios or {"": 1.0},
         state.rates if sampler.kind == "difficulty" else None,
-        drawn=state.drawn if sampler.ratios else {"": state.prompts_drawn},
+        drawn=drawn,
         count=deps.block.prompts,
         floor=sampler.floor,
         key=deps.seed_key,
     )
 
 
-def next_prompts(deps: LoopDeps, state: State) -> list[Prompt]:
-    return [deps.prompts[i] for indices in next_positions(deps, state).values() for i in indices]
+def prompts_at(deps: LoopDeps, by_source: Mapping[str, Sequence[int]]) -> list[Prompt]:
+    return [deps.prompts[i] for indices in by_source.values() for i in indices]
 
 
 def observed(deps: LoopDeps, state: State, lines: Sequence[Mapping[str, Any]]) -> Rates:
@@ -227,11 +245,15 @@ def observed(deps: LoopDeps, state: State, lines: Sequence[Mapping[str, Any]]) -
 
 
 def start_prefetch(deps: LoopDeps, state: State) -> None:
-    """Sample the next step's rollouts while the update runs, unless this step is the last or spends the budget."""
+    """Sample while the update runs, with the policy before it, up to the step that is max_lag ahead; in the first step
+    that fills the queue. No steps beyond the last are sampled, and none once the budget is spent."""
     assert deps.prefetch is not None
-    if state.step + 1 < deps.block.steps and not state.budget_spent:
-        # gather_groups has moved prompts_drawn on: these are the prompts that it will ask for next
-        deps.prefetch.start(next_prompts(deps, state), state.step + 1)
+    batches: dict[int, list[Prompt]] = {}
+    for step in range(state.step + 1 + len(state.queue), min(state.step + deps.block.max_lag + 1, deps.block.steps)):
+        by_source = next_positions(deps, state)
+        state.queue.append((state.step, by_source))
+        batches[step] = prompts_at(deps, by_source)
+    deps.prefetch.start(batches, tokens_left=tokens_left(deps))
 
 
 def grouped(scored: Sequence[Scored], samples: int) -> list[list[Scored]]:

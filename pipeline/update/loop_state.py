@@ -21,7 +21,7 @@ from pipeline.run.stage_dir import StageDir
 from pipeline.update.canary import Tolerance
 from pipeline.update.forward import Row
 from pipeline.update.learner import Learner
-from pipeline.update.overlap import Prefetch
+from pipeline.update.overlap import Prefetch, Queued
 from pipeline.update.reference import Reference
 from pipeline.update.reward_monitor import RewardMonitor
 from pipeline.update.segmenter import Segmenter
@@ -64,7 +64,7 @@ class LoopDeps:
     reference_tolerance: KL per token between policy and reference at step 0 that rounding may explain.
     sources: name -> positions of its prompts, if the block's sampler mixes sources by ratio.
     reward_weights: part of the reward -> its weight, for credit that takes the parts apart. teacher: of distillation.
-    monitor: a second score of each step's rollouts. prefetch: samples the next step while this one updates.
+    monitor: a second score of each step's rollouts. prefetch: samples later steps while this one updates.
     segmenter: says where segments end, for credit.level segment. surrogates: reward parts that learn from each step.
     """
 
@@ -99,6 +99,7 @@ class State:
     steps_without_signal: int = 0
     prompts_drawn: int = 0
     drawn: dict[str, int] = field(default_factory=dict)  # source -> prompts drawn from it
+    queue: list[Queued] = field(default_factory=list)  # batches of the next steps that are sampled already, in order
     rates: dict[int, tuple[float, float]] = field(default_factory=dict)  # prompt index -> discounted passes and samples
     canary_max: float = 0.0
     canary_floor: float = math.nan  # its gap between equal weights, right after the first sync

@@ -1,14 +1,22 @@
-"""One step off-policy: the next step's rollouts are sampled while this step's update runs, with the weights before it.
+"""Training on samples of earlier policies: later steps' rollouts are sampled while this step's update runs.
 
-The update then trains on samples that are one update old (`policy_lag` 1 in the metrics). Importance weights correct
-for that; they are taken against the sampler's own log-probs. What is sampled is a function of (seed, stage, step) as
-ever, and it is on disk before the checkpoint that a resumed run starts from, since the weights it came from are gone.
-Source: one-step off-policy RLHF, arXiv:2410.18252.
+The schedule is fixed. With max_lag k, step t trains on what the policy after t - k updates sampled (the first k steps
+on what the start sampled), as in an asynchronous system whose queue holds k batches. The clock is thus simulated: which
+policy samples what never depends on how long anything takes, so a killed run resumes to the same bytes. Real time is
+saved by the thread that samples while the update runs, which one step of lag already allows; more lag shows what
+learning loses where generators run elsewhere, and saves no further time here.
+
+The policy that samples and its version are those of the step in which sampling starts; weights are synced after it
+ends. What is sampled is on disk before the checkpoint that a resumed run starts from, since the weights it came from
+are gone. Importance weights correct for the lag; they are taken against the sampler's own log-probs.
+Source: one step, arXiv:2410.18252; several, with a limit, arXiv:2505.24298 (max_head_offpolicyness there, max_staleness
+in TRL's AsyncGRPO, max_trajectory_age_steps in NeMo-RL).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -16,20 +24,22 @@ from typing import Protocol
 from pipeline.distributed import ranks
 from pipeline.records import Prompt, Scored
 
+Queued = tuple[int, dict[str, list[int]]]  # version of the policy that samples, source -> positions of its prompts
+
 
 class PrefetchSource(Protocol):
     """The halves of sampling: `draw` runs in a thread, the others in the loop."""
 
     def draw(self, prompts: Sequence[Prompt], step: int) -> list[Scored]:
-        """Scored rollouts; touches no file and counts nothing."""
+        """Scored rollouts; writes no file and counts no token."""
         ...
 
     def keep(self, prompts: Sequence[Prompt], scored: list[Scored], step: int) -> list[Scored]:
         """Write them to disk and count their tokens."""
         ...
 
-    def is_kept(self, step: int) -> bool:
-        """Whether an earlier attempt of the stage has kept the step's samples already."""
+    def read(self, prompts: Sequence[Prompt], step: int) -> list[Scored]:
+        """What an earlier attempt has kept; counts no token."""
         ...
 
 
@@ -44,41 +54,48 @@ def one_thread() -> ThreadPoolExecutor:
 
 @dataclass(slots=True)
 class Prefetch:
-    """start, wait and keep are called in this order in each step; take at the start of the next."""
+    """start, wait and keep are called in this order in each step; take at the start of a later one."""
 
     source: PrefetchSource
     _pool: ThreadPoolExecutor = field(default_factory=one_thread)
-    _started: tuple[Sequence[Prompt], int] | None = None
-    _pending: Future[list[Scored]] | None = None
-    _kept: tuple[int, list[Scored]] | None = None
+    _started: Mapping[int, Sequence[Prompt]] = field(default_factory=dict)
+    _pending: Future[list[list[Scored]]] | None = None
+    _kept: dict[int, list[Scored]] = field(default_factory=dict)
 
-    def start(self, prompts: Sequence[Prompt], step: int) -> None:
-        """Begin to sample for the step, unless its samples are on disk already."""
-        if ranks.from_main(lambda: self.source.is_kept(step)):
-            return
-        self._started, self._pending = (prompts, step), self._pool.submit(self._draw, prompts, step)
+    def start(self, batches: Mapping[int, Sequence[Prompt]], *, tokens_left: float = math.inf) -> None:
+        """Begin to sample. batches: step -> its prompts. No batch starts once tokens_left completion tokens are
+        sampled."""
+        self._started = batches
+        self._pending = self._pool.submit(self._draw, batches, tokens_left) if batches else None
 
-    def _draw(self, prompts: Sequence[Prompt], step: int) -> list[Scored]:
+    def _draw(self, batches: Mapping[int, Sequence[Prompt]], tokens_left: float) -> list[list[Scored]]:
+        out: list[list[Scored]] = []
         with ranks.aside():
-            return self.source.draw(prompts, step)
+            for step, prompts in batches.items():
+                if tokens_left <= 0:
+                    break
+                out.append(self.source.draw(prompts, step))
+                tokens_left -= sum(sum(s.rollout.mask) for s in out[-1])
+        return out
 
     def wait(self) -> None:
-        """Until they are sampled: before the generator gets other weights."""
+        """Until all is sampled: before the generator gets other weights."""
         if self._pending is not None:
             self._pending.result()
 
-    def keep(self) -> None:
-        """After this step is in the logs and before it is in a checkpoint: a resumed run finds both or neither."""
-        if self._pending is not None and self._started is not None:
-            prompts, step = self._started
-            self._kept, self._pending = (step, self.source.keep(prompts, self._pending.result(), step)), None
+    def keep(self) -> int:
+        """After this step is in the logs and before it is in a checkpoint: a resumed run finds both or neither.
+        Returns the number of batches that the budget left unsampled."""
+        if self._pending is None:
+            return 0
+        batches, self._pending = self._pending.result(), None
+        for (step, prompts), scored in zip(self._started.items(), batches, strict=False):  # fewer if the budget ended
+            self._kept[step] = self.source.keep(prompts, scored, step)
+        return len(self._started) - len(batches)
 
-    def take(self, step: int) -> list[Scored] | None:
-        """The step's samples; None if they have to be read from disk or were never prefetched."""
-        if self._kept is None or self._kept[0] != step:
-            return None
-        (_, scored), self._kept = self._kept, None
-        return scored
+    def take(self, prompts: Sequence[Prompt], step: int) -> list[Scored]:
+        """The samples of a step that was queued; read from disk if an earlier attempt queued it."""
+        return self._kept.pop(step) if step in self._kept else self.source.read(prompts, step)
 
 
-__all__ = ["Prefetch"]
+__all__ = ["Prefetch", "Queued"]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pipeline.config.schema import Critic, Loss
 from pipeline.distributed import ranks
 from pipeline.update import losses, surrogates
-from pipeline.update.divergence import TeacherStates
+from pipeline.update.divergence import TeacherStates, TeacherTopK
 from pipeline.update.forward import Padded, Row, pad_rows, stack
 from pipeline.update.losses import zero_outside
 
@@ -28,8 +28,8 @@ SURROGATES = {"clip": losses.clipped_surrogate, "gspo": losses.gspo_surrogate, "
 class Lesson(Protocol):
     """What a teacher says about the rows of a step."""
 
-    def states(self, indices: Sequence[int], device: torch.device) -> TeacherStates:
-        """The teacher's hidden states of these rows, without gradient."""
+    def states(self, indices: Sequence[int], device: torch.device) -> TeacherStates | TeacherTopK:
+        """The teacher's hidden states of these rows, or its most likely tokens; without gradient."""
         ...
 
 
@@ -43,6 +43,7 @@ class Experience:
     kept: 1 on the tokens that the policy loss keeps, 0 on those it leaves out; None keeps all that are unmasked.
     chosen: 1 on the tokens that kl_cov or clip_cov treats apart; None for other losses.
     lesson: the teacher's side of the rows, where the loss compares whole distributions.
+    stale: whether an earlier policy than the current one sampled the rows.
     """
 
     rows: list[Row]
@@ -56,6 +57,7 @@ class Experience:
     kept: list[Tensor] | None = None
     chosen: list[Tensor] | None = None
     lesson: Lesson | None = None
+    stale: bool = False
 
     @property
     def num_trainable_rows(self) -> int:
@@ -161,6 +163,8 @@ def policy_loss(
     loss_BT = loss_BT * losses.importance_weights(
         old_BT, generator_BT, mask_BT, mode=loss.importance, level=loss.importance_level, cap=loss.importance_cap
     )
+    if batch.stale and loss.importance != "none":
+        measure_importance(metrics, loss, old_BT, generator_BT, mask_BT)
     kept_BT = batch.padded("kept", indices, device)
     loss_BT = leave_out(loss_BT, kept_BT, loss, logprobs_BT, generator_BT, advantages_BT, mask_BT, metrics)
     metrics.add("policy_loss", loss_BT, mask_BT)
@@ -279,6 +283,16 @@ def measure_ratio(
         return
     metrics.add("clipped_low", low_BT.float(), mask_BT)
     metrics.add("clipped_high", high_BT.float(), mask_BT)
+
+
+def measure_importance(
+    metrics: Averages, loss: Loss, old_BT: Tensor, generator_BT: Tensor, mask_BT: Tensor
+) -> None:  # fmt: skip
+    """Share of tokens whose importance weight exceeds the cap, and is truncated or masked."""
+    weights_BT = losses.importance_weights(
+        old_BT, generator_BT, mask_BT, mode="truncate", level=loss.importance_level, cap=math.inf
+    )
+    metrics.add("importance_over_cap", (weights_BT > loss.importance_cap).float(), mask_BT)
 
 
 def measure_mismatch(metrics: Averages, old_BT: Tensor, generator_BT: Tensor, mask_BT: Tensor) -> None:

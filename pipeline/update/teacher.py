@@ -17,18 +17,19 @@ from torch import Tensor
 from pipeline.config.schema import Teacher as Settings
 from pipeline.models.adapters import base_of
 from pipeline.records import Scored
-from pipeline.update.divergence import TeacherStates
-from pipeline.update.forward import Row, lowered, pad_rows
+from pipeline.update.divergence import TeacherStates, TeacherTopK
+from pipeline.update.forward import Row, lowered, pad_rows, stack
 from pipeline.update.reference import Copy
+from pipeline.update.served_teacher import ServedTeacher
 
 PromptIds = Callable[[Sequence[Scored]], list[tuple[int, ...] | None]]
 
 
 class TeacherModel:
-    """model: the teacher's weights, frozen or following the policy. prompt_ids: its prompt for each row, or None.
-    samples: rows per prompt."""
+    """model: the teacher's weights, frozen or following the policy, or a server that has them. prompt_ids: its prompt
+    for each row, or None. samples: rows per prompt."""
 
-    def __init__(self, model: Copy, settings: Settings, prompt_ids: PromptIds, *, samples: int) -> None:
+    def __init__(self, model: Copy | ServedTeacher, settings: Settings, prompt_ids: PromptIds, *, samples: int) -> None:
         self.model, self.settings, self.prompt_ids, self.samples = model, settings, prompt_ids, samples
 
     def rows(self, scored: Sequence[Scored], rows: Sequence[Row]) -> list[Row]:
@@ -45,26 +46,36 @@ class TeacherModel:
         """Per row, (its T,) log-probs at the sampling temperature."""
         return self.model.logprobs(rows)
 
+    def lesson(self, rows: list[Row]) -> FullLesson | ServedLesson:
+        """What form full compares these rows with."""
+        if isinstance(self.model, Copy):
+            return FullLesson(self.model, self.settings, rows)
+        assert self.settings.top_k is not None  # config sees to it
+        return ServedLesson(self.settings, rows, self.model.top_k(rows, self.settings.top_k))
+
     def after_step(self, step: int) -> None:
-        self.model.after_step(step)
+        if isinstance(self.model, Copy):
+            self.model.after_step(step)
 
     def state(self) -> dict[str, Any]:
-        return self.model.state()
+        return self.model.state() if isinstance(self.model, Copy) else {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.model.load_state(state)
+        if isinstance(self.model, Copy):
+            self.model.load_state(state)
 
 
 @dataclass(frozen=True, slots=True)
 class FullLesson:
     """The teacher's rows of a step, compared token by token over the whole vocabulary."""
 
-    teacher: TeacherModel
+    model: Copy
+    settings: Settings
     rows: list[Row]
 
     @torch.no_grad()
     def states(self, indices: Sequence[int], device: torch.device) -> TeacherStates:
-        forward, settings = self.teacher.model.forward, self.teacher.settings
+        forward, settings = self.model.forward, self.settings
         forward.check_plain_head("teacher.form full")
         padded = pad_rows([self.rows[i] for i in indices], device)
         with lowered(device, forward.autocast):
@@ -72,6 +83,31 @@ class FullLesson:
         head = base_of(forward.model).get_output_embeddings()
         return TeacherStates(hidden_BTG, head.weight, head.bias, padded.mask_BT, settings.coef, settings.beta,
                              settings.top_k, settings.normalise)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ServedLesson:
+    """The teacher's k most likely tokens before each token of the rows of a step: per row, ids and log-probs (T, K)."""
+
+    settings: Settings
+    rows: list[Row]
+    top_k: list[tuple[Tensor, Tensor]]
+
+    def states(self, indices: Sequence[int], device: torch.device) -> TeacherTopK:
+        ids, logprobs = zip(*(self.top_k[i] for i in indices), strict=True)
+        width = max(x.shape[-1] for x in ids)  # a row of which the teacher says nothing has one column
+        mask_BT = stack([self.rows[i].mask for i in indices]).bool()
+        ids_BTK, logprobs_BTK = padded_to(ids, width, 0), padded_to(logprobs, width, -torch.inf)
+        coef, beta, normalise = self.settings.coef, self.settings.beta, self.settings.normalise
+        return TeacherTopK(
+            ids_BTK.to(device), logprobs_BTK.to(device), mask_BT.to(device), coef, beta, normalise
+        )  # fmt: skip
+
+
+def padded_to(rows: Sequence[Tensor], width: int, value: float) -> Tensor:
+    """(B, T, width) of tensors (T, K), with `value` in the added columns and after each row's end."""
+    wide = [torch.nn.functional.pad(x, (0, width - x.shape[-1]), value=value) for x in rows]
+    return torch.nn.utils.rnn.pad_sequence(wide, batch_first=True, padding_value=value)
 
 
 def reverse_kl_advantages(

@@ -21,7 +21,7 @@ from pipeline.update.forward import CompletionLogprobs, Row
 from pipeline.update.learner import Learner
 from pipeline.update.policy_loss import Experience
 from pipeline.update.reference import Copy
-from pipeline.update.teacher import FullLesson, TeacherModel, reverse_kl_advantages
+from pipeline.update.teacher import TeacherModel, reverse_kl_advantages
 
 CPU = torch.device("cpu")
 
@@ -284,7 +284,7 @@ def test_loss_and_gradient_of_a_batch_equal_those_of_trls_distillation_trainer(
     copied = Copy(CompletionLogprobs(load(str(teacher), Model()), temperature=0.8), learner, Kl())
     taught = TeacherModel(copied, Teacher(form="full", beta=beta, normalise=False), lambda s: [None], samples=1)
     zeros = [torch.zeros(n) for n in lengths]
-    batch = Experience(rows, zeros, zeros, lesson=FullLesson(taught, rows))
+    batch = Experience(rows, zeros, zeros, lesson=taught.lesson(rows))
     found: dict[str, Tensor] = {}
 
     def keep() -> Tensor:
