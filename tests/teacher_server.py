@@ -15,7 +15,7 @@ import torch
 from pipeline.config.schema import Model
 from pipeline.models import models
 
-MAX_LOGPROBS = 20  # vLLM's default of --max-logprobs
+MAX_LOGPROBS = 40  # --max-logprobs; vLLM's default is 20
 
 
 @contextmanager

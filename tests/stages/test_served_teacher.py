@@ -43,28 +43,24 @@ def distill(root: Path, student: Path, teacher: str, *overrides: str) -> int:
 @pytest.mark.stages
 @pytest.mark.parametrize(
     ("form", "named"),
-    [("form: sampled", "form: sampled"), ("form: full, beta: 0.5, top_k: 20", "form: full, beta: 0.5")],
+    [("form: sampled", "form: sampled"), ("form: full, beta: 0.5, top_k: 40", "form: full, beta: 0.5")],
     ids=["sampled", "top_k"],
 )
 def test_a_served_teacher_teaches_what_the_same_model_loaded_here_teaches(
     form: str, named: str, student: Path, teacher: Path, server: str, tmp_path: Path
 ) -> None:
-    """The vocabulary has 20 tokens or a few more, so that a server's top 20 and the rest are nearly all of it."""
+    """The vocabulary has fewer than 40 tokens, so that a server's top 40 are all of it."""
     assert distill(tmp_path / "served", student, f"server: '{server}', {form}") == 0
     assert distill(tmp_path / "loaded", student, f"model: {teacher}, {named}") == 0
     figure = "teacher_kl" if "sampled" in form else "teacher_divergence"
     served, loaded = ([m[figure] for m in metrics(tmp_path / root, "distill")] for root in ("served", "loaded"))
-    tolerance = 1e-4 if figure == "teacher_kl" else 0.02
-    assert served == pytest.approx(loaded, rel=tolerance, abs=1e-5) and max(served) > 0.01
+    assert served == pytest.approx(loaded, rel=1e-4, abs=1e-6) and max(served) > 0.001
     one, other = weights(tmp_path / "served", "distill"), weights(tmp_path / "loaded", "distill")
-    start = models.load_policy(str(student), Model()).state_dict()
-    moved = max(float((other[n] - start[n]).abs().max()) for n in other)
-    apart = max(float((one[n] - other[n]).abs().max()) for n in other)
-    assert apart < (1e-4 if figure == "teacher_kl" else 0.2 * moved), (apart, moved)
+    assert max(float((one[n] - other[n]).abs().max()) for n in other) < 1e-4
 
 
 def test_log_probs_are_those_of_the_completions_tokens_after_the_prompt(teacher: Path, server: str) -> None:
-    model = models.load_policy(str(teacher), Model())
+    model = models.load_policy(str(teacher), Model()).requires_grad_(False)
     rows = [Row((3, 4, 5), (6, 7), (True, True)), Row((8,), (9, 3, 4), (True, False, True))]
     served = ServedTeacher(server, "distill.teacher.server")
     for row, logprobs_T in zip(rows, served.logprobs(rows), strict=True):
@@ -108,7 +104,7 @@ def test_divergence_of_a_top_k_is_that_of_the_tokens_and_the_rest_by_hand() -> N
     ("teacher_block", "overrides", "reported"),
     [
         ("server: 'URL', form: full", [], "a server gives log-probs of its most likely tokens"),
-        ("server: 'URL', form: full, top_k: 50", [], "Requested 50 prompt logprobs, more than 20"),
+        ("server: 'URL', form: full, top_k: 50", [], "Requested 50 prompt logprobs, more than 40"),
         ("server: 'URL', model: nowhere", [], "model and server are two teachers"),
         ("server: 'URL', follow: ema", [], "is for a teacher that is the policy itself"),
         ("server: 'URL'", ["sampling.temperature=0.7"], "log-probs of a prompt at temperature 1"),
