@@ -62,6 +62,6 @@ __all__ = [
     "Critic", "Descriptions", "Distill", "Dpo", "Episodes", "Evaluate", "Evaluation", "Feedme", "Generate", "Groups",
     "Grpo", "Judge", "Kl", "Kto", "Loss", "Model", "Monitor", "NonNegative", "OfflineQ", "Optimizer", "Overlap",
     "Policy", "Positive", "Ppo", "Probe", "Program", "Prompts", "Revalue", "RewardModel", "Sampler", "Sampling",
-    "Segments", "Sft", "Share", "StageKind", "Stitch", "Stop", "SurrogateStudy", "Teacher", "TimeToTarget", "Tiny", "Tools",
-    "recorded_kind", "trains_adapter",
+    "Segments", "Sft", "Share", "StageKind", "Stitch", "Stop", "SurrogateStudy", "Teacher", "TimeToTarget", "Tiny",
+    "Tools", "recorded_kind", "trains_adapter",
 ]  # fmt: skip
