@@ -179,13 +179,13 @@ class ServedGenerator:
             return list(pool.map(ask, asked))
 
 
-def _reload(server: Server, place: Path) -> None:
+def _reload(server: ServerClient, place: Path) -> None:
     server.post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(place)}})
     server.post("/reset_prefix_cache", {})  # cached keys and values belong to the old weights
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class ServerClient:
     """JSON over HTTP. location: the config key that names the server; how: the command that starts one."""
 
     url: str
@@ -224,8 +224,9 @@ class Server:
         return out
 
 
-def rollout_server(url: str) -> Server:
-    return Server(url.rstrip("/"), "generate.url", "python -m pipeline serve RUN stage=NAME rollouts=true port=8000")
+def rollout_server(url: str) -> ServerClient:
+    how = "python -m pipeline serve RUN stage=NAME rollouts=true port=8000"
+    return ServerClient(url.rstrip("/"), "generate.url", how)
 
 
 def wait_until_ready(url: str, *, seconds: float) -> None:
@@ -241,4 +242,4 @@ def wait_until_ready(url: str, *, seconds: float) -> None:
             time.sleep(1.0)
 
 
-__all__ = ["ServedGenerator", "Server", "wait_until_ready"]
+__all__ = ["ServedGenerator", "ServerClient", "wait_until_ready"]

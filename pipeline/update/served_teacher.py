@@ -31,7 +31,7 @@ class ServedTeacher:
 
     def __init__(self, url: str, location: str) -> None:
         how = "vllm serve MODEL --port 8000"
-        self.server = vllm_server.Server(url.rstrip("/"), location, how)
+        self.server = vllm_server.ServerClient(url.rstrip("/"), location, how)
         self.model = str(self.server.get("/v1/models")["data"][0]["id"])
 
     def check_tokenizer(self, prompts: Sequence[Prompt], tokenizer: Any) -> None:
