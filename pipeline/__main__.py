@@ -184,7 +184,7 @@ def train_seeds(config: str, words: Sequence[str], seeds: Sequence[int]) -> int:
     from pipeline.config.seed_list import words_of_seed
 
     cfg = checked("run", config, words)
-    if compared := [name for name in cfg.stages if cfg.blocks[name].kind == "compare"]:
+    if compared := [name for name in cfg.stages if cfg.blocks[name].kind in ("compare", "time_to_target")]:
         raise ConfigError([f"{config}: seeds= on the command line: {compared[0]} runs several seeds itself; "
                            f"give {compared[0]}.seeds"])  # fmt: skip
     cfgs = [checked("run", config, words_of_seed(words, cfg.run, seed)) for seed in seeds]

@@ -37,6 +37,7 @@ from rewards.compose import (
     fields_needed,
     learned_models,
     module_file,
+    real_parts,
     verifiers_of,
 )
 from rewards.learned import learned
@@ -58,6 +59,7 @@ __all__ = [
     "missing_eos",
     "module_file",
     "random",
+    "real_parts",
     "repetition",
     "verifier",
     "verifiers_of",

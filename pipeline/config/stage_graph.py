@@ -9,9 +9,10 @@ from typing import Any
 
 import rewards
 from pipeline.config.load import Config, ConfigError, nearest
-from pipeline.config.schema import KINDS, Judge
+from pipeline.config.schema import KINDS, Judge, Policy
 
 JUDGE = "judge"
+RUNS_OTHERS = ("compare", "time_to_target")  # kinds whose parts are runs of their own, one per seed
 ONE_PLACE = ("vllm_server", "ray")  # backends whose weights go to one location: a second writer would mix them up
 
 # --- references of a stage ----------------------------------------------------------------------------------------
@@ -23,7 +24,7 @@ def references(cfg: Config, name: str) -> list[tuple[str, str]]:
     Keys of the run's rewards begin with `rewards.`; all others belong to the stage's block.
     """
     block = cfg.blocks[name]
-    if block.kind in ("compare", "time_to_target"):  # their parts are runs of their own
+    if block.kind in RUNS_OTHERS:
         return []
     out = [(key, getattr(block, key)) for key in ("policy", "init") if isinstance(getattr(block, key, None), str)]
     out += [("policies", policy) for policy in getattr(block, "policies", None) or []]
@@ -161,7 +162,9 @@ def runs_of(cfg: Config, name: str) -> list[Config]:
 
 
 def stages_of(cfg: Config, name: str) -> list[str]:
-    """All stages of a comparison, parents first, as one chain; the first seed runs every one of them."""
+    """All stages of a comparison or of time_to_target, parents first, as one chain: the first seed runs all of them."""
+    if cfg.block(name).kind == "time_to_target":
+        return [stage for part in target_runs(cfg, name)[:2] for stage in part.stages]
     start, first = start_config(cfg, name), seed_config(cfg, name, 0)
     return [*start.stages, *(stage for stage in first.stages if stage != JUDGE)]
 
@@ -169,3 +172,35 @@ def stages_of(cfg: Config, name: str) -> list[str]:
 def budgeted(block: Any, budget: int) -> Any:
     open_budget = getattr(block, "token_budget", 0) is None
     return replace(block, token_budget=budget) if open_budget else block
+
+
+# --- parts of time_to_target ---------------------------------------------------------------------------------------
+
+
+def target_check(cfg: Config, name: str) -> None:
+    """Raise ConfigError for methods that are no policy stage of the YAML, and for seeds named twice."""
+    block, key = cfg.block(name), f"{cfg.path}: {name}"
+    mistakes = [f"{key}: no block for {stage!r}{nearest(stage, cfg.blocks)}"
+                for stage in [block.start, *block.methods, *block.slow_runs] if stage not in cfg.blocks]  # fmt: skip
+    mistakes += [f"{key}.methods: {stage!r} is no policy-optimisation stage, whose steps could be followed"
+                 for stage in [*block.methods, *block.slow_runs]
+                 if stage in cfg.blocks and not isinstance(cfg.blocks[stage], Policy)]  # fmt: skip
+    mistakes += [f"{key}.{field}: name at least one" for field in ("methods", "seeds") if not getattr(block, field)]
+    if len(set(block.seeds)) != len(block.seeds):
+        mistakes.append(f"{key}.seeds: {block.seeds} names a seed twice")
+    if block.start in cfg.blocks and not KINDS[cfg.blocks[block.start].kind].makes_policy:
+        mistakes.append(f"{key}.start: {block.start!r} leaves no policy to start from")
+    if mistakes:
+        raise ConfigError(mistakes)
+
+
+def target_runs(cfg: Config, name: str) -> list[Config]:
+    """The ordinary runs: that of the start, then one per seed."""
+    block = cfg.block(name)
+    before = [*ancestors(cfg, block.start), block.start]
+    methods = list(dict.fromkeys([*block.methods, *block.slow_runs]))
+    blocks = {stage: cfg.blocks[stage] for stage in [*before, *methods]}
+    own = all(stage in cfg.stages for stage in before)  # the run itself has the start
+    start = replace(cfg, run=cfg.run if own else f"{cfg.run}/start", stages=before, blocks=blocks)
+    seeds = [replace(start, run=f"{cfg.run}/seed-{s}", seed=s, stages=methods) for s in block.seeds]
+    return [start, *seeds]

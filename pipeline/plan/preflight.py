@@ -43,15 +43,17 @@ def mistakes(cfg: Config, stages: Sequence[str] | None = None) -> list[str]:
     names = list(stages if stages is not None else cfg.stages)
     compared = [name for name in names if cfg.blocks[name].kind == "compare"]
     lines = [line for name in compared for line in comparison_mistakes(cfg, name)]
+    for name in (name for name in names if cfg.blocks[name].kind == "time_to_target"):
+        lines += comparison_mistakes(cfg, name)
     if not compared or len(compared) < len(names):
         lines += chain_mistakes(cfg, names, alone=stages is not None)
     return list(dict.fromkeys(lines))
 
 
 def comparison_mistakes(cfg: Config, name: str) -> list[str]:
-    """Mistakes of all parts of a comparison, as one chain in an order in which they can run."""
+    """Mistakes of all parts of a comparison or of time_to_target, as one chain in an order in which they can run."""
     try:
-        stage_graph.check(cfg, name)
+        (stage_graph.check if cfg.block(name).kind == "compare" else stage_graph.target_check)(cfg, name)
     except ConfigError as exc:
         return list(exc.mistakes)
     return chain_mistakes(cfg, stage_graph.stages_of(cfg, name), alone=False)

@@ -15,12 +15,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config.load import Config, ConfigError, nearest
-from pipeline.config.schema import KINDS, Policy
-from pipeline.config.stage_graph import ancestors, at_once
+from pipeline.config.load import Config, ConfigError
+from pipeline.config.stage_graph import at_once, target_check, target_runs
 from pipeline.run import console
 from pipeline.run.files import atomic_write, dump_json, read_jsonl
 from pipeline.run.manifest import verified_manifest
@@ -48,8 +47,8 @@ class Spent:
 
 def run(ctx: Context) -> dict[str, Any]:
     cfg, block = ctx.cfg, ctx.block
-    check(cfg, ctx.name)
-    start, *seeds = runs_of(cfg, ctx.name)
+    target_check(cfg, ctx.name)
+    start, *seeds = target_runs(cfg, ctx.name)
     run_parts(parts_of(start, seeds), workers=at_once(cfg, ctx.name), logs=ctx.dir.path / "logs")
     ctx.depend_on(*(StageDir(c.run_dir, name).manifest_path for c in seeds for name in c.stages))
     ctx.inputs |= inputs_of([start, *seeds])
@@ -67,38 +66,6 @@ def run(ctx: Context) -> dict[str, Any]:
         console.show_table(out["slow_runs"], ("method", "check_s", "computed_s", "measured_s"))
     atomic_write(ctx.dir.path / "table.json", dump_json(out, indent=1) + "\n")
     return out
-
-
-# --- what runs -------------------------------------------------------------------------------------------------------
-
-
-def check(cfg: Config, name: str) -> None:
-    """Raise ConfigError for methods that are no policy stage of the YAML, and for seeds named twice."""
-    block, key = cfg.block(name), f"{cfg.path}: {name}"
-    mistakes = [f"{key}: no block for {stage!r}{nearest(stage, cfg.blocks)}"
-                for stage in [block.start, *block.methods, *block.slow_runs] if stage not in cfg.blocks]  # fmt: skip
-    mistakes += [f"{key}.methods: {stage!r} is no policy-optimisation stage, whose steps could be followed"
-                 for stage in [*block.methods, *block.slow_runs]
-                 if stage in cfg.blocks and not isinstance(cfg.blocks[stage], Policy)]  # fmt: skip
-    mistakes += [f"{key}.{field}: name at least one" for field in ("methods", "seeds") if not getattr(block, field)]
-    if len(set(block.seeds)) != len(block.seeds):
-        mistakes.append(f"{key}.seeds: {block.seeds} names a seed twice")
-    if block.start in cfg.blocks and not KINDS[cfg.blocks[block.start].kind].makes_policy:
-        mistakes.append(f"{key}.start: {block.start!r} leaves no policy to start from")
-    if mistakes:
-        raise ConfigError(mistakes)
-
-
-def runs_of(cfg: Config, name: str) -> list[Config]:
-    """The ordinary runs: that of the start, then one per seed."""
-    block = cfg.block(name)
-    before = [*ancestors(cfg, block.start), block.start]
-    methods = list(dict.fromkeys([*block.methods, *block.slow_runs]))
-    blocks = {stage: cfg.blocks[stage] for stage in [*before, *methods]}
-    own = all(stage in cfg.stages for stage in before)  # the run itself has the start
-    start = replace(cfg, run=cfg.run if own else f"{cfg.run}/start", stages=before, blocks=blocks)
-    seeds = [replace(start, run=f"{cfg.run}/seed-{s}", seed=s, stages=methods) for s in block.seeds]
-    return [start, *seeds]
 
 
 # --- what it spent ---------------------------------------------------------------------------------------------------

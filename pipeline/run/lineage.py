@@ -26,7 +26,7 @@ from pipeline.models import model_dir
 from pipeline.run.files import dump_json, read_jsonl, sha256_file
 from pipeline.run.manifest import manifest_sha, read_manifest, verified_manifest
 from pipeline.run.stage_dir import StageDir
-from rewards import module_file
+from rewards import module_file, real_parts
 from rewards.graders import files_of
 from verifiers import tools
 from verifiers._secrets import REDACTED, SECRET_NAME, hidden
@@ -58,7 +58,7 @@ def stage_config(cfg: Config, name: str) -> dict[str, Any]:
         own["tools"] = cfg.tools
     if cfg.program is not None:
         own["program"] = {**asdict(cfg.program), "concurrency": None}  # how many run at once changes no sample
-    if block.kind == "compare":
+    if block.kind in stage_graph.RUNS_OTHERS:
         own["blocks"] = {each: cfg.blocks[each] for each in stage_graph.stages_of(cfg, name)}
     plain = json.loads(dump_json(own))
     if block.kind == "evaluate" and block.policies is None:
@@ -94,8 +94,8 @@ def own_files(cfg: Config, name: str) -> list[Path]:
     names = {str(source.procedural) for source in sources if isinstance(source, Prompts)}
     names.add(str(getattr(getattr(block, "episodes", None), "environment", "")))
     found = [model_dir.template_file(cfg.model.chat_template)]
-    for part, fields in (pair for parts in scored_by for pair in parts.items()):
-        given = fields or {}
+    for part, fields in (pair for parts in scored_by for pair in real_parts(parts).items()):
+        given = fields
         names |= set(known) if given.get("verifier") == "by_task" else {str(given.get("verifier") or part)}
         if given.get("kind", part) in ("function", "potential"):
             module = str(given.get("path", "")).partition(":")[0]

@@ -123,6 +123,10 @@ def test_files_of_the_users_own_are_those_that_the_stage_is_scored_by(tmp_path, 
     assert lineage.own_files(second, "grpo") == [Path("mine/other.py")] and lineage.own_files(second, "sft") == []
     by_task = config(tmp_path, "verifier_dirs=[mine]", "rewards={any: {kind: verifier, verifier: by_task}}")
     assert lineage.own_files(by_task, "sft") == [Path("mine/other.py"), Path("mine/price.py")]
+    slow = "{slow: {kind: surrogate, of: price}, slower: {kind: surrogate, of: b, settings: %s}}"
+    behind = "{kind: function, path: own_brevity:brief}"
+    surrogate = config(tmp_path, "verifier_dirs=[mine]", f"rewards={slow % behind}")
+    assert set(lineage.own_files(surrogate, "sft")) == set(own_files[1:]), "what a surrogate stands in for"
     made = config(tmp_path, "verifier_dirs=[mine]", "prompts.procedural=other")
     assert lineage.own_files(made, "base") == [Path("mine/other.py")]
 
@@ -166,6 +170,12 @@ def test_a_comparison_is_stale_when_a_block_of_its_methods_changes(tmp_path):
     assert lineage.differences(one, two) == ["blocks.grpo.steps 3 → 4"]
     other = lineage.stage_config(load(path, ["grpo.steps=3", "mine={kind: grpo, policy: sft}"]), "compare")
     assert lineage.differences(one, other) == [], "a block that is no part of it"
+
+
+def test_time_to_target_is_stale_when_a_block_of_its_methods_changes():
+    path = str(DEMO.parents[1] / "research" / "surrogate.yaml")
+    one, two = (lineage.stage_config(load(path, [f"quarter.steps={n}"]), "time_to_target") for n in (3, 4))
+    assert lineage.differences(one, two) == ["blocks.quarter.steps 3 → 4"]
 
 
 def test_an_unfinished_stage_goes_on_unless_it_was_edited(tmp_path):
