@@ -30,7 +30,6 @@ RIGHT = 0.5  # the probability of the best walk from which a policy is said to t
 def run(ctx: Context) -> dict[str, Any]:
     block = ctx.block
     names = check_methods(ctx)
-    ctx.dir.checkpoints.resume()  # cells are kept, checkpoints of steps are not
     cells: list[dict[str, Any]] = []
     bases = {seed: base_model(ctx, seed) for seed in block.seeds}
     for memory in block.memories:
@@ -42,7 +41,6 @@ def run(ctx: Context) -> dict[str, Any]:
                     where = {"seed": seed, "prompts": memory, "method": name, "change": change}
                     cells += kept(ctx, where, lambda b=bench, n=name, c=change: curve(b, n, c))  # type: ignore[misc]
                 console.say(f"{ctx.name}: seed {seed}, {memory} prompts, {name}: done")
-    ctx.dir.logs.truncate()
     table = summary(cells)
     for memory in block.memories:
         shown = [line for line in table if line["prompts"] == memory]
@@ -73,8 +71,8 @@ def curve(bench: RevalueBench, method: str, change: str) -> list[dict[str, Any]]
     best, walks = revalue.WORLDS[change].best_walk(), bench.settings.walks
     if method == ONLINE:
         found = grpo(bench, change, walks)
-        # its own walks: two to four steps each, of which it is told only what it sampled
-        return [{"walks": count, "steps": 3.0 * count, "right": judged[best]} for count, judged in found.items()]
+        # its own walks have about three steps each; it is given no sample of the change
+        return [{"walks": count or -1, "steps": 3.0 * count, "right": by[best]} for count, by in found.items()]
     out = [{"walks": -1, "steps": 0.0, "right": METHODS[method](bench, change, [])[best]}]
     for count in walks:
         new = new_samples(change, count, bench.seed)

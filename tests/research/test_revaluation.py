@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.__main__ import main
 from pipeline.research.revaluation import summary
-from pipeline.research.revaluation_methods import new_samples, old_walks
+from pipeline.research.revaluation_methods import METHODS, new_samples, old_walks
 from pipeline.run.manifest import read_manifest
 from verifiers import revalue
 
@@ -81,11 +81,22 @@ def test_mistakes_in_the_block_are_reported_in_one_line(tmp_path, capsys):
 
 
 @pytest.mark.stages
-def test_a_model_with_planning_is_right_at_once_where_td_is_not_and_a_second_run_reads_its_cells(tmp_path, capsys):
+def test_a_model_with_planning_is_right_at_once_where_td_is_not_and_a_killed_run_keeps_its_cells(tmp_path, monkeypatch):
     words = ["revalue", str(CONFIG), f"runs_dir={tmp_path}", "revalue.seeds=[1]", "revalue.memories=[state]",
              "revalue.changes=[reward_appears]", "revalue.walks=[0]", "revalue.methods=[td, search_3]",
              "revalue.trainer.max_steps=60"]  # fmt: skip
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    search, td = METHODS["search_3"], METHODS["td"]
+    monkeypatch.setitem(METHODS, "search_3", interrupted)
+    assert main(words) == 130
+    monkeypatch.setitem(METHODS, "search_3", search)
+    monkeypatch.setitem(METHODS, "td", interrupted)  # it was finished: its cell is read
     assert main(words) == 0
+    monkeypatch.setitem(METHODS, "td", td)
+
     directory = tmp_path / "revalue" / "revalue"
     made = read_manifest(directory / "manifest.json")
     assert made is not None
@@ -93,6 +104,5 @@ def test_a_model_with_planning_is_right_at_once_where_td_is_not_and_a_second_run
     assert table["td"]["before"] < 0.1 and table["search_3"]["before"] < 0.1
     assert table["td"]["at_once"] < 0.1, "0.7 against a stale 0.4"
     assert table["search_3"]["at_once"] > 0.9, "1.4 against 0.7: exp(10 x 0.7) to one"
-    assert [json.loads(line)["method"] for line in (directory / "metrics.jsonl").open()] == ["td"] * 2 + [
-        "search_3"
-    ] * 2
+    logged = [json.loads(line)["method"] for line in (directory / "metrics.jsonl").open()]
+    assert logged == ["td", "td", "search_3", "search_3"]
