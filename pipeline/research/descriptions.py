@@ -45,17 +45,17 @@ def run(ctx: Context) -> dict[str, Any]:
     console.say(f"{ctx.name}: {len(counts)} combinations in {len(pool)} samples; {len(unseen)} of them left out: "
                 f"{'; '.join(sentence(conditions, cell) for cell in sorted(unseen))}")  # fmt: skip
 
-    place = ctx.dir.model_dir
+    model_dir = ctx.dir.model_dir
     conditioned.teach(
-        ctx, start, conditioned.labelled(ctx, seen_pool, conditions, attributes), place, "labels", anchor=start
+        ctx, start, conditioned.labelled(ctx, seen_pool, conditions, attributes), model_dir, "labels", anchor=start
     )
-    condition_prompts.save(conditions, ctx.tokenizer, place)
+    condition_prompts.save(conditions, ctx.tokenizer, model_dir)
     control = ctx.dir.path / "control"
     shuffled = conditioned.labelled(ctx, seen_pool, conditions, attributes, shuffle=True)
     conditioned.teach(ctx, start, shuffled, control, "shuffled", anchor=start)
 
     requested = list(counts)
-    labels = requests(ctx, str(place), conditions, attributes, requested)
+    labels = requests(ctx, str(model_dir), conditions, attributes, requested)
     without = requests(ctx, str(control), conditions, attributes, requested, "shuffled")
     table = [
         {"label": sentence(conditions, cell), "trained": cell not in unseen, "samples": counts[cell],
@@ -63,7 +63,7 @@ def run(ctx: Context) -> dict[str, Any]:
         for cell in requested
     ]  # fmt: skip
     console.show_table(table, ["label", "trained", "samples", "all", "control_all"])
-    generator = open_generator(ctx, str(place), ctx.heldout_prompts, ctx.heldout_prompts, guidance=1.0)
+    generator = open_generator(ctx, str(model_dir), ctx.heldout_prompts, ctx.heldout_prompts, guidance=1.0)
     return {**ctx.evaluate(generator).figures, **shares(table, [axis.name for axis in conditions.axes]),
             "combinations": table, "pool_size": len(pool)}  # fmt: skip
 
@@ -95,12 +95,12 @@ def requests(
     *key: str,
 ) -> dict[Cell, dict[str, float]]:  # fmt: skip
     """Per requested combination: the share of samples with each of its attributes, and with all of them."""
-    bare, out = ctx.train_prompts, {}
+    unlabelled, out = ctx.train_prompts, {}
     names = [axis.name for axis in conditions.axes]
     for cell in cells:
         request = dict(zip(names, cell, strict=True))
-        prompts = conditioned.asked_for(ctx, bare, conditions.text(request))
-        generator = open_generator(ctx, model_dir, prompts, bare, guidance=ctx.block.guidance)
+        prompts = conditioned.asked_for(ctx, unlabelled, conditions.text(request))
+        generator = open_generator(ctx, model_dir, prompts, unlabelled, guidance=ctx.block.guidance)
         piece = "-".join(f"{name}{number}" for name, number in request.items())
         judged = ctx.evaluate(generator, *key, "requested", requests=prompts, piece=piece)
         out[cell] = obtained(usable(judged.scored), conditions, attributes, cell)
@@ -115,13 +115,13 @@ def obtained(
     scored: Sequence[Scored], conditions: Conditions, attributes: Mapping[str, Any], cell: Cell
 ) -> dict[str, float]:
     """Share of samples that fulfil each part of a request, and all of it. A sample that is no answer fulfils none."""
-    found = conditioned.cells_of(scored, conditions, dict(attributes))
+    cells = conditioned.cells_of(scored, conditions, dict(attributes))
     valid = [s.status == "pass" for s in scored]
     out = {
-        axis.name: mean([float(ok and got[k] == cell[k]) for ok, got in zip(valid, found, strict=True)])
+        axis.name: mean([float(ok and got[k] == cell[k]) for ok, got in zip(valid, cells, strict=True)])
         for k, axis in enumerate(conditions.axes)
     }
-    out["all"] = mean([float(ok and got == cell) for ok, got in zip(valid, found, strict=True)])
+    out["all"] = mean([float(ok and got == cell) for ok, got in zip(valid, cells, strict=True)])
     return out
 
 

@@ -59,24 +59,24 @@ def read_run(directory: Path) -> list[Curve]:
     if (start := judged.get(START)) is not None:
         out.append(Curve(START, directory.name, start["heldout_accuracy"], 0, start["mean_completion_tokens"]))
         out[0].solutions = solutions.get(START, {})
-    for place in sorted(directory.iterdir()):
-        metrics = _metrics(place)
-        if "heldout_accuracy" not in metrics or place.name == "evaluate":
+    for stage in sorted(directory.iterdir()):
+        metrics = _metrics(stage)
+        if "heldout_accuracy" not in metrics or stage.name == "evaluate":
             continue
-        manifest = read_manifest(place / "manifest.json") or {}
-        figures = judged.get(place.name, metrics)
-        curve = Curve(place.name, directory.name, figures["heldout_accuracy"], manifest["tokens"]["completion"],
+        manifest = read_manifest(stage / "manifest.json") or {}
+        figures = judged.get(stage.name, metrics)
+        curve = Curve(stage.name, directory.name, figures["heldout_accuracy"], manifest["tokens"]["completion"],
                       figures["mean_completion_tokens"])  # fmt: skip
-        curve.passes = passes_of(place / "metrics.jsonl", manifest.get("config", {}))
-        curve.solutions = solutions.get(place.name, {})
+        curve.passes = passes_of(stage / "metrics.jsonl", manifest.get("config", {}))
+        curve.solutions = solutions.get(stage.name, {})
         out.append(curve)
     return out
 
 
 def _metrics(stage: Path) -> Mapping[str, Any]:
     manifest = read_manifest(stage / "manifest.json") if (stage / "manifest.json").is_file() else None
-    found: Mapping[str, Any] = manifest["metrics"] if manifest is not None else {}
-    return found
+    metrics: Mapping[str, Any] = manifest["metrics"] if manifest is not None else {}
+    return metrics
 
 
 def passes_of(path: Path, config: Mapping[str, Any]) -> list[EvaluationPass]:
@@ -102,9 +102,9 @@ def solutions_by_policy(path: Path) -> dict[str, dict[str, set[str]]]:
     """Policy -> prompt -> distinct answers that pass, from the rollouts of an `evaluate` stage."""
     out: dict[str, dict[str, set[str]]] = {}
     for row in _rows(path):
-        found = out.setdefault(row["policy"], {}).setdefault(row["prompt"], set())
+        answers = out.setdefault(row["policy"], {}).setdefault(row["prompt"], set())
         if row["status"] == "pass":
-            found.add(row["completion"].strip())
+            answers.add(row["completion"].strip())
     return out
 
 
@@ -189,11 +189,11 @@ def main(words: Sequence[str]) -> int:
         return 2
     table = lines_of(curves, float(options.get("target", "0.6")))
     console.show_table(table, list(table[0]))
-    found: dict[str, Any] = {"lines": table}
+    report: dict[str, Any] = {"lines": table}
     if options.get("demonstrations") == "true":
-        found["replacement"] = replacement(curves)
-        console.show_table(found["replacement"], list(found["replacement"][0]))
-    atomic_write(directory / "learning_curves.json", dump_json(found, indent=1) + "\n")
+        report["replacement"] = replacement(curves)
+        console.show_table(report["replacement"], list(report["replacement"][0]))
+    atomic_write(directory / "learning_curves.json", dump_json(report, indent=1) + "\n")
     return 0
 
 

@@ -70,9 +70,9 @@ def curve(bench: RevalueBench, method: str, change: str) -> list[dict[str, Any]]
     """One method after one change: per number of new walks, the new steps per gadget and P of the best walk."""
     best, walks = revalue.WORLDS[change].best_walk(), bench.settings.walks
     if method == ONLINE:
-        found = grpo(bench, change, walks)
+        curves = grpo(bench, change, walks)
         # its own walks have about three steps each; it is given no sample of the change
-        return [{"walks": count or -1, "steps": 3.0 * count, "right": by[best]} for count, by in found.items()]
+        return [{"walks": count or -1, "steps": 3.0 * count, "right": by[best]} for count, by in curves.items()]
     out = [{"walks": -1, "steps": 0.0, "right": METHODS[method](bench, change, [])[best]}]
     for count in walks:
         new = new_samples(change, count, bench.seed)
@@ -84,11 +84,11 @@ def curve(bench: RevalueBench, method: str, change: str) -> list[dict[str, Any]]
 def kept(ctx: Context, where: Mapping[str, Any], make: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """The lines of one cell, computed once; a killed run reads them from its earlier attempt."""
 
-    def write(place: Path) -> None:
+    def write(directory: Path) -> None:
         lines = [{**where, **line} for line in make()]
         for line in lines:
             ctx.dir.logs.log(line)
-        (place / "cell.json").write_text(dump_json(lines) + "\n")
+        (directory / "cell.json").write_text(dump_json(lines) + "\n")
 
     directory = ctx.dir.checkpoints.once("-".join(map(str, where.values())), write)
     lines: list[dict[str, Any]] = json.loads((directory / "cell.json").read_text())

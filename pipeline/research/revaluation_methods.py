@@ -96,9 +96,9 @@ class RevalueBench(Bench):
         """Directory of the policy that is best before a change: where grpo starts."""
         learner = tables.TDLearner()
         learner.settle(self.old_transitions, passes=len(revalue.PLACES))
-        place = self.ctx.dir.path / f"seed-{self.seed}-{self.memory}" / "old_policy"
-        models.save(self.extracted(learner.values()), self.tokenizer, place, dtype=torch.float32)
-        return str(place)
+        directory = self.ctx.dir.path / f"seed-{self.seed}-{self.memory}" / "old_policy"
+        models.save(self.extracted(learner.values()), self.tokenizer, directory, dtype=torch.float32)
+        return str(directory)
 
     # --- walks as text ------------------------------------------------------------------------------------------
 
@@ -252,8 +252,8 @@ def conditions(bench: RevalueBench, change: str, new: Sequence[Walk], *, best: b
     ids = [tuple(bench.tokenizer(axis.text(b), add_special_tokens=False).input_ids) for b in range(axis.count)]
     chosen = balanced(bins, per_bin=len(bins), seed=bench.seed)
     name = f"{'conditions_best' if best else 'conditions'}-{change}"
-    place = bench.imitate(name, bench.base, [example(scored[i], ids[bins[i]]) for i in chosen])
-    return bench.judge(bench.load(place), axis.text(axis.best))
+    directory = bench.imitate(name, bench.base, [example(scored[i], ids[bins[i]]) for i in chosen])
+    return bench.judge(bench.load(directory), axis.text(axis.best))
 
 
 # --- grpo, online --------------------------------------------------------------------------------------------------

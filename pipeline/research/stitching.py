@@ -17,7 +17,7 @@ import torch
 
 from pipeline.config.load import ConfigError, nearest
 from pipeline.models import models
-from pipeline.research.stitching_methods import ASKS_THE_ENVIRONMENT, METHODS, Bench, MethodResult
+from pipeline.research.stitching_methods import METHODS, QUERIES_ENVIRONMENT, Bench, MethodResult
 from pipeline.run import console
 from pipeline.run.files import atomic_write, dump_json
 from pipeline.stages.context import Context
@@ -70,9 +70,9 @@ def base_model(ctx: Context, seed: int) -> str:
     """A tiny model initialised from this seed, or the model named in the YAML."""
     if ctx.cfg.model.tiny is None:
         return ctx.model_path("model", "model.path")
-    place = ctx.dir.path / f"base-{seed}"
-    models.make_tiny(ctx.cfg.model.tiny, place, seed=seed)
-    return str(place)
+    directory = ctx.dir.path / f"base-{seed}"
+    models.make_tiny(ctx.cfg.model.tiny, directory, seed=seed)
+    return str(directory)
 
 
 def stitched(bench: Bench, outcome: MethodResult) -> float:
@@ -124,7 +124,7 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "low": min(r["stitched"] for r in found),
             "high": max(r["stitched"] for r in found),
             "credit_accuracy": mean([r["credit_accuracy"] for r in found]),
-            "environment": "asked" if method in ASKS_THE_ENVIRONMENT else "not asked",
+            "environment": "queried" if method in QUERIES_ENVIRONMENT else "not queried",
             "seeds": [r["seed"] for r in found],
         }
         for (memory, method), found in lines.items()

@@ -306,6 +306,6 @@ METHODS: dict[str, Callable[[Bench], MethodResult]] = {
     "offline_q_awr": lambda bench: offline_q(bench, extract="awr"),
     "offline_q_shift": lambda bench: offline_q(bench, extract="shift"),
 }
-ASKS_THE_ENVIRONMENT = frozenset({"monte_carlo"})
+QUERIES_ENVIRONMENT = frozenset({"monte_carlo"})
 
-__all__ = ["ASKS_THE_ENVIRONMENT", "METHODS", "Bench", "MethodResult", "logged_walks"]
+__all__ = ["METHODS", "QUERIES_ENVIRONMENT", "Bench", "MethodResult", "logged_walks"]
