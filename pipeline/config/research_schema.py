@@ -136,6 +136,8 @@ class Revalue:
     """Copies of every walk that the logs of the old world hold."""
     walks: list[Annotated[int, Field(ge=0)]] = field(default_factory=lambda: [0, 4, 16])
     """New walks per gadget, besides one sample of each changed step, after which a policy is judged."""
+    online_walks: list[Positive] = field(default_factory=lambda: [16, 64])
+    """Walks per gadget, sampled by the policy itself, after which grpo is judged; multiples of loop.samples."""
     planning: Annotated[int, Field(ge=0)] = 20
     """Updates from the model after each observed step; dyna only."""
     new_value_steps: Positive = 100
@@ -152,7 +154,7 @@ class Revalue:
 
         turns = sum(len(walk) - 1 for walk in revalue.WORLDS["before"].walks()) * revalue.GADGETS * self.old_walks
         runs = len(self.seeds) * len(self.memories) * len(self.changes)
-        steps = max(self.walks, default=0) // self.loop.samples * runs
+        steps = max(self.online_walks, default=0) // self.loop.samples * runs
         return Work(name, self.kind, rows=turns, steps=steps, batch=revalue.GADGETS * self.loop.samples, at_most=True)
 
 

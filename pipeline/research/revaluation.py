@@ -44,7 +44,8 @@ def run(ctx: Context) -> dict[str, Any]:
     table = summary(cells)
     for memory in block.memories:
         shown = [line for line in table if line["prompts"] == memory]
-        console.show_table(shown, ("method", "change", *columns_of(block.walks), "steps_to_right"))
+        columns = columns_of(sorted({*block.walks, *(block.online_walks if ONLINE in names else ())}))
+        console.show_table(shown, ("method", "change", *columns, "steps_to_right"))
     atomic_write(ctx.dir.path / "table.json", dump_json(table, indent=1) + "\n")
     return {"table": table, "cells": cells}
 
@@ -55,12 +56,13 @@ def check_methods(ctx: Context) -> list[str]:
     names = block.methods or known
     key = f"{ctx.cfg.path}: {ctx.name}"
     mistakes = [f"{key}.methods: no method {n!r}{nearest(n, known)}" for n in names if n not in known]
-    walks, samples = block.walks, block.loop.samples
-    if not walks or walks != sorted(set(walks)):
-        mistakes.append(f"{key}.walks: {walks} must be one or more rising numbers")
-    elif ONLINE in names and (walks[-1] == 0 or any(count % samples for count in walks)):
-        mistakes.append(f"{key}.walks: grpo samples loop.samples {samples} walks of each gadget per step, so {walks} "
-                        f"must be multiples of {samples} and not 0 alone")  # fmt: skip
+    for name, walks in (("walks", block.walks), ("online_walks", block.online_walks)):
+        if not walks or walks != sorted(set(walks)):
+            mistakes.append(f"{key}.{name}: {walks} must be one or more rising numbers")
+    samples = block.loop.samples
+    if ONLINE in names and any(count % samples for count in block.online_walks):
+        mistakes.append(f"{key}.online_walks: grpo samples loop.samples {samples} walks of each gadget per step, so "
+                        f"{block.online_walks} must be multiples of {samples}")  # fmt: skip
     if mistakes:
         raise ConfigError(mistakes)
     return list(names)
@@ -70,7 +72,7 @@ def curve(bench: RevalueBench, method: str, change: str) -> list[dict[str, Any]]
     """One method after one change: per number of new walks, the new steps per gadget and P of the best walk."""
     best, walks = revalue.WORLDS[change].best_walk(), bench.settings.walks
     if method == ONLINE:
-        curves = grpo(bench, change, walks)
+        curves = grpo(bench, change, [0, *bench.settings.online_walks])
         # its own walks have about three steps each; it is given no sample of the change
         return [{"walks": count or -1, "steps": 3.0 * count, "right": by[best]} for count, by in curves.items()]
     out = [{"walks": -1, "steps": 0.0, "right": METHODS[method](bench, change, [])[best]}]

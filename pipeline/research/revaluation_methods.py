@@ -251,9 +251,12 @@ def conditions(bench: RevalueBench, change: str, new: Sequence[Walk], *, best: b
     bins = [axis.bin_of(v) for v in totals]
     ids = [tuple(bench.tokenizer(axis.text(b), add_special_tokens=False).input_ids) for b in range(axis.count)]
     chosen = balanced(bins, per_bin=len(bins), seed=bench.seed)
-    name = f"{'conditions_best' if best else 'conditions'}-{change}"
-    directory = bench.imitate(name, bench.base, [example(scored[i], ids[bins[i]]) for i in chosen])
-    return bench.judge(bench.load(directory), axis.text(axis.best))
+    name = f"{'conditions_best' if best else 'conditions'}-{change if new else 'before'}"
+    if not new and name in bench.judged:
+        return bench.judged[name]
+    directory = bench.imitate(name, bench.sft, [example(scored[i], ids[bins[i]]) for i in chosen])
+    bench.judged[name] = bench.judge(bench.load(directory), axis.text(axis.best))
+    return bench.judged[name]
 
 
 # --- grpo, online --------------------------------------------------------------------------------------------------

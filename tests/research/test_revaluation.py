@@ -76,7 +76,7 @@ def test_steps_to_right_is_where_a_policy_stays_right():
 def test_mistakes_in_the_block_are_reported_in_one_line(tmp_path, capsys):
     assert main(["revalue", str(CONFIG), f"runs_dir={tmp_path}", "revalue.methods=[hope]"]) == 2
     assert "revalue.methods: no method 'hope'" in capsys.readouterr().err
-    assert main(["revalue", str(CONFIG), f"runs_dir={tmp_path}", "revalue.walks=[0,6]"]) == 2
+    assert main(["revalue", str(CONFIG), f"runs_dir={tmp_path}", "revalue.online_walks=[6]"]) == 2
     assert "must be multiples of 4" in capsys.readouterr().err
 
 
