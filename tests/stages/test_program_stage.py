@@ -44,7 +44,11 @@ def test_two_steps_of_grpo_train_on_a_programs_calls_and_a_killed_run_ends_in_th
     monkeypatch.chdir(tmp_path)
     write_rows(tmp_path, tools=[{"type": "function", "function": {"name": "calculator", "parameters": {}}}])
     assert TOOLS in CONFIG
-    config = CONFIG.replace(TOOLS, PROGRAM).replace("steps: 3", "steps: 2")
+    config = (
+        CONFIG.replace(TOOLS, PROGRAM)
+        .replace("steps: 3", "steps: 2")
+        .replace("{samples: 2, k: 2}", "{samples: 1, k: 1}")
+    )
     (tmp_path / "t.yaml").write_text(config % {"root": Path(__file__).resolve().parents[2]})
     (tmp_path / "agent.py").write_text(AGENT)
     assert main(["run", "t.yaml"]) == 0
