@@ -107,8 +107,8 @@ def backend_for(model_dir: str, model: Model, generate: Generate) -> str:
     family = families.family_of(config)
     if generate.backend == "vllm":
         raise ConfigError([f"generate.backend: vllm cannot run {family} here: {why}; use backend: transformers"])
-    if family not in _told:
-        _told.add(family)
+    if family not in _printed:
+        _printed.add(family)
         print(f"generator: transformers, not vLLM, for {family}: {why}")
     return "transformers"
 
@@ -121,7 +121,7 @@ def cause_of(exc: BaseException) -> str:
     return cause.removeprefix("Value error, ").removeprefix("Assertion failed, ")[:200]
 
 
-_told: set[str] = set()
+_printed: set[str] = set()
 
 
 def choose_backend(generate: Generate) -> str:
@@ -132,8 +132,8 @@ def choose_backend(generate: Generate) -> str:
         return "vllm"
     if generate.backend == "vllm":
         raise ConfigError(["generate.backend: vllm is not installed; `make doctor` says why, or choose transformers"])
-    if "no vllm" not in _told:
-        _told.add("no vllm")
+    if "no vllm" not in _printed:
+        _printed.add("no vllm")
         print("generator: vLLM is not installed; using transformers, which is slower on long completions")
     return "transformers"
 

@@ -69,7 +69,7 @@ def _draw_chunk(logits_CV: Tensor, uniform_C: Tensor, temperature_C: Tensor | No
 
 
 def _first_beyond(until_CN: Tensor, target_C1: Tensor) -> Tensor:
-    """(C, 1) the first place whose cumulative sum is beyond the target, so its own share is above 0.
+    """(C, 1) the first index whose cumulative sum is beyond the target, so its own share is above 0.
 
     The target may have been rounded up to the whole sum: it is taken to be just below it.
     """

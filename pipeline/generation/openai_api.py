@@ -1,4 +1,4 @@
-"""OpenAI's chat completions: requests -> what is asked of a generator, samples -> responses. No I/O.
+"""OpenAI's chat completions: requests -> what a generator is to do, samples -> responses. No I/O.
 
 What the generator cannot do is refused with status 400 and the field's name; nothing is ignored that would change the
 answer. The sampling distribution is the run's own (`temperature` and its like): it is what the loss assumes. A response

@@ -57,7 +57,7 @@ class RayGenerator:
             (list(r.ids), {**sampling_fields(r, sampling, stop_token_ids), "seed": r.seed % 2**63}) for r in requests
         ]
         out = []
-        for index, row in enumerate(self._asked(requests_and_fields)):
+        for index, row in enumerate(self._processed(requests_and_fields)):
             ids = tuple(int(i) for i in row["generated_tokens"])
             logprobs = tuple(float(at[i]["logprob"]) for at, i in zip(row["logprobs"], ids, strict=True))
             out.append(Sample(ids, logprobs, finished=bool(ids) and ids[-1] in stop_token_ids))
@@ -67,7 +67,7 @@ class RayGenerator:
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         fields = {"max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0, "detokenize": False}
-        rows = self._asked([(list(ids), fields) for ids in sequences])
+        rows = self._processed([(list(ids), fields) for ids in sequences])
         return [
             [float(at[token]["logprob"]) for at, token in zip(row["prompt_logprobs"][1:], ids[1:], strict=True)]
             for row, ids in zip(rows, sequences, strict=True)
@@ -77,7 +77,7 @@ class RayGenerator:
         once = once_where_tied(weights, ())  # a new engine adds the second name itself
         self.model_source = str(gather_for(self.checkpoints.write, once))
 
-    def _asked(self, requests: Sequence[tuple[list[int], dict[str, Any]]]) -> list[dict[str, Any]]:
+    def _processed(self, requests: Sequence[tuple[list[int], dict[str, Any]]]) -> list[dict[str, Any]]:
         """vLLM's results in the order of the requests: (token ids, fields of SamplingParams)."""
         import ray
         from ray.data.llm import build_processor, vLLMEngineProcessorConfig
@@ -90,19 +90,21 @@ class RayGenerator:
         except (ValueError, TypeError) as exc:
             raise ConfigError([f"generate.ray: {' '.join(str(exc).split())[:300]}"]) from exc
         processor = build_processor(config, preprocess=_request, postprocess=_answer)
-        rows = ray.data.from_items([{"place": i, "ids": ids, "fields": f} for i, (ids, f) in enumerate(requests)])
-        found = {row["place"]: row for row in processor(rows).take_all()}
+        rows = ray.data.from_items(
+            [{"request_index": i, "ids": ids, "fields": f} for i, (ids, f) in enumerate(requests)]
+        )
+        found = {row["request_index"]: row for row in processor(rows).take_all()}
         if len(found) != len(requests):
             raise RuntimeError(f"Ray Data answered {len(found)} of {len(requests)} requests")
         return [found[i] for i in range(len(requests))]
 
 
 def _request(row: dict[str, Any]) -> dict[str, Any]:
-    return {"tokenized_prompt": row["ids"], "sampling_params": row["fields"], "place": row["place"]}
+    return {"tokenized_prompt": row["ids"], "sampling_params": row["fields"], "request_index": row["request_index"]}
 
 
 def _answer(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: row.get(name) for name in ("place", "generated_tokens", "logprobs", "prompt_logprobs")}
+    return {name: row.get(name) for name in ("request_index", "generated_tokens", "logprobs", "prompt_logprobs")}
 
 
 def _join_cluster() -> None:

@@ -78,7 +78,7 @@ def seeded_forward(own: Callable[..., Any]) -> Callable[..., Any]:
         ids_B1 = ids_B.to(torch.int32)[:, None]
         logprobs = None
         if sampling_metadata.max_num_logprobs is not None:
-            # the rank of the sampled token, for which one more pass would be needed, is not asked for
+            # the rank of the sampled token, for which one more pass would be needed, is not computed
             logprobs = LogprobsTensors(ids_B1, logprobs_B[:, None], torch.zeros_like(ids_B))
         return SamplerOutput(sampled_token_ids=ids_B1, logprobs_tensors=logprobs)
 

@@ -48,28 +48,28 @@ class SharedWeights:
     def __init__(self, model_dir: str, weights_dir: str) -> None:
         self.model_dir = model_dir
         own = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"  # two runs may share weights_dir
-        self.place = Path(weights_dir).resolve() / own
+        self.directory = Path(weights_dir).resolve() / own
         self.written = 0
-        weakref.finalize(self, _removed, self.place, os.getpid())
+        weakref.finalize(self, _remove_directory, self.directory, os.getpid())
 
     def write(self, weights: dict[str, torch.Tensor]) -> Path:
         from safetensors.torch import save_file
         from transformers import PreTrainedConfig
 
         self.written += 1
-        place = self.place / f"{self.written:06d}"
-        place.mkdir(parents=True)
+        directory = self.directory / f"{self.written:06d}"
+        directory.mkdir(parents=True)
         config, _ = PreTrainedConfig.get_config_dict(self.model_dir)
-        (place / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-        save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
-        for old in sorted(self.place.iterdir())[:-2]:
+        (directory / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+        for old in sorted(self.directory.iterdir())[:-2]:
             shutil.rmtree(old, ignore_errors=True)
-        return place
+        return directory
 
 
-def _removed(place: Path, writer: int) -> None:
+def _remove_directory(directory: Path, writer: int) -> None:
     if os.getpid() == writer:  # not in a forked process, which may end earlier
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def gather_for(main: Callable[[dict[str, torch.Tensor]], T], weights: Iterable[tuple[str, torch.Tensor]]) -> T:
@@ -113,8 +113,8 @@ class ServedGenerator:
             "skip_special_tokens": False,
         }  # fmt: skip
 
-        def ask(numbered: tuple[int, Request]) -> Sample:
-            place, request = numbered
+        def sample_one(numbered: tuple[int, Request]) -> Sample:
+            index, request = numbered
             own = {"prompt": list(request.ids), "seed": request.seed % 2**63, "max_tokens": request.max_tokens}
             choice = self._complete({**fields, **own})
             ids = tuple(choice["token_ids"])
@@ -122,27 +122,27 @@ class ServedGenerator:
                 ids, tuple(choice["logprobs"]["token_logprobs"]), finished=bool(ids) and ids[-1] in stop_token_ids
             )
             if on_done is not None:
-                with telling:
-                    on_done(place, out)
+                with reporting:
+                    on_done(index, out)
             return out
 
-        telling = Lock()  # callbacks need not be thread-safe
-        return self._all(ask, list(enumerate(requests)))
+        reporting = Lock()  # callbacks need not be thread-safe
+        return self._all(sample_one, list(enumerate(requests)))
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         self.server.post("/reset_prefix_cache", {})
 
-        def ask(ids: Sequence[int]) -> list[float]:
+        def logprobs_of(ids: Sequence[int]) -> list[float]:
             choice = self._complete({"prompt": list(ids), "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0})
-            places = choice["prompt_logprobs"][1:]
-            return [place[str(token)]["logprob"] for place, token in zip(places, ids[1:], strict=True)]
+            by_position = choice["prompt_logprobs"][1:]
+            return [one[str(token)]["logprob"] for one, token in zip(by_position, ids[1:], strict=True)]
 
-        return self._all(ask, sequences)
+        return self._all(logprobs_of, sequences)
 
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         second: set[str] = set()
 
-        def told() -> Iterator[tuple[str, torch.Tensor]]:
+        def noting_aliases() -> Iterator[tuple[str, torch.Tensor]]:
             last = None
             for name, tensor in weights:
                 if tensor is last:
@@ -150,7 +150,7 @@ class ServedGenerator:
                 last = tensor
                 yield name, tensor
 
-        gather_for(lambda whole: self._send(whole, second), told())
+        gather_for(lambda whole: self._send(whole, second), noting_aliases())
 
     def _send(self, whole: dict[str, torch.Tensor], second: set[str]) -> None:
         """Send the weights. A server that shares head and embedding rejects a tied head's name; others need it."""
@@ -165,8 +165,8 @@ class ServedGenerator:
         self._push({name: tensor for name, tensor in whole.items() if name not in second})
 
     def _push(self, weights: dict[str, torch.Tensor]) -> None:
-        place = self.checkpoints.write(weights)
-        self._all(lambda server: _reload(server, place), self.servers)
+        directory = self.checkpoints.write(weights)
+        self._all(lambda server: _reload(server, directory), self.servers)
 
     def _complete(self, body: dict[str, Any]) -> dict[str, Any]:
         answer = self.server.post("/v1/completions", {"model": self.served, **body})
@@ -174,13 +174,13 @@ class ServedGenerator:
         return choice
 
     @staticmethod
-    def _all(ask: Callable[[Any], Any], asked: Sequence[Any]) -> list[Any]:
-        with ThreadPoolExecutor(min(AT_ONCE, max(len(asked), 1))) as pool:
-            return list(pool.map(ask, asked))
+    def _all(send: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        with ThreadPoolExecutor(min(AT_ONCE, max(len(items), 1))) as pool:
+            return list(pool.map(send, items))
 
 
-def _reload(server: ServerClient, place: Path) -> None:
-    server.post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(place)}})
+def _reload(server: ServerClient, directory: Path) -> None:
+    server.post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(directory)}})
     server.post("/reset_prefix_cache", {})  # cached keys and values belong to the old weights
 
 

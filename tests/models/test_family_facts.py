@@ -65,7 +65,7 @@ def test_a_moe_is_sampled_by_transformers_on_a_cpu_and_vllm_by_name_is_refused(t
     pytest.importorskip("vllm")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (tmp_path / "config.json").write_text(json.dumps(config_json("qwen3-moe")))
-    engines._told.clear()
+    engines._printed.clear()
     assert engines.backend_for(str(tmp_path), Model(), Generate()) == "transformers"
     assert capsys.readouterr().out.startswith(
         "generator: transformers, not vLLM, for qwen3_moe: on a CPU its weight sync"
