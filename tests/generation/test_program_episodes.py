@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import pytest
 import trl
 
 import rewards
-from pipeline.config.load import ConfigError
+from pipeline.config.load import ConfigError, load
 from pipeline.config.schema import Model, Program, Prompts, Sampling, Tiny
 from pipeline.data.scored_cache import load_scored, save_scored
 from pipeline.generation.generator_types import Sample
@@ -82,15 +83,16 @@ class Answers:
 
 def play(
     tokenizer: Any, tmp_path: Path, script: str, answer: Any = lambda read: "fine", *, prompts: int = 1,
-    samples: int = 1, turn_tokens: int = 500, sampling: Sampling | None = None, context: int = 9999, **settings: Any,
+    samples: int = 1, turn_tokens: int = 500, context: int = 9999, head: str = HEAD,
+    **settings: Any,
 ) -> tuple[list[Any], Answers]:  # fmt: skip
     program = tmp_path / "agent.py"
-    program.write_text(HEAD + script)
+    program.write_text(head + script)
     given = Program(command=["python", str(program)], **({"timeout_s": 30.0} | settings))
     player = ProgramPlayer(given, Prompts(), tokenizer, frozenset({tokenizer.eos_token_id}), context=context)
     starts = [Prompt(n, f"question {n}", (n,), {"gold": "13"}, {"prompt": f"question {n}"}) for n in range(prompts)]
     generator = Answers(tokenizer, answer)
-    rows = player.play(generator, starts, sampling or Sampling(max_tokens=turn_tokens), samples=samples, key=(1, "t"))
+    rows = player.play(generator, starts, Sampling(max_tokens=turn_tokens), samples=samples, key=(1, "t"))
     return rows, generator
 
 
@@ -132,6 +134,19 @@ def test_calls_that_go_on_with_one_conversation_are_one_row(tokenizer: Any, tmp_
     (scored,) = score(rewards.build({"exact": {}, "tool_calls": {"weight": -0.1}}), [row])
     assert scored.reward == pytest.approx(0.9)
     assert episode_figures([scored])["ended_by/answer"] == 1.0
+
+
+def test_the_script_and_the_config_of_the_documentation_work_through_openais_client(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("openai")
+    page = (Path(__file__).parents[2] / "docs" / "agents.md").read_text()
+    script, yaml = (re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL)[1] for kind in ("python", "yaml"))  # type: ignore[index]
+    call = '<tool_call>\n{"name": "multiply", "arguments": {"a": 6, "b": 7}}\n</tool_call>'
+    (row,), _ = play(tokenizer, tmp_path, script, lambda read: "It is 42." if "\n42\n" in read else call, head="")
+    assert (row.answer, row.episode["calls"], row.turn) == ("It is 42.", 1, 0)
+    (tmp_path / "agent.yaml").write_text(yaml)
+    assert load(str(tmp_path / "agent.yaml"), []).program.command == ["python", "agent.py"]  # type: ignore[union-attr]
 
 
 def test_a_prompt_that_goes_on_with_nothing_begins_a_row_and_each_row_is_saved(tokenizer: Any, tmp_path: Path) -> None:
