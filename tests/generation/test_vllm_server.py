@@ -78,7 +78,7 @@ def test_a_server_samples_with_the_weights_of_the_step(server, model, tmp_path, 
     assert manifest(tmp_path, "grpo")["metrics"]["generator"] == "vllm_server"
     kept = list((tmp_path / "weights").glob("*/*"))
     assert len(kept) == 2, "the last two checkpoints stay, older ones go"
-    monkeypatch.setattr(vllm_server, "_reload", lambda url, directory: None)
+    monkeypatch.setattr(vllm_server, "_reload", lambda server, directory: None)
     engines.close_generators()
     assert not list((tmp_path / "weights").iterdir()), "of a run that has ended nothing stays"
     assert run_stage(tmp_path / "stale", model, "grpo", *asked(server, tmp_path / "stale")) == 3
