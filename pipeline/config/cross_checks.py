@@ -31,8 +31,8 @@ def cross_checks(config: Config) -> list[str]:
         out.append(f"model.tiny: hidden_size {tiny.hidden_size} is not divisible by {tiny.num_attention_heads} heads")
     if tiny and tiny.parameters > MOST_TINY:
         out.append(f"model.tiny: {tiny.parameters:.3g} parameters; a model made here has at most {MOST_TINY:.3g}")
-    if config.prompts.path and config.prompts.procedural:
-        out.append("prompts: give path or procedural, not both")
+    if sum(source is not None for source in (config.prompts.path, config.prompts.procedural, config.prompts.prime)) > 1:
+        out.append("prompts: give one of path, procedural and prime")
     duplicates = {s for s in config.stages if config.stages.count(s) > 1}
     if duplicates:
         out.append(f"stages: {sorted(duplicates)[0]!r} is listed twice; give the second a block and name of its own")
@@ -42,8 +42,8 @@ def cross_checks(config: Config) -> list[str]:
     if config.evaluation.k > config.evaluation.samples:
         out.append(f"evaluation.k: pass@{config.evaluation.k} needs as many samples; evaluation.samples is "
                    f"{config.evaluation.samples}")  # fmt: skip
-    if config.prompts.procedural and config.prompts.heldout_split:
-        out.append("prompts: procedural rows have no splits; give heldout (a share) or heldout_path")
+    if (config.prompts.procedural or config.prompts.prime) and config.prompts.heldout_split:
+        out.append("prompts: procedural and prime rows have no splits; give heldout (a share) or heldout_path")
     if config.prompts.heldout + config.prompts.validation >= 1 and config.prompts.validation:
         out.append(f"prompts.validation: heldout {config.prompts.heldout:g} and validation "
                    f"{config.prompts.validation:g} leave nothing to train on")  # fmt: skip
@@ -80,10 +80,10 @@ PLAYS_TOOLS = ("base", "sft", "ppo", "grpo", "policy", "evaluate")
 
 
 def _tool_mistakes(config: Config) -> list[str]:
-    if config.tools is None:
+    if (tools := config.tools) is None:
         return []
     out = _episode_mistakes("tools", config)
-    if not (config.tools.use or config.tools.environment or config.tools.mcp):
+    if not (tools.use or tools.environment or tools.mcp or tools.prime or tools.openenv):
         out.append("tools: name at least one, as in tools: {use: [calculator]}, or give an environment")
     if config.sampling.max_tokens > config.tools.max_tokens:
         out.append(f"tools.max_tokens: an episode of {config.tools.max_tokens} tokens is shorter than one turn; "

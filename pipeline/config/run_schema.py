@@ -59,14 +59,47 @@ class Model:
 
 
 @dataclass(slots=True)
+class Prime:
+    """An environment of Prime Intellect's `verifiers` package, which runs in an interpreter of its own."""
+
+    __pydantic_config__: ClassVar = STRICT
+    python: str
+    """Interpreter that has the package and the environment, such as prime/bin/python."""
+    taskset: str
+    """Name that the package imports the environment by."""
+    dirs: list[str] = field(default_factory=list)
+    """Directories that hold the environment, where it is not installed."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Fields of the package's environment config, such as {taskset: {split: train}, agent: {max_turns: 4}}."""
+    forward_env: list[str] = field(default_factory=list)
+    """Environment variables that the environment gets, such as the key of a judge."""
+
+
+@dataclass(slots=True)
+class OpenEnv:
+    """An environment that an OpenEnv server plays."""
+
+    __pydantic_config__: ClassVar = STRICT
+    url: str
+    """Address of the server, such as http://127.0.0.1:8000."""
+    action: str = ""
+    """Field of the action that takes the text of a turn; "" offers the environment's tools, or one tool, step."""
+    observation: str = ""
+    """Field of the observation that the policy reads; "" for all of them, as JSON."""
+
+
+@dataclass(slots=True)
 class Prompts:
-    """Dataset rows: a JSONL or Parquet path or a Hub id (`path`), or a verifier that makes its tasks (`procedural`)."""
+    """Dataset rows: a JSONL or Parquet path or a Hub id (`path`), a verifier that makes its tasks (`procedural`), or
+    the tasks of a Prime environment (`prime`)."""
 
     __pydantic_config__: ClassVar = STRICT
     path: str | None = None
     """JSONL or Parquet file, directory of such files, or Hub id of a data set."""
     procedural: str | None = None
     """Name of a verifier that generates its own tasks; give this or path."""
+    prime: Prime | None = None
+    """Environment of Prime Intellect's package whose tasks are the rows."""
     name: str | None = None
     """Configuration of a Hub data set."""
     split: str = "train"
@@ -103,6 +136,11 @@ class Prompts:
     """Arguments for the chat template, such as {enable_thinking: false}."""
     max_prompt_tokens: Positive | None = None
     """Drop prompts longer than this many tokens."""
+
+    @property
+    def label(self) -> str | None:
+        """What the rows come from, in words for a person; None if the block names nothing."""
+        return self.path or self.procedural or (self.prime.taskset if self.prime else None)
 
 
 @dataclass(slots=True)
@@ -161,6 +199,10 @@ class Tools:
     """Class whose methods are tools, by TRL's environment_factory contract: file.py:Class or package.module:Class."""
     mcp: dict[str, list[str]] = field(default_factory=dict)
     """MCP servers over stdio, name -> command, such as {time: [python, server.py]}; needs the extra mcp."""
+    prime: Prime | None = None
+    """Environment of Prime Intellect's package that plays the episodes; the only tool of a run."""
+    openenv: OpenEnv | None = None
+    """OpenEnv server that plays the episodes; needs the extra openenv."""
     dirs: list[str] = field(default_factory=list)
     """Directories with tools of your own."""
     format: Literal[TOOL_FORMATS] | None = None  # type: ignore[valid-type]

@@ -38,6 +38,8 @@ from pipeline.config.run_schema import (
     Evaluation,
     Generate,
     Model,
+    OpenEnv,
+    Prime,
     Program,
     Prompts,
     Sampling,
@@ -60,8 +62,8 @@ from pipeline.config.stage_schema import (
 __all__ = [
     "BY_GROUP", "KINDS", "STRICT", "TOOL_FORMATS", "Alarms", "Attribute", "Base", "Compare", "Conditioned", "Credit",
     "Critic", "Descriptions", "Distill", "Dpo", "Episodes", "Evaluate", "Evaluation", "Feedme", "Generate", "Groups",
-    "Grpo", "Judge", "Kl", "Kto", "Loss", "Model", "Monitor", "NonNegative", "OfflineQ", "Optimizer", "Overlap",
-    "Policy", "Positive", "Ppo", "Probe", "Program", "Prompts", "Revalue", "RewardModel", "Sampler", "Sampling",
-    "Segments", "Sft", "Share", "StageKind", "Stitch", "Stop", "SurrogateStudy", "Teacher", "TimeToTarget", "Tiny",
-    "Tools", "recorded_kind", "trains_adapter",
+    "Grpo", "Judge", "Kl", "Kto", "Loss", "Model", "Monitor", "NonNegative", "OfflineQ", "OpenEnv", "Optimizer",
+    "Overlap", "Policy", "Positive", "Ppo", "Prime", "Probe", "Program", "Prompts", "Revalue", "RewardModel",
+    "Sampler", "Sampling", "Segments", "Sft", "Share", "StageKind", "Stitch", "Stop", "SurrogateStudy", "Teacher",
+    "TimeToTarget", "Tiny", "Tools", "recorded_kind", "trains_adapter",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from pipeline.config.schema import Prompts
 from pipeline.data import chat_template, columns
 from pipeline.data.columns import MISSING, Message
 from pipeline.data.conversations import IMITATE
+from verifiers.tools._prime import COLUMN as PRIME_TASK
 
 MARK = re.compile(r"\{([^{}]+)\}")  # of a column, in a template
 
@@ -107,14 +108,14 @@ def task_of(row: Mapping[str, Any], source: Prompts, *, number: int = 0) -> dict
                 at = row_origin(row, number, source)
                 hint = columns.nearest_column(name, row)
                 raise ConfigError([f"prompts.task.{task_field}: {at} has no column {name!r}{hint}"])
-        return task
+        return task | {column: row[column] for column in (PRIME_TASK,) if column in row}
     if isinstance(row.get("task"), Mapping):
         return dict(row["task"])
     return {k: v for k, v in row.items() if k not in ("messages", "segments", "tools", source.completion)}
 
 
 def row_origin(row: Mapping[str, Any], number: int, source: Prompts) -> str:
-    return columns.origin(row, number, source.path or source.procedural)
+    return columns.origin(row, number, source.label)
 
 
 def refused(where: str, row: Mapping[str, Any], number: int, source: Prompts, reason: Exception) -> ConfigError:

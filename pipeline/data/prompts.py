@@ -9,13 +9,13 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import verifiers
 from pipeline.config.load import ConfigError, nearest
-from pipeline.config.schema import Prompts
+from pipeline.config.schema import Prime, Prompts
 from pipeline.data import columns, data_files, formats
 from pipeline.data.columns import DataRow, Row
 from pipeline.data.data_files import is_file_name, numbered_rows
@@ -25,6 +25,7 @@ from pipeline.data.notices import notice
 from pipeline.data.prompt_columns import completion_value, has_completion, prompt_text, task_of
 from pipeline.records import Prompt
 from pipeline.seeds import derive
+from verifiers.tools._prime import PrimeEnvironment
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +42,19 @@ class Split:
 
 def load_rows(source: Prompts, *, seed: int, where: str = "prompts", dirs: Sequence[str] = ()) -> list[Row]:
     """All rows of a source, in order. Raises ConfigError naming the file, line or key."""
-    if source.procedural:
+    if source.prime is not None:
+        rows = _prime_tasks(source.prime, source.rows, where)
+    elif source.procedural:
         rows = _procedural(source, seed, where, dirs)
     elif source.path:
         rows = data_files.read_rows(source.path, source.split, source.name, where)
     else:
         raise ConfigError(
-            [f"{where}: give path (JSONL, Parquet or Hub id) or procedural (a verifier that makes tasks)"]
+            [f"{where}: give path (JSONL, Parquet or Hub id), procedural (a verifier that makes tasks) or prime"]
         )
     rows = rows[: source.rows] if source.rows else rows
     if not rows:
-        raise ConfigError([f"{where}: {source.path or source.procedural} has no rows"])
+        raise ConfigError([f"{where}: {source.label} has no rows"])
     name = source.format or _recognised(rows, source, where)
     return _converted(rows, name, source, where) if name not in (None, formats.PLAIN) else rows
 
@@ -59,7 +62,7 @@ def load_rows(source: Prompts, *, seed: int, where: str = "prompts", dirs: Seque
 def _recognised(rows: Sequence[Row], source: Prompts, where: str) -> str | None:
     """The format that the rows' columns are of, where the YAML names neither a format nor columns of its own."""
     own = source.template is not None or source.prompt != "prompt" or source.completion != "completion"
-    name = None if own or source.procedural else formats.recognised(rows)
+    name = None if own or source.procedural or source.prime else formats.recognised(rows)
     if name:
         block = where.rpartition(": ")[2].removesuffix(".heldout_path").removesuffix(".heldout_split")
         key = f"{block}.format"
@@ -73,7 +76,7 @@ def _converted(rows: list[Row], name: str | None, source: Prompts, where: str) -
         raise ConfigError([f"{where}.format: no format {name!r}{nearest(str(name), formats.FORMATS)}"])
     out, left_out = list[Row](), Counter[str]()
     for number, row in enumerate(rows, 1):
-        origin = columns.origin(row, number, source.path or source.procedural)
+        origin = columns.origin(row, number, source.label)
         try:
             out.append(DataRow(formats.convert(row, name, origin=origin, where=where), origin))
         except formats.UnsupportedRow as exc:
@@ -87,6 +90,14 @@ def _converted(rows: list[Row], name: str | None, source: Prompts, where: str) -
             raise ConfigError([line])
         notice(line)
     return out
+
+
+def _prime_tasks(block: Prime, limit: int | None, where: str) -> list[Row]:
+    try:
+        rows = PrimeEnvironment(**asdict(block)).rows(limit)
+    except ValueError as exc:
+        raise ConfigError([f"{where}.prime: {exc}"]) from exc
+    return [DataRow(row, f"task {number} of {block.taskset}") for number, row in enumerate(rows)]
 
 
 def _procedural(source: Prompts, seed: int, where: str, dirs: Sequence[str]) -> list[Row]:
@@ -103,10 +114,9 @@ def named_heldout(source: Prompts, *, seed: int, where: str = "prompts", dirs: S
     """Rows of the file or split that the block names to judge on; none where it names none."""
     if not source.heldout_path and not source.heldout_split:
         return []
-    if not source.heldout_path and (source.procedural or Path(source.path or "").is_file()):
-        what = source.procedural or source.path
-        raise ConfigError([f"{where}.heldout_split: {what} has no splits; give the folder that holds them as path, or "
-                           "name a file with heldout_path"])  # fmt: skip
+    if not source.heldout_path and (source.procedural or source.prime or Path(source.path or "").is_file()):
+        raise ConfigError([f"{where}.heldout_split: {source.label} has no splits; give the folder that holds them "
+                           "as path, or name a file with heldout_path"])  # fmt: skip
     key = "heldout_path" if source.heldout_path else "heldout_split"
     return load_rows(named_source(source), seed=seed, where=f"{where}.{key}", dirs=dirs)
 
@@ -117,7 +127,8 @@ def named_source(source: Prompts) -> Prompts:
     if source.heldout_path and not source.heldout_split and Path(source.heldout_path).is_file():
         split = "train"  # of a file: all of it
     return replace(source, path=source.heldout_path or source.path, rows=None, split=split, heldout_path=None,
-                   heldout_split=None, procedural=None if source.heldout_path else source.procedural)  # fmt: skip
+                   heldout_split=None, procedural=None if source.heldout_path else source.procedural,
+                   prime=None if source.heldout_path else source.prime)  # fmt: skip
 
 
 # --- splitting ------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from pipeline.config.load import ConfigError
@@ -11,6 +12,8 @@ from pipeline.data.columns import DataRow, Row, origin
 from verifiers import tools as registry
 from verifiers.tools import Tool, Toolbox
 from verifiers.tools._mcp import mcp_tool
+from verifiers.tools._openenv import OpenEnvServer, openenv_tool
+from verifiers.tools._prime import PrimeEnvironment, prime_tool
 
 
 def schemas_of(functions: Mapping[str, Callable[..., Any]]) -> list[Row]:
@@ -51,6 +54,12 @@ class ToolSet:
                 self.tools.append((registry.load_class(settings.environment), {}))
             self.tools += [(mcp_tool(name, command, timeout_s=settings.timeout_s), {})
                            for name, command in settings.mcp.items()]  # fmt: skip
+            if settings.prime is not None:
+                self.tools.append((prime_tool(PrimeEnvironment(**asdict(settings.prime)),
+                                              timeout_s=settings.timeout_s), {}))  # fmt: skip
+            if settings.openenv is not None:
+                self.tools.append((openenv_tool(OpenEnvServer(**asdict(settings.openenv)),
+                                                timeout_s=settings.timeout_s), {}))  # fmt: skip
             for tool, _ in self.tools:
                 if reason := getattr(tool.module, "unavailable", lambda: None)():
                     raise ValueError(f"{tool.name} cannot run here: {reason}")

@@ -91,7 +91,7 @@ def _faults(
         if len(faults) > 50:
             break
     if completions and not faults and not any(prompts.has_completion(row, source) for row in rows):
-        faults.append(f"{where}.completion: no row of {source.path or source.procedural} holds an answer to imitate")
+        faults.append(f"{where}.completion: no row of {source.label} holds an answer to imitate")
     return faults[:REPORTED] + ([f"{where}: more rows have such faults"] if len(faults) > REPORTED else [])
 
 
@@ -102,7 +102,7 @@ def _row_faults(
     lines = faults_of(where, lambda: prompts.prompt_text(row, source, number=number, where=where))
     if lines:
         return lines
-    at = columns.origin(row, number, source.path or source.procedural)
+    at = columns.origin(row, number, source.label)
     for name in needed_columns:
         if name not in row:
             lines.append(f"{where}: {at} has no column {name!r}{nearest(name, row)}")
@@ -177,7 +177,7 @@ def _gold_faults(
     task = {**prompts.task_of(row, source, number=number)}
     task |= {field: task[column] for field, column in (part.get("fields") or {}).items() if column in task}
     task |= part.get("task") or {}
-    at = columns.origin(row, number, source.path or source.procedural)
+    at = columns.origin(row, number, source.label)
     name = verifier
     if verifier == "by_task":
         name = str(task.get("verifier"))

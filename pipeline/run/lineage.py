@@ -30,6 +30,7 @@ from rewards import module_file, real_parts
 from rewards.graders import files_of
 from verifiers import tools
 from verifiers._secrets import REDACTED, SECRET_NAME, hidden
+from verifiers.tools._prime import environment_files
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("pipeline", "rewards", "verifiers")
@@ -107,6 +108,8 @@ def own_files(cfg: Config, name: str) -> list[Path]:
         found += [tool_files[tool] for tool in cfg.tools.use if tool in tool_files]
         module = (cfg.tools.environment or "").rpartition(":")[0]
         found.append(Path(module) if module.endswith(".py") else _module_file(module) if module else None)
+    for environment in (cfg.prompts.prime, cfg.tools.prime if cfg.tools is not None else None):
+        found += environment_files(asdict(environment)) if environment is not None else []
     if cfg.program is not None:
         found += [path for word in cfg.program.command if (path := Path(word)).is_file()]
     return sorted({path for path in found if path is not None and not _is_ours(path)})

@@ -125,7 +125,7 @@ class Context:
     def barred(self) -> frozenset[str]:
         """Texts of the run's held-out and validation prompts: never trained on, even if another file contains them."""
         source = self.cfg.prompts
-        if not (source.path or source.procedural):
+        if source.label is None:
             return frozenset()
         return frozenset(prompts.prompt_text(row, source) for row in [*self.split.heldout, *self.split.validation])
 

@@ -5,6 +5,7 @@ rewards:
   accuracy: {kind: trl_reward, file: my_rewards.py, function: accuracy_reward}
   verl_score: {file: reward_score.py}
   open_instruct: {file: my_verifier.py, fields: {ground_truth: answer}}
+  prime_rubric: {environment: {python: prime/bin/python, taskset: my_env}}
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from typing import Any
 from rewards.graders import openai_graders
 from rewards.graders.grader_part import Grader, GraderPart
 from rewards.graders.hosted import HostedGrader
+from rewards.graders.prime_rubric import prime_rubric
+from verifiers.tools._prime import environment_files
 
-GRADER_KINDS = ("openai_grader", "trl_reward", "verl_score", "open_instruct")
+GRADER_KINDS = ("openai_grader", "trl_reward", "verl_score", "open_instruct", "prime_rubric")
 ENTRY = {"trl_reward": "", "verl_score": "compute_score", "open_instruct": ""}  # default name in the file
 MAX_FILE_BYTES = 4 << 20
 
@@ -31,6 +34,7 @@ class GraderFields:
     weight: float = 1.0
     file: str = ""
     grader: dict[str, Any] | None = None
+    environment: dict[str, Any] | None = None
     function: str = ""
     isolation: str = "sandbox"
     timeout_s: float = 30.0
@@ -45,7 +49,7 @@ class GraderFields:
 
 ONLY = {"grader": ("openai_grader",), "url": ("openai_grader",), "model": ("openai_grader",),
         "function": ("trl_reward", "verl_score", "open_instruct"), "options": ("verl_score",),
-        "conversational": ("trl_reward",)}  # fmt: skip
+        "conversational": ("trl_reward",), "environment": ("prime_rubric",)}  # fmt: skip
 
 
 def grader_part(name: str, kind: str, given: GraderFields, directories: Sequence[str | Path]) -> GraderPart:
@@ -60,6 +64,10 @@ def grader_part(name: str, kind: str, given: GraderFields, directories: Sequence
     if kind == "openai_grader":
         read = openai_grader(where, given, directories)
         grader, pass_at = read, read.pass_at
+    elif kind == "prime_rubric":
+        if given.file or given.isolation != "sandbox":
+            raise ValueError(f"{where}: takes an environment, neither a file nor an isolation")
+        grader, pass_at = prime_rubric(where, given.environment, given.timeout_s), 1.0
     else:
         grader, pass_at = _python_file(where, kind, given, directories), 1.0
     reason = grader.unavailable()
@@ -136,7 +144,10 @@ def columns_needed(name: str, fields: Mapping[str, Any], directories: Sequence[s
 
 def files_of(name: str, fields: Mapping[str, Any], directories: Sequence[str | Path] = ()) -> list[Path]:
     """The files that a grader part reads, which a stage's result depends on."""
-    if fields.get("kind", name) not in GRADER_KINDS or not fields.get("file"):
+    kind = fields.get("kind", name)
+    if kind == "prime_rubric" and isinstance(fields.get("environment"), Mapping):
+        return environment_files(fields["environment"])
+    if kind not in GRADER_KINDS or not fields.get("file"):
         return []
     try:
         return [found("", str(fields["file"]), directories)]

@@ -164,6 +164,16 @@ class PrimeSession:
         return Exchange(list(map(_from_wire, read)), goes_on, event.get("tools") or ())
 
 
+def environment_files(environment: Mapping[str, Any]) -> list[Path]:
+    """The files of an environment that is not installed, which a stage's result depends on."""
+    name = str(environment.get("taskset")).rpartition("/")[2].partition("@")[0].replace("-", "_").lower()
+    found: list[Path] = []
+    for folder in environment.get("dirs") or ():
+        found += [path for path in (Path(folder) / f"{name}.py", *sorted((Path(folder) / name).rglob("*.py")))
+                  if path.is_file()]  # fmt: skip
+    return found
+
+
 def task_fields(task: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a task starts from: the column of rows that were read from the environment, else the row's own fields."""
     own = task.get(COLUMN)
@@ -206,4 +216,4 @@ def _object(call: Mapping[str, Any]) -> Any:
         return {}
 
 
-__all__ = ["COLUMN", "PrimeEnvironment", "prime_tool", "task_fields"]
+__all__ = ["COLUMN", "PrimeEnvironment", "environment_files", "prime_tool", "task_fields"]
