@@ -34,6 +34,22 @@ class Equal(vf.Taskset[EqualTask]):
 __all__ = ["Equal"]
 """
 
+# a reward that only a rollout can give
+NEEDS = """
+import verifiers.v1 as vf
+
+class NeedsTask(vf.Task[vf.TaskData]):
+    @vf.reward
+    async def tidy(self, trace: vf.Trace, runtime: vf.Runtime) -> float:
+        return 1.0
+
+class Needs(vf.Taskset[NeedsTask]):
+    def load(self):
+        yield NeedsTask(vf.TaskData(prompt="Tidy up."), self.config.task)
+
+__all__ = ["Needs"]
+"""
+
 # a tool, and rewards of which one has a weight
 SUMS = '''
 import verifiers.v1 as vf
@@ -103,6 +119,7 @@ __all__ = ["Talks", "TalkEnv"]
 
 
 def written(folder: Path) -> Path:
-    for name, source in (("equal", EQUAL), ("sums", SUMS), ("talks", TALKS)):
+    folder.mkdir(exist_ok=True)
+    for name, source in (("equal", EQUAL), ("needs", NEEDS), ("sums", SUMS), ("talks", TALKS)):
         (folder / f"{name}.py").write_text(source)
     return folder

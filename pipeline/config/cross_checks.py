@@ -85,8 +85,8 @@ def _tool_mistakes(config: Config) -> list[str]:
     out = _episode_mistakes("tools", config)
     if not (tools.use or tools.environment or tools.mcp or tools.prime or tools.openenv):
         out.append("tools: name at least one, as in tools: {use: [calculator]}, or give an environment")
-    if config.sampling.max_tokens > config.tools.max_tokens:
-        out.append(f"tools.max_tokens: an episode of {config.tools.max_tokens} tokens is shorter than one turn; "
+    if config.sampling.max_tokens > tools.max_tokens:
+        out.append(f"tools.max_tokens: an episode of {tools.max_tokens} tokens is shorter than one turn; "
                    f"sampling.max_tokens is {config.sampling.max_tokens}")  # fmt: skip
     return out
 

@@ -99,6 +99,7 @@ def test_one_that_raises_hangs_or_lies_costs_its_own_episode(tokenizer: Any, pri
 def test_an_environment_that_is_not_there_is_reported_before_a_run(prime: Any, tmp_path: Path) -> None:
     for block, words in ((prime("no_such_taskset"), "no_such_taskset"),
                          (Prime(str(tmp_path / "python"), "sums"), "does not exist"),
+                         (prime("sums", config={"id": "user-sim"}), "the seats assistant, user"),
                          (prime("sums", config={"agent": {"max_turn": 3}}), "max_turn")):  # fmt: skip
         with pytest.raises(ValueError, match=words):
             load_rows(Prompts(prime=block), seed=0)

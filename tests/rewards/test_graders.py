@@ -10,11 +10,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import prime_tasksets
 import pytest
+from public_packages import interpreter
 from sandboxes import needs_sandbox
 
 import rewards
 import verifiers.exact
+from pipeline.__main__ import main
 from rewards import Batch, Score
 from rewards.graders import columns_needed
 from rewards.graders.formula import Formula
@@ -115,6 +118,56 @@ def test_python_files_agree_with_the_native_verdicts(
     (tmp_path / "grader.py").write_text(source)
     part = {"kind": kind, "file": "grader.py", "isolation": isolation, **more}
     assert graded(part, reward_dirs=[tmp_path]) == NATIVE
+
+
+@pytest.fixture(scope="module")
+def prime(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The environment `equal` of Prime Intellect's real package, as a part's `environment`."""
+    folder = prime_tasksets.written(tmp_path_factory.mktemp("tasksets"))
+    python = interpreter("verifiers", prime_tasksets.VERSION)
+    return {"python": str(python), "taskset": "equal", "dirs": [str(folder)]}
+
+
+@pytest.mark.long
+def test_prime_rubrics_agree_with_the_native_verdicts(prime: dict[str, Any]) -> None:
+    """Prime strips the reply, as `exact` does; every other row is compared as it is."""
+    assert graded({"kind": "prime_rubric", "environment": prime}) == NATIVE
+
+
+@pytest.mark.long
+def test_a_prime_reward_that_raises_hangs_or_lies_costs_its_own_row(prime: dict[str, Any]) -> None:
+    rows = [("7", {"gold": "7", "fault": fault}) for fault in ("", "raises", "hangs", "lies", "")] + [("7", {})]
+    out = scores({"kind": "prime_rubric", "environment": prime, "timeout_s": 4}, rows)
+    assert [score.status for score in out] == ["pass", "error", "error", "error", "pass", "error"]
+    details = " ".join(score.detail for score in out)
+    assert all(words in details for words in ("the reward broke", "no answer within 4 s", "nan", "gold"))
+
+
+@pytest.mark.long
+def test_a_prime_reward_that_needs_a_runtime_is_an_error_of_the_row_and_no_part_of_a_sum(prime: dict[str, Any]) -> None:
+    (score,) = scores({"kind": "prime_rubric", "environment": {**prime, "taskset": "needs"}}, [("Done.", {})])
+    assert score.status == "error" and "the reward 'tidy' needs a runtime" in score.detail
+
+
+@pytest.mark.long
+def test_a_prime_rubric_passes_the_conformance_kit(prime: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["check", "--grader", "equal", f"python={prime['python']}", f"dir={prime['dirs'][0]}"]
+    assert main(words) == 0, capsys.readouterr().out
+    assert "equal" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({}, "environment.python: missing"),
+        ({"environment": {"python": "x", "taskst": "y"}}, "unknown key 'taskst'"),
+        ({"environment": {"python": "/no/python", "taskset": "y"}}, "/no/python does not exist"),
+        ({"environment": {"python": "x"}, "file": "y.py"}, "takes an environment"),
+    ],
+)
+def test_a_mistake_in_a_prime_rubric_names_its_key(part: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        rewards.build({"prime_rubric": part})
 
 
 # --- models as graders ------------------------------------------------------------------------------------------------

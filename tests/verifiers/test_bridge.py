@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from verifiers._bridge import Bridge, BridgeFailed, BridgeLate
+from verifiers.tools import Toolbox, ToolBroken, ToolLate, _prime
+from verifiers.tools._prime import PrimeEnvironment, prime_tool
 
 GUEST = Path(__file__).parents[2] / "verifiers" / "_bridge_guest.py"
 PROGRAM = """
@@ -129,3 +131,96 @@ def test_a_program_that_was_killed_starts_again(bridge: Bridge) -> None:
     os.kill(loaded, 9)
     assert gone([loaded])
     assert bridge.ask({"do": "count"}, timeout_s=10)[1] != loaded
+
+
+# --- an environment that lies, with a stand-in for the program of Prime environments ----------------------------------
+
+STAND_IN = """
+import importlib.util, json, sys, time
+spec = importlib.util.spec_from_file_location("guest", sys.argv[1])
+guest = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(guest)
+USER = {"role": "user", "content": "1+1"}
+
+def run(requests, answer):
+    for request in requests:
+        if request["do"] == "describe":
+            answer({"value": {}})
+        elif request["do"] == "start":
+            task = request["task"]
+            answer({"value": {"messages": task.get("opening", [USER]), "tools": None}})
+        elif request["do"] == "reply":
+            if task["then"] == "hang":
+                time.sleep(600)
+            answer(task["then"] if task["then"] != "end" else {"value": {"end": {"reward": task["reward"]}}})
+        else:
+            answer({"value": {"end": {"reward": 0.25}}})
+
+guest.serve(int(sys.argv[3]), run)
+"""
+SAID = {"role": "assistant", "content": "2"}
+
+
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PrimeEnvironment]:
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    monkeypatch.setattr(_prime, "GUEST", tmp_path / "stand_in.py")
+    made = PrimeEnvironment(sys.executable, str(tmp_path))
+    yield made
+    made.bridge().close()
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ({"then": {"value": 7}}, "neither messages nor an end"),
+        ({"then": {"value": {"messages": "Hi"}}}, "neither messages nor an end"),
+        ({"then": {"valeu": 7}}, "an answer without value"),
+        ({"then": {"raised": "ValueError: no"}}, "ValueError: no"),
+        ({"then": "end", "reward": "many"}, "not a number"),
+        ({"then": "end", "reward": True}, "not a number"),
+        ({"then": "end", "reward": float("nan")}, "not a finite number"),
+        ({"opening": [{"role": "user", "content": [{"type": "image_url"}]}], "then": "end"}, "not text"),
+    ],
+)
+def test_what_an_environment_says_is_checked(environment: PrimeEnvironment, task: dict[str, Any], words: str) -> None:
+    box = Toolbox([(prime_tool(environment, timeout_s=20), {})])
+    with pytest.raises(ToolBroken, match=words):
+        box.reset(task)
+        box.take_turn(SAID, finished=True)
+        box.reward()
+    box.close()
+
+
+def test_one_environment_that_hangs_leaves_the_others_and_its_reward_is_not_asked_again(
+    environment: PrimeEnvironment,
+) -> None:
+    tool = prime_tool(environment, timeout_s=1)
+    hanging, fine = Toolbox([(tool, {})]), Toolbox([(tool, {})])
+    hanging.reset({"then": "hang"})
+    fine.reset({"then": "end", "reward": 1})
+    with pytest.raises(ToolLate):
+        hanging.take_turn(SAID, finished=True)
+    assert fine.take_turn(SAID, finished=True).messages is None and fine.reward() == 1.0
+    with pytest.raises(ToolBroken):
+        hanging.reward()
+
+
+def test_an_episode_that_is_not_over_is_ended_for_its_reward(environment: PrimeEnvironment) -> None:
+    box = Toolbox([(prime_tool(environment, timeout_s=20), {})])
+    opening = box.reset({})
+    assert not isinstance(opening, str) and opening.messages == [{"role": "user", "content": "1+1"}]
+    assert box.reward() == 0.25
+    box.close()
+
+
+def test_messages_that_follow_the_policys_turn_are_appended_and_others_replace_the_conversation(
+    environment: PrimeEnvironment,
+) -> None:
+    first, more = {"role": "user", "content": "1+1"}, {"role": "user", "content": "Sure?"}
+    for sent, continues, read in (([first, SAID, more], True, [more]), ([more], False, [more])):
+        box = Toolbox([(prime_tool(environment, timeout_s=20), {})])
+        box.reset({"then": {"value": {"messages": sent, "tools": None}}})
+        exchange = box.take_turn(SAID, finished=True)
+        assert (exchange.continues, exchange.messages) == (continues, read)
+        box.close()

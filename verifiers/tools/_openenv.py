@@ -26,6 +26,7 @@ from verifiers.tools import Exchange, Tool, ToolBroken, ToolError, ToolLate, as_
 
 CONNECT_S = 10.0
 MAX_SCHEMA_BYTES = 4 << 20
+MAX_MESSAGE_BYTES = 64 << 20
 TOOL_ACTIONS = ("Action", "CallToolAction", "ListToolsAction")  # titles of actions that call the environment's tools
 MISTAKES = ("VALIDATION_ERROR", "EXECUTION_ERROR")  # codes after which the environment goes on
 
@@ -85,15 +86,14 @@ class OpenEnvConnection:
         reply = self._reply(json.dumps({"type": kind, "data": data}))
         try:
             answer = json.loads(reply)
-            content = answer["data"]
-            if answer["type"] == "error":
-                return self._refused(content)
-            observation = content["observation"]
-            self._count(content)
+            content, refused = answer["data"], answer["type"] == "error"
+            observation = {} if refused else dict(content["observation"])
+            if not refused:
+                self._count(content)
         except (ValueError, KeyError, TypeError) as exc:
             raise self._broken(f"an answer that is no observation: {str(reply)[:80]} ({exc})") from None
-        if not isinstance(observation, dict):
-            raise self._broken(f"the observation is {str(observation)[:60]!r}, not an object")
+        if refused:
+            raise self._refusal(content)
         return observation
 
     def _reply(self, message: str) -> str | bytes:
@@ -103,8 +103,10 @@ class OpenEnvConnection:
         ends = time.monotonic() + 0.95 * self._timeout_s  # a little before the caller's own deadline
         try:
             if self._socket is None:
-                self._socket = connect(self._server.websocket(), open_timeout=min(CONNECT_S, self._timeout_s),
-                                       max_size=MAX_SCHEMA_BYTES * 16, proxy=None)  # fmt: skip
+                near = urlsplit(self._server.url).hostname in ("127.0.0.1", "localhost", "::1")
+                opening = connect(self._server.websocket(), open_timeout=min(CONNECT_S, self._timeout_s),
+                                  max_size=MAX_MESSAGE_BYTES, proxy=None if near else True)  # fmt: skip
+                self._socket = opening.__enter__()  # websockets 17 warns where it is used without; closed in close()
             self._socket.send(message)
             reply: str | bytes = self._socket.recv(timeout=max(0.01, ends - time.monotonic()))
             return reply
@@ -114,15 +116,15 @@ class OpenEnvConnection:
         except (OSError, WebSocketException) as exc:
             raise self._broken(f"the connection ended: {exc}") from None
 
-    def _refused(self, content: Mapping[str, Any]) -> dict[str, Any]:
-        """Raises ToolError for what the policy did wrong, ToolBroken for what the server did."""
+    def _refusal(self, content: Mapping[str, Any]) -> Exception:
+        """A ToolError for what the policy did wrong, a ToolBroken for what the server did."""
         code, text = content.get("code"), str(content.get("message"))
         if code in MISTAKES:
             # the message of a validation error does not say what is wrong; its errors do
             details = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in content.get("errors") or ()]
-            raise ToolError("; ".join(details) or text)
+            return ToolError("; ".join(details) or text)
         hint = " (start the server with as many concurrent environments as a step has episodes)"
-        raise self._broken(f"{text}{hint if code == 'CAPACITY_REACHED' else ''}")
+        return self._broken(f"{text}{hint if code == 'CAPACITY_REACHED' else ''}")
 
     def _count(self, content: Mapping[str, Any]) -> None:
         """Add the reward and note the end. Raises TypeError."""
