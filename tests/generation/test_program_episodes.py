@@ -16,9 +16,10 @@ import trl
 
 import rewards
 from pipeline.config.load import ConfigError, load
-from pipeline.config.schema import Model, Program, Prompts, Sampling, Tiny
+from pipeline.config.schema import Generate, Model, Program, Prompts, Sampling, Tiny
 from pipeline.data.scored_cache import load_scored, save_scored
 from pipeline.generation.generator_types import Sample
+from pipeline.generation.hf_engine import TransformersGenerator
 from pipeline.generation.program_episodes import ProgramPlayer
 from pipeline.generation.program_runs import Guard, printed, program_mistakes
 from pipeline.generation.tool_episodes import episode_figures
@@ -46,9 +47,14 @@ def say(text, **more):
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    place = tmp_path_factory.mktemp("tiny")
-    models.make_tiny(Tiny(characters="".join(map(chr, range(32, 127))) + "\n"), place, seed=1)
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("tiny")
+    models.make_tiny(Tiny(characters="".join(map(chr, range(32, 127))) + "\n"), out, seed=1)
+    return out
+
+
+@pytest.fixture(scope="module")
+def tokenizer(place: Path) -> Any:
     out = models.load_tokenizer(str(place), Model())
     out.add_special_tokens({"additional_special_tokens": SPECIAL})
     out.chat_template = (TEMPLATES / "qwen3_instruct_2507.jinja").read_text()
@@ -175,6 +181,27 @@ say("one"); say("two")
     assert [len(batch) for batch in few.batches] == [1] * 8
     turns = [[few.batches[2 * episode + turn][0] for episode in range(4)] for turn in range(2)]
     assert turns == both.batches
+
+
+def test_a_real_model_gives_the_same_bits_whatever_the_speed_of_the_programs(place: Path, tmp_path: Path) -> None:
+    tokenizer = models.load_tokenizer(str(place), Model())  # without tokens that the model does not know
+    tokenizer.chat_template = (TEMPLATES / "qwen3_instruct_2507.jinja").read_text()
+    (tmp_path / "agent.py").write_text(
+        HEAD
+        + """
+import random, time
+time.sleep(random.Random(os.getpid()).random() / 2)
+said = say(row["prompt"], n=2, max_tokens=6)
+print(say("again " + said, max_tokens=6))
+"""
+    )
+    settings = Program(command=["python", str(tmp_path / "agent.py")], max_turns=2)
+    generator = TransformersGenerator(str(place), Model(), Generate(backend="transformers"))
+    player = ProgramPlayer(settings, Prompts(), tokenizer, frozenset({tokenizer.eos_token_id}), context=200)
+    starts = [Prompt(n, f"question {n}", (n,)) for n in range(2)]
+    once, again = (player.play(generator, starts, Sampling(max_tokens=8), samples=2, key=(1, "t")) for _ in range(2))
+    assert once == again
+    assert len(once) == 12 and len({row.ids for row in once}) > 8, "two calls, the first with two answers"
 
 
 @pytest.mark.parametrize(
