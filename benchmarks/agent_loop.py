@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.measure import in_turns
 
-EPISODES, CALLS = 48, 3
+EPISODES, CALLS = 24, 3
 TIMEOUT_S = 60.0
 
 
