@@ -312,6 +312,8 @@ def of_a_run(command: str, run: Path, words: Sequence[str]) -> int:
         export.serve(run, words)
     if command == "lm-eval":
         export.harness(run, words)
+    if command == "export":
+        print(f"exporting {export.chosen(run, words)}", file=sys.stderr)
     print(export.export(run, words) if command == "export" else export.push(run, words))
     return 0
 

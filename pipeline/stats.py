@@ -124,11 +124,18 @@ def describe_groups(groups: Sequence[Sequence[Any]], *, k: int) -> dict[str, Any
     }
 
 
+def is_judged(figures: Mapping[str, Any]) -> bool:
+    """False where no part of the rewards says right or wrong: accuracy and pass@k then count every scored answer."""
+    return figures.get("heldout_judged") is not False
+
+
 def headline_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The main figures that any of the rows holds, in the order of a table; pass@k whatever its k."""
+    """The main figures that any of the rows holds, in the order of a table; pass@k whatever its k. Where nothing judges
+    right and wrong the mean reward takes the place of both."""
     present = [name for row in rows for name in row]
     at_k = sorted({name for name in present if re.fullmatch(r"pass_at_\d+", name)}, key=lambda name: int(name[8:]))
-    names = ["heldout_accuracy", *at_k, "mean_completion_tokens", "distinct_answers", "entropy"]
+    judged = ["heldout_accuracy", *at_k] if all(map(is_judged, rows)) else ["heldout_reward"]
+    names = [*judged, "mean_completion_tokens", "distinct_answers", "entropy"]
     return [name for name in names if name in present]
 
 

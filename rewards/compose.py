@@ -151,6 +151,12 @@ class Composite:
         return Composite([*self.parts, SecondLook(strict.parts, samples)])
 
     @property
+    def judges(self) -> bool:
+        """Whether a part says right or wrong. Without one every scored row has status `pass`, and a figure of accuracy
+        means nothing."""
+        return any(getattr(part, "judges", False) or part.name == "environment" for part in self.parts)
+
+    @property
     def verifier_weights(self) -> dict[str, float]:
         """Map the name of each verifier part to its weight."""
         return {part.name: part.weight for part in self.parts if isinstance(part, VerifierPart)}
@@ -231,6 +237,12 @@ def real_parts(block: Mapping[str, Mapping[str, Any] | None]) -> dict[str, dict[
             named = {} if "kind" in settings else {"kind": "verifier", "verifier": settings.get("verifier") or of}
             out[name] = settings | named | weight
     return out
+
+
+def judges_answers(block: Mapping[str, Mapping[str, Any] | None], dirs: Sequence[str | Path]) -> bool:
+    """`Composite.judges` of a `rewards:` block, without building it."""
+    kinds = [fields.get("kind") or _default_kind(name, dirs) for name, fields in real_parts(block).items()]
+    return any(kind in ("verifier", "environment", *GRADER_KINDS) for kind in kinds)
 
 
 def learned_models(block: Mapping[str, Mapping[str, Any] | None]) -> dict[str, str]:

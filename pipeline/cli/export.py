@@ -49,6 +49,18 @@ def policy_stage(run: Path, named: str | None = None) -> str:
     return max(found, key=lambda name: (run / name / "manifest.json").stat().st_mtime)
 
 
+def chosen(run: Path, words: Sequence[str]) -> str:
+    """The stage that `export` takes, and why, in words."""
+    named = options("export", words).get("stage")
+    stage = policy_stage(run, named)
+    judged = [
+        m for p in run.glob("*/manifest.json") if (m := read_manifest(p)) is not None and kind_of(m) == "evaluate"
+    ]
+    by_evaluate = any(m["metrics"].get("best_policy") == stage for m in judged)
+    why = "as you named it" if named else "the best of `evaluate`" if by_evaluate else "the last policy that finished"
+    return f"stage {stage}, {why}; stage=NAME takes another"
+
+
 def kind_of(manifest: Mapping[str, Any]) -> str:
     block = manifest["config"].get("stage")
     return str(block.get("kind", manifest["stage"])) if isinstance(block, Mapping) else str(manifest["stage"])

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.models.model_dir import is_local
 from pipeline.run.files import dump_json
-from pipeline.stats import headline_names
+from pipeline.stats import headline_names, is_judged
 
 CONTROLS = {
     "random_control_accuracy": "the same rounds with as many samples per prompt chosen at random",
@@ -73,7 +73,7 @@ def card(chain: Sequence[Mapping[str, Any]]) -> str:
         "",
         "## What it was trained on",
         "",
-        f"- Data: {data}; held out: {_heldout(prompts)}. Its licence is its publishers'.",
+        f"- Data: {data}; held out: {_heldout(chain)}. Its licence is its publishers'.",
         f"- Judged by: {', '.join(f'`{name}`' for name in config['rewards'])} on prompts that no stage trained on.",
         *_template_arguments(prompts),
         f"- Sampled tokens spent on training: {sum(m['tokens']['completion'] for m in chain):,}.",
@@ -90,7 +90,7 @@ def card(chain: Sequence[Mapping[str, Any]]) -> str:
         *_controls(last),
         "## Limits",
         "",
-        "- Better on this task by this scorer; nothing else was measured. Other abilities may have been lost.",
+        f"- {_verdict(chain)} Nothing else was measured; other abilities may have been lost.",
         "- The interval covers the choice of held-out prompts, not the choice of seed.",
         f"- Diversity went from {_first(chain, 'distinct_answers')} to {_last(chain, 'distinct_answers')} distinct "
         "answers per prompt.",
@@ -99,10 +99,29 @@ def card(chain: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _heldout(prompts: Mapping[str, Any]) -> str:
+def _verdict(chain: Sequence[Mapping[str, Any]]) -> str:
+    """What the figures support about the last stage against the first one that was evaluated alike."""
+    shown = [m for m in chain if is_judged(m["metrics"]) and m["metrics"].get("heldout_accuracy_ci95")]
+    if not is_judged(chain[-1]["metrics"]):
+        return "No part of the rewards says right or wrong; only the mean reward was measured."
+    if len(shown) < 2 or shown[-1] is not chain[-1]:
+        return "The model before training was not evaluated, so nothing is said about an improvement."
+    (start, (low, high)), (name, (least, most)) = (
+        (m["stage"], m["metrics"]["heldout_accuracy_ci95"]) for m in (shown[0], shown[-1])
+    )
+    if least > high:
+        return f"Better than `{start}` on this task, by this scorer."
+    if most < low:
+        return f"Worse than `{start}` on this task, by this scorer."
+    return f"Not shown to be better than `{start}` on this task: the intervals of `{start}` and `{name}` overlap."
+
+
+def _heldout(chain: Sequence[Mapping[str, Any]]) -> str:
+    prompts, count = chain[-1]["config"]["prompts"], chain[-1]["metrics"].get("heldout_prompts")
     named = prompts.get("heldout_path") or prompts.get("heldout_split")
     named = public_name(named) if named else None
-    return f"`{named}`" if named else f"{prompts['heldout']:.0%} of the distinct prompts, by a hash of their text"
+    which = f"`{named}`" if named else f"{prompts['heldout']:.0%} of the distinct prompts, by a hash of their text"
+    return which if count is None else f"{which} ({count} prompts)"
 
 
 def _template_arguments(prompts: Mapping[str, Any]) -> list[str]:
@@ -153,6 +172,9 @@ def _training(chain: Sequence[Mapping[str, Any]]) -> list[str]:
         trainer, kl, peft = block.get("trainer") or {}, block.get("kl") or {}, block.get("peft") or {}
         steps = manifest["metrics"].get("steps") or block.get("steps") or trainer.get("max_steps")
         rate = (block.get("optimizer") or {}).get("learning_rate") or trainer.get("learning_rate")
+        best = manifest["metrics"].get("best_step")
+        if best and best != steps:
+            steps = f"{best} of {steps}, chosen by the validation prompts"
         facts = {
             "method": block.get("method"),
             "credit": (block.get("credit") or {}).get("kind"),

@@ -101,9 +101,10 @@ def alarm_lines(alarms: Sequence[AlarmDistance]) -> list[str]:
     for alarm in alarms:
         shade = RED if alarm.share >= 1 else YELLOW if alarm.share >= 0.5 else GREEN
         full = round(10 * min(max(alarm.share, 0.0), 1.0))
+        share = max(alarm.share, 0.0) + 0.0  # no "-0%"
         note = "" if alarm.stops else f"  {QUIET}reported only{PLAIN}"
         lines.append(f"  {alarm.name:38}{alarm.now:>9.3g}{alarm.limit:>9.3g}  "
-                     f"{shade}{'█' * full}{PLAIN}{'·' * (10 - full)} {max(alarm.share, 0):.0%}{note}")  # fmt: skip
+                     f"{shade}{'█' * full}{PLAIN}{'·' * (10 - full)} {share:.0%}{note}")  # fmt: skip
     return lines
 
 

@@ -47,6 +47,8 @@ def plan(config: str, words: Sequence[str]) -> int:
         for line in learning_rate.advice(cfg, config_json):
             console.say(f"learning rate of {line}")
     process.prepare(process.thread_count(cfg.threads, cfg.model.path))
+    if options["trial"] and not options["json"]:
+        console.say("trying the model: loading it, some samples, some updates (trial=false leaves this out) ...")
     measured = try_out(config, overrides) if options["trial"] else None
     if compared := comparison_plan.comparison_of(cfg):
         parts = comparison_plan.make(cfg, compared, measured)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import rewards
 from pipeline.config.load import Config
 from pipeline.config.registry import kind_of
 from pipeline.config.schema import Policy
@@ -17,6 +18,7 @@ from pipeline.plan.trial import Trial
 from pipeline.run import console, lineage
 
 MIB = 1 << 20
+FEW_PROMPTS = 30  # held-out prompts below which an interval of accuracy spans about a third of the scale
 # on top of the counts: a stage's lock, data and manifest; a step of TRL's trainer; a policy step's sync and records
 START_S, TRAINER_STEP_S, POLICY_STEP_S = 1.0, 0.0085, 0.05
 LOAD_S = 0.5  # per policy that is only evaluated: to load it into the generator and remove it
@@ -118,6 +120,8 @@ def show(cfg: Config, made: Plan, trial: Trial | None) -> None:
     validation = f", {data.validation_prompts} for validation" if data.validation_prompts else ""
     console.say(f"data: {data.rows} rows, {data.train_prompts} prompts to train on, {data.heldout_prompts} held out"
                 f"{validation}")  # fmt: skip
+    for line in cautions(cfg, data.heldout_prompts):
+        console.say(f"  {line}")
     console.say(
         f"  prompt tokens: mean {mean:.1f}, 95% up to {high}, longest {longest}; {data.dropped:.1%} over the limit"
     )
@@ -137,6 +141,17 @@ def show(cfg: Config, made: Plan, trial: Trial | None) -> None:
                     f"{trial.sampled_per_s:,.0f} tokens/s sampled by {trial.generator} and "
                     f"{trial.learned_per_s:,.0f} tokens/s learned")  # fmt: skip
     data_plan.show(made.examples)
+
+
+def cautions(cfg: Config, heldout: int) -> list[str]:
+    """What makes the figures of this run say less than they seem to."""
+    out = []
+    if 0 < heldout < FEW_PROMPTS:
+        out.append(f"{heldout} held-out prompts are too few to tell policies apart; raise prompts.heldout, or name a "
+                   "file by prompts.heldout_path")  # fmt: skip
+    if not rewards.judges_answers(cfg.rewards, cfg.verifier_dirs):
+        out.append("rewards: no part says right or wrong, so policies are compared by their mean reward")
+    return out
 
 
 def rows_of(made: Plan) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.config.load import merge_defaults
 from pipeline.config.schema import KINDS, recorded_kind
 from pipeline.report.collect import Stage, curves
-from pipeline.stats import counts, is_number, mean, paired_difference
+from pipeline.stats import counts, is_judged, is_number, mean, paired_difference
 
 
 def facts(stages: Sequence[Stage]) -> list[list[str]]:
@@ -25,6 +25,8 @@ def facts(stages: Sequence[Stage]) -> list[list[str]]:
            ["stages", ", not complete: ".join([f"{len(manifests)} complete", *filter(None, [", ".join(open_stages)])])],
            ["sampled tokens", f"{sum(s.tokens for s in stages):,}"],
            ["time", clock(sum(float(m.get("wall_s") or 0) for m in manifests))]]  # fmt: skip
+    if not all(is_judged(s.figures) for s in stages):
+        out.append(["accuracy", "not measured: no part of the rewards says right or wrong; compare mean rewards"])
     generators = sorted({str(s.figures["generator"]) for s in stages if "generator" in s.figures})
     return out + ([["generator", ", ".join(generators)]] if generators else [])
 
@@ -43,7 +45,7 @@ def policies(stages: Sequence[Stage]) -> list[dict[str, Any]]:
         rows = [{**cost.get(row.get("policy"), {}), **row} for row in judged[-1].figures["policies"]]
     else:
         rows = [{"policy": s.name, **cost[s.name], **s.figures} for s in stages]
-    shown = [r for r in rows if is_number(r.get("heldout_accuracy"))]
+    shown = [r for r in rows if is_number(r.get("heldout_accuracy")) and is_judged(r)]
     own = {s.name: s.figures for s in stages}
     return [{**figures_of(r), **controls_of(own.get(r["policy"], {}))} for r in shown]
 
@@ -77,7 +79,7 @@ def headline(rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, An
     if len(rows) < 2:
         return None
     start = next((r for r in rows if recorded_kind(r["policy"]).may_be_start), rows[0])
-    best = max(rows, key=lambda r: r["heldout_accuracy"])
+    best = max(reversed(rows), key=lambda r: r["heldout_accuracy"])  # of equals the last
     if best is start:
         start = rows[0]
     if best is start:

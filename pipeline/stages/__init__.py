@@ -55,7 +55,8 @@ def run_stage(cfg: Config, name: str, listeners: Sequence[trackers.Listener] = (
             raise
     manifest = ctx.dir.complete(seed=cfg.seed, parents=ctx.parents, inputs=ctx.inputs, metrics=metrics, **identity)
     ranks.barrier()
-    summary = {name: metrics[name] for name in headline_names([metrics])}
+    best = ["best_policy"] if "best_policy" in metrics else []  # whose figures the others are
+    summary = {name: metrics[name] for name in [*best, *headline_names([metrics])]}
     if summary and ranks.is_main():
         console.show_table([summary], list(summary))
     console.say(f"── {name} done in {console.clock(manifest['wall_s'])}: {ctx.dir.path}")

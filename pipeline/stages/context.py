@@ -309,6 +309,8 @@ class Context:
         self.tokens = before  # evaluation is not part of a method's budget
         played = [merge_episode(episode) for episode in episodes(scored)]
         figures = describe_groups(groups(played), k=settings.k) | episode_figures(scored)
+        if not self.scorer.judges:
+            figures["heldout_judged"] = False
         return Judged(figures, scored)
 
     def validate(self, generator: Generator, *key: int | str) -> Judged:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.config.load import ConfigError
@@ -9,7 +11,7 @@ from pipeline.config.registry import policies_before
 from pipeline.run import console
 from pipeline.run.manifest import read_manifest
 from pipeline.stages.context import Context
-from pipeline.stats import headline_names
+from pipeline.stats import headline_names, is_judged
 
 
 def run(ctx: Context) -> dict[str, Any]:
@@ -26,8 +28,14 @@ def run(ctx: Context) -> dict[str, Any]:
     if any("stage_accuracy" in row for row in rows):
         console.say("  heldout_accuracy: sampled with the same seeds for every policy; stage_accuracy: reported by the "
                     "stage itself, from samples with its own seeds")  # fmt: skip
-    best = max(rows, key=lambda row: row["heldout_accuracy"])
+    best = max(enumerate(rows), key=lambda numbered: (main_figure(numbered[1]), numbered[0]))[1]  # of equals the last
     return {**{k: v for k, v in best.items() if k != "policy"}, "best_policy": best["policy"], "policies": rows}
+
+
+def main_figure(row: Mapping[str, Any]) -> float:
+    """What policies are compared by: accuracy, or the mean reward where no part of the rewards says right or wrong."""
+    value = row["heldout_accuracy" if is_judged(row) else "heldout_reward"]
+    return -math.inf if math.isnan(value) else float(value)
 
 
 def of_its_stage(ctx: Context, name: str) -> dict[str, Any]:
@@ -38,7 +46,7 @@ def of_its_stage(ctx: Context, name: str) -> dict[str, Any]:
     metrics = manifest["metrics"]  # a conditioned stage reports accuracy under its best label; without one, as here:
     own = metrics.get("unconditioned_accuracy", metrics.get("heldout_accuracy"))
     return {"sampled_tokens": manifest["tokens"]["completion"], "wall_s": manifest["wall_s"],
-            **({} if own is None else {"stage_accuracy": own})}  # fmt: skip
+            **({} if own is None or not is_judged(metrics) else {"stage_accuracy": own})}  # fmt: skip
 
 
 def columns_of(rows: list[dict[str, Any]]) -> list[str]:

@@ -95,6 +95,9 @@ def train_policy(ctx: Context, method: Method) -> dict[str, Any]:
         segmenter=Segmenter(block.credit.segments, ctx.tokenizer) if block.credit.level == "segment" else None,
     )
     state = optimise(deps)
+    if state.step and state.steps_without_signal >= state.step:
+        console.say(f"{ctx.name}: no group had a signal in any of the {state.step} steps, so nothing was learned; "
+                    "docs/tasks.md, Alarms, says what to do")  # fmt: skip
     judged = ctx.evaluate(generator)
     distance = kl_to_start(ctx, deps, judged)
     models.save(learner.model, ctx.tokenizer, ctx.dir.model_dir, dtype=precision)

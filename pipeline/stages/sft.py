@@ -31,7 +31,8 @@ def run(ctx: Context) -> dict[str, Any]:
     split = ctx.rows_of(source, f"{ctx.name}.data") if block.data else ctx.split
     rows = split.train if block.min_reward is None else rewarded(ctx, split.train, source, block.min_reward)
     examples = encode(rows, source, ctx)
-    console.say(f"{ctx.name}: {len(examples)} demonstrations, {len(ctx.split.heldout)} rows held out")
+    validation = f", {len(ctx.split.validation)} for validation" if ctx.split.validation else ""
+    console.say(f"{ctx.name}: {len(examples)} demonstrations; rows held out: {len(ctx.split.heldout)}{validation}")
     figures = train(ctx, ctx.policy_path, examples, ctx.dir.model_dir, block.trainer, key=("sft",))
     return figures | ctx.evaluate(ctx.generator(str(ctx.dir.model_dir))).figures
 

@@ -53,6 +53,36 @@ def test_an_export_loads_in_plain_transformers_and_its_card_says_what_happened(r
     assert [m["stage"] for m in json.loads((place / "lineage.json").read_text())] == ["base", "sft"]
 
 
+@pytest.mark.parametrize(
+    ("start", "end", "verdict"),
+    [
+        ((0.0, 0.1), (0.4, 0.6), "Better than `base` on this task, by this scorer."),
+        ((0.4, 0.6), (0.0, 0.1), "Worse than `base` on this task, by this scorer."),
+        ((0.4, 0.6), (0.5, 0.7), "Not shown to be better than `base` on this task: the intervals of `base` and `grpo`"),
+        (None, (0.5, 0.7), "The model before training was not evaluated"),
+    ],
+)
+def test_a_card_claims_what_its_intervals_support(start, end, verdict):
+    prompts = {"procedural": "gridworld", "heldout": 0.25}
+    shared = {"model": {"path": "org/base"}, "prompts": prompts, "rewards": {"gridworld": {}}}
+    chain: list[dict] = []
+    for name, ci in (("base", start), ("grpo", end)):
+        figures = {"heldout_prompts": 40, "steps": 60, "best_step": 10}
+        figures |= {"heldout_accuracy": sum(ci) / 2, "heldout_accuracy_ci95": list(ci)} if ci else {}
+        chain.append({"stage": name, "config": {**shared, "stage": {"kind": name}}, "tokens": {"completion": 1},
+                      "wall_s": 1.0, "seed": 1, "metrics": figures})  # fmt: skip
+    text = card(chain)
+    assert f"- {verdict}" in text
+    assert "by a hash of their text (40 prompts)" in text and "steps 10 of 60, chosen by the validation prompts" in text
+    chain[-1]["metrics"]["heldout_judged"] = False
+    assert "No part of the rewards says right or wrong" in card(chain)
+
+
+def test_the_exported_stage_is_named_with_the_reason(run):
+    assert export.chosen(run, []) == "stage sft, the last policy that finished; stage=NAME takes another"
+    assert export.chosen(run, ["stage=base"]).startswith("stage base, as you named it")
+
+
 def test_an_export_samples_as_the_run_did_and_as_nothing_of_the_base_says(run, tmp_path):
     from transformers import GenerationConfig
 

@@ -7,15 +7,18 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+import loop_kit
 import pytest
 
+import rewards
+from pipeline.__main__ import main
 from pipeline.records import Prompt, Rollout, Scored, as_json
 from pipeline.report.summary import accuracy_by_prompt
 from pipeline.stages import feedme, heldout_episodes
 from pipeline.stages.comparison.method_judge import best_of_curves, by_prompt
 from pipeline.stages.context import Judged
-from pipeline.stages.evaluate import of_its_stage
-from pipeline.stats import describe_groups, pass_rate
+from pipeline.stages.evaluate import main_figure, of_its_stage
+from pipeline.stats import describe_groups, headline_names, pass_rate
 
 
 def sample(number: int, reward: float, status: Any) -> Scored:
@@ -82,3 +85,42 @@ def test_evaluate_names_a_stages_own_figure_without_a_label_as_it_samples_itself
     assert of_its_stage(ctx, "conditioned")["stage_accuracy"] == 0.47
     assert of_its_stage(ctx, "grpo") == {"sampled_tokens": 5, "wall_s": 2.0, "stage_accuracy": 0.6}
     assert of_its_stage(ctx, "elsewhere") == {}
+
+
+# --- rewards without a verifier: nothing says right or wrong ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("block", "judges"),
+    [
+        ({"missing_eos": {}}, False),
+        ({"length": {"max_tokens": 8, "buffer_tokens": 2}, "repetition": {"ngram": 2}}, False),
+        ({"missing_eos": {}, "exact": {"weight": 0}}, True),
+        ({"right": {"kind": "verifier", "verifier": "exact"}}, True),
+        ({"slow": {"kind": "surrogate", "of": "exact"}}, True),
+    ],
+)
+def test_only_a_verifier_or_grader_says_right_or_wrong(block: dict[str, Any], judges: bool) -> None:
+    assert rewards.judges_answers(block, []) is rewards.build(block).judges is judges
+
+
+def test_without_one_tables_show_the_mean_reward_and_policies_are_compared_by_it() -> None:
+    figures = {"heldout_accuracy": 1.0, "pass_at_4": 1.0, "entropy": 0.5}
+    rows = [{**figures, "policy": name, "heldout_reward": reward, "heldout_judged": False}
+            for name, reward in (("base", -0.8), ("dpo", -0.2))]  # fmt: skip
+    assert headline_names(rows) == ["heldout_reward", "entropy"]
+    assert [main_figure(row) for row in rows] == [-0.8, -0.2]
+    judged = {"heldout_accuracy": 0.25, "heldout_reward": 0.9}
+    assert main_figure(judged) == 0.25 and main_figure({**judged, "heldout_accuracy": math.nan}) == -math.inf
+
+
+def test_a_run_whose_rewards_judge_nothing_says_so_and_names_its_best_by_reward(tmp_path, capsys) -> None:
+    model = loop_kit.tiny_model(tmp_path / "model")
+    words = ["rewards={missing_eos: {}}", "grpo.steps=1", "stages=[grpo, evaluate]", "evaluate={}"]
+    config = loop_kit.write_config(tmp_path, model)
+    assert main(["run", str(config), f"runs_dir={tmp_path}", *words]) == 0
+    figures = loop_kit.manifest(tmp_path, "evaluate")["metrics"]
+    assert figures["heldout_judged"] is False and figures["best_policy"] == "grpo"
+    assert "accuracy" not in capsys.readouterr().out
+    page = (tmp_path / "t" / "report.html").read_text()
+    assert "no part of the rewards says right or wrong" in page
