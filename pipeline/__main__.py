@@ -275,6 +275,8 @@ def of_a_run(command: str, run: Path, words: Sequence[str]) -> int:
     from pipeline.cli.commands import own_and_rest
 
     own_and_rest(command, words)  # refuses words that it does not take
+    for path in [run, *(map(Path, words) if command == "diff" else [])]:
+        refuse_file(command, path)
     if command in ("lineage", "diff"):
         from pipeline.run import lineage
 
@@ -316,6 +318,22 @@ def of_a_run(command: str, run: Path, words: Sequence[str]) -> int:
         print(f"exporting {export.chosen(run, words)}", file=sys.stderr)
     print(export.export(run, words) if command == "export" else export.push(run, words))
     return 0
+
+
+def refuse_file(command: str, path: Path) -> None:
+    """Raise ConfigError where a file was given for a run's directory, such as its YAML."""
+    from pipeline.config.load import ConfigError
+    from pipeline.config.yaml_reader import read_yaml
+
+    if not path.is_file():
+        return
+    what, directory = "a file", "runs/NAME"
+    if path.suffix in (".yaml", ".yml"):
+        what = "a YAML"
+        with contextlib.suppress(ConfigError):
+            raw = read_yaml(path)
+            directory = str(Path(str(raw.get("runs_dir", "runs"))) / str(raw.get("run", "NAME")))
+    raise ConfigError([f"{command}: {path} is {what}; give the run's directory, as {directory}"])
 
 
 def script() -> None:

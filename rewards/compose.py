@@ -312,7 +312,8 @@ def _default_kind(name: str, dirs: Sequence[str | Path]) -> str:
         return "verifier"
     known = [*SHAPING, "reward_model", *verifiers.available(dirs)]
     raise ValueError(
-        f"rewards.{name}: not a known reward{_nearest(name, known)}; give a kind or use one of: {', '.join(known)}"
+        f"rewards.{name}: not a known reward{_nearest(name, known)}; a verifier of your own is found through the "
+        f"top-level key verifier_dirs: [its folder]; otherwise give a kind or use one of: {', '.join(known)}"
     )
 
 

@@ -18,7 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pipeline.config import describe, schema, sweeps
 from pipeline.config.cross_checks import cross_checks
 from pipeline.config.library_fields import LORA, block_mistakes
-from pipeline.config.mistakes import SYNONYMS, ConfigError, nearest
+from pipeline.config.mistakes import REMARKS, SYNONYMS, ConfigError, nearest
 from pipeline.config.presets import PRESETS
 from pipeline.config.schema import (
     KINDS,
@@ -151,16 +151,25 @@ def _meant(key: str, where: str, blocks: Mapping[str, Any], known: Sequence[str]
     where: the dotted name of the block that contains it; "" at the top level. blocks: stage -> raw block.
     """
     stage = where.partition(".")[0]
-    synonyms = SYNONYMS.get(key.lower().replace("-", "_"), ())
+    theirs = key.lower().replace("-", "_")
+    synonyms = SYNONYMS.get(theirs, ())
+    if key == "trainer" and stage in blocks and "optimizer.learning_rate" in _paths(_kind(stage, blocks)):
+        return (f"; this stage is not TRL's trainer: its keys are {stage}.optimizer.learning_rate, {stage}.steps and "
+                f"so on, as listed by: whetstone config {_kind(stage, blocks)}")  # fmt: skip
+    if not where:  # a whole block of the top level rather than the same key of one stage
+        synonyms = sorted(synonyms, key=lambda ours: ours.lstrip("/") not in TOP or ours[0] != "/")
     for ours in synonyms:  # first in its own block: lr in a critic block means the critic's
         if where and ours.rpartition(".")[2].lstrip("/") in known:
-            return f"; it is {where}.{ours.rpartition('.')[2]} here"
+            remark = REMARKS.get((theirs, ours), "").format(block=f"{stage}.")
+            return f"; it is {where}.{ours.rpartition('.')[2]} here{remark}"
     stages = [stage] if stage in blocks else [*blocks, "grpo"]
     for ours in synonyms:
         for name in stages if ours[0] != "/" else [""]:
             if ours[1:] in _paths("") if ours[0] == "/" else ours in _paths(_kind(name, blocks)):
                 dotted = ours.lstrip("/") if ours[0] == "/" else f"{name}.{ours}"
-                return f"; it is {dotted} here" if where or ours[0] == "/" else f"; it belongs in a stage: {dotted}"
+                remark = REMARKS.get((theirs, ours), "").format(block=f"{name}.")
+                found = f"it is {dotted} here" if where or ours[0] == "/" else f"it belongs in a stage: {dotted}"
+                return f"; {found}{remark}"
     for name in [*stages, *([""] if where else [])]:
         found = next((path for path in _paths(_kind(name, blocks)) if path.rpartition(".")[2] == key), None)
         if found is not None:
@@ -250,6 +259,8 @@ def _line(cls: type, where: str, error: Any, blocks: Mapping[str, Any]) -> str:
         return f"{dotted}: expected a list, found {error['input']!r}"
     if error["type"] == "literal_error":
         known = [word for n, word in enumerate(str(error["ctx"]["expected"]).split("'")) if n % 2]
+        if cls is Config and loc[0] == "trackers" and str(error["input"]).lower() in ("none", "off", "no", "false"):
+            return "trackers: no tracker is [], as in trackers: [] or trackers=[] on the command line"
         return f"{dotted}: no choice {error['input']!r}{nearest(str(error['input']), known)}"
     return f"{dotted}: {error['msg'][0].lower()}{error['msg'][1:]}, found {error['input']!r}"
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 MOST_NAMES = 5
+NEAR_FILE = 0.7  # likeness of two file names, without their common suffix, from which one may be a typo of the other
 
 
 class ConfigError(ValueError):
@@ -26,6 +28,37 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return f"; have: {', '.join(known)}" if known else ""
     by_likeness = sorted(known, key=lambda k: -difflib.SequenceMatcher(None, name.lower(), k.lower()).ratio())
     return f"; nearest of {len(known)}: {', '.join(sorted(by_likeness[:MOST_NAMES]))}"
+
+
+def near_path(path: str | Path, *, suffixes: Sequence[str] = ()) -> str:
+    """The end of a line about a path that does not exist: the nearest name in its directory; "" if no name is near.
+
+    suffixes: only files that end so are offered; empty offers everything there.
+    """
+    path = Path(path)
+    try:
+        names = [p.name for p in path.parent.iterdir() if not suffixes or p.name.endswith(tuple(suffixes))]
+    except OSError:  # no such directory, or closed
+        return ""
+    likeness = {name: _likeness(path.name, name) for name in sorted(names) if not name.startswith(".")}
+    best = max(likeness, key=lambda name: likeness[name], default="")
+    return f"; did you mean '{path.parent / best}'?" if likeness.get(best, 0.0) >= NEAR_FILE else ""
+
+
+def _likeness(wanted: str, name: str) -> float:
+    """From 0 to 1. A common suffix does not count: all YAML files end alike."""
+    one, two = Path(wanted), Path(name)
+    if one.suffix == two.suffix:
+        wanted, name = one.stem, two.stem
+    return difflib.SequenceMatcher(None, wanted.lower(), name.lower()).ratio()
+
+
+def beside_yaml(yaml: str | Path, path: str | Path) -> str:
+    """The end of a line about a relative path that does not exist from here: the same file beside the YAML, or ""."""
+    there = Path(yaml).parent / path
+    if Path(path).is_absolute() or not there.exists():
+        return ""
+    return f"; it is beside the YAML: paths are relative to the directory of the command, so write {there}"
 
 
 # What other libraries and papers call our keys. Candidates are tried in turn: dotted below the stage's block, or from
@@ -103,6 +136,14 @@ for _names, _ours in (
 ):  # fmt: skip
     for _name in _names.split():
         SYNONYMS[_name] = _ours
+
+# (their name, our key) -> what differs, said after the key
+REMARKS: dict[tuple[str, str], str] = {
+    **{(name, "loss.clip_low"): ", and {block}loss.clip_high for the upper side: a symmetric range needs both"
+       for name in "epsilon eps_clip clip_eps clip_range cliprange clip_ratio clip_epsilon clip".split()},
+    ("per_device_train_batch_size", "prompts"): ", which counts prompts per step over all devices, each with "
+    "{block}samples completions; TRL's per_device_train_batch_size counts completions on one device",
+}  # fmt: skip
 
 # the same for blocks that pass to TRL and PEFT
 LIBRARY_SYNONYMS = {

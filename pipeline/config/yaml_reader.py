@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.config.mistakes import ConfigError, nearest
+from pipeline.config.mistakes import ConfigError, near_path
 
 
 class Loader(yaml.SafeLoader):
@@ -51,18 +51,30 @@ Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
 def read_yaml(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
-        siblings = [str(p) for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        raise ConfigError([f"{path}: no such config file" + (nearest(str(path), siblings) if siblings else "")])
+        raise ConfigError([f"{path}: no such config file{near_path(path, suffixes=('.yaml', '.yml'))}"])
+    text = ""
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader)
+        text = path.read_text(encoding="utf-8")
+        raw = yaml.load(text, Loader)
     except yaml.MarkedYAMLError as exc:
         line = f":{exc.problem_mark.line + 1}" if exc.problem_mark else ""
-        raise ConfigError([f"{path}{line}: {exc.problem or exc}"]) from exc
+        raise ConfigError([f"{path}{line}: {_block_of(exc, text)}{exc.problem or exc}"]) from exc
     except (yaml.YAMLError, UnicodeDecodeError) as exc:
         raise ConfigError([f"{path}: not readable as YAML: {' '.join(str(exc).split())}"]) from exc
     if not isinstance(raw, dict):
         raise ConfigError([f"{path}: expected a mapping of keys at the top, found {type(raw).__name__}"])
     return raw
+
+
+def _block_of(exc: yaml.MarkedYAMLError, text: str) -> str:
+    """`in the block of 'prompts': ` for a mistake inside a block of the top level; "" outside one."""
+    flow = "flow" in (exc.context or "")  # an unclosed { or [ is noticed lines later, but opened at the context
+    mark = exc.context_mark if flow else exc.problem_mark
+    lines = text.splitlines()[: mark.line + 1] if mark else []
+    if not lines or not (flow or lines[-1][:1].isspace()):
+        return ""
+    keys = [found[1] for each in lines if (found := re.match(r"([A-Za-z_][\w-]*)\s*:", each))]
+    return f"in the block of {keys[-1]!r}: " if keys else ""
 
 
 def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from pipeline.config.load import ConfigError
+from pipeline.config.mistakes import near_path
 from pipeline.data.columns import DataRow, Row
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
@@ -37,12 +38,18 @@ def read_rows(path: str, split: str, name: str | None, where: str) -> list[Row]:
     if not is_file_name(path) and not source.exists():
         return _read_hub(path, split, name, where)
     if not source.exists():
-        raise ConfigError([f"{where}.path: {path} does not exist"])
+        raise ConfigError([f"{where}.path: {path} does not exist{near_path(source) or searched(source)}"])
     wanted, part = _slice(split, where)
     if source.is_file():
         _refuse_split_of_file(source, wanted, where)
         return _read_file(source)[part]
     return [row for file in split_files(source, wanted, name, where) for row in _read_file(file)][part]
+
+
+def searched(path: Path) -> str:
+    """The end of a line about a path that does not exist: the directory that was searched."""
+    folder = path.absolute().parent
+    return f" in {folder}" if folder.is_dir() else f": there is no directory {folder}"
 
 
 def _slice(split: str, where: str) -> tuple[str, slice]:

@@ -18,7 +18,7 @@ from pipeline.config.load import ConfigError, nearest
 from pipeline.config.schema import Prime, Prompts
 from pipeline.data import columns, data_files, formats
 from pipeline.data.columns import DataRow, Row
-from pipeline.data.data_files import is_file_name, numbered_rows
+from pipeline.data.data_files import is_file_name, numbered_rows, searched
 from pipeline.data.decontamination import contaminated
 from pipeline.data.encoding import render_ids
 from pipeline.data.notices import notice
@@ -228,4 +228,4 @@ def check_tasks(prompts: Sequence[Prompt], required: Mapping[str, frozenset[str]
 
 
 __all__ = ["Row", "Split", "completion_value", "distinct_prompts", "has_completion", "is_file_name", "load_rows",
-           "named_heldout", "numbered_rows", "prompt_text", "split", "task_of"]  # fmt: skip
+           "named_heldout", "numbered_rows", "prompt_text", "searched", "split", "task_of"]  # fmt: skip

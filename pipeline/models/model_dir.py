@@ -6,6 +6,8 @@ import json
 import math
 from pathlib import Path
 
+from pipeline.config.mistakes import near_path
+
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 WEIGHTS = ("*.safetensors", "*.bin")
 LARGE = 50_000_000  # parameters; on a CPU, smaller models gain nothing from bfloat16 or a second thread
@@ -24,7 +26,8 @@ def fault(path: str) -> str | None:
         return None
     directory = Path(path).expanduser()
     if not directory.is_dir():
-        return f"{path} does not exist"
+        return (f"{path} does not exist{near_path(directory)}; name a directory of save_pretrained, or a Hub id "
+                "(owner/name)")  # fmt: skip
     if not (directory / "config.json").is_file():
         if (directory / "adapter_config.json").is_file():
             return (f"{path} holds a LoRA adapter, not a model; load its base, add the adapter with PEFT, save what "

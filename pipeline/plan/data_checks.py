@@ -13,6 +13,7 @@ from pydantic import ValidationError
 import verifiers
 from pipeline.config.library_fields import nearest
 from pipeline.config.load import Config, ConfigError
+from pipeline.config.mistakes import beside_yaml
 from pipeline.config.schema import Policy, Prompts
 from pipeline.data import columns, prompts
 from pipeline.data.notices import notice
@@ -33,7 +34,8 @@ def data_mistakes(
     rows: list[prompts.Row] = []
     named: list[prompts.Row] = []
     dirs = cfg.verifier_dirs
-    lines = faults_of(where, lambda: rows.extend(rows_of(cfg, source, where))) or faults_of(
+    lines = misplaced(cfg, source, where) or faults_of(where, lambda: rows.extend(rows_of(cfg, source, where)))
+    lines = lines or faults_of(
         where, lambda: named.extend(prompts.named_heldout(source, seed=cfg.seed, where=where, dirs=dirs))
     )
     if not lines:
@@ -52,6 +54,13 @@ def rows_of(cfg: Config, source: Prompts, where: str) -> list[prompts.Row]:
         if away:
             raise ConfigError([f"{where}.path: {source.path!r} is no local file and the Hub does not answer"])
     return prompts.load_rows(source, seed=cfg.seed, where=where, dirs=cfg.verifier_dirs)
+
+
+def misplaced(cfg: Config, source: Prompts, where: str) -> list[str]:
+    """Files of rows that exist beside the YAML, but not from the directory of the command."""
+    paths = {"path": None if source.procedural else source.path, "heldout_path": source.heldout_path}
+    return [f"{where}.{key}: {path} does not exist{prompts.searched(Path(path))}{hint}" for key, path in paths.items()
+            if path and not Path(path).exists() and (hint := beside_yaml(cfg.path, path))]  # fmt: skip
 
 
 def hub_answers(timeout_s: float = 3.0) -> bool:

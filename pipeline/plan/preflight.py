@@ -17,6 +17,7 @@ import verifiers
 from pipeline.config import stage_graph
 from pipeline.config.errors import LineageError
 from pipeline.config.load import Config, ConfigError, nearest
+from pipeline.config.mistakes import beside_yaml, near_path
 from pipeline.config.schema import KINDS, Policy, Prompts, trains_adapter
 from pipeline.config.stage_graph import references, reward_dirs, strict_of
 from pipeline.credit import selection
@@ -119,7 +120,8 @@ def model_mistakes(cfg: Config, names: Sequence[str]) -> list[str]:
         lines += [f"model.path: {found}"] if found else family_mistakes(cfg, names)
     template = cfg.model.chat_template
     if template is not None and template.endswith((".jinja", ".j2", ".txt")) and not Path(template).is_file():
-        lines.append(f"model.chat_template: {template} does not exist")
+        hint = near_path(template) or beside_yaml(cfg.path, template)
+        lines.append(f"model.chat_template: {template} does not exist{hint}")
     return lines
 
 
@@ -146,10 +148,11 @@ def _hub_fault(path: str) -> str | None:
     try:
         here = isinstance(try_to_load_from_cache(path, "config.json"), str)
     except HFValidationError:
-        return f"{path!r} is neither a directory nor a Hub id (owner/name)"
+        return f"{path!r} is neither a directory nor a Hub id (owner/name){near_path(path)}"
     if here or hub_answers():
         return None
-    return f"{path!r} is not in the local cache and the Hub does not answer; give a local directory, or fix the network"
+    fix = near_path(path) or "; give a local directory, or fix the network"
+    return f"{path!r} is not in the local cache and the Hub does not answer{fix}"
 
 
 def reference_mistakes(cfg: Config, name: str, before: Sequence[str], *, alone: bool) -> list[str]:
@@ -189,8 +192,8 @@ def pool_mistakes(cfg: Config, name: str, before: Sequence[str], *, alone: bool)
         if reference in cfg.blocks:
             lines += [] if reference in before else _parent_fault(cfg, where, reference, alone=alone)
         elif not Path(reference).is_file():
-            lines.append(f"{where}: {reference!r} is neither a stage of this YAML nor a file of scored samples"
-                         f"{nearest(reference, cfg.blocks)}")  # fmt: skip
+            hint = near_path(reference) or beside_yaml(cfg.path, reference) or nearest(reference, cfg.blocks)
+            lines.append(f"{where}: {reference!r} is neither a stage of this YAML nor a file of scored samples{hint}")
     return lines
 
 

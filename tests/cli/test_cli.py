@@ -107,7 +107,50 @@ def test_a_word_that_sets_nothing_is_reported(write, capsys):
 
 def test_a_missing_data_file_is_named_by_its_key(write, capsys):
     (line,) = told(capsys, "run", write(prompts__path="rows.jsonl", prompts__procedural=None))
-    assert line == "config.yaml: prompts.path: rows.jsonl does not exist"
+    assert line == f"config.yaml: prompts.path: rows.jsonl does not exist in {Path.cwd()}"
+    Path("row.jsonl").touch()
+    (line,) = told(capsys, "run", "config.yaml")
+    assert line == "config.yaml: prompts.path: rows.jsonl does not exist; did you mean 'row.jsonl'?"
+
+
+def test_rows_beside_a_yaml_of_another_directory_are_pointed_out(write, capsys, monkeypatch, tmp_path):
+    write(prompts__path="rows.jsonl", prompts__procedural=None, prompts__heldout_path="held.jsonl")
+    write_rows(ROWS)
+    write_rows(ROWS, "held.jsonl")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert told(capsys, "run", "../config.yaml") == [
+        f"../config.yaml: prompts.{key}: {name} does not exist in {tmp_path / 'elsewhere'}; it is beside the YAML: "
+        f"paths are relative to the directory of the command, so write ../{name}"
+        for key, name in (("path", "rows.jsonl"), ("heldout_path", "held.jsonl"))
+    ]
+
+
+@pytest.mark.parametrize("command", ["report", "watch", "export", "chat", "serve", "lineage", "generate", "push"])
+def test_a_yaml_in_place_of_a_run_directory_is_named_as_such(write, capsys, command):
+    (line,) = told(capsys, command, write(run="mine"))
+    assert line == f"{command}: config.yaml is a YAML; give the run's directory, as runs/mine"
+
+
+def test_a_file_in_place_of_the_second_run_of_a_diff_is_named(write, capsys, tmp_path):
+    config = write(run="mine", runs_dir="out")
+    (line,) = told(capsys, "diff", str(tmp_path), config)
+    assert line == "diff: config.yaml is a YAML; give the run's directory, as out/mine"
+    Path("log.txt").touch()
+    assert told(capsys, "report", "log.txt") == ["report: log.txt is a file; give the run's directory, as runs/NAME"]
+
+
+def test_an_unknown_reward_mentions_where_verifiers_of_ones_own_are_found(write, capsys):
+    (line,) = told(capsys, "run", write(rewards={"sum_ok": {}}))
+    assert line.startswith("config.yaml: rewards.sum_ok: not a known reward")
+    assert "a verifier of your own is found through the top-level key verifier_dirs: [its folder]" in line
+
+
+def test_a_model_directory_that_does_not_exist_gets_the_nearest_and_the_fix(write, capsys):
+    Path("model").mkdir()
+    (line,) = told(capsys, "run", write(model={"path": "./modl"}))
+    fix = "name a directory of save_pretrained, or a Hub id (owner/name)"
+    assert line == f"config.yaml: model.path: ./modl does not exist; did you mean 'model'?; {fix}"
 
 
 def test_an_empty_data_set_is_refused(write, capsys):
@@ -214,7 +257,8 @@ def test_reward_models_among_the_runs_own_rewards_are_looked_for(write, capsys, 
     (line,) = told(capsys, "run", write(rewards=own))
     assert line.startswith("config.yaml: rewards.rm: 'typo/model' is not in the local cache")
     own["rm"]["model"] = "./gone"
-    assert told(capsys, "run", write(rewards=own)) == ["config.yaml: rewards.rm: ./gone does not exist"]
+    (line,) = told(capsys, "run", write(rewards=own))
+    assert line.startswith("config.yaml: rewards.rm: ./gone does not exist")
     own["rm"]["model"] = "reward_model"
     lines = told(capsys, "run", write(rewards=own, stages=["base", "sft", "reward_model", "grpo"]))
     assert [line.partition(" is scored by it")[0].rpartition(" ")[2] for line in lines] == [

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.load import ConfigError, load
-from pipeline.config.mistakes import SYNONYMS, nearest
+from pipeline.config.mistakes import SYNONYMS, near_path, nearest
+from pipeline.config.yaml_reader import read_yaml
 
 DEMO = str(Path(__file__).parents[2] / "configs/demo/pipeline.yaml")
 
@@ -34,7 +35,18 @@ def reported(*words: str) -> list[str]:
         ("grpo.max_new_tokens=9", "grpo: unknown key 'max_new_tokens'; it is sampling.max_tokens here"),
         ("sampling.max_new_tokens=9", "sampling: unknown key 'max_new_tokens'; it is sampling.max_tokens here"),
         ("max_completion_length=9", "unknown key 'max_completion_length'; it is sampling.max_tokens here"),
-        ("grpo.epsilon=0.1", "grpo: unknown key 'epsilon'; it is grpo.loss.clip_low here"),
+        ("grpo.epsilon_low=0.1", "grpo: unknown key 'epsilon_low'; it is grpo.loss.clip_low here"),
+        ("grpo.epsilon=0.1", "grpo: unknown key 'epsilon'; it is grpo.loss.clip_low here, and grpo.loss.clip_high for "
+         "the upper side: a symmetric range needs both"),
+        ("grpo.per_device_train_batch_size=8", "grpo: unknown key 'per_device_train_batch_size'; it is grpo.prompts "
+         "here, which counts prompts per step over all devices, each with grpo.samples completions; TRL's "
+         "per_device_train_batch_size counts completions on one device"),
+        ("reward_funcs=x", "unknown key 'reward_funcs'; it is rewards here"),
+        ("grpo.reward_funcs=x", "grpo: unknown key 'reward_funcs'; it is grpo.reward here"),
+        ("grpo.trainer={learning_rate: 1}", "grpo: unknown key 'trainer'; this stage is not TRL's trainer: its keys "
+         "are grpo.optimizer.learning_rate, grpo.steps and so on, as listed by: whetstone config grpo"),
+        ("trackers=none", "trackers: no tracker is [], as in trackers: [] or trackers=[] on the command line"),
+        ("trackers=off", "trackers: no tracker is [], as in trackers: [] or trackers=[] on the command line"),
         ("grpo.loss.epsilon_high=0.1", "grpo.loss: unknown key 'epsilon_high'; it is grpo.loss.clip_high here"),
         ("grpo.lora={r: 4}", "grpo: unknown key 'lora'; it is grpo.peft here"),
         ("grpo.rank=4", "grpo: unknown key 'rank'; it is grpo.peft here"),
@@ -43,7 +55,7 @@ def reported(*words: str) -> list[str]:
         ("model.model_name_or_path=x", "model: unknown key 'model_name_or_path'; it is model.path here"),
         ("output_dir=x", "unknown key 'output_dir'; it is runs_dir here"),
     ],
-)
+)  # fmt: skip
 def test_a_name_of_another_library_points_to_our_key(word, line):
     assert reported(word) == [line]
 
@@ -62,6 +74,48 @@ def test_a_name_of_another_library_points_to_our_key(word, line):
 )
 def test_a_key_in_the_wrong_block_is_reported_its_block(word, line):
     assert reported(word) == [line]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "offered"),
+    [
+        ("ad.jsonl", "add.jsonl", True),
+        ("ad.jsonl", "other.jsonl", False),
+        ("nothere.yaml", "mist_noverif.yaml", False),  # alike only in .yaml and some letters
+        ("pipelin.yaml", "pipeline.yaml", True),
+        ("Model", "model", True),
+        ("rows.json", "rows.jsonl", True),
+        ("a.jsonl", "b.jsonl", False),
+    ],
+)
+def test_only_a_file_of_a_near_name_is_offered(tmp_path, wanted, there, offered):
+    (tmp_path / there).touch()
+    assert near_path(tmp_path / wanted) == (f"; did you mean '{tmp_path / there}'?" if offered else "")
+
+
+def test_no_file_is_offered_of_a_directory_that_does_not_exist(tmp_path):
+    assert near_path(tmp_path / "absent" / "x.jsonl") == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("run: a\nprompts:\n  path: x: y\n", "3: in the block of 'prompts': mapping values are not allowed here"),
+        (
+            "run: a\nmodel:\n\tpath: x\n",
+            "3: in the block of 'model': found character '\\t' that cannot start any token",
+        ),
+        ("run: a\nmodel: {path: x\nseed: 1\n", "3: in the block of 'model': expected ',' or '}', but got ':'"),
+        ("run: a\nrun: b\n", "2: key 'run' is given twice"),
+        ("run: a\nsft:\n  policy: base\n  policy: sft\n", "4: in the block of 'sft': key 'policy' is given twice"),
+    ],
+)
+def test_broken_yaml_names_the_block_that_it_is_in(tmp_path, text, line):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(path)
+    assert caught.value.mistakes == [f"{path}:{line}"]
 
 
 def test_at_most_five_names_are_offered_and_the_likeliest_among_them():
