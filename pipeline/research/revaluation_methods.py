@@ -254,7 +254,7 @@ def conditions(bench: RevalueBench, change: str, new: Sequence[Walk], *, best: b
     name = f"{'conditions_best' if best else 'conditions'}-{change if new else 'before'}"
     if not new and name in bench.judged:
         return bench.judged[name]
-    directory = bench.imitate(name, bench.sft, [example(scored[i], ids[bins[i]]) for i in chosen])
+    directory = bench.imitate(name, bench.base, [example(scored[i], ids[bins[i]]) for i in chosen])
     bench.judged[name] = bench.judge(bench.load(directory), axis.text(axis.best))
     return bench.judged[name]
 
