@@ -19,6 +19,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(installed() is None, reason="no chromium installed: apt-get install chromium"),
 ]
+ASSETS = Path(__file__).parents[2] / "pipeline/report/assets"
 DRAWN = """[...document.querySelectorAll('figure.chart')].filter((f) => {
   const marks = [...f.querySelectorAll('path.line, circle.point, .node rect')];
   return !marks.some((m) => m.getBoundingClientRect().width + m.getBoundingClientRect().height > 0)
@@ -362,3 +363,17 @@ def test_what_the_comparison_found_is_said_on_its_page(page: Page, comparison: P
     assert table[:5] == ["sft", "feedme", "grpo", "grpo_random", "best of 4"]
     page.click("#tab-pair")
     assert page.text("#answers-left b") == "judge: sft"
+
+
+def test_ticks_of_a_narrow_axis_read_apart_and_shares_do_not_begin_below_zero(page: Page, run: Path) -> None:
+    page.open(run)
+    source = "".join((ASSETS / name).read_text() for name in ("dom.js", "charts.js"))
+
+    def value(expression: str) -> Any:
+        return page.js(f"new Function({json.dumps(source + '; return ' + expression)})()")
+
+    axis = "((low, high) => { const all = ticks(low, high, 4); return all.map((v) => tick(v, all)); })"
+    assert value(f"{axis}(4.4405, 4.4431)") == ["4.441", "4.442", "4.443"]
+    assert value(f"{axis}(0, 10)") == ["0", "2.5", "5", "7.5", "10"]
+    assert value("extent([0, 0, 0], { percent: true })[0]") == 0
+    assert value("extent([-0.2, 0.1], { percent: true })[0]") < -0.2

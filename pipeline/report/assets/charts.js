@@ -13,12 +13,14 @@ function ticks(low, high, count) {
   return out;
 }
 
-function tick(v) {
-  const size = Math.abs(v);
-  if (size >= 1e6) return `${+(v / 1e6).toPrecision(3)}M`;
-  if (size >= 1e4) return `${+(v / 1e3).toPrecision(3)}k`;
+// all: the axis' other ticks, which must not read alike.
+function tick(v, all = []) {
+  const size = Math.abs(v), gap = all.length > 1 ? Math.abs(all[1] - all[0]) : size;
+  const digits = gap > 0 && gap < size ? Math.min(Math.max(3, Math.ceil(Math.log10(size / gap)) + 1), 9) : 3;
+  if (size >= 1e6) return `${+(v / 1e6).toPrecision(digits)}M`;
+  if (size >= 1e4) return `${+(v / 1e3).toPrecision(digits)}k`;
   if (v !== 0 && size < 1e-3) return v.toExponential(0);
-  return String(+v.toPrecision(3));
+  return String(+v.toPrecision(digits));
 }
 
 // A share as percent, with a decimal where the ticks need one.
@@ -31,7 +33,9 @@ function extent(values, options) {
   if (isNumber(options.min)) low = Math.min(low, options.min);
   if (isNumber(options.max)) high = Math.max(high, options.max);
   if (low === high) [low, high] = [low - (Math.abs(low) * 0.1 || 0.5), high + (Math.abs(high) * 0.1 || 0.5)];
+  if (options.percent && low < 0 && !values.some((v) => v < 0)) low = 0;
   const air = (high - low) * 0.04;
+  if (options.percent && low === 0) return [0, isNumber(options.max) && high === options.max ? high : high + air];
   return [isNumber(options.min) && low === options.min ? low : low - air, isNumber(options.max) && high === options.max ? high : high + air];
 }
 
@@ -64,7 +68,7 @@ function axes(options, width, height, x, y, xTicks, yTicks) {
   return [
     yTicks.map((v) => [
       s("line", { class: "grid", x1: MARGIN.left, x2: right, y1: y(v), y2: y(v) }),
-      s("text", { class: "tick", x: MARGIN.left - 7, y: y(v) + 3.5, "text-anchor": "end" }, options.percent ? share(v, yTicks) : tick(v)),
+      s("text", { class: "tick", x: MARGIN.left - 7, y: y(v) + 3.5, "text-anchor": "end" }, options.percent ? share(v, yTicks) : tick(v, yTicks)),
     ]),
     xTicks.map((v) => s("text", { class: "tick", x: x(v), y: bottom + 15, "text-anchor": "middle" }, options.xText ? options.xText(v) : tick(v))),
     s("line", { class: "axis", x1: MARGIN.left, x2: right, y1: bottom, y2: bottom }),
@@ -80,7 +84,7 @@ function lineChart(options) {
   if (!series.length) return null;
   if (!options.few && series.every((line) => line.y.filter(isNumber).length <= 2)) return fewPoints(options, series);
   const all = series.flatMap((line) => [...line.y, ...(line.low || []), ...(line.high || [])]).concat((options.lines || []).map((l) => l.y));
-  const [yLow, yHigh] = extent(all, { min: options.yMin, max: options.yMax });
+  const [yLow, yHigh] = extent(all, { min: options.yMin, max: options.yMax, percent: options.percent });
   const [xLow, xHigh] = extent(series.flatMap((line) => line.x), { min: options.xMin });
   const draw = (plot, width) => {
     const height = options.height || 210;
