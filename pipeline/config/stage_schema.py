@@ -9,7 +9,7 @@ from pydantic import Field
 
 from pipeline.config.alarm_config import STRICT, NonNegative, Positive, Share
 from pipeline.config.registry import policies_before, stage_kind
-from pipeline.config.run_schema import Prompts
+from pipeline.config.run_schema import Prompts, Tiny
 from pipeline.config.work import Data, Work, evaluation_samples, trained_steps
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ class Base:
     __pydantic_config__: ClassVar = STRICT
     kind: str = "base"
     """Kind of the stage; needed only in a block that has another name."""
+    tiny: Tiny | None = None
+    """Another tiny model than the run's, such as a larger teacher; with the same characters. Null takes model.tiny."""
 
     def work(self, name: str, cfg: Config, data: Data) -> Work:
         return Work(name, self.kind, judged=evaluation_samples(cfg, data))

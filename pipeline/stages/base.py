@@ -10,8 +10,9 @@ from pipeline.stages.context import Context
 
 def run(ctx: Context) -> dict[str, Any]:
     cfg = ctx.cfg
-    if cfg.model.tiny is not None:
-        models.make_tiny(cfg.model.tiny, ctx.dir.model_dir, seed=cfg.seed)
+    tiny = ctx.block.tiny or cfg.model.tiny
+    if tiny is not None:
+        models.make_tiny(tiny, ctx.dir.model_dir, seed=cfg.seed)
     else:
         ctx.policy_path = ctx.model_path("model", "model.path")
         models.save(models.load_policy(ctx.policy_path, cfg.model), ctx.tokenizer, ctx.dir.model_dir)
