@@ -38,6 +38,7 @@ from rewards.compose import (
     judges_answers,
     learned_models,
     module_file,
+    parts_for,
     real_parts,
     verifiers_of,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "length",
     "missing_eos",
     "module_file",
+    "parts_for",
     "random",
     "real_parts",
     "repetition",

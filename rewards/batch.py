@@ -63,6 +63,7 @@ class Outcome:
     """The result of one part for one row; value None = not scorable. status is None for parts that are not verifiers.
 
     also: additional values for the row, by name; they are recorded in `Score.parts` and have no weight.
+    applies: False if the part does not judge rows of this source; it then counts nowhere.
     """
 
     value: float | None
@@ -70,3 +71,4 @@ class Outcome:
     detail: str = ""
     steps: tuple[tuple[int, float], ...] = field(default=())
     also: Mapping[str, float] = field(default_factory=dict)
+    applies: bool = True

@@ -18,6 +18,7 @@ import inspect
 import math
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ Learned = Callable[[str], LearnedReward]
 
 MONITOR = "monitor"  # name in `Score.parts` of the score from the second verifier
 MALFORMED = "monitor_malformed"
+SOURCE = "source"  # field of a row's task: the entry of prompts.sources that it comes from
+NOT_APPLICABLE = Outcome(None, applies=False)
 
 
 class Pending:
@@ -122,6 +125,36 @@ class SecondLook:
         return out
 
 
+@dataclass(frozen=True, slots=True)
+class SourcePart:
+    """A part that judges only rows whose task names one of these sources; other rows are none of its concern."""
+
+    inner: Part
+    sources: frozenset[str]
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    @property
+    def weight(self) -> float:
+        return self.inner.weight
+
+    def start(self, batch: Batch, pool: DeadlinePool) -> Callable[[], list[Outcome]]:
+        indices = [i for i, task in enumerate(batch.tasks) if task.get(SOURCE) in self.sources]
+        if not indices:
+            return lambda: [NOT_APPLICABLE] * len(batch)
+        finish = self.inner.start(batch.rows(indices), pool)
+
+        def outcomes() -> list[Outcome]:
+            out = [NOT_APPLICABLE] * len(batch)
+            for index, outcome in zip(indices, finish(), strict=True):
+                out[index] = outcome
+            return out
+
+        return outcomes
+
+
 class Composite:
     """A weighted sum of parts. Call it like a TRL reward function, or give it a Batch."""
 
@@ -159,7 +192,8 @@ class Composite:
     @property
     def verifier_weights(self) -> dict[str, float]:
         """Map the name of each verifier part to its weight."""
-        return {part.name: part.weight for part in self.parts if isinstance(part, VerifierPart)}
+        parts = [part.inner if isinstance(part, SourcePart) else part for part in self.parts]
+        return {part.name: part.weight for part in parts if isinstance(part, VerifierPart)}
 
     @property
     def surrogates(self) -> list[SurrogatePart]:
@@ -200,7 +234,7 @@ def build(
     learned: Learned | None = None,
     tokenizer: Any = None,
 ) -> Composite:
-    """Build the composite that a `rewards:` block describes: part name -> {weight, kind, fields of that kind}.
+    """Build the composite that a `rewards:` block describes: part name -> {weight, kind, sources, fields of that kind}.
 
     kind defaults from the name: a shaping kind of that name, `reward_model` (learned), else the verifier of that name.
     reward_dirs: where the files of reward functions and graders are looked for, such as the directory of the YAML.
@@ -211,8 +245,25 @@ def build(
     """
     if not block:
         raise ValueError(f"rewards: name at least one part; verifiers: {', '.join(verifiers.available(verifier_dirs))}")
-    parts = [_part(name, dict(fields or {}), verifier_dirs, reward_dirs, learned) for name, fields in block.items()]
+    parts: list[Part] = []
+    for name, fields in block.items():
+        own = dict(fields or {})
+        sources = own.pop("sources", None)
+        part = _part(name, own, verifier_dirs, reward_dirs, learned)
+        if sources is not None and isinstance(part, SurrogatePart):
+            raise ValueError(f"rewards.{name}: a surrogate learns from every row; leave it out of prompts.sources")
+        parts.append(part if sources is None else SourcePart(part, frozenset(sources)))
     return Composite(parts, tokenizer=tokenizer)
+
+
+def parts_for(block: Mapping[str, Mapping[str, Any] | None], source: str | None) -> dict[str, dict[str, Any]]:
+    """The parts of a `rewards:` block that judge rows of this source; None: of a run without sources."""
+    out = {name: dict(fields or {}) for name, fields in block.items()}
+    return {
+        name: {key: value for key, value in fields.items() if key != "sources"}
+        for name, fields in out.items()
+        if source is None or source in fields.get("sources", [source])
+    }
 
 
 def verifiers_of(
@@ -228,7 +279,7 @@ def verifiers_of(
 
 def real_parts(block: Mapping[str, Mapping[str, Any] | None]) -> dict[str, dict[str, Any]]:
     """The fields of each part of a `rewards:` block; of a surrogate part those of the part that it stands in for."""
-    out = {name: dict(fields or {}) for name, fields in block.items()}
+    out = parts_for(block, None)
     for name, fields in out.items():
         if fields.get("kind") == "surrogate":
             settings, of = fields.get("settings"), str(fields.get("of", ""))
@@ -475,12 +526,16 @@ def _score(parts: Sequence[Part], outcomes: Sequence[Outcome]) -> Score:
     """Weighted sum of the outcomes of one row. A part of weight 0 is only recorded and cannot make the sum NaN; it
     sets the status only if no weighted part does. The status is `error`, with a valid reward, if such a part is the
     only verifier and it failed."""
+    values = {part.name: out.value for part, out in zip(parts, outcomes, strict=True)}
+    values |= {name: value for out in outcomes for name, value in out.also.items()}
+    parts = [part for part, out in zip(parts, outcomes, strict=True) if out.applies]
+    outcomes = [out for out in outcomes if out.applies]
+    if not parts:
+        return Score(math.nan, "error", values, "no part of the rewards judges rows of this source")
     weighted = [(part, out) for part, out in zip(parts, outcomes, strict=True) if part.weight != 0.0]
     broken = [(part, out) for part, out in weighted if out.value is None]
     judges = [out for _, out in weighted] + [out for out in outcomes if out.value is not None] + list(outcomes)
     first = next((out for out in judges if out.status is not None), None)
-    values = {part.name: out.value for part, out in zip(parts, outcomes, strict=True)}
-    values |= {name: value for out in outcomes for name, value in out.also.items()}
     if broken:
         part, out = broken[0]
         return Score(math.nan, "error", values, out.detail or f"{part.name} could not score this row")

@@ -33,6 +33,7 @@ from pipeline.config.schema import (
     Sampling,
     Tools,
 )
+from pipeline.config.source_rewards import with_source_rewards
 from pipeline.config.yaml_reader import apply_overrides, read_yaml
 
 # set by the pipeline
@@ -349,6 +350,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config | None
         samplers = [name for name in blocks if KINDS[_kind(name, blocks)].samples]
         mistakes += [f"expected_tokens: {name!r} is no stage that samples{nearest(name, samplers)}"
                      for name in config.expected_tokens if name not in samplers]  # fmt: skip
+        mistakes += with_source_rewards(config)
         mistakes += cross_checks(config)
     return config, [f"{path}: {m}" for m in dict.fromkeys(mistakes)]
 

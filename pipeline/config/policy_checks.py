@@ -22,7 +22,7 @@ def policy_mistakes(name: str, block: Policy, config: Config) -> list[str]:
     """The mistakes of a policy stage, one line each."""
     checks = {
         **_batch_checks(block, config),
-        **_credit_checks(block),
+        **_credit_checks(block, config),
         **_critic_checks(block),
         **_loss_checks(block, config),
         **_kl_checks(block),
@@ -65,7 +65,7 @@ def _updates(count: int) -> str:
     return "one update" if count == 1 else f"{count} updates"
 
 
-def _credit_checks(block: Policy) -> Checks:
+def _credit_checks(block: Policy, config: Config) -> Checks:
     credit, kl = block.credit, block.kl
     penalty = bool(block.groups.overlong_buffer or block.groups.missing_eos_penalty)
     kl_in_reward = kl.where == "reward" and kl.coef > 0
@@ -100,6 +100,8 @@ def _credit_checks(block: Policy) -> Checks:
         f".kl.where: {credit.kind} credit reads the reward alone; give loss": (
             credit.kind in ("maxrl", "gdpo") and kl_in_reward
         ),
+        ".credit.kind: gdpo normalises every part of the reward, and with prompts.sources a row has only its own; "
+        "choose another credit.kind": credit.kind == "gdpo" and bool(config.prompts.sources),
         ".kl.where: monte_carlo credit weighs scores of continuations, which carry no KL; give loss": (
             credit.kind == "monte_carlo" and kl_in_reward
         ),

@@ -94,7 +94,7 @@ class Loss:
     vespo_lambda_negative: NonNegative = 2.0
     """Decay of vespo's weight with the sequence ratio for negative advantages."""
     cov_share: Annotated[float, Field(gt=0, le=1)] = 2e-4
-    """Share of a step's tokens that kl_cov penalises, or clip_cov leaves out at the most; method: kl_cov sets 2e-3."""
+    """Share of a step's tokens that kl_cov penalises (2e-3 in its preset), or clip_cov leaves out at the most."""
     cov_coef: NonNegative = 1.0
     """Weight of kl_cov's penalty."""
     cov_low: float = 1.0
@@ -316,8 +316,7 @@ class Policy:
     token_budget: Positive | None = None
     """No further step starts once this many completion tokens are sampled."""
     overlap: bool | Overlap = False
-    """Whether later steps' samples are drawn while this step's update runs: true is one step ahead, {max_lag: 4} four;
-    needs loss.importance, or a loss against the policy that sampled."""
+    """Whether later steps' samples are drawn during an update: true is one step ahead; needs loss.importance."""
     evaluate_every: Positive | None = None
     """Evaluate every N steps, on the validation prompts if there are any; null evaluates at the end only."""
     keep: Literal["last", "best"] = "last"

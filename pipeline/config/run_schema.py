@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -89,6 +89,37 @@ class OpenEnv:
 
 
 @dataclass(slots=True)
+class PromptSource:
+    """One of several sources: a file, a Hub data set or a procedural task, with its own columns and rewards."""
+
+    __pydantic_config__: ClassVar = STRICT
+    path: str | None = None
+    """JSONL or Parquet file, directory of such files, or Hub id of a data set."""
+    procedural: str | None = None
+    """Name of a verifier that generates its own tasks; give this or path."""
+    ratio: Annotated[float, Field(gt=0)] = 1.0
+    """Share of the prompts that policy optimisation samples from this source, relative to the others."""
+    rewards: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Rewards of this source's rows, parts as in `rewards`, besides those parts of `rewards` that judge every row."""
+    name: str | None = None
+    """Configuration of a Hub data set."""
+    split: str = "train"
+    """Split to read."""
+    rows: Positive | None = None
+    """Number of rows to generate or to read; null reads all of them."""
+    format: str | None = None
+    """Whose columns the rows have, such as verl or alpaca; null recognises them; plain reads them as they are."""
+    prompt: str = "prompt"
+    """Column with the prompt."""
+    completion: str = "completion"
+    """Column with the demonstration."""
+    template: str | None = None
+    """Text around the prompt, with columns in braces, such as "Question: {question}"."""
+    task: dict[str, str] | None = None
+    """Verifier field -> column; null takes the column `task`, or all columns."""
+
+
+@dataclass(slots=True)
 class Prompts:
     """Dataset rows: a JSONL or Parquet path or a Hub id (`path`), a verifier that makes its tasks (`procedural`), or
     the tasks of a Prime environment (`prime`)."""
@@ -136,6 +167,14 @@ class Prompts:
     """Arguments for the chat template, such as {enable_thinking: false}."""
     max_prompt_tokens: Positive | None = None
     """Drop prompts longer than this many tokens."""
+    sources: dict[str, PromptSource] = field(default_factory=dict)
+    """Several sources in place of path or procedural, by name, mixed by ratio, each with its own rewards."""
+
+    def of_source(self, name: str) -> Prompts:
+        """One of the sources as a block of its own; what all of them share is that of this block."""
+        source = self.sources[name]
+        own = {f.name: getattr(source, f.name) for f in fields(source) if f.name not in ("ratio", "rewards")}
+        return replace(self, sources={}, **own)
 
     @property
     def label(self) -> str | None:

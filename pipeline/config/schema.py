@@ -42,6 +42,7 @@ from pipeline.config.run_schema import (
     Prime,
     Program,
     Prompts,
+    PromptSource,
     Sampling,
     Tiny,
     Tools,
@@ -63,7 +64,7 @@ __all__ = [
     "BY_GROUP", "KINDS", "STRICT", "TOOL_FORMATS", "Alarms", "Attribute", "Base", "Compare", "Conditioned", "Credit",
     "Critic", "Descriptions", "Distill", "Dpo", "Episodes", "Evaluate", "Evaluation", "Feedme", "Generate", "Groups",
     "Grpo", "Judge", "Kl", "Kto", "Loss", "Model", "Monitor", "NonNegative", "OfflineQ", "OpenEnv", "Optimizer",
-    "Overlap", "Policy", "Positive", "Ppo", "Prime", "Probe", "Program", "Prompts", "Revalue", "RewardModel",
-    "Sampler", "Sampling", "Segments", "Sft", "Share", "StageKind", "Stitch", "Stop", "SurrogateStudy", "Teacher",
-    "TimeToTarget", "Tiny", "Tools", "recorded_kind", "trains_adapter",
+    "Overlap", "Policy", "Positive", "Ppo", "Prime", "Probe", "Program", "PromptSource", "Prompts", "Revalue",
+    "RewardModel", "Sampler", "Sampling", "Segments", "Sft", "Share", "StageKind", "Stitch", "Stop", "SurrogateStudy",
+    "Teacher", "TimeToTarget", "Tiny", "Tools", "recorded_kind", "trains_adapter",
 ]  # fmt: skip

@@ -22,9 +22,10 @@ from pipeline.data.data_files import is_file_name, numbered_rows, searched
 from pipeline.data.decontamination import contaminated
 from pipeline.data.encoding import render_ids
 from pipeline.data.notices import notice
-from pipeline.data.prompt_columns import completion_value, has_completion, prompt_text, task_of
+from pipeline.data.prompt_columns import completion_value, has_completion, prompt_text, prompt_value, task_of
 from pipeline.records import Prompt
 from pipeline.seeds import derive
+from rewards.compose import SOURCE
 from verifiers.tools._prime import PrimeEnvironment
 
 
@@ -41,7 +42,12 @@ class Split:
 
 
 def load_rows(source: Prompts, *, seed: int, where: str = "prompts", dirs: Sequence[str] = ()) -> list[Row]:
-    """All rows of a source, in order. Raises ConfigError naming the file, line or key."""
+    """All rows of a source, in order. Raises ConfigError naming the file, line or key.
+
+    Of several sources, one after another, each row with the columns prompt, completion, task and source.
+    """
+    if source.sources:
+        return [row for name in source.sources for row in _rows_of_source(source, name, seed, where, dirs)]
     if source.prime is not None:
         rows = _prime_tasks(source.prime, source.rows, where)
     elif source.procedural:
@@ -57,6 +63,31 @@ def load_rows(source: Prompts, *, seed: int, where: str = "prompts", dirs: Seque
         raise ConfigError([f"{where}: {source.label} has no rows"])
     name = source.format or _recognised(rows, source, where)
     return _converted(rows, name, source, where) if name not in (None, formats.PLAIN) else rows
+
+
+def _rows_of_source(source: Prompts, name: str, seed: int, where: str, dirs: Sequence[str]) -> list[Row]:
+    """The rows of one of several sources, in the columns that all of them share."""
+    own, where = source.of_source(name), f"{where}.sources.{name}"
+    out = list[Row]()
+    for number, row in enumerate(load_rows(own, seed=seed, where=where, dirs=dirs), 1):
+        columns_of = {"prompt": prompt_value(row, own, number, where), SOURCE: name}
+        if has_completion(row, own):
+            columns_of["completion"] = completion_value(row, own, number=number, where=where)
+        columns_of["task"] = {**task_of(row, own, number=number), SOURCE: name}
+        columns_of |= {"tools": row["tools"]} if "tools" in row else {}
+        out.append(DataRow(columns_of, columns.origin(row, number, own.path or own.procedural)))
+    return out
+
+
+def spread_over_sources(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """The first `count` prompts, taken from each source in turn; of one source, the first ones."""
+    turns: dict[Any, int] = {}
+    numbered = []
+    for index, prompt in enumerate(prompts):
+        source = prompt.task.get(SOURCE)
+        numbered.append((turns.get(source, 0), index))
+        turns[source] = turns.get(source, 0) + 1
+    return [prompts[index] for _, index in sorted(sorted(numbered)[:count], key=lambda pair: pair[1])]
 
 
 def _recognised(rows: Sequence[Row], source: Prompts, where: str) -> str | None:

@@ -73,8 +73,12 @@ def chain_mistakes(cfg: Config, names: Sequence[str], *, alone: bool) -> list[st
     if cfg.program is not None:
         lines += program_mistakes(cfg.program.command)
     imitated = any(imitates_prompts(cfg.blocks[name]) for name in names)
-    parts = _parts_of_tasks(cfg, names)
-    lines += data_mistakes(cfg, cfg.prompts, "prompts", _required(cfg, names), completions=imitated, parts=parts)
+    for source in cfg.prompts.sources or [None]:
+        own = cfg.prompts if source is None else cfg.prompts.of_source(source)
+        lines += data_mistakes(
+            cfg, own, "prompts" if source is None else f"prompts.sources.{source}", _required(cfg, names, source),
+            completions=imitated, parts=_parts_of_tasks(cfg, names, source),
+        )  # fmt: skip
     for number, name in enumerate(names):
         block = cfg.blocks[name]
         lines += reference_mistakes(cfg, name, names[:number], alone=alone)
@@ -212,18 +216,19 @@ def _parent_fault(cfg: Config, where: str, stage: str, *, alone: bool) -> list[s
 # --- rewards -------------------------------------------------------------------------------------------------------
 
 
-def _required(cfg: Config, names: Sequence[str]) -> dict[str, frozenset[str]]:
-    """Verifier name -> fields its tasks must have, for the rewards of the run and of its stages."""
+def _required(cfg: Config, names: Sequence[str], source: str | None) -> dict[str, frozenset[str]]:
+    """Verifier name -> fields its tasks must have, for the rewards of the run and of its stages. source: of
+    prompts.sources, if there are several."""
     out: dict[str, frozenset[str]] = {}
-    for block in _reward_blocks(cfg, names).values():
+    for block in (rewards.parts_for(block, source) for block in _reward_blocks(cfg, names).values()):
         out |= rewards.fields_needed(block, cfg.verifier_dirs, reward_dirs(cfg))
     return out
 
 
-def _parts_of_tasks(cfg: Config, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-    """Verifier or `by_task` -> the reward part that reads the rows' tasks."""
+def _parts_of_tasks(cfg: Config, names: Sequence[str], source: str | None) -> dict[str, Mapping[str, Any]]:
+    """Verifier or `by_task` -> the reward part that reads the rows' tasks. source: as in _required."""
     out: dict[str, Mapping[str, Any]] = {}
-    for block in _reward_blocks(cfg, names).values():
+    for block in (rewards.parts_for(block, source) for block in _reward_blocks(cfg, names).values()):
         out |= {verifier.name: fields for _, verifier, fields in rewards.verifiers_of(block, cfg.verifier_dirs)}
         for fields in block.values():
             if (fields or {}).get("verifier") == "by_task":

@@ -93,6 +93,7 @@ def own_files(cfg: Config, name: str) -> list[Path]:
     sources = [cfg.prompts, getattr(block, "data", None), getattr(block, "ptx_data", None)]
     known = verifiers.available(cfg.verifier_dirs)
     names = {str(source.procedural) for source in sources if isinstance(source, Prompts)}
+    names |= {str(source.procedural) for source in cfg.prompts.sources.values()}
     names.add(str(getattr(getattr(block, "episodes", None), "environment", "")))
     found = [model_dir.template_file(cfg.model.chat_template)]
     for part, fields in (pair for parts in scored_by for pair in real_parts(parts).items()):

@@ -136,7 +136,8 @@ class Context:
     def _split_of(self, source: Any, where: str) -> prompts.Split:
         dirs = self.cfg.verifier_dirs
         rows = prompts.load_rows(source, seed=self.cfg.seed, where=f"{self.cfg.path}: {where}", dirs=dirs)
-        for path in (source.path, source.heldout_path):
+        files = [one.path for one in source.sources.values()]
+        for path in (source.path, source.heldout_path, *files):
             if path and Path(path).exists():
                 file = Path(path)
                 self.depend_on(*([file] if file.is_file() else sorted(p for p in file.rglob("*") if p.is_file())))
@@ -175,7 +176,7 @@ class Context:
         found = self._prompts(self.split.heldout)
         if not found:
             raise ConfigError([f"{self.cfg.path}: prompts.heldout: no held-out prompt; raise the share or give a file"])
-        return found[: self.cfg.evaluation.prompts] if self.cfg.evaluation.prompts else found
+        return self._evaluated(found)
 
     @cached_property
     def validation_prompts(self) -> list[Prompt]:
@@ -183,11 +184,21 @@ class Context:
         found = self._prompts(self.split.validation)
         if not found and self.cfg.prompts.validation:
             raise ConfigError([f"{self.cfg.path}: prompts.validation: no prompt is in this share; raise it"])
-        return found[: self.cfg.evaluation.prompts] if self.cfg.evaluation.prompts else found
+        return self._evaluated(found)
+
+    def _evaluated(self, found: list[Prompt]) -> list[Prompt]:
+        """As many as evaluation.prompts says, from each source alike."""
+        count = self.cfg.evaluation.prompts
+        if not count:
+            return found
+        return prompts.spread_over_sources(found, count) if self.cfg.prompts.sources else found[:count]
 
     def _prompts(self, rows: Sequence[prompts.Row]) -> list[Prompt]:
         out = prompts.distinct_prompts(rows, self.cfg.prompts, self.tokenizer)
-        prompts.check_tasks(out, rewards.fields_needed(self.cfg.rewards, self.cfg.verifier_dirs, reward_dirs(self.cfg)))
+        for source in self.cfg.prompts.sources or [None]:
+            own = [p for p in out if source is None or p.task.get("source") == source]
+            parts = rewards.parts_for(self.cfg.rewards, source)
+            prompts.check_tasks(own, rewards.fields_needed(parts, self.cfg.verifier_dirs, reward_dirs(self.cfg)))
         return out
 
     # --- sampling and scoring -----------------------------------------------------------------------------------
@@ -311,6 +322,11 @@ class Context:
         figures = describe_groups(groups(played), k=settings.k) | episode_figures(scored)
         if not self.scorer.judges:
             figures["heldout_judged"] = False
+        for source in self.cfg.prompts.sources:
+            own = [s for s in played if s.rollout.prompt.task.get("source") == source]
+            of_source = describe_groups(groups(own), k=settings.k)
+            names = ("heldout_accuracy", "heldout_accuracy_ci95", "heldout_reward", "heldout_prompts")
+            figures |= {f"{name}/{source}": of_source[name] for name in names}
         return Judged(figures, scored)
 
     def validate(self, generator: Generator, *key: int | str) -> Judged:

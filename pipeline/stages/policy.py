@@ -87,6 +87,7 @@ def train_policy(ctx: Context, method: Method) -> dict[str, Any]:
         directory=ctx.dir,
         record=ctx.record,
         sources=sources_of(ctx),
+        ratios=block.sampler.ratios or {name: source.ratio for name, source in ctx.cfg.prompts.sources.items()},
         reward_weights={part.name: part.weight for part in scorer.parts if part.weight},
         demonstrations=demonstrations(ctx),
         monitor=monitor,
@@ -191,7 +192,13 @@ def sources_of(ctx: Context) -> dict[str, list[int]]:
     """Source -> positions of its prompts, for a sampler with ratios. Raises ConfigError for an unknown source."""
     sampler = ctx.block.sampler
     if not sampler.ratios:
-        return {}
+        by_name: dict[str, list[int]] = {name: [] for name in ctx.cfg.prompts.sources}
+        for i, prompt in enumerate(ctx.train_prompts if by_name else ()):
+            by_name[prompt.task["source"]].append(i)
+        for name, positions in by_name.items():
+            if not positions:
+                raise ConfigError([f"{ctx.cfg.path}: prompts.sources.{name}: no prompt left to train on"])
+        return by_name
     where, prompts = f"{ctx.cfg.path}: {ctx.name}.sampler", ctx.train_prompts
     named = [prompt.row.get(sampler.column, prompt.task.get(sampler.column)) for prompt in prompts]
     if all(name is None for name in named):

@@ -215,13 +215,13 @@ def gather_groups(deps: LoopDeps, state: State) -> Collected:
 def next_positions(deps: LoopDeps, state: State) -> dict[str, list[int]]:
     """Source -> positions in deps.prompts of what is sampled next; one source "" unless the sampler mixes several."""
     sampler = deps.block.sampler
-    drawn = dict(state.drawn) if sampler.ratios else {"": state.prompts_drawn}
+    drawn = dict(state.drawn) if deps.ratios else {"": state.prompts_drawn}
     for _, by_source in state.queue:
         for name, indices in by_source.items():
             drawn[name] = drawn.get(name, 0) + len(indices)
     return next_indices(
         deps.sources or {"": range(len(deps.prompts))},
-        sampler.ratios or {"": 1.0},
+        deps.ratios or {"": 1.0},
         state.rates if sampler.kind == "difficulty" else None,
         drawn=drawn,
         count=deps.block.prompts,

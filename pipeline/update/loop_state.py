@@ -62,7 +62,7 @@ class LoopDeps:
     seed_key: what every draw of the loop is a function of, besides the step.
     reference: None if no KL is used. demonstrations: rows to imitate in each update if the loss has a ptx_coef.
     reference_tolerance: KL per token between policy and reference at step 0 that rounding may explain.
-    sources: name -> positions of its prompts, if the block's sampler mixes sources by ratio.
+    sources, ratios: name -> positions of its prompts, and its share of them, if several sources are mixed by ratio.
     reward_weights: part of the reward -> its weight, for credit that takes the parts apart. teacher: of distillation.
     monitor: a second score of each step's rollouts. prefetch: samples later steps while this one updates.
     segmenter: says where segments end, for credit.level segment. surrogates: reward parts that learn from each step.
@@ -81,6 +81,7 @@ class LoopDeps:
     record: Callable[..., None]
     reference_tolerance: float = 1e-5
     sources: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    ratios: Mapping[str, float] = field(default_factory=dict)
     reward_weights: Mapping[str, float] = field(default_factory=dict)
     teacher: TeacherModel | None = None
     demonstrations: Sequence[Row] = ()
