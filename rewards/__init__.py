@@ -5,6 +5,7 @@
     graders/    graders of other tools as parts: OpenAI's JSON, TRL, verl and open-instruct files
     shaping.py  length, repetition, missing_eos, format, random: functions with TRL's signature
     learned.py  a reward model as a function with TRL's signature
+    source_parts.py  parts that judge the rows of some of prompts.sources alone
     steps.py    potential-based step rewards
     monitor.py  reward-hacking monitor: compares the train scores with a second verifier, with limits that stop a run
     batch.py    the input (Batch) and the output (Score)
@@ -38,12 +39,12 @@ from rewards.compose import (
     judges_answers,
     learned_models,
     module_file,
-    parts_for,
     real_parts,
     verifiers_of,
 )
 from rewards.learned import learned
 from rewards.shaping import format, length, missing_eos, random, repetition
+from rewards.source_parts import parts_for
 
 __all__ = [
     "MALFORMED",

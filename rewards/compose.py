@@ -18,7 +18,6 @@ import inspect
 import math
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from rewards.batch import Batch, Outcome, Score
 from rewards.graders import GRADER_KINDS, GraderFields, columns_needed, grader_part
 from rewards.learned import prompt_ids_of
 from rewards.parts import FunctionPart, Grading, LearnedPart, LearnedReward, Part, PotentialPart, VerifierPart
+from rewards.source_parts import SourcePart, parts_for
 from rewards.surrogate import SurrogatePart, SurrogateSettings
 from verifiers._user_files import import_user_file
 from verifiers.deadline import DeadlinePool
@@ -48,8 +48,6 @@ Learned = Callable[[str], LearnedReward]
 
 MONITOR = "monitor"  # name in `Score.parts` of the score from the second verifier
 MALFORMED = "monitor_malformed"
-SOURCE = "source"  # field of a row's task: the entry of prompts.sources that it comes from
-NOT_APPLICABLE = Outcome(None, applies=False)
 
 
 class Pending:
@@ -123,36 +121,6 @@ class SecondLook:
             value = None if math.isnan(score.reward) else score.reward
             out[index] = Outcome(value, also={MALFORMED: float(score.status == "malformed")})
         return out
-
-
-@dataclass(frozen=True, slots=True)
-class SourcePart:
-    """A part that judges only rows whose task names one of these sources; other rows are none of its concern."""
-
-    inner: Part
-    sources: frozenset[str]
-
-    @property
-    def name(self) -> str:
-        return self.inner.name
-
-    @property
-    def weight(self) -> float:
-        return self.inner.weight
-
-    def start(self, batch: Batch, pool: DeadlinePool) -> Callable[[], list[Outcome]]:
-        indices = [i for i, task in enumerate(batch.tasks) if task.get(SOURCE) in self.sources]
-        if not indices:
-            return lambda: [NOT_APPLICABLE] * len(batch)
-        finish = self.inner.start(batch.rows(indices), pool)
-
-        def outcomes() -> list[Outcome]:
-            out = [NOT_APPLICABLE] * len(batch)
-            for index, outcome in zip(indices, finish(), strict=True):
-                out[index] = outcome
-            return out
-
-        return outcomes
 
 
 class Composite:
@@ -254,16 +222,6 @@ def build(
             raise ValueError(f"rewards.{name}: a surrogate learns from every row; leave it out of prompts.sources")
         parts.append(part if sources is None else SourcePart(part, frozenset(sources)))
     return Composite(parts, tokenizer=tokenizer)
-
-
-def parts_for(block: Mapping[str, Mapping[str, Any] | None], source: str | None) -> dict[str, dict[str, Any]]:
-    """The parts of a `rewards:` block that judge rows of this source; None: of a run without sources."""
-    out = {name: dict(fields or {}) for name, fields in block.items()}
-    return {
-        name: {key: value for key, value in fields.items() if key != "sources"}
-        for name, fields in out.items()
-        if source is None or source in fields.get("sources", [source])
-    }
 
 
 def verifiers_of(

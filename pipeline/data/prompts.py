@@ -25,7 +25,7 @@ from pipeline.data.notices import notice
 from pipeline.data.prompt_columns import completion_value, has_completion, prompt_text, prompt_value, task_of
 from pipeline.records import Prompt
 from pipeline.seeds import derive
-from rewards.compose import SOURCE
+from rewards.source_parts import SOURCE
 from verifiers.tools._prime import PrimeEnvironment
 
 
