@@ -93,6 +93,7 @@ def test_a_part_judges_the_rows_of_its_sources_alone() -> None:
     assert [s.reward for s in scores[:3]] == [1.0, 3.0, 0.0]
     assert [s.status for s in scores] == ["pass", "pass", "fail", "error"] and math.isnan(scores[3].reward)
     assert [dict(s.parts) for s in scores[:2]] == [{"a": 1.0, "b": None}, {"a": None, "b": 1.0}]
+    assert scorer.judges, "a verifier of one source says right or wrong"
     assert rewards.parts_for(block, "one") == {"a": {"kind": "verifier", "verifier": "exact"}}
     assert set(rewards.parts_for(block, None)) == {"a", "b"}
 
