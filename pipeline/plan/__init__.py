@@ -28,6 +28,15 @@ from pipeline.run import console, process
 TRIAL_S = 600.0  # limit for imports, the generator, 1,280 completions and some updates
 
 
+def precision(cfg: Config, config_json: families.Fields) -> str:
+    """`model.dtype`; `auto` as a run resolves it where the choice of the generator depends on it."""
+    if cfg.model.dtype != "auto" or not families.is_recurrent(config_json):
+        return cfg.model.dtype
+    from pipeline.models.precision import precision_of
+
+    return str(precision_of(str(cfg.model.path), cfg.model)).removeprefix("torch.")
+
+
 def plan(config: str, words: Sequence[str]) -> int:
     """Print the plan and return 0. Raises ConfigError with all mistakes."""
     options = {"trial": True, "json": False}
@@ -43,7 +52,8 @@ def plan(config: str, words: Sequence[str]) -> int:
     config_json = families.read_config(cfg.model.path) if cfg.model.path and not options["json"] else None
     if config_json is not None:
         gpu, backend = bool(which("nvidia-smi")), cfg.generate.backend
-        console.say(families.line(config_json, dtype=cfg.model.dtype, attn=cfg.model.attn, gpu=gpu, backend=backend))
+        dtype = precision(cfg, config_json)
+        console.say(families.line(config_json, dtype=dtype, attn=cfg.model.attn, gpu=gpu, backend=backend))
         for line in learning_rate.advice(cfg, config_json):
             console.say(f"learning rate of {line}")
     process.prepare(process.thread_count(cfg.threads, cfg.model.path))

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from loop_kit import run_stage, tiny_model, write_config
+from transformers import AutoModelForCausalLM
 
 from pipeline.__main__ import main
-from pipeline.config.load import ConfigError
+from pipeline.config.load import ConfigError, read
 from pipeline.config.schema import Generate, Model
 from pipeline.generation import engines
 from pipeline.models import families, models
+from pipeline.models.precision import precision_of
+from pipeline.plan import precision
 from tests import family_runs
 from tests.family_twins import FAMILIES, make_config, make_tokenizer, save
 
@@ -74,6 +78,53 @@ def test_a_moe_is_sampled_by_transformers_on_a_cpu_and_vllm_by_name_is_refused(t
         engines.backend_for(str(tmp_path), Model(), Generate(backend="vllm"))
     (tmp_path / "config.json").write_text(json.dumps(config_json("qwen3")))
     assert engines.backend_for(str(tmp_path), Model(), Generate()) == "vllm"
+
+
+PROBLEMS = ("qwen2-moe", "qwen3-moe", "qwen3-next", "qwen3.5", "granite4-hybrid", "lfm2", "falcon-h1", "nemotron-h",
+            "mamba2", "gpt-oss", "mixtral", "deepseek-v3", "qwen3.5-vision", "gemma2")  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "auto"])
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_plan_says_of_a_family_what_a_run_then_does(tmp_path, monkeypatch, capsys, name, dtype):
+    """From config.json alone; its checkpoint is in float32, which `auto` keeps."""
+    pytest.importorskip("vllm")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "config.json").write_text(json.dumps({**config_json(name), "dtype": "float32"}))
+    config = write_config(tmp_path / "c", tmp_path)
+    cfg, _ = read(str(config), [f"model.dtype={dtype}", "generate.backend=auto"])
+    assert cfg is not None
+    fields = families.read_config(str(tmp_path))
+    said = families.line(fields, dtype=precision(cfg, fields), attn="sdpa", gpu=False)
+    engines._told.clear()
+    resolved = str(precision_of(str(tmp_path), cfg.model)).removeprefix("torch.")
+    backend = engines.backend_for(str(tmp_path), replace(cfg.model, dtype=resolved), cfg.generate)
+    reported = capsys.readouterr().out.strip()
+    if backend == "vllm":
+        assert "rollouts by vLLM where it is installed" in said and not reported
+    else:
+        cause = reported.partition(f"for {families.family_of(fields)}: ")[2]
+        assert cause and f"rollouts by transformers, not vLLM: {cause}" in said
+    with torch.device("meta"):
+        taken = families.attention(fields, "sdpa")
+        AutoModelForCausalLM.from_config(make_config(FAMILIES[name], make_tokenizer(FAMILIES[name])).get_text_config(),
+                                         attn_implementation=taken)  # fmt: skip
+    assert f"attention {taken}" in said
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [({"model_type": "rwkv"}, "rwkv computes other log-probs"), ({"model_type": "t5"}, "t5 is no family that"),
+     ({"model_type": "t5gemma"}, "t5gemma is no family that")],
+)  # fmt: skip
+def test_plan_and_run_refuse_a_family_with_one_and_the_same_line(tmp_path, capsys, fields, line):
+    model = tiny_model(tmp_path / "m")
+    (model / "config.json").write_text(json.dumps({**json.loads((model / "config.json").read_text()), **fields}))
+    capsys.readouterr()
+    assert plan(tmp_path, model) == 2
+    planned = capsys.readouterr().err
+    assert run_stage(tmp_path, model, "grpo") == 2
+    assert capsys.readouterr().err == planned and f"model.path: {line}" in planned and planned.count("\n") == 1
 
 
 def test_the_cause_of_a_failed_start_is_the_line_that_names_it():
