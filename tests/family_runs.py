@@ -1,8 +1,9 @@
-"""Every family of tests/family_twins.py through SFT, GRPO, LoRA GRPO, a QLoRA save and an export; docs/models.md from
-the results.
+"""Every family of tests/family_twins.py through SFT, GRPO, LoRA GRPO, a QLoRA save and an export, and through GRPO with
+vLLM where it is used on a CPU; docs/models.md from the results.
 
     python -m tests.family_runs                  every family; results into tests/family_results.json, then the table
     python -m tests.family_runs NAME ...         some of them
+    python -m tests.family_runs vllm NAME ...    their runs with vLLM alone
     python -m tests.family_runs table            the table alone
 """
 
@@ -11,14 +12,15 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.family_twins import FAMILIES, chat_template, save
+from tests.family_twins import FAMILIES, chat_template, perturb, save
 
 ROOT = Path(__file__).parents[1]
 RESULTS, TABLE = ROOT / "tests" / "family_results.json", ROOT / "docs" / "models.md"
@@ -27,7 +29,7 @@ OPTIMIZER = "{learning_rate: 1.0e-2, weight_decay: 1.0}"
 CONFIG = """
 run: t
 runs_dir: {root}
-model: {{path: {root}/model}}
+model: {{path: {root}/model, dtype: {dtype}}}
 prompts: {{procedural: gridworld, rows: 60, heldout: 0.2, chat: true}}
 rewards: {{random: {{kind: random, pass_rate: 0.5}}}}
 generate: {{backend: {backend}}}
@@ -49,7 +51,7 @@ def try_family(name: str, *, backend: str = "auto", parts: Sequence[str] | None 
         root = Path(directory)
         save(FAMILIES[name], root / "model")
         config = root / "run.yaml"
-        config.write_text(CONFIG.format(root=root, backend=backend, optimizer=OPTIMIZER))
+        config.write_text(CONFIG.format(root=root, backend=backend, optimizer=OPTIMIZER, dtype="float32"))
         tries: dict[str, Callable[[], Any]] = {
             "packed": lambda: packs(root / "model"),
             "qlora": lambda: qlora(root / "model", root / "qlora"),
@@ -58,15 +60,63 @@ def try_family(name: str, *, backend: str = "auto", parts: Sequence[str] | None 
             "lora": lambda: stage(config, "adapter"),
             "export": lambda: export_gap(root),
             "every_weight": lambda: unchanged(root),
+            "stale": lambda: unseen_when_stale(root / "model"),
         }
         for part, attempt in tries.items():
             if parts is None or part in parts:
                 out[part] = attempted(attempt)
-        manifest = root / "t" / "grpo" / "manifest.json"
-        if manifest.is_file():
-            metrics = json.loads(manifest.read_text())["metrics"]
-            out |= {key: metrics[key] for key in ("generator", "canary_max_abs", "mismatch_mean_abs")}
+        metrics = metrics_of_grpo(root)
+        out |= {key: metrics[key] for key in ("generator", "canary_max_abs", "mismatch_mean_abs") if metrics}
     return out
+
+
+def metrics_of_grpo(root: Path) -> dict[str, Any]:
+    """{} where the stage did not end."""
+    manifest = root / "t" / "grpo" / "manifest.json"
+    metrics: dict[str, Any] = json.loads(manifest.read_text())["metrics"] if manifest.is_file() else {}
+    return metrics
+
+
+def try_vllm(name: str) -> dict[str, Any]:
+    """Two steps of GRPO whose rollouts vLLM samples: whether they end with 0 or why not, the precision, and the gaps
+    between generator and trainer after the syncs."""
+    from pipeline.generation import engines
+
+    dtype = vllm_dtype(config_of(name))
+    with tempfile.TemporaryDirectory() as directory, model_classes_inspected_here():
+        root = Path(directory)
+        save(FAMILIES[name], root / "model")
+        config = root / "run.yaml"
+        config.write_text(CONFIG.format(root=root, backend="vllm", optimizer=OPTIMIZER, dtype=dtype))
+        out = {"vllm": attempted(lambda: stage(config, "grpo")), "vllm_dtype": dtype}
+        engines.close_generators()  # one process tries many families
+        metrics = metrics_of_grpo(root)
+        assert metrics.get("generator", "vllm") == "vllm", metrics
+        return out | {f"vllm_{key}": metrics[key] for key in ("canary_max_abs", "mismatch_mean_abs") if metrics}
+
+
+@contextlib.contextmanager
+def model_classes_inspected_here() -> Iterator[None]:
+    """vLLM looks at each new model class in a process of its own, so that CUDA is not initialized: 10 s a class."""
+    from pipeline.generation.vllm_engine import prepare_vllm_environment
+
+    prepare_vllm_environment()
+    from vllm.model_executor.models import registry
+
+    library: Any = registry
+    elsewhere, library._run_in_subprocess = library._run_in_subprocess, lambda inspect: inspect()
+    try:
+        yield
+    finally:
+        library._run_in_subprocess = elsewhere
+
+
+def vllm_dtype(config: Any) -> str | None:
+    """The precision in which vLLM is used for this family on a CPU; None where it is not."""
+    from pipeline.models import families
+
+    usable = (d for d in ("float32", "bfloat16") if families.why_not_vllm_on_cpu(config, d) is None)
+    return next(usable, None)
 
 
 def attempted(attempt: Callable[[], Any]) -> Any:
@@ -83,11 +133,12 @@ def stage(config: Path, name: str) -> bool:
     """Raises RuntimeError with the last line of what the command printed where it does not end with 0."""
     from pipeline.__main__ import main
 
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-        code = main([name, str(config)])
-    if code != 0:
-        raise RuntimeError(f"exit {code}: {printed.getvalue().strip().splitlines()[-1]}")
+    with tempfile.TemporaryFile("w+") as printed:  # a real file: vLLM asks for its descriptor
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            code = main([name, str(config)])
+        printed.seek(0)
+        if code != 0:
+            raise RuntimeError(f"exit {code}: {printed.read().strip().splitlines()[-1]}")
     return True
 
 
@@ -147,6 +198,43 @@ def unchanged(root: Path) -> list[str]:
     return [name for name in start if start[name].requires_grad and torch.equal(start[name], end[name])]
 
 
+def unseen_when_stale(path: Path) -> list[str]:
+    """Kinds of trained tensors of which the canary misses one that the generator did not get."""
+    import torch
+
+    from pipeline.config.schema import Generate, Model
+    from pipeline.generation.hf_engine import TransformersGenerator
+    from pipeline.models import models, saved_check, weights
+    from pipeline.records import Prompt
+    from pipeline.update import canary
+    from pipeline.update.forward import CompletionLogprobs, completion_logprobs
+
+    generator, trained = TransformersGenerator(str(path), Model(), Generate()), models.load_policy(str(path), Model())
+    kinds = {re.sub(r"\d+", "N", n): n for n, p in trained.named_parameters() if p.requires_grad}
+    perturb(trained, seed=11)
+    forward = CompletionLogprobs(trained, temperature=1.0)
+
+    class Trainer:
+        def logprobs(self, rows: Any, *, temperature: float) -> Any:
+            return completion_logprobs(forward, rows, budget=512, device=torch.device("cpu"), temperature=temperature)
+
+    trainer: Any = Trainer()
+    before = {n: t.clone() for n, t in models.named_weights(generator.model).in_memory()}
+    after = dict(models.named_weights(trained).in_memory())
+    generator.sync(list(after.items()))
+    ids = saved_check.fixed_tokens(trained).flatten().tolist()
+    prompts = [Prompt(i, "", tuple(ids[i : i + 5 + i % 3])) for i in range(0, 40, 5)]
+    rows = canary.rows_at_start(generator, prompts)
+    limit = canary.tolerance(torch.float32).limit(canary.measure(trainer, generator, rows))
+    unseen = []
+    tied = weights.tied_names(trained)
+    for kind, name in kinds.items():
+        generator.sync([(n, before[n] if tied.get(n, n) == name else t) for n, t in after.items()])
+        if canary.measure(trainer, generator, rows) <= limit:
+            unseen.append(kind)
+    return unseen
+
+
 # --- the table --------------------------------------------------------------------------------------------------------
 
 HEAD = """# Model families
@@ -184,8 +272,11 @@ def row(name: str, result: dict[str, Any]) -> str:
     from pipeline.models import families
 
     family, config = FAMILIES[name], result["config"]
-    why = families.why_not_vllm_on_cpu(config, "float32")
-    vllm = f"no: {why}" if why else mark(result.get("vllm"))
+    vllm = mark(result.get("vllm"))
+    if vllm_dtype(config) is None:
+        vllm = f"no: {families.why_not_vllm_on_cpu(config, 'float32')}"
+    elif result.get("vllm") is True and vllm_dtype(config) != "float32":
+        vllm = f"yes, with `model.dtype: {vllm_dtype(config)}`"
     notes = []
     if families.attention(config, "sdpa") == "eager":
         notes.append("attention eager")
@@ -238,15 +329,19 @@ def main(words: Sequence[str]) -> int:
     results: dict[str, Any] = {"versions": "", "families": {}, "refused": {}}
     if RESULTS.is_file():
         results = json.loads(RESULTS.read_text())
-    names = [] if list(words) == ["table"] else [w for w in words if not w.startswith("-")] or list(FAMILIES)
-    for name in names:
+    with_vllm_alone = "vllm" in words[:1]
+    named = [w for w in words[with_vllm_alone:] if not w.startswith("-")]
+    for name in [] if named == ["table"] else named or list(FAMILIES):
         config = config_of(name)
         why = families.mistakes(config)
         if why:
             results["refused"][name] = why[0]
             continue
         known = results["families"].get(name, {})
-        results["families"][name] = known | {"config": facts_of(config)} | try_family(name, backend="transformers")
+        found = {} if with_vllm_alone else try_family(name, backend="transformers")
+        if vllm_dtype(config) is not None:
+            found |= try_vllm(name)
+        results["families"][name] = known | {"config": facts_of(config)} | found
         print(name, {k: v for k, v in results["families"][name].items() if k != "config"}, flush=True)
         results["versions"] = versions()
         results["families"] = {n: results["families"][n] for n in FAMILIES if n in results["families"]}

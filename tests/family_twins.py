@@ -135,7 +135,9 @@ FAMILIES: dict[str, Family] = {
     "qwen3.5-vision": Family("qwen3_5", "qwen3_5_think", config=GDN),
 }  # fmt: skip
 
-FAST = ("qwen2", "qwen3", "llama", "gemma2", "gemma4", "pythia", "olmoe")  # run by the ordinary tests
+# run by the ordinary tests: soft caps (gemma2), persistent buffers (gemma4), renamed weights (pythia), experts (olmoe),
+# layers with a state (lfm2)
+FAST = ("qwen2", "qwen3", "llama", "gemma2", "gemma4", "pythia", "olmoe", "lfm2")
 
 
 def chat_template(name: str) -> str:

@@ -100,6 +100,12 @@ def test_an_adapter_on_every_linear_layer_is_merged_into_what_is_saved(family, t
     assert not torch.allclose(saved_check.outputs(start), expected, atol=1e-3)
 
 
+def test_the_canary_sees_one_stale_tensor_of_any_kind(family):
+    """Experts, norms, caps, convolutions: each is left behind in turn."""
+    _, path = family
+    assert family_runs.unseen_when_stale(path) == []
+
+
 # --- every stage, with vLLM where it is installed ---------------------------------------------------------------------
 
 

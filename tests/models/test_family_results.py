@@ -37,6 +37,7 @@ def test_a_family_does_what_the_page_says_of_it(name):
     expected, result = RESULTS["families"][name], family_runs.try_family(name, backend="transformers")
     for part in ("sft", "grpo", "lora", "qlora", "packed"):
         assert result[part] == expected[part], part
+    assert result["stale"] == expected.get("stale", []), "kinds of tensors that the canary does not see"
     if result["lora"] is True:
         assert result["export"] <= 1e-5
     if result["grpo"] is True:
@@ -44,3 +45,14 @@ def test_a_family_does_what_the_page_says_of_it(name):
         # only chooses experts, which has no gradient: nothing that trains by gradients moves it
         left = [name for name in result["every_weight"] if not name.endswith("e_score_correction_bias")]
         assert left == [], "a weight that training leaves alone could be stale and not be seen"
+
+
+@pytest.mark.long
+@pytest.mark.stages
+@pytest.mark.parametrize("name", [name for name in TRIED if "vllm" in RESULTS["families"][name]])
+def test_a_family_is_sampled_by_vllm_as_the_page_says(name):
+    pytest.importorskip("vllm")
+    result = family_runs.try_vllm(name)
+    assert result["vllm"] == RESULTS["families"][name]["vllm"]
+    if result["vllm"] is True:
+        assert result["vllm_canary_max_abs"] < (1e-3 if result["vllm_dtype"] == "float32" else 0.25)
