@@ -288,7 +288,8 @@ def row(name: str, result: dict[str, Any]) -> str:
         name,
         family.model_type,
         vllm,
-        *(mark(result.get(part)) for part in ("grpo", "sft", "packed", "lora", "qlora")),
+        *(mark(result.get(part)) for part in ("grpo", "sft", "packed", "lora")),
+        f"no: {families.WITHOUT_4_BITS[name]}" if name in families.WITHOUT_4_BITS else mark(result.get("qlora")),
     ]
     return "| " + " | ".join([*cells, thinking(family), "; ".join(notes)]) + " |"
 
@@ -339,7 +340,9 @@ def main(words: Sequence[str]) -> int:
             continue
         known = results["families"].get(name, {})
         found = {} if with_vllm_alone else try_family(name, backend="transformers")
-        if vllm_dtype(config) is not None:
+        if vllm_dtype(config) is None:
+            known = {key: value for key, value in known.items() if not key.startswith("vllm")}
+        else:
             found |= try_vllm(name)
         results["families"][name] = known | {"config": facts_of(config)} | found
         print(name, {k: v for k, v in results["families"][name].items() if k != "config"}, flush=True)

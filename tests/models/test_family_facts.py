@@ -81,7 +81,7 @@ def test_a_moe_is_sampled_by_transformers_on_a_cpu_and_vllm_by_name_is_refused(t
 
 
 PROBLEMS = ("qwen2-moe", "qwen3-moe", "qwen3-next", "qwen3.5", "granite4-hybrid", "lfm2", "falcon-h1", "nemotron-h",
-            "mamba2", "gpt-oss", "mixtral", "deepseek-v3", "qwen3.5-vision", "gemma2")  # fmt: skip
+            "mamba2", "gpt-oss", "mixtral", "deepseek-v3", "qwen3.5-vision", "gemma2", "gemma3n")  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "auto"])
