@@ -27,6 +27,11 @@ WITHOUT_4_BITS = {"gpt2": "its layers are Conv1D, which bitsandbytes does not qu
                   "rwkv": "it rescales its weights in place"}  # fmt: skip
 # weights that vLLM keeps as they were when others are loaded into an open engine (the canary then shows 0.1 nats)
 NOT_SYNCED = {"gemma3n_text": "altup.correct_output_scale"}
+# where vLLM computes another model than transformers, though weights arrive
+VLLM_DIFFERS = {
+    "apertus": "vLLM keeps the parameters of its activation in bfloat16",
+    "cohere2": "vLLM's sliding window is one token longer than that of transformers; keep rollouts within it",
+}
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 RECURRENT = ("conv", "linear_attention", "mamba", "recurrent", "gated_delta_net")  # layer types that keep a state
 RECURRENT_FAMILIES = ("bamba", "falcon_h1", "falcon_mamba", "jamba", "lfm2", "lfm2_moe", "mamba", "mamba2",
@@ -148,6 +153,8 @@ def line(config: Fields, *, dtype: str, attn: str, gpu: bool, backend: str = "au
         parts.append(f"rollouts by {backend}")
     else:
         parts.append(f"rollouts by transformers, not vLLM: {why}" if why else "rollouts by vLLM where it is installed")
+    if why is None and backend in ("auto", "vllm") and family_of(config) in VLLM_DIFFERS:
+        parts.append(VLLM_DIFFERS[family_of(config)])
     skipped = WITHOUT_ADAPTER.get(family_of(config))
     if skipped:
         parts.append(f"LoRA on all-linear leaves out {', '.join(skipped)}")

@@ -189,6 +189,15 @@ def test_plan_says_what_config_json_says_before_anything_is_loaded(tmp_path, cap
     assert "not vLLM" not in families.line(config_json("granite4-hybrid"), dtype="float32", attn="sdpa", gpu=True)
 
 
+def test_plan_warns_where_vllm_computes_another_model():
+    """Cohere 2 at a window of 16: the gap of the canary is 0.009 nats, of other families 4e-7."""
+    said = families.line(config_json("cohere2"), dtype="float32", attn="sdpa", gpu=False)
+    assert "vLLM's sliding window is one token longer than that of transformers" in said
+    assert "window" not in families.line(config_json("cohere2"), dtype="float32", attn="sdpa", gpu=False,
+                                         backend="transformers")  # fmt: skip
+    assert "window" not in families.line(config_json("olmo3"), dtype="float32", attn="sdpa", gpu=False)
+
+
 @pytest.mark.parametrize("command", ["plan", "grpo"])
 def test_a_folder_with_an_adapter_alone_is_refused_as_a_model(tmp_path, capsys, command):
     model = tiny_model(tmp_path / "m")
