@@ -277,6 +277,8 @@ def row(name: str, result: dict[str, Any]) -> str:
         vllm = f"no: {families.why_not_vllm_on_cpu(config, 'float32')}"
     elif result.get("vllm") is True and vllm_dtype(config) != "float32":
         vllm = f"yes, with `model.dtype: {vllm_dtype(config)}`"
+    elif isinstance(result.get("vllm"), str) and family.model_type in families.VLLM_DIFFERS:
+        vllm = "no: the canary stops it, see the notes"
     notes = []
     if families.attention(config, "sdpa") == "eager":
         notes.append("attention eager")
