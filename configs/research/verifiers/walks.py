@@ -42,6 +42,13 @@ def generate(n: int, seed: int) -> Iterator[dict[str, Any]]:
         yield {"prompt": f"{start}:", "completion": walk, "task": {"start": start}}
 
 
+def mutate(example: Example, rng: random.Random) -> Iterator[Example]:
+    """Five moves in one direction leave the board or hit a wall from any cell; two answers are none."""
+    yield Example("wrong", rng.choice(tuple(gridworld.MOVES)) * 5, example.task)
+    yield Example("malformed", f"{example.completion}\n{example.completion}", example.task)
+    yield Example("malformed", "", example.task)
+
+
 _TASK = {"start": "a1"}
 EXAMPLES = (
     Example("right", "RR", _TASK, 1.0),
