@@ -110,7 +110,7 @@ class TalkEnv(vf.Env[TalkConfig]):
             for question in ("2=", "3="):
                 if segment.terminated:
                     return
-                if "8" in segment.last_reply:
+                if "boom" in segment.last_reply:
                     raise RuntimeError("the environment broke")
                 segment = await talk.turn(question)
 

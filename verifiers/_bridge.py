@@ -148,11 +148,11 @@ class BridgeSession:
 
     def ask(self, request: Mapping[str, Any], *, timeout_s: float) -> Any:
         """The program's answer. Raises BridgeFailed; after a BridgeLate the session is closed."""
-        ends = time.monotonic() + timeout_s + self._bridge.loading_s()
+        deadline = time.monotonic() + timeout_s + self._bridge.loading_s()
         try:
-            self._connection.settimeout(max(ends - time.monotonic(), 0.01))
+            self._connection.settimeout(max(deadline - time.monotonic(), 0.01))
             self._connection.sendall(json.dumps(request).encode() + b"\n")
-            line = self._line(ends)
+            line = self._line(deadline)
         except TimeoutError:
             self.close()
             raise BridgeLate(f"no answer within {timeout_s:g} s") from None
@@ -161,18 +161,18 @@ class BridgeSession:
         self._bridge.answered()
         return _value(line)
 
-    def _line(self, ends: float) -> bytes:
+    def _line(self, deadline: float) -> bytes:
         """Raises TimeoutError, ConnectionError, BridgeFailed."""
         while b"\n" not in self._received:
             if len(self._received) > MAX_LINE_BYTES:
                 self.close()
                 raise BridgeFailed(f"an answer of more than {MAX_LINE_BYTES >> 20} MiB")
-            self._connection.settimeout(max(ends - time.monotonic(), 0.01))
+            self._connection.settimeout(max(deadline - time.monotonic(), 0.01))
             chunk = self._connection.recv(1 << 16)
             if not chunk:
                 raise ConnectionError("its process ended without an answer")
             self._received += chunk
-            if time.monotonic() > ends:
+            if time.monotonic() > deadline:
                 raise TimeoutError
         line, _, rest = bytes(self._received).partition(b"\n")
         self._received = bytearray(rest)

@@ -120,7 +120,7 @@ def free_port() -> int:
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Starts a server of the source and returns its address."""
     python, folder = interpreter("openenv", VERSION), tmp_path_factory.mktemp("openenv")
-    started = []
+    started: list[subprocess.Popen[bytes]] = []
 
     def start(source: str, *arguments: str) -> str:
         file: Path = folder / f"server{len(started)}.py"
@@ -207,7 +207,7 @@ def test_text_is_the_action_where_its_field_is_named(tokenizer: Any, serve: Any)
     assert (row.episode["ended_by"], row.episode["reward"]) == ("environment", pytest.approx(0.9))
     rows, _ = play(tokenizer, given, ["5", "5"], [{}, {}])
     ended = sorted((r.episode["ended_by"], "concurrent environments" in r.episode["fault"]) for r in rows)
-    assert ended == [("environment", False), ("tool_broken", True)]
+    assert ended == [("environment", False), ("tool_broken", True)], [r.episode["fault"] for r in rows]
 
 
 def test_the_tools_of_an_environment_are_offered_under_their_names(tokenizer: Any, serve: Any) -> None:  # noqa: F811

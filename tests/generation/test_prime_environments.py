@@ -92,7 +92,7 @@ def test_one_that_raises_hangs_or_lies_costs_its_own_episode(tokenizer: Any, pri
     assert [r.episode["ended_by"] for r in played] == ["tool_broken", "environment", "tool_timeout", "tool_broken"]
     assert [r.episode["reward"] for r in played] == [None, 1.0, None, None]
     assert "the reward broke" in played[0].episode["fault"]
-    (row,), _ = play(tokenizer, prime("talks"), ["8"])
+    (row,), _ = play(tokenizer, prime("talks"), ["boom"])
     assert row.episode["ended_by"] == "tool_broken" and "the environment broke" in row.episode["fault"]
 
 

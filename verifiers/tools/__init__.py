@@ -283,16 +283,16 @@ def load_class(reference: str) -> Tool:
 
     Any class with the contract of TRL's `environment_factory` will do.
     """
-    place, colon, name = reference.rpartition(":")
+    module_part, colon, name = reference.rpartition(":")
     if not colon or not name.isidentifier():
         raise ValueError(f"{reference!r} does not name a class; write file.py:Class or package.module:Class")
     try:
-        module = import_path(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        module = import_path(Path(module_part)) if module_part.endswith(".py") else importlib.import_module(module_part)
     except (ImportError, OSError) as exc:
         raise ValueError(f"{reference!r} cannot be imported: {exc}") from exc
     factory = getattr(module, name, None)
     if not callable(factory):
-        raise ValueError(f"{place} defines no class {name!r}")
+        raise ValueError(f"{module_part} defines no class {name!r}")
     return Tool(name, factory, True, module)
 
 

@@ -42,7 +42,7 @@ class McpSession:
         self.tool_functions = {one["function"]["name"]: self._function(one) for one in self._listed()}
 
     def _listed(self) -> list[dict[str, Any]]:
-        """Schemas of the server's tools; asked once per command, for each server gives every episode the same."""
+        """Schemas of the server's tools; listed once per command, since a server offers every episode the same."""
         return _schemas(self._command, self._name, self._timeout_s)
 
     def _function(self, schema: dict[str, Any]) -> Callable[..., str]:

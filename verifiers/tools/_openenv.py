@@ -9,6 +9,7 @@ A connection that was lost is never opened again within an episode: the server w
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -100,15 +101,16 @@ class OpenEnvConnection:
         from websockets.exceptions import WebSocketException
         from websockets.sync.client import connect
 
-        ends = time.monotonic() + 0.95 * self._timeout_s  # a little before the caller's own deadline
+        deadline = time.monotonic() + 0.95 * self._timeout_s  # a little before the caller's own deadline
         try:
             if self._socket is None:
                 near = urlsplit(self._server.url).hostname in ("127.0.0.1", "localhost", "::1")
                 opening = connect(self._server.websocket(), open_timeout=min(CONNECT_S, self._timeout_s),
                                   max_size=MAX_MESSAGE_BYTES, proxy=None if near else True)  # fmt: skip
                 self._socket = opening.__enter__()  # websockets 17 warns where it is used without; closed in close()
-            self._socket.send(message)
-            reply: str | bytes = self._socket.recv(timeout=max(0.01, ends - time.monotonic()))
+            with contextlib.suppress(WebSocketException):  # a server without room has answered and closed already
+                self._socket.send(message)
+            reply: str | bytes = self._socket.recv(timeout=max(0.01, deadline - time.monotonic()))
             return reply
         except TimeoutError:
             self._broken("it did not answer in time")

@@ -249,7 +249,7 @@ class Play:
 
     def __init__(self, env, task):
         self.env, self.task = env, task
-        self.asked = asyncio.Queue()  # (body of a request, future of its answer)
+        self.requests = asyncio.Queue()  # (body of a request, future of its answer)
         self.answer = None
         self.episode = None
 
@@ -278,7 +278,7 @@ class Play:
 
         body = await request.json()
         future = asyncio.get_running_loop().create_future()
-        await self.asked.put((body, future))
+        await self.requests.put((body, future))
         completion = await future
         if completion is None:
             return web.json_response(STOPPED, status=400)
@@ -288,12 +288,12 @@ class Play:
 
     async def next(self):
         """The model's next request, or the end."""
-        asked = asyncio.create_task(self.asked.get())
-        await asyncio.wait([asked, self.episode], return_when=asyncio.FIRST_COMPLETED)
-        if not asked.done():
-            asked.cancel()
+        request = asyncio.create_task(self.requests.get())
+        await asyncio.wait([request, self.episode], return_when=asyncio.FIRST_COMPLETED)
+        if not request.done():
+            request.cancel()
             return {"end": ended(self.episode.result())}
-        body, self.answer = asked.result()
+        body, self.answer = request.result()
         return {"messages": body["messages"], "tools": body.get("tools")}
 
     async def reply(self, message, finish_reason):

@@ -90,8 +90,8 @@ class Session:
         found = self._index.best(query, self._count)
         if not found:
             return "(no passage contains any of these words)"
-        return "\n\n".join(f"[{place}] {self._index.texts[number][: self._chars]}"
-                           for place, (number, _) in enumerate(found, 1))  # fmt: skip
+        return "\n\n".join(f"[{rank}] {self._index.texts[number][: self._chars]}"
+                           for rank, (number, _) in enumerate(found, 1))  # fmt: skip
 
 
 _DOCUMENTS = {
