@@ -25,7 +25,8 @@ Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
 BUCKETS = 2**16
-PROMPT_TOKENS = 16  # last tokens of the prompt whose products with the completion are features
+LONGEST = 6  # tokens of an n-gram
+PROMPT_TOKENS = 8  # last tokens of the prompt whose products with the completion are features
 COUNTED = 64  # distinct completion tokens whose counts are features
 REMEMBERED = 4096  # verified samples that are learned from again
 HELD_OUT = 5  # every fifth verified sample calibrates and is not learned from
@@ -38,7 +39,7 @@ BINS = 10
 def features(prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> Indices:
     """Sorted distinct feature numbers below BUCKETS of one sample; each has the value 1."""
     ids = tuple(completion_ids)
-    own = {f"{n}:{ids[i : i + n]}" for n in (1, 2, 3) for i in range(len(ids) - n + 1)}
+    own = {f"{n}:{ids[i : i + n]}" for n in range(1, LONGEST + 1) for i in range(len(ids) - n + 1)}
     own.add(f"length:{len(ids)}")
     own |= {f"start:{ids[:n]}" for n in (1, 2, 3)} | {f"end:{ids[-n:]}" for n in (1, 2, 3)}
     counts = {f"count:{token}:{ids.count(token)}" for token in sorted(set(ids))[:COUNTED]}
