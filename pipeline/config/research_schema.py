@@ -275,3 +275,83 @@ class SurrogateStudy:
 
     def work(self, name: str, cfg: Config, data: Data) -> Work:
         return Work(name, self.kind, samples=(self.training_prompts + self.prompts) * self.samples)
+
+
+@stage_kind(
+    "pipeline.research.segment_study",
+    summary="credit by token, segment and sequence on a Markov chain with closed forms",
+    scores_by_run_rewards=False,
+)
+@dataclass(slots=True)
+class SegmentStudy:
+    """Sampled tokens to a pass rate by the step of credit, on a Markov chain whose pass rate and values are known."""
+
+    __pydantic_config__: ClassVar = STRICT
+    kind: str = "segment_study"
+    """Kind of the stage; needed only in a block that has another name."""
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    """Seeds, one run of every level each."""
+    lines: Positive = 10
+    """Lines of an answer."""
+    line_tokens: Positive = 6
+    """Tokens of a line."""
+    start_rate: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Pass rate at the start."""
+    target: Annotated[float, Field(gt=0, lt=1)] = 0.6
+    """Pass rate to reach."""
+    batch: Positive = 64
+    """Answers per step."""
+    steps: Positive = 300
+    """Steps after which a run is given up."""
+    lam: Share = 0.95
+    """GAE's lambda."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1.0
+    """Step size of the policy on whitened advantages."""
+    critic_rate: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Share of the way that a step moves the learned values towards the returns."""
+
+    def work(self, name: str, cfg: Config, data: Data) -> Work:
+        return Work(name, self.kind)
+
+
+@stage_kind(
+    "pipeline.research.surrogate_chain",
+    summary="what a surrogate reward costs and saves, on a policy whose expected reward is known",
+    scores_by_run_rewards=False,
+)
+@dataclass(slots=True)
+class SurrogateChain:
+    """Checks and computed seconds until a table of letters reaches a score, by surrogate reward and control."""
+
+    __pydantic_config__: ClassVar = STRICT
+    kind: str = "surrogate_chain"
+    """Kind of the stage; needed only in a block that has another name."""
+    methods: list[Literal["full", "quarter", "tenth", "adaptive", "constant", "uncorrected", "frozen"]] = field(
+        default_factory=lambda: ["full", "quarter", "tenth", "adaptive", "constant", "uncorrected", "frozen"]
+    )
+    """How answers are scored; the first is the one that costs are compared with."""
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    """Seeds, one run of every method each."""
+    letters: Positive = 8
+    """Letters of an answer."""
+    batch: Positive = 64
+    """Answers per step."""
+    steps: Positive = 80
+    """Steps of each run."""
+    learning_rate: Annotated[float, Field(gt=0)] = 6.0
+    """Step size of the policy."""
+    target: float = 0.7
+    """Expected real score to reach."""
+    column: str = "expected score"
+    """Name of the curve in charts."""
+    average: Positive = 1
+    """Values of the curve over which a trailing mean is taken."""
+    step_s: NonNegative = 1.0
+    """Seconds of a step besides its checks."""
+    check_costs_s: list[NonNegative] = field(default_factory=lambda: [0, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10])
+    """Seconds per check for which the time to the target is computed."""
+    checks_at_once: Positive = 16
+    """Checks that run in parallel."""
+
+    def work(self, name: str, cfg: Config, data: Data) -> Work:
+        return Work(name, self.kind)

@@ -32,7 +32,17 @@ from pipeline.config.policy_schema import (
 )
 from pipeline.config.preference_schema import Dpo, Kto
 from pipeline.config.registry import KINDS, StageKind, recorded_kind
-from pipeline.config.research_schema import Descriptions, OfflineQ, Probe, Revalue, Stitch, SurrogateStudy, TimeToTarget
+from pipeline.config.research_schema import (
+    Descriptions,
+    OfflineQ,
+    Probe,
+    Revalue,
+    SegmentStudy,
+    Stitch,
+    SurrogateChain,
+    SurrogateStudy,
+    TimeToTarget,
+)
 from pipeline.config.run_schema import (
     TOOL_FORMATS,
     Evaluation,
@@ -65,6 +75,6 @@ __all__ = [
     "Critic", "Descriptions", "Distill", "Dpo", "Episodes", "Evaluate", "Evaluation", "Feedme", "Generate", "Groups",
     "Grpo", "Judge", "Kl", "Kto", "Loss", "Model", "Monitor", "NonNegative", "OfflineQ", "OpenEnv", "Optimizer",
     "Overlap", "Policy", "Positive", "Ppo", "Prime", "Probe", "Program", "PromptSource", "Prompts", "Revalue",
-    "RewardModel", "Sampler", "Sampling", "Segments", "Sft", "Share", "StageKind", "Stitch", "Stop", "SurrogateStudy",
-    "Teacher", "TimeToTarget", "Tiny", "Tools", "recorded_kind", "trains_adapter",
+    "RewardModel", "Sampler", "Sampling", "SegmentStudy", "Segments", "Sft", "Share", "StageKind", "Stitch", "Stop",
+    "SurrogateChain", "SurrogateStudy", "Teacher", "TimeToTarget", "Tiny", "Tools", "recorded_kind", "trains_adapter",
 ]  # fmt: skip

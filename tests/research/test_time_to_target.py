@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from pipeline.__main__ import main
+from pipeline.config.load import ConfigError, load
+from pipeline.config.stage_graph import target_check
 from pipeline.research import surrogate_study as study
 from pipeline.research.time_to_target import Spent, break_even_cost, crossing, simulated
 
@@ -79,22 +81,21 @@ def test_the_sampling_variance_is_that_of_the_mean_over_groups():
 
 # --- real runs -------------------------------------------------------------------------------------------------------
 
-SMALL = ["generate.backend=transformers", "prompts.rows=1000", "evaluation.samples=2", "evaluation.prompts=12",
-         "evaluation.k=2", "sft.trainer.max_steps=20"]  # fmt: skip
+SMALL = ["generate.backend=transformers", "prompts.rows=400", "evaluation.samples=2", "evaluation.prompts=12"]
 
 
 @pytest.mark.stages
 def test_both_stages_run_on_the_demo_task_and_a_second_start_repeats_nothing(tmp_path, capsys):
-    config = str(ROOT / "configs" / "research" / "recurrence.yaml")
-    given = [config, f"runs_dir={tmp_path}", "run=small", *SMALL, "stages=[base, sft, surrogate_study, surrogate]",
-             "surrogate.seeds=[1]", "surrogate.methods=[group, quarter]", "surrogate.target=0.0",
-             "surrogate.check_costs_s=[0, 1]", "surrogate.workers=1",
-             *(f"{m}.{key}" for m in ("group", "quarter") for key in ("steps=2", "evaluate_every=1", "prompts=4")),
+    config = str(ROOT / "configs" / "research" / "surrogate.yaml")
+    given = [config, f"runs_dir={tmp_path}", "run=small", *SMALL, "time_to_target.seeds=[1]",
+             "time_to_target.methods=[full, quarter]", "time_to_target.slow_runs={}", "time_to_target.target=0.0",
+             "time_to_target.check_costs_s=[0, 1]", "time_to_target.workers=1",
+             *(f"{m}.{key}" for m in ("full", "quarter") for key in ("steps=2", "evaluate_every=1", "prompts=4")),
              "surrogate_study.training_prompts=8", "surrogate_study.prompts=4", "surrogate_study.draws=20"]  # fmt: skip
     assert main(["run", *given]) == 0, capsys.readouterr().err
-    table = json.loads((tmp_path / "small" / "surrogate" / "table.json").read_text())
-    assert [line["method"] for line in table["table"]] == ["group", "quarter"]
-    assert table["table"][0]["reached"] == "1 of 1" and table["seconds"]["group"][1] > table["seconds"]["group"][0]
+    table = json.loads((tmp_path / "small" / "time_to_target" / "table.json").read_text())
+    assert [line["method"] for line in table["table"]] == ["full", "quarter"]
+    assert table["table"][0]["reached"] == "1 of 1" and table["seconds"]["full"][1] > table["seconds"]["full"][0]
     quarter = [json.loads(line) for line in (tmp_path / "small" / "seed-1" / "quarter" / "metrics.jsonl").open()]
     assert 0 < quarter[0]["slow/share_checked"] < 1
     assert 0 < table["table"][1]["checks"] < table["table"][0]["checks"]
@@ -109,13 +110,14 @@ def test_both_stages_run_on_the_demo_task_and_a_second_start_repeats_nothing(tmp
 @pytest.mark.parametrize(
     "override, words",
     [
-        ("surrogate.methods=[grup]", "did you mean 'group'"),
-        ("surrogate.methods=[sft]", "no policy-optimisation stage"),
-        ("surrogate.seeds=[1, 1]", "names a seed twice"),
-        ("surrogate.start=sfd", "did you mean 'sft'"),
+        ("time_to_target.methods=[ful]", "did you mean 'full'"),
+        ("time_to_target.methods=[base]", "no policy-optimisation stage"),
+        ("time_to_target.seeds=[1, 1]", "names a seed twice"),
+        ("time_to_target.start=bas", "did you mean 'base'"),
     ],
 )
-def test_mistakes_in_the_block_are_reported_in_one_line(tmp_path, capsys, override, words):
-    config = str(ROOT / "configs" / "research" / "recurrence.yaml")
-    assert main(["run", config, "stages=[surrogate]", f"runs_dir={tmp_path}", override]) == 2
-    assert words in capsys.readouterr().err
+def test_mistakes_in_the_block_are_reported_in_one_line(override, words):
+    cfg = load(str(ROOT / "configs" / "research" / "surrogate.yaml"), [override])
+    with pytest.raises(ConfigError) as caught:
+        target_check(cfg, "time_to_target")
+    assert words in str(caught.value)

@@ -173,8 +173,8 @@ def test_a_comparison_is_stale_when_a_block_of_its_methods_changes(tmp_path):
 
 
 def test_time_to_target_is_stale_when_a_block_of_its_methods_changes():
-    path = str(DEMO.parents[1] / "research" / "recurrence.yaml")
-    one, two = (lineage.stage_config(load(path, [f"quarter.steps={n}"]), "surrogate") for n in (3, 4))
+    path = str(DEMO.parents[1] / "research" / "surrogate.yaml")
+    one, two = (lineage.stage_config(load(path, [f"quarter.steps={n}"]), "time_to_target") for n in (3, 4))
     assert lineage.differences(one, two) == ["blocks.quarter.steps 3 → 4"]
 
 
