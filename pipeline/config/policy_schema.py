@@ -180,8 +180,7 @@ class Critic:
     bootstrap: bool = True
     """Whether a truncated completion continues with its last value; false treats it as finished."""
     segment_tokens: Literal["all", "first"] = "all"
-    """Tokens whose values learn the return of their segment: all, its earnings so far included (value prefix), or only
-    the first, whose value is used; credit.level segment only."""
+    """Tokens whose values learn their segment's return, its earnings so far included; level segment only."""
 
 
 @dataclass(slots=True)
