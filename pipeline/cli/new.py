@@ -21,12 +21,13 @@ from pipeline.config.load import ConfigError
 from pipeline.config.schema import Prompts
 from pipeline.data import data_files, formats, prompts
 from pipeline.data.prompt_columns import prompt_value
+from pipeline.data.sample_pool import SCORES
 from pipeline.models import families, model_dir
 from pipeline.plan import sound
 
 LOOKED_AT = 500  # rows that decide
 QUESTIONS = ("question", "instruction", "input", "problem", "query", "text")
-RATINGS = ("rating", "score", "reward")
+FINAL_ANSWER = "Reason step by step and put the final answer in \\boxed{}."
 LORA_FROM = 1_500_000_000  # parameters from which all of the optimizer's state is too much for one GPU
 
 
@@ -103,7 +104,7 @@ def looked_at(file: str, model: str) -> Rows:
     raw = data_files.read_rows(file, "train", None, "new")
     if not raw:
         raise ConfigError([f"new: {file} has no rows"])
-    form = formats.recognised(raw)
+    form = None if plain_questions(raw) else formats.recognised(raw)
     source = Prompts(path=file, format=form or formats.PLAIN)
     source.prompt = source.prompt if form else prompt_column(raw[0])
     rows = prompts.load_rows(source, seed=1, where="new")
@@ -111,12 +112,36 @@ def looked_at(file: str, model: str) -> Rows:
     pairs = all("chosen" in row and "rejected" in row for row in some)
     # a file without a column of prompts is refused here, with its row and its columns
     texts = {prompts.prompt_text(row, source, number=n, where="new") for n, row in enumerate(rows, 1)}
-    source.heldout = share_for(texts)
     tasks = [prompts.task_of(row, source, number=n) for n, row in enumerate(some, 1)]
     choice = Choice("", "the rows are pairs of a better and a worse answer") if pairs else pick(tasks)
     source.task = dict(choice.task) if choice.task else None
+    if source.prompt in QUESTIONS and not any(demonstrates(row, source) for row in some):
+        source.template = template_for(choice, source.prompt, texts)
+    texts = {prompts.prompt_text(row, source) for row in rows}
+    source.heldout = share_for(texts)
     return Rows(source, form, len(rows), len(texts), pairs, any(demonstrates(row, source) for row in some),
                 best_rating(some), wants_chat(some, source, model), choice)  # fmt: skip
+
+
+def plain_questions(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the rows are questions with one answer each and nothing that a format would add, such as a task."""
+    return all(
+        isinstance(row.get("question"), str)
+        and isinstance(row.get("answer"), str | int | float)
+        and not {"prompt", "task", "info", "example_id"} & row.keys()
+        and "####" not in str(row["answer"])  # GSM8K's: a solution, and behind the mark the answer
+        for row in rows
+    )
+
+
+def template_for(choice: Choice, column: str, texts: set[str]) -> str | None:
+    """A template that asks for the final answer where the verifier looks for one and the questions say nothing of it.
+
+    Without it a base model is not told how to end, and few of its answers can be read.
+    """
+    looks = choice.verifier == "math_answer" or (choice.part.get("task") or {}).get("final")
+    told = sum("boxed" in text or "final answer" in text.lower() for text in texts)
+    return None if not looks or told > len(texts) / 2 else f"{{{column}}}\n{FINAL_ANSWER}"
 
 
 def demonstrates(row: Mapping[str, Any], source: Prompts) -> bool:
@@ -129,9 +154,12 @@ def demonstrates(row: Mapping[str, Any], source: Prompts) -> bool:
 
 
 def best_rating(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """The highest rating, where every row is a rated answer."""
-    name = next((name for name in RATINGS if all(isinstance(row.get(name), int | float) for row in rows)), None)
-    return None if name is None else float(max(row[name] for row in rows))
+    """The highest rating, where the rows are rated answers; null stands for an answer that nobody rated."""
+    for name in SCORES:
+        values = [row[name] for row in rows if row.get(name) is not None]
+        if values and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+            return max(map(float, values))
+    return None
 
 
 def prompt_column(row: Mapping[str, Any]) -> str:
@@ -209,6 +237,8 @@ def prompt_lines(rows: Rows) -> list[str]:
     )
     lines.append(f"  format: {source.format}   # {known}")
     lines += [f"  prompt: {quoted(source.prompt)}   # the column with the prompt"] if source.prompt != "prompt" else []
+    if source.template:
+        lines.append(f"  template: {quoted(source.template)}   # asks for the final answer, which the verifier reads")
     lines += [f"  task: {quoted(dict(source.task))}   # field of the verifier: column"] if source.task else []
     lines.append(f"  heldout: {source.heldout}   # share of the {rows.prompts} distinct prompts, never trained on")
     lines += ["  chat: true   # the model has a chat template: the prompt becomes the user's turn"] if rows.chat else []

@@ -2,20 +2,22 @@
 
 A row is a prompt, the sampled ids, their reward part by part, and their origin: stage, round, requested label.
 FeedME, reward-model pairs, conditions and offline_q read the same rows: the `rollouts.jsonl` of a stage, a file of
-the same shape, or a file of human ratings: {"prompt": ..., "completion": ..., "rating": 7}, which is what FeedME was.
+the same shape, or a file (JSONL, JSON, Parquet) of human ratings, which is what FeedME learned from:
+{"prompt": ..., "completion": ..., "rating": 7}.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Prompts
-from pipeline.data import encoding, prompts
+from pipeline.data import data_files, encoding, prompts
+from pipeline.data.columns import DataRow
 from pipeline.data.completion_text import completion_text
 from pipeline.records import Prompt, Rollout, Scored, Status, as_json, from_json
 
@@ -46,12 +48,21 @@ def read(path: Path, source: Prompts, tokenizer: Any, stop_token_ids: frozenset[
     if not path.is_file():
         raise ConfigError([f"{path}: no such file of scored samples; a stage leaves one as rollouts.jsonl"])
     out, foreign = [], []
-    for number, row in prompts.numbered_rows(path):
+    for number, row in _numbered(path):
         if "ids" in row and "prompt_ids" in row:
             out.append(_ours(row, path, number))
         else:
             foreign.append(_foreign(row, path, number, source, tokenizer, stop_token_ids))
     return out + averaged(foreign)
+
+
+def _numbered(path: Path) -> Iterator[tuple[int, DataRow]]:
+    """(line or row number, row that knows its file) of a JSONL, JSON or Parquet file."""
+    if path.name.lower().endswith((".json", ".json.gz", ".parquet")):
+        yield from enumerate((DataRow(row, f"row {n} of {path}") for n, row in
+                              enumerate(data_files.read_rows(str(path), "train", None, "pool"), 1)), 1)  # fmt: skip
+    else:
+        yield from ((number, DataRow(row, f"row {number} of {path}")) for number, row in prompts.numbered_rows(path))
 
 
 def _ours(row: Mapping[str, Any], path: Path, number: int) -> Entry:
@@ -65,12 +76,7 @@ def _ours(row: Mapping[str, Any], path: Path, number: int) -> Entry:
 def _foreign(
     row: Mapping[str, Any], path: Path, number: int, source: Prompts, tokenizer: Any, stop_token_ids: frozenset[int]
 ) -> Entry:
-    column = next((name for name in SCORES if name in row), None)
-    if column is None:
-        raise ConfigError([f"{path}:{number}: no score; give a column {', '.join(SCORES[:-1])} or {SCORES[-1]}"])
-    value = row[column]
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-        raise ConfigError([f"{path}:{number}: {column} must be a number or null, found {value!r}"])
+    column, value = _rating(row, path, number)
     ids = encoding.render_ids(row, source, tokenizer, number=number)
     completion = encoding.completion_ids(row, source, tokenizer, ids, stop_token_ids=stop_token_ids, number=number)
     task = row.get("task")
@@ -81,6 +87,44 @@ def _foreign(
     reward = math.nan if value is None else float(value)
     status: Status = "error" if value is None else "pass"  # a rating does not say whether the answer is right
     return Entry(Scored(rollout, reward, status, {column: value}), "file")
+
+
+def _rating(row: Mapping[str, Any], path: Path, number: int) -> tuple[str, float | None]:
+    """Name and value of the score's column; None where nobody rated the answer. Raises ConfigError."""
+    column = next((name for name in SCORES if name in row), None)
+    if column is None:
+        accepted = f"{', '.join(SCORES[:-1])} or {SCORES[-1]}"
+        raise ConfigError([f"{path}:{number}: no score; give a column {accepted}; have: {', '.join(sorted(row))}"])
+    value = row[column]
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        raise ConfigError([f"{path}:{number}: {column} must be a number or null, found {value!r}"])
+    return column, value
+
+
+@dataclass(frozen=True, slots=True)
+class RowCounts:
+    """Rows of a file of scored samples, and how many of them have a score. columns: those that hold the scores."""
+
+    rows: int
+    scored: int
+    columns: tuple[str, ...]
+
+
+def count_rows(path: Path, source: Prompts) -> RowCounts:
+    """Check every row as `read` does, without a tokenizer. Raises ConfigError naming the first that cannot be read."""
+    rows, scored, columns = 0, 0, dict[str, None]()
+    for number, row in _numbered(path):
+        rows += 1
+        if "ids" in row and "prompt_ids" in row:
+            column, scorable = "reward", _ours(row, path, number).scored.scorable
+        else:
+            column, value = _rating(row, path, number)
+            prompts.prompt_text(row, source, number=number)
+            prompts.completion_value(row, source, number=number, where="prompts")
+            scorable = value is not None and not math.isnan(value)
+        columns[column] = None
+        scored += scorable
+    return RowCounts(rows, scored, tuple(columns))
 
 
 def averaged(entries: Sequence[Entry]) -> list[Entry]:

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.config.load import Config, ConfigError
 from pipeline.config.schema import KINDS, Prompts
 from pipeline.config.work import Data
-from pipeline.data import encoding, prompts
+from pipeline.data import encoding, prompts, sample_pool
 from pipeline.data.conversations import Demonstration
 from pipeline.data.tool_schemas import ToolSet, with_tools
 from pipeline.plan.data_checks import imitates_prompts
@@ -154,9 +154,11 @@ def own_rows(cfg: Config, key: str, source: Prompts, barred: Collection[str]) ->
 
 
 def pool_rows(cfg: Config, references: Sequence[str]) -> int:
-    """Number of lines in the files of scored samples, including those of finished stages."""
-    paths = [cfg.run_dir / name / "rollouts.jsonl" if name in cfg.blocks else Path(name) for name in references]
-    return sum(sum(1 for _ in path.open("rb")) for path in paths if path.is_file())
+    """Number of samples in the rollouts of finished stages, and of rows with a score in files."""
+    stages = [cfg.run_dir / name / "rollouts.jsonl" for name in references if name in cfg.blocks]
+    files = [Path(name) for name in references if name not in cfg.blocks]
+    sampled = sum(sum(1 for _ in path.open("rb")) for path in stages if path.is_file())
+    return sampled + sum(sample_pool.count_rows(path, cfg.prompts).scored for path in files if path.is_file())
 
 
 def spread(lengths: Sequence[int]) -> tuple[float, int, int]:

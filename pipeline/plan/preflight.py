@@ -21,7 +21,8 @@ from pipeline.config.mistakes import beside_yaml, near_path
 from pipeline.config.schema import KINDS, Policy, Prompts, trains_adapter
 from pipeline.config.stage_graph import references, reward_dirs, strict_of
 from pipeline.credit import selection
-from pipeline.data import prompts
+from pipeline.data import prompts, sample_pool
+from pipeline.data.notices import notice
 from pipeline.data.tool_schemas import ToolSet
 from pipeline.generation.program_runs import program_mistakes
 from pipeline.models import families
@@ -189,16 +190,31 @@ def reference_mistakes(cfg: Config, name: str, before: Sequence[str], *, alone: 
 
 
 def pool_mistakes(cfg: Config, name: str, before: Sequence[str], *, alone: bool) -> list[str]:
-    """Check that every pool of scored samples is a stage that is complete or runs earlier, or a file."""
-    lines = []
-    for reference in getattr(cfg.blocks[name], "pool", None) or []:
-        where = f"{name}.pool"
+    """Check that every pool of scored samples is a stage that is complete or runs earlier, or a file of such rows."""
+    where = f"{name}.pool"
+    lines, counts = list[str](), list[sample_pool.RowCounts]()
+    references = getattr(cfg.blocks[name], "pool", None) or []
+    for reference in references:
         if reference in cfg.blocks:
             lines += [] if reference in before else _parent_fault(cfg, where, reference, alone=alone)
         elif not Path(reference).is_file():
             hint = near_path(reference) or beside_yaml(cfg.path, reference) or nearest(reference, cfg.blocks)
             lines.append(f"{where}: {reference!r} is neither a stage of this YAML nor a file of scored samples{hint}")
+        else:
+            found = faults_of(where, lambda r=reference: counts.append(_counted(r, cfg.prompts, where)))  # type: ignore[misc]
+            lines += [line if line.startswith(where) else f"{where}: {line}" for line in found]
+    if not lines and counts and len(counts) == len(references) and not any(each.scored for each in counts):
+        lines.append(f"{where}: no row of {', '.join(references)} has a score, so there is nothing to train on; "
+                     f"give ratings in a column {' or '.join(sample_pool.SCORES)}")  # fmt: skip
     return lines
+
+
+def _counted(reference: str, source: Prompts, where: str) -> sample_pool.RowCounts:
+    """Rows of a file, read as the stage reads them, and a line that says how many count. Raises ConfigError."""
+    counts = sample_pool.count_rows(Path(reference), source)
+    notice(f"{where}: {counts.scored} of {counts.rows} rows of {reference} have a score, in the column "
+           f"{' or '.join(counts.columns)}; those of held-out prompts are left out of them")  # fmt: skip
+    return counts
 
 
 def _parent_fault(cfg: Config, where: str, stage: str, *, alone: bool) -> list[str]:

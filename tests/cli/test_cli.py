@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import yaml
 
 from pipeline import __main__ as cli
 from pipeline.config.load import load
+from pipeline.data.notices import forget
 from pipeline.plan import preflight
 
 ROOT = Path(__file__).parents[2]
@@ -138,6 +140,34 @@ def test_a_file_in_place_of_the_second_run_of_a_diff_is_named(write, capsys, tmp
     assert line == "diff: config.yaml is a YAML; give the run's directory, as out/mine"
     Path("log.txt").touch()
     assert told(capsys, "report", "log.txt") == ["report: log.txt is a file; give the run's directory, as runs/NAME"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        ([{"prompt": "a", "completion": "b", "stars": 5}], "rated.jsonl:1: no score; give a column rating, score or "
+         "reward; have: completion, prompt, stars"),
+        ([{"prompt": "a", "completion": "b", "rating": 5}, {"prompt": "a", "completion": "b", "rating": "5"}],
+         "rated.jsonl:2: rating must be a number or null, found '5'"),
+        ([{"prompt": "a", "rating": 5}], "prompts.completion: row 1 of rated.jsonl has no column 'completion'; have: "
+         "prompt, rating"),
+        ([{"prompt": "a", "completion": "b", "rating": None}], "no row of rated.jsonl has a score, so there is nothing "
+         "to train on; give ratings in a column rating or score or reward"),
+        ([{"ids": [1], "prompt_ids": [1]}], "rated.jsonl:1: not a scored rollout (KeyError: 'prompt_index')"),
+    ],
+)  # fmt: skip
+def test_the_rows_of_a_pool_are_read_before_anything_trains(write, capsys, rows, line):
+    write_rows(rows, "rated.jsonl")
+    assert told(capsys, "run", write(feedme__pool=["rated.jsonl"]))[-1] == f"config.yaml: feedme.pool: {line}"
+
+
+def test_how_many_rows_of_a_pool_have_a_score_is_reported(write, capsys):
+    forget()
+    ratings = [5, None, 3, math.nan]
+    write_rows([{"prompt": f"p{n}", "completion": "b", "score": r} for n, r in enumerate(ratings)], "rated.jsonl")
+    preflight.check(load(write(feedme__pool=["rated.jsonl"])))
+    line = "feedme.pool: 2 of 4 rows of rated.jsonl have a score, in the column score; those of held-out prompts are"
+    assert capsys.readouterr().err.startswith(line)
 
 
 def test_an_unknown_reward_mentions_where_verifiers_of_ones_own_are_found(write, capsys):

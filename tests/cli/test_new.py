@@ -11,6 +11,7 @@ import yaml
 from sandboxes import needs_sandbox
 
 from pipeline.__main__ import main
+from pipeline.cli.new import FINAL_ANSWER, best_rating, plain_questions, template_for
 from pipeline.cli.pick_verifier import pick
 from pipeline.config.schema import Model, Tiny
 from pipeline.models import models
@@ -110,6 +111,7 @@ def test_a_plain_column_of_questions_is_found_and_named(model, tmp_path, monkeyp
     assert main(["new", str(model), "sums.jsonl"]) == 0
     written = yaml.safe_load(Path("sums.yaml").read_text())
     assert written["prompts"]["prompt"] == "query" and written["prompts"]["task"] == {"gold": "final_answer"}
+    assert written["prompts"]["template"] == "{query}\n" + FINAL_ANSWER
     assert written["prompts"]["chat"] is True and math.isclose(written["prompts"]["heldout"], 0.1, abs_tol=0.2)
 
 
@@ -121,6 +123,57 @@ def test_rated_answers_are_filtered_and_not_imitated_as_they_are(model, tmp_path
     written = yaml.safe_load(Path("rated.yaml").read_text())
     assert written["stages"] == ["base", "feedme", "evaluate"] and written["feedme"]["pool"] == ["rated.jsonl"]
     assert written["feedme"]["filters"][0] == {"threshold": 7}
+
+
+def test_an_answer_that_nobody_rated_does_not_make_ratings_demonstrations(model, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"Name {n}", "completion": "x", "rating": None if n == 3 else n % 7 + 1} for n in range(30)]
+    Path("ratings.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert main(["new", str(model), "ratings.jsonl"]) == 0
+    written = yaml.safe_load(Path("ratings.yaml").read_text())
+    assert written["stages"] == ["base", "feedme", "evaluate"] and "sft" not in written
+    assert written["feedme"]["filters"][0] == {"threshold": 7}
+
+
+def test_a_rating_is_the_highest_number_and_null_is_none() -> None:
+    assert best_rating([{"rating": None}, {"rating": 3}, {"rating": 5.5}]) == 5.5
+    assert best_rating([{"score": 1}, {"rating": None, "score": 2}]) == 2
+    assert best_rating([{"rating": None}]) is None
+    assert best_rating([{"rating": True}, {"rating": 2}]) is None
+    assert best_rating([{"prompt": "a"}]) is None
+
+
+def test_rows_of_question_and_answer_are_read_by_their_own_columns(model, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"question": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(30)]
+    Path("add.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert main(["new", str(model), "add.jsonl"]) == 0
+    text = Path("add.yaml").read_text()
+    source = yaml.safe_load(text)["prompts"]
+    assert (source["format"], source["prompt"], source["task"]) == ("plain", "question", {"gold": "answer"})
+    assert source["template"] == "{question}\nReason step by step and put the final answer in \\boxed{}."
+    assert "Prime" not in text and "every row has an answer in 'answer'" in text
+
+
+@pytest.mark.parametrize(
+    ("row", "plain"),
+    [
+        ({"question": "1+1?", "answer": "2"}, True),
+        ({"question": "1+1?", "answer": 2, "level": "easy"}, True),
+        ({"question": "1+1?", "answer": "1+1=2\n#### 2"}, False),  # GSM8K
+        ({"question": "1+1?", "answer": "2", "task": "math"}, False),  # Prime Intellect's
+        ({"question": "1+1?", "answer": ["2"]}, False),
+    ],
+)
+def test_only_plain_questions_skip_the_recognition_of_formats(row, plain) -> None:
+    assert plain_questions([row]) is plain
+
+
+def test_a_template_asks_for_the_final_answer_only_where_it_is_read_and_not_yet_asked_for() -> None:
+    math = pick([{"gold": "7"}])
+    assert template_for(math, "q", {"1+1?"}) == "{q}\n" + FINAL_ANSWER
+    assert template_for(math, "q", {"1+1? Answer in \\boxed{}."}) is None
+    assert template_for(pick([{"prompt": "p"}]), "q", {"1+1?"}) is None
 
 
 @pytest.mark.parametrize(

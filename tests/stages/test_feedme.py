@@ -7,6 +7,8 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from pipeline.config.load import ConfigError
@@ -62,6 +64,18 @@ def test_human_ratings_become_samples_with_an_end_token_and_the_mean_of_their_ra
     first = found[0].rollout
     assert tokenizer.decode(first.prompt.ids) == "2+2=" and first.ids[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(first.ids[:-1]) == "4" and first.finished
+
+
+def test_ratings_in_parquet_or_json_are_the_same_samples(tmp_path, tokenizer):
+    rows = [{"prompt": "2+2=", "completion": "4", "rating": 7}, {"prompt": "2+2=", "completion": "5", "rating": None}]
+    (tmp_path / "r.json").write_text(json.dumps(rows))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "r.parquet")
+    expected = [
+        (e.scored.rollout.ids, e.scored.scorable) for e in read(write_rows(tmp_path / "r.jsonl", rows), tokenizer)
+    ]
+    for name in ("r.json", "r.parquet"):
+        assert [(e.scored.rollout.ids, e.scored.scorable) for e in read(tmp_path / name, tokenizer)] == expected
+        assert sample_pool.count_rows(tmp_path / name, SOURCE) == sample_pool.RowCounts(2, 1, ("rating",))
 
 
 @pytest.mark.parametrize(
