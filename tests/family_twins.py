@@ -110,7 +110,8 @@ FAMILIES: dict[str, Family] = {
     "cohere2": Family("cohere2", "cohere2", "<|END_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", "<BOS_TOKEN>",
                       {"logit_scale": 0.25, "max_position_embeddings": 2048, **WINDOWS}),
     "lfm2": Family("lfm2", "lfm2_v2", bos="<|startoftext|>",
-                   config={"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}),
+                   config={"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False,
+                           "conv_dim": 64}),  # which released checkpoints name, and vLLM reads
     "lfm2-moe": Family("lfm2_moe", "lfm2_v2", bos="<|startoftext|>",
                        config={**MOE, "layer_types": ["conv", "full_attention"], "num_dense_layers": 1}),
     "falcon-h1": Family("falcon_h1", config={**MAMBA, "mamba_d_ssm": 128, "lm_head_multiplier": 0.5}),

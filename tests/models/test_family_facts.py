@@ -81,7 +81,8 @@ def test_a_moe_is_sampled_by_transformers_on_a_cpu_and_vllm_by_name_is_refused(t
 
 
 PROBLEMS = ("qwen2-moe", "qwen3-moe", "qwen3-next", "qwen3.5", "granite4-hybrid", "lfm2", "falcon-h1", "nemotron-h",
-            "mamba2", "gpt-oss", "mixtral", "deepseek-v3", "qwen3.5-vision", "gemma2", "gemma3n")  # fmt: skip
+            "mamba2", "gpt-oss", "mixtral", "deepseek-v3", "qwen3.5-vision", "gemma2", "gemma3n",
+            "gemma3-vision", "mistral3-vision")  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "auto"])
@@ -96,7 +97,7 @@ def test_plan_says_of_a_family_what_a_run_then_does(tmp_path, monkeypatch, capsy
     assert cfg is not None
     fields = families.read_config(str(tmp_path))
     said = families.line(fields, dtype=precision(cfg, fields), attn="sdpa", gpu=False)
-    engines._told.clear()
+    engines._printed.clear()
     resolved = str(precision_of(str(tmp_path), cfg.model)).removeprefix("torch.")
     backend = engines.backend_for(str(tmp_path), replace(cfg.model, dtype=resolved), cfg.generate)
     reported = capsys.readouterr().out.strip()
