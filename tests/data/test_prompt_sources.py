@@ -49,7 +49,7 @@ def written(root: Path, raw: dict[str, Any]) -> Path:
 @pytest.mark.stages
 def test_the_page_s_yaml_is_planned_trained_by_ratio_and_evaluated_by_source(tmp_path: Path) -> None:
     config = str(written(tmp_path, example()))
-    assert main(["plan", config, f"runs_dir={tmp_path}"]) == 0
+    assert main(["plan", config, f"runs_dir={tmp_path}", "trial=false"]) == 0
     assert main(["run", config, f"runs_dir={tmp_path}"]) == 0
     rows = [json.loads(line) for line in (tmp_path / "t/grpo/rollouts.jsonl").read_text().splitlines()]
     sampled = [row["task"]["source"] for row in rows]
