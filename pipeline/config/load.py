@@ -65,9 +65,9 @@ class Config:
     """The data set: prompts, demonstrations and tasks of the verifiers."""
     rewards: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Rewards by name, such as {math_answer: {weight: 1.0}}. The name is a verifier, or the part has a `kind`:
-    verifier, learned, function, potential, surrogate, openai_grader, trl_reward, verl_score, open_instruct, length,
-    repetition, missing_eos, format, random, tool_calls, environment. `weight` is 1 unless given. Fields of each kind:
-    docs/verifiers.md."""
+    verifier, learned, function, potential, surrogate, openai_grader, trl_reward, verl_score, open_instruct,
+    prime_rubric, length, repetition, missing_eos, format, random, tool_calls, environment. `weight` is 1 unless given.
+    Fields of each kind: docs/verifiers.md."""
     generate: Generate = field(default_factory=Generate)
     """The generator: which engine samples, and its settings."""
     sampling: Sampling = field(default_factory=Sampling)
