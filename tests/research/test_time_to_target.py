@@ -87,7 +87,8 @@ SMALL = ["generate.backend=transformers", "prompts.rows=400", "evaluation.sample
 @pytest.mark.stages
 def test_both_stages_run_on_the_demo_task_and_a_second_start_repeats_nothing(tmp_path, capsys):
     config = str(ROOT / "configs" / "research" / "surrogate.yaml")
-    given = [config, f"runs_dir={tmp_path}", "run=small", *SMALL, "time_to_target.seeds=[1]",
+    given = [config, f"runs_dir={tmp_path}", "run=small", *SMALL,
+             "stages=[base, surrogate_study, time_to_target]", "time_to_target.seeds=[1]",
              "time_to_target.methods=[full, quarter]", "time_to_target.slow_runs={}", "time_to_target.target=0.0",
              "time_to_target.check_costs_s=[0, 1]", "time_to_target.workers=1",
              *(f"{m}.{key}" for m in ("full", "quarter") for key in ("steps=2", "evaluate_every=1", "prompts=4")),
