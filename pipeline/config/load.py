@@ -158,7 +158,7 @@ def _meant(key: str, where: str, blocks: Mapping[str, Any], known: Sequence[str]
         return (f"; this stage is not TRL's trainer: its keys are {stage}.optimizer.learning_rate, {stage}.steps and "
                 f"so on, as listed by: whetstone config {_kind(stage, blocks)}")  # fmt: skip
     if not where:  # a whole block of the top level rather than the same key of one stage
-        synonyms = sorted(synonyms, key=lambda ours: ours.lstrip("/") not in TOP or ours[0] != "/")
+        synonyms = tuple(sorted(synonyms, key=lambda ours: ours[0] != "/" or ours[1:] not in TOP))
     for ours in synonyms:  # first in its own block: lr in a critic block means the critic's
         if where and ours.rpartition(".")[2].lstrip("/") in known:
             remark = REMARKS.get((theirs, ours), "").format(block=f"{stage}.")
@@ -169,8 +169,8 @@ def _meant(key: str, where: str, blocks: Mapping[str, Any], known: Sequence[str]
             if ours[1:] in _paths("") if ours[0] == "/" else ours in _paths(_kind(name, blocks)):
                 dotted = ours.lstrip("/") if ours[0] == "/" else f"{name}.{ours}"
                 remark = REMARKS.get((theirs, ours), "").format(block=f"{name}.")
-                found = f"it is {dotted} here" if where or ours[0] == "/" else f"it belongs in a stage: {dotted}"
-                return f"; {found}{remark}"
+                place = f"it is {dotted} here" if where or ours[0] == "/" else f"it belongs in a stage: {dotted}"
+                return f"; {place}{remark}"
     for name in [*stages, *([""] if where else [])]:
         found = next((path for path in _paths(_kind(name, blocks)) if path.rpartition(".")[2] == key), None)
         if found is not None:

@@ -67,7 +67,8 @@ def test_human_ratings_become_samples_with_an_end_token_and_the_mean_of_their_ra
 
 
 def test_ratings_in_parquet_or_json_are_the_same_samples(tmp_path, tokenizer):
-    rows = [{"prompt": "2+2=", "completion": "4", "rating": 7}, {"prompt": "2+2=", "completion": "5", "rating": None}]
+    rows: list[dict[str, Any]] = [{"prompt": "2+2=", "completion": "4", "rating": 7},
+                                  {"prompt": "2+2=", "completion": "5", "rating": None}]  # fmt: skip
     (tmp_path / "r.json").write_text(json.dumps(rows))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "r.parquet")
     expected = [
