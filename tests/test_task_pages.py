@@ -33,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_page_has_a_yaml_for_each_task_and_rows_for_all_but_the_one_that_makes_its_own():
     assert [yaml.safe_load(text)["run"] for text in YAMLS] == [
-        "answers", "demonstrations", "preferences", "preferences-ppo", "ratings", "countdown",
+        "first", "answers", "demonstrations", "preferences", "preferences-ppo", "ratings", "countdown",
     ]  # fmt: skip
     assert set(ROWS) == {"answers.jsonl", "demonstrations.jsonl", "pairs.jsonl", "ratings.jsonl"}
 
@@ -48,13 +48,24 @@ def test_a_yaml_of_the_page_plans_without_a_mistake(text, model, tmp_path, monke
         Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     Path("my.yaml").write_text(text)
     raw = yaml.safe_load(text)
-    assert main(["plan", "my.yaml", "trial=false", f"model.path={model}", "model.dtype=float32"]) == 0, (
-        capsys.readouterr().err
-    )
+    override = [] if "tiny" in raw["model"] else [f"model.path={model}", "model.dtype=float32"]
+    assert main(["plan", "my.yaml", "trial=false", *override]) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
     for stage in raw["stages"]:
         assert re.search(rf"^  {stage} ", out, re.M), f"{stage} is not in the plan"
     assert "warning" not in out
+
+
+def test_readme_shows_the_first_run_of_the_page():
+    shown = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert YAMLS[0] in shown and "tiny" in yaml.safe_load(YAMLS[0])["model"]
+
+
+def test_the_readings_that_the_report_marks_are_in_the_table():
+    table = PAGE.split("## Alarms")[1].split("## Two GPUs")[0]
+    for name in ("malformed", "truncated", "groups_with_signal"):
+        assert f'"{name}"' in (ROOT / "pipeline/report/summary.py").read_text()
+        assert f"| `{name}`, `! check`" in table
 
 
 def test_every_alarm_of_the_code_is_in_the_table_with_what_to_do():

@@ -22,7 +22,7 @@ from verifiers._math import fallback
 from verifiers._math.equivalence import same_answer
 from verifiers._math.lexer import UnsupportedNotation
 from verifiers._math.parse import parse
-from verifiers._math.text import boxed_content, final_answer, one_spelling, plain_words, squeezed, unreadable
+from verifiers._math.text import boxed_content, final_answer, no_answer, one_spelling, plain_words, squeezed, unreadable
 from verifiers._math.tree import Node
 
 DEADLINE_S = 1.0
@@ -98,9 +98,10 @@ def _tree(text: str) -> Node | None:
 
 def verify(completion: str, task: Task) -> Verdict:
     gold = read_gold(task["gold"])
-    answer = final_answer(completion, box_needed=task.get("box_needed", True))
+    box_needed = task.get("box_needed", True)
+    answer = final_answer(completion, box_needed=box_needed)
     if not answer:
-        return malformed("no final answer in a box that closes")
+        return malformed(no_answer(completion, box_needed=box_needed))
     if reason := unreadable(answer):
         return malformed(f"the answer is {reason}" if reason.startswith("longer") else f"the answer {reason}")
     text = one_spelling(answer)

@@ -16,7 +16,7 @@ from verifiers._math.lexer import UnsupportedNotation
 from verifiers._math.naming import value_of
 from verifiers._math.number import constant, is_real
 from verifiers._math.parse import parse
-from verifiers._math.text import boxed_content, final_answer, one_spelling, unreadable
+from verifiers._math.text import boxed_content, final_answer, no_answer, one_spelling, unreadable
 from verifiers._math.tree import Node
 from verifiers._math.units import unit_name
 
@@ -84,7 +84,7 @@ def verify(completion: str, task: Task) -> Verdict:
     unit = _task_unit(task)
     answer = final_answer(completion, box_needed=False)
     if not answer:
-        return malformed("no final answer")
+        return malformed(no_answer(completion, box_needed=False))
     if reason := unreadable(answer):
         return malformed(f"the answer: {reason}")
     text = one_spelling(answer)

@@ -56,6 +56,9 @@ def new(words: Sequence[str]) -> Path:
     target = Path(own.get("to") or f"{slug(Path(file).name.partition('.')[0])}.yaml")
     if target.exists():
         raise ConfigError([f"new: {target} exists; name another file, as to=mine.yaml"])
+    if model == "tiny" and not Path(model).exists():
+        raise ConfigError(["new: `tiny` is not the name of a model; for one with random weights copy the YAML of "
+                           "docs/tasks.md, section `A first run`, and name your file under prompts.path"])  # fmt: skip
     fault = model_dir.fault(model)
     if fault:
         raise ConfigError([f"new: {fault}"])

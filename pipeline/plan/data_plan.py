@@ -128,9 +128,10 @@ def marked(one: Demonstration, tokenizer: Any) -> Marked:
 
 def show(examples: Mapping[str, Marked]) -> None:
     """Print one line per example, with each trained token in brackets."""
-    for kind, tokens in examples.items():
+    for source_and_kind, tokens in examples.items():
+        key, _, kind = source_and_kind.partition(": ")
         shown = "".join(f"[{text}]" if trained else text for text, trained in tokens)
-        console.say(f"example ({kind}), trained tokens in brackets: " + console.visible(shown, 400))
+        console.say(f"one example from {key} ({kind}); [ ] marks a trained token: " + console.visible(shown, 400))
 
 
 def ends_of(cfg: Config, tokenizer: Any) -> frozenset[int]:

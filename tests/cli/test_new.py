@@ -198,3 +198,12 @@ def test_a_mistake_is_one_line_and_writes_nothing(words, said, model, tmp_path, 
     assert main(["new", *(word.format(**places) for word in words)]) == 2
     err = capsys.readouterr().err
     assert said in err and "Traceback" not in err and sorted(tmp_path.iterdir()) == before
+
+
+def test_tiny_is_no_name_of_a_model_and_the_line_says_what_to_write(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text('{"prompt": "1+1=", "gold": "2"}\n')
+    assert main(["new", "tiny", "rows.jsonl"]) == 2
+    assert "docs/tasks.md, section `A first run`" in capsys.readouterr().err
+    assert "## A first run" in (Path(__file__).parents[2] / "docs/tasks.md").read_text()
+    assert not Path("rows.yaml").exists()

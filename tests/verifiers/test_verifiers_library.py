@@ -396,6 +396,27 @@ def test_an_instruction_that_makes_no_sense_is_an_error_of_the_task(rule: dict) 
 
 
 @pytest.mark.parametrize(
+    ("name", "options", "to_write"),
+    [
+        ("numeric", {}, "`The answer is 7`"),
+        ("math_answer", {"box_needed": False}, "`The answer is 7`"),
+        ("math_answer", {}, r"`\boxed{7}`"),
+    ],
+)
+def test_a_bare_number_is_malformed_and_the_detail_says_what_to_write(
+    name: str, options: dict[str, Any], to_write: str
+) -> None:
+    for completion in ("7", " 7\n", "<think>3 and 4</think>\n7"):
+        (verdict,) = verifiers.load(name).grade([completion], [{"gold": "7", **options}])
+        assert verdict.status == "malformed"
+        assert "a bare number" in verdict.detail and "exact" in verdict.detail and to_write in verdict.detail
+    (stated,) = verifiers.load(name).grade([to_write.strip("`")], [{"gold": "7", **options}])
+    assert stated.status == "pass", "what the detail tells to write is read"
+    (words,) = verifiers.load(name).grade(["I found 7, then gave up"], [{"gold": "7", **options}])
+    assert words.status == "malformed" and "a bare number" not in words.detail
+
+
+@pytest.mark.parametrize(
     ("gold", "answer", "tolerance", "expected"),
     [
         (100, "101", {"rtol": 0.01}, "pass"),

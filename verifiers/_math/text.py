@@ -28,6 +28,7 @@ _BOX_OR_BRACE = re.compile(
 _GAP = r"(?:[\s$]|\\[()\[\],;: ]|\\q?quad(?![a-zA-Z]))*"
 _JOINS_BOXES = re.compile(rf"{_GAP}(?:(?:,|;|&|(?:and|or)\b|\\(?:text|mathrm)\{{[\s,]*(?:and|or)\s*\}}){_GAP}){{1,3}}")
 MAX_BETWEEN_BOXES = 60  # characters
+_NUMBER_ALONE = re.compile(r"\s*([-+−]?[0-9][0-9,.]{0,30}%?)\s*")
 _WHOLE_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{(.*)\}", re.DOTALL)
 
 
@@ -47,6 +48,15 @@ def final_answer(completion: str, *, box_needed: bool = True) -> str | None:
     if opened and "</answer>" in tail:
         return statement.unlabelled(tail.partition("</answer>")[0].strip()) or None
     return statement.last_stated(answer)
+
+
+def no_answer(completion: str, *, box_needed: bool) -> str:
+    """Why a completion has no final answer, in words for the verdict's detail: the commonest cause has its fix."""
+    alone = _NUMBER_ALONE.fullmatch(after_thinking(completion))
+    if alone is None:
+        return "no final answer in a box that closes" if box_needed else "no final answer"
+    example = rf"\boxed{{{alone[1]}}}" if box_needed else f"The answer is {alone[1]}"
+    return f"a bare number is not a stated answer: write `{example}`, or use the verifier exact"
 
 
 def boxed_content(text: str) -> str:
