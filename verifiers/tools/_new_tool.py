@@ -7,7 +7,7 @@ from pathlib import Path
 
 from verifiers.tools import available
 
-TEMPLATE = '''"""{name}: an example that counts the words of a text; replace the function and the EXAMPLES with your own."""
+TEMPLATE = '''"""{name}: an example that counts the words of a text; replace function and EXAMPLES with your own."""
 
 from __future__ import annotations
 
