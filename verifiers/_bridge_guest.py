@@ -25,7 +25,8 @@ def serve(descriptor, run):
     poll = select.poll()
     poll.register(listening, select.POLLIN)
     poll.register(sys.stdin, select.POLLHUP)
-    sessions = {}  # descriptor of a connection, and of its process -> (connection, process, descriptor of the process)
+    # descriptor of a connection, and of its process -> (connection, process, descriptor of the process)
+    sessions: dict = {}
     while True:
         for number, _ in poll.poll():
             if number == sys.stdin.fileno():

@@ -70,7 +70,7 @@ def _rows_of_source(source: Prompts, name: str, seed: int, where: str, dirs: Seq
     own, where = source.of_source(name), f"{where}.sources.{name}"
     out = list[Row]()
     for number, row in enumerate(load_rows(own, seed=seed, where=where, dirs=dirs), 1):
-        columns_of = {"prompt": prompt_value(row, own, number, where), SOURCE: name}
+        columns_of: dict[str, Any] = {"prompt": prompt_value(row, own, number, where), SOURCE: name}
         if has_completion(row, own):
             columns_of["completion"] = completion_value(row, own, number=number, where=where)
         columns_of["task"] = {**task_of(row, own, number=number), SOURCE: name}

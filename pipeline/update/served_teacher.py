@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,13 +35,16 @@ class ServedTeacher:
         self.server = vllm_server.ServerClient(url.rstrip("/"), location, how)
         self.model = str(self.server.get("/v1/models")["data"][0]["id"])
 
+    def tokens_there(self, body: dict[str, Any]) -> Any:
+        return self.server.post("/tokenize", body)["tokens"]
+
     def check_tokenizer(self, prompts: Sequence[Prompt], tokenizer: Any) -> None:
         """Raises ConfigError if the server splits the text of some prompts into other token ids than the policy."""
         for prompt in prompts[:PROBES]:
             text = tokenizer.decode(prompt.ids)
             own = list(tokenizer(text, add_special_tokens=False).input_ids)
             body = {"model": self.model, "prompt": text, "add_special_tokens": False}
-            theirs = ranks.from_main(lambda body=body: self.server.post("/tokenize", body)["tokens"])
+            theirs = ranks.from_main(partial(self.tokens_there, body))
             if own != theirs:
                 words = f"{text[:40]!r} is {theirs[:8]} there and {own[:8]} here"
                 raise ConfigError([f"{self.server.location}: the teacher has another tokenizer, but must read the "

@@ -67,7 +67,7 @@ def test_a_card_claims_what_its_intervals_support(start, end, verdict):
     shared = {"model": {"path": "org/base"}, "prompts": prompts, "rewards": {"gridworld": {}}}
     chain: list[dict] = []
     for name, ci in (("base", start), ("grpo", end)):
-        figures = {"heldout_prompts": 40, "steps": 60, "best_step": 10}
+        figures: dict = {"heldout_prompts": 40, "steps": 60, "best_step": 10}
         figures |= {"heldout_accuracy": sum(ci) / 2, "heldout_accuracy_ci95": list(ci)} if ci else {}
         chain.append({"stage": name, "config": {**shared, "stage": {"kind": name}}, "tokens": {"completion": 1},
                       "wall_s": 1.0, "seed": 1, "metrics": figures})  # fmt: skip

@@ -81,7 +81,7 @@ def batch(*tasks: dict[str, Any], text: str = "4") -> Batch:
 
 
 def test_a_part_judges_the_rows_of_its_sources_alone() -> None:
-    block = {
+    block: dict[str, Any] = {
         "a": {"kind": "verifier", "verifier": "exact", "sources": ["one"]},
         "b": {"kind": "verifier", "verifier": "exact", "weight": 3.0, "sources": ["two"]},
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -87,7 +88,7 @@ PROBLEMS = ("qwen2-moe", "qwen3-moe", "qwen3-next", "qwen3.5", "granite4-hybrid"
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "auto"])
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_plan_says_of_a_family_what_a_run_then_does(tmp_path, monkeypatch, capsys, name, dtype):
+def test_plan_says_of_a_family_what_a_run_then_does(tmp_path, monkeypatch, capsys, name, dtype: Any):
     """From config.json alone; its checkpoint is in float32, which `auto` keeps."""
     pytest.importorskip("vllm")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -96,10 +97,11 @@ def test_plan_says_of_a_family_what_a_run_then_does(tmp_path, monkeypatch, capsy
     cfg, _ = read(str(config), [f"model.dtype={dtype}", "generate.backend=auto"])
     assert cfg is not None
     fields = families.read_config(str(tmp_path))
+    assert fields is not None
     said = families.line(fields, dtype=precision(cfg, fields), attn="sdpa", gpu=False)
     engines._printed.clear()
     resolved = str(precision_of(str(tmp_path), cfg.model)).removeprefix("torch.")
-    backend = engines.backend_for(str(tmp_path), replace(cfg.model, dtype=resolved), cfg.generate)
+    backend = engines.backend_for(str(tmp_path), replace(cfg.model, dtype=cast(Any, resolved)), cfg.generate)
     reported = capsys.readouterr().out.strip()
     if backend == "vllm":
         assert "rollouts by vLLM where it is installed" in said and not reported

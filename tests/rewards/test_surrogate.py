@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -62,7 +63,7 @@ def test_the_mean_over_draws_is_the_real_score(trained: int):
     rng, repeats = random.Random(5), 150
     sums, squares = [0.0] * 24, [0.0] * 24
     for _ in range(repeats):
-        drawn = Batch(*(getattr(some, n) for n in some.__slots__ if n != "draws"), [rng.random() for _ in range(24)])
+        drawn = replace(some, draws=[rng.random() for _ in range(24)])
         for i, score in enumerate(composite.score(drawn)):
             sums[i] += score.reward
             squares[i] += score.reward**2
@@ -175,6 +176,7 @@ def test_the_share_follows_the_error_of_the_stand_in():
     early = part.share
     learned(part, composite, 1024)
     assert 0.1 <= part.share < early
+    assert part.error is not None and part.variance is not None
     assert part.share == pytest.approx(part.error / (part.error + 0.5 * part.variance))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -38,14 +39,14 @@ def metaspace() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
-def parts(tokenizer: PreTrainedTokenizerFast, **settings: object) -> list[str]:
+def parts(tokenizer: PreTrainedTokenizerFast, **settings: Any) -> list[str]:
     """The text of each segment of TEXT."""
-    ids = tuple(tokenizer(TEXT, add_special_tokens=False).input_ids)
+    ids: Any = tuple(tokenizer(TEXT, add_special_tokens=False).input_ids)
     row = Row((0,), ids, (True,) * len(ids))
     (numbers,) = Segmenter(Segments(**settings), tokenizer).numbers([row], [torch.zeros(len(ids))])
     starts = [0, *starts_of(numbers), len(ids)]
     bounds = [len(tokenizer.decode(ids[:at])) for at in starts]
-    text = tokenizer.decode(ids)
+    text = str(tokenizer.decode(ids))
     return [text[a:b] for a, b in pairwise(bounds)]
 
 
@@ -61,7 +62,7 @@ def test_marks_end_segments_with_the_token_that_completes_them(tokenizer: PreTra
 
 def test_a_character_of_several_tokens_is_found_too() -> None:
     tokenizer = byte_level()
-    ids = tuple(tokenizer("aéb→c", add_special_tokens=False).input_ids)
+    ids: Any = tuple(tokenizer("aéb→c", add_special_tokens=False).input_ids)
     row = Row((0,), ids, (True,) * len(ids))
     (numbers,) = Segmenter(Segments(by="marker", marker="→"), tokenizer).numbers([row], [torch.zeros(len(ids))])
     (start,) = starts_of(numbers)
