@@ -19,16 +19,25 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rewards.batch import Batch, Outcome
-from rewards.ngram_classifier import NgramClassifier, calibration_error, features
 from rewards.parts import FunctionPart, Part
 from verifiers.deadline import DeadlinePool, Job
+
+if TYPE_CHECKING:
+    from rewards.ngram_classifier import NgramClassifier
 
 Sample = tuple[Sequence[int], Sequence[int], Mapping[str, float | None]]  # prompt ids, completion ids, parts
 
 MEMORY = 0.9  # weight per update of the past in the running error and variance
+
+
+def _ngrams() -> Any:
+    """The module of the classifier, which loads NumPy: `import rewards` does not."""
+    from rewards import ngram_classifier
+
+    return ngram_classifier
 
 
 def corrected(predicted: float, real: float | None, share: float) -> float:
@@ -114,7 +123,7 @@ class SurrogatePart:
     weight: float
     real: Part
     settings: SurrogateSettings
-    classifier: NgramClassifier = field(default_factory=NgramClassifier)
+    classifier: NgramClassifier = field(default_factory=lambda: _ngrams().NgramClassifier())
     error: float | None = None
     variance: float | None = None
     seconds: float = 0.0
@@ -158,7 +167,7 @@ class SurrogatePart:
     def _predictions(self, batch: Batch) -> list[float]:
         if not self.settings.learn:
             return [0.5 * (self.classifier.low + self.classifier.high)] * len(batch)
-        rows = [features(p, c) for p, c in zip(batch.prompt_ids, batch.completion_ids, strict=True)]
+        rows = [_ngrams().features(p, c) for p, c in zip(batch.prompt_ids, batch.completion_ids, strict=True)]
         return self.classifier.predict(rows)
 
     def _outcome(self, predicted: float, real: Outcome | None, share: float) -> Outcome:
@@ -192,8 +201,8 @@ class SurrogatePart:
             self.variance = variance if self.variance is None else MEMORY * self.variance + (1 - MEMORY) * variance
             metrics |= {f"{self.name}/error": error, f"{self.name}/real_mean": mean,
                         f"{self.name}/real_variance": variance,
-                        f"{self.name}/calibration_error": calibration_error(predicted, real)}  # fmt: skip
-            self.classifier.learn([features(p, c) for p, c, _ in checked], real)
+                        f"{self.name}/calibration_error": _ngrams().calibration_error(predicted, real)}  # fmt: skip
+            self.classifier.learn([_ngrams().features(p, c) for p, c, _ in checked], real)
         if drawn:
             total = math.fsum(float(sample[2][predicted_key] or 0.0) for sample in drawn)
             metrics[f"{self.name}/predicted_mean"] = total / len(drawn)
@@ -210,7 +219,7 @@ class SurrogatePart:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """What `state` gave."""
-        self.classifier = NgramClassifier.from_dict(state["classifier"])
+        self.classifier = _ngrams().NgramClassifier.from_dict(state["classifier"])
         self.error, self.variance = state["error"], state["variance"]
 
 
