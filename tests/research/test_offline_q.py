@@ -276,4 +276,4 @@ def test_a_pool_that_holds_nothing_usable_is_reported(tmp_path, place, capsys):
     config = write_config(tmp_path, place)
     block = {"policy": str(place), "pool": [str(pool)]}
     assert main(["offline_q", str(config), f"runs_dir={tmp_path}", f"offline_q={json.dumps(block)}"]) == 2
-    assert "offline_q.pool: of 1 samples none is scorable" in capsys.readouterr().err
+    assert "pool.jsonl has a score, so there is nothing to train on" in capsys.readouterr().err
