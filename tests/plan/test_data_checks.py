@@ -88,7 +88,7 @@ def test_each_kind_of_row_is_shown_with_its_trained_tokens(planned):
     _, _, out = planned([*map(talk, range(9)), *ROWS])
     (several,) = [line for line in out.splitlines() if "several turns" in line]
     assert "<assistant>[y][o][<eos>]<user>so<assistant>[n][o][<eos>]" in several
-    (text,) = [line for line in out.splitlines() if "(prompts: text)" in line]
+    (text,) = [line for line in out.splitlines() if "from prompts (text)" in line]
     assert text.endswith("[<eos>]") and "What is [" not in text
 
 
