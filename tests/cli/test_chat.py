@@ -55,7 +55,8 @@ def test_where_the_rows_are_gone_the_doubt_is_reported(tmp_path, capsys):
     run = finished(tmp_path, f"prompts={{path: {data}}}")
     data.unlink()
     assert hears(run, "ab", "ab")
-    assert "rows.jsonl does not exist; sent as plain text" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "rows.jsonl does not exist" in error and "; sent as plain text, not through the chat template" in error
 
 
 def test_a_conversation_is_remembered_and_loads_its_model_once(tmp_path, capsys, monkeypatch):
