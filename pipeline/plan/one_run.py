@@ -11,6 +11,7 @@ from pipeline.config.load import Config
 from pipeline.config.registry import kind_of
 from pipeline.config.schema import Policy
 from pipeline.config.work import Data, Work
+from pipeline.generation.tool_calls import recognised_format
 from pipeline.plan import data_plan, estimate
 from pipeline.plan.data_plan import Marked
 from pipeline.plan.estimate import Memory, Shape
@@ -32,6 +33,7 @@ class Plan:
     memory: dict[str, Memory]
     seconds: dict[str, float]
     examples: dict[str, Marked]  # kind of row -> its tokens, each marked if trained on
+    tools: str = ""  # what an episode may call, and how calls are read
 
     def as_json(self) -> dict[str, Any]:
         """The plan as JSON, for `plan CONFIG json=true`."""
@@ -63,7 +65,7 @@ def make(cfg: Config, measured: Trial | None) -> Plan:
             seconds[work.name] = seconds_of(cfg, work, data, measured, known.get(work.name))
         if works:
             seconds[works[0].name] += measured.imports_s + measured.engine_s
-    return Plan(works, data, stale, memory, seconds, examples)
+    return Plan(works, data, stale, memory, seconds, examples, tools_line(cfg, tokenizer))
 
 
 def label_of(block: Any) -> str:
@@ -140,7 +142,20 @@ def show(cfg: Config, made: Plan, trial: Trial | None) -> None:
         console.say(f"time: {todo} for what is stale, {console.clock(sum(made.seconds.values()))} in all, at "
                     f"{trial.sampled_per_s:,.0f} tokens/s sampled by {trial.generator} and "
                     f"{trial.learned_per_s:,.0f} tokens/s learned")  # fmt: skip
+    if made.tools:
+        console.say(made.tools)
     data_plan.show(made.examples)
+
+
+def tools_line(cfg: Config, tokenizer: Any) -> str:
+    """The tools of the run by name, and the format in which calls are read; empty without tools."""
+    if cfg.tools is None:
+        return ""
+    tools = cfg.tools
+    environment = [tools.environment.rpartition(":")[2]] if tools.environment else []
+    names = [*tools.use, *environment, *(f"MCP server {name}" for name in tools.mcp)]
+    call_format = tools.format or recognised_format(tokenizer.chat_template or "")
+    return f"tools: {', '.join(names)}; calls are read as {call_format}" if names and call_format else ""
 
 
 def cautions(cfg: Config, heldout: int) -> list[str]:

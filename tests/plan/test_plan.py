@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from loop_kit import manifest, run_stage
@@ -269,3 +270,10 @@ def test_a_plan_prints_no_address_of_the_validation_library():
 
     (line,) = data_checks.faults_of("x", lambda: TypeAdapter(dict[str, int]).validate_python({"a": "many"}))
     assert line.startswith("x: a: input should be a valid integer") and "http" not in line
+
+
+def test_a_plan_names_the_tools_and_how_calls_are_read():
+    cfg = load(str(Path(CHAOS).parents[1] / "tools/calculator.yaml"))
+    plain = SimpleNamespace(chat_template=None)
+    assert one_run.tools_line(cfg, plain) == "tools: calculator; calls are read as pythonic"
+    assert one_run.tools_line(replace(cfg, tools=None), plain) == ""
