@@ -33,6 +33,16 @@ def policy_stage(run: Path, named: str | None = None) -> str:
 
     Raises ConfigError if the run has no such stage.
     """
+    return _stage_and_reason(run, named)[0]
+
+
+def chosen(run: Path, words: Sequence[str]) -> str:
+    """The stage that `export` takes, and why, in words."""
+    stage, why = _stage_and_reason(run, options("export", words).get("stage"))
+    return f"stage {stage}, {why}; stage=NAME takes another"
+
+
+def _stage_and_reason(run: Path, named: str | None) -> tuple[str, str]:
     if not run.is_dir():
         raise ConfigError([f"{run}: no such run directory"])
     manifests = [m for p in run.glob("*/manifest.json") if (m := read_manifest(p)) is not None]
@@ -40,25 +50,14 @@ def policy_stage(run: Path, named: str | None = None) -> str:
     if named is not None:
         if named not in found:
             raise ConfigError([f"{run}: no finished policy stage {named!r}{nearest(named, found)}"])
-        return named
+        return named, "as you named it"
     if not found:
         raise ConfigError([f"{run}: no policy stage has finished; run one first, as make grpo CONFIG=..."])
     judged = next((m["metrics"].get("best_policy") for m in manifests if kind_of(m) == "evaluate"), None)
     if judged in found:
-        return str(judged)
-    return max(found, key=lambda name: (run / name / "manifest.json").stat().st_mtime)
-
-
-def chosen(run: Path, words: Sequence[str]) -> str:
-    """The stage that `export` takes, and why, in words."""
-    named = options("export", words).get("stage")
-    stage = policy_stage(run, named)
-    judged = [
-        m for p in run.glob("*/manifest.json") if (m := read_manifest(p)) is not None and kind_of(m) == "evaluate"
-    ]
-    by_evaluate = any(m["metrics"].get("best_policy") == stage for m in judged)
-    why = "as you named it" if named else "the best of `evaluate`" if by_evaluate else "the last policy that finished"
-    return f"stage {stage}, {why}; stage=NAME takes another"
+        return str(judged), "the best of `evaluate`"
+    last = max(found, key=lambda name: (run / name / "manifest.json").stat().st_mtime)
+    return last, "the last policy that finished"
 
 
 def kind_of(manifest: Mapping[str, Any]) -> str:

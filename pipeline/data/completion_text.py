@@ -56,6 +56,11 @@ def completion_texts(
     return [opened[tail] + text for tail, text in zip(tails, texts, strict=True)]
 
 
+def opened_by(tokenizer: Any, prompt_ids: Sequence[int]) -> str:
+    """The thinking tag that a rendered prompt leaves open, or the empty string."""
+    return opened_thinking(tokenizer.decode(list(prompt_ids[-TAIL_TOKENS:]), skip_special_tokens=False))
+
+
 def completion_text(tokenizer: Any, ids: Sequence[int], prompt: Sequence[int]) -> str:
     """The text of one completion; see completion_texts."""
     return completion_texts(tokenizer, [ids], [prompt])[0]

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.config.schema import Prompts, Sampling
 from pipeline.data import chat_template
 from pipeline.data.columns import Message, Row
-from pipeline.data.completion_text import completion_text
+from pipeline.data.completion_text import completion_text, opened_by
 from pipeline.data.conversations import Renderer
 from pipeline.data.notices import notice
 from pipeline.generation.episode_rows import EpisodeRow, continued
@@ -24,9 +24,6 @@ from pipeline.generation.openai_api import ApiError, ChatCall, ChatChoice, respo
 from pipeline.generation.stop_strings import cut_at_stop
 from pipeline.generation.tool_calls import ParsedTurn, format_of, parse_turn, recognised_format
 from pipeline.seeds import derive
-from verifiers import opened_thinking
-
-TAIL_TOKENS = 48  # of a prompt: enough to see a thinking tag that it leaves open
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +159,8 @@ class CallPlayer:
         text = completion_text(self.tokenizer, ids, prompt_ids)
         turn = ParsedTurn(text)
         if sample.finished and (call.tools or self.in_channels):
-            tail = opened_thinking(self.tokenizer.decode(list(prompt_ids[-TAIL_TOKENS:]), skip_special_tokens=False))
             raw = self.tokenizer.decode(list(ids), skip_special_tokens=False)
-            turn = parse_turn(tail + raw, self.format_of_calls(), call.tools or [])
+            turn = parse_turn(opened_by(self.tokenizer, prompt_ids) + raw, self.format_of_calls(), call.tools or [])
             session.malformed_calls += len(turn.malformed)
             if not turn.calls:
                 turn = ParsedTurn(text if turn.malformed or not turn.thinking else turn.content, (), (), turn.thinking)

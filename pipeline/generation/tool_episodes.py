@@ -23,7 +23,7 @@ from typing import Any
 from pipeline.config.schema import Prompts, Sampling, Tools
 from pipeline.data import chat_template, encoding
 from pipeline.data.columns import Message, Row
-from pipeline.data.completion_text import completion_text
+from pipeline.data.completion_text import completion_text, opened_by
 from pipeline.data.conversations import Renderer
 from pipeline.data.tool_schemas import ToolSet
 from pipeline.generation.episode_rows import EpisodeRow, rollouts_of
@@ -33,10 +33,8 @@ from pipeline.generation.tool_calls import ParsedTurn, format_of, parse_turn, re
 from pipeline.generation.tool_runs import Called, ToolRuns
 from pipeline.records import Prompt, Rollout, Scored
 from pipeline.seeds import derive
-from verifiers import opened_thinking
 from verifiers.tools import Exchange, Toolbox
 
-TAIL_TOKENS = 48  # of a prompt: enough to see a thinking tag that it leaves open
 # a tool for templates to render, where the tools of a run are known only when its environment starts
 PROBE: Row = {"type": "function", "function": {"name": "probe", "description": "Probe.", "parameters": {
     "type": "object", "properties": {}}}}  # fmt: skip
@@ -186,7 +184,7 @@ class ToolPlayer:
 
     def _take(self, one: _ToolEpisode, sample: Sample, limit_name: str) -> None:
         """Append what was sampled to the row that it continues."""
-        if not one.rows or one.rows[-1].prompt_ids + tuple(one.rows[-1].ids) + one.between != one.prompt_ids:
+        if not one.rows or one.rows[-1].all_ids + one.between != one.prompt_ids:
             one.rows.append(EpisodeRow(one.prompt_ids))
         else:
             one.rows[-1].add(one.between, None)
@@ -271,10 +269,10 @@ class ToolPlayer:
         turn_ids = ids[len(one.prompt_ids) - len(one.rows[-1].prompt_ids) :]
         text = self.tokenizer.decode(turn_ids[:-1] if turn_ids[-1] in self.stop_token_ids else turn_ids,
                                      skip_special_tokens=False)  # fmt: skip
-        tail = self.tokenizer.decode(list(one.prompt_ids[-TAIL_TOKENS:]), skip_special_tokens=False)
+        opened = opened_by(self.tokenizer, one.prompt_ids)
         if self.format is None or not one.tools:
-            return ParsedTurn(opened_thinking(tail) + text)
-        turn = parse_turn(opened_thinking(tail) + text, self.format, one.tools)
+            return ParsedTurn(opened + text)
+        turn = parse_turn(opened + text, self.format, one.tools)
         if self.one_call and len(turn.calls) > 1:
             extra = f"only one call fits into a turn; {len(turn.calls) - 1} more were not run"
             return replace(turn, calls=turn.calls[:1], malformed=(*turn.malformed, extra))

@@ -127,7 +127,7 @@ class ServedGenerator:
             return out
 
         reporting = Lock()  # callbacks need not be thread-safe
-        return self._all(sample_one, list(enumerate(requests)))
+        return at_once(sample_one, list(enumerate(requests)))
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         self.server.post("/reset_prefix_cache", {})
@@ -137,7 +137,7 @@ class ServedGenerator:
             by_position = choice["prompt_logprobs"][1:]
             return [one[str(token)]["logprob"] for one, token in zip(by_position, ids[1:], strict=True)]
 
-        return self._all(logprobs_of, sequences)
+        return at_once(logprobs_of, sequences)
 
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         second: set[str] = set()
@@ -166,17 +166,18 @@ class ServedGenerator:
 
     def _push(self, weights: dict[str, torch.Tensor]) -> None:
         directory = self.checkpoints.write(weights)
-        self._all(lambda server: _reload(server, directory), self.servers)
+        at_once(lambda server: _reload(server, directory), self.servers)
 
     def _complete(self, body: dict[str, Any]) -> dict[str, Any]:
         answer = self.server.post("/v1/completions", {"model": self.served, **body})
         choice: dict[str, Any] = answer["choices"][0]
         return choice
 
-    @staticmethod
-    def _all(send: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-        with ThreadPoolExecutor(min(AT_ONCE, max(len(items), 1))) as pool:
-            return list(pool.map(send, items))
+
+def at_once(send: Callable[[Any], T], items: Sequence[Any], *, most: int = AT_ONCE) -> list[T]:
+    """send(item) for each, at most so many in flight; the server batches them. Results in order."""
+    with ThreadPoolExecutor(min(most, max(len(items), 1))) as pool:
+        return list(pool.map(send, items))
 
 
 def _reload(server: ServerClient, directory: Path) -> None:

@@ -9,7 +9,6 @@ batches requests, so a resumed run is not bitwise identical with this teacher.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -22,7 +21,7 @@ from pipeline.generation import vllm_server
 from pipeline.records import Prompt
 from pipeline.update.forward import Row
 
-AT_ONCE = 64  # requests in flight; the server batches them
+AT_ONCE = 64  # requests in flight
 PROBES = 4  # prompts on which the tokenizers are compared
 Entries = list[Mapping[str, Mapping[str, Any]]]  # per token: id as text -> logprob and rank
 
@@ -77,11 +76,16 @@ class ServedTeacher:
             out: Entries = answer[len(row.prompt_ids) :]
             return out
 
-        def ask() -> list[Entries]:
-            with ThreadPoolExecutor(min(AT_ONCE, max(len(rows), 1))) as pool:
-                return list(pool.map(one, rows))
+        return ranks.from_main(lambda: vllm_server.at_once(one, rows, most=AT_ONCE))
 
-        return ranks.from_main(ask)
+    # a server's model never changes with the policy
+
+    def after_step(self, step: int) -> None: ...
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None: ...
 
 
 def top_k_of(entries: Entries, k: int) -> tuple[Tensor, Tensor]:

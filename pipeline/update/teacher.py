@@ -54,15 +54,13 @@ class TeacherModel:
         return ServedLesson(self.settings, rows, self.model.top_k(rows, self.settings.top_k))
 
     def after_step(self, step: int) -> None:
-        if isinstance(self.model, Copy):
-            self.model.after_step(step)
+        self.model.after_step(step)
 
     def state(self) -> dict[str, Any]:
-        return self.model.state() if isinstance(self.model, Copy) else {}
+        return self.model.state()
 
     def load_state(self, state: dict[str, Any]) -> None:
-        if isinstance(self.model, Copy):
-            self.model.load_state(state)
+        self.model.load_state(state)
 
 
 @dataclass(frozen=True, slots=True)
