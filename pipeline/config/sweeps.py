@@ -68,8 +68,13 @@ def _variants(raw: dict[str, Any], method: str, axes: Any, where: str, mistakes:
 
 def variant_name(method: str, chosen: Mapping[str, Any]) -> str:
     """grpo and {optimizer.learning_rate: 0.0003} -> grpo-learning_rate-0.0003, which is the stage's directory too."""
-    parts = [f"{str(key).rpartition('.')[2]}-{value}" for key, value in chosen.items()]
+    parts = [f"{last_key(key)}-{value}" for key, value in chosen.items()]
     return re.sub(r"[^\w.+-]+", "_", "-".join([method, *parts]))
+
+
+def last_key(key: str) -> str:
+    """optimizer.learning_rate -> learning_rate."""
+    return str(key).rpartition(".")[2]
 
 
 def _set(block: dict[str, Any], keys: list[str], value: Any) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.sweeps import last_key, variant_name
 from pipeline.report.collect import Stage, read_stages
 from pipeline.report.summary import facts
 from pipeline.run.manifest import read_manifest
@@ -27,6 +29,35 @@ def stitching(names: Mapping[str, str], directory: Path) -> dict[str, Any]:
         "the same logs, so fresh samples cannot help. Its own table is in docs/stitch.md."
     )
     return {"methods": figures, "words": words}
+
+
+def sweep_plots(sweep: Mapping[str, Mapping[str, list[Any]]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One plot per swept method: the key with the most values along x, one line per combination of the others.
+
+    Each line: name, and per value the method's accuracy with its interval, or None where the table has no such row.
+    """
+    by_name = {row["method"]: row for row in rows}
+    plots = []
+    for method, axes in sweep.items():
+        key = max(axes, key=lambda name: len(axes[name]))
+        others = [name for name in axes if name != key]
+        lines = []
+        for rest in itertools.product(*(axes[name] for name in others)):
+            fixed = dict(zip(others, rest, strict=True))
+            found = [
+                by_name.get(variant_name(method, {name: {**fixed, key: value}[name] for name in axes}))
+                for value in axes[key]
+            ]
+            lines.append(
+                {
+                    "name": ", ".join(f"{last_key(name)} {value}" for name, value in fixed.items()) or method,
+                    "accuracy": [row and row["accuracy"] for row in found],
+                    "low": [row and row["ci95"][0] for row in found],
+                    "high": [row and row["ci95"][1] for row in found],
+                }
+            )
+        plots.append({"method": method, "key": key, "values": [str(value) for value in axes[key]], "lines": lines})
+    return plots
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,5 +81,6 @@ def read(directory: Path) -> Compared | None:
             seen.setdefault(stage.path.resolve(), stage)
     settings = manifest.get("config", {}).get("stage", {})
     data["stitching"] = stitching(settings.get("stitching") or {}, Path(str(settings.get("stitching_run") or "")))
+    data["sweeps"] = sweep_plots(settings.get("sweep") or {}, data["table"])
     budget = [["budget", f"{data.get('budget', 0):,} tokens per method"]]
     return Compared(read_stages(directory / str(data["runs"][0])), facts(list(seen.values())) + budget, data)

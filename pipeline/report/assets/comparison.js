@@ -83,6 +83,17 @@ function pathLine(c, row, x, y, from, to) {
   return line;
 }
 
+// Values of a sweep stand at equal distances, as their lists usually grow by a factor.
+function sweepSection(report) {
+  const sweeps = report.comparison.sweeps || [];
+  if (!sweeps.length) return null;
+  const start = report.comparison.table.find((r) => r.role === "start");
+  const line = (l, i, values) => ({ name: l.name, colour: (i % 8) + 1, dash: i >= 8, x: values.map((_, n) => n), y: l.accuracy, low: l.low, high: l.high });
+  return section("sweep", "Sweep", h("p", { class: "note" }, "Band: 95% interval of each point by itself. The best of many points looks better than it is: run it again under other seeds."),
+    h("div", { class: "charts" }, sweeps.map((one) => lineChart({ title: `${one.method}: held-out accuracy by ${one.key}`, percent: true, xLabel: one.key, xTicks: one.values.map((_, n) => n), xText: (n) => one.values[n] ?? "",
+      height: 260, few: true, yMin: 0, lines: [{ y: start.accuracy, text: start.method }], series: one.lines.map((l, i) => line(l, i, one.values)) }))));
+}
+
 function frontierSection(report) {
   const c = report.comparison, colour = palette(c);
   const start = c.table.find((r) => r.role === "start"), methods = c.table.filter(isMethod);

@@ -4,7 +4,7 @@ const report = JSON.parse(byId("report-data").textContent);
 header(report);
 if (report.live) liveBar(report.live);
 const sections = (report.comparison
-  ? [answerSection, frontierSection, traitSection, proxySection, lineageSection]
+  ? [answerSection, sweepSection, frontierSection, traitSection, proxySection, lineageSection]
   : [seedsSection, resultSection, lineageSection, stageSections, monitorSection, settingsSection]).map((make) => make(report)).filter(Boolean);
 byId("main").append(...sections);
 byId("foot").append(h("p", {}, `Written by Whetstone. ${Object.entries(report.versions).map(([name, v]) => `${name} ${v}`).join(" · ")}`));
