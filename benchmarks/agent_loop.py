@@ -42,7 +42,7 @@ class Scripted:
         self._tokenizer = tokenizer
 
     def sample(self, requests: Sequence[Any], *_: Any) -> list[Any]:
-        from pipeline.generation.generator_types import Sample
+        from pipeline.generation.generator import Sample
 
         texts = self._tokenizer.batch_decode([list(request.ids) for request in requests])
         ids = [self._turns[text.count("</tool_response>")] for text in texts]

@@ -203,7 +203,7 @@ def draws(size: str) -> dict[str, Any]:
     as vLLM draws them, row after row."""
     import torch
 
-    from pipeline.generation.inverse_cdf import draw, uniforms
+    from pipeline.generation.seeded_sampler import draw, uniforms
 
     rows = 256 if size == "mid" else 4
     out = {}

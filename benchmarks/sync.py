@@ -16,7 +16,8 @@ def run(rounds: int = 9) -> dict[str, Any]:
     import torch
 
     from benchmarks.engine import open_engine, prompts_of
-    from pipeline.generation.generator import largest_gap, sequence_logprobs
+    from pipeline.generation.generator import largest_gap
+    from pipeline.generation.hf_engine import sequence_logprobs
     from pipeline.models.models import named_weights
     from pipeline.update.canary import rows_at_start
 

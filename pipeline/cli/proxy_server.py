@@ -18,7 +18,7 @@ from typing import Any
 from pipeline.cli.chat import Voice, number, open_voice
 from pipeline.cli.commands import options
 from pipeline.config.load import ConfigError
-from pipeline.generation.generator_types import Sample
+from pipeline.generation.generator import Sample
 from pipeline.generation.openai_api import ApiError
 from pipeline.generation.policy_calls import CallLimits, CallPlayer, Prepared, Recorded
 from pipeline.generation.proxy import KEY_PREFIX, Proxy, ProxySession, Waiting

@@ -24,13 +24,15 @@ from pipeline.models.models import architecture_key, load_policy, named_weights
 from pipeline.models.precision import precision_of
 
 _open: dict[tuple[str, ...], Generator] = {}
-_owner: dict[tuple[str, ...], object] = {}  # whose weights each open engine has
+_on_lost: dict[tuple[str, ...], Callable[[], None]] = {}  # tells whoever an open engine's weights belong to
 
 
 def close_generators() -> None:
     """Close all engines and free their memory."""
+    for tell in _on_lost.values():
+        tell()
     _open.clear()
-    _owner.clear()
+    _on_lost.clear()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -42,14 +44,14 @@ def open_generator(
     generate: Generate,
     *,
     max_model_len: int,
-    owner: object | None = None,
+    on_lost: Callable[[], None] = lambda: None,
     weights: Callable[[], Iterable[tuple[str, torch.Tensor]]] | None = None,
 ) -> Generator:
     """A generator holding the weights at model_dir. One engine per process and architecture: stages share
     it by syncing.
 
-    owner: the caller; an engine last opened by the same one keeps its weights. weights: those to load instead.
-    Raises ConfigError if the named backend is not available.
+    on_lost: called when the engine gets another caller's weights or is closed; until then it holds this caller's.
+    weights: those to load instead. Raises ConfigError if the named backend is not available.
     """
     # `auto` is one precision here: an engine would read it in its own way
     precision: Any = str(precision_of(model_dir, model)).removeprefix("torch.")
@@ -58,9 +60,9 @@ def open_generator(
     key = (backend, architecture_key(model_dir, model), repr(generate), repr(model), str(max_model_len))
     known = _open.get(key)
     if known is not None:
-        if owner is None or _owner.get(key) is not owner:
-            known.sync(weights() if weights else checkpoint_weights(model_dir, model))
-            _owner[key] = owner
+        _on_lost.pop(key)()
+        _on_lost[key] = on_lost
+        known.sync(weights() if weights else checkpoint_weights(model_dir, model))
         return known
     if backend == "vllm":
         started = time.monotonic()
@@ -84,7 +86,7 @@ def open_generator(
         generator = TransformersGenerator(model_dir, model, generate)
     if weights:
         generator.sync(weights())
-    _open[key], _owner[key] = generator, owner
+    _open[key], _on_lost[key] = generator, on_lost
     return generator
 
 

@@ -22,8 +22,7 @@ import verifiers
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Sampling
 from pipeline.data.completion_text import completion_texts
-from pipeline.generation.generator import Generator, Request, Sample
-from pipeline.generation.stop_strings import sample_until_stop
+from pipeline.generation.generator import Generator, Request, Sample, sample_until_stop
 from pipeline.records import Prompt, Rollout, Scored, Status
 from pipeline.seeds import derive
 

@@ -1,30 +1,73 @@
 """Generators: token ids in, sampled token ids and their log-probs out. vLLM (vllm_engine) or transformers (hf_engine).
 
-Both draw from the same distribution: every sampling field is sent, log-probs are those of the distribution sampled
+All draw from the same distribution: every sampling field is sent, log-probs are those of the distribution sampled
 from, and each request carries its own seed, so a sample does not depend on what shares its batch or was sampled before
 it. Weights are pushed after every update, and a canary (pipeline/update/canary.py) compares both sides.
+
+Stop strings: base models and tag formats (`</answer>`) have no end token of their own. What was sampled up to and
+including the token that completes a stop string is kept as the ids that were sampled and is trained on; what came after
+it is dropped, so neither the mask nor a reward sees it. The cut is made on the sampled ids, outside the engines: all of
+them agree, and a resumed run repeats it. It does not save the tokens that an engine sampled beyond the stop.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
 from pipeline.config.schema import Sampling
 from pipeline.data.completion_text import completion_text, completion_texts
-from pipeline.generation.generator_types import Generator as Generator
-from pipeline.generation.generator_types import OnDone as OnDone
-from pipeline.generation.generator_types import Request as Request
-from pipeline.generation.generator_types import Sample as Sample
-from pipeline.generation.stop_strings import sample_until_stop
-from pipeline.models.models import batches_by_tokens, pad_right
 from pipeline.records import Prompt, Rollout
 from pipeline.seeds import derive
 
-LOGITS = 2**26  # numbers of one micro-batch of `sequence_logprobs`: 256 MiB in float32
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    ids: tuple[int, ...]
+    seed: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """ids: sampled ids with the end token where one came. logprobs: nats, one per id."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finished: bool
+
+
+OnDone = Callable[[int, Sample], None]
+
+
+class Generator(Protocol):
+    @property
+    def name(self) -> str:
+        """`vllm` or `transformers`."""
+        ...
+
+    def sample(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        stop_token_ids: frozenset[int],
+        on_done: OnDone | None = None,
+    ) -> list[Sample]:
+        """One sample per request, in order. on_done gets (index, sample) of each as soon as it is drawn; after a
+        restart of the engine it gets some twice."""
+        ...
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-prob of every id but the first, at temperature 1, as this generator computes it."""
+        ...
+
+    def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Load these weights. Names are a checkpoint's, the tied head's included."""
+        ...
 
 
 def rollouts(
@@ -93,20 +136,45 @@ def continuations(
     ]
 
 
-@torch.no_grad()
-def sequence_logprobs(model: Any, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-    """Log-prob of every id but the first of each sequence, at temperature 1, in float32."""
-    tokens = max(LOGITS // model.config.get_text_config().vocab_size, 1)
-    out: list[list[float]] = [[] for _ in sequences]
-    for batch in batches_by_tokens([len(s) for s in sequences], tokens):
-        rows = [sequences[i] for i in batch]
-        ids = pad_right(rows, 0, dtype=torch.long, device=model.device)
-        mask = pad_right([[1] * len(r) for r in rows], 0, dtype=torch.long, device=model.device)
-        logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
-        picked = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0].tolist()
-        for i, values in zip(batch, picked, strict=True):
-            out[i] = values[: len(sequences[i]) - 1]
-    return out
+def sample_until_stop(
+    generator: Generator,
+    requests: Sequence[Request],
+    sampling: Sampling,
+    stop_token_ids: frozenset[int],
+    tokenizer: Any,
+    *,
+    before: Sequence[Sequence[int]] | None = None,
+    on_done: OnDone | None = None,
+) -> list[Sample]:
+    """`generator.sample`, each sample cut at the first of `sampling.stop`.
+
+    before: per request, the ids of its completion that its prompt already ends with: a stop may begin among them.
+    """
+    if not sampling.stop:
+        return generator.sample(requests, sampling, stop_token_ids, *([] if on_done is None else [on_done]))
+
+    def cut(index: int, sample: Sample) -> Sample:
+        return cut_at_stop(sample, sampling.stop, tokenizer, before=before[index] if before else ())
+
+    more = [] if on_done is None else [lambda index, sample: on_done(index, cut(index, sample))]
+    samples = generator.sample(requests, sampling, stop_token_ids, *more)
+    return [cut(index, sample) for index, sample in enumerate(samples)]
+
+
+def cut_at_stop(sample: Sample, stop: Sequence[str], tokenizer: Any, *, before: Sequence[int] = ()) -> Sample:
+    """The shortest start of the sample whose text holds one of `stop`, finished; the sample itself if none does."""
+
+    def holds(tokens: int) -> bool:
+        text = tokenizer.decode([*before, *sample.ids[:tokens]], skip_special_tokens=False)
+        return any(word in text for word in stop)
+
+    if not sample.ids or not holds(len(sample.ids)):
+        return sample
+    least, most = 1, len(sample.ids)  # `most` tokens hold a stop
+    while least < most:
+        middle = (least + most) // 2
+        least, most = (least, middle) if holds(middle) else (middle + 1, most)
+    return Sample(sample.ids[:most], sample.logprobs[:most], finished=True)
 
 
 def largest_gap(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> float:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 
 from pipeline.config.schema import Generate, Model, Sampling
-from pipeline.generation.generator import OnDone, Request, Sample, sequence_logprobs
+from pipeline.generation.generator import OnDone, Request, Sample
 from pipeline.generation.seeded_sampler import SeededSampler
-from pipeline.models.models import load_policy
+from pipeline.models.models import batches_by_tokens, load_policy, pad_right
 from pipeline.models.weights import copy_into
+
+LOGITS = 2**26  # numbers of one micro-batch of `sequence_logprobs`: 256 MiB in float32
 
 
 class TransformersGenerator:
@@ -73,3 +76,19 @@ class TransformersGenerator:
     @torch.no_grad()
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         copy_into(self.model, weights)
+
+
+@torch.no_grad()
+def sequence_logprobs(model: Any, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    """Log-prob of every id but the first of each sequence, at temperature 1, in float32."""
+    tokens = max(LOGITS // model.config.get_text_config().vocab_size, 1)
+    out: list[list[float]] = [[] for _ in sequences]
+    for batch in batches_by_tokens([len(s) for s in sequences], tokens):
+        rows = [sequences[i] for i in batch]
+        ids = pad_right(rows, 0, dtype=torch.long, device=model.device)
+        mask = pad_right([[1] * len(r) for r in rows], 0, dtype=torch.long, device=model.device)
+        logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
+        picked = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0].tolist()
+        for i, values in zip(batch, picked, strict=True):
+            out[i] = values[: len(sequences[i]) - 1]
+    return out

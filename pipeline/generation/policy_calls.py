@@ -19,9 +19,8 @@ from pipeline.data.completion_text import completion_text, opened_by
 from pipeline.data.conversations import Renderer
 from pipeline.data.notices import notice
 from pipeline.generation.episode_rows import EpisodeRow, continued
-from pipeline.generation.generator_types import Request, Sample
+from pipeline.generation.generator import Request, Sample, cut_at_stop
 from pipeline.generation.openai_api import ApiError, ChatCall, ChatChoice, response
-from pipeline.generation.stop_strings import cut_at_stop
 from pipeline.generation.tool_calls import ParsedTurn, format_of, parse_turn, recognised_format
 from pipeline.seeds import derive
 

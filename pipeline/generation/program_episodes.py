@@ -25,7 +25,7 @@ from pipeline.config.schema import Program, Prompts, Sampling
 from pipeline.data import chat_template
 from pipeline.distributed import ranks
 from pipeline.generation.episode_rows import EpisodeRow, rollouts_of
-from pipeline.generation.generator_types import Generator, Request, Sample
+from pipeline.generation.generator import Generator, Request, Sample
 from pipeline.generation.openai_api import ApiError
 from pipeline.generation.policy_calls import CallLimits, CallPlayer, Prepared, Recorded
 from pipeline.generation.program_runs import Guard, ProgramRun, printed, program_path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -20,8 +21,9 @@ class Reliable:
     """A generator opened on first use and restarted once if a call crashes: same requests, same samples. With several
     ranks there is no restart: the run ends, and resumes from its checkpoint.
 
-    weights: what a policy in training pushes at each sync, for an engine restarted between two syncs; None: the engine
-    holds the model at model_dir. on_open gets the generator's name.
+    Stages share engines: one that was given another model's weights meanwhile is opened again, with this one's.
+    weights: what a policy in training pushes at each sync, for an engine opened again between two syncs; None: the
+    engine holds the model at model_dir. on_open gets the generator's name.
     """
 
     def __init__(
@@ -33,10 +35,11 @@ class Reliable:
         max_model_len: int,
         on_open: Callable[[str], None] = lambda name: None,
     ) -> None:
-        self._open = lambda: open_generator(
-            model_dir, model, generate, max_model_len=max_model_len, owner=self, weights=self.weights
+        self._open = partial(
+            open_generator, model_dir, model, generate, max_model_len=max_model_len, on_lost=self._forget
         )
         self._on_open = on_open
+        self._held: Generator | None = None  # with these weights
         self.weights: Callable[[], Iterable[tuple[str, torch.Tensor]]] | None = None
 
     @property
@@ -53,23 +56,28 @@ class Reliable:
         """With several ranks, each samples its share with its own engine and all get every sample; on_done is only
         called in a run of one rank."""
         if on_done is not None and ranks.world() == 1:
-            return self._twice(lambda engine: engine.sample(requests, sampling, stop_token_ids, on_done))
+            return self._retried(lambda engine: engine.sample(requests, sampling, stop_token_ids, on_done))
         return ranks.mapped(
-            lambda mine: self._twice(lambda engine: engine.sample(mine, sampling, stop_token_ids)), requests
+            lambda mine: self._retried(lambda engine: engine.sample(mine, sampling, stop_token_ids)), requests
         )
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        return self._twice(lambda engine: engine.logprobs(sequences))
+        return self._retried(lambda engine: engine.logprobs(sequences))
 
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         self._engine().sync(weights)
 
     def _engine(self) -> Generator:
-        engine = self._open()
-        self._on_open(engine.name)
-        return engine
+        if self._held is None:
+            engine = self._open(weights=self.weights)
+            self._on_open(engine.name)
+            self._held = engine
+        return self._held
 
-    def _twice(self, call: Callable[[Generator], T]) -> T:
+    def _forget(self) -> None:
+        self._held = None
+
+    def _retried(self, call: Callable[[Generator], T]) -> T:
         engine = self._engine()
         try:
             return call(engine)

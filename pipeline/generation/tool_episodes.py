@@ -27,8 +27,7 @@ from pipeline.data.completion_text import completion_text, opened_by
 from pipeline.data.conversations import Renderer
 from pipeline.data.tool_schemas import ToolSet
 from pipeline.generation.episode_rows import EpisodeRow, rollouts_of
-from pipeline.generation.generator_types import Generator, Request, Sample
-from pipeline.generation.stop_strings import sample_until_stop
+from pipeline.generation.generator import Generator, Request, Sample, sample_until_stop
 from pipeline.generation.tool_calls import ParsedTurn, format_of, parse_turn, recognised_format
 from pipeline.generation.tool_runs import Called, ToolRuns
 from pipeline.records import Prompt, Rollout, Scored

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.generation.inverse_cdf import draw, uniforms
+from pipeline.generation.seeded_sampler import draw, uniforms
 
 FORWARD = ["logits", "sampling_metadata", "predict_bonus_token", "logprobs_mode_override"]
 FILTERED = ["logits", "generators", "k", "p"]

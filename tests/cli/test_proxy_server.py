@@ -17,8 +17,7 @@ from pipeline.cli.chat import Voice
 from pipeline.cli.proxy_server import Desk, serve_proxy
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Generate, Model, Prompts, Sampling, Tiny
-from pipeline.generation.generator import sequence_logprobs
-from pipeline.generation.hf_engine import TransformersGenerator
+from pipeline.generation.hf_engine import TransformersGenerator, sequence_logprobs
 from pipeline.generation.proxy import Proxy
 from pipeline.models import models
 

@@ -18,10 +18,9 @@ from pipeline.generation.generator import (
     continuations,
     largest_gap,
     rollouts,
-    sequence_logprobs,
 )
 from pipeline.generation.guidance import Guided
-from pipeline.generation.hf_engine import TransformersGenerator
+from pipeline.generation.hf_engine import TransformersGenerator, sequence_logprobs
 from pipeline.generation.seeded_sampler import filtered_logits
 from pipeline.generation.vllm_engine import VllmGenerator, once_where_tied
 from pipeline.models import adapters, models

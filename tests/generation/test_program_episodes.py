@@ -18,7 +18,7 @@ import rewards
 from pipeline.config.load import ConfigError, load
 from pipeline.config.schema import Generate, Model, Program, Prompts, Sampling, Tiny
 from pipeline.data.scored_cache import load_scored, save_scored
-from pipeline.generation.generator_types import Sample
+from pipeline.generation.generator import Sample
 from pipeline.generation.hf_engine import TransformersGenerator
 from pipeline.generation.program_episodes import ProgramPlayer
 from pipeline.generation.program_runs import Guard, printed, program_mistakes

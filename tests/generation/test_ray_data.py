@@ -9,7 +9,7 @@ from loop_kit import manifest, run_stage, tiny_model
 
 from pipeline.config import load
 from pipeline.config.schema import Generate, Model, Sampling
-from pipeline.generation import engines, generator
+from pipeline.generation import engines, generator, hf_engine
 from pipeline.generation.generator import Request
 from pipeline.models import models
 from pipeline.plan import preflight
@@ -40,7 +40,7 @@ def test_ray_data_gives_the_samples_and_logprobs_of_vllm_and_takes_new_weights(m
     other = models.load_policy(str(tiny_model(tmp_path / "other", seed=9)), Model())
     theirs.sync(models.named_weights(other))
     sequences = [[3, 4, 5, 6, 7], [9, 8, 7]]
-    gap = generator.largest_gap(theirs.logprobs(sequences), generator.sequence_logprobs(other, sequences))
+    gap = generator.largest_gap(theirs.logprobs(sequences), hf_engine.sequence_logprobs(other, sequences))
     assert gap < 1e-4, "the canary: the engines have the new weights"
 
 

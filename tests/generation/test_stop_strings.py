@@ -8,9 +8,8 @@ import pytest
 from loop_kit import tiny_model
 
 from pipeline.config.schema import Generate, Model, Sampling
-from pipeline.generation.generator import Sample, continuations, rollouts
+from pipeline.generation.generator import Sample, continuations, cut_at_stop, rollouts
 from pipeline.generation.hf_engine import TransformersGenerator
-from pipeline.generation.stop_strings import cut_at_stop
 from pipeline.generation.vllm_engine import VllmGenerator
 from pipeline.models import models
 from pipeline.records import Prompt, Rollout

@@ -18,7 +18,7 @@ from pipeline.data import chat_template
 from pipeline.data.encoding import render_ids
 from pipeline.data.scored_cache import load_scored, save_scored
 from pipeline.data.tool_schemas import ToolSet
-from pipeline.generation.generator_types import Sample
+from pipeline.generation.generator import Sample
 from pipeline.generation.tool_episodes import ToolPlayer, episode_figures
 from pipeline.models import models
 from pipeline.records import Prompt, as_json, from_json, merge_episode

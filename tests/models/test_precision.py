@@ -12,7 +12,8 @@ from loop_kit import tiny_model
 
 from pipeline.config.schema import Generate, Model
 from pipeline.generation import engines
-from pipeline.generation.generator import largest_gap, sequence_logprobs
+from pipeline.generation.generator import largest_gap
+from pipeline.generation.hf_engine import sequence_logprobs
 from pipeline.models import models, precision
 from pipeline.models.precision import parameters_at, precision_of
 from pipeline.run import process

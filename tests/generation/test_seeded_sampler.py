@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from pipeline.generation import inverse_cdf
-from pipeline.generation.inverse_cdf import draw, uniforms
+from pipeline.generation import seeded_sampler
+from pipeline.generation.seeded_sampler import draw, uniforms
 
 
 def chi_square(ids: torch.Tensor, probabilities: torch.Tensor) -> float:
@@ -29,7 +29,7 @@ def test_tokens_are_drawn_as_often_as_softmax_says(dtype):
 def test_evenly_spread_numbers_hit_every_token_of_a_large_vocabulary_in_its_share():
     """Over many blocks: n numbers (i + 1/2) / n give each token its probability to within one count."""
     torch.manual_seed(1)
-    vocabulary, n = 3 * inverse_cdf.BLOCK + 77, 40_000
+    vocabulary, n = 3 * seeded_sampler.BLOCK + 77, 40_000
     logits = torch.randn(vocabulary)
     uniform = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     counts = torch.zeros(vocabulary)
@@ -71,7 +71,7 @@ def test_a_rows_token_does_not_depend_on_what_shares_its_batch(monkeypatch):
     uniform = torch.rand(33, dtype=torch.float64)
     together = draw(logits, uniform)
     for chunk in (1, 2**14, 2**30):  # one row at a time, some, all
-        monkeypatch.setattr(inverse_cdf, "CHUNK_NUMBERS", chunk)
+        monkeypatch.setattr(seeded_sampler, "CHUNK_NUMBERS", chunk)
         assert all(torch.equal(a, b) for a, b in zip(draw(logits, uniform), together, strict=True))
     alone = [draw(logits[i : i + 1], uniform[i : i + 1]) for i in range(33)]
     assert torch.equal(torch.cat([ids for ids, _ in alone]), together[0])
