@@ -20,6 +20,8 @@ def say(text: str) -> None:
 
 
 def clock(seconds: float) -> str:
+    if math.isnan(seconds):
+        return "?"
     whole = max(int(seconds), 0)
     return (
         f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
@@ -37,20 +39,25 @@ def number(value: Any) -> str:
 
 
 class Progress:
-    """One line per step: `grpo 12/128  reward 0.412  kl 0.003  1:03 left`. On a terminal the line is rewritten."""
+    """One line per step: `grpo 12/128  reward 0.412  kl 0.003  1:03 left`. On a terminal the line is rewritten.
 
-    def __init__(self, name: str, total: int, *, done: int = 0) -> None:
-        self.name, self.total, self.first = name, total, done
+    budget_share: share of a token budget that is spent, where one may end the work before `total` steps.
+    """
+
+    def __init__(self, name: str, total: int, *, done: int = 0, budget_share: float = 0.0) -> None:
+        self.name, self.total = name, total
+        self.first = max(done / max(total, 1), budget_share)
         self.started = self.printed = time.monotonic()
 
-    def step(self, done: int, **figures: Any) -> None:
+    def step(self, done: int, *, budget_share: float = 0.0, **figures: Any) -> None:
         now = time.monotonic()
-        last = done >= self.total
+        share = max(done / max(self.total, 1), budget_share)
+        last = share >= 1
         live = sys.stdout.isatty()
         if not live and not last and now - self.printed < 5.0:
             return
         self.printed = now
-        left = (now - self.started) / max(done - self.first, 1) * (self.total - done)
+        left = (now - self.started) / (share - self.first) * (1 - share) if share > self.first else math.nan
         shown = "  ".join(f"{k} {number(v)}" for k, v in figures.items())
         line = f"{self.name} {done}/{self.total}  {shown}  " + (
             f"took {clock(now - self.started)}" if last else f"{clock(left)} left"

@@ -44,7 +44,7 @@ def optimise(deps: LoopDeps) -> State:
         state = load(checkpoint.path, deps)
         console.say(f"{name}: resuming at step {state.step} of {block.steps}")
     sync_weights(deps, state, None, state.step)
-    progress = console.Progress(name, block.steps, done=state.step)
+    progress = console.Progress(name, block.steps, done=state.step, budget_share=share_spent(deps))
     clock = shutdown.CheckpointClock()
     while state.step < block.steps and not state.budget_spent and not state.stopped_early:
         with shutdown.finish_first():
@@ -55,7 +55,7 @@ def optimise(deps: LoopDeps) -> State:
             if ranks.is_main():
                 shown = {"reward": metrics["reward_mean"], "length": metrics["length_mean"]}
                 shown |= {"entropy": metrics.get("entropy", math.nan), "tok/s": int(rates["tokens_per_s"])}
-                progress.step(state.step, **shown)
+                progress.step(state.step, budget_share=share_spent(deps), **shown)
             stop, due = ranks.from_main(lambda: (shutdown.requested(), clock.due()))
             if stop or ((due or state.step % block.checkpoint_every == 0) and state.step < block.steps):
                 save(deps, state)
@@ -65,6 +65,12 @@ def optimise(deps: LoopDeps) -> State:
     if best_step.restore(deps, state):
         sync_weights(deps, state, None, state.step)
     return state
+
+
+def share_spent(deps: LoopDeps) -> float:
+    """Share of the token budget that is spent, as rank 0 counts it; 0 without a budget."""
+    budget = deps.block.token_budget
+    return deps.directory.logs.tokens["completion"] / budget if budget else 0.0
 
 
 def tokens_left(deps: LoopDeps) -> float:
