@@ -219,9 +219,12 @@ def checked(command: str, config: str, overrides: Sequence[str]) -> Config:
         mistakes.append(f"{config}: no block for stage {command!r}{nearest(command, cfg.blocks)}")
     if cfg is None or mistakes:
         raise ConfigError(mistakes)
-    from pipeline.plan import preflight
+    from pipeline import stages
 
-    preflight.check(cfg, None if command == "run" else [command])
+    if not stages.up_to_date(cfg, cfg.stages if command == "run" else [command]):
+        from pipeline.plan import preflight
+
+        preflight.check(cfg, None if command == "run" else [command])
     return cfg
 
 
@@ -235,7 +238,7 @@ def train(cfgs: Sequence[Config], command: str) -> int:
         if int(os.environ.get("RANK", "0")) == 0:
             for cfg in cfgs:
                 held.enter_context(locked(cfg.run_dir))
-        process.prepare(process.thread_count(cfgs[0].threads, cfgs[0].model.path))
+        process.prepare_environment(process.thread_count(cfgs[0].threads, cfgs[0].model.path))
         from pipeline import stages
         from pipeline.distributed import ranks
 
@@ -257,7 +260,7 @@ def run_with_report(cfg: Config) -> None:
     from pipeline import stages
     from pipeline.config.errors import Alarm
     from pipeline.distributed import ranks
-    from pipeline.report import write_report
+    from pipeline.report import report_up_to_date, write_report
     from pipeline.report.live import LiveReport
 
     if not ranks.is_main():
@@ -267,7 +270,7 @@ def run_with_report(cfg: Config) -> None:
     except Alarm:
         print(f"report: {write_report(cfg.run_dir)}")
         raise
-    print(f"report: {write_report(cfg.run_dir)}")
+    print(f"report: {report_up_to_date(cfg.run_dir) or write_report(cfg.run_dir)}")
 
 
 def of_a_run(command: str, run: Path, words: Sequence[str]) -> int:

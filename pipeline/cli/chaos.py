@@ -235,6 +235,8 @@ def serve(prepare: Callable[[Mapping[str, Any]], None] = lambda request: None) -
     process.prepare(int(os.environ.get("OMP_NUM_THREADS", "1")))
     from trl import SFTTrainer  # noqa: F401
 
+    import pipeline.stages.context  # noqa: F401
+
     engines.preload()
     for line in sys.stdin:
         request = json.loads(line)

@@ -366,7 +366,7 @@ def _stage(name: str, raw: Any, mistakes: list[str], blocks: Mapping[str, Any]) 
     if kind.trl_config:
         for key in ("trainer", "online_trainer"):
             mistakes += block_mistakes(f"{name}.{key}", raw.get(key), kind.trl_config, ours=OURS)
-    if "peft" in _paths(kind.name):
+    if any(field.name == "peft" for field in fields(kind.schema)):
         mistakes += block_mistakes(f"{name}.peft", raw.get("peft"), LORA)
     return block
 

@@ -99,6 +99,8 @@ def check(requested: int, actual: int) -> None:
 
 
 def _joined() -> int:
+    if "torch" not in sys.modules:  # a single process that has joined none; the import takes seconds
+        return 1
     import torch.distributed
 
     ready = torch.distributed.is_available() and torch.distributed.is_initialized()

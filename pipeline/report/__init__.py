@@ -17,8 +17,12 @@ from typing import Any
 
 from pipeline.report import comparison_page, page, rollouts, summary
 from pipeline.report.collect import Stage, read_rows, read_stages, runs_of_seeds
-from pipeline.run.files import atomic_write
+from pipeline.run.files import atomic_write, sha256_file, sha256_json
+from pipeline.run.stage_dir import STOPPED
+from pipeline.stages import seed_table
 
+FINGERPRINT = 'name="whetstone-report" content="{}"'
+HEAD_CHARACTERS = 4096  # of a page, which hold its fingerprint
 RELOAD_S = 15  # seconds between two loads of the page of a run that lives
 LIVE_TAIL = 4 << 20  # bytes read at the end of each rollouts.jsonl for such a page
 
@@ -30,6 +34,7 @@ def write_report(run_dir: str | Path, *, live: bool = False) -> Path:
     Raises ConfigError where there is no run, or a file of it cannot be read.
     """
     directory = Path(run_dir)
+    written_from = "" if live else fingerprint(directory)  # before anything is read: a later change shows
     compared = comparison_page.read(directory)
     stages = compared.stages if compared else read_stages(directory)
     path = directory / "report.html"
@@ -38,8 +43,36 @@ def write_report(run_dir: str | Path, *, live: bool = False) -> Path:
     data |= {"seeds": runs_of_seeds(directory)} if runs_of_seeds(directory) else {}
     data |= {"live": {"reload_s": RELOAD_S, "written": time.time()}} if live else {}
     columns = rollouts.columns(rows, rollouts.TokenText(stages))
-    atomic_write(path, page.render(f"{directory.name} · Whetstone", data, {**columns, "total": total}))
+    atomic_write(path, page.render(f"{directory.name} · Whetstone", data, {**columns, "total": total}, written_from))
     return path
+
+
+def report_up_to_date(run_dir: str | Path) -> Path | None:
+    """RUN/report.html if it was written from what is on disk now, by this code; None where it has to be written.
+
+    Sizes and times of the run's files are compared, not their contents: to read all rollouts takes as long as writing.
+    A comparison and a run of several seeds read other runs' files too, and are always written.
+    """
+    directory = Path(run_dir)
+    if any((directory / name).exists() for name in ("compare", seed_table.NAME)):
+        return None
+    path = directory / "report.html"
+    try:
+        with path.open(encoding="utf-8") as page_file:
+            head = page_file.read(HEAD_CHARACTERS)
+    except (OSError, UnicodeDecodeError):
+        return None
+    return path if FINGERPRINT.format(fingerprint(directory)) in head else None
+
+
+def fingerprint(directory: Path) -> str:
+    """SHA-256 of names, sizes and times of the files that a report of the directory reads, and of the report's code."""
+    names = ("manifest.json", "metrics.jsonl", "timing.jsonl", "rollouts.jsonl", STOPPED)
+    files = sorted(path for name in names for path in (directory / name, *directory.glob(f"*/{name}")))
+    facts = [(str(path.relative_to(directory)), path.stat().st_size, path.stat().st_mtime_ns)
+             for path in files if path.is_file()]  # fmt: skip
+    code = [path for path in sorted(Path(__file__).parent.rglob("*")) if path.suffix in (".py", ".js", ".css", ".html")]
+    return sha256_json([facts, [sha256_file(path) for path in code]])
 
 
 def describe(directory: Path, stages: Sequence[Stage]) -> dict[str, Any]:

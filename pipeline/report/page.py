@@ -40,14 +40,18 @@ def finite(value: Any) -> Any:
     return value
 
 
-def render(title: str, report: Mapping[str, Any], rollouts: Mapping[str, Any]) -> str:
-    """The complete page. Never raises because of what a run contains."""
+def render(title: str, report: Mapping[str, Any], rollouts: Mapping[str, Any], written_from: str = "") -> str:
+    """The complete page. Never raises because of what a run contains.
+
+    written_from: the fingerprint of what it shows; "" while the run is still running.
+    """
     script = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS)
     script = f'"use strict";\n(() => {{\n{script}\n}})();\n'
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     safe_title = html.escape(title.encode("utf-8", "replace").decode().replace("\0", "�"))
     return Template((ASSETS / "page.html").read_text(encoding="utf-8")).substitute(
         title=safe_title,
+        written_from=html.escape(written_from),
         script_hash=digest,
         style=(ASSETS / "page.css").read_text(encoding="utf-8"),
         report=data_block("report-data", report),

@@ -81,7 +81,12 @@ def code_of(module: str) -> dict[str, str]:
         found[name] = path
         waiting += _imports(path)
     paths = {*found.values(), *(p for package in ("rewards", "verifiers") for p in (ROOT / package).rglob("*.py"))}
-    return {str(p.relative_to(ROOT)): sha256_file(p) for p in sorted(paths) if p.name != "__main__.py"}
+    return {str(p.relative_to(ROOT)): _source_sha(p) for p in sorted(paths) if p.name != "__main__.py"}
+
+
+_source_sha = cache(
+    sha256_file
+)  # of a source of ours: the process runs what it has imported, whatever is written later
 
 
 def own_files(cfg: Config, name: str) -> list[Path]:
@@ -128,13 +133,17 @@ def _is_ours(path: Path) -> bool:
     return any(path.resolve().is_relative_to(ROOT / package) for package in OURS)
 
 
+@cache
 def _source(name: str) -> Path | None:
     base = ROOT.joinpath(*name.split("."))
     return next((p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()), None)
 
 
-def _imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+@cache
+def _imports(path: Path) -> list[str]:
+    """Modules of ours that a source imports, anywhere in it. Cached: most stages share most of their modules."""
+    out: list[str] = []
+    for node in _statements(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -142,7 +151,21 @@ def _imports(path: Path) -> Iterator[str]:
         else:
             continue
         # `from pipeline import x` needs x; the packages' own docstrings decide nothing
-        yield from (n for n in names if n.split(".")[0] in OURS and n not in ("pipeline", "pipeline.stages"))
+        out += [n for n in names if n.split(".")[0] in OURS and n not in ("pipeline", "pipeline.stages")]
+    return out
+
+
+def _statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every statement of a module, nested ones too. Imports are statements; ast.walk would visit each expression too,
+    which takes four times as long."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+            inner = getattr(node, name, None)
+            if isinstance(inner, list):
+                waiting += inner
+        yield node
 
 
 # --- stale, and why ------------------------------------------------------------------------------------------------

@@ -58,6 +58,12 @@ def silence() -> None:
 
 def prepare(threads: int | None) -> None:
     """Quiet libraries (unless --verbose), no telemetry, idle threads that sleep, and `threads` threads for torch."""
+    prepare_environment(threads)
+    prepare_libraries(threads)
+
+
+def prepare_environment(threads: int | None) -> None:
+    """The part of `prepare` that imports nothing."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -65,6 +71,10 @@ def prepare(threads: int | None) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     if not verbose():
         silence()
+
+
+def prepare_libraries(threads: int | None) -> None:
+    """The part of `prepare` that imports torch and transformers, which takes seconds."""
     import torch
 
     if threads:

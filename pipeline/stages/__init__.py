@@ -10,15 +10,14 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.config.errors import Alarm
+from pipeline.config.errors import Alarm, LineageError
 from pipeline.config.load import Config, ConfigError
 from pipeline.config.registry import KINDS, kind_of
 from pipeline.distributed import ranks, sharding
-from pipeline.run import console, lineage, trackers
+from pipeline.run import console, lineage, process, trackers
 from pipeline.run.follower_dir import FollowerDir
 from pipeline.run.manifest import verified_manifest
 from pipeline.run.stage_dir import StageDir
-from pipeline.stages.context import Context
 from pipeline.stats import headline_names
 
 
@@ -38,6 +37,9 @@ def run_stage(cfg: Config, name: str, listeners: Sequence[trackers.Listener] = (
     listeners: called with each new line of metrics.
     """
     check_can_run(cfg, name)
+    process.prepare_libraries(process.thread_count(cfg.threads, cfg.model.path))
+    from pipeline.stages.context import Context  # here, as it imports torch: a stage that is up to date needs neither
+
     module = kind_of(cfg, name).module
     ctx = Context(cfg, name, (StageDir if ranks.is_main() else FollowerDir)(cfg.run_dir, name))
     several = f", {sharding.mode()} over {ranks.world()} processes" if ranks.world() > 1 else ""
@@ -61,6 +63,19 @@ def run_stage(cfg: Config, name: str, listeners: Sequence[trackers.Listener] = (
         console.show_table([summary], list(summary))
     console.say(f"── {name} done in {console.clock(manifest['wall_s'])}: {ctx.dir.path}")
     return manifest
+
+
+def up_to_date(cfg: Config, names: Sequence[str]) -> bool:
+    """Whether none of these stages has to run, as far as that is known without torch, and without hashing outputs.
+
+    Only for a single process; of several, one decides for all, which takes their process group.
+    """
+    if ranks.world() > 1 or not names:
+        return False
+    try:
+        return all(lineage.why_stale(cfg, name, kind_of(cfg, name).module) is None for name in names)
+    except LineageError:  # reported where the stage is run
+        return False
 
 
 def bring_up_to_date(cfg: Config, name: str, listeners: Sequence[trackers.Listener] = ()) -> None:

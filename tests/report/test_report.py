@@ -10,7 +10,7 @@ import pytest
 from report_kit import HOSTILE, figures, rollout, write_run, write_stage
 
 from pipeline.config.load import ConfigError
-from pipeline.report import rollouts, summary, write_report
+from pipeline.report import report_up_to_date, rollouts, summary, write_report
 from pipeline.report.collect import curves, read_rows, read_stages
 from pipeline.report.page import data_block
 
@@ -96,6 +96,18 @@ def test_a_control_stands_beside_its_policy(tmp_path: Path) -> None:
     rows = {r["policy"]: r for r in report_of(write_report(write_run(tmp_path / "run")))["policies"]}
     assert rows["feedme"]["control_accuracy"] == 0.41
     assert rows["grpo"].get("control") is None
+
+
+def test_a_report_is_up_to_date_until_a_file_of_its_run_changes(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    assert report_up_to_date(run) is None, "there is none yet"
+    path = write_report(run)
+    assert report_up_to_date(run) == path
+    with (run / "grpo" / "rollouts.jsonl").open("a") as log:
+        log.write("{}\n")
+    assert report_up_to_date(run) is None
+    write_report(run, live=True)
+    assert report_up_to_date(run) is None, "a page of a live run shows the newest rollouts alone"
 
 
 def test_a_run_still_going_is_reported_as_such(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """What a stage depends on is told by name when it changes; a run's tree; what two runs differ in; no secret on disk."""
 
+import ast
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,6 +100,45 @@ def test_the_code_of_a_stage_is_what_it_imports_and_what_is_loaded_by_name():
     assert "pipeline/stages/feedme.py" not in sft and "pipeline/stages/sft.py" in sft
     assert {"rewards/compose.py", "verifiers/gridworld.py"} <= sft.keys()
     assert not any(path.startswith(("pipeline/report", "tests")) for path in {*sft, *grpo})
+
+
+def test_imports_are_found_wherever_they_stand_in_a_source():
+    """Against a walk over every node of the tree, in all of our own sources."""
+    for path in (lineage.ROOT / "pipeline").rglob("*.py"):
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        ours = {n for n in names if n.split(".")[0] in lineage.OURS} - {"pipeline", "pipeline.stages"}
+        assert set(lineage._imports(path)) == ours, path
+
+
+def test_a_run_that_is_up_to_date_says_so_without_torch_and_leaves_its_report(tmp_path):
+    words = ["run", str(DEMO), f"runs_dir={tmp_path}", "run=r", "stages=[base, sft]"]
+    cfg = load(DEMO, words[2:])
+    make(cfg, "base")
+    make(cfg, "sft")
+    code = (
+        "import sys\nfrom pipeline.__main__ import main\n"
+        f"assert main({words!r}) == 0\n"
+        "sys.exit(' '.join(sorted({'torch', 'transformers', 'trl', 'pipeline.plan'} & sys.modules.keys())))"
+    )
+    pages = []
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0 or not done.stderr.strip(), done.stderr
+        assert [line.split(";")[0] for line in done.stdout.splitlines()[:2]] == [
+            "── base: up to date",
+            "── sft: up to date",
+        ]
+        page = cfg.run_dir / "report.html"
+        pages.append(page.stat().st_mtime_ns)
+    assert pages[0] == pages[1], "an unchanged report was written again"
+    (cfg.run_dir / "sft" / "model" / "model.txt").write_text("other weights")
+    altered = subprocess.run([sys.executable, "-c", code.replace("== 0", "== 2")], capture_output=True, text=True)
+    assert "changed since the stage wrote it" in altered.stderr
 
 
 OWN = ["verifier_dirs=[mine]", "rewards={price: {}, brief: {kind: function, path: 'own_brevity:brief'}}",
