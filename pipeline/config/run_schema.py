@@ -209,7 +209,7 @@ class Generate:
 
     __pydantic_config__: ClassVar = STRICT
     backend: Literal["auto", "vllm", "transformers", "vllm_server", "ray"] = "auto"
-    """Engine that samples; auto takes vLLM where it is installed, else transformers."""
+    """Engine that samples; auto is vLLM where installed, for large models on a CPU the faster of two (a trial)."""
     url: str | list[str] | None = None
     """Address of a vllm_server, or several, one per rank in turn."""
     weights_dir: str = "runs/.weights"

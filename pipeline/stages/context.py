@@ -18,7 +18,7 @@ from pipeline.config.stage_graph import reward_dirs
 from pipeline.data import prompts
 from pipeline.data.scored_cache import load_scored, save_scored
 from pipeline.data.tool_schemas import ToolSet, with_tools
-from pipeline.generation import engines, restarting
+from pipeline.generation import engine_trial, engines, restarting
 from pipeline.generation.generator import Generator, rollouts
 from pipeline.generation.program_episodes import ProgramPlayer
 from pipeline.generation.tool_episodes import ToolPlayer, episode_figures
@@ -206,8 +206,11 @@ class Context:
     def generator(self, model_dir: str | None = None) -> restarting.Reliable:
         path = model_dir or self.policy_path
         length = self.context_tokens(path)
+        generate = engine_trial.faster_backend(
+            path, self.cfg.model, self.cfg.generate, max_model_len=length, record=self.cfg.run_dir / "engine.json"
+        )
         return restarting.Reliable(
-            path, self.cfg.model, self.cfg.generate, max_model_len=length, on_open=self.dir.begun.drawn_by
+            path, self.cfg.model, generate, max_model_len=length, on_open=self.dir.begun.drawn_by
         )
 
     def context_tokens(self, model_dir: str | None = None) -> int:
