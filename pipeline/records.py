@@ -24,6 +24,7 @@ class Prompt:
     ids: tuple[int, ...]
     task: Mapping[str, Any] = field(default_factory=dict)
     row: Mapping[str, Any] = field(default_factory=dict)  # the dataset row it came from, for relabelling and display
+    label: str = ""  # condition label in front of what the user says; not in text, row and task
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,4 +183,12 @@ def merge_episode(episode: Sequence[Scored]) -> Scored:
     return replace(last, rollout=joined, reward=math.fsum(s.reward for s in episode), step_rewards=along)
 
 
-__all__ = ["Prompt", "Rollout", "Scored", "as_json", "episodes", "from_json", "groups", "merge_episode", "read_scored"]
+def merged_episodes(scored: Sequence[Scored]) -> list[Scored]:
+    """One row per completion or episode, in order: what figures are computed from."""
+    return [merge_episode(episode) for episode in episodes(scored)]
+
+
+__all__ = [
+    "Prompt", "Rollout", "Scored", "as_json", "episodes", "from_json", "groups", "merge_episode", "merged_episodes",
+    "read_scored",
+]  # fmt: skip

@@ -76,7 +76,7 @@ def _label_checks(name: str, block: Conditioned, config: Config) -> list[str]:
     return out
 
 
-PLAYS_TOOLS = ("base", "sft", "ppo", "grpo", "policy", "evaluate")
+PLAYS_TOOLS = ("base", "sft", "feedme", "ppo", "grpo", "policy", "dpo", "kto", "conditioned", "evaluate")
 
 
 def _tool_mistakes(config: Config) -> list[str]:
@@ -113,6 +113,10 @@ def _episode_mistakes(key: str, config: Config) -> list[str]:
         if block.kind not in PLAYS_TOOLS:
             out.append(f"{key}: stage {name!r} samples plain completions; with {key} the stages are "
                        f"{', '.join(PLAYS_TOOLS)}")  # fmt: skip
+        if isinstance(block, (Feedme, Dpo, Kto, Conditioned)) and block.pool:
+            out.append(f"{name}.pool: a pool is read as plain completions; leave it out, or {key}")
+        if isinstance(block, Conditioned):
+            out += _labelled_episode_mistakes(key, name, block, config)
         if not isinstance(block, Policy):
             continue
         given = {"episodes": block.episodes is not None, "overlap": block.max_lag > 0,
@@ -120,6 +124,19 @@ def _episode_mistakes(key: str, config: Config) -> list[str]:
                  "credit.kind": block.credit.kind in ("monte_carlo", "gdpo", "optimal_baseline")}  # fmt: skip
         out += [f"{name}.{setting}: it is made for plain completions; leave it out, or {key}" for setting in given
                 if given[setting]]  # fmt: skip
+    return out
+
+
+def _labelled_episode_mistakes(key: str, name: str, block: Conditioned, config: Config) -> list[str]:
+    """Mistakes of a stage that puts a label in front of the first message of episodes."""
+    out = []
+    tools = config.tools
+    if tools is None or tools.prime is not None or (tools.openenv is not None and tools.openenv.action):
+        out.append(f"{name}: a label is put in front of the first user message, which your {key} writes itself; "
+                   f"leave the stage out, or {key}")  # fmt: skip
+    for setting, given in (("guidance", block.guidance != 1.0), ("demonstrations", block.demonstrations > 0)):
+        if given:
+            out.append(f"{name}.{setting}: it is made for plain completions; leave it out, or {key}")
     return out
 
 

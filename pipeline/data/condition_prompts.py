@@ -20,6 +20,7 @@ from pipeline.credit.conditioning import Conditions
 from pipeline.data.encoding import render_ids
 from pipeline.records import Prompt
 
+Ids = tuple[int, ...]
 FILE = "conditions.json"
 PLAIN = "{%- for turn in messages -%}{{ turn['content'] }}{%- endfor -%}"  # of a model trained on plain text
 MARK = "{#- condition label -#}"
@@ -89,7 +90,33 @@ def labelled_template(template: str, conditions: Conditions) -> str:
 def relabel(prompt: Prompt, label: str, source: Prompts, tokenizer: Any) -> Prompt:
     """The same prompt with a label in front; index, text and task stay, so it is scored as before."""
     row = prompt.row or {source.prompt: prompt.text}
-    return replace(prompt, ids=tuple(render_ids(row, source, tokenizer, label=label)))
+    return replace(prompt, ids=tuple(render_ids(row, source, tokenizer, label=label)), label=label)
+
+
+def with_start(ids: Ids, old: Ids, new: Ids) -> Ids | None:
+    """ids that begin as the prompt `old` does, with what differs between `old` and `new` replaced.
+
+    old, new: one prompt with two labels. ids: `old`, or a longer rendering of its conversation, as a later row of an
+    episode or an environment's own words make it. What follows the label stays token by token. None where ids do not
+    begin as `old` does, up to the first token after the label.
+    """
+    if ids == old or old == new:
+        return new if ids == old else ids
+    shortest = min(len(old), len(new))
+    start = next((n for n in range(shortest) if old[n] != new[n]), shortest)
+    end = next((n for n in range(shortest - start) if old[-1 - n] != new[-1 - n]), shortest - start)
+    at = len(old) - end  # where old goes on as new does
+    if ids[: at + 1] != old[: at + 1]:
+        return None
+    return (*ids[:start], *new[start : len(new) - end], *ids[at:])
+
+
+def moved(prompt: Prompt, old: Prompt, new: Prompt) -> Prompt | None:
+    """The prompt of a row that was sampled from `old`, as if it had been sampled from `new`; None: see `with_start`."""
+    if prompt.ids == old.ids:
+        return new
+    ids = with_start(prompt.ids, old.ids, new.ids)
+    return None if ids is None else replace(prompt, ids=ids, label=new.label)
 
 
 def check_written(labels: Sequence[str], tokenizer: Any, where: str) -> None:

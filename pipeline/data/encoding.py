@@ -27,26 +27,33 @@ def render_ids(
         ids = list(tokenizer(label + str(value)).input_ids)
         return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
     try:
-        chat = conversations.conversation(row, source, value, None)
-        for turn in chat.messages:
-            if label and turn["role"] == "user":
-                turn["content"] = label + turn["content"]
-                break
+        chat = _labelled(conversations.conversation(row, source, value, None), label)
         return Renderer(tokenizer, source).prompt(chat.messages, chat.tools)
     except ValueError as exc:
         raise refused("prompts", row, number, source, exc) from exc
 
 
-def chat_of(row: Mapping[str, Any], source: Prompts) -> Conversation:
-    """The messages and tools of a row's prompt. Raises ConfigError naming the row, also where it holds plain text."""
+def chat_of(row: Mapping[str, Any], source: Prompts, *, label: str = "") -> Conversation:
+    """The messages and tools of a row's prompt, label as in `render_ids`.
+
+    Raises ConfigError naming the row, also where it holds plain text.
+    """
     value = prompt_value(row, source, 0, "prompts")
     if not in_chat(row, source):
         reason = ValueError("its prompt is plain text, and tools need the chat template; set prompts.chat: true")
         raise refused("prompts", row, 0, source, reason)
     try:
-        return conversations.conversation(row, source, value, None)
+        return _labelled(conversations.conversation(row, source, value, None), label)
     except ValueError as exc:
         raise refused("prompts", row, 0, source, exc) from exc
+
+
+def _labelled(chat: Conversation, label: str) -> Conversation:
+    """The conversation with the label in front of its first user message, in place."""
+    first = next((turn for turn in chat.messages if turn["role"] == "user"), None) if label else None
+    if first is not None:
+        first["content"] = label + first["content"]
+    return chat
 
 
 def completion_ids(

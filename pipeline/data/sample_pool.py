@@ -157,7 +157,9 @@ def placed(entries: Sequence[Entry], known: Sequence[Prompt], *, barred: Iterabl
             continue
         if text not in own:
             own[text] = replace(rollout.prompt, index=len(own))
-        out.append(replace(entry, scored=replace(entry.scored, rollout=replace(rollout, prompt=own[text]))))
+        # a later row of an episode with tools has what was said until then as its prompt
+        prompt = replace(own[text], ids=rollout.prompt.ids, row={}) if rollout.turn else own[text]
+        out.append(replace(entry, scored=replace(entry.scored, rollout=replace(rollout, prompt=prompt))))
     return out
 
 

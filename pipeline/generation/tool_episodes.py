@@ -117,7 +117,7 @@ class ToolPlayer:
     # --- the start ------------------------------------------------------------------------------------------------
 
     def _begin(self, prompt: Prompt, number: int, sample: int) -> _ToolEpisode:
-        chat = encoding.chat_of(prompt.row, self.source)
+        chat = encoding.chat_of(prompt.row, self.source, label=prompt.label)
         return _ToolEpisode(
             prompt, number, sample, chat.messages, chat.tools, len(chat.messages), prompt_ids=prompt.ids
         )

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.distributed import ranks
-from pipeline.records import Scored
+from pipeline.records import Scored, merged_episodes
 
 
 def say(text: str) -> None:
@@ -72,7 +72,7 @@ def visible(text: str, limit: int = 60) -> str:
 
 def show_samples(scored: Sequence[Scored], *, count: int = 3) -> None:
     """The best, the worst and a middle sample with their score breakdown: people catch reward hacking by reading."""
-    usable = sorted((s for s in scored if s.scorable), key=lambda s: s.reward)
+    usable = sorted((s for s in merged_episodes(scored) if s.scorable), key=lambda s: s.reward)
     if not usable:
         return
     indices = sorted({0, len(usable) // 2, len(usable) - 1}, reverse=True)[:count]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,16 @@ from pipeline.data import condition_prompts
 from pipeline.data.completion_text import completion_text
 from pipeline.data.prompts import has_completion, prompt_text
 from pipeline.distributed import ranks
-from pipeline.records import Prompt, Rollout, Scored
+from pipeline.records import Prompt, Rollout, Scored, episodes, merge_episode, merged_episodes
 from pipeline.run import console
 from pipeline.score import score
 from pipeline.seeds import cycle_indices
 from pipeline.stages import control_curve
 from pipeline.stages.context import Context
+from pipeline.stages.imitation import ImitationRow, sampled_rows
 from pipeline.stages.label_tokens import with_new_tokens
 from pipeline.stages.sampling import draw, from_pool, next_prompts, open_generator, restored
-from pipeline.stages.sft import ImitationRow, encode_last, train
+from pipeline.stages.sft import encode_last, train
 
 
 def run(ctx: Context) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def run(ctx: Context) -> dict[str, Any]:
         tops.append(control_curve.top_accuracy(ctx, str(model_dir), conditions, "online", number))
     ranks.from_main(lambda: condition_prompts.save(conditions, ctx.tokenizer, model_dir))
     metrics = control_curve.judge(ctx, str(model_dir), conditions, start=start)
-    metrics |= {"top_accuracy_by_round": tops, "pool_size": len(pool)}
+    metrics |= {"top_accuracy_by_round": tops, "pool_size": len(episodes(pool))}
     spent = dict(ctx.tokens)
     if block.shuffled_control:
         metrics |= shuffled(ctx, start, pool, conditions, attributes)
@@ -90,7 +92,7 @@ def online_pool(ctx: Context, conditions: Conditions, number: int) -> list[Score
     samples = draw(ctx, generator, labelled, block.samples, "online", number, budget=share_of_budget(ctx))
     ctx.record(samples, round=number + 1, asked=label)
     # the pool holds unlabelled prompts: controls see no label, and the KL is measured against the unlabelled prompt
-    return usable(ctx, restored(samples, unlabelled))
+    return usable(ctx, restored(samples, labelled, unlabelled))
 
 
 def share_of_budget(ctx: Context) -> int | None:
@@ -99,7 +101,9 @@ def share_of_budget(ctx: Context) -> int | None:
 
 
 def usable(ctx: Context, found: Sequence[Scored]) -> list[Scored]:
-    out = [s for s in found if s.scorable and s.rollout.finished]
+    """Rows of the completions and episodes that ended and have a score. Raises ConfigError if there are none."""
+    merged = ((episode, merge_episode(episode)) for episode in episodes(found))
+    out = [row for episode, s in merged if s.scorable and s.rollout.finished for row in episode]
     if not out:
         raise ConfigError([f"{ctx.cfg.path}: {ctx.name}: no scorable, finished sample to train on"])
     return out
@@ -136,10 +140,11 @@ def attributes_of(ctx: Context) -> dict[str, Attribute]:
 
 def values_of(attribute: Attribute, pool: Sequence[Scored]) -> list[float]:
     """The attribute's value for each sample. Raises ValueError if it names a reward part that does not exist."""
-    values = [control_curve.measure(attribute.of, s) for s in pool]
+    samples = merged_episodes(pool)
+    values = [control_curve.measure(attribute.of, s) for s in samples]
     if not attribute.per_prompt:
         return values
-    return conditioning.from_prompt_mean(values, [s.rollout.prompt.index for s in pool])
+    return conditioning.from_prompt_mean(values, [s.rollout.prompt.index for s in samples])
 
 
 def fit(ctx: Context, attributes: dict[str, Attribute], pool: Sequence[Scored]) -> Conditions:
@@ -189,15 +194,35 @@ def labelled(
     chosen = conditioning.balanced(cells, per_bin=block.per_bin, seed=ctx.seed("balance", number))
     rng = random.Random(ctx.seed("dropout", number))
     names = [axis.name for axis in conditions.axes]
-    rendered: dict[tuple[int, str], tuple[int, ...]] = {}
-    out = []
+    rendered: dict[tuple[int, str], Prompt] = {}
+    samples, own = episodes(pool), {p.index: p for p in ctx.train_prompts} if ctx.cfg.tools is not None else {}
+    out: list[ImitationRow] = []
+    left_out = 0
     for index in chosen:
-        rollout = pool[index].rollout
+        first = samples[index][0].rollout.prompt
+        prompt = own.get(first.index, first)  # an environment may have added to an episode's prompt
         asked = conditioning.some_dropped(dict(zip(names, cells[index], strict=True)), block.label_dropout, rng)
-        key = (rollout.prompt.index, conditions.text(asked))
+        key = (prompt.index, conditions.text(asked))
         if key not in rendered:
-            rendered[key] = condition_prompts.relabel(rollout.prompt, key[1], ctx.cfg.prompts, ctx.tokenizer).ids
-        out.append(ImitationRow(rendered[key], rollout.ids, unlabelled_ids=rollout.prompt.ids))
+            rendered[key] = condition_prompts.relabel(prompt, key[1], ctx.cfg.prompts, ctx.tokenizer)
+        rows = labelled_rows(samples[index], prompt, rendered[key])
+        left_out += not rows
+        out += rows
+    if left_out:
+        console.say(f"{ctx.name}: {left_out} of {len(chosen)} episodes left out: the chat template begins the "
+                    "conversation differently in later turns, so the label has no position there")  # fmt: skip
+    return out
+
+
+def labelled_rows(sample: Sequence[Scored], own: Prompt, prompt: Prompt) -> list[ImitationRow]:
+    """The rows of a completion or an episode, which began with `own`, under the label of `prompt`; [] if one cannot
+    have it."""
+    out = []
+    for row, unlabelled in zip(sampled_rows(sample), sample, strict=True):
+        under = condition_prompts.moved(unlabelled.rollout.prompt, own, prompt)
+        if under is None:
+            return []
+        out.append(replace(row, prompt_ids=under.ids, unlabelled_ids=row.prompt_ids))
     return out
 
 
@@ -218,7 +243,7 @@ def teach(
 def tell(ctx: Context, conditions: Conditions, pool: Sequence[Scored]) -> None:
     for axis in conditions.axes:
         seen = " ".join(f"{axis.text(i).strip()}:{n}" for i, n in enumerate(axis.seen))
-        console.say(f"{ctx.name}: {len(pool)} samples by {axis.name}: {seen}")
+        console.say(f"{ctx.name}: {len(episodes(pool))} samples by {axis.name}: {seen}")
         for number, n in enumerate(axis.seen):
             if not n:
                 console.say(f"{ctx.name}: warning: {conditions.warnings({axis.name: number})[0]}")
@@ -251,12 +276,12 @@ def filtered_sft(
     """
     best = tuple(conditions.best.values())
     cells = cells_of(pool, conditions, attributes)
-    kept = [s for s, cell in zip(pool, cells, strict=True) if cell == best]
+    kept = [sample for sample, cell in zip(episodes(pool), cells, strict=True) if cell == best]
     if not kept:
         console.say(f"{ctx.name}: filtered_control is not available: no sample lies in the best bin of every attribute")
         return {}
     target = ctx.dir.path / "filtered"
-    train(ctx, ctx.policy_path, [ImitationRow(s.rollout.prompt.ids, s.rollout.ids) for s in kept], target,
+    train(ctx, ctx.policy_path, [row for sample in kept for row in sampled_rows(sample)], target,
           {**ctx.block.trainer, "max_steps": steps}, key=("filtered",))  # fmt: skip
     judged = ctx.evaluate(ctx.generator(str(target)), "filtered")
     ranks.from_main(lambda: shutil.rmtree(target))

@@ -23,7 +23,7 @@ from pipeline.generation.generator import Generator, rollouts
 from pipeline.generation.program_episodes import ProgramPlayer
 from pipeline.generation.tool_episodes import ToolPlayer, episode_figures
 from pipeline.models import models
-from pipeline.records import Prompt, Scored, as_json, episodes, groups, merge_episode
+from pipeline.records import Prompt, Scored, as_json, groups, merged_episodes
 from pipeline.run.files import dump_json, sha256_file
 from pipeline.run.manifest import manifest_sha, verified_manifest
 from pipeline.run.stage_dir import StageDir
@@ -99,6 +99,11 @@ class Context:
         self.policy_path = policy_path
         for name in ("tokenizer", "stop_token_ids", "player", "train_prompts", "heldout_prompts", "validation_prompts"):
             self.__dict__.pop(name, None)
+
+    def use_tokenizer(self, tokenizer: Any) -> None:
+        """Switch to a tokenizer with more tokens; prompts keep their ids."""
+        self.tokenizer = tokenizer
+        self.__dict__.pop("player", None)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -321,7 +326,7 @@ class Context:
             generator, requests or self.heldout_prompts, settings.samples, "heldout", *key, piece=piece
         )
         self.tokens = before  # evaluation is not part of a method's budget
-        played = [merge_episode(episode) for episode in episodes(scored)]
+        played = merged_episodes(scored)
         figures = describe_groups(groups(played), k=settings.k) | episode_figures(scored)
         if not self.scorer.judges:
             figures["heldout_judged"] = False
@@ -351,6 +356,8 @@ def of_validation(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
+    """scored: all rows, of which an episode may have several."""
+
     figures: dict[str, Any]
     scored: list[Scored]
 

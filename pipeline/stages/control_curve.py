@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.credit.conditioning import Axis, Conditions, calibration_error
 from pipeline.data import condition_prompts
-from pipeline.records import Scored, groups
+from pipeline.records import Scored, groups, merged_episodes
 from pipeline.run import console
 from pipeline.stages.context import Context, Judged
 from pipeline.stages.kl_to_start import kl_from
@@ -83,7 +83,7 @@ def curve_of(axis: Axis, answers: Sequence[Judged]) -> list[dict[str, Any]]:
         rows.append({"asked": number, "label": axis.text(number), "obtained": mean(obtained),
                      "ci95": list(bootstrap_ci95(obtained)), "promised": promised(axis, number),
                      "accuracy": judged.figures["heldout_accuracy"], "tokens": judged.figures["mean_completion_tokens"],
-                     "n": len(judged.scored), "target": axis.bounds(number),
+                     "n": len(merged_episodes(judged.scored)), "target": axis.bounds(number),
                      "seen": axis.seen[number]})  # fmt: skip
     return rows
 
@@ -92,7 +92,7 @@ def obtained_of(axis: Axis, answers: Sequence[Judged]) -> list[dict[int, float]]
     """Per answer, prompt -> mean of the quantity that the axis measures. For a `per_prompt` axis the prompt's mean over
     all requested bins is subtracted, because its edges and values are such differences. A prompt is left out if the
     checker broke on all of its samples."""
-    usable = [[counted(group) for group in groups(judged.scored)] for judged in answers]
+    usable = [[counted(group) for group in groups(merged_episodes(judged.scored))] for judged in answers]
     means = [{g[0].rollout.prompt.index: mean([measure(axis.of, s) for s in g]) for g in some if g} for some in usable]
     if not axis.per_prompt:
         return means
@@ -103,7 +103,7 @@ def obtained_of(axis: Axis, answers: Sequence[Judged]) -> list[dict[int, float]]
 def measure(of: str, scored: Scored) -> float:
     """An attribute's value for one sample. Raises ValueError if it names a reward part that does not exist."""
     known = {"reward": scored.reward, "correct": float(scored.status == "pass"),
-             "format": float(scored.status != "malformed"), "length": float(len(scored.rollout.ids))}  # fmt: skip
+             "format": float(scored.status != "malformed"), "length": float(sum(scored.rollout.mask))}  # fmt: skip
     if of in known:
         return known[of]
     value = scored.parts.get(of)

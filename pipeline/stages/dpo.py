@@ -15,6 +15,7 @@ from pipeline.run import console
 from pipeline.stages.context import Context
 from pipeline.stages.preference_rounds import Rows, run_rounds, samples_of
 from pipeline.stages.reward_model import fitting, max_length, pairs_from_rows, preference_pairs
+from pipeline.stages.sampled_only import flags_of, with_flags
 
 
 def run(ctx: Context) -> dict[str, Any]:
@@ -29,10 +30,11 @@ def pairs_of(ctx: Context, policy: str, number: int) -> tuple[Rows, dict[str, An
 
     block = ctx.block
     rng = random.Random(ctx.seed("pairs", number))
+    samples = [] if block.data is not None else samples_of(ctx, policy, number)
     if block.data is not None:
         pairs = pairs_from_rows(ctx)[0]
     else:
-        pairs = preference_pairs(samples_of(ctx, policy, number), per_prompt=block.pairs_per_prompt, rng=rng)
+        pairs = preference_pairs(samples, per_prompt=block.pairs_per_prompt, rng=rng)
     if not pairs:
         raise ConfigError([f"{ctx.cfg.path}: {ctx.name}: no preference pair: of each prompt all samples that ended "
                            "earned the same; raise samples, or sampling.max_tokens if few end"])  # fmt: skip
@@ -42,4 +44,5 @@ def pairs_of(ctx: Context, policy: str, number: int) -> tuple[Rows, dict[str, An
         console.say(f"{ctx.name}: left out {len(pairs) - len(kept)} of {len(pairs)} pairs longer than "
                     f"trainer.max_length {limit}")  # fmt: skip
     rng.shuffle(kept)
-    return [{"prompt_ids": list(p), "chosen_ids": list(c), "rejected_ids": list(r)} for p, c, r in kept], {}
+    rows = [{"prompt_ids": list(p), "chosen_ids": list(c), "rejected_ids": list(r)} for p, c, r in kept]
+    return with_flags(rows, flags_of(samples)), {}

@@ -18,15 +18,16 @@ from pipeline.config.schema import Stop
 from pipeline.credit import filter_lint, selection
 from pipeline.data.prompts import has_completion
 from pipeline.distributed import ranks
-from pipeline.records import Scored, groups
+from pipeline.records import Scored, episodes, groups, merge_episode, merged_episodes
 from pipeline.run import console
 from pipeline.score import score, tally
 from pipeline.seeds import cycle_indices
 from pipeline.stages.best_round import keep_best, round_dir, score_name
 from pipeline.stages.context import Context, Judged
+from pipeline.stages.imitation import ImitationRow, sampled_rows
 from pipeline.stages.kl_to_start import from_start
 from pipeline.stages.sampling import best_of, draw, from_pool, reward_when_solved, round_samples
-from pipeline.stages.sft import ImitationRow, encode, train
+from pipeline.stages.sft import encode, train
 from pipeline.stats import counted, mean, pass_rate
 
 Counts = list[Mapping[int, int]]  # per round: prompt -> samples kept
@@ -85,16 +86,16 @@ def chain(ctx: Context, target: Path, *, matched: Counts | None = None) -> tuple
     for number in range(block.rounds if matched is None else len(matched)):
         if matched is None:
             spent = ctx.tokens["completion"] - spent_before
-            scored = round_samples(ctx, start, number, scorer=scorer(ctx), spent=spent)
-            candidates = [as_candidate(s) for s in scored]
+            played = episodes(round_samples(ctx, start, number, scorer=scorer(ctx), spent=spent))
+            candidates = [as_candidate(sample) for sample in played]
             kept = keep(ctx, candidates, filters, number)
         else:
-            scored = blind_samples(ctx, start, number, matched[number])
-            candidates = [as_candidate(s) for s in scored]
+            played = episodes(blind_samples(ctx, start, number, matched[number]))
+            candidates = [as_candidate(sample) for sample in played]
             kept = selection.blind(candidates, matched[number], seed=ctx.seed("blind", number))
             report_missing(ctx, number, len(kept), sum(matched[number].values()))
         counts.append(Counter(candidates[i].prompt for i in kept))
-        chosen = [ImitationRow(scored[i].rollout.prompt.ids, scored[i].rollout.ids) for i in kept]
+        chosen = [row for i in kept for row in sampled_rows(played[i])]
         pool = chosen if block.data == "replace" else [*pool, *chosen]
         examples = with_share(pool, mix, block.sft_share, key=ctx.seed("mix", number))
         origin = start if block.start == "last" else ctx.policy_path
@@ -104,7 +105,8 @@ def chain(ctx: Context, target: Path, *, matched: Counts | None = None) -> tuple
         generator = ctx.generator(start)
         judgements.append(ctx.evaluate(generator, role, number))
         validation = ctx.validate(generator, role, number).figures if chooses and ctx.validation_prompts else {}
-        figures.append({**judgements[-1].figures, **validation, **described(scored, kept, judgements[-1]), **trained,
+        described_round = described([merge_episode(sample) for sample in played], kept, judgements[-1])
+        figures.append({**judgements[-1].figures, **validation, **described_round, **trained,
                         "sampled_tokens": ctx.tokens["completion"] - spent_before,
                         **(from_start(ctx, judgements[-1], block.reward) if matched is None else
                            {"kept_missing": sum(matched[number].values()) - len(kept)})})  # fmt: skip
@@ -134,7 +136,7 @@ def blind_samples(ctx: Context, policy: str, number: int, counts: Mapping[int, i
     generator = ctx.generator(policy)
     scored = draw(ctx, generator, requests, samples, "control", number, scorer=scorer(ctx))
     for attempt in range(1, TOP_UPS + 1):
-        usable = Counter(c.prompt for c in map(as_candidate, scored) if c.scorable)
+        usable = Counter(c.prompt for c in map(as_candidate, episodes(scored)) if c.scorable)
         short = [p for p in requests if usable[p.index] < counts[p.index]]
         if not short:
             break
@@ -177,11 +179,14 @@ def parse_filters(ctx: Context) -> list[selection.Filter]:
         raise ConfigError([f"{ctx.cfg.path}: {ctx.name}.filters: {exc}"]) from exc
 
 
-def as_candidate(scored: Scored) -> selection.Candidate:
-    # a truncated answer has no end to imitate: filters treat it as not scorable
-    reward = scored.reward if scored.rollout.finished else float("nan")
+def as_candidate(episode: Sequence[Scored]) -> selection.Candidate:
+    """A completion, or all rows of an episode, as filters see it: by what the policy sampled."""
+    scored = merge_episode(episode)
     rollout, passed = scored.rollout, None if scored.status == "error" else scored.status == "pass"
-    return selection.Candidate(rollout.prompt.index, reward, rollout.ids, passed=passed)
+    # a truncated answer has no end to imitate: filters treat it as not scorable
+    reward = scored.reward if rollout.finished else float("nan")
+    sampled = tuple(i for i, on in zip(rollout.ids, rollout.mask, strict=True) if on)
+    return selection.Candidate(rollout.prompt.index, reward, sampled, passed=passed)
 
 
 def with_share(
@@ -198,7 +203,7 @@ def with_share(
 
 
 def described(scored: Sequence[Scored], kept: Sequence[int], judged: Judged) -> dict[str, Any]:
-    """Statistics of the samples a round kept, and the mean reward of successes."""
+    """Statistics of the samples a round kept, and the mean reward of successes. scored: one row per sample."""
     indices = {s.rollout.prompt.index for s in scored}
     covered = {scored[i].rollout.prompt.index for i in kept}
     counts = tally(scored)
@@ -243,9 +248,9 @@ def without_training(ctx: Context, start: Judged) -> dict[str, Any]:
     With a verifier as the score it is an upper bound, because it needs the answer at inference time.
     """
     n = min(ctx.block.samples, ctx.cfg.evaluation.samples)
-    ranked = score(scorer(ctx), [s.rollout for s in start.scored])
-    truth = {id(s.rollout): s for s in start.scored}
-    chosen = [truth[id(s.rollout)] for s in best_of(ranked, n)]
+    ranked = merged_episodes(score(scorer(ctx), [s.rollout for s in start.scored]))
+    truth = {id(s): own for s, own in zip(ranked, merged_episodes(start.scored), strict=True)}
+    chosen = [truth[id(s)] for s in best_of(ranked, n)]
     by_prompt = [pass_rate(kept) for group in groups(chosen) if (kept := counted(group))]
     return {
         "best_of_n_accuracy": mean(by_prompt),

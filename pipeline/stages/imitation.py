@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.models import models
+from pipeline.records import Scored
 from pipeline.stages.context import Context
 
 IGNORED = -100  # the label that transformers leaves out of the loss
@@ -38,6 +39,11 @@ class ImitationRow:
         """Of the completion: its ids, IGNORED where nothing is imitated."""
         flags = self.trained or (True,) * len(self.completion_ids)
         return [i if flag else IGNORED for i, flag in zip(self.completion_ids, flags, strict=True)]
+
+
+def sampled_rows(episode: Sequence[Scored]) -> list[ImitationRow]:
+    """The rows of a completion or an episode as they were sampled; what tools answered is context."""
+    return [ImitationRow(s.rollout.prompt.ids, s.rollout.ids, trained=s.rollout.sampled) for s in episode]
 
 
 def as_dataset(examples: Sequence[ImitationRow], *, reference: bool) -> Any:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from pipeline.data.condition_prompts import moved, relabel
 from pipeline.distributed import ranks
 from pipeline.models import models
-from pipeline.records import Prompt, Scored
+from pipeline.records import Prompt, Scored, merged_episodes
 from pipeline.score import score
 from pipeline.stages.context import Context, Judged
 from pipeline.stats import mean
@@ -43,13 +44,24 @@ def mean_kl(
 def kl_from(
     ctx: Context, scored: Sequence[Scored], start: str, *, unlabelled: Mapping[int, Prompt] | None = None
 ) -> float:
-    """KL(policy || start) in nats per completion, with the log-probs that the policy's generator gave.
+    """KL(policy || start) in nats per completion or episode, with the log-probs that the policy's generator gave.
 
     unlabelled: prompt index -> the prompt the start reads, where the policy read a condition label in front of it.
     """
-    prompts = [(unlabelled or {}).get(s.rollout.prompt.index, s.rollout.prompt) for s in scored]
-    rows = [Row(p.ids, s.rollout.ids, s.rollout.mask) for p, s in zip(prompts, scored, strict=True)]
-    return mean_kl(rows, [s.rollout.logprobs for s in scored], start_logprobs(ctx, start, rows)).per_completion
+    read = [without_label(ctx, s.rollout.prompt, unlabelled or {}) for s in scored]
+    measured = [(s, prompt) for s, prompt in zip(scored, read, strict=True) if prompt is not None]
+    rows = [Row(p.ids, s.rollout.ids, s.rollout.mask) for s, p in measured]
+    per_row = mean_kl(rows, [s.rollout.logprobs for s, _ in measured], start_logprobs(ctx, start, rows)).per_completion
+    count = sum(s.rollout.turn == 0 for s, _ in measured)  # episodes, some of several rows
+    return per_row if count in (0, len(rows)) else per_row * len(rows) / count
+
+
+def without_label(ctx: Context, prompt: Prompt, unlabelled: Mapping[int, Prompt]) -> Prompt | None:
+    """The prompt of a row without its label; None where it cannot be removed (`condition_prompts.with_start`)."""
+    own = unlabelled.get(prompt.index, prompt)
+    if ctx.cfg.tools is None or own is prompt:
+        return own
+    return moved(prompt, relabel(own, prompt.label, ctx.cfg.prompts, ctx.tokenizer), own)
 
 
 def start_logprobs(ctx: Context, start: str, rows: Sequence[Row]) -> list[list[float]]:
@@ -72,6 +84,6 @@ def from_start(ctx: Context, judged: Judged, reward: Mapping[str, Any] | None) -
     also its mean over these samples."""
     out = {"heldout_kl": kl_from(ctx, judged.scored, ctx.policy_path), "sampled_tokens": ctx.tokens["completion"]}
     if reward:
-        own = score(ctx.scorer_of(reward), [s.rollout for s in judged.scored])
+        own = merged_episodes(score(ctx.scorer_of(reward), [s.rollout for s in judged.scored]))
         out["heldout_train_reward"] = mean([s.reward for s in own if s.scorable])
     return out

@@ -19,6 +19,7 @@ from pipeline.run import console
 from pipeline.stages.context import Context
 from pipeline.stages.preference_rounds import Rows, run_rounds, samples_of
 from pipeline.stages.reward_model import max_length
+from pipeline.stages.sampled_only import flags_of, with_flags
 
 WITHOUT_KL = ("apo_zero_unpaired",)  # losses that need no mismatched completions
 WEIGHTS = {"desirable_weight", "undesirable_weight"}
@@ -41,7 +42,8 @@ def rows_of(ctx: Context, policy: str, number: int) -> tuple[Rows, dict[str, Any
     if with_kl and batch < 2:
         raise ConfigError([f"{where}.trainer.per_device_train_batch_size: kto needs at least 2 rows per batch, because "
                            "the KL is estimated on completions of the others"])  # fmt: skip
-    found = labelled_rows(ctx) if block.data is not None else labelled(samples_of(ctx, policy, number), block.at_least)
+    samples = [] if block.data is not None else samples_of(ctx, policy, number)
+    found = labelled_rows(ctx) if block.data is not None else labelled(samples, block.at_least)
     limit = max_length(block.trainer, KTOConfig)
     kept = [row for row in found if limit is None or len(row[0]) + len(row[1]) <= limit]
     good = sum(label for _, _, label in kept)
@@ -53,7 +55,8 @@ def rows_of(ctx: Context, policy: str, number: int) -> tuple[Rows, dict[str, Any
     weights = balanced(good, len(kept) - good) if not WEIGHTS & block.trainer.keys() else {}
     console.say(f"{ctx.name}: {len(kept)} answers, {good} of them good" + (f"; {weights}" if weights else ""))
     random.Random(ctx.seed("rows", number)).shuffle(kept)
-    return (with_mismatched(kept, batch) if with_kl else [as_row(row) for row in kept]), weights
+    rows = with_mismatched(kept, batch) if with_kl else [as_row(row) for row in kept]
+    return with_flags(rows, flags_of(samples)), weights
 
 
 def balanced(good: int, bad: int) -> dict[str, float]:

@@ -29,7 +29,7 @@ def with_new_tokens(ctx: Context, labels: Sequence[str]) -> str:
     model = models.load_policy(ctx.policy_path, ctx.cfg.model)
     extend(model, len(tokenizer), seed=ctx.seed("new tokens"))
     models.save(model, tokenizer, target)
-    ctx.tokenizer = tokenizer
+    ctx.use_tokenizer(tokenizer)
     return str(target)
 
 

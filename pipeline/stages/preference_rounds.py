@@ -20,6 +20,7 @@ from pipeline.run import console
 from pipeline.stages.best_round import keep_best, round_dir, score_name
 from pipeline.stages.context import Context
 from pipeline.stages.kl_to_start import from_start
+from pipeline.stages.sampled_only import FLAGS_OF, SampledOnly, single_rows
 from pipeline.stages.sampling import round_samples
 from pipeline.stages.trl_trainer import train_with
 
@@ -80,8 +81,23 @@ def train(
     adapted = trains_adapter(ctx.block)
 
     class OnIds(trainer_class):  # type: ignore[misc]
+        _signature_columns: list[str]
+
         def _prepare_dataset(self, dataset: Any, *arguments: Any) -> Any:
             return dataset  # already ids
+
+        def _set_signature_columns_if_needed(self) -> None:
+            super()._set_signature_columns_if_needed()
+            known: list[str] = self._signature_columns
+            known += [column for column in FLAGS_OF if column not in known]
+
+        @property
+        def data_collator(self) -> Any:
+            return self._collator
+
+        @data_collator.setter
+        def data_collator(self, collator: Any) -> None:  # set by the trainer, before it computes any log-prob
+            self._collator = SampledOnly(collator)
 
     def reference() -> Any:
         if adapted:
@@ -98,6 +114,17 @@ def train(
 
 
 def samples_of(ctx: Context, policy: str, number: int) -> list[Scored]:
-    """A round's scored samples: drawn from the policy, or out of the pool."""
+    """A round's scored samples, one row each: drawn from the policy, or out of the pool.
+
+    Raises ConfigError where the chat template rewrites the history of every episode.
+    """
     scorer = ctx.scorer_of(ctx.block.reward) if ctx.block.reward else ctx.scorer
-    return round_samples(ctx, policy, number, scorer=scorer, spent=ctx.tokens["completion"])
+    scored = round_samples(ctx, policy, number, scorer=scorer, spent=ctx.tokens["completion"])
+    alone, several = single_rows(scored)
+    if several and not alone:
+        raise ConfigError([f"{ctx.cfg.path}: {ctx.name}: the chat template rewrites the history of all {several} "
+                           "episodes, so none is one completion; feedme and grpo train each turn"])  # fmt: skip
+    if several:
+        console.say(f"{ctx.name}: left out {several} of {several + len(alone)} episodes whose history the chat "
+                    "template rewrites: they are not one completion")  # fmt: skip
+    return alone

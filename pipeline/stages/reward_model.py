@@ -138,7 +138,9 @@ def preference_pairs(scored: Sequence[Scored], *, per_prompt: int, rng: random.R
         # one of equal completions, and no truncated one: a reward is read at the end token
         usable = {s.rollout.ids: s for s in group if s.scorable and s.rollout.finished}
         ranked = sorted(usable.values(), key=lambda s: -s.reward)
-        found = [(a, b) for i, a in enumerate(ranked) for b in ranked[i + 1 :] if a.reward > b.reward]
+        # an environment may have added to the prompt of one of them
+        found = [(a, b) for i, a in enumerate(ranked) for b in ranked[i + 1 :]
+                 if a.reward > b.reward and a.rollout.prompt.ids == b.rollout.prompt.ids]  # fmt: skip
         rng.shuffle(found)
         found.sort(key=lambda pair: pair[1].reward - pair[0].reward)
         out += [(a.rollout.prompt.ids, a.rollout.ids, b.rollout.ids) for a, b in found[:per_prompt]]

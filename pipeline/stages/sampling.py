@@ -8,9 +8,9 @@ from pathlib import Path
 
 import rewards
 from pipeline.config.load import ConfigError
-from pipeline.data import sample_pool
+from pipeline.data import condition_prompts, sample_pool
 from pipeline.generation.generator import Generator
-from pipeline.records import Prompt, Scored, groups
+from pipeline.records import Prompt, Scored, episodes, groups, merged_episodes
 from pipeline.run import console
 from pipeline.run.stage_dir import StageDir
 from pipeline.score import submit
@@ -50,10 +50,18 @@ def draw(
     return ctx.kept(requests, make, *key)
 
 
-def restored(scored: Sequence[Scored], prompts: Sequence[Prompt]) -> list[Scored]:
-    """The same samples with their unlabelled prompts restored."""
-    by_index = {p.index: p for p in prompts}
-    return [replace(s, rollout=replace(s.rollout, prompt=by_index[s.rollout.prompt.index])) for s in scored]
+def restored(scored: Sequence[Scored], labelled: Sequence[Prompt], prompts: Sequence[Prompt]) -> list[Scored]:
+    """The same samples with their unlabelled prompts restored. labelled, prompts: with and without labels, paired.
+
+    An episode is left out where a row's prompt does not begin as the labelled one: its label cannot be removed.
+    """
+    pairs = {after.index: (before, after) for before, after in zip(labelled, prompts, strict=True)}
+    out: list[Scored] = []
+    for episode in episodes(scored):
+        own = [condition_prompts.moved(s.rollout.prompt, *pairs[s.rollout.prompt.index]) for s in episode]
+        out += [replace(s, rollout=replace(s.rollout, prompt=prompt))
+                for s, prompt in zip(episode, own, strict=True) if prompt is not None and None not in own]  # fmt: skip
+    return out
 
 
 def open_generator(
@@ -111,6 +119,8 @@ def from_pool(ctx: Context, references: Sequence[str], key: str) -> list[Scored]
         entries += sample_pool.read(path, ctx.cfg.prompts, ctx.tokenizer, ctx.stop_token_ids)
     placed = sample_pool.placed(entries, ctx.train_prompts, barred=ctx.barred)
     samples, counts = sample_pool.usable(placed), sample_pool.left_out(entries, placed)
+    # rows of an episode are samples of their own here: some of them may have been left out
+    samples = [replace(s, rollout=replace(s.rollout, turn=0)) for s in samples]
     if not samples:
         raise ConfigError([f"{ctx.cfg.path}: {key}: nothing to train on in {', '.join(references)}: {counts}"])
     if counts:
@@ -121,7 +131,7 @@ def from_pool(ctx: Context, references: Sequence[str], key: str) -> list[Scored]
 
 def reward_when_solved(scored: Sequence[Scored]) -> float:
     """Mean reward of the samples that passed: how good a success is, apart from how frequent. NaN if none passed."""
-    return mean([s.reward for s in scored if s.status == "pass" and s.scorable])
+    return mean([s.reward for s in merged_episodes(scored) if s.status == "pass" and s.scorable])
 
 
 def best_of(scored: Sequence[Scored], n: int) -> list[Scored]:

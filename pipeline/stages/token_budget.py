@@ -23,6 +23,6 @@ def sample_within(
     out: list[Rollout] = []
     for start in range(0, len(requests), SLICE):
         out += ctx.sample(generator, requests[start : start + SLICE], samples, *key, start)
-        if sum(len(r.ids) for r in out) >= budget:
+        if sum(sum(r.mask) for r in out) >= budget:
             break
     return out

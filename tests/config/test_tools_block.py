@@ -33,7 +33,19 @@ def test_tools_are_named_in_a_list_or_with_their_settings(tmp_path: Path) -> Non
     [
         ("tools: {max_turns: 3}\nstages: [grpo]", "tools: name at least one"),
         ("tools: {use: [calculator], max_tokens: 100}\nstages: [grpo]", "shorter than one turn"),
-        ("tools: {use: [calculator]}\nstages: [feedme]", "stage 'feedme' samples plain completions"),
+        ("tools: {use: [calculator]}\nstages: [reward_model]", "stage 'reward_model' samples plain completions"),
+        ("tools: {use: [calculator]}\nstages: [feedme]\nfeedme: {pool: [sft]}", "feedme.pool: a pool is read as plain"),
+        ("tools: {use: [calculator]}\nstages: [dpo]\ndpo: {pool: [sft]}", "dpo.pool: a pool is read as plain"),
+        ("tools: {use: [calculator]}\nstages: [conditioned]\nconditioned: {guidance: 1.5}", "conditioned.guidance"),
+        (
+            "tools: {use: [calculator]}\nstages: [conditioned]\nconditioned: {demonstrations: 9}",
+            "conditioned.demonstrations: it is made for plain completions",
+        ),
+        (
+            "tools: {openenv: {url: 'http://127.0.0.1:1', action: text}}\nstages: [conditioned]",
+            "a label is put in front of the first user message, which your tools writes itself",
+        ),
+        ("program: {command: [x]}\nstages: [conditioned]", "which your program writes itself"),
         (
             "tools: {use: [calculator]}\nstages: [grpo]\ngrpo: {overlap: true, loss: {importance: truncate}}",
             "grpo.overlap",
@@ -47,7 +59,7 @@ def test_tools_are_named_in_a_list_or_with_their_settings(tmp_path: Path) -> Non
         ("program: {command: []}\nstages: [grpo]", "program.command"),
         ("program: {command: [x]}\ntools: {use: [calculator]}\nstages: [grpo]", "leave the block `tools` out"),
         ("program: {command: [x], context: 100}\nstages: [grpo]", "program.context: 100 tokens are fewer"),
-        ("program: {command: [x]}\nstages: [feedme]", "with program the stages are"),
+        ("program: {command: [x]}\nstages: [reward_model]", "with program the stages are"),
         ("program: {command: [x]}\nstages: [grpo]\ngrpo: {credit: {kind: gdpo}}", "leave it out, or program"),
         ("tools: {use: [calculator], format: xml}\nstages: [grpo]", "tools.format"),
     ],

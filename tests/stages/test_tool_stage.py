@@ -95,17 +95,17 @@ def test_keep_best_chooses_by_episodes_with_tools(root: Path, monkeypatch: pytes
     assert manifest(root / "runs", "grpo", "best")["metrics"]["best_step"] == best
 
 
-def killed_and_resumed(root: Path) -> None:
-    """The same run under another name, killed with SIGKILL during its second step of GRPO, and run again."""
-    command = [sys.executable, "-m", "pipeline", "run", "t.yaml", "run=t2"]
+def killed_and_resumed(root: Path, *words: str, stage: str = "grpo") -> None:
+    """The same run as t2, killed with SIGKILL when the stage has logged its first step, and run again."""
+    command = [sys.executable, "-m", "pipeline", "run", "t.yaml", "run=t2", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.DEVNULL)
-    progress = root / "runs" / "t2" / "grpo" / "metrics.jsonl"
+    progress = root / "runs" / "t2" / stage / "metrics.jsonl"
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
         if progress.exists() and progress.read_text().count("\n") >= 1:
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.02)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
     assert subprocess.run(command, cwd=root, env=environment, check=False, stdout=subprocess.DEVNULL).returncode == 0

@@ -53,8 +53,10 @@ def run(ctx: Context) -> dict[str, Any]:
         ctx.switch_policy(str(model_dir))
         labelled = prompts_for(ctx, candidate)
         judged = ctx.evaluate(ctx.generator(), requests=labelled, piece=candidate.name.replace("/", "-"))
-        scored = judged.scored if proxy is None else with_part(judged.scored, "proxy", score(proxy, [
-            s.rollout for s in restored(judged.scored, ctx.heldout_prompts)]))  # fmt: skip
+        scored = judged.scored
+        if proxy is not None:
+            unlabelled_rows = restored(scored, labelled, ctx.heldout_prompts)
+            scored = with_part(scored, "proxy", score(proxy, [s.rollout for s in unlabelled_rows]))
         ctx.record(scored, policy=candidate.name)
         starts = starts or scored
         kl = 0.0 if candidate.name == block.start else kl_from(ctx, scored, str(start_path), unlabelled=unlabelled)
