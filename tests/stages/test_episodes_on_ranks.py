@@ -17,8 +17,9 @@ from test_tool_stage import CONFIG, write_rows
 ROOT = ranks_kit.ROOT
 TOLERANCE = 1e-5
 FEEDME = """
-feedme: {policy: sft, rounds: 1, prompts: 6, samples: 3, filters: [{threshold: 0.0}, {top_k: 2}],
-         trainer: {max_steps: 3, per_device_train_batch_size: 8, learning_rate: 1.0e-3, logging_steps: 1}}
+feedme: {policy: sft, rounds: 1, prompts: 6, samples: 3, filters: [{threshold: 0.0}, {top_k: 2}], random_control: false,
+         more_sft_control: false, trainer: {max_steps: 2, per_device_train_batch_size: 8, learning_rate: 1.0e-3,
+         logging_steps: 1, dataloader_drop_last: true, adam_epsilon: 1.0e-4}}
 """
 STAGES = ("grpo", "feedme")
 
@@ -30,7 +31,11 @@ def written(place: Path, kind: str) -> Path:
     (place / "agent.py").write_text(AGENT)
     program = PROGRAM.replace("agent.py", str(place / "agent.py"))
     text = CONFIG.replace(TOOLS, program) if kind == "program" else CONFIG
-    text = text.replace("rows.jsonl", str(place / "rows.jsonl")).replace("steps: 3", "steps: 2")
+    text = (
+        text.replace("rows.jsonl", str(place / "rows.jsonl"))
+        .replace("steps: 3", "steps: 2")
+        .replace("{samples: 2, k: 2}", "{samples: 1, k: 1}")
+    )
     text = text.replace("[base, sft, grpo]", "[base, sft, grpo, feedme]")
     (place / "t.yaml").write_text((text + FEEDME) % {"root": ROOT})
     return place / "t.yaml"
@@ -43,6 +48,7 @@ def rows_of(run: Path, stage: str) -> list[Any]:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(2400)  # two runs, and four processes that each import torch
 @pytest.mark.parametrize("kind", ["tools", "program"])
 def test_two_processes_play_the_episodes_that_one_plays(kind: str, tmp_path: Path) -> None:
     config, one, two = str(written(tmp_path, kind)), tmp_path / "one", tmp_path / "two"

@@ -308,7 +308,7 @@ def test_the_blind_control_samples_again_until_it_keeps_as_many_as_the_method(mo
     )  # fmt: skip
     counts = {0: 4, 1: 1}  # the third prompt kept nothing
     found = feedme.blind_samples(ctx, "policy", 0, counts)
-    candidates = [feedme.as_candidate(s) for s in found]
+    candidates = [feedme.as_candidate([s]) for s in found]
     kept = feedme.selection.blind(candidates, counts, seed=0)
     assert Counter(candidates[i].prompt for i in kept) == counts
     assert keys == [("control", 0), ("control", 0, "more", 1)]  # and only of the prompt that lacked some
