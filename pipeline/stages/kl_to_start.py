@@ -59,7 +59,7 @@ def kl_from(
 def without_label(ctx: Context, prompt: Prompt, unlabelled: Mapping[int, Prompt]) -> Prompt | None:
     """The prompt of a row without its label; None where it cannot be removed (`condition_prompts.with_start`)."""
     own = unlabelled.get(prompt.index, prompt)
-    if ctx.cfg.tools is None or own is prompt:
+    if own is prompt or ctx.cfg.tools is None:
         return own
     return moved(prompt, relabel(own, prompt.label, ctx.cfg.prompts, ctx.tokenizer), own)
 
