@@ -7,6 +7,7 @@ resolves to this machine), and takes writes only with a header that another site
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +20,7 @@ from pipeline.cli.human_ratings import RatingDesk
 from pipeline.config.load import ConfigError
 from pipeline.report import write_report
 from pipeline.report.collect import is_stage, tail_rows
+from pipeline.report.rollout_files import FOLDER
 from pipeline.run.manifest import read_manifest
 
 HOST, PORT = "127.0.0.1", 8760
@@ -26,6 +28,7 @@ ASSETS = Path(__file__).with_name("assets")
 REPORT_CSS = Path(__file__).parents[1] / "report" / "assets" / "page.css"
 FILES = {"/": ("ui.html", "text/html"), "/ui.js": ("ui.js", "text/javascript"), "/ui.css": ("ui.css", "text/css")}
 MAX_BODY = 1 << 16
+ROLLOUT_FILE = re.compile(rf"{FOLDER}/\w+-\d+\.js")
 HEADER = "X-Whetstone"  # a page of another site may not send it without asking first, which is refused
 POLICY = "default-src 'self'; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'; img-src 'self' data:"
 SHOWN = ("heldout_accuracy", "heldout_pair_accuracy", "reward_mean", "loss")
@@ -128,7 +131,10 @@ def handler(runs: Runs) -> type[BaseHTTPRequestHandler]:
             if parts.path == "/api/runs":
                 return as_json(runs.described())
             if parts.path.startswith("/report/"):
-                place = runs.place(unquote(parts.path[8:]))
+                name, _, file = unquote(parts.path[8:]).partition("/")
+                place = runs.place(name)
+                if file:
+                    return "text/javascript", report_file(place, file)
                 return "text/html", write_report(place, live=is_live(place)).read_bytes()
             query = {key: values[0] for key, values in parse_qs(parts.query).items()}
             if parts.path in ("/api/sample", "/api/pair"):
@@ -167,6 +173,13 @@ def handler(runs: Runs) -> type[BaseHTTPRequestHandler]:
                 return
 
     return Handler
+
+
+def report_file(place: Path, file: str) -> bytes:
+    """A file of rollouts that a report loads. Raises LookupError for any other."""
+    if not ROLLOUT_FILE.fullmatch(file) or not (place / file).is_file():
+        raise LookupError(f"no file {file!r} of a report")
+    return (place / file).read_bytes()
 
 
 def as_json(value: object) -> tuple[str, bytes]:

@@ -1,27 +1,31 @@
 """A run, a stage or a comparison as one HTML file that opens anywhere: no server, no request, nothing to install.
 
+The rollouts of a large run are in files next to it, which it loads as they are looked at.
+
 collect.py     what is on disk
 summary.py     what it says, as plain data
 comparison.py  what a comparison adds
 rollouts.py    scored rollouts as columns
+rollout_files.py  those of a large run, in files next to its page
 live.py        the report of a run that is not over
 page.py        data, styles and scripts into one file; assets/ holds them as they are
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.report import comparison_page, page, rollouts, summary
+from pipeline.report import comparison_page, page, rollout_files, rollouts, summary
 from pipeline.report.collect import Stage, read_rows, read_stages, runs_of_seeds
 from pipeline.run.files import atomic_write, sha256_file, sha256_json
 from pipeline.run.stage_dir import STOPPED
 from pipeline.stages import seed_table
 
-FINGERPRINT = 'name="whetstone-report" content="{}"'
+FINGERPRINT = re.compile(r'name="whetstone-report" content="(\w+) (\d+)"')  # and how many files are next to the page
 HEAD_CHARACTERS = 4096  # of a page, which hold its fingerprint
 RELOAD_S = 15  # seconds between two loads of the page of a run that lives
 LIVE_TAIL = 4 << 20  # bytes read at the end of each rollouts.jsonl for such a page
@@ -38,13 +42,27 @@ def write_report(run_dir: str | Path, *, live: bool = False) -> Path:
     compared = comparison_page.read(directory)
     stages = compared.stages if compared else read_stages(directory)
     path = directory / "report.html"
-    rows, total = rollouts.gather(stages, tail=LIVE_TAIL if live else None)
     data = describe(directory, stages) | ({"comparison": compared.data, "facts": compared.facts} if compared else {})
     data |= {"seeds": runs_of_seeds(directory)} if runs_of_seeds(directory) else {}
     data |= {"live": {"reload_s": RELOAD_S, "written": time.time()}} if live else {}
-    columns = rollouts.columns(rows, rollouts.TokenText(stages))
-    atomic_write(path, page.render(f"{directory.name} · Whetstone", data, {**columns, "total": total}, written_from))
+    columns = rollout_columns(stages, directory, live=live, version=written_from[:12])
+    files = len(columns.get("files", ()))
+    atomic_write(path, page.render(f"{directory.name} · Whetstone", data, columns, f"{written_from} {files}"))
+    rollout_files.remove_others(directory, version=written_from[:12] if files else "")
     return path
+
+
+def rollout_columns(stages: Sequence[Stage], directory: Path, *, live: bool, version: str) -> dict[str, Any]:
+    """The rollouts as columns: all of a small run, and the newest of a live one, else those without their texts, which
+    are written into files."""
+    token_text = rollouts.TokenText(stages)
+    lines, size = rollouts.extent(stages)
+    if live or (lines <= rollouts.LIMIT and size <= rollouts.PAGE_BYTES):
+        rows, total = rollouts.gather(stages, tail=LIVE_TAIL if live else None)
+        return {**rollouts.columns(rows, token_text), "total": total}
+    limit = min(rollouts.FILES_LIMIT, lines * rollouts.FILES_BYTES // max(size, 1))
+    rows, total = rollouts.gather(stages, limit)
+    return {**rollout_files.write(rows, token_text, directory, version=version), "total": total}
 
 
 def report_up_to_date(run_dir: str | Path) -> Path | None:
@@ -62,7 +80,11 @@ def report_up_to_date(run_dir: str | Path) -> Path | None:
             head = page_file.read(HEAD_CHARACTERS)
     except (OSError, UnicodeDecodeError):
         return None
-    return path if FINGERPRINT.format(fingerprint(directory)) in head else None
+    found = FINGERPRINT.search(head)
+    if found is None or found[1] != fingerprint(directory):
+        return None
+    files = list((directory / rollout_files.FOLDER).glob(f"{found[1][:12]}-*.js"))
+    return path if len(files) == int(found[2]) else None
 
 
 def fingerprint(directory: Path) -> str:
@@ -79,7 +101,7 @@ def describe(directory: Path, stages: Sequence[Stage]) -> dict[str, Any]:
     """The report's data but for its rollouts."""
     by_name = {s.name: s for s in stages}
     rows = summary.policies(stages)
-    judged = [r for s in stages if s.kind == "evaluate" for r in read_rows(s.path / "rollouts.jsonl")]
+    judged = (r for s in stages if s.kind == "evaluate" for r in read_rows(s.path / "rollouts.jsonl"))
     versions = {k: v for s in stages if s.manifest is not None for k, v in s.manifest.get("versions", {}).items()}
     return {
         "name": directory.name,

@@ -16,7 +16,7 @@ from string import Template
 from typing import Any
 
 ASSETS = Path(__file__).parent / "assets"
-SCRIPTS = ("dom.js", "charts.js", "sections.js", "comparison.js", "browser.js", "main.js")
+SCRIPTS = ("dom.js", "charts.js", "sections.js", "comparison.js", "rows.js", "browser.js", "main.js")
 
 
 def data_block(name: str, value: Any) -> str:
@@ -25,9 +25,14 @@ def data_block(name: str, value: Any) -> str:
     NaN and infinities become null, which JSON lacks; lone surrogates and NUL stay escapes.
     """
     text = json.dumps(finite(value), ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return f'<script type="application/json" id="{name}">{escaped(text)}</script>'
+
+
+def escaped(text: str) -> str:
+    """JSON without the characters that begin or end markup."""
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return f'<script type="application/json" id="{name}">{text}</script>'
+    return text
 
 
 def finite(value: Any) -> Any:
@@ -53,6 +58,8 @@ def render(title: str, report: Mapping[str, Any], rollouts: Mapping[str, Any], w
         title=safe_title,
         written_from=html.escape(written_from),
         script_hash=digest,
+        # rows next to the page: beside a file on disk, or from the server that the page came from
+        files=" file: 'self'" if rollouts.get("files") else "",
         style=(ASSETS / "page.css").read_text(encoding="utf-8"),
         report=data_block("report-data", report),
         rollouts=data_block("rollout-data", rollouts),

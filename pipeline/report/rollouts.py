@@ -1,14 +1,16 @@
 """Scored rollouts as columns, small enough to open quickly: repeated values are stored once and referenced.
 
-A run may have more rollouts than a page should carry. Then all rollouts of some prompts are kept, chosen by a hash of
-the prompt's text, so that the samples and steps of a prompt stay together and two policies can be compared.
+A run may have more rollouts than a report should carry. Then all rollouts of some prompts are kept, chosen by a hash
+of the prompt's text, so that the samples and steps of a prompt stay together and two policies can be compared.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,13 @@ from typing import Any
 from pipeline.config.schema import recorded_kind
 from pipeline.report.collect import Stage, read_rows, tail_rows
 
-LIMIT = 12_000  # rollouts per page
-TOKENS = 600_000  # tokens with their figures per page
-TEXT = 12_000_000  # characters of completions per page
+LIMIT = 12_000  # rollouts in a page that carries all itself
+TOKENS = 600_000  # tokens with their figures in such a page
+TEXT = 12_000_000  # characters of completions in such a page
+PAGE_BYTES = 32 << 20  # of rollouts.jsonl that such a page may be written from
+FILES_LIMIT = 200_000  # rollouts in a page with files next to it
+FILES_BYTES = 256 << 20  # of rollouts.jsonl that such files may be written from
+BUCKETS = 1 << 16  # of prompts by their hash
 LONGEST = 20_000  # characters of one completion
 EXPECTED = 2_000  # characters of a task's expected answer
 ANSWERS = ("gold", "answer", "answers", "solution", "expected", "target", "reference", "ground_truth", "label", "test",
@@ -41,24 +47,38 @@ class Table:
         return list(self.indices)
 
 
-def gather(stages: Sequence[Stage], limit: int = LIMIT, tail: int | None = None) -> tuple[list[Row], int]:
+def extent(stages: Sequence[Stage]) -> tuple[int, int]:
+    """(lines, bytes) of all rollouts on disk."""
+    paths = [path for s in stages if (path := s.path / "rollouts.jsonl").is_file()]
+    return sum(map(_lines, paths)), sum(path.stat().st_size for path in paths)
+
+
+def _lines(path: Path) -> int:
+    with path.open("rb") as log:
+        return sum(block.count(b"\n") for block in iter(lambda: log.read(1 << 20), b""))
+
+
+def gather(stages: Sequence[Stage], limit: int = LIMIT, tail: int | None = None) -> tuple[Iterator[Row], int]:
     """(rows to show, how many there are). Half of the room goes to judged samples, which compare policies.
 
+    Where they do not all fit they are read twice, to count and to yield them: never are all of them in memory.
     tail: read only so many bytes at the end of each stage's file, and count only what they hold.
     """
-    kinds = {s.name: s.kind for s in stages}
-    first = sorted(
-        stages, key=lambda s: not recorded_kind(s.kind).compares_policies
-    )  # what compares policies is read most
+    kinds = {s.name: recorded_kind(s.kind) for s in stages}
+    first = sorted(stages, key=lambda s: not kinds[s.name].compares_policies)  # what compares policies is read most
     read = read_rows if tail is None else partial(tail_rows, size=tail)
-    by_stage = {s.name: [{**row, "stage": s.name} for row in read(s.path / "rollouts.jsonl")] for s in first}
-    total = sum(map(len, by_stage.values()))
-    shares = room(
-        {n: len(rows) for n, rows in by_stage.items()},
-        {n for n in by_stage if recorded_kind(kinds[n]).compares_policies},
-        limit,
-    )
-    return [row for name, rows in by_stage.items() for row in whole_prompts(rows, shares[name])], total
+    if tail is None and (lines := extent(stages)[0]) <= limit:
+        return ({**row, "stage": s.name} for s in first for row in read(s.path / "rollouts.jsonl")), lines
+    counts = {s.name: prompt_counts(read(s.path / "rollouts.jsonl")) for s in first}
+    sizes = {name: sum(each) for name, each in counts.items()}
+    shares = room(sizes, {name for name in sizes if kinds[name].compares_policies}, limit)
+
+    def rows() -> Iterator[Row]:
+        for stage in first:
+            kept = whole_prompts(read(stage.path / "rollouts.jsonl"), counts[stage.name], shares[stage.name])
+            yield from ({**row, "stage": stage.name} for row in kept)
+
+    return rows(), sum(sizes.values())
 
 
 def room(sizes: Mapping[str, int], judged: set[str], limit: int) -> dict[str, int]:
@@ -79,25 +99,36 @@ def room(sizes: Mapping[str, int], judged: set[str], limit: int) -> dict[str, in
     return out
 
 
-def whole_prompts(rows: Sequence[Row], limit: int) -> list[Row]:
-    """All rows of as many prompts as fit, at least one prompt; order is kept."""
-    if len(rows) <= limit:
-        return list(rows)
-    counts: dict[str, int] = {}
+def bucket_of(row: Row) -> int:
+    """Of the row's prompt, by a hash of its text."""
+    return zlib.crc32(str(row.get("prompt")).encode("utf-8", "surrogatepass")) * BUCKETS >> 32
+
+
+def prompt_counts(rows: Iterable[Row]) -> array[int]:
+    """Rows per bucket of prompts."""
+    counts = array("q", bytes(8 * BUCKETS))
     for row in rows:
-        counts[str(row.get("prompt"))] = counts.get(str(row.get("prompt")), 0) + 1
-    kept: set[str] = set()
-    size = 0
-    for text in sorted(counts, key=lambda t: zlib.crc32(t.encode("utf-8", "surrogatepass"))):
-        if size + counts[text] > limit and kept:
+        counts[bucket_of(row)] += 1
+    return counts
+
+
+def whole_prompts(rows: Iterable[Row], counts: Sequence[int], limit: int) -> Iterator[Row]:
+    """All rows of as many buckets of prompts as fit, at least one bucket; order is kept. counts: as prompt_counts."""
+    size, end = 0, len(counts)
+    for bucket, count in enumerate(counts):
+        if size + count > limit and size:
+            end = bucket
             break
-        kept.add(text)
-        size += counts[text]
-    return [row for row in rows if str(row.get("prompt")) in kept][: max(limit, 1)]
+        size += count
+    return itertools.islice((row for row in rows if bucket_of(row) < end), max(limit, 1))
 
 
-def columns(rows: Iterable[Row], token_text: Callable[[str, int], str]) -> dict[str, Any]:
+def columns(
+    rows: Iterable[Row], token_text: Callable[[str, int], str], *, tokens: int | None = TOKENS, text: int | None = TEXT
+) -> dict[str, Any]:
     """Rows -> columns. token_text(stage, id): what a token reads as.
+
+    tokens, text: how many tokens and characters there is room for; None: for all.
 
     Per-token figures are written as integer thousandths, flat, with the number of tokens of each row; None where none
     were recorded or the page's room for them is used up. `advantages` may be one number a row: it holds for all tokens.
@@ -109,17 +140,16 @@ def columns(rows: Iterable[Row], token_text: Callable[[str, int], str]) -> dict[
     parts: dict[str, list[float | None]] = {}
     flat: dict[str, list[int]] = {"ids": [], "logprobs": [], "advantages": [], "kl": []}
     words = Table()
-    count = text_room = 0
+    count = characters = 0
     for row in rows:
-        text = str(row.get("completion", ""))
-        text = text if len(text) <= LONGEST else f"{text[:LONGEST]}… [{len(text) - LONGEST} more characters]"
+        answer = shortened(str(row.get("completion", "")), LONGEST)
         talk = conversation_of(row)
-        text_room += len(text) + len(talk)
-        if text_room > TEXT:
+        characters += len(answer) + len(talk)
+        if text is not None and characters > text:
             break
         values = {"stage": row["stage"], "source": source_of(row), "prompt": str(row.get("prompt", "")),
                   "expected": expected_of(row.get("task")),
-                  "status": str(row.get("status", "")), "detail": str(row.get("detail") or ""), "completion": text,
+                  "status": str(row.get("status", "")), "detail": str(row.get("detail") or ""), "completion": answer,
                   "label": str(row.get("asked", "")), "conversation": talk}  # fmt: skip
         for name, table in tables.items():
             coded[name].append(table.index_of(values[name]))
@@ -129,7 +159,7 @@ def columns(rows: Iterable[Row], token_text: Callable[[str, int], str]) -> dict[
         plain["reward"].append(rounded(row.get("reward")))
         plain["finished"].append(1 if row.get("finished") else 0)
         plain["length"].append(len(ids))
-        fits = len(flat["ids"]) + len(ids) <= TOKENS
+        fits = tokens is None or len(flat["ids"]) + len(ids) <= tokens
         plain["tokens"].append(len(ids) if fits else 0)
         if fits:
             flat["ids"] += [words.index_of(token_text(row["stage"], i)) for i in ids]
@@ -179,7 +209,11 @@ def expected_of(task: Any) -> str:
     fields = {name: value for n, (name, value) in enumerate(fields.items()) if value not in values[:n]}  # each once
     lines = (v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str) for v in fields.values())
     text = "\n".join(f"{name}: {line}" for name, line in zip(fields, lines, strict=True))
-    return text if len(text) <= EXPECTED else f"{text[:EXPECTED]}… [{len(text) - EXPECTED} more characters]"
+    return shortened(text, EXPECTED)
+
+
+def shortened(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}… [{len(text) - limit} more characters]"
 
 
 def conversation_of(row: Row) -> str:
@@ -193,7 +227,7 @@ def conversation_of(row: Row) -> str:
         calls = [[str(function.get("name")), json.dumps(function.get("arguments"), ensure_ascii=False, indent=1)]
                  for call in message.get("tool_calls") or () if (function := call.get("function", {}))]  # fmt: skip
         texts = [str(message.get("content") or ""), str(message.get("reasoning_content") or "")]
-        cut = [text if len(text) <= room else f"{text[:room]}… [{len(text) - room} more characters]" for text in texts]
+        cut = [shortened(text, room) for text in texts]
         room = max(room - sum(map(len, texts)) - sum(len(one[1]) for one in calls), 200)
         turns.append([str(message.get("role", "?")), *cut, calls])
     about = {key: episode.get(key) for key in ("ended_by", "turns", "calls", "reward", "answer")}

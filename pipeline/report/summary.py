@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any
 
@@ -73,7 +73,7 @@ def controls_of(figures: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def headline(rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def headline(rows: Sequence[Mapping[str, Any]], judged: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Where the run started and the best it reached, with the paired interval of the difference where rows of judged
     samples (stage evaluate's rollouts) allow one."""
     if len(rows) < 2:
@@ -106,7 +106,7 @@ def opens_on(stages: Sequence[Stage], rows: Sequence[Mapping[str, Any]]) -> dict
     return {"stage": last.name, **({"source": str(best["policy"])} if best is not None else {})}
 
 
-def accuracy_by_prompt(judged: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+def accuracy_by_prompt(judged: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """policy -> prompt -> share of its samples that passed; samples on which a checker broke count nowhere."""
     seen: dict[str, dict[str, list[float]]] = {}
     for row in judged:

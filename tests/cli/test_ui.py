@@ -78,6 +78,21 @@ def request(
     return reply.status, json.loads(data) if "json" in (reply.getheader("Content-Type") or "") else data.decode()
 
 
+def test_a_large_runs_report_loads_its_rollouts_from_the_server(serving, runs, monkeypatch):
+    monkeypatch.setattr("pipeline.report.rollouts.LIMIT", 0)
+    (runs / "mine" / "grpo" / "manifest.json").write_text(json.dumps({
+        "stage": "grpo", "status": "complete", "parents": {}, "seed": 1, "config": {"stage": {"kind": "grpo"}},
+        "inputs": {}, "outputs": {}, "metrics": {}, "tokens": {"completion": 0}, "wall_s": 1.0}))  # fmt: skip
+    status, text = request(serving, "GET", "/report/mine/")
+    assert status == 200
+    (file,) = (runs / "mine" / "report_data").iterdir()
+    assert file.name in text
+    status, script = request(serving, "GET", f"/report/mine/report_data/{file.name}")
+    assert status == 200 and script.startswith("whetstoneRows(0,{")
+    for other in ("grpo/rollouts.jsonl", "report_data/../grpo/rollouts.jsonl", "report_data/none-0000.js"):
+        assert request(serving, "GET", f"/report/mine/{other}")[0] == 404
+
+
 def test_runs_are_listed_with_their_stages_as_far_as_they_are(serving) -> None:
     status, (run,) = request(serving, "GET", "/api/runs")
     assert status == 200 and (run["name"], run["rate"], run["ratings"]) == ("mine", ["grpo"], 0)

@@ -232,7 +232,7 @@ def test_a_part_that_appears_late_is_empty_before() -> None:
 
 def test_too_many_rollouts_are_cut_by_whole_prompts() -> None:
     rows = [rollout(f"p{i % 50}", f"{i}", step=i // 50) for i in range(1000)]
-    kept = rollouts.whole_prompts(rows, 200)
+    kept = list(rollouts.whole_prompts(rows, rollouts.prompt_counts(rows), 200))
     prompts = {r["prompt"] for r in kept}
     assert len(kept) == 200 and len(prompts) == 10
     assert [r for r in rows if r["prompt"] in prompts] == kept, "all steps of each prompt, in order"

@@ -42,7 +42,7 @@ function runBox(run) {
     table.append(row);
   }
   const buttons = element("div", null, { class: "buttons" });
-  buttons.append(element("a", "Report", { href: `/report/${encodeURIComponent(run.name)}`, class: "report" }));
+  buttons.append(element("a", "Report", { href: `/report/${encodeURIComponent(run.name)}/`, class: "report" }));
   if (run.rate.length) {
     const rate = element("button", `Rate samples (${run.ratings} rated, ${run.comparisons} compared)`, { class: "rate" });
     rate.addEventListener("click", () => openDesk(run));

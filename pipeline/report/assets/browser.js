@@ -5,12 +5,11 @@ const FAILURES = ["fail", "malformed", "error", "pass"];
 const SIGNS = { pass: "✓", fail: "✕", malformed: "!", error: "?" }; // colour alone tells some people nothing
 
 function rolloutSection(data, opensOn) {
-  const at = (column, i) => data.tables[column][data.coded[column][i]];
-  const starts = new Int32Array(data.count + 1);
-  for (let i = 0; i < data.count; i++) starts[i + 1] = starts[i] + data.tokens[i];
+  const store = rowStore(data);
+  const at = (column, i) => (TEXTS.includes(column) ? store.text(column, i) : data.tables[column][data.coded[column][i]]);
   const parts = Object.keys(data.parts);
   const sources = sourceGroups(data);
-  const state = { shown: [], selected: -1, view: "sample", left: null, right: null, colour: Object.keys(data.per_token)[0] || null };
+  const state = { shown: [], selected: -1, view: "sample", left: null, right: null, colour: null };
 
   const option = (value, text) => h("option", { value }, text ?? value);
   const control = (id, label, node) => { node.id = id; node.addEventListener("input", refresh); return h("label", { for: id }, label, node); };
@@ -30,20 +29,16 @@ function rolloutSection(data, opensOn) {
   const list = h("div", { class: "list", id: "rollout-list", role: "listbox", tabindex: "0", "aria-label": "Rollouts" }, spacer);
   const detail = h("div", { class: "detail", id: "rollout-detail" });
 
-  const meanLogprob = new Float64Array(data.count);
-  for (let i = 0; i < data.count; i++) {
-    let sum = 0, n = 0;
-    for (let t = starts[i]; t < starts[i + 1]; t++) { const v = data.per_token.logprobs?.[t]; if (v !== undefined && v !== data.absent) { sum += v; n++; } }
-    meanLogprob[i] = n ? sum / n : NaN;
-  }
+  const meanLogprob = data.mean_logprob || meanLogprobs(data);
 
   function refresh() {
     const code = (column, value) => (value === "" ? -1 : data.tables[column].indexOf(value));
     const wantStage = code("stage", stage.value), wantSource = code("source", source.value);
     const wanted = new Set(boxes.filter((b) => b.checked).map((b) => data.tables.status.indexOf(b.value)));
     const text = search.value.toLowerCase();
-    const hit = (column) => text && new Set(data.tables[column].flatMap((v, i) => (v.toLowerCase().includes(text) ? [i] : [])));
-    const prompts = hit("prompt"), answers = hit("completion");
+    const holds = text && store.searcher(text);
+    const searching = text && store.needAll();
+    if (searching) searching.then(() => { if (search.value.toLowerCase() === text) refresh(); });
     const within = (v, low, high) => (low.value === "" && high.value === "") || (isNumber(v) && (low.value === "" || v >= +low.value) && (high.value === "" || v <= +high.value));
     const shown = [];
     for (let i = 0; i < data.count; i++) {
@@ -52,7 +47,7 @@ function rolloutSection(data, opensOn) {
       if (!wanted.has(data.coded.status[i])) continue;
       if (part.value && data.parts[part.value][i] === null) continue;
       if (!within(data.step[i], stepLow, stepHigh) || !within(data.reward[i], rewardLow, rewardHigh)) continue;
-      if (text && !prompts.has(data.coded.prompt[i]) && !answers.has(data.coded.completion[i])) continue;
+      if (text && !holds(i)) continue;
       shown.push(i);
     }
     const way = sort.value[0] === "-" ? -1 : 1, key = sort.value.slice(1);
@@ -65,7 +60,7 @@ function rolloutSection(data, opensOn) {
       shown.sort((a, b) => (known(value[b]) - known(value[a])) || way * (value[a] - value[b]) || a - b);
     }
     state.shown = shown;
-    count.textContent = `${shown.length.toLocaleString("en")} of ${data.count.toLocaleString("en")} rollouts` + (data.total > data.count ? `; this page carries ${data.count.toLocaleString("en")} of the run's ${data.total.toLocaleString("en")}, whole prompts chosen by a hash` : "");
+    count.textContent = `${shown.length.toLocaleString("en")} of ${data.count.toLocaleString("en")} rollouts` + (data.total > data.count ? `; this page carries ${data.count.toLocaleString("en")} of the run's ${data.total.toLocaleString("en")}, whole prompts chosen by a hash` : "") + (searching ? "; loading the others to search them" : "");
     list.scrollTop = 0;
     select(shown.length ? 0 : -1, false);
   }
@@ -75,12 +70,14 @@ function rolloutSection(data, opensOn) {
     const last = Math.min(Math.ceil((list.scrollTop + list.clientHeight) / ROW) + 6, state.shown.length);
     spacer.style.height = `${state.shown.length * ROW}px`;
     const rows = [];
+    const loading = store.need(state.shown.slice(first, last));
+    if (loading) loading.then(paint);
     for (let place = first; place < last; place++) {
       const i = state.shown[place], status = at("status", i);
       rows.push(h("div", { class: "row", role: "option", id: `row-${place}`, "aria-selected": place === state.selected ? "true" : "false", "aria-setsize": state.shown.length, "aria-posinset": place + 1,
         style: { top: `${place * ROW}px` }, onclick: () => select(place, false) },
         h("span", { class: `reward status-${status}`, title: status }, `${SIGNS[status] || ""} ${figure(data.reward[i], 2)}`),
-        h("span", { class: "what" }, `${visible(at("prompt", i)).slice(0, 120)} ${visible(at("completion", i)).slice(0, 160)}`),
+        h("span", { class: "what" }, `${visible(at("prompt", i) ?? "…").slice(0, 120)} ${visible(at("completion", i) ?? "").slice(0, 160)}`),
         h("span", { class: "where" }, at("source", i), data.step[i] === null ? "" : ` · ${data.step[i]}`)));
     }
     spacer.replaceChildren(...rows);
@@ -112,6 +109,9 @@ function rolloutSection(data, opensOn) {
     if (i === undefined) { detail.replaceChildren(h("p", { class: "note" }, "No rollout passes these filters.")); return; }
     const tab = (name, text) => h("button", { role: "tab", id: `tab-${name}`, "aria-selected": state.view === name ? "true" : "false", onclick: () => { state.view = name; show(); byId(`tab-${name}`).focus(); } }, text);
     const tabs = h("div", { class: "tabs", role: "tablist", "aria-label": "View" }, tab("sample", "This sample"), sources.length > 1 ? tab("pair", "Side by side") : null);
+    const loading = store.need([i]);
+    if (loading) loading.then(() => { if (state.shown[state.selected] === i) show(); });
+    if (loading || store.failed(i)) { detail.replaceChildren(tabs, h("p", { class: "note", id: "rollout-absent" }, loading ? "Loading…" : `${data.folder}/ is not next to this page, or a file of it is missing; it holds the rollouts' texts.`)); return; }
     detail.replaceChildren(tabs, ...(state.view === "pair" && sources.length > 1 ? pair(i) : sample(i)));
   }
 
@@ -147,20 +147,21 @@ function rolloutSection(data, opensOn) {
   const expected = (i) => (at("expected", i) ? [h("h4", {}, "Expected"), h("pre", { id: "shown-expected" }, at("expected", i))] : []);
 
   function tokenView(i) {
-    const names = Object.keys(data.per_token).filter((n) => { for (let t = starts[i]; t < starts[i + 1]; t++) if (data.per_token[n][t] !== data.absent) return true; return false; });
+    const { rows, begin, end } = store.rowsOf(i);
+    const names = Object.keys(rows.per_token).filter((n) => { for (let t = begin; t < end; t++) if (rows.per_token[n][t] !== rows.absent) return true; return false; });
     if (!names.length) return [h("p", { class: "note" }, data.length[i] ? "Token figures of this sample are not carried by the page." : "")];
     const by = names.includes(state.colour) ? state.colour : names[0];
     const words = { logprobs: "log-prob", advantages: "advantage", kl: "KL to the reference" };
-    const value = (t) => data.per_token[by][t] / 1000;
+    const value = (t) => rows.per_token[by][t] / 1000;
     let top = 1e-9;
-    for (let t = starts[i]; t < starts[i + 1]; t++) if (data.per_token[by][t] !== data.absent) top = Math.max(top, Math.abs(value(t)));
+    for (let t = begin; t < end; t++) if (rows.per_token[by][t] !== rows.absent) top = Math.max(top, Math.abs(value(t)));
     const scale = by === "logprobs" ? Math.max(top, 3) : top;
     const cells = [];
-    for (let t = starts[i]; t < starts[i + 1]; t++) {
-      const known = data.per_token[by][t] !== data.absent, v = value(t);
+    for (let t = begin; t < end; t++) {
+      const known = rows.per_token[by][t] !== rows.absent, v = value(t);
       const hue = by === "logprobs" ? "var(--c2)" : v >= 0 ? "var(--c3)" : "var(--c6)";
-      const text = data.words[data.ids[t]];
-      cells.push(h("span", { class: "token", title: names.map((n) => `${words[n]} ${data.per_token[n][t] === data.absent ? "–" : figure(data.per_token[n][t] / 1000)}`).join("\n"),
+      const text = rows.words[rows.ids[t]];
+      cells.push(h("span", { class: "token", title: names.map((n) => `${words[n]} ${rows.per_token[n][t] === rows.absent ? "–" : figure(rows.per_token[n][t] / 1000)}`).join("\n"),
         style: known ? { background: `color-mix(in srgb, ${hue} ${Math.round((60 * Math.abs(v)) / scale)}%, transparent)` } : {} }, visible(text === " " ? "␣" : text), h("small", {}, known ? figure(v, 2) : "–")));
     }
     return [h("h4", {}, "Token by token"), h("div", { class: "tabs" }, names.map((n) => h("button", { "aria-pressed": n === by ? "true" : "false", id: `colour-${n}`, onclick: () => { state.colour = n; show(); byId(`colour-${n}`).focus(); } }, words[n]))),
@@ -171,13 +172,15 @@ function rolloutSection(data, opensOn) {
     const names = sources.map((g) => g.name);
     if (!names.includes(state.left)) [state.left, state.right] = bestPair(sources, data);
     const choose = (side, label) => h("label", {}, label, h("select", { id: `pair-${side}`, oninput: (e) => { state[side] = e.target.value; show(); byId(`pair-${side}`).focus(); } }, names.map((n) => h("option", { value: n, selected: n === state[side] }, n))));
+    const group = (side) => sources.find((g) => g.name === state[side]).byPrompt.get(data.coded.prompt[i]) || [];
+    const loading = store.need([...group("left"), ...group("right")]);
+    if (loading) loading.then(() => { if (state.shown[state.selected] === i) show(); });
     const column = (side) => {
-      const group = sources.find((g) => g.name === state[side]);
-      const rows = (group.byPrompt.get(data.coded.prompt[i]) || []).slice().sort((a, b) => (data.reward[b] ?? -Infinity) - (data.reward[a] ?? -Infinity));
+      const rows = group(side).slice().sort((a, b) => (data.reward[b] ?? -Infinity) - (data.reward[a] ?? -Infinity));
       const usable = rows.filter((r) => data.reward[r] !== null && at("status", r) !== "error"); // as pipeline.stats.counts
       const passed = usable.filter((r) => at("status", r) === "pass").length;
       return h("div", { id: `answers-${side}` }, h("b", {}, state[side]), h("p", { class: "note" }, usable.length ? `${passed} of ${usable.length} pass · mean reward ${figure(usable.reduce((sum, r) => sum + data.reward[r], 0) / usable.length)}` : "no sample of this prompt"),
-        h("ul", {}, rows.slice(0, 64).map((r) => h("li", {}, h("span", { class: `status-${at("status", r)}`, title: `${at("status", r)} ${at("detail", r)}` }, `${SIGNS[at("status", r)] || ""} ${figure(data.reward[r], 2)}`), visible(at("completion", r)) || "(empty)"))));
+        h("ul", {}, rows.slice(0, 64).map((r) => h("li", {}, h("span", { class: `status-${at("status", r)}`, title: `${at("status", r)} ${at("detail", r) ?? ""}` }, `${SIGNS[at("status", r)] || ""} ${figure(data.reward[r], 2)}`), visible(at("completion", r) ?? "…") || "(empty)"))));
     };
     return [h("h4", {}, "Prompt"), h("pre", { id: "pair-prompt" }, at("prompt", i)), ...expected(i), h("div", { class: "filters" }, choose("left", "left"), choose("right", "right")), h("div", { class: "answers" }, column("left"), column("right"))];
   }
@@ -198,7 +201,19 @@ function rolloutSection(data, opensOn) {
   openOn(source, opensOn.source);
   sort.value = "failures";
   refresh();
+  node.whenLoaded = store.idle;
   return node;
+}
+
+// Mean log-prob of each row's tokens, in thousandths; NaN where none were recorded.
+function meanLogprobs(data) {
+  const means = new Float64Array(data.count);
+  for (let i = 0, begin = 0; i < data.count; begin += data.tokens[i], i++) {
+    let sum = 0, n = 0;
+    for (let t = begin; t < begin + data.tokens[i]; t++) { const v = data.per_token.logprobs?.[t]; if (v !== undefined && v !== data.absent) { sum += v; n++; } }
+    means[i] = n ? sum / n : NaN;
+  }
+  return means;
 }
 
 // What can be held against what: every judged policy, and of a stage that sampled over many steps its first and last third.

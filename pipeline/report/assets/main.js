@@ -18,9 +18,13 @@ const continues = () => { const nav = byId("nav"); nav.classList.toggle("continu
 byId("nav").addEventListener("scroll", continues, { passive: true });
 new ResizeObserver(continues).observe(byId("nav"));
 
-requestAnimationFrame(() => setTimeout(() => {
+requestAnimationFrame(() => setTimeout(async () => {
   const data = JSON.parse(byId("rollout-data").textContent);
-  if (data.count) byId("main").append(rolloutSection(data, report.opens_on || {}));
+  if (data.count) {
+    const rollouts = rolloutSection(data, report.opens_on || {});
+    byId("main").append(rollouts);
+    await rollouts.whenLoaded();
+  }
   navigation();
   continues();
   document.documentElement.dataset.ready = String(Math.round(performance.now()));
