@@ -25,7 +25,7 @@ TEXTS = ("prompt", "expected", "detail", "completion", "conversation")
 MISSING = float("nan")
 
 
-class Index:
+class RolloutIndex:
     """What the page keeps of each row: small numbers, in arrays of 4 bytes each."""
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ def write(
     """
     folder = directory / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    index, files, waiting, size = Index(), list[list[Any]](), list[Row](), 0
+    index, files, waiting, size = RolloutIndex(), list[list[Any]](), list[Row](), 0
 
     def close() -> None:
         name = f"{version}-{len(files):04}.js"
