@@ -63,9 +63,9 @@ def continued(
         full = text()
         for row in newest:
             kept = row.all_ids
-            said = tokenizer.decode(list(kept), skip_special_tokens=False)
-            if full.startswith(said):
-                between = tuple(encode(full[len(said) :]))
+            kept_text = tokenizer.decode(list(kept), skip_special_tokens=False)
+            if full.startswith(kept_text):
+                between = tuple(encode(full[len(kept_text) :]))
                 return Continued(row, between, (*kept, *between))
     return Continued(None, (), ids)
 

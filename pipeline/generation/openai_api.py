@@ -64,21 +64,21 @@ class ChatCall:
         """Raises ApiError naming the field."""
         if not isinstance(body, Mapping):
             raise ApiError("the body must be a JSON object")
-        given = {key: value for key, value in body.items() if value is not None and key not in IGNORED}
-        for key, value in given.items():
+        sent = {key: value for key, value in body.items() if value is not None and key not in IGNORED}
+        for key, value in sent.items():
             if key not in READ and key not in OWN_SAMPLING and key not in NEUTRAL:
                 raise ApiError(f"{key}: not supported here{nearest(key, [*READ, *OWN_SAMPLING])}", param=key)
             if key in NEUTRAL and value not in NEUTRAL[key]:
                 raise ApiError(f"{key}: {json.dumps(value)[:80]} is not supported here; leave it out", param=key)
-        tools = _tools(given.get("tools"))
-        limits = [_count(given, key) for key in ("max_tokens", "max_completion_tokens") if key in given]
-        options = given.get("stream_options", {})
+        tools = _tools(sent.get("tools"))
+        limits = [_count(sent, key) for key in ("max_tokens", "max_completion_tokens") if key in sent]
+        options = sent.get("stream_options", {})
         return cls(
-            _messages(given.get("messages")), None if given.get("tool_choice") == "none" else tools,
-            _count(given, "n", most=MAX_CHOICES) if "n" in given else 1, min(limits) if limits else None,
-            _stop(given.get("stop", ())), _seed(given.get("seed")), _flag(given, "logprobs"), _flag(given, "stream"),
+            _messages(sent.get("messages")), None if sent.get("tool_choice") == "none" else tools,
+            _count(sent, "n", most=MAX_CHOICES) if "n" in sent else 1, min(limits) if limits else None,
+            _stop(sent.get("stop", ())), _seed(sent.get("seed")), _flag(sent, "logprobs"), _flag(sent, "stream"),
             isinstance(options, Mapping) and bool(options.get("include_usage")),
-            given.get("parallel_tool_calls") is False, {key: given[key] for key in OWN_SAMPLING if key in given},
+            sent.get("parallel_tool_calls") is False, {key: sent[key] for key in OWN_SAMPLING if key in sent},
         )  # fmt: skip
 
 
@@ -107,8 +107,8 @@ def _tools(value: Any) -> list[Row] | None:
     return [dict(tool) for tool in value]
 
 
-def _count(given: Mapping[str, Any], key: str, *, most: int | None = None) -> int:
-    value = given[key]
+def _count(sent: Mapping[str, Any], key: str, *, most: int | None = None) -> int:
+    value = sent[key]
     if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (most is not None and value > most):
         upper = f", at most {most}" if most is not None else ""
         raise ApiError(
@@ -117,8 +117,8 @@ def _count(given: Mapping[str, Any], key: str, *, most: int | None = None) -> in
     return value
 
 
-def _flag(given: Mapping[str, Any], key: str) -> bool:
-    value = given.get(key, False)
+def _flag(sent: Mapping[str, Any], key: str) -> bool:
+    value = sent.get(key, False)
     if not isinstance(value, bool):
         raise ApiError(f"{key}: expected true or false, found {json.dumps(value)[:80]}", param=key)
     return value
@@ -187,9 +187,9 @@ def events(body: Mapping[str, Any], *, usage: bool) -> bytes:
         delta = dict(choice["message"])
         if "tool_calls" in delta:
             delta["tool_calls"] = [{"index": index, **call} for index, call in enumerate(delta["tool_calls"])]
-        said = {"index": choice["index"], "delta": delta, "finish_reason": None, "logprobs": choice["logprobs"]}
+        choice_delta = {"index": choice["index"], "delta": delta, "finish_reason": None, "logprobs": choice["logprobs"]}
         end = {"index": choice["index"], "delta": {}, "finish_reason": choice["finish_reason"], "logprobs": None}
-        chunks += [{**common, "choices": [said]}, {**common, "choices": [end]}]
+        chunks += [{**common, "choices": [choice_delta]}, {**common, "choices": [end]}]
     if usage:
         chunks.append({**common, "choices": [], "usage": body["usage"]})
     return b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks) + b"data: [DONE]\n\n"

@@ -148,9 +148,9 @@ class CallPlayer:
 
     def _append_read(self, session: Recorded, call: ChatCall) -> None:
         """The call's messages after those that the transcript already ends with."""
-        said = [_comparable(message) for message in session.messages]
+        written = [_comparable(message) for message in session.messages]
         read = [_comparable(message) for message in call.messages]
-        known = next((n for n in range(min(len(said), len(read)), 0, -1) if said[-n:] == read[:n]), 0)
+        known = next((n for n in range(min(len(written), len(read)), 0, -1) if written[-n:] == read[:n]), 0)
         session.messages += call.messages[known:]
 
     def _choice(self, session: Recorded, call: ChatCall, sample: Sample, prompt_ids: tuple[int, ...]) -> ChatChoice:

@@ -204,8 +204,8 @@ class ProgramPlayer:
         if one.late:
             how, fault = "program_timeout", f"the program worked longer than {self.settings.timeout_s:g} s"
         elif recorded.turns == 0 and not recorded.limit:
-            made_none = "the program made no call"
-            how, fault = "program_failed", made_none if ended is None or ended.exit_code == 0 else ended.reason
+            no_call = "the program made no call"
+            how, fault = "program_failed", no_call if ended is None or ended.exit_code == 0 else ended.reason
         elif fault or (not recorded.limit and ended is not None and ended.exit_code != 0):
             how, fault = "program_failed", fault or (ended.reason if ended is not None else "")
         if self.settings.score_failures and recorded.turns:

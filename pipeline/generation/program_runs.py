@@ -88,11 +88,11 @@ class ProgramEnd:
     @property
     def reason(self) -> str:
         """What went wrong, in one line."""
-        said = next((line.strip() for line in reversed(self.stderr.splitlines()) if line.strip()), "")
+        last_line = next((line.strip() for line in reversed(self.stderr.splitlines()) if line.strip()), "")
         if self.exit_code is None:
-            return f"the program did not start: {said}"
+            return f"the program did not start: {last_line}"
         how = f"signal {-self.exit_code}" if self.exit_code < 0 else f"exit code {self.exit_code}"
-        return f"the program ended with {how}" + (f": {said[-300:]}" if said else "")
+        return f"the program ended with {how}" + (f": {last_line[-300:]}" if last_line else "")
 
 
 class ProgramRun:
@@ -104,7 +104,7 @@ class ProgramRun:
         self.ended: ProgramEnd | None = None
         self._guard, self._on_end = guard, on_end
         self._process: subprocess.Popen[bytes] | None = None
-        with tempfile.TemporaryFile() as stdin:  # a file: a program that does not read it blocks nobody
+        with tempfile.TemporaryFile() as stdin:  # a file: a program that does not read it blocks no one
             stdin.write(json.dumps(row, ensure_ascii=False, default=str).encode("utf-8", "replace"))
             stdin.seek(0)
             try:
@@ -164,21 +164,21 @@ def printed(stdout: str) -> tuple[str | None, float | None]:
     """(answer, reward) that a program printed; None for what it did not.
 
     A last line that is a JSON object with no other keys than `answer` and `reward` gives these; any other text is the
-    answer as a whole. Raises ValueError for a reward that is no finite number.
+    answer as a whole. Raises ValueError for a reward that is not a finite number.
     """
     text = stdout.strip()
     last = text.rpartition("\n")[2]
     try:
-        said = json.loads(last) if last.startswith("{") else None
+        record = json.loads(last) if last.startswith("{") else None
     except (ValueError, RecursionError):
-        said = None
-    if not isinstance(said, dict) or not said or not said.keys() <= {"answer", "reward"}:
+        record = None
+    if not isinstance(record, dict) or not record or not record.keys() <= {"answer", "reward"}:
         return text or None, None
-    answer, reward = said.get("answer"), said.get("reward")
+    answer, reward = record.get("answer"), record.get("reward")
     if reward is not None and (
         isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward)
     ):
-        raise ValueError(f"the program printed the reward {str(reward)[:80]!r}, which is no finite number")
+        raise ValueError(f"the program printed the reward {str(reward)[:80]!r}, which is not a finite number")
     return None if answer is None else answer if isinstance(answer, str) else json.dumps(answer), reward
 
 

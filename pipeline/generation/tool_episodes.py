@@ -3,10 +3,10 @@
 The prompt of every turn is the template's own rendering of all messages and tool schemas. What was sampled is kept as
 the ids that were sampled. As long as the rendering of the longer conversation extends them, an episode is one Rollout,
 with `sampled` False on what the template wrote between the turns: tool results get no loss, no KL, no entropy, no GAE
-step. Where the template rewrites history (it drops earlier thinking, or writes a call otherwise than the policy did) a
+step. Where the template rewrites history (it drops earlier thinking, or writes a call differently from the policy) a
 new row begins, numbered by `turn`: each row is then exactly what was sampled from what the policy read.
 
-An environment that answers whole turns gets each of them, calls included, and says what the policy reads next.
+An environment that answers whole turns gets each of them, calls included, and returns what the policy reads next.
 
 How an episode ends (`ended_by`): `answer`, a turn without a call; `environment`, the environment ended it; `length`, a
 turn longer than sampling.max_tokens; `max_turns`, `max_tokens`, `context`, the limits of the episode. `tool_timeout`,
@@ -209,16 +209,16 @@ class ToolPlayer:
                 calling.append(one)
             else:
                 one.end("answer")
-                one.messages.append(_said(turn))
+                one.messages.append(_policy_message(turn))
         if last:
             for one in calling:
                 one.end("max_turns")
-                one.messages.append(_said(turns[one.number]))
+                one.messages.append(_policy_message(turns[one.number]))
             return
         for one, outcome in runs.each(calling, lambda box, one: _called(box, turns[one.number]),
                                       jobs=lambda one: len(turns[one.number].calls)):  # fmt: skip
             if outcome.fault:
-                one.messages.append(_said(turns[one.number]))
+                one.messages.append(_policy_message(turns[one.number]))
                 one.end(outcome.fault, outcome.text)
                 continue
             results, done = outcome.value
@@ -234,7 +234,7 @@ class ToolPlayer:
             if one.ended_by:
                 continue  # cut off: its message is there already
             turn = self._parsed(one)
-            one.messages.append(_said(turn, number=one.calls))
+            one.messages.append(_policy_message(turn, number=one.calls))
             one.malformed_calls += len(turn.malformed)
             one.calls += len(turn.calls)
         for one, outcome in runs.each(live, lambda box, one: box.take_turn(one.messages[-1], finished=not one.ended_by),
@@ -249,8 +249,8 @@ class ToolPlayer:
         if exchange.messages is None:
             one.end("environment")
             return
-        said: list[Message] = [self._cut_message(message) for message in exchange.messages]
-        one.messages = [*one.messages, *said] if exchange.continues else said
+        replies: list[Message] = [self._cut_message(message) for message in exchange.messages]
+        one.messages = [*one.messages, *replies] if exchange.continues else replies
         one.first_message = min(one.first_message, len(one.messages))
         if exchange.tools is not None:
             one.tools = [dict(tool) for tool in exchange.tools] or None
@@ -279,7 +279,7 @@ class ToolPlayer:
 
     def _answer_calls(self, one: _ToolEpisode, turn: ParsedTurn, results: Sequence[Called]) -> None:
         """Append the policy's message and the tools'."""
-        one.messages.append(_said(turn, number=one.calls))
+        one.messages.append(_policy_message(turn, number=one.calls))
         texts = [self._cut(r.text if r.fine else f"Error: {r.text}") for r in results]
         one.tool_errors += sum(not r.fine for r in results)
         unread = "\n".join(f"Error: the tool call could not be read: {reason}" for reason in turn.malformed)
@@ -327,7 +327,7 @@ class ToolPlayer:
             return self.renderer.prompt(one.messages, one.tools)
 
     def _rest_of_text(self, one: _ToolEpisode, kept: Sequence[int]) -> str | None:
-        """What the template writes after the text of the kept ids, which may be cut into tokens otherwise; None if it
+        """What the template writes after the text of the kept ids, which may be tokenized differently; None if it
         writes another text before it."""
         full = chat_template.render_text(self.tokenizer, one.messages, kwargs=self.source.chat_kwargs, tools=one.tools,
                                          answer=True)  # fmt: skip
@@ -372,7 +372,7 @@ class ToolPlayer:
         return rollouts_of(one.rows, one.start, sample=one.sample, tokenizer=self.tokenizer, text=text, record=record)
 
 
-def _said(turn: ParsedTurn, *, number: int = 0) -> Message:
+def _policy_message(turn: ParsedTurn, *, number: int = 0) -> Message:
     """The policy's turn as a message. Its calls are numbered on from `number`, in nine characters as Mistral wants."""
     calls = [
         {"type": "function", "id": f"call{n:05}", "function": {"name": call.name, "arguments": dict(call.arguments)}}

@@ -46,7 +46,7 @@ def run(ctx: Context) -> dict[str, Any]:
     else:
         texts = [axis.text(i) for axis in conditions.axes for i in range(axis.count)]
         condition_prompts.check_written(texts, ctx.tokenizer, f"{ctx.cfg.path}: {ctx.name}.label")
-    tell(ctx, conditions, pool)
+    report_bins(ctx, conditions, pool)
     model_dir = ctx.dir.model_dir
     steps = teach(ctx, start, labelled(ctx, pool, conditions, attributes), model_dir, "labels", anchor=start)
     tops = [control_curve.top_accuracy(ctx, str(model_dir), conditions, "offline")] if block.online_rounds else []
@@ -240,7 +240,7 @@ def teach(
     return int(figures["train_steps"])
 
 
-def tell(ctx: Context, conditions: Conditions, pool: Sequence[Scored]) -> None:
+def report_bins(ctx: Context, conditions: Conditions, pool: Sequence[Scored]) -> None:
     for axis in conditions.axes:
         seen = " ".join(f"{axis.text(i).strip()}:{n}" for i, n in enumerate(axis.seen))
         console.say(f"{ctx.name}: {len(episodes(pool))} samples by {axis.name}: {seen}")

@@ -110,7 +110,7 @@ def chain(ctx: Context, target: Path, *, matched: Counts | None = None) -> tuple
                         "sampled_tokens": ctx.tokens["completion"] - spent_before,
                         **(from_start(ctx, judgements[-1], block.reward) if matched is None else
                            {"kept_missing": sum(matched[number].values()) - len(kept)})})  # fmt: skip
-        tell(ctx, role, figures[-1], number)
+        report_round(ctx, role, figures[-1], number)
         why = stop_reason(figures, rule) if rule else None
         if why:
             figures[-1]["stopped"] = why
@@ -219,7 +219,7 @@ def described(scored: Sequence[Scored], kept: Sequence[int], judged: Judged) -> 
     }
 
 
-def tell(ctx: Context, role: str, figures: Mapping[str, Any], number: int) -> None:
+def report_round(ctx: Context, role: str, figures: Mapping[str, Any], number: int) -> None:
     parts = [f"kept {figures['kept']} of {figures['sampled']} on {figures['prompt_coverage']:.0%} of the prompts"]
     shown = {"heldout_accuracy": "held-out accuracy", "distinct_answers": "distinct", "heldout_kl": "kl"}
     parts += [f"{name} {console.number(figures[key])}" for key, name in shown.items() if key in figures]

@@ -211,7 +211,7 @@ print(say("again " + said, max_tokens=6))
         ("say('x'); sys.exit(3)", {}, "program_failed", "exit code 3"),
         ("print('13')", {}, "program_failed", "made no call"),
         ("import time; say('x'); time.sleep(600)", {"timeout_s": 4.0}, "program_timeout", "longer than 4 s"),
-        ("say('x'); print('{\"reward\": NaN}')", {}, "program_failed", "no finite number"),
+        ("say('x'); print('{\"reward\": NaN}')", {}, "program_failed", "not a finite number"),
         ("import os, signal; say('x'); os.kill(os.getpid(), signal.SIGSEGV)", {}, "program_failed", "signal 11"),
         ("say('x'); say('x'); say('x')", {"max_turns": 2}, "max_turns", ""),
         ("say('x'); say('x')", {"max_tokens": 7}, "max_tokens", ""),
@@ -251,7 +251,7 @@ def test_printed_text_is_the_answer_unless_its_last_line_is_the_record() -> None
     assert printed('log\n{"answer": 7, "reward": 1}\n') == ("7", 1)
     assert printed('{"reward": -1.5}') == (None, -1.5)
     assert printed('{"answer": "x", "other": 1}') == ('{"answer": "x", "other": 1}', None)
-    with pytest.raises(ValueError, match="no finite number"):
+    with pytest.raises(ValueError, match="not a finite number"):
         printed('{"reward": "high"}')
 
 

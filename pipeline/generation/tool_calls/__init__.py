@@ -63,8 +63,8 @@ def parse_turn(text: str, format_name: str, schemas: Schemas) -> ParsedTurn:
     module = FORMATS[format_name]
     if format_name == "harmony":  # its thinking is a channel
         return module.parse(text, schemas)
-    thinking, said = without_thinking(text)
-    turn: ParsedTurn = module.parse(said, schemas)
+    thinking, rest = without_thinking(text)
+    turn: ParsedTurn = module.parse(rest, schemas)
     return ParsedTurn(thinking + turn.content, turn.calls, turn.malformed, turn.thinking)
 
 

@@ -36,10 +36,10 @@ def parse(text: str, schemas: Schemas) -> ParsedTurn:
     dialect = next((d for d in DIALECTS if d.opening in text), None)
     if dialect is None:
         return ParsedTurn(text.strip())
-    said, calls, malformed = list[str](), list[ToolCall](), list[str]()
+    plain_parts, calls, malformed = list[str](), list[ToolCall](), list[str]()
     at = 0
     while (start := text.find(dialect.opening, at)) >= 0:
-        said.append(text[at:start])
+        plain_parts.append(text[at:start])
         reader = Reader(text, start + len(dialect.opening), dialect.quote)
         try:
             call = reader.call()
@@ -51,8 +51,8 @@ def parse(text: str, schemas: Schemas) -> ParsedTurn:
             malformed.append(str(exc))
             closing = text.find(dialect.closing, start)
             at = closing + len(dialect.closing) if closing >= 0 else len(text)
-    said.append(text[at:])
-    return ParsedTurn("".join(said).strip(), tuple(calls), tuple(malformed))
+    plain_parts.append(text[at:])
+    return ParsedTurn("".join(plain_parts).strip(), tuple(calls), tuple(malformed))
 
 
 class Reader:

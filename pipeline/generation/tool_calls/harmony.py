@@ -23,7 +23,7 @@ _RECIPIENT = re.compile(r"to=(?:functions\.)?([\w.-]+)")
 
 
 def parse(text: str, schemas: Schemas) -> ParsedTurn:
-    said, thoughts, calls, malformed = list[str](), list[str](), list[ToolCall](), list[str]()
+    answers, thoughts, calls, malformed = list[str](), list[str](), list[ToolCall](), list[str]()
     at = 0
     for message in _MESSAGE.finditer(text):
         at = message.end()
@@ -37,11 +37,11 @@ def parse(text: str, schemas: Schemas) -> ParsedTurn:
         elif channel and channel[1] == "analysis":
             thoughts.append(body)
         else:
-            said.append(body)
+            answers.append(body)
     rest = text[at:].strip()
-    if rest and not (said or calls or malformed):  # no message at all: text without marks is an answer
+    if rest and not (answers or calls or malformed):  # no message at all: text without marks is an answer
         if "<|channel|>" in rest or "to=functions" in rest:
             malformed.append(f"a message has no <|message|>: {shown(rest)}")
         else:
-            said.append(rest)
-    return ParsedTurn("".join(said).strip(), tuple(calls), tuple(malformed), "\n".join(thoughts))
+            answers.append(rest)
+    return ParsedTurn("".join(answers).strip(), tuple(calls), tuple(malformed), "\n".join(thoughts))

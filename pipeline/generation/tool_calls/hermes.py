@@ -17,10 +17,10 @@ OPENING, CLOSING = "<tool_call>", "</tool_call>"
 
 
 def parse(text: str, schemas: Schemas) -> ParsedTurn:
-    said, calls, malformed = list[str](), list[ToolCall](), list[str]()
+    plain_parts, calls, malformed = list[str](), list[ToolCall](), list[str]()
     at = 0
     while (start := text.find(OPENING, at)) >= 0:
-        said.append(text[at:start])
+        plain_parts.append(text[at:start])
         try:
             value, end = read_json(text, start + len(OPENING))
             end = skip_space(text, end)
@@ -32,5 +32,5 @@ def parse(text: str, schemas: Schemas) -> ParsedTurn:
             malformed.append(str(exc))
             closing = text.find(CLOSING, start)
             at = closing + len(CLOSING) if closing >= 0 else len(text)
-    said.append(text[at:])
-    return ParsedTurn("".join(said).strip(), tuple(calls), tuple(malformed))
+    plain_parts.append(text[at:])
+    return ParsedTurn("".join(plain_parts).strip(), tuple(calls), tuple(malformed))

@@ -12,14 +12,14 @@ _NAMED = re.compile(r"\s*([\w.-]+)(?:\[CALL_ID\][\w-]+)?\s*(?:\[ARGS\])?\s*(?=\{
 
 
 def parse(text: str, schemas: Schemas) -> ParsedTurn:
-    said, *blocks = text.split(OPENING)
+    content, *blocks = text.split(OPENING)
     calls, malformed = list[ToolCall](), list[str]()
     for block in blocks:
         try:
             calls += _calls(block)
         except MalformedCall as exc:
             malformed.append(str(exc))
-    return ParsedTurn(said.strip(), tuple(calls), tuple(malformed))
+    return ParsedTurn(content.strip(), tuple(calls), tuple(malformed))
 
 
 def _calls(block: str) -> list[ToolCall]:

@@ -24,17 +24,17 @@ def parse(text: str, schemas: Schemas) -> ParsedTurn:
         body, closing, after = rest.partition(CLOSING)
         if not closing:
             return ParsedTurn(before.strip(), (), (f"the calls do not end with {CLOSING}",))
-        said = f"{before.strip()} {after.strip()}".strip()
+        content = f"{before.strip()} {after.strip()}".strip()
     else:
-        body, said = text, ""
+        body, content = text, ""
         for wrapper in WRAPPERS:
             body = body.replace(wrapper, "")
         if not _LIST.match(body):
             return ParsedTurn(text.strip())
     try:
-        return ParsedTurn(said, tuple(calls_of(body)))
+        return ParsedTurn(content, tuple(calls_of(body)))
     except MalformedCall as exc:
-        return ParsedTurn(said, (), (str(exc),))
+        return ParsedTurn(content, (), (str(exc),))
 
 
 def calls_of(text: str) -> list[ToolCall]:

@@ -21,7 +21,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class ParsedTurn:
-    """content: what is said besides the calls. malformed: what is wrong with each call that could not be read.
+    """content: the text besides the calls. malformed: what is wrong with each call that could not be read.
     thinking: only of formats that keep it in a channel of its own."""
 
     content: str
