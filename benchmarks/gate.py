@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 
-from pipeline.run import process
+from pipeline.distributed import process
 
 
 class GateStopped(BaseException):

@@ -4,7 +4,7 @@ records        what flows: prompts, rollouts, scored rollouts
 seeds          all randomness, as a pure function of (seed, stage, step, index)
 stats          means, intervals and tests of difference
 config/        YAML -> typed config; every mistake in one line
-distributed/   ranks of a run, and how a model is sharded over them
+distributed/   the processes of a run: their settings and ranks, and how a model is sharded over them
 score          rollouts -> scored rollouts, through rewards/ and verifiers/
 credit/        scored rollouts -> advantages, selection or condition labels. Pure
 data/          dataset rows -> prompts, the held-out split, pools of scored samples

@@ -117,7 +117,7 @@ def dispatch(command: str, words: Sequence[str]) -> int:
 
     if command == "gpu-check":
         from pipeline.cli.gpu_check import main as gpu_check
-        from pipeline.run import process
+        from pipeline.distributed import process
 
         process.prepare(None)
         return gpu_check(words)
@@ -230,7 +230,9 @@ def checked(command: str, config: str, overrides: Sequence[str]) -> Config:
 
 def train(cfgs: Sequence[Config], command: str) -> int:
     """Run the YAML's stages, or one of them; of several configs, one after another."""
-    from pipeline.run import process, shutdown
+    from pipeline.distributed import process
+    from pipeline.models.model_dir import thread_count
+    from pipeline.run import shutdown
     from pipeline.run.lock import locked
 
     shutdown.install(cfgs[0].run_dir if len(cfgs) == 1 else cfgs[0].run_dir.parent)
@@ -238,7 +240,7 @@ def train(cfgs: Sequence[Config], command: str) -> int:
         if int(os.environ.get("RANK", "0")) == 0:
             for cfg in cfgs:
                 held.enter_context(locked(cfg.run_dir))
-        process.prepare_environment(process.thread_count(cfgs[0].threads, cfgs[0].model.path))
+        process.prepare_environment(thread_count(cfgs[0].threads, cfgs[0].model.path))
         from pipeline import stages
         from pipeline.distributed import ranks
 
@@ -296,7 +298,7 @@ def of_a_run(command: str, run: Path, words: Sequence[str]) -> int:
         print(write_report(str(run)))
         return 0
     if command in ("generate", "chat"):
-        from pipeline.run import process
+        from pipeline.distributed import process
 
         process.prepare(1)
         from pipeline.cli import chat
@@ -304,7 +306,7 @@ def of_a_run(command: str, run: Path, words: Sequence[str]) -> int:
         chat.generate(run, words) if command == "generate" else chat.chat(run, words)
         return 0
     if command == "proxy":
-        from pipeline.run import process
+        from pipeline.distributed import process
 
         process.prepare(1)
         from pipeline.cli.proxy_server import serve_proxy

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import rewards
 from pipeline.distributed import ranks
 from pipeline.records import Prompt, Rollout, Scored
 from pipeline.seeds import rng
-from pipeline.stats import pass_rate
 
 OnDrawn = Callable[[int, Rollout], None]
 Key = tuple[int | str, ...]
@@ -107,25 +105,3 @@ def _of_row(rollout: Rollout, score: rewards.Score) -> Scored:
 
 def score(scorer: rewards.Composite, rollouts: Sequence[Rollout], *, key: Key | None = None) -> list[Scored]:
     return submit(scorer, rollouts, key=key)()
-
-
-@dataclass(frozen=True, slots=True)
-class Tally:
-    """Summary of a batch of scores, the three outcomes apart."""
-
-    reward_mean: float
-    reward_std: float
-    passed: float
-    malformed: float
-    broken: float
-
-
-def tally(scored: Sequence[Scored]) -> Tally:
-    """Reward over the scorable rows, passes by the one definition of accuracy (`stats.pass_rate`), other shares over
-    all rows."""
-    n = max(len(scored), 1)
-    values = [s.reward for s in scored if s.scorable]
-    mean = math.fsum(values) / len(values) if values else math.nan
-    variance = math.fsum((v - mean) ** 2 for v in values) / len(values) if values else math.nan
-    malformed, broken = sum(s.status == "malformed" for s in scored) / n, sum(not s.scorable for s in scored) / n
-    return Tally(mean, math.sqrt(variance), pass_rate(scored), malformed, broken)

@@ -82,6 +82,28 @@ def pass_rate(samples: Iterable[Any]) -> float:
     return mean([float(s.status == "pass") for s in counted(samples)])
 
 
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Summary of a batch of scores, the three outcomes apart."""
+
+    reward_mean: float
+    reward_std: float
+    passed: float
+    malformed: float
+    broken: float
+
+
+def tally(scored: Sequence[Any]) -> Tally:
+    """Reward over the scorable rows, passes by the one definition of accuracy (`stats.pass_rate`), other shares over
+    all rows. scored: `pipeline.records.Scored`."""
+    n = max(len(scored), 1)
+    values = [s.reward for s in scored if s.scorable]
+    average = mean(values)
+    variance = mean([(v - average) ** 2 for v in values])
+    malformed, broken = sum(s.status == "malformed" for s in scored) / n, sum(not s.scorable for s in scored) / n
+    return Tally(average, math.sqrt(variance), pass_rate(scored), malformed, broken)
+
+
 def best_answer_mass(group: Sequence[Any]) -> float:
     """Concentration on the optimum: the share of a prompt's samples that are its most frequent best answer.
 
@@ -121,6 +143,26 @@ def describe_groups(groups: Sequence[Sequence[Any]], *, k: int) -> dict[str, Any
         "malformed_share": mean([s.status == "malformed" for s in every]),
         "truncated_share": mean([not s.rollout.finished for s in every]),
         "checker_broken": sum(len(g) for g in groups) - len(every),
+    }
+
+
+def episode_figures(scored: Sequence[Any]) -> dict[str, float]:
+    """Figures of episodes with tools, from scored samples; {} if these are none. Shares are over episodes,
+    tool_error_share over calls."""
+    records = [s.rollout.episode for s in scored if s.rollout.episode is not None]
+    n = len(records)
+    if not n:
+        return {}
+    calls = sum(r["calls"] for r in records)
+    hows = sorted({r["ended_by"] for r in records})
+    rewritten = sum(s.rollout.turn > 0 for s in scored if s.rollout.episode is not None)
+    return {
+        "tool_calls_mean": calls / n,
+        "tool_error_share": sum(r["tool_errors"] for r in records) / max(calls, 1),
+        "malformed_calls_mean": sum(r["malformed_calls"] for r in records) / n,
+        "turns_mean": sum(r["turns"] for r in records) / n,
+        "rewritten_history": rewritten / n,
+        **{f"ended_by/{how}": sum(r["ended_by"] == how for r in records) / n for how in hows},
     }
 
 

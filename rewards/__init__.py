@@ -28,10 +28,8 @@ if not hasattr(verifiers, "ENTRY_POINTS"):  # another `verifiers` package overwr
         f"`import verifiers` finds {verifiers.__file__}, PyPI's package of that name, and not ours: {FIX}"
     )
 
-from rewards.batch import Batch, Score
+from rewards.batch import MALFORMED, MONITOR, Batch, Score, is_part
 from rewards.compose import (
-    MALFORMED,
-    MONITOR,
     Composite,
     Pending,
     build,
@@ -56,6 +54,7 @@ __all__ = [
     "build",
     "fields_needed",
     "format",
+    "is_part",
     "judges_answers",
     "learned",
     "learned_models",

@@ -8,6 +8,15 @@ from typing import Any
 
 from verifiers import Status
 
+# names in `Score.parts` that are recorded beside the parts: the second score of a monitor, and what a surrogate says
+MONITOR, MALFORMED = "monitor", "monitor_malformed"
+PREDICTED, SHARE, REAL = "/predicted", "/share", "/real"  # after the surrogate part's own name
+
+
+def is_part(name: str) -> bool:
+    """Whether a name in `Score.parts` is a part of the reward."""
+    return name not in (MONITOR, MALFORMED) and not name.endswith((PREDICTED, SHARE, REAL))
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:

@@ -23,7 +23,7 @@ from typing import Any
 
 import verifiers
 from rewards import shaping
-from rewards.batch import Batch, Outcome, Score
+from rewards.batch import MALFORMED, MONITOR, Batch, Outcome, Score
 from rewards.graders import GRADER_KINDS, GraderFields, columns_needed, grader_part
 from rewards.learned import prompt_ids_of
 from rewards.parts import FunctionPart, Grading, LearnedPart, LearnedReward, Part, PotentialPart, VerifierPart
@@ -44,10 +44,6 @@ SHAPING: dict[str, Callable[..., shaping.RewardFunction]] = {
 KINDS = ("verifier", "learned", "function", "potential", "surrogate", *GRADER_KINDS, *SHAPING)
 LEARNED_NAMES = ("reward_model", "learned")  # parts with these names are reward models by default
 Learned = Callable[[str], LearnedReward]
-
-
-MONITOR = "monitor"  # name in `Score.parts` of the score from the second verifier
-MALFORMED = "monitor_malformed"
 
 
 class Pending:

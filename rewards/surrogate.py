@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rewards.batch import Batch, Outcome
+from rewards.batch import PREDICTED, REAL, SHARE, Batch, Outcome
 from rewards.parts import FunctionPart, Part
 from verifiers.deadline import DeadlinePool, Job
 
@@ -53,11 +53,6 @@ def needed_share(error: float, variance: float, *, added: float) -> float:
     """
     total = error + added * variance
     return error / total if total > 0 else 1.0
-
-
-def of_surrogate(part: str) -> bool:
-    """Whether a name in `Score.parts` is what a surrogate part records beside its score."""
-    return part.endswith(("/predicted", "/share", "/real"))
 
 
 class TimedPool:
@@ -171,14 +166,14 @@ class SurrogatePart:
         return self.classifier.predict(rows)
 
     def _outcome(self, predicted: float, real: Outcome | None, share: float) -> Outcome:
-        also = {f"{self.name}/predicted": predicted, f"{self.name}/share": share}
+        also = {self.name + PREDICTED: predicted, self.name + SHARE: share}
         if real is None:  # nobody knows whether the row is right
             status = None if isinstance(self.real, FunctionPart) else "error"
             return Outcome(predicted, status, "not checked: scored by the surrogate", also=also)  # type: ignore[arg-type]
         if real.value is None:
             return Outcome(None, real.status, real.detail, also=also)
         value = corrected(predicted, real.value, share) if self.settings.correct else predicted
-        return Outcome(value, real.status, real.detail, real.steps, also | {f"{self.name}/real": real.value})
+        return Outcome(value, real.status, real.detail, real.steps, also | {self.name + REAL: real.value})
 
     def observe(self, samples: Sequence[Sample]) -> dict[str, float]:
         """Learn from a step's samples; returns its metrics.
@@ -186,7 +181,7 @@ class SurrogatePart:
         A pure function of its state and the samples, which are saved with the step: a resumed run repeats it.
         Predictions were made before the samples were learned from, so their error is one on new samples.
         """
-        predicted_key, real_key = f"{self.name}/predicted", f"{self.name}/real"
+        predicted_key, real_key = self.name + PREDICTED, self.name + REAL
         drawn = [sample for sample in samples if sample[2].get(predicted_key) is not None]
         checked = [sample for sample in drawn if sample[2].get(real_key) is not None]
         predicted = [float(sample[2][predicted_key] or 0.0) for sample in checked]
@@ -223,4 +218,4 @@ class SurrogatePart:
         self.error, self.variance = state["error"], state["variance"]
 
 
-__all__ = ["SurrogatePart", "SurrogateSettings", "corrected", "needed_share", "of_surrogate"]
+__all__ = ["SurrogatePart", "SurrogateSettings", "corrected", "needed_share"]

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from pipeline.records import Prompt, Rollout, Scored, as_json, from_json, groups, read_scored
-from pipeline.score import tally
 from pipeline.seeds import cycle_indices, derive
+from pipeline.stats import tally
 
 
 def scored(prompt=0, sample=0, reward=1.0, status="pass"):

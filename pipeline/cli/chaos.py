@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.load import Config, ConfigError, load
-from pipeline.run import console, lineage, process
+from pipeline.distributed import process
+from pipeline.run import console, lineage
 from pipeline.run.manifest import verified_manifest
 
 SERVERS = 3

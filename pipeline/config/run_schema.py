@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -56,6 +57,14 @@ class Model:
     """Whether code from the model's repository may run."""
     quantization: Literal["nf4", "fp4"] | None = None
     """4-bit quantization (QLoRA) of the frozen base in stages with peft; needs bitsandbytes."""
+
+    @property
+    def template_file(self) -> Path | None:
+        """The file that chat_template names; None where it is the template itself or is not set."""
+        try:
+            return Path(self.chat_template) if self.chat_template and Path(self.chat_template).is_file() else None
+        except OSError:  # a template in one line is longer than a file's name may be
+            return None
 
 
 @dataclass(slots=True)

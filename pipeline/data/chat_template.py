@@ -13,7 +13,7 @@ from datetime import date
 from typing import Any
 
 from pipeline.data.columns import Message, Row
-from pipeline.data.notices import notice
+from pipeline.distributed.notices import notice
 
 # to templates that write the day (Llama 3.2, gpt-oss): the day that theirs give where no clock is
 TODAY = date(2024, 7, 26)

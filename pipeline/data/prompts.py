@@ -21,8 +21,8 @@ from pipeline.data.columns import DataRow, Row
 from pipeline.data.data_files import is_file_name, numbered_rows, searched
 from pipeline.data.decontamination import contaminated
 from pipeline.data.encoding import render_ids
-from pipeline.data.notices import notice
 from pipeline.data.prompt_columns import completion_value, has_completion, prompt_text, prompt_value, task_of
+from pipeline.distributed.notices import notice
 from pipeline.records import Prompt
 from pipeline.seeds import derive
 from rewards.source_parts import SOURCE

@@ -13,9 +13,9 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pipeline.config.load import ConfigError, read_yaml
 from pipeline.distributed import sharding
@@ -233,13 +233,35 @@ def _reduced(values: Tensor, how: str) -> Tensor:
     return values
 
 
+def full_tensor(tensor: Any) -> Any:
+    """The full tensor, on every rank; itself where it is not sharded. A collective call where it is."""
+    if hasattr(tensor, "full_tensor"):
+        return tensor.full_tensor()
+    if hasattr(tensor, "ds_id"):
+        with gathered_parameters([tensor]):
+            return tensor.detach().clone()
+    return tensor
+
+
+def gathered_parameters(parameters: Iterable[Any]) -> contextlib.AbstractContextManager[None]:
+    """A block in which ZeRO-3's parameters are gathered, to be read; does nothing in other modes."""
+    sharded = [p for p in parameters if hasattr(p, "ds_id")]
+    if not sharded:
+        return contextlib.nullcontext()
+    import deepspeed
+
+    return cast(contextlib.AbstractContextManager[None], deepspeed.zero.GatheredParameters(sharded))
+
+
 __all__ = [
     "aside",
     "barrier",
     "check",
     "dealt",
     "from_main",
+    "full_tensor",
     "gather",
+    "gathered_parameters",
     "give_up",
     "is_main",
     "largest",

@@ -6,11 +6,10 @@ DDP. What is not supported is refused here, before anything loads.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
-from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
 from pipeline.config.install_hint import install_command
 from pipeline.config.load import ConfigError
@@ -99,27 +98,6 @@ def forget_zero() -> None:
         unset_hf_deepspeed_config()
 
 
-def full(tensor: Any) -> Any:
-    """The full tensor, on every rank; itself where it is not sharded. A collective call where it is."""
-    if hasattr(tensor, "full_tensor"):
-        return tensor.full_tensor()
-    if hasattr(tensor, "ds_id"):
-        with gathered([tensor]):
-            return tensor.detach().clone()
-    return tensor
-
-
-def gathered(parameters: Iterable[Any]) -> contextlib.AbstractContextManager[None]:
-    """A block in which ZeRO-3's parameters are gathered, to be read; does nothing in other modes."""
-    sharded = [p for p in parameters if hasattr(p, "ds_id")]
-    if not sharded:
-        return contextlib.nullcontext()
-    import deepspeed
-
-    return cast(contextlib.AbstractContextManager[None], deepspeed.zero.GatheredParameters(sharded))
-
-
 __all__ = [
-    "MODES", "SHARDED", "accelerator", "allow_on_cpu", "check_type", "forget_zero", "full", "gathered", "is_sharded",
-    "is_zero", "mode",
+    "MODES", "SHARDED", "accelerator", "allow_on_cpu", "check_type", "forget_zero", "is_sharded", "is_zero", "mode",
 ]  # fmt: skip

@@ -17,7 +17,7 @@ from pipeline.data import chat_template
 from pipeline.data.columns import Message, Row
 from pipeline.data.completion_text import completion_text, opened_by
 from pipeline.data.conversations import Renderer
-from pipeline.data.notices import notice
+from pipeline.distributed.notices import notice
 from pipeline.generation.episode_rows import EpisodeRow, continued
 from pipeline.generation.generator import Request, Sample, cut_at_stop
 from pipeline.generation.openai_api import ApiError, ChatCall, ChatChoice, response

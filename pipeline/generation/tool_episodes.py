@@ -30,7 +30,7 @@ from pipeline.generation.episode_rows import EpisodeRow, rollouts_of
 from pipeline.generation.generator import Generator, Request, Sample, sample_until_stop
 from pipeline.generation.tool_calls import ParsedTurn, format_of, parse_turn, recognised_format
 from pipeline.generation.tool_runs import Called, ToolRuns
-from pipeline.records import Prompt, Rollout, Scored
+from pipeline.records import Prompt, Rollout
 from pipeline.seeds import derive
 from verifiers.tools import Exchange, Toolbox
 
@@ -390,23 +390,4 @@ def _called(box: Toolbox, turn: ParsedTurn) -> tuple[list[Called], bool]:
     return [Called.of(box, call.name, call.arguments) for call in turn.calls], box.done
 
 
-def episode_figures(scored: Sequence[Scored]) -> dict[str, float]:
-    """Figures of episodes with tools; {} if these are none. Shares are over episodes, tool_error_share over calls."""
-    records = [s.rollout.episode for s in scored if s.rollout.episode is not None]
-    n = len(records)
-    if not n:
-        return {}
-    calls = sum(r["calls"] for r in records)
-    hows = sorted({r["ended_by"] for r in records})
-    rewritten = sum(s.rollout.turn > 0 for s in scored if s.rollout.episode is not None)
-    return {
-        "tool_calls_mean": calls / n,
-        "tool_error_share": sum(r["tool_errors"] for r in records) / max(calls, 1),
-        "malformed_calls_mean": sum(r["malformed_calls"] for r in records) / n,
-        "turns_mean": sum(r["turns"] for r in records) / n,
-        "rewritten_history": rewritten / n,
-        **{f"ended_by/{how}": sum(r["ended_by"] == how for r in records) / n for how in hows},
-    }
-
-
-__all__ = ["FAULTS", "ToolPlayer", "episode_figures"]
+__all__ = ["FAULTS", "ToolPlayer"]

@@ -14,11 +14,10 @@ import torch
 
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Generate, Model, Sampling
-from pipeline.distributed import ranks
+from pipeline.distributed import process, ranks
 from pipeline.generation import vllm_sampler
 from pipeline.generation.generator import OnDone, Request, Sample
 from pipeline.models import families
-from pipeline.run import process
 
 TEXT_ONLY = Path(__file__).parent / "text_only"
 

@@ -1,20 +1,18 @@
-"""LoRA on a policy: add it, read merged weights, switch it off to get the reference. The base is never written to.
+"""LoRA on a policy: settings that peft and the family allow, and the model under a new adapter.
 
-The base may be kept in 4 bits (QLoRA, arXiv:2305.14314 section 3). A generator or a checkpoint gets what the trainer
-multiplies with: the dequantized base plus the adapter's delta.
+The base may be kept in 4 bits (QLoRA, arXiv:2305.14314 section 3). It is never written to; weights.py gives the merged
+weights, and update/reference.py switches the adapter off to get the reference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from pipeline.config.load import ConfigError
-from pipeline.distributed import sharding
 from pipeline.models import families
 from pipeline.models.families import EMBEDDINGS, lora_mistakes
+from pipeline.models.weights import base_of
 
 
 def lora_config(model: Any, settings: Mapping[str, Any], *, task: str = "CAUSAL_LM", key: str) -> Any:
@@ -78,71 +76,4 @@ def is_tied(model: Any) -> bool:
     return bool(getattr(config, "tie_word_embeddings", False)) and not hasattr(model, "score")
 
 
-def is_adapted(model: Any) -> bool:
-    return hasattr(model, "get_base_model") and hasattr(model, "disable_adapter")
-
-
-def base_of(model: Any) -> Any:
-    """The causal model itself, under an adapter or not; the adapter's layers are in it."""
-    return model.get_base_model() if is_adapted(model) else model
-
-
-def trained_module(module: Any) -> Any:
-    """The copy that the adapter trains where `modules_to_save` made one; else the module itself."""
-    copies = getattr(module, "modules_to_save", None)
-    return copies[module.active_adapters[0]] if copies else module
-
-
-@torch.no_grad()
-def merged_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name in the base, tensor) of every parameter and persistent buffer, gathered, the adapter's delta added.
-
-    Added into new tensors: merging in place and unmerging again would change the base by rounding at every step.
-    """
-    base, adapter = model.get_base_model(), model.active_adapter
-    deltas: dict[str, list[Any]] = {}
-    for name, module in base.named_modules():
-        if hasattr(module, "get_delta_weight") and adapter in getattr(module, "scaling", {}):
-            target = getattr(module, "parameter_name", "weight")  # fused experts are adapted by parameter
-            deltas.setdefault(name_in_base(f"{name}.{target}", adapter), []).append(module)
-    seen: set[int] = set()
-    buffers = ((f"{m}.{n}" if m else n, b) for m, module in base.named_modules() for n, b in module._buffers.items()
-               if b is not None and n not in module._non_persistent_buffers_set)  # fmt: skip
-    for named in (base.named_parameters(remove_duplicate=False), buffers):
-        for name, tensor in named:
-            if ".lora_" in name or ".original_module." in name or id(tensor) in seen:
-                continue
-            seen.add(id(tensor))
-            in_base = name_in_base(name, adapter)
-            yield in_base, _plus(plain(tensor), deltas.get(in_base, ()), adapter)
-
-
-def name_in_base(name: str, adapter: str) -> str:
-    """A parameter's name without what peft put around its module; adapters of several parameters lie in each other."""
-    parts = name.replace(f".modules_to_save.{adapter}.", ".").split(".")
-    return ".".join(part for part in parts if part != "base_layer")
-
-
-def _plus(weight: torch.Tensor, modules: Any, adapter: str) -> torch.Tensor:
-    for module in modules:
-        with sharding.gathered(module.parameters()):
-            delta = sharding.full(module.get_delta_weight(adapter))
-        weight = (weight.float() + delta.float()).to(weight.dtype)
-    return weight
-
-
-def plain(parameter: Any) -> torch.Tensor:
-    """A weight as numbers, in full: dequantized from 4 bits, gathered where it is sharded."""
-    if type(parameter).__name__ == "Params4bit":
-        from bitsandbytes.functional import dequantize_4bit
-
-        dequantized: torch.Tensor = dequantize_4bit(parameter.data, parameter.quant_state)
-        return dequantized
-    full: torch.Tensor = sharding.full(parameter)
-    return full.detach()
-
-
-__all__ = [
-    "add_lora", "base_of", "check_tied", "is_adapted", "is_tied", "lora_config", "merged_weights",
-    "plain", "trained_module",
-]  # fmt: skip
+__all__ = ["add_lora", "check_tied", "is_tied", "lora_config"]

@@ -40,14 +40,6 @@ def fault(path: str) -> str | None:
     return None
 
 
-def template_file(chat_template: str | None) -> Path | None:
-    """The file that `model.chat_template` names; None where it is the template itself or is not set."""
-    try:
-        return Path(chat_template) if chat_template and Path(chat_template).is_file() else None
-    except OSError:  # a template in one line is longer than a file's name may be
-        return None
-
-
 def parameters_at(path: str) -> int:
     """Parameters in the safetensors files of a directory, from their headers; 0 where there are none."""
     return sum(_parameters_in(file) for file in Path(path).glob("*.safetensors"))
@@ -57,3 +49,12 @@ def _parameters_in(file: Path) -> int:
     with file.open("rb") as opened:
         header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
     return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+
+
+def thread_count(threads: int | str | None, model_path: str | None) -> int | None:
+    """The config's `threads`; `auto`: one for a small model, which two threads of one process make slower, and as many
+    as torch takes (None) for a large one."""
+    if threads != "auto":
+        assert not isinstance(threads, str)
+        return threads
+    return None if model_path and parameters_at(model_path) > LARGE else 1

@@ -13,9 +13,9 @@ from torch import nn
 
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Model, Tiny
-from pipeline.data.notices import notice
 from pipeline.distributed import ranks, sharding
-from pipeline.models import adapters, families, model_dir, saved_check, token_rows, weights
+from pipeline.distributed.notices import notice
+from pipeline.models import families, model_dir, saved_check, token_rows, weights
 from pipeline.models.precision import precision_of as precision_of
 from pipeline.models.weights import named_weights as named_weights
 from pipeline.seeds import seed_everything
@@ -76,7 +76,7 @@ def load_tokenizer(path: str, model: Model) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # safe: our masks come from lengths, never from ids
     if model.chat_template is not None:
-        template = model_dir.template_file(model.chat_template)
+        template = model.template_file
         tokenizer.chat_template = template.read_text() if template else model.chat_template
     return tokenizer
 
@@ -191,9 +191,9 @@ def save(model: Any, tokenizer: Any, path: Path, *, dtype: torch.dtype | None = 
     None: as they are. Raises SavedModelDiffers where the directory, loaded again, is not the model that was trained.
     """
     model = weights.unwrapped(model)
-    base = adapters.base_of(model)
+    base = weights.base_of(model)
     state: dict[str, torch.Tensor] | None = None
-    if sharding.is_sharded() or adapters.is_adapted(model) or getattr(base, "is_quantized", False):
+    if sharding.is_sharded() or weights.is_adapted(model) or getattr(base, "is_quantized", False):
         expected = saved_check.outputs(model)
         tied, state = weights.tied_names(base), {}
         for name, tensor in weights.named_weights(model).in_memory():  # every rank helps to gather

@@ -13,8 +13,21 @@ from typing import Any
 
 import torch
 
-from pipeline.distributed import sharding
-from pipeline.models import adapters
+from pipeline.distributed import ranks
+
+
+def unwrapped(model: Any) -> Any:
+    """The model under what distributes it."""
+    return model.module if hasattr(model, "module") else model
+
+
+def is_adapted(model: Any) -> bool:
+    return hasattr(model, "get_base_model") and hasattr(model, "disable_adapter")
+
+
+def base_of(model: Any) -> Any:
+    """The causal model itself, under an adapter or not; the adapter's layers are in it."""
+    return model.get_base_model() if is_adapted(model) else model
 
 
 def named_weights(model: Any) -> NamedWeights:
@@ -34,7 +47,7 @@ class NamedWeights:
         self.model = unwrapped(model)
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        base = adapters.base_of(self.model)
+        base = base_of(self.model)
         if not is_converted(base):
             yield from self.in_memory()
             return
@@ -50,23 +63,67 @@ class NamedWeights:
 
     def in_memory(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, tensor) under the names that the model's own modules have."""
-        base = adapters.base_of(self.model)
-        merged = adapters.merged_weights(self.model) if adapters.is_adapted(self.model) else _unmerged(base)
+        base = base_of(self.model)
+        merged = merged_weights(self.model) if is_adapted(self.model) else _unmerged(base)
         tied = tied_names(base)
         for name, tensor in merged:
             yield name, tensor
             yield from ((alias, tensor) for alias, source in tied.items() if source == name)
 
 
-def unwrapped(model: Any) -> Any:
-    """The model under what distributes it."""
-    return model.module if hasattr(model, "module") else model
-
-
 def _unmerged(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     for name, parameter in model.named_parameters(remove_duplicate=True):
-        yield name, adapters.plain(parameter)
+        yield name, plain(parameter)
     yield from persistent_buffers(model)
+
+
+@torch.no_grad()
+def merged_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name in the base, tensor) of every parameter and persistent buffer, gathered, the adapter's delta added.
+
+    Added into new tensors: merging in place and unmerging again would change the base by rounding at every step.
+    """
+    base, adapter = model.get_base_model(), model.active_adapter
+    deltas: dict[str, list[Any]] = {}
+    for name, module in base.named_modules():
+        if hasattr(module, "get_delta_weight") and adapter in getattr(module, "scaling", {}):
+            target = getattr(module, "parameter_name", "weight")  # fused experts are adapted by parameter
+            deltas.setdefault(name_in_base(f"{name}.{target}", adapter), []).append(module)
+    seen: set[int] = set()
+    buffers = ((f"{m}.{n}" if m else n, b) for m, module in base.named_modules() for n, b in module._buffers.items()
+               if b is not None and n not in module._non_persistent_buffers_set)  # fmt: skip
+    for named in (base.named_parameters(remove_duplicate=False), buffers):
+        for name, tensor in named:
+            if ".lora_" in name or ".original_module." in name or id(tensor) in seen:
+                continue
+            seen.add(id(tensor))
+            in_base = name_in_base(name, adapter)
+            yield in_base, _plus(plain(tensor), deltas.get(in_base, ()), adapter)
+
+
+def name_in_base(name: str, adapter: str) -> str:
+    """A parameter's name without what peft put around its module; adapters of several parameters lie in each other."""
+    parts = name.replace(f".modules_to_save.{adapter}.", ".").split(".")
+    return ".".join(part for part in parts if part != "base_layer")
+
+
+def _plus(weight: torch.Tensor, modules: Any, adapter: str) -> torch.Tensor:
+    for module in modules:
+        with ranks.gathered_parameters(module.parameters()):
+            delta = ranks.full_tensor(module.get_delta_weight(adapter))
+        weight = (weight.float() + delta.float()).to(weight.dtype)
+    return weight
+
+
+def plain(parameter: Any) -> torch.Tensor:
+    """A weight as numbers, in full: dequantized from 4 bits, gathered where it is sharded."""
+    if type(parameter).__name__ == "Params4bit":
+        from bitsandbytes.functional import dequantize_4bit
+
+        dequantized: torch.Tensor = dequantize_4bit(parameter.data, parameter.quant_state)
+        return dequantized
+    full: torch.Tensor = ranks.full_tensor(parameter)
+    return full.detach()
 
 
 def persistent_buffers(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
@@ -74,7 +131,7 @@ def persistent_buffers(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     for prefix, module in model.named_modules():
         for name, buffer in module._buffers.items():
             if buffer is not None and name not in module._non_persistent_buffers_set:
-                yield f"{prefix}.{name}" if prefix else name, sharding.full(buffer)
+                yield f"{prefix}.{name}" if prefix else name, ranks.full_tensor(buffer)
 
 
 def cast(model: Any, dtype: torch.dtype) -> Any:
@@ -105,8 +162,14 @@ def _trained_apart(model: Any, alias: str, source: str) -> bool:
     trained = [getattr(module, "modules_to_save", None) for module in modules]
     if not any(trained):
         return False
-    weights = [adapters.trained_module(module).weight for module in modules]
+    weights = [trained_module(module).weight for module in modules]
     return weights[0] is not weights[1]
+
+
+def trained_module(module: Any) -> Any:
+    """The copy that the adapter trains where `modules_to_save` made one; else the module itself."""
+    copies = getattr(module, "modules_to_save", None)
+    return copies[module.active_adapters[0]] if copies else module
 
 
 def is_converted(model: Any) -> bool:
@@ -143,4 +206,7 @@ def copy_into(model: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         own[name].copy_(tensor)
 
 
-__all__ = ["NamedWeights", "copy_into", "in_checkpoint_form", "named_weights", "tied_names", "unwrapped"]
+__all__ = [
+    "NamedWeights", "base_of", "cast", "copy_into", "in_checkpoint_form", "is_adapted", "merged_weights",
+    "named_weights", "plain", "tied_names", "unwrapped",
+]  # fmt: skip

@@ -20,10 +20,12 @@ from shutil import which
 
 from pipeline.config.load import Config, ConfigError, read
 from pipeline.config.seed_list import take_seeds
+from pipeline.distributed import process
 from pipeline.models import families
+from pipeline.models.model_dir import thread_count
 from pipeline.plan import comparison_plan, learning_rate, one_run, preflight
 from pipeline.plan.trial import Trial
-from pipeline.run import console, process
+from pipeline.run import console
 
 TRIAL_S = 600.0  # limit for imports, the generator, 1,280 completions and some updates
 
@@ -56,7 +58,7 @@ def plan(config: str, words: Sequence[str]) -> int:
         console.say(families.line(config_json, dtype=dtype, attn=cfg.model.attn, gpu=gpu, backend=backend))
         for line in learning_rate.advice(cfg, config_json):
             console.say(f"learning rate of {line}")
-    process.prepare(process.thread_count(cfg.threads, cfg.model.path))
+    process.prepare(thread_count(cfg.threads, cfg.model.path))
     if options["trial"] and not options["json"]:
         console.say("trying the model: loading it, some samples, some updates (trial=false leaves this out) ...")
     measured = try_out(config, overrides) if options["trial"] else None

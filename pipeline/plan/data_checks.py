@@ -16,7 +16,7 @@ from pipeline.config.load import Config, ConfigError
 from pipeline.config.mistakes import beside_yaml
 from pipeline.config.schema import Policy, Prompts
 from pipeline.data import columns, prompts
-from pipeline.data.notices import notice
+from pipeline.distributed.notices import notice
 
 REPORTED = 3  # rows listed for one fault; the rest is counted
 SAMPLED = 500  # rows whose golds are checked

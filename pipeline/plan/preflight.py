@@ -22,8 +22,8 @@ from pipeline.config.schema import KINDS, Policy, Prompts, trains_adapter
 from pipeline.config.stage_graph import references, reward_dirs, strict_of
 from pipeline.credit import selection
 from pipeline.data import prompts, sample_pool
-from pipeline.data.notices import notice
 from pipeline.data.tool_schemas import ToolSet
+from pipeline.distributed.notices import notice
 from pipeline.generation.program_runs import program_mistakes
 from pipeline.models import families
 from pipeline.models.model_dir import fault, is_local

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.load import Config, load
 from pipeline.config.schema import Sampling, trains_adapter
+from pipeline.distributed import process
+from pipeline.models.model_dir import LARGE, thread_count
 from pipeline.records import Prompt, Rollout
-from pipeline.run import process
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +43,7 @@ class Extent:
     steps: int = STEPS
 
 
-# for a model above precision.LARGE each token takes long enough that a few are enough to measure the rate
+# for a model above model_dir.LARGE each token takes long enough that a few are enough to measure the rate
 LARGE_EXTENT = Extent(prompts=16, samples=4, max_tokens=4, learned=256, warmup=1, steps=1)
 
 
@@ -77,7 +78,6 @@ def try_out(cfg: Config) -> Trial:
 
     from pipeline.generation import engines, generator
     from pipeline.models import adapters, models
-    from pipeline.models.precision import LARGE
     from pipeline.run.stage_dir import StageDir
     from pipeline.stages.context import Context
 
@@ -212,7 +212,7 @@ def shape_of(model: Any) -> dict[str, int]:
 
 def main(words: Sequence[str]) -> int:
     cfg = load(words[0], words[1:])
-    process.prepare(process.thread_count(cfg.threads, cfg.model.path))
+    process.prepare(thread_count(cfg.threads, cfg.model.path))
     print("\n" + json.dumps(asdict(try_out(cfg))))
     return 0
 

@@ -22,7 +22,6 @@ from pipeline.config.errors import LineageError
 from pipeline.config.load import Config, ConfigError
 from pipeline.config.registry import policies_before
 from pipeline.config.schema import Prompts
-from pipeline.models import model_dir
 from pipeline.run.files import dump_json, read_jsonl, sha256_file
 from pipeline.run.manifest import manifest_sha, read_manifest, verified_manifest
 from pipeline.run.stage_dir import StageDir
@@ -100,7 +99,7 @@ def own_files(cfg: Config, name: str) -> list[Path]:
     names = {str(source.procedural) for source in sources if isinstance(source, Prompts)}
     names |= {str(source.procedural) for source in cfg.prompts.sources.values()}
     names.add(str(getattr(getattr(block, "episodes", None), "environment", "")))
-    found = [model_dir.template_file(cfg.model.chat_template)]
+    found = [cfg.model.template_file]
     for part, fields in (pair for parts in scored_by for pair in real_parts(parts).items()):
         given = fields
         names |= set(known) if given.get("verifier") == "by_task" else {str(given.get("verifier") or part)}

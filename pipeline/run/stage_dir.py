@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.run import process
+from pipeline.distributed import process
 from pipeline.run.begun import BegunRecord
 from pipeline.run.checkpoints import Checkpoints
 from pipeline.run.files import atomic_write, dump_json, fsync, fsync_tree, sha256_tree

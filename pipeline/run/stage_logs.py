@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,3 +96,22 @@ class StageLogs:
     def fsync(self) -> None:
         for name in self.positions:
             fsync(self.path / name)
+
+
+class Stopwatch:
+    """Seconds by phase of one step, for timing.jsonl."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def rates(self, tokens: int) -> dict[str, float]:
+        """Seconds of each phase, and sampled tokens per second of each and of the whole step."""
+        total = max(sum(self.seconds.values()), 1e-9)
+        speeds = {f"{name}_tokens_per_s": round(tokens / max(s, 1e-9), 1) for name, s in self.seconds.items()}
+        return {**{n: round(s, 4) for n, s in self.seconds.items()}, **speeds, "tokens_per_s": round(tokens / total, 1)}

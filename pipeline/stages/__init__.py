@@ -13,8 +13,9 @@ from typing import Any
 from pipeline.config.errors import Alarm, LineageError
 from pipeline.config.load import Config, ConfigError
 from pipeline.config.registry import KINDS, kind_of
-from pipeline.distributed import ranks, sharding
-from pipeline.run import console, lineage, process, trackers
+from pipeline.distributed import process, ranks, sharding
+from pipeline.models.model_dir import thread_count
+from pipeline.run import console, lineage, trackers
 from pipeline.run.follower_dir import FollowerDir
 from pipeline.run.manifest import verified_manifest
 from pipeline.run.stage_dir import StageDir
@@ -37,7 +38,7 @@ def run_stage(cfg: Config, name: str, listeners: Sequence[trackers.Listener] = (
     listeners: called with each new line of metrics.
     """
     check_can_run(cfg, name)
-    process.prepare_libraries(process.thread_count(cfg.threads, cfg.model.path))
+    process.prepare_libraries(thread_count(cfg.threads, cfg.model.path))
     from pipeline.stages.context import Context  # here, as it imports torch: a stage that is up to date needs neither
 
     module = kind_of(cfg, name).module

@@ -16,20 +16,19 @@ import rewards
 from pipeline.config.load import Config, ConfigError
 from pipeline.config.stage_graph import reward_dirs
 from pipeline.data import prompts
-from pipeline.data.scored_cache import load_scored, save_scored
 from pipeline.data.tool_schemas import ToolSet, with_tools
 from pipeline.generation import engine_trial, engines, restarting
 from pipeline.generation.generator import Generator, rollouts
 from pipeline.generation.program_episodes import ProgramPlayer
-from pipeline.generation.tool_episodes import ToolPlayer, episode_figures
+from pipeline.generation.tool_episodes import ToolPlayer
 from pipeline.models import models
-from pipeline.records import Prompt, Scored, as_json, groups, merged_episodes
+from pipeline.records import Prompt, Scored, as_json, groups, load_scored, merged_episodes, save_scored
 from pipeline.run.files import dump_json, sha256_file
 from pipeline.run.manifest import manifest_sha, verified_manifest
 from pipeline.run.stage_dir import StageDir
 from pipeline.score import OnDrawn, score_while
 from pipeline.seeds import derive
-from pipeline.stats import describe_groups
+from pipeline.stats import describe_groups, episode_figures
 
 
 @dataclass

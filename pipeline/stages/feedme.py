@@ -20,7 +20,7 @@ from pipeline.data.prompts import has_completion
 from pipeline.distributed import ranks
 from pipeline.records import Scored, episodes, groups, merge_episode, merged_episodes
 from pipeline.run import console
-from pipeline.score import score, tally
+from pipeline.score import score
 from pipeline.seeds import cycle_indices
 from pipeline.stages.best_round import keep_best, round_dir, score_name
 from pipeline.stages.context import Context, Judged
@@ -28,7 +28,7 @@ from pipeline.stages.imitation import ImitationRow, sampled_rows
 from pipeline.stages.kl_to_start import from_start
 from pipeline.stages.sampling import best_of, draw, from_pool, reward_when_solved, round_samples
 from pipeline.stages.sft import encode, train
-from pipeline.stats import counted, mean, pass_rate
+from pipeline.stats import counted, mean, pass_rate, tally
 
 Counts = list[Mapping[int, int]]  # per round: prompt -> samples kept
 TOP_UPS = 8  # extra sampling passes for prompts with too few usable samples for the blind control

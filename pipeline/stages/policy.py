@@ -14,7 +14,7 @@ from pipeline.config.load import ConfigError
 from pipeline.config.schema import Credit, Kl, Loss, Policy, trains_adapter
 from pipeline.data.teacher_prompts import teacher_prompt_ids
 from pipeline.distributed import ranks, sharding
-from pipeline.models import adapters, models
+from pipeline.models import adapters, models, weights
 from pipeline.run import console
 from pipeline.stages.context import Context, Judged
 from pipeline.stages.heldout_episodes import judge_episodes
@@ -294,7 +294,7 @@ def compile_in_place(policy: CompletionLogprobs) -> None:
 
     torch._dynamo.config.disable = False
     policy.packs = False  # packed rows have another shape each time: every batch would be compiled again
-    models.backbone(adapters.base_of(policy.model)).compile(dynamic=True)
+    models.backbone(weights.base_of(policy.model)).compile(dynamic=True)
 
 
 __all__ = ["Method", "train_policy"]

@@ -7,11 +7,10 @@ from typing import Any
 
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Episodes, Policy
-from pipeline.data.scored_cache import load_scored
 from pipeline.distributed import ranks
 from pipeline.generation.episodes import load_environment, play
 from pipeline.generation.generator import Generator, continuations, rollouts
-from pipeline.records import Prompt, Scored
+from pipeline.records import Prompt, Scored, load_scored
 from pipeline.run import shutdown
 from pipeline.score import score
 from pipeline.stages.context import Context, of_validation

@@ -18,13 +18,10 @@ from pipeline.run import console
 from pipeline.update.loop_state import LoopDeps, State
 
 
-def is_due(deps: LoopDeps, state: State) -> bool:
-    """Whether to evaluate after this step: every `evaluate_every` steps, and for keep: best after the last one."""
-    block = deps.block
-    last = state.step == block.steps or state.budget_spent
-    return bool(block.evaluate_every) and (
-        state.step % (block.evaluate_every or 1) == 0 or (block.keep == "best" and last)
-    )
+def is_due(deps: LoopDeps, state: State, every: int) -> bool:
+    """Whether to evaluate after this step: after every so many, and for keep: best after the last one."""
+    last = state.step == deps.block.steps or state.budget_spent
+    return state.step % every == 0 or (deps.block.keep == "best" and last)
 
 
 def compare(deps: LoopDeps, state: State, figures: Mapping[str, Any]) -> None:

@@ -19,17 +19,15 @@ from pipeline.config.schema import Credit, Critic, Groups
 from pipeline.credit import advantages as credit
 from pipeline.credit import group_credits, token_rewards
 from pipeline.credit.segments import first_tokens
-from pipeline.generation.tool_episodes import episode_figures
 from pipeline.records import Scored, episodes, merge_episode
 from pipeline.run import alarms
-from pipeline.score import tally
-from pipeline.update import episode_credit, losses, token_choice, vineppo
+from pipeline.stats import episode_figures, tally
+from pipeline.update import episode_credit, losses, vineppo
 from pipeline.update.forward import Row, stack
 from pipeline.update.loop_state import LoopDeps, State
 from pipeline.update.policy_loss import Experience
 from pipeline.update.teacher import TeacherModel, reverse_kl_advantages
-from rewards import MALFORMED, MONITOR
-from rewards.surrogate import of_surrogate
+from rewards import is_part
 
 BASELINES = ("group", "leave_one_out", "global_baseline")  # credits that also serve rewards along the way
 
@@ -83,7 +81,7 @@ def make_experience(deps: LoopDeps, state: State, scored: Sequence[Scored]) -> t
         columns = list(zip(*inference.figures(rows, squares=by_energy), strict=True))
         old, entropies = list(columns[0]), list(columns[1])
         squares = list(columns[2]) if by_energy else None
-    elif block.epochs * block.minibatches > 1 or kl_in_reward or warming or block.loss.chooses_tokens:
+    elif block.epochs * block.minibatches > 1 or kl_in_reward or warming or deps.token_choice is not None:
         old = inference.logprobs(rows)
     if learner.critic is not None:
         values = inference.values(rows)
@@ -102,8 +100,8 @@ def make_experience(deps: LoopDeps, state: State, scored: Sequence[Scored]) -> t
         assign_credit(deps, state, batch, earned, values, metrics)
     if deps.teacher is not None:
         metrics |= add_lesson(deps.teacher, batch, scored)
-    if block.loss.chooses_tokens:
-        token_choice.choose(block.loss, batch, entropies, *deps.seed_key, "tokens", state.step)
+    if deps.token_choice is not None:
+        deps.token_choice.choose(batch, entropies, state.step)
     return batch, metrics
 
 
@@ -377,8 +375,7 @@ def describe(scored: Sequence[Scored]) -> dict[str, Any]:
     summary = tally(rows)
     lengths = [sum(s.rollout.mask) for s in rows]
     parts = {}
-    monitored = (MONITOR, MALFORMED)  # logged by the reward monitor
-    for name in sorted({name for s in rows for name in s.parts if not of_surrogate(name)}.difference(monitored)):
+    for name in sorted({name for s in rows for name in s.parts if is_part(name)}):
         values = [v for s in rows if (v := s.parts.get(name)) is not None]
         parts[f"reward/{name}"] = math.fsum(values) / len(values) if values else math.nan
     if any(s.step_rewards for s in scored):

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config.load import ConfigError
-from pipeline.models.adapters import base_of
 from pipeline.models.models import backbone, batches_by_tokens, pad_right
+from pipeline.models.weights import base_of
 from pipeline.update import packing
 from pipeline.update.divergence import TeacherStates, TeacherTopK, chunked_divergence
 from pipeline.update.logprobs import chunked_squares, chunked_token_logprobs, token_logprobs

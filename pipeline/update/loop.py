@@ -15,19 +15,19 @@ from typing import Any
 from pipeline.config.schema import BY_GROUP, Overlap
 from pipeline.credit import advantages as credit
 from pipeline.credit.token_rewards import KLController
-from pipeline.data.prompt_sampler import Rates, next_indices, observe
 from pipeline.distributed import ranks
 from pipeline.models.models import named_weights
 from pipeline.records import Prompt, Scored, episodes, merge_episode
 from pipeline.run import alarms, console, shutdown
-from pipeline.score import tally
+from pipeline.run.stage_logs import Stopwatch
 from pipeline.seeds import cycle_indices, permutation
-from pipeline.stats import counted
+from pipeline.stats import counted, tally
 from pipeline.update import best_step, canary
 from pipeline.update.experience import describe, make_experience, returns_as_credited, token_figures
 from pipeline.update.forward import Row
-from pipeline.update.loop_state import LoopDeps, State, Stopwatch, load, save
+from pipeline.update.loop_state import LoopDeps, State, load, save
 from pipeline.update.policy_loss import Experience
+from pipeline.update.prompt_sampler import Rates, next_indices, observe
 from rewards.monitor import MonitorHistory
 
 
@@ -132,7 +132,8 @@ def train_step(deps: LoopDeps, state: State, watch: Stopwatch) -> dict[str, Any]
 
 def log_step(deps: LoopDeps, state: State, metrics: dict[str, Any], watch: Stopwatch) -> dict[str, float]:
     """Two log lines: metrics, which a resumed run repeats to the byte, and times. Returns the times."""
-    if best_step.is_due(deps, state):
+    every = deps.block.evaluate_every
+    if every and best_step.is_due(deps, state, every):
         figures = deps.source.evaluate(state.step)
         metrics |= figures
         best_step.compare(deps, state, figures)

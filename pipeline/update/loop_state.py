@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +24,7 @@ from pipeline.update.reference import Reference
 from pipeline.update.reward_monitor import RewardMonitor
 from pipeline.update.segmenter import Segmenter
 from pipeline.update.teacher import TeacherModel
+from pipeline.update.token_choice import TokenChoice
 from rewards.monitor import MonitorHistory
 from rewards.surrogate import SurrogatePart
 
@@ -66,6 +65,7 @@ class LoopDeps:
     reward_weights: part of the reward -> its weight, for credit that takes the parts apart. teacher: of distillation.
     monitor: a second score of each step's rollouts. prefetch: samples later steps while this one updates.
     segmenter: says where segments end, for credit.level segment. surrogates: reward parts that learn from each step.
+    token_choice: of a loss that leaves tokens out or treats some apart.
     """
 
     block: Policy
@@ -89,6 +89,11 @@ class LoopDeps:
     prefetch: Prefetch | None = None
     segmenter: Segmenter | None = None
     surrogates: Sequence[SurrogatePart] = ()
+    token_choice: TokenChoice | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.block.loss.chooses_tokens:
+            self.token_choice = TokenChoice(self.block.loss, self.seed_key)
 
 
 @dataclass(slots=True)
@@ -142,22 +147,3 @@ def load(path: Path, deps: LoopDeps) -> State:
         "monitor": MonitorHistory.from_dict(loop["monitor"]),
     }
     return State(**{**loop, **own})
-
-
-class Stopwatch:
-    """Seconds by phase of one step."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
-
-    def rates(self, tokens: int) -> dict[str, float]:
-        """Seconds of each phase, and sampled tokens per second of each and of the whole step."""
-        total = max(sum(self.seconds.values()), 1e-9)
-        speeds = {f"{name}_tokens_per_s": round(tokens / max(s, 1e-9), 1) for name, s in self.seconds.items()}
-        return {**{n: round(s, 4) for n, s in self.seconds.items()}, **speeds, "tokens_per_s": round(tokens / total, 1)}

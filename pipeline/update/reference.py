@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config.schema import Kl
-from pipeline.distributed import ranks, sharding
+from pipeline.distributed import ranks
 from pipeline.update.forward import CompletionLogprobs, Row, completion_logprobs
 from pipeline.update.learner import Learner
 
@@ -53,7 +53,7 @@ class Copy:
         keep = self.settings.ema if kind == "ema" else 0.0
         own = dict(self.forward.model.named_parameters())
         for name, parameter in self.learner.model.named_parameters():
-            full = sharding.full(parameter)
+            full = ranks.full_tensor(parameter)
             # written so that keep = 0 copies every bit
             own[name].mul_(keep).add_(full.to(own[name].dtype), alpha=1 - keep)
 

@@ -56,7 +56,7 @@ class Fsdp2Backend(ReplicatedBackend):
         norm = nn.utils.clip_grad_norm_(self.forward.parameters(), self.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return cast(Tensor, sharding.full(norm))
+        return cast(Tensor, ranks.full_tensor(norm))
 
     def state(self) -> dict[str, Any]:
         held = {"weights": trainable(self.unwrapped), "optimizer": self.optimizer.state_dict()}
@@ -219,7 +219,7 @@ def shard_like(value: Any, parameter: Any) -> Any:
 def _on_cpu(tensor: Tensor) -> Tensor:
     """The full tensor, moved off the device, which may not have room for all of them. Rank 0 writes it; the others
     help to gather it and keep an empty one."""
-    full: Tensor = sharding.full(tensor)
+    full: Tensor = ranks.full_tensor(tensor)
     return full.cpu() if ranks.is_main() else full.new_empty(0, device="cpu")
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config.schema import Teacher as Settings
-from pipeline.models.adapters import base_of
+from pipeline.models.weights import base_of
 from pipeline.records import Scored
 from pipeline.update.divergence import TeacherStates, TeacherTopK
 from pipeline.update.forward import Row, lowered, pad_rows, stack

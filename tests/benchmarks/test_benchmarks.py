@@ -17,8 +17,8 @@ from benchmarks import __main__ as command
 from benchmarks import learn, measure, scale, scoring, step
 from benchmarks.workload import Workload, lay_out
 from pipeline.config.schema import Model
+from pipeline.distributed import process
 from pipeline.models import models
-from pipeline.run import process
 
 
 def test_a_cost_that_doubles_with_the_size_has_exponent_one_and_one_that_quadruples_two() -> None:
@@ -112,7 +112,7 @@ def test_the_peak_of_a_process_is_its_own_and_not_what_started_it():
     """A child's ru_maxrss is at least what its parent held; benchmarks start theirs from a process that loaded vLLM."""
     held = bytearray(b"1") * (300 << 20)
     told = subprocess.run(
-        [sys.executable, "-c", "from pipeline.run.process import peak_rss; print(peak_rss())"],
+        [sys.executable, "-c", "from pipeline.distributed.process import peak_rss; print(peak_rss())"],
         capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert process.peak_rss() > len(held) > 3 * int(told.stdout) > 0

@@ -14,7 +14,7 @@ import yaml
 
 from pipeline import __main__ as cli
 from pipeline.config.load import load
-from pipeline.data.notices import forget
+from pipeline.distributed.notices import forget
 from pipeline.plan import preflight
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,8 @@ from trl.chat_template_utils import is_chat_template_prefix_preserving
 
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Model, Prompts, Tiny
-from pipeline.data import encoding, notices
+from pipeline.data import encoding
+from pipeline.distributed import notices
 from pipeline.models import models
 from pipeline.stages.imitation import IGNORED, ImitationRow, as_dataset
 

@@ -17,15 +17,14 @@ import trl
 import rewards
 from pipeline.config.load import ConfigError, load
 from pipeline.config.schema import Generate, Model, Program, Prompts, Sampling, Tiny
-from pipeline.data.scored_cache import load_scored, save_scored
 from pipeline.generation.generator import Sample
 from pipeline.generation.hf_engine import TransformersGenerator
 from pipeline.generation.program_episodes import ProgramPlayer
 from pipeline.generation.program_runs import Guard, printed, program_mistakes
-from pipeline.generation.tool_episodes import episode_figures
 from pipeline.models import models
-from pipeline.records import Prompt
+from pipeline.records import Prompt, load_scored, save_scored
 from pipeline.score import score
+from pipeline.stats import episode_figures
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<think>", "</think>"]

@@ -16,14 +16,14 @@ from pipeline.config.load import ConfigError
 from pipeline.config.schema import Model, Prompts, Sampling, Tiny, Tools
 from pipeline.data import chat_template
 from pipeline.data.encoding import render_ids
-from pipeline.data.scored_cache import load_scored, save_scored
 from pipeline.data.tool_schemas import ToolSet
 from pipeline.generation.generator import Sample
-from pipeline.generation.tool_episodes import ToolPlayer, episode_figures
+from pipeline.generation.tool_episodes import ToolPlayer
 from pipeline.models import models
-from pipeline.records import Prompt, as_json, from_json, merge_episode
+from pipeline.records import Prompt, as_json, from_json, load_scored, merge_episode, save_scored
 from pipeline.records import episodes as by_episode
 from pipeline.score import score
+from pipeline.stats import episode_figures
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<think>", "</think>", "<|start|>", "<|end|>", "<|call|>", "<|return|>",

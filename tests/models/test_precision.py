@@ -15,8 +15,8 @@ from pipeline.generation import engines
 from pipeline.generation.generator import largest_gap
 from pipeline.generation.hf_engine import sequence_logprobs
 from pipeline.models import models, precision
+from pipeline.models.model_dir import thread_count
 from pipeline.models.precision import parameters_at, precision_of
-from pipeline.run import process
 
 AUTO = Model(dtype="auto")
 
@@ -70,7 +70,7 @@ def test_on_a_float32_checkpoint_auto_is_the_same_for_generator_and_trainer(tmp_
 
 def test_a_large_model_gets_all_threads_and_a_small_one_a_single_thread(tmp_path):
     large, small = (checkpoint(tmp_path / str(rows), rows=rows) for rows in (60_000, 100))
-    assert process.thread_count("auto", large) is None and process.thread_count("auto", small) == 1
-    assert process.thread_count("auto", None) == 1, "a tiny model made here"
-    assert process.thread_count("auto", "org/name-of-the-Hub") == 1
-    assert process.thread_count(3, large) == 3 and process.thread_count(None, small) is None
+    assert thread_count("auto", large) is None and thread_count("auto", small) == 1
+    assert thread_count("auto", None) == 1, "a tiny model made here"
+    assert thread_count("auto", "org/name-of-the-Hub") == 1
+    assert thread_count(3, large) == 3 and thread_count(None, small) is None

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Model, Tiny
-from pipeline.data import notices
+from pipeline.distributed import notices
 from pipeline.models import models, token_rows
 
 ROWS = 22  # of the tiny model: 19 characters, pad, bos, eos

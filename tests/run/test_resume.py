@@ -7,8 +7,7 @@ import pytest
 
 from pipeline.cli.chaos import Settings, chaos
 from pipeline.config.load import ConfigError
-from pipeline.data.scored_cache import load_scored, save_scored
-from pipeline.records import Prompt, Rollout, Scored
+from pipeline.records import Prompt, Rollout, Scored, load_scored, save_scored
 from pipeline.run import shutdown
 
 CONFIG = str(Path(__file__).parents[2] / "configs/demo/chaos.yaml")

@@ -69,3 +69,13 @@ def test_from_scored_rollouts_to_new_weights_are_at_most_twenty_files(tmp_path, 
     assert run_stage(tmp_path, model, "grpo") == 0
     assert "pipeline/update/losses.py" in profiler.files
     assert len(profiler.files) <= 20, sorted(profiler.files)
+
+
+def test_a_whole_step_with_its_logs_is_at_most_forty_files(tmp_path, model, monkeypatch):
+    """Sampling, scoring, credit, update, weight sync, canary, alarms and records of plain GRPO. It was 55 while each
+    step asked again what the configuration, the model directory and the engine answer at set-up."""
+    profiler = Profiler()
+    profiled(monkeypatch, profiler, "train_step", "log_step")
+    assert run_stage(tmp_path, model, "grpo", "trackers=[]") == 0
+    assert {"pipeline/generation/hf_engine.py", "rewards/compose.py", "pipeline/run/stage_logs.py"} <= profiler.files
+    assert len(profiler.files) <= 40, sorted(profiler.files)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 CODE = """
 import os, sys, warnings
 from pipeline import __main__ as cli
-from pipeline.run import process
+from pipeline.distributed import process
 words = sys.argv[1:]
 cli.main([*words, "--version"]) if words else None
 if not process.verbose():

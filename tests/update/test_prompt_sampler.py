@@ -8,8 +8,8 @@ from typing import Any
 import loop_kit
 import pytest
 
-from pipeline.data.prompt_sampler import draw, next_indices, observe, quotas, weight
 from pipeline.seeds import cycle_indices
+from pipeline.update.prompt_sampler import draw, next_indices, observe, quotas, weight
 
 KEY = (1, "grpo")
 

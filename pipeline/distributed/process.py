@@ -9,8 +9,6 @@ import resource
 import warnings
 from pathlib import Path
 
-from pipeline.models.model_dir import LARGE, parameters_at
-
 
 def peak_rss() -> int:
     """Peak resident memory of this process, in bytes.
@@ -22,15 +20,6 @@ def peak_rss() -> int:
     except OSError:
         found = None
     return (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
-
-
-def thread_count(threads: int | str | None, model_path: str | None) -> int | None:
-    """The config's `threads`; `auto`: one for a small model, which two threads of one process make slower, and as many
-    as torch takes (None) for a large one."""
-    if threads != "auto":
-        assert not isinstance(threads, str)
-        return threads
-    return None if model_path and parameters_at(model_path) > LARGE else 1
 
 
 def verbose() -> bool:

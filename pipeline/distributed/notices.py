@@ -1,4 +1,4 @@
-"""Notices about data, printed once per process, by the main rank, to stderr (a program may read stdout)."""
+"""Notices about data and models, printed once per process, by the main rank, to stderr (a program may read stdout)."""
 
 from __future__ import annotations
 
