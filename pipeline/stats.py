@@ -225,7 +225,8 @@ def crossed_difference(
     about these trained models only; training again gives others. The difference's mean of each seed is taken as normal
     around the true one with unknown variance, so a Student t of S-1 degrees of freedom, scaled by the standard error of
     the S means, is added to each resample. With one seed nothing is known of others, and only prompts are resampled.
-    Raises ValueError where the two sides do not match. NaN for empty input.
+    p is never below 1/resamples, so that many comparisons need more of them. NaN for empty input. Raises ValueError
+    where the two sides do not match.
     """
     if [len(row) for row in a_SP] != [len(row) for row in b_SP]:
         raise ValueError("paired values must come in pairs: other seeds or prompts on one side")
@@ -234,7 +235,8 @@ def crossed_difference(
         return Difference(math.nan, math.nan, math.nan, math.nan)
     seeds, prompts = gaps_SP.shape
     draw = rng("bootstrap", key)
-    drawn = gaps_SP.mean(axis=0)[draw.integers(0, prompts, (resamples, prompts))].mean(axis=1)
+    blocks = [min(4000, resamples - begin) for begin in range(0, resamples, 4000)]  # not all indices in memory at once
+    drawn = np.concatenate([gaps_SP.mean(axis=0)[draw.integers(0, prompts, (n, prompts))].mean(axis=1) for n in blocks])
     if seeds > 1:
         drawn = drawn + draw.standard_t(seeds - 1, resamples) * gaps_SP.mean(axis=1).std(ddof=1) / math.sqrt(seeds)
     low, high = np.quantile(drawn, [0.025, 0.975])

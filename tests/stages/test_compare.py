@@ -336,6 +336,16 @@ def test_who_sampled_more_than_the_budget_is_marked(seeds: list[dict[str, Any]])
     assert all(r["over_budget"] for r in findings.table(seeds, ROLES, "sft", 900))
 
 
+def test_a_clear_difference_stays_significant_among_hundreds_of_pairs() -> None:
+    names = [f"method_{i}" for i in range(22)]  # 231 pairs: 231 times 1/4000 is above 0.05
+    levels = {"sft": 0.2, **{name: 0.4 for name in names}, "method_7": 0.7}
+    pairs = findings.pairs([judged(levels, seed=s) for s in (1, 2, 3)], names)
+    assert len(pairs) == 231
+    assert {frozenset((p["a"], p["b"])) for p in pairs if p["significant"]} == {
+        frozenset((name, "method_7")) for name in names if name != "method_7"
+    }
+
+
 def test_sentences_claim_what_is_significant_and_say_so_of_what_is_not(seeds: list[dict[str, Any]]) -> None:
     rows = findings.table(seeds, ROLES, "sft", 1000)
     pairs = findings.pairs(seeds, ["good", "same"])

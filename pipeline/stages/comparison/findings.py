@@ -15,6 +15,7 @@ from pipeline.stats import Difference, crossed_difference, holm, mean
 
 Judged = Mapping[str, Any]  # the metrics of a judge stage; one per seed
 LEVEL = 0.05
+RESAMPLES = 4000
 OVER = 1.05  # a method that sampled more than this multiple of the budget is marked
 KEPT = ("heldout_reward", "pass_at", "kl_from_start", "entropy", "distinct_answers", "mean_completion_tokens",
         "best_answer_mass", "malformed_share", "sampled_tokens", "learned_tokens", "wall_s")  # fmt: skip
@@ -104,9 +105,19 @@ def best_of_rows(judged: Sequence[Judged], sizes: Sequence[int], start: str) -> 
 
 
 def pairs(judged: Sequence[Judged], methods: Sequence[str]) -> list[dict[str, Any]]:
-    """For every pair of methods: the difference, its interval, and p with Holm's correction over all pairs."""
-    found = [(a, b, crossed_difference(values_of(judged, a), values_of(judged, b), key=f"{a}-{b}"))
-             for a, b in combinations(methods, 2)]  # fmt: skip
+    """For every pair of methods: the difference, its interval, and p with Holm's correction over all pairs.
+
+    The correction multiplies the smallest p by the number of pairs, and a bootstrap's smallest p is one over its number
+    of resamples: where p may still count after the correction, it is taken again from as many as that needs.
+    """
+    both = list(combinations(methods, 2))
+
+    def difference(a: str, b: str, resamples: int) -> Difference:
+        return crossed_difference(values_of(judged, a), values_of(judged, b), key=f"{a}-{b}", resamples=resamples)
+
+    found = [(a, b, difference(a, b, RESAMPLES)) for a, b in both]
+    if 100 * len(both) > RESAMPLES:
+        found = [(a, b, difference(a, b, 100 * len(both)) if d.p * len(both) < 1 else d) for a, b, d in found]
     adjusted = holm([d.p for *_, d in found])
     return [{"a": a, "b": b, **as_json(d), "p_holm": p, "significant": p < LEVEL}
             for (a, b, d), p in zip(found, adjusted, strict=True)]  # fmt: skip
