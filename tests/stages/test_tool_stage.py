@@ -101,7 +101,7 @@ def killed_and_resumed(root: Path, *words: str, stage: str = "grpo") -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.DEVNULL)
     progress = root / "runs" / "t2" / stage / "metrics.jsonl"
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 900
     while time.monotonic() < deadline and process.poll() is None:
         if progress.exists() and progress.read_text().count("\n") >= 1:
             process.send_signal(signal.SIGKILL)
