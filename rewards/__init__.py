@@ -1,14 +1,16 @@
 """Rewards: turn a batch of rollouts into one score per rollout, a weighted sum of verifiers, reward model and shaping.
 
-    compose.py  the YAML block -> Composite: submit (in the background) or score
-    parts.py    the kinds of reward part: verifier, function, learned, potential
-    graders/    graders of other tools as parts: OpenAI's JSON, TRL, verl and open-instruct files
-    shaping.py  length, repetition, missing_eos, format, random: functions with TRL's signature
-    learned.py  a reward model as a function with TRL's signature
+    reward_block.py  what the YAML block says, read without building it
+    compose.py       the YAML block -> Composite
+    composite.py     a weighted sum of parts: submit (in the background) or score
+    parts.py         the kinds of reward part: verifier, function, learned, potential
+    graders/         graders of other tools as parts: OpenAI's JSON, TRL, verl and open-instruct files
+    shaping.py       length, repetition, missing_eos, format, random: functions with TRL's signature
+    learned.py       a reward model as a function with TRL's signature
     source_parts.py  parts that judge the rows of some of prompts.sources alone
-    steps.py    potential-based step rewards
-    monitor.py  reward-hacking monitor: compares the train scores with a second verifier, with limits that stop a run
-    batch.py    the input (Batch) and the output (Score)
+    steps.py         potential-based step rewards
+    monitor.py       reward-hacking monitor: compares the train scores with those of a second verifier; can stop a run
+    batch.py         the input (Batch) and the output (Score)
 
 Outside Whetstone: `GRPOTrainer(reward_funcs=[rewards.verifier("math_answer"), rewards.length(...)])`, or a whole
 block with `reward_funcs=[rewards.build({...})]`. None means not scorable; it never counts as zero.
@@ -29,10 +31,10 @@ if not hasattr(verifiers, "ENTRY_POINTS"):  # another `verifiers` package overwr
     )
 
 from rewards.batch import MALFORMED, MONITOR, Batch, Score, is_part
-from rewards.compose import (
-    Composite,
-    Pending,
-    build,
+from rewards.compose import build
+from rewards.composite import Composite, Pending
+from rewards.learned import learned
+from rewards.reward_block import (
     fields_needed,
     judges_answers,
     learned_models,
@@ -40,7 +42,6 @@ from rewards.compose import (
     real_parts,
     verifiers_of,
 )
-from rewards.learned import learned
 from rewards.shaping import format, length, missing_eos, random, repetition
 from rewards.source_parts import parts_for
 

@@ -11,7 +11,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from rewards.batch import Batch, Outcome
 from rewards.shaping import RewardFunction
@@ -50,7 +50,6 @@ class _Call:
 class VerifierPart:
     """The score of a verifier. `task`: constant fields; `fields`: verifier field -> name of the column in the row."""
 
-    judges: ClassVar[bool] = True
     name: str
     weight: float
     verifier_of: Callable[[Mapping[str, Any]], Verifier | None]

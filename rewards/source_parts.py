@@ -32,11 +32,6 @@ class SourcePart:
     def weight(self) -> float:
         return self.inner.weight
 
-    @property
-    def judges(self) -> bool:
-        """Whether the part says right or wrong."""
-        return bool(getattr(self.inner, "judges", False))
-
     def start(self, batch: Batch, pool: DeadlinePool) -> Callable[[], list[Outcome]]:
         indices = [i for i, task in enumerate(batch.tasks) if task.get(SOURCE) in self.sources]
         if not indices:

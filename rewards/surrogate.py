@@ -126,10 +126,6 @@ class SurrogatePart:
     rows_skipped: int = 0
 
     @property
-    def judges(self) -> bool:
-        return getattr(self.real, "judges", False)
-
-    @property
     def share(self) -> float:
         """q: the probability with which a row is checked."""
         settings = self.settings

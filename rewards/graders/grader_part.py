@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from rewards.batch import Batch, Outcome
 from verifiers import Status
@@ -57,7 +57,6 @@ class Grader(Protocol):
 class GraderPart:
     """A weighted grader. `task`: constant fields; `fields`: field the grader reads -> name of the row's column."""
 
-    judges: ClassVar[bool] = True
     name: str
     weight: float
     grader: Grader

@@ -6,7 +6,7 @@ import jsonschema
 import pytest
 import yaml
 
-import rewards.compose
+import rewards.reward_block
 from pipeline.cli import config_docs
 from pipeline.config import describe
 from pipeline.config.load import Config, ConfigError, read_yaml
@@ -43,7 +43,7 @@ def test_every_key_has_one_sentence():
 
 def test_the_meaning_of_rewards_names_every_kind_of_part():
     meaning = describe.meanings(Config)["rewards"]
-    assert [kind for kind in rewards.compose.KINDS if f" {kind}" not in meaning] == []
+    assert [kind for kind in rewards.reward_block.KINDS if f" {kind}" not in meaning] == []
 
 
 def test_the_written_reference_is_current():

@@ -98,6 +98,10 @@ def test_evaluate_names_a_stages_own_figure_without_a_label_as_it_samples_itself
         ({"missing_eos": {}, "exact": {"weight": 0}}, True),
         ({"right": {"kind": "verifier", "verifier": "exact"}}, True),
         ({"slow": {"kind": "surrogate", "of": "exact"}}, True),
+        ({"environment": {}}, True),
+        ({"reward": {"kind": "environment"}}, True),
+        ({"environment": {"kind": "missing_eos"}}, False),
+        ({"sums": {"kind": "verifier", "verifier": "exact", "sources": ["a"]}}, True),
     ],
 )
 def test_only_a_verifier_or_grader_says_right_or_wrong(block: dict[str, Any], judges: bool) -> None:

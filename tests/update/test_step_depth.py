@@ -77,5 +77,5 @@ def test_a_whole_step_with_its_logs_is_at_most_forty_files(tmp_path, model, monk
     profiler = Profiler()
     profiled(monkeypatch, profiler, "train_step", "log_step")
     assert run_stage(tmp_path, model, "grpo", "trackers=[]") == 0
-    assert {"pipeline/generation/hf_engine.py", "rewards/compose.py", "pipeline/run/stage_logs.py"} <= profiler.files
+    assert {"pipeline/generation/hf_engine.py", "rewards/composite.py", "pipeline/run/stage_logs.py"} <= profiler.files
     assert len(profiler.files) <= 40, sorted(profiler.files)
