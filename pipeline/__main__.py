@@ -115,31 +115,9 @@ def dispatch(command: str, words: Sequence[str]) -> int:
     from pipeline.cli.commands import COMMANDS
     from pipeline.config.load import ConfigError, nearest
 
-    if command == "gpu-check":
-        from pipeline.cli.gpu_check import main as gpu_check
-        from pipeline.distributed import process
-
-        process.prepare(None)
-        return gpu_check(words)
-    if command == "check":
-        from pipeline.cli.check import check
-
-        return check(words)
-    if command == "ui" and words:
-        from pipeline.cli.ui_server import ui
-
-        ui(Path(words[0]), words[1:])
-        return 0
-    if command == "new":
-        from pipeline.cli.new import new
-
-        new(words)
-        return 0
-    if command in ("config", "schema"):
-        from pipeline.cli import config_docs
-
-        print(config_docs.config(words) if command == "config" else config_docs.schema_text().rstrip())
-        return 0
+    code = of_no_run(command, words)
+    if code is not None:
+        return code
     if not words:
         if command not in COMMANDS:
             raise ConfigError([f"no command {command!r}{nearest(command, COMMANDS)}"])
@@ -176,6 +154,36 @@ def dispatch(command: str, words: Sequence[str]) -> int:
         if seeds:
             return train_seeds(first, rest, seeds)
     return train([checked(command, first, rest)], command)
+
+
+def of_no_run(command: str, words: Sequence[str]) -> int | None:
+    """The exit code of a command that reads neither a YAML nor a run's directory; None for any other."""
+    if command == "gpu-check":
+        from pipeline.cli.gpu_check import main as gpu_check
+        from pipeline.distributed import process
+
+        process.prepare(None)
+        return gpu_check(words)
+    if command == "check":
+        from pipeline.cli.check import check
+
+        return check(words)
+    if command == "ui" and words:
+        from pipeline.cli.ui_server import ui
+
+        ui(Path(words[0]), words[1:])
+        return 0
+    if command == "new":
+        from pipeline.cli.new import new
+
+        new(words)
+        return 0
+    if command in ("config", "schema"):
+        from pipeline.cli import config_docs
+
+        print(config_docs.config(words) if command == "config" else config_docs.schema_text().rstrip())
+        return 0
+    return None
 
 
 def train_seeds(config: str, words: Sequence[str], seeds: Sequence[int]) -> int:

@@ -36,13 +36,16 @@ class Command:
     group: str = "other"
 
 
-def _table() -> dict[str, Command]:
-    stages = [
+def _of_stages() -> list[Command]:
+    return [
         Command(kind.name, "CONFIG", kind.summary, f"{kind.name} {DEMO}", more=YAML_KEYS, group="stages")
         for kind in sorted(KINDS.values(), key=lambda kind: kind.order)
         if kind.summary
     ]
-    plans = [
+
+
+def _of_a_yaml() -> list[Command]:
+    return [
         Command("run", "CONFIG", "all stages the YAML names; what is complete and unchanged is skipped", f"run {DEMO}",
                 {"seeds": "several, as 1,2,3: a run each in runs/NAME/seed-N, and a table of means and intervals"},
                 YAML_KEYS, "pipelines"),
@@ -64,7 +67,10 @@ def _table() -> dict[str, Command]:
                  "warn_s": "seconds between the signal to save and the time limit", "port": "port where ranks meet",
                  "venv": "virtual environment"}, YAML_KEYS, "pipelines"),
     ]  # fmt: skip
-    runs = [
+
+
+def _of_a_run() -> list[Command]:
+    return [
         Command("report", "RUN_DIR", "write the HTML report of a run", f"report {RUN}", group="runs"),
         Command("watch", "RUN_DIR", "a run in the terminal, live: curves, distance to each alarm, newest samples",
                 f"watch {RUN}", {"stage": "stage to show; default: the one under way", "every": "seconds; default 2",
@@ -98,7 +104,10 @@ def _table() -> dict[str, Command]:
         Command("lm-eval", "RUN_DIR", "EleutherAI's harness on a run's model", f"lm-eval {RUN} tasks=gsm8k",
                 {"tasks": "tasks, separated by commas"}, HARNESS_KEYS, "runs"),
     ]  # fmt: skip
-    machine = [
+
+
+def _of_the_machine() -> list[Command]:
+    return [
         Command("gpu-check", "", "every stage for a few steps on a mid-size random model, on a machine with a GPU",
                 "gpu-check", {"to": "directory; default runs/gpu-check", "size": "mid or small", "dtype": "precision"},
                 group="machine"),
@@ -121,10 +130,9 @@ def _table() -> dict[str, Command]:
         Command("schema", "", "the JSON Schema of the YAML, for editors", "schema > schema.json", group="help"),
         Command("help", "", "this list, or the help of one command", "help serve", more="a command", group="help"),
     ]  # fmt: skip
-    return {command.name: command for command in (*stages, *plans, *runs, *machine)}
 
 
-COMMANDS = _table()
+COMMANDS = {command.name: command for command in (*_of_stages(), *_of_a_yaml(), *_of_a_run(), *_of_the_machine())}
 GROUPS = {"pipelines": "a YAML", "stages": "one stage of a YAML", "runs": "a finished run",
           "machine": "this machine", "help": "help"}  # fmt: skip
 

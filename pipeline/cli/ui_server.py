@@ -90,89 +90,98 @@ def stage_line(stage: Path) -> dict[str, Any]:
             "value": figures[name] if name else None}  # fmt: skip
 
 
-def handler(runs: Runs) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self._answer(self._get)
+class PageHandler(BaseHTTPRequestHandler):
+    """Requests of the page. runs: set by the subclass that `handler` makes, since http.server creates the instances."""
 
-        def do_POST(self) -> None:
-            self._answer(self._post)
+    runs: Runs
 
-        def _answer(self, act: Callable[[], tuple[str, bytes]]) -> None:
-            try:
-                if (self.headers.get("Host") or "").rpartition(":")[0] not in (HOST, "localhost"):
-                    raise PermissionError("this page is for this machine only")
-                kind, body = act()
-            except LookupError as exc:
-                self._send(404, "application/json", json.dumps({"error": str(exc)}).encode())
-            except PermissionError as exc:
-                self._send(403, "application/json", json.dumps({"error": str(exc)}).encode())
-            except (ValueError, OSError) as exc:  # a run that is being written or removed meanwhile included
-                self._send(400, "application/json", json.dumps({"error": " ".join(str(exc).split())}).encode())
-            else:
-                self._send(200, kind, body)
+    def do_GET(self) -> None:
+        self._answer(self._get)
 
-        def _send(self, status: int, kind: str, body: bytes) -> None:
-            self.send_response(status)
-            for name, value in (("Content-Type", f"{kind}; charset=utf-8"), ("Content-Length", str(len(body))),
-                                ("Cache-Control", "no-store"), ("Content-Security-Policy", POLICY),
-                                ("X-Content-Type-Options", "nosniff")):  # fmt: skip
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
+    def do_POST(self) -> None:
+        self._answer(self._post)
 
-        def _get(self) -> tuple[str, bytes]:
-            parts = urlsplit(self.path)
-            if parts.path == "/page.css":
-                return "text/css", REPORT_CSS.read_bytes()
-            if parts.path in FILES:
-                name, kind = FILES[parts.path]
-                return kind, (ASSETS / name).read_bytes()
-            if parts.path == "/api/runs":
-                return as_json(runs.described())
-            if parts.path.startswith("/report/"):
-                name, _, file = unquote(parts.path[8:]).partition("/")
-                place = runs.place(name)
-                if file:
-                    return "text/javascript", report_file(place, file)
-                return "text/html", write_report(place, live=is_live(place)).read_bytes()
-            query = {key: values[0] for key, values in parse_qs(parts.query).items()}
-            if parts.path in ("/api/sample", "/api/pair"):
-                desk, stage = runs.desk(query.get("run", "")), query.get("stage", "")
-                found = desk.next_sample(stage) if parts.path == "/api/sample" else desk.next_pair(stage)
-                return as_json({"next": found, **desk.counts()})
-            raise LookupError(f"nothing at {parts.path}")
+    def _answer(self, act: Callable[[], tuple[str, bytes]]) -> None:
+        try:
+            if (self.headers.get("Host") or "").rpartition(":")[0] not in (HOST, "localhost"):
+                raise PermissionError("this page is for this machine only")
+            kind, body = act()
+        except LookupError as exc:
+            self._send(404, "application/json", json.dumps({"error": str(exc)}).encode())
+        except PermissionError as exc:
+            self._send(403, "application/json", json.dumps({"error": str(exc)}).encode())
+        except (ValueError, OSError) as exc:  # a run that is being written or removed meanwhile included
+            self._send(400, "application/json", json.dumps({"error": " ".join(str(exc).split())}).encode())
+        else:
+            self._send(200, kind, body)
 
-        def _post(self) -> tuple[str, bytes]:
-            if self.headers.get(HEADER) != "1":
-                raise PermissionError(f"a write needs the header {HEADER}")
-            size = int(self.headers.get("Content-Length") or 0)
-            if not 0 < size <= MAX_BODY:
-                raise ValueError("the body is empty or too long")
-            body = json.loads(self.rfile.read(size))
-            if not isinstance(body, dict):
-                raise ValueError("the body is not an object")
-            desk, stage = runs.desk(str(body.get("run"))), str(body.get("stage"))
-            if self.path == "/api/rate":
-                desk.rate(stage, str(body.get("key")), body.get("rating"))  # type: ignore[arg-type]
-            elif self.path == "/api/prefer":
-                desk.prefer(stage, str(body.get("better")), str(body.get("worse")))
-            elif self.path == "/api/skip":
-                desk.pass_over(stage, [str(key) for key in body.get("keys", ())])
-            else:
-                raise LookupError(f"nothing at {self.path}")
-            return as_json(desk.counts())
+    def _send(self, status: int, kind: str, body: bytes) -> None:
+        self.send_response(status)
+        for name, value in (("Content-Type", f"{kind}; charset=utf-8"), ("Content-Length", str(len(body))),
+                            ("Cache-Control", "no-store"), ("Content-Security-Policy", POLICY),
+                            ("X-Content-Type-Options", "nosniff")):  # fmt: skip
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
 
-        def log_message(self, *_: object) -> None:
+    def _get(self) -> tuple[str, bytes]:
+        parts = urlsplit(self.path)
+        if parts.path == "/page.css":
+            return "text/css", REPORT_CSS.read_bytes()
+        if parts.path in FILES:
+            name, kind = FILES[parts.path]
+            return kind, (ASSETS / name).read_bytes()
+        if parts.path == "/api/runs":
+            return as_json(self.runs.described())
+        if parts.path.startswith("/report/"):
+            name, _, file = unquote(parts.path[8:]).partition("/")
+            place = self.runs.place(name)
+            if file:
+                return "text/javascript", report_file(place, file)
+            return "text/html", write_report(place, live=is_live(place)).read_bytes()
+        query = {key: values[0] for key, values in parse_qs(parts.query).items()}
+        if parts.path in ("/api/sample", "/api/pair"):
+            desk, stage = self.runs.desk(query.get("run", "")), query.get("stage", "")
+            found = desk.next_sample(stage) if parts.path == "/api/sample" else desk.next_pair(stage)
+            return as_json({"next": found, **desk.counts()})
+        raise LookupError(f"nothing at {parts.path}")
+
+    def _post(self) -> tuple[str, bytes]:
+        if self.headers.get(HEADER) != "1":
+            raise PermissionError(f"a write needs the header {HEADER}")
+        size = int(self.headers.get("Content-Length") or 0)
+        if not 0 < size <= MAX_BODY:
+            raise ValueError("the body is empty or too long")
+        body = json.loads(self.rfile.read(size))
+        if not isinstance(body, dict):
+            raise ValueError("the body is not an object")
+        desk, stage = self.runs.desk(str(body.get("run"))), str(body.get("stage"))
+        if self.path == "/api/rate":
+            desk.rate(stage, str(body.get("key")), body.get("rating"))  # type: ignore[arg-type]
+        elif self.path == "/api/prefer":
+            desk.prefer(stage, str(body.get("better")), str(body.get("worse")))
+        elif self.path == "/api/skip":
+            desk.pass_over(stage, [str(key) for key in body.get("keys", ())])
+        else:
+            raise LookupError(f"nothing at {self.path}")
+        return as_json(desk.counts())
+
+    def log_message(self, *_: object) -> None:
+        return
+
+    def handle(self) -> None:
+        try:
+            super().handle()
+        except OSError:  # the browser has left
             return
 
-        def handle(self) -> None:
-            try:
-                super().handle()
-            except OSError:  # the browser has left
-                return
 
-    return Handler
+def handler(runs: Runs) -> type[PageHandler]:
+    class Bound(PageHandler):
+        pass
+
+    Bound.runs = runs
+    return Bound
 
 
 def report_file(place: Path, file: str) -> bytes:

@@ -126,73 +126,81 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 256  # many programs start at once
 
 
-def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class ProxyHandler(BaseHTTPRequestHandler):
+    """Requests of programs. proxy: set by the subclass that `_handler` makes: http.server creates the instances."""
 
-        def do_POST(self) -> None:
-            self._answer(self._complete)
+    proxy: Proxy
+    protocol_version = "HTTP/1.1"
 
-        def do_GET(self) -> None:
-            self._answer(self._models)
+    def do_POST(self) -> None:
+        self._answer(self._complete)
 
-        def _answer(self, act: Any) -> None:
-            try:
-                status, kind, body = act()
-            except ApiError as exc:
-                status, kind, body = exc.status, "application/json", json.dumps(exc.body()).encode()
-                self.close_connection = True  # what is left of the body would be read as the next request
-            self.send_response(status)
-            for name, value in (("Content-Type", kind), ("Content-Length", str(len(body)))):
-                self.send_header(name, value)
-            if self.close_connection:
-                self.send_header("Connection", "close")
-            self.end_headers()
-            self.wfile.write(body)
+    def do_GET(self) -> None:
+        self._answer(self._models)
 
-        def _session(self) -> ProxySession:
-            kind, _, key = (self.headers.get("Authorization") or "").partition(" ")
-            return proxy.find(key.strip() if kind.lower() == "bearer" else "")
+    def _answer(self, act: Any) -> None:
+        try:
+            status, kind, body = act()
+        except ApiError as exc:
+            status, kind, body = exc.status, "application/json", json.dumps(exc.body()).encode()
+            self.close_connection = True  # what is left of the body would be read as the next request
+        self.send_response(status)
+        for name, value in (("Content-Type", kind), ("Content-Length", str(len(body)))):
+            self.send_header(name, value)
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(body)
 
-        def _models(self) -> tuple[int, str, bytes]:
-            self._session()
-            if self.path.rstrip("/") != "/v1/models":
-                raise _nothing_at(self.path)
-            model = {"id": "policy", "object": "model", "created": 0, "owned_by": "whetstone"}
-            return 200, "application/json", json.dumps({"object": "list", "data": [model]}).encode()
+    def _session(self) -> ProxySession:
+        kind, _, key = (self.headers.get("Authorization") or "").partition(" ")
+        return self.proxy.find(key.strip() if kind.lower() == "bearer" else "")
 
-        def _complete(self) -> tuple[int, str, bytes]:
-            session = self._session()
-            if self.path.partition("?")[0].rstrip("/") != "/v1/chat/completions":
-                raise _nothing_at(self.path)
-            call = ChatCall.of(self._json())
-            waiting = proxy.submit(session, call)
-            waiting.answered.wait()
-            if waiting.status == 200 and call.stream:
-                return 200, "text/event-stream", events(waiting.body, usage=call.stream_usage)
-            return waiting.status, "application/json", json.dumps(waiting.body).encode()
+    def _models(self) -> tuple[int, str, bytes]:
+        self._session()
+        if self.path.rstrip("/") != "/v1/models":
+            raise _nothing_at(self.path)
+        model = {"id": "policy", "object": "model", "created": 0, "owned_by": "whetstone"}
+        return 200, "application/json", json.dumps({"object": "list", "data": [model]}).encode()
 
-        def _json(self) -> Any:
-            size = self.headers.get("Content-Length") or ""
-            if not size.isdecimal():
-                raise ApiError("the request needs a Content-Length", status=411)
-            if int(size) > MAX_BODY:
-                raise ApiError(f"the body has {size} bytes; at most {MAX_BODY} are read", status=413)
-            try:
-                return json.loads(self.rfile.read(int(size)))
-            except (ValueError, RecursionError) as exc:
-                raise ApiError(f"the body is not JSON: {exc}") from exc
+    def _complete(self) -> tuple[int, str, bytes]:
+        session = self._session()
+        if self.path.partition("?")[0].rstrip("/") != "/v1/chat/completions":
+            raise _nothing_at(self.path)
+        call = ChatCall.of(self._json())
+        waiting = self.proxy.submit(session, call)
+        waiting.answered.wait()
+        if waiting.status == 200 and call.stream:
+            return 200, "text/event-stream", events(waiting.body, usage=call.stream_usage)
+        return waiting.status, "application/json", json.dumps(waiting.body).encode()
 
-        def log_message(self, *_: object) -> None:
+    def _json(self) -> Any:
+        size = self.headers.get("Content-Length") or ""
+        if not size.isdecimal():
+            raise ApiError("the request needs a Content-Length", status=411)
+        if int(size) > MAX_BODY:
+            raise ApiError(f"the body has {size} bytes; at most {MAX_BODY} are read", status=413)
+        try:
+            return json.loads(self.rfile.read(int(size)))
+        except (ValueError, RecursionError) as exc:
+            raise ApiError(f"the body is not JSON: {exc}") from exc
+
+    def log_message(self, *_: object) -> None:
+        return
+
+    def handle(self) -> None:
+        try:
+            super().handle()
+        except OSError:  # the program has left
             return
 
-        def handle(self) -> None:
-            try:
-                super().handle()
-            except OSError:  # the program has left
-                return
 
-    return Handler
+def _handler(proxy: Proxy) -> type[ProxyHandler]:
+    class Bound(ProxyHandler):
+        pass
+
+    Bound.proxy = proxy
+    return Bound
 
 
 def _nothing_at(path: str) -> ApiError:
