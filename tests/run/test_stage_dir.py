@@ -1,10 +1,6 @@
 """A stage's directory under interruptions: what is finished is kept, what is half written is made again, once."""
 
 import json
-import multiprocessing
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +9,6 @@ import pytest
 
 from pipeline.config.errors import LineageError
 from pipeline.run import files, stage_logs
-from pipeline.run.lock import locked
 from pipeline.run.manifest import verified_manifest
 from pipeline.run.stage_dir import StageDir
 
@@ -36,33 +31,6 @@ def finish(directory: StageDir, **more) -> dict:
 
 def write_model(place: Path) -> None:
     (place / "model.bin").write_bytes(b"weights")
-
-
-# --- atomic files ---------------------------------------------------------------------------------------------------
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
-    path = tmp_path / "manifest.json"
-    files.atomic_write(path, "old")
-
-    def die(handle):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(files.os, "fsync", die)
-    with pytest.raises(OSError):
-        files.atomic_write(path, "new")
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]
-
-
-def test_json_says_null_for_what_json_cannot_say(tmp_path):
-    assert files.dump_json({"b": float("nan"), "a": float("inf"), "c": Path("x")}) == '{"a": null, "b": null, "c": "x"}'
-
-
-def test_a_log_being_written_is_read_without_its_unfinished_line(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2')
-    assert list(files.read_jsonl(path)) == [{"step": 1}]
 
 
 # --- pieces and their logs --------------------------------------------------------------------------------------------
@@ -377,67 +345,6 @@ def test_half_a_line_of_times_is_dropped_when_the_stage_goes_on(tmp_path):
     stage(tmp_path).logs.log_timing({"step": 2})
     stage(tmp_path)
     assert [row["step"] for row in rows(directory.path, "timing.jsonl")] == [1, 2]
-
-
-# --- one process a directory -----------------------------------------------------------------------------------------
-
-
-def hold(root: str, ready, done) -> None:
-    with locked(Path(root)):
-        ready.set()
-        done.wait(30)
-
-
-def test_a_second_process_on_one_run_is_refused_and_says_who_holds_it(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    ready, done = context.Event(), context.Event()
-    holder = context.Process(target=hold, args=(str(tmp_path), ready, done))
-    holder.start()
-    try:
-        assert ready.wait(60)
-        with pytest.raises(LineageError, match=f"in use by process {holder.pid}"), locked(tmp_path):
-            pass
-    finally:
-        done.set()
-        holder.join()
-    with locked(tmp_path):
-        pass
-
-
-def test_a_run_is_locked_against_its_own_process_too(tmp_path):
-    with locked(tmp_path), pytest.raises(LineageError), locked(tmp_path):
-        pass
-
-
-def test_a_killed_process_leaves_no_lock_though_its_child_lives_on(tmp_path):
-    code = (
-        "import os, sys, time\nfrom pathlib import Path\nfrom pipeline.run.lock import locked\n"
-        f"with locked(Path({str(tmp_path)!r})):\n"
-        "    child = os.fork()\n"
-        "    if child == 0:\n        time.sleep(30); os._exit(0)\n"
-        "    print(child, flush=True); time.sleep(30)\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    child = int(process.stdout.readline())
-    try:
-        process.kill()
-        process.wait()
-        os.kill(child, 0)  # it is alive
-        with locked(tmp_path):
-            pass
-    finally:
-        os.kill(child, 9)
-        process.stdout.close()
-
-
-def test_json_lines_are_the_same_whichever_way_a_list_is_written():
-    """Long lists of plain numbers take a short way; what JSON lacks, and what is not plain, does not."""
-    given = {"ids": [1, 2], "logprobs": [-0.5, -2], "gap": [0.0, float("nan"), float("inf")], "at": (Path("a"), None)}
-    assert files.dump_json(given) == (
-        '{"at": ["a", null], "gap": [0.0, null, null], "ids": [1, 2], "logprobs": [-0.5, -2]}'
-    )
-    assert files.dump_json([True, "x", {2: 1.5}]) == '[true, "x", {"2": 1.5}]'
 
 
 # --- previous results ------------------------------------------------------------------------------------------------

@@ -18,9 +18,7 @@ from pipeline.config.schema import Attribute, Generate, Model, Prompts, Sampling
 from pipeline.credit.conditioning import Axis, Conditions
 from pipeline.data import condition_prompts
 from pipeline.data.encoding import render_ids
-from pipeline.distributed import ranks
 from pipeline.generation.generator import Request
-from pipeline.generation.guidance import Guided, guided_logits
 from pipeline.generation.hf_engine import TransformersGenerator
 from pipeline.models.models import load_policy, load_tokenizer, make_tiny
 from pipeline.records import Prompt, Rollout, Scored
@@ -122,64 +120,6 @@ def test_a_label_the_vocabulary_cannot_write_is_refused(tokenizer):
     condition_prompts.check_written(["<0> ", "<1> "], tokenizer, "c.yaml: conditioned.label")
     with pytest.raises(ConfigError, match=r"conditioned\.label: '★0' cannot be written in this model's vocabulary"):
         condition_prompts.check_written(["★0"], tokenizer, "c.yaml: conditioned.label")
-
-
-# --- guidance ------------------------------------------------------------------------------------------------------
-
-SAMPLING = Sampling(temperature=0.8, max_tokens=6)
-LABELLED = [(5, 6, 7, 8, 9), (5, 7), (6, 6, 6, 9, 10, 11, 12)]
-BARE = [(7, 8, 9), (7,), (6, 9, 10, 11, 12)]
-REQUESTS = [Request(ids, seed, 6) for ids, seed in zip(LABELLED, (1, 2, 3), strict=True)]
-
-
-def guided(tiny, scale):
-    made = Guided(tiny, Model(), Generate(), unlabelled=dict(zip(LABELLED, BARE, strict=True)), scale=scale)
-    torch.manual_seed(0)  # a fresh tiny model hardly tells prompts apart
-    for parameter in made.model.parameters():
-        parameter.data.mul_(3)
-    return made
-
-
-def test_guided_samples_have_the_log_probs_of_a_full_forward_pass_over_both_prompts(tiny):
-    generator, scale = guided(tiny, 2.0), 2.0
-    for request, bare, sample in zip(REQUESTS, BARE, generator.sample(REQUESTS, SAMPLING, ENDS), strict=True):
-        with torch.no_grad():
-            both = [generator.model(torch.tensor([[*p, *sample.ids]])).logits[0, len(p) - 1 : -1].log_softmax(-1)
-                    for p in (request.ids, bare)]  # fmt: skip
-        mixed = (both[1] + scale * (both[0] - both[1])) / SAMPLING.temperature
-        expected = mixed.log_softmax(-1)[range(len(sample.ids)), list(sample.ids)]
-        assert torch.allclose(torch.tensor(sample.logprobs), expected, atol=1e-4)
-
-
-def test_guidance_of_one_samples_as_the_labelled_prompt_alone_does(tiny):
-    generator = guided(tiny, 1.0)
-    plain = TransformersGenerator(tiny, Model(), Generate())
-    plain.model = generator.model
-    ours, theirs = (g.sample(REQUESTS, SAMPLING, ENDS) for g in (generator, plain))
-    assert [s.ids for s in ours] == [s.ids for s in theirs]
-
-
-def test_guidance_changes_what_is_sampled(tiny):
-    ids = [[s.ids for s in guided(tiny, scale).sample(REQUESTS, SAMPLING, ENDS)] for scale in (0.0, 1.0, 4.0)]
-    assert ids[0] != ids[1] != ids[2]
-
-
-def test_guided_sampling_is_shared_out_over_ranks(tiny, monkeypatch):
-    whole = [s.ids for s in guided(tiny, 2.0).sample(REQUESTS, SAMPLING, ENDS)]
-    monkeypatch.setattr(ranks, "world", lambda: 2)
-    monkeypatch.setattr(ranks, "gather", list)
-    shares = []
-    for rank in (0, 1):
-        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
-        shares.append([s.ids for s in guided(tiny, 2.0).sample(REQUESTS, SAMPLING, ENDS)])
-    assert all(shares) and shares[0] + shares[1] == whole
-
-
-def test_guidance_of_nothing_is_the_unlabelled_prompt():
-    labelled, bare = torch.randn(3, 7), torch.randn(3, 7)
-    assert torch.allclose(guided_logits(labelled, bare, 0.0), bare.log_softmax(-1))
-    shifted = guided_logits(labelled + 5, bare - 5, 3.0)
-    assert torch.allclose(shifted, guided_logits(labelled, bare, 3.0), atol=1e-4)
 
 
 # --- training ------------------------------------------------------------------------------------------------------
