@@ -1,4 +1,4 @@
-"""What scores a batch: a weighted sum of parts, started in the background or row by row while sampling goes on."""
+"""What scores a batch: a weighted sum of parts, started in the background, or row by row while sampling continues."""
 
 from __future__ import annotations
 

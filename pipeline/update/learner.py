@@ -1,7 +1,6 @@
 """One optimizer step of the policy (and of the critic) on scored rollouts, and their log-probs and values without one.
 
-What is minimised stands in policy_loss.py; how a model is replicated or sharded over ranks, in replicated.py and
-sharded.py.
+The losses are in policy_loss.py, the replicated and sharded training backends in replicated.py and sharded.py.
 """
 
 from __future__ import annotations
