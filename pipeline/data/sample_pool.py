@@ -110,8 +110,21 @@ class RowCounts:
     columns: tuple[str, ...]
 
 
+_counts: dict[tuple[str, int, str], RowCounts] = {}  # file, when it was changed, how it is read
+
+
 def count_rows(path: Path, source: Prompts) -> RowCounts:
-    """Check every row as `read` does, without a tokenizer. Raises ConfigError naming the first that cannot be read."""
+    """Check every row as `read` does, without a tokenizer. Raises ConfigError naming the first that cannot be read.
+
+    A process reads a file once: `plan` needs the counts for its checks and for its figures.
+    """
+    key = (str(path), path.stat().st_mtime_ns, repr(source))
+    if key not in _counts:
+        _counts[key] = _count_rows(path, source)
+    return _counts[key]
+
+
+def _count_rows(path: Path, source: Prompts) -> RowCounts:
     rows, scored, columns = 0, 0, dict[str, None]()
     for number, row in _numbered(path):
         rows += 1

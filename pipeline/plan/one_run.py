@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import rewards
+from pipeline.config import stage_graph
 from pipeline.config.load import Config
 from pipeline.config.registry import kind_of
 from pipeline.config.schema import Policy
@@ -55,6 +56,11 @@ def make(cfg: Config, measured: Trial | None) -> Plan:
         work.label_tokens = len(tokenizer(label_of(cfg.blocks[work.name]), add_special_tokens=False)["input_ids"])
     known = {n: m for n in cfg.stages if (m := estimate.like_it(cfg, n, lineage.stage_config(cfg, n))) is not None}
     estimate.expect_lengths(cfg, works, data, known)
+    compared = {w.name: [make(each, measured) for each in stage_graph.runs_of(cfg, w.name)]
+                for w in works if w.kind == "compare"}  # fmt: skip
+    for work in works:
+        if work.name in compared:
+            add_parts(work, [part for one in compared[work.name] for part in one.works])
     stale = {name: lineage.why_stale(cfg, name, kind_of(cfg, name).module) for name in cfg.stages}
     memory: dict[str, Memory] = {}
     seconds: dict[str, float] = {}
@@ -62,10 +68,22 @@ def make(cfg: Config, measured: Trial | None) -> Plan:
         shape = Shape(**measured.shape)
         for work in works:
             memory[work.name] = estimate.memory_of(cfg, work.name, shape, data, measured)
-            seconds[work.name] = seconds_of(cfg, work, data, measured, known.get(work.name))
+            if work.name in compared and work.name not in known:
+                of_parts = [s for one in compared[work.name] for s in one.seconds.values()]
+                seconds[work.name] = START_S + sum(of_parts) / stage_graph.at_once(cfg, work.name)
+            else:
+                seconds[work.name] = seconds_of(cfg, work, data, measured, known.get(work.name))
         if works:
             seconds[works[0].name] += measured.imports_s + measured.engine_s
     return Plan(works, data, stale, memory, seconds, examples, tools_line(cfg, tokenizer))
+
+
+def add_parts(work: Work, parts: Sequence[Work]) -> None:
+    """The work of a comparison: that of all stages of its runs."""
+    work.steps, work.samples = sum(part.steps for part in parts), sum(part.samples for part in parts)
+    work.judged, work.at_most = sum(part.judged for part in parts), any(part.at_most for part in parts)
+    work.mean_tokens = sum(part.tokens for part in parts) / max(work.samples, 1)
+    work.source = "its parts"
 
 
 def label_of(block: Any) -> str:

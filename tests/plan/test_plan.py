@@ -155,6 +155,11 @@ def test_a_comparison_is_planned_part_by_part(tmp_path, capsys):
     assert plan.plan(COMPARE, words) == 0
     said = capsys.readouterr().out
     assert "seed-7/grpo_random" in said and "2 methods, 1 controls and twins, 2 seeds" in said
+    assert plan.plan(COMPARE, [*words, "json=true", "stages=[compare]"]) == 0
+    listed = json.loads(capsys.readouterr().out)["compare"]
+    parts = [part for one in made.values() for part in one.values()]
+    for figure in ("steps", "samples", "sampled_tokens"):
+        assert listed[figure] == pytest.approx(sum(part[figure] for part in parts), abs=1) and listed[figure] > 0
     assert not list(tmp_path.iterdir()), "a plan leaves nothing"
 
 

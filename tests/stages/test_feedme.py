@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -77,6 +78,17 @@ def test_ratings_in_parquet_or_json_are_the_same_samples(tmp_path, tokenizer):
     for name in ("r.json", "r.parquet"):
         assert [(e.scored.rollout.ids, e.scored.scorable) for e in read(tmp_path / name, tokenizer)] == expected
         assert sample_pool.count_rows(tmp_path / name, SOURCE) == sample_pool.RowCounts(2, 1, ("rating",))
+
+
+def test_a_pool_is_counted_once_until_its_file_changes(tmp_path, monkeypatch):
+    reads, plain = [], sample_pool._numbered
+    monkeypatch.setattr(sample_pool, "_numbered", lambda path: reads.append(path) or plain(path))
+    path = write_rows(tmp_path / "r.jsonl", [{"prompt": "a", "completion": "b", "rating": 1}])
+    assert sample_pool.count_rows(path, SOURCE) == sample_pool.count_rows(path, SOURCE)
+    assert reads == [path]
+    write_rows(path, [{"prompt": "a", "completion": "b", "rating": 1}] * 3)
+    os.utime(path, ns=(1, 1))  # a change within the clock's resolution
+    assert sample_pool.count_rows(path, SOURCE).scored == 3
 
 
 @pytest.mark.parametrize(
