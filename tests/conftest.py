@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from forked import Forked
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # an unreachable Hub costs most of a minute per request
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -38,6 +42,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from loop_kit import tiny_model
 
     return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forked]:
+    """Runs `python -m pipeline WORDS` without importing the libraries each time."""
+    from forked import Forked
+
+    runs = Forked(tmp_path_factory.mktemp("forked"))
+    yield runs
+    runs.close()
 
 
 @pytest.fixture

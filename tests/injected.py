@@ -112,4 +112,4 @@ def prepare(request: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    chaos.serve(prepare)
+    chaos.serve("transformers", prepare)

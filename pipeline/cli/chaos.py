@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.load import Config, ConfigError, load
+from pipeline.config.schema import Generate
 from pipeline.distributed import process
 from pipeline.run import console, lineage
 from pipeline.run.manifest import verified_manifest
@@ -65,16 +66,21 @@ class Settings:
 
 @dataclass(slots=True)
 class Server:
-    """A process that has imported everything and forks one child per request."""
+    """A process that has imported everything and forks one child per request. It starts with its first request."""
 
     log: Path
     command: Sequence[str] = (sys.executable, "-m", "pipeline.cli.chaos")
-    process: subprocess.Popen[bytes] = field(init=False)
+    started: subprocess.Popen[bytes] | None = field(init=False, default=None)
     took_s: float = field(init=False, default=0.0)  # duration of the last child, from its fork
 
-    def __post_init__(self) -> None:
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        self.started = self.started or self._start()
+        return self.started
+
+    def _start(self) -> subprocess.Popen[bytes]:
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONHASHSEED"}
-        self.process = subprocess.Popen(
+        return subprocess.Popen(
             list(self.command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
             bufsize=0,  # select() cannot see a line that is still in a buffer
         )  # fmt: skip
@@ -120,6 +126,8 @@ class Server:
         return json.loads(self.process.stdout.readline()) if ready else {}
 
     def close(self) -> None:
+        if self.started is None:
+            return
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait(30)
@@ -136,7 +144,8 @@ def chaos(config: str, overrides: Sequence[str]) -> int:
     if done.returncode:
         console.say(f"chaos: the undisturbed run ended with {done.returncode}, so there is nothing to compare with")
         return done.returncode
-    servers = [Server(root / f"server-{i}.log") for i in range(SERVERS)]
+    command = (sys.executable, "-m", "pipeline.cli.chaos", cfg.generate.backend)
+    servers = [Server(root / f"server-{i}.log", command) for i in range(SERVERS)]
     try:
         same = [_stage(config, rest, cfg, reference, root, name, settings, servers) for name in cfg.stages]
     finally:
@@ -228,8 +237,11 @@ def _compare(expected: Path, done: Path) -> str | None:
     return f"differs in {', '.join(names + counts)}" + (f"; metrics.jsonl {where}" if where else "")
 
 
-def serve(prepare: Callable[[Mapping[str, Any]], None] = lambda request: None) -> None:
-    """Fork a child for each request on stdin; report its pid, then its exit code. The child runs `prepare` first."""
+def serve(backend: str, prepare: Callable[[Mapping[str, Any]], None] = lambda request: None) -> None:
+    """Fork a child for each request on stdin; report its pid, then its exit code. The child runs `prepare` first.
+
+    backend: the generate.backend of what will be run, whose libraries are imported before the first fork.
+    """
     main = runpy.run_module("pipeline.__main__", run_name="command line")["main"]  # the user's entry point
     from pipeline.generation import engines
 
@@ -238,7 +250,7 @@ def serve(prepare: Callable[[Mapping[str, Any]], None] = lambda request: None) -
 
     import pipeline.stages.context  # noqa: F401
 
-    engines.preload()
+    engines.preload(Generate(backend=backend))  # type: ignore[arg-type]
     for line in sys.stdin:
         request = json.loads(line)
         child = os.fork()
@@ -270,4 +282,4 @@ def _become(log: Path) -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    serve(sys.argv[1])

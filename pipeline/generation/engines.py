@@ -155,7 +155,7 @@ def model_len(model_dir: str, needed: int, *, wanted: int = 0) -> int:
     return limit if limit <= 2048 else min(limit, -(-max(needed, wanted) // 256) * 256)
 
 
-def preload() -> None:
-    """Import what this machine's generator needs, before a server process forks."""
-    if choose_backend(Generate()) == "vllm":
+def preload(generate: Generate) -> None:
+    """Import what the generator needs, before a server process forks."""
+    if choose_backend(generate) == "vllm":
         preload_vllm()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -163,9 +164,11 @@ def gold_mistakes(
     step = max(len(rows) // SAMPLED, 1)
     sample = [(number, row) for number, row in enumerate(rows, 1) if (number - 1) % step == 0]
     lines: list[str] = []
+    known = verifiers.available(dirs) if parts else {}  # once: to look for the files takes longer than a row
+    load = cache(partial(verifiers.load, directories=dirs))
     for verifier, part in parts.items():
-        faults = [(at, reason, structured) for number, row in sample
-                  for at, reason, structured in _gold_faults(row, number, source, verifier, part, dirs)]  # fmt: skip
+        faults = [fault for number, row in sample
+                  if (fault := _gold_fault(row, number, source, verifier, part, known, load)) is not None]  # fmt: skip
         if not faults:
             continue
         lines += [f"{where}: {at}: {reason}" for at, reason, structured in faults if structured][:REPORTED]
@@ -179,10 +182,12 @@ def gold_mistakes(
     return lines
 
 
-def _gold_faults(
-    row: prompts.Row, number: int, source: Prompts, verifier: str, part: Mapping[str, Any], dirs: Sequence[str]
-) -> Iterator[tuple[str, str, bool]]:
-    """(row, reason, whether the gold is a struct or list), with columns renamed and constants set as in the part."""
+def _gold_fault(
+    row: prompts.Row, number: int, source: Prompts, verifier: str, part: Mapping[str, Any], known: Iterable[str],
+    load: Callable[[str], verifiers.Verifier],
+) -> tuple[str, str, bool] | None:  # fmt: skip
+    """(row, reason, whether the gold is a struct or list), with columns renamed and constants set as in the part; None
+    where an answer can pass. known: names of verifiers."""
     task = {**prompts.task_of(row, source, number=number)}
     task |= {field: task[column] for field, column in (part.get("fields") or {}).items() if column in task}
     task |= part.get("task") or {}
@@ -190,16 +195,11 @@ def _gold_faults(
     name = verifier
     if verifier == "by_task":
         name = str(task.get("verifier"))
-        if name not in verifiers.available(dirs):
+        if name not in known:
             have = f"names {name!r}" if "verifier" in task else "has no field 'verifier'"
-            yield (
-                at,
-                f"its task {have}; by_task needs the name of a verifier{nearest(name, verifiers.available(dirs))}",
-                True,
-            )
-            return
-    for _, reason in verifiers.gold_faults(name, [task], dirs):
-        yield at, reason, isinstance(task.get("gold"), Mapping | list)
+            return at, f"its task {have}; by_task needs the name of a verifier{nearest(name, known)}", True
+    reason = load(name).gold_fault(task)
+    return None if reason is None else (at, reason, isinstance(task.get("gold"), Mapping | list))
 
 
 # --- splits ---------------------------------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from pipeline.stages.heldout_episodes import judge_episodes
 from pipeline.stages.kl_to_start import mean_kl
 from pipeline.stages.monitored_scorer import scorer_and_monitor
 from pipeline.stages.rollout_source import make_source
-from pipeline.stages.sft import encode
 from pipeline.update import best_step, canary
 from pipeline.update.critic import SharedCritic, ValueModel, from_model
 from pipeline.update.forward import CompletionLogprobs, Row, affordable_tokens, completion_logprobs
@@ -265,6 +264,8 @@ def demonstrations(ctx: Context) -> list[Row]:
     block: Policy = ctx.block
     if not block.loss.ptx_coef:
         return []
+    from pipeline.stages.sft import encode  # imports TRL's side, PEFT and bitsandbytes: a third of a stage's start
+
     source = block.ptx_data or ctx.cfg.prompts
     split = ctx.rows_of(source, f"{ctx.name}.ptx_data") if block.ptx_data else ctx.split
     examples = encode(split.train, source, ctx)

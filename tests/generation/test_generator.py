@@ -10,7 +10,7 @@ from loop_kit import tiny_model
 
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Generate, Model, Sampling
-from pipeline.generation import engines
+from pipeline.generation import engines, vllm_engine
 from pipeline.generation.generator import (
     Generator,
     Request,
@@ -344,3 +344,9 @@ def test_a_completion_beyond_the_models_context_is_reported(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"text_config": {"max_position_embeddings": 64}}))
     with pytest.raises(ConfigError, match="need 65 tokens; the model has 64"):
         engines.model_len(str(tmp_path), 65)
+
+
+@needs_vllm
+@pytest.mark.parametrize("name", vllm_engine.PRELOADED)
+def test_what_is_imported_before_a_server_forks_is_part_of_this_vllm(name):
+    assert importlib.util.find_spec(name) is not None

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +15,6 @@ from tests import family_runs
 from tests.family_twins import FAMILIES, FAST, perturb, save
 
 EVERY_STAGE = ("qwen2", "qwen3", "llama", "gemma2", "smollm3")
-ROOT = Path(__file__).parents[2]
 ROW = {"prompt": "a1>b1:", "completion": "R", "task": {"start": "a1", "goal": "b1"}}
 
 
@@ -112,7 +108,7 @@ def test_the_canary_sees_one_stale_tensor_of_any_kind(family):
 @pytest.mark.stages
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY_STAGE)
-def test_a_family_runs_every_stage_with_weights_in_step(name, tmp_path):
+def test_a_family_runs_every_stage_with_weights_in_step(name, tmp_path, forked):
     path = tmp_path / "model"
     save(FAMILIES[name], path)
     trainer = "{max_steps: 4, per_device_train_batch_size: 8, learning_rate: 1.0e-3, max_length: 256}"
@@ -132,10 +128,8 @@ def test_a_family_runs_every_stage_with_weights_in_step(name, tmp_path):
     )
     pairs = [{"prompt": f"a{i}>b{i}:", "chosen": "R", "rejected": "LLUD"} for i in range(1, 6)] * 4
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs))
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline", "run", str(config)], cwd=ROOT, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    done = forked("run", str(config))
+    assert done.returncode == 0, done.stdout[-4500:]
     for stage in ("ppo", "grpo"):
         metrics = json.loads((tmp_path / "family" / stage / "manifest.json").read_text())["metrics"]
         assert metrics["canary_max_abs"] < 1e-3 and metrics["mismatch_mean_abs"] < 1e-3

@@ -63,12 +63,12 @@ def pipeline(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> tuple[Path, list[str], str]:
+def run(tmp_path_factory, forked) -> tuple[Path, list[str], str]:
     """(the run's directory, the overrides that made it, what it printed)."""
     runs = tmp_path_factory.mktemp("runs")
     overrides = [f"runs_dir={runs}", "run=small", *SMALL]
-    done = pipeline("run", str(CONFIG), *overrides)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    done = forked("run", str(CONFIG), *overrides)
+    assert done.returncode == 0, done.stdout[-6000:]
     return runs / "small", overrides, done.stdout
 
 
@@ -117,18 +117,18 @@ def test_what_was_sampled_is_what_was_scored_and_has_one_logprob_a_token(run):
         assert row.rollout.finished == (row.rollout.ids[-1] == 2)
 
 
-def test_a_second_run_has_nothing_to_do_and_a_changed_key_reruns_its_stage_alone(run):
+def test_a_second_run_has_nothing_to_do_and_a_changed_key_reruns_its_stage_alone(run, forked):
     place, overrides, _ = run
     before = {s: manifest(place, s)["outputs"] for s in STAGES}
     again = pipeline("run", str(CONFIG), *overrides)
     assert again.returncode == 0 and again.stdout.count("up to date") == len(STAGES)
-    changed = pipeline("run", str(CONFIG), *overrides, "grpo.steps=2", "stages=[base, sft, ppo, grpo]")
+    changed = forked("run", str(CONFIG), *overrides, "grpo.steps=2", "stages=[base, sft, ppo, grpo]")
     assert "grpo: its config changed" in changed.stdout and changed.stdout.count("up to date") == 3
     assert manifest(place, "grpo")["metrics"]["steps"] == 2
     assert all(manifest(place, s)["outputs"] == before[s] for s in STAGES if s != "grpo")
 
 
-def test_a_stage_starts_from_any_local_model_and_any_file_of_rows(run, tmp_path):
+def test_a_stage_starts_from_any_local_model_and_any_file_of_rows(run, tmp_path, forked):
     rows = [
         {"prompt": f"{a}{i}>{a}{j}:", "completion": "U" * (j - i), "task": {"start": f"{a}{i}", "goal": f"{a}{j}"}}
         for a in "ae"
@@ -144,8 +144,8 @@ def test_a_stage_starts_from_any_local_model_and_any_file_of_rows(run, tmp_path)
         f"sampling: {{max_tokens: 8}}\nevaluation: {{samples: 4}}\nmodel: {{path: {policy}}}\n"
         f"grpo: {{policy: {policy}, steps: 2, prompts: 4, samples: 4}}\n"
     )
-    done = pipeline("grpo", str(config))
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = forked("grpo", str(config))
+    assert done.returncode == 0, done.stdout[-3000:]
     made = manifest(tmp_path / "mine", "grpo")
     assert made["parents"] == {} and str(data) in made["inputs"]
     assert made["inputs"][str(policy / "model.safetensors")] == sha256_file(policy / "model.safetensors")
