@@ -55,11 +55,15 @@ def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
                                stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
     url = f"http://127.0.0.1:{port}"
     try:
-        vllm_server.wait_until_ready(url, seconds=240)
+        vllm_server.wait_until_ready(url, seconds=480)
         yield url
     finally:
         os.killpg(started.pid, signal.SIGTERM)
-        started.wait(timeout=60)
+        try:
+            started.wait(timeout=60)
+        except subprocess.TimeoutExpired:  # it waits for an engine that the signal ended while it started
+            os.killpg(started.pid, signal.SIGKILL)
+            started.wait()
         log.close()
 
 
