@@ -56,8 +56,9 @@ def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forked]:
 
 @pytest.fixture
 def no_engine_left_behind() -> Iterator[None]:
-    """Close all generators after the test: the next test may use other weights and settings."""
-    yield
+    """Close all generators before and after the test: each may use other weights and settings."""
     from pipeline.generation import engines
 
+    engines.close_generators()
+    yield
     engines.close_generators()

@@ -72,6 +72,26 @@ def asked(url: str, root: Path) -> list[str]:
 
 
 @pytest.mark.long
+def test_a_served_teachers_log_probs_are_the_models_own(server, model):
+    """vLLM's prompt_logprobs against transformers, for the completion's tokens and for the top 5; and its tokenizer."""
+    policy = models.load_policy(str(model), Model()).requires_grad_(False)
+    tokenizer = models.load_tokenizer(str(model), Model())
+    rows = [Row((5, 6, 7, 8), (9, 6, 5), (True,) * 3), Row((7,), (6, 8), (True,) * 2)]
+    # before the test that trains: the server is shared, and holds what was sent last
+    served = ServedTeacher(server, "distill.teacher.server")
+    served.check_tokenizer([Prompt(0, "", (5, 6, 7), {})], tokenizer)
+    tops = served.top_k(rows, 5)
+    for row, logprobs_T, (ids_TK, logprobs_TK) in zip(rows, served.logprobs(rows), tops, strict=True):
+        start, ids = len(row.prompt_ids), [*row.prompt_ids, *row.ids]
+        expected_TV = policy(input_ids=torch.tensor([ids])).logits[0, start - 1 : -1].log_softmax(-1)
+        assert logprobs_T.tolist() == pytest.approx(
+            expected_TV.gather(1, torch.tensor(row.ids)[:, None])[:, 0].tolist(), abs=1e-3
+        )
+        torch.testing.assert_close(logprobs_TK, expected_TV.topk(5).values, rtol=0, atol=1e-3)
+        torch.testing.assert_close(logprobs_TK, expected_TV.gather(1, ids_TK), rtol=0, atol=1e-3)
+
+
+@pytest.mark.long
 def test_a_server_samples_with_the_weights_of_the_step(server, model, tmp_path, monkeypatch):
     """Three steps, weights sent after each; then the same with a server that keeps its old ones, which the canary
     stops."""
@@ -86,27 +106,6 @@ def test_a_server_samples_with_the_weights_of_the_step(server, model, tmp_path, 
     engines.close_generators()
     assert not list((tmp_path / "weights").iterdir()), "of a run that has ended nothing stays"
     assert run_stage(tmp_path / "stale", model, "grpo", *asked(server, tmp_path / "stale")) == 3
-
-
-@pytest.mark.long
-def test_a_served_teachers_log_probs_are_the_models_own(server, model):
-    """vLLM's prompt_logprobs against transformers, for the completion's tokens and for the top 5; and its tokenizer."""
-    policy = models.load_policy(str(model), Model()).requires_grad_(False)
-    tokenizer = models.load_tokenizer(str(model), Model())
-    rows = [Row((5, 6, 7, 8), (9, 6, 5), (True,) * 3), Row((7,), (6, 8), (True,) * 2)]
-    # the server is shared with tests that train, and holds what they sent last
-    vllm_server._reload(vllm_server.ServerClient(server, "generate.url", ""), model)
-    served = ServedTeacher(server, "distill.teacher.server")
-    served.check_tokenizer([Prompt(0, "", (5, 6, 7), {})], tokenizer)
-    tops = served.top_k(rows, 5)
-    for row, logprobs_T, (ids_TK, logprobs_TK) in zip(rows, served.logprobs(rows), tops, strict=True):
-        start, ids = len(row.prompt_ids), [*row.prompt_ids, *row.ids]
-        expected_TV = policy(input_ids=torch.tensor([ids])).logits[0, start - 1 : -1].log_softmax(-1)
-        assert logprobs_T.tolist() == pytest.approx(
-            expected_TV.gather(1, torch.tensor(row.ids)[:, None])[:, 0].tolist(), abs=1e-3
-        )
-        torch.testing.assert_close(logprobs_TK, expected_TV.topk(5).values, rtol=0, atol=1e-3)
-        torch.testing.assert_close(logprobs_TK, expected_TV.gather(1, ids_TK), rtol=0, atol=1e-3)
 
 
 def settings(place: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from torch import nn
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Model, Tiny
 from pipeline.generation.vllm_engine import once_where_tied
-from pipeline.models import models
+from pipeline.models import models, weights
 from pipeline.run.files import sha256_tree
 
 
@@ -53,9 +53,9 @@ def test_a_directory_without_a_tokenizer_or_model_is_refused_by_name(place, tmp_
 
 def test_weights_for_a_generator_name_the_tied_head(place):
     model = models.load_policy(str(place), Model())
-    weights = dict(models.named_weights(model))
-    assert weights["lm_head.weight"] is weights["model.embed_tokens.weight"]
-    assert set(weights) == set(model.state_dict())
+    named = dict(models.named_weights(model))
+    assert named["lm_head.weight"] is named["model.embed_tokens.weight"]
+    assert set(named) == set(model.state_dict())
 
 
 def test_an_engine_serves_a_model_saved_in_another_precision_where_the_yaml_names_its_own(place, tmp_path):
@@ -66,7 +66,7 @@ def test_an_engine_serves_a_model_saved_in_another_precision_where_the_yaml_name
 
 
 def test_a_tied_head_is_reported_by_its_tensor_also_where_each_is_gathered_again(place, monkeypatch):
-    monkeypatch.setattr(models.sharding, "full", lambda tensor: tensor.detach().clone())
+    monkeypatch.setattr(weights.ranks, "full_tensor", lambda tensor: tensor.detach().clone())
     model = models.load_policy(str(place), Model())
     names = [name for name, _ in models.named_weights(model)]
     assert names.count("lm_head.weight") == 1
@@ -80,10 +80,10 @@ def test_adapters_are_merged_for_a_generator_and_left_as_they_were(place):
     base = models.load_policy(str(place), Model())
     before = {k: v.clone() for k, v in base.state_dict().items()}
     adapted = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
-    weights = dict(models.named_weights(adapted))
-    assert set(weights) == set(before)
+    merged = dict(models.named_weights(adapted))
+    assert set(merged) == set(before)
     plain = models.load_policy(str(place), Model())
-    plain.load_state_dict(weights)
+    plain.load_state_dict(merged)
     ids = torch.arange(10)[None]
     with torch.no_grad():
         assert torch.allclose(plain(ids).logits, adapted(ids).logits, atol=1e-5)
