@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from browser import Page
     from forked import Forked
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # an unreachable Hub costs most of a minute per request
@@ -62,3 +63,15 @@ def no_engine_left_behind() -> Iterator[None]:
     engines.close_generators()
     yield
     engines.close_generators()
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    """A page of a headless Chromium; the test is skipped where there is none."""
+    pytest.importorskip("websockets", reason="no websockets package to speak to Chromium")
+    from browser import chromium, installed
+
+    if installed() is None:
+        pytest.skip("no chromium installed: apt-get install chromium")
+    with chromium() as opened:
+        yield opened

@@ -15,6 +15,10 @@ from pipeline.models import models
 
 CHARACTERS = "abcde12345>:<0RLUD "
 TINY = Tiny(64, 64, 2, 2, 64, CHARACTERS)  # vLLM on CPU wants 32 numbers a head
+# a chat without names of roles; an assistant turn ends with the end token
+PLAIN_TEMPLATE = """{%- for m in messages -%}
+  {{- m.content -}}{%- if m.role == 'assistant' -%}{{- eos_token -}}{%- endif -%}
+{%- endfor -%}"""
 CONFIG = """
 run: t
 seed: 3

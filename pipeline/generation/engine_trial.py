@@ -62,7 +62,6 @@ def weight_bytes(directory: Path) -> int:
 
 def trial(model_dir: str, model: Model, generate: Generate, *, max_model_len: int) -> dict[str, Any]:
     """The faster engine, and the tokens per second of each. The engine that is kept stays open, the other is closed."""
-
     console.say("generate.backend: auto: a trial of both engines with this model ...")
     vocabulary = _vocabulary(model_dir)
     rates: dict[str, float] = {}

@@ -24,13 +24,13 @@ from pipeline.models.models import architecture_key, load_policy, named_weights
 from pipeline.models.precision import precision_of
 
 _open: dict[tuple[str, ...], Generator] = {}
-_on_lost: dict[tuple[str, ...], Callable[[], None]] = {}  # tells whoever an open engine's weights belong to
+_on_lost: dict[tuple[str, ...], Callable[[], None]] = {}  # notifies whoever an open engine's weights belong to
 
 
 def close_generators() -> None:
     """Close all engines and free their memory."""
-    for tell in _on_lost.values():
-        tell()
+    for notify in _on_lost.values():
+        notify()
     _open.clear()
     _on_lost.clear()
     gc.collect()

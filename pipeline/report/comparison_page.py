@@ -44,10 +44,8 @@ def sweep_plots(sweep: Mapping[str, Mapping[str, list[Any]]], rows: list[dict[st
         lines = []
         for rest in itertools.product(*(axes[name] for name in others)):
             fixed = dict(zip(others, rest, strict=True))
-            found = [
-                by_name.get(variant_name(method, {name: {**fixed, key: value}[name] for name in axes}))
-                for value in axes[key]
-            ]
+            # **axes first, for its order: that of the YAML, in which a variant is named
+            found = [by_name.get(variant_name(method, {**axes, **fixed, key: value})) for value in axes[key]]
             lines.append(
                 {
                     "name": ", ".join(f"{last_key(name)} {value}" for name, value in fixed.items()) or method,

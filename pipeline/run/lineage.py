@@ -83,9 +83,8 @@ def code_of(module: str) -> dict[str, str]:
     return {str(p.relative_to(ROOT)): _source_sha(p) for p in sorted(paths) if p.name != "__main__.py"}
 
 
-_source_sha = cache(
-    sha256_file
-)  # of a source of ours: the process runs what it has imported, whatever is written later
+# of a source of ours: the process runs what it has imported, whatever is written later
+_source_sha = cache(sha256_file)
 
 
 def own_files(cfg: Config, name: str) -> list[Path]:

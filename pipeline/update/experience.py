@@ -19,7 +19,7 @@ from pipeline.config.schema import Credit, Critic, Groups
 from pipeline.credit import advantages as credit
 from pipeline.credit import group_credits, token_rewards
 from pipeline.credit.segments import first_tokens
-from pipeline.records import Scored, episodes, merge_episode
+from pipeline.records import Scored, episodes, merged_episodes
 from pipeline.run import alarms
 from pipeline.stats import episode_figures, tally
 from pipeline.update import episode_credit, losses, vineppo
@@ -303,7 +303,7 @@ def _by_sequence(rewards_PG: Tensor, settings: Credit, parts_NPG: Tensor | None,
 def reward_parts(deps: LoopDeps, earned: Earned, totals_PG: Tensor) -> Tensor:
     """(N, P, G) the parts of each episode's reward before their weights, and last, if there are any, the penalties for
     length and for a missing end, with weight 1. NaN where the total does not count."""
-    merged = [merge_episode(episode) for episode in episodes(earned.scored)]
+    merged = merged_episodes(earned.scored)
     columns = [[math.nan if (v := s.parts.get(name)) is None else v for s in merged] for name in deps.reward_weights]
     parts_NE = torch.tensor(columns, dtype=torch.float64).view(len(columns), -1)
     weights_N1 = torch.tensor(list(deps.reward_weights.values()), dtype=torch.float64)[:, None]
@@ -371,7 +371,7 @@ def _earned_in_last(rewards: Sequence[Tensor], segments: Sequence[Tensor], rows:
 
 def describe(scored: Sequence[Scored]) -> dict[str, Any]:
     """Lengths, reward parts and outcome shares of a step's episodes, before any update."""
-    rows = [merge_episode(episode) for episode in episodes(scored)]
+    rows = merged_episodes(scored)
     summary = tally(rows)
     lengths = [sum(s.rollout.mask) for s in rows]
     parts = {}

@@ -17,7 +17,7 @@ from pipeline.credit import advantages as credit
 from pipeline.credit.token_rewards import KLController
 from pipeline.distributed import ranks
 from pipeline.models.models import named_weights
-from pipeline.records import Prompt, Scored, episodes, merge_episode
+from pipeline.records import Prompt, Scored, episodes, merged_episodes
 from pipeline.run import alarms, console, shutdown
 from pipeline.run.stage_logs import Stopwatch
 from pipeline.seeds import cycle_indices, permutation
@@ -90,7 +90,7 @@ def train_step(deps: LoopDeps, state: State, watch: Stopwatch) -> dict[str, Any]
     metrics = describe(scored)
     if block.groups.dynamic:  # the groups that are trained on were chosen for their spread: they are not the policy
         metrics["batches_sampled"], metrics["reward_mean_trained"] = collected.batches, metrics["reward_mean"]
-        metrics["reward_mean"] = tally(merged(collected.sampled)).reward_mean
+        metrics["reward_mean"] = tally(merged_episodes(collected.sampled)).reward_mean
     check_scores(deps, state, scored, metrics)
     if deps.monitor is not None:
         metrics |= deps.monitor.observe(state.monitor, scored, step)
@@ -269,14 +269,9 @@ def grouped(scored: Sequence[Scored], samples: int) -> list[list[Scored]]:
     return [[s for e in all_of_them[i : i + samples] for s in e] for i in range(0, len(all_of_them), samples)]
 
 
-def merged(scored: Sequence[Scored]) -> list[Scored]:
-    """One row per episode."""
-    return [merge_episode(episode) for episode in episodes(scored)]
-
-
 def difficulty(rows: Sequence[Scored]) -> dict[str, Any]:
     """How hard one prompt was for this policy, zero-signal groups included: a line of difficulty.jsonl."""
-    group = merged(rows)
+    group = merged_episodes(rows)
     rewards = [s.reward for s in group if s.scorable]
     return {
         "prompt_index": group[0].rollout.prompt.index,

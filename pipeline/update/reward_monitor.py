@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.records import Scored, episodes, merge_episode
+from pipeline.records import Scored, merged_episodes
 from pipeline.run import alarms
 from rewards import MALFORMED
 from rewards.monitor import Decision, MonitorHistory, MonitorLimits, Observation, commonest_share, duplicate_share
@@ -27,7 +27,7 @@ class RewardMonitor:
 
     def observe(self, monitor: MonitorHistory, scored: Sequence[Scored], step: int) -> dict[str, float]:
         """The figures of one step, for its log. Raises alarms.Alarm past a limit."""
-        rows = [merge_episode(episode) for episode in episodes(scored)]
+        rows = merged_episodes(scored)
         observation = self.observation(rows)
         decision = monitor.observe(observation)
         if self.alarm and decision.tripped:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Page, chromium, installed
+from browser import Page
 
 from pipeline.cli import human_ratings, ui_server
 from pipeline.cli.human_ratings import RatingDesk
@@ -181,15 +181,6 @@ def test_mistakes_are_one_line(tmp_path) -> None:
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
-    pytest.importorskip("websockets", reason="no websockets package to speak to Chromium")
-    if installed() is None:
-        pytest.skip("no chromium installed: apt-get install chromium")
-    with chromium() as opened:
-        yield opened
 
 
 def waited(page: Page, expression: str) -> Any:

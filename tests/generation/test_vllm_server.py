@@ -71,8 +71,8 @@ def asked(url: str, root: Path) -> list[str]:
     return [
         f"generate={{backend: vllm_server, url: '{url}', weights_dir: {root / 'weights'}}}",
         "grpo.steps=3",
-        "grpo.reward={random: {}}",
-    ]  # a random model may earn nothing by itself, and then no weight moves
+        "grpo.reward={random: {}}",  # a random model may earn nothing by itself, and then no weight moves
+    ]
 
 
 @pytest.mark.long

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Page, chromium, installed
+from browser import Page, installed
 from report_kit import HOSTILE, figures, rollout, write_run, write_stage
 
 from pipeline.report import write_report
@@ -25,12 +24,6 @@ DRAWN = """[...document.querySelectorAll('figure.chart')].filter((f) => {
   return !marks.some((m) => m.getBoundingClientRect().width + m.getBoundingClientRect().height > 0)
     || /NaN|undefined|Infinity/.test(f.innerHTML);
 }).map((f) => f.querySelector('figcaption').textContent)"""
-
-
-@pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
-    with chromium() as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,11 @@ import base64
 import io
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Page, chromium, installed
+from browser import Page, installed
 from report_kit import figures, write_run, write_stage
 
 import pipeline.report as report
@@ -34,12 +33,6 @@ THUMB = {390: 40, 768: 64, 1280: 80, 1920: 96}  # width of the page -> width of 
 CELLS = (16, 64)  # what is compared: so many means of colour over the whole page, whatever its height
 MEAN, TALLER = 1.8, 0.06  # of 255: mean difference; and share by which the heights may differ
 LOOKS = [*((width, "light") for width in (390, 768, 1280, 1920)), (390, "dark"), (1280, "dark"), (1280, "print")]
-
-
-@pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
-    with chromium() as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,11 @@ import json
 import re
 import time
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Page, chromium, installed
+from browser import Page
 from report_kit import HOSTILE, figures, rollout, write_run, write_stage
 
 from pipeline.report import report_up_to_date, rollout_files, rollouts, write_report
@@ -123,15 +122,6 @@ def test_above_the_limit_rows_are_dropped_as_they_are_read(tmp_path: Path, monke
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
-    pytest.importorskip("websockets", reason="no websockets package to speak to Chromium")
-    if installed() is None:
-        pytest.skip("no chromium installed: apt-get install chromium")
-    with chromium() as opened:
-        yield opened
 
 
 def until(page: Page, expression: str) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from browser import chromium, installed
+from browser import Page
 from test_report_browser import write_comparison
 
 from pipeline.report import write_report
@@ -39,9 +39,7 @@ def test_the_key_with_the_most_values_is_the_axis_and_the_other_makes_the_lines(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(installed() is None, reason="no chromium installed: apt-get install chromium")
-def test_the_page_draws_one_point_per_value(tmp_path: Path) -> None:
-    pytest.importorskip("websockets", reason="no websockets package to speak to Chromium")
+def test_the_page_draws_one_point_per_value(page: Page, tmp_path: Path) -> None:
     root = write_comparison(tmp_path / "compared")
     path = root / "compare" / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -50,9 +48,8 @@ def test_the_page_draws_one_point_per_value(tmp_path: Path) -> None:
     manifest["metrics"]["table"] += variants
     manifest["config"] = {"stage": {"sweep": {"grpo": {"optimizer.learning_rate": [0.0001, 0.0003, 0.001]}}}}
     path.write_text(json.dumps(manifest))
-    with chromium() as page:
-        page.open(write_report(root))
-        assert page.text("#sweep figcaption strong") == "grpo: held-out accuracy by optimizer.learning_rate"
-        assert page.js("document.querySelectorAll('#sweep circle.point').length") == 3
-        ticks = page.js("JSON.stringify([...document.querySelectorAll('#sweep svg text')].map((n) => n.textContent))")
-        assert [t for t in json.loads(ticks) if t.startswith("0.0")] == ["0.0001", "0.0003", "0.001"]
+    page.open(write_report(root))
+    assert page.text("#sweep figcaption strong") == "grpo: held-out accuracy by optimizer.learning_rate"
+    assert page.js("document.querySelectorAll('#sweep circle.point').length") == 3
+    ticks = page.js("JSON.stringify([...document.querySelectorAll('#sweep svg text')].map((n) => n.textContent))")
+    assert [t for t in json.loads(ticks) if t.startswith("0.0")] == ["0.0001", "0.0003", "0.001"]

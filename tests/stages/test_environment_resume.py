@@ -14,14 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loop_kit import manifest
+from loop_kit import PLAIN_TEMPLATE, manifest
 from public_packages import interpreter
 from ranks_kit import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
-TEMPLATE = """{%- for m in messages -%}
-  {{- m.content -}}{%- if m.role == 'assistant' -%}{{- eos_token -}}{%- endif -%}
-{%- endfor -%}"""
 CONFIG = """
 run: t
 seed: 1
@@ -115,7 +112,7 @@ def prime(tmp_path: Path) -> str:
 def test_a_killed_run_resumes_without_a_row_twice_and_keeps_the_rewards_it_had_recorded(
     name: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    (tmp_path / "template.jinja").write_text(TEMPLATE)
+    (tmp_path / "template.jinja").write_text(PLAIN_TEMPLATE)
     (tmp_path / "t.yaml").write_text(CONFIG.format(environment=request.getfixturevalue(name)))
     stage = tmp_path / "runs" / "t" / "grpo"
     before = {key: row for key, row in killed(tmp_path, stage, after_steps=3).items() if key[0] < 3}

@@ -7,14 +7,11 @@ from pathlib import Path
 
 import prime_tasksets
 import pytest
-from loop_kit import manifest, metrics
+from loop_kit import PLAIN_TEMPLATE, manifest, metrics
 from public_packages import interpreter
 
 from pipeline.__main__ import main
 
-TEMPLATE = """{%- for m in messages -%}
-  {{- m.content -}}{%- if m.role == 'assistant' -%}{{- eos_token -}}{%- endif -%}
-{%- endfor -%}"""
 CONFIG = """
 run: t
 seed: 1
@@ -42,7 +39,7 @@ def test_two_steps_of_grpo_on_a_prime_environment(
     monkeypatch.chdir(tmp_path)
     python = interpreter("verifiers", prime_tasksets.VERSION)
     folder = prime_tasksets.written(tmp_path / "tasksets")
-    (tmp_path / "template.jinja").write_text(TEMPLATE)
+    (tmp_path / "template.jinja").write_text(PLAIN_TEMPLATE)
     (tmp_path / "t.yaml").write_text(CONFIG.format(python=python, taskset=taskset, folder=folder, more=more))
     assert main(["run", "t.yaml"]) == 0, capfd.readouterr().err[-2000:]
     assert len(metrics(tmp_path / "runs", "grpo")) == 2
