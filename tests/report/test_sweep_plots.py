@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from browser import Page
@@ -12,7 +13,7 @@ from test_report_browser import write_comparison
 from pipeline.report import write_report
 from pipeline.report.comparison_page import sweep_plots
 
-AXES = {"samples": [8, 16], "optimizer.learning_rate": [0.0001, 0.0003, 0.001]}
+AXES: dict[str, list[Any]] = {"samples": [8, 16], "optimizer.learning_rate": [0.0001, 0.0003, 0.001]}
 
 
 def row(method: str, accuracy: float) -> dict[str, object]:

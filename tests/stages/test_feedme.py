@@ -82,7 +82,12 @@ def test_ratings_in_parquet_or_json_are_the_same_samples(tmp_path, tokenizer):
 
 def test_a_pool_is_counted_once_until_its_file_changes(tmp_path, monkeypatch):
     reads, plain = [], sample_pool._numbered
-    monkeypatch.setattr(sample_pool, "_numbered", lambda path: reads.append(path) or plain(path))
+
+    def counting(path):
+        reads.append(path)
+        return plain(path)
+
+    monkeypatch.setattr(sample_pool, "_numbered", counting)
     path = write_rows(tmp_path / "r.jsonl", [{"prompt": "a", "completion": "b", "rating": 1}])
     assert sample_pool.count_rows(path, SOURCE) == sample_pool.count_rows(path, SOURCE)
     assert reads == [path]
