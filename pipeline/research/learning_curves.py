@@ -67,7 +67,7 @@ def read_run(directory: Path) -> list[Curve]:
         figures = judged.get(stage.name, metrics)
         curve = Curve(stage.name, directory.name, figures["heldout_accuracy"], manifest["tokens"]["completion"],
                       figures["mean_completion_tokens"])  # fmt: skip
-        curve.passes = passes_of(stage / "metrics.jsonl", manifest.get("config", {}))
+        curve.passes = passes_of(stage / "metrics.jsonl", manifest["config"]["stage"])
         curve.solutions = solutions.get(stage.name, {})
         out.append(curve)
     return out
@@ -79,15 +79,15 @@ def _metrics(stage: Path) -> Mapping[str, Any]:
     return metrics
 
 
-def passes_of(path: Path, config: Mapping[str, Any]) -> list[EvaluationPass]:
-    """The evaluation passes of a policy stage, in order; none for a stage that samples nothing."""
-    tokens, out = 0, []
+def passes_of(path: Path, block: Mapping[str, Any]) -> list[EvaluationPass]:
+    """The evaluation passes of a policy stage with this block, in order; none for a stage that samples nothing."""
+    tokens, completions, out = 0, 0, []
     for row in _rows(path):
         if "tokens" not in row or "reward_mean" not in row:
             continue
         tokens += int(row["tokens"])
+        completions += block["prompts"] * block["samples"] * int(row.get("batches_sampled", 1))
         if "heldout_accuracy" in row:
-            completions = int(row["step"]) * int(config.get("prompts", 1)) * int(config.get("samples", 1))
             out.append(EvaluationPass(completions, tokens, row["heldout_accuracy"], row["reward_mean"]))
     return out
 

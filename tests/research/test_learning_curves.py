@@ -1,9 +1,11 @@
 """What stages cost to reach an accuracy: figures worked out by hand, and files as stages leave them."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+from pipeline.__main__ import main as cli
 from pipeline.research.learning_curves import (
     Curve,
     EvaluationPass,
@@ -12,6 +14,7 @@ from pipeline.research.learning_curves import (
     lines_of,
     main,
     passes_of,
+    read_run,
     replacement,
     solutions_by_policy,
 )
@@ -58,15 +61,30 @@ def test_completions_per_demonstration_at_equal_accuracy():
 
 def test_passes_and_solutions_are_read_from_the_files_of_stages(tmp_path):
     rows = [{"step": 1, "tokens": 40, "reward_mean": 0.1}, {"step": 2, "tokens": 60, "reward_mean": 0.3,
-             "heldout_accuracy": 0.25}]  # fmt: skip
+             "heldout_accuracy": 0.25, "batches_sampled": 2}]  # fmt: skip
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert passes_of(tmp_path / "metrics.jsonl", {"prompts": 4, "samples": 8}) == [EvaluationPass(64, 100, 0.25, 0.3)]
+    assert passes_of(tmp_path / "metrics.jsonl", {"prompts": 4, "samples": 8}) == [EvaluationPass(96, 100, 0.25, 0.3)]
     assert passes_of(tmp_path / "absent.jsonl", {}) == []
     samples = [("p", "RU", "pass"), ("p", "RU ", "pass"), ("p", "UR", "fail")]
     (tmp_path / "rollouts.jsonl").write_text(
         "".join(json.dumps({"policy": "a", "prompt": p, "completion": c, "status": s}) + "\n" for p, c, s in samples)
     )
     assert solutions_by_policy(tmp_path / "rollouts.jsonl") == {"a": {"p": {"RU"}}}
+
+
+@pytest.mark.stages
+def test_the_curve_of_a_real_run_counts_its_prompts_times_its_samples(tmp_path, capsys):
+    config = str(Path(__file__).parents[2] / "configs" / "research" / "surrogate.yaml")
+    given = [config, f"runs_dir={tmp_path}", "run=small", "prompts.rows=200", "evaluation.prompts=8",
+             "stages=[base, full, evaluate]", "evaluate={policies: [base, full]}", "full.steps=2",
+             "full.evaluate_every=1", "full.prompts=3", "full.samples=2"]  # fmt: skip
+    assert cli(["run", *given]) == 0, capsys.readouterr().err
+    assert main([str(tmp_path / "small")]) == 0
+    assert [one.completions for one in passes_of_stage(tmp_path / "small", "full")] == [6, 12]
+
+
+def passes_of_stage(run, stage):
+    return next(curve.passes for curve in read_run(run) if curve.stage == stage)
 
 
 @pytest.mark.parametrize("words", [[], ["nowhere"], [".", "target=much"], [".", "targets=1"]])

@@ -1,6 +1,7 @@
 """The rewards and demonstrations of configs/research, on answers worked out by hand."""
 
 import importlib.util
+import math
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,15 @@ def test_attributes_of_a_walk_are_its_last_column_and_whether_it_enters_row_3():
     assert described.row_three(["U"], ["a3"]) == [0.0], "where it starts does not count"
 
 
-@pytest.mark.parametrize("name", ["one_path", "walks"])
+def test_a_draft_of_lines_is_right_as_often_as_the_binomial_law_says():
+    lines = verifiers.load("lines", [str(ROOT / "verifiers")]).module
+    rows = list(lines.generate(4000, seed=1))
+    a_line = sum(math.comb(5, k) * 0.72**k * 0.28 ** (5 - k) for k in (3, 4, 5))
+    share = sum(lines.verify(row["draft"], row["task"]).status == "pass" for row in rows) / len(rows)
+    assert share == pytest.approx(a_line**10, abs=0.03), "four standard errors"
+
+
+@pytest.mark.parametrize("name", ["lines", "one_path", "walks"])
 def test_verifiers_beside_the_configs_pass_the_kit(name):
     from verifiers.kit import check_all
 
