@@ -1,7 +1,8 @@
 """A real pretrained model (benchmarks/real_model.py): sampling with our seeds against bare, unseeded `LLM.generate`.
 
-8 prompts x 8 samples, up to 64 new tokens, bfloat16, all sides in turns on one engine. `slow` is our generator with
-vLLM's own sampling in place of the inverse CDF. MODEL=path measures another model.
+8 prompts x 8 samples, up to 64 new tokens, all sides in turns on one engine; bfloat16 where the processor multiplies it
+in hardware, else float32. `slow` is our generator with vLLM's own sampling in place of the inverse CDF. MODEL=path
+measures another model.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 from typing import Any
 
 from benchmarks.measure import in_turns
-from benchmarks.real_model import fetch
+from benchmarks.real_step import workload
 
 PROMPTS, SAMPLES, TOKENS = 8, 8, 64
 
@@ -28,8 +29,11 @@ def run(rounds: int = 2, tokens: int = TOKENS) -> dict[str, Any]:
     from pipeline.seeds import derive
     from verifiers import word_problems
 
-    path = os.environ.get("MODEL") or str(fetch())
-    model = Model(path=path, dtype="bfloat16")
+    work = workload()
+    path = work.model_path
+    assert path is not None
+    settings: Any = {"path": path, "dtype": work.dtype}
+    model = Model(**settings)
     tokenizer = load_tokenizer(path, model)
     prompts = [tokenizer(row["prompt"]).input_ids for row in word_problems.generate(PROMPTS, 1)]
     engine = VllmGenerator(path, model, Generate(), max_model_len=512)
@@ -65,6 +69,7 @@ def run(rounds: int = 2, tokens: int = TOKENS) -> dict[str, Any]:
         "cpu_ratios": {name: spent[name]["cpu"] / spent["ours"]["cpu"] for name in ("bare", "slow")},
         "seconds": spent,
         "sampled_tokens": sampled,
+        "dtype": work.dtype,
         "threads": torch.get_num_threads(),
     }
 
