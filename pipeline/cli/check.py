@@ -24,13 +24,13 @@ KEYS = ("kind", "function", "isolation", "timeout_s", "examples", "pass_at", "ur
 
 def check(words: Sequence[str]) -> int:
     """Print the kit's table and the faults. Returns 0 if all conform, else 2. Raises ConfigError."""
-    files, names, given = parsed(words)
+    files, names, settings = parsed(words)
     try:
-        directories = [] if "python" in given or "dir" not in given else [given.pop("dir")]
+        directories = [] if "python" in settings or "dir" not in settings else [settings.pop("dir")]
         if not files:
             return kit.check_all(names or sorted(verifiers.available(directories)), directories)
-        examples = given.pop("examples", None)
-        parts = [part_of(Path(file), dict(given)) for file in files]
+        examples = settings.pop("examples", None)
+        parts = [part_of(Path(file), dict(settings)) for file in files]
         loaded = [as_loaded(part, Path(examples) if examples else None) for part in parts]
     except ValueError as exc:
         raise ConfigError([f"check: {exc}"]) from exc
@@ -39,7 +39,7 @@ def check(words: Sequence[str]) -> int:
 
 def parsed(words: Sequence[str]) -> tuple[list[str], list[str], dict[str, str]]:
     """(files of graders, names of verifiers, key=value words). Raises ConfigError."""
-    files, names, given = list[str](), list[str](), dict[str, str]()
+    files, names, settings = list[str](), list[str](), dict[str, str]()
     waiting = list(words)
     while waiting:
         word = waiting.pop(0)
@@ -51,30 +51,30 @@ def parsed(words: Sequence[str]) -> tuple[list[str], list[str], dict[str, str]]:
         elif word == "--grader":
             raise ConfigError(["check: --grader needs a file, as in: whetstone check --grader grader.json"])
         elif equals and key in KEYS:
-            given[key] = value
+            settings[key] = value
         elif equals:
             near = difflib.get_close_matches(key, KEYS, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError([f"check: unknown key {key!r}{hint}; have: {', '.join(KEYS)}"])
         else:
             names.append(word)
-    return files, names, given
+    return files, names, settings
 
 
-def part_of(file: Path, given: dict[str, Any]) -> GraderPart:
+def part_of(file: Path, settings: dict[str, Any]) -> GraderPart:
     """The grader in a file, or of a Prime environment, as a reward part. Raises ValueError."""
-    if "python" in given:
-        environment = {"python": given.pop("python"), "taskset": str(file),
-                       "dirs": [given.pop("dir")] if "dir" in given else []}  # fmt: skip
-        return _graded_by({file.name: {"kind": "prime_rubric", "environment": environment, **given}})
+    if "python" in settings:
+        environment = {"python": settings.pop("python"), "taskset": str(file),
+                       "dirs": [settings.pop("dir")] if "dir" in settings else []}  # fmt: skip
+        return _graded_by({file.name: {"kind": "prime_rubric", "environment": environment, **settings}})
     if not file.is_file():
         raise ValueError(f"{file} does not exist")
-    kind, entry = given.pop("kind", None), given.get("function")
+    kind, entry = settings.pop("kind", None), settings.get("function")
     if kind is None:
-        kind, found = ("openai_grader", None) if file.suffix == ".json" else kind_of(file)
-        if entry is None and found is not None:
-            given["function"] = found
-    return _graded_by({file.stem: {"kind": kind, "file": str(file), **given}})
+        kind, function = ("openai_grader", None) if file.suffix == ".json" else kind_of(file)
+        if entry is None and function is not None:
+            settings["function"] = function
+    return _graded_by({file.stem: {"kind": kind, "file": str(file), **settings}})
 
 
 def _graded_by(block: dict[str, dict[str, Any]]) -> GraderPart:
@@ -108,8 +108,8 @@ def _takes_completions(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 
 def as_loaded(part: GraderPart, examples: Path | None) -> verifiers.Verifier:
-    found = grader_check.read_examples(examples) if examples else grader_check.guessed_examples(part)
-    return grader_check.as_verifier(part, found)
+    rows = grader_check.read_examples(examples) if examples else grader_check.guessed_examples(part)
+    return grader_check.as_verifier(part, rows)
 
 
 __all__ = ["check"]

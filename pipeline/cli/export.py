@@ -46,17 +46,17 @@ def _stage_and_reason(run: Path, named: str | None) -> tuple[str, str]:
     if not run.is_dir():
         raise ConfigError([f"{run}: no such run directory"])
     manifests = [m for p in run.glob("*/manifest.json") if (m := read_manifest(p)) is not None]
-    found = {m["stage"]: m for m in manifests if recorded_kind(kind_of(m)).makes_policy}
+    policies = {m["stage"]: m for m in manifests if recorded_kind(kind_of(m)).makes_policy}
     if named is not None:
-        if named not in found:
-            raise ConfigError([f"{run}: no finished policy stage {named!r}{nearest(named, found)}"])
+        if named not in policies:
+            raise ConfigError([f"{run}: no finished policy stage {named!r}{nearest(named, policies)}"])
         return named, "as you named it"
-    if not found:
+    if not policies:
         raise ConfigError([f"{run}: no policy stage has finished; run one first, as make grpo CONFIG=..."])
     judged = next((m["metrics"].get("best_policy") for m in manifests if kind_of(m) == "evaluate"), None)
-    if judged in found:
+    if judged in policies:
         return str(judged), "the best of `evaluate`"
-    last = max(found, key=lambda name: (run / name / "manifest.json").stat().st_mtime)
+    last = max(policies, key=lambda name: (run / name / "manifest.json").stat().st_mtime)
     return last, "the last policy that finished"
 
 
@@ -71,31 +71,31 @@ def export(run: Path, words: Sequence[str]) -> Path:
     to=gguf writes run/gguf instead, to=lora run/lora. Raises ConfigError, or LineageError if the stage's files have
     changed since it wrote them.
     """
-    given = options("export", words)
-    stage = policy_stage(run, given.get("stage"))
+    settings = options("export", words)
+    stage = policy_stage(run, settings.get("stage"))
     verified_manifest(run / stage)
-    if given.get("to") == "gguf":
-        return _to_gguf(run, stage, given)
+    if settings.get("to") == "gguf":
+        return _to_gguf(run, stage, settings)
     for key in ("dtype", "label"):
-        if key in given:
-            raise ConfigError([f"export: {key}={given[key]} is for to=gguf"])
-    if given.get("to") == "lora":
+        if key in settings:
+            raise ConfigError([f"export: {key}={settings[key]} is for to=gguf"])
+    if settings.get("to") == "lora":
         from pipeline.cli import lora_export
 
         base, _, rank = lora_export.lora_chain(lineage(run, stage), stage)
         verified_manifest(run / base)
         return lora_export.write_lora(run / base / "model", run / stage / "model", run / "lora", rank)
-    return _to_directory(run, stage, Path(given.get("to") or run / "export").resolve())
+    return _to_directory(run, stage, Path(settings.get("to") or run / "export").resolve())
 
 
-def _to_gguf(run: Path, stage: str, given: Mapping[str, str]) -> Path:
+def _to_gguf(run: Path, stage: str, settings: Mapping[str, str]) -> Path:
     from pipeline.cli import gguf_export
 
     gguf_export.converter_dir()  # before anything is copied
     merged = _to_directory(run, stage, (run / ".export-for-gguf").resolve())
     try:
         sampling = lineage(run, stage)[-1]["config"]["sampling"]
-        return gguf_export.write_gguf(merged, run / "gguf", run.resolve().name, sampling, given)
+        return gguf_export.write_gguf(merged, run / "gguf", run.resolve().name, sampling, settings)
     finally:
         shutil.rmtree(merged, ignore_errors=True)
 
@@ -103,7 +103,7 @@ def _to_gguf(run: Path, stage: str, given: Mapping[str, str]) -> Path:
 def _to_directory(run: Path, stage: str, target: Path) -> Path:
     if target.exists() and not (target / "lineage.json").is_file() and (target.is_file() or any(target.iterdir())):
         raise ConfigError([f"to: {target} holds something else than an export, and would be replaced; "
-                           "name another place"])  # fmt: skip
+                           "name another directory"])  # fmt: skip
     draft = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
     shutil.copytree(run / stage / "model", draft)
@@ -197,29 +197,29 @@ def exported(run: Path) -> Path | None:
 
 def push(run: Path, words: Sequence[str]) -> str:
     """Upload run/export (`repo=me/model`, `private=false`) and return its URL. Raises ConfigError."""
-    given = options("push", words)
-    if "/" not in given.get("repo", ""):
+    settings = options("push", words)
+    if "/" not in settings.get("repo", ""):
         raise ConfigError(["push: name the repository, as repo=me/my-model"])
     directory = exported(run)
     if directory is None:
         raise ConfigError([f"{run / 'export'}: not exported yet; make export RUN={run}"])
     for name in ("README.md", "lineage.json"):
-        found = (
+        local = (
             model_card.local_paths((directory / name).read_text(encoding="utf-8"))
             if (directory / name).is_file()
             else []
         )
-        if found:
-            raise ConfigError([f"push: {directory / name} holds the local path {found[0]}; remove it, or export again"])
+        if local:
+            raise ConfigError([f"push: {directory / name} holds the local path {local[0]}; remove it, or export again"])
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     hub = HfApi()
     try:
-        hub.create_repo(given["repo"], private=given.get("private", "true") != "false", exist_ok=True)
-        return str(hub.upload_folder(folder_path=str(directory), repo_id=given["repo"]))
+        hub.create_repo(settings["repo"], private=settings.get("private", "true") != "false", exist_ok=True)
+        return str(hub.upload_folder(folder_path=str(directory), repo_id=settings["repo"]))
     except HFValidationError as exc:
-        raise ConfigError([f"push: repo={given['repo']}: {' '.join(str(exc).split())[:200]}"]) from exc
+        raise ConfigError([f"push: repo={settings['repo']}: {' '.join(str(exc).split())[:200]}"]) from exc
     except (LocalTokenNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as exc:
         reason = " ".join(str(exc).split())[:200]
         raise ConfigError([f"push: the Hub refused or is away: {reason}; log in with `hf auth login`"]) from exc
@@ -280,14 +280,14 @@ def harness_command(run: Path, words: Sequence[str]) -> list[str]:
     lm-eval scores greedy answers to its own prompts, so its figures complement ours and do not replace them. Raises
     ConfigError if no task is named or the run's model is an adapter that was not merged.
     """
-    given = dict(word.partition("=")[::2] for word in words)
-    if not given.get("tasks"):
+    settings = dict(word.partition("=")[::2] for word in words)
+    if not settings.get("tasks"):
         raise ConfigError(["lm-eval: name the tasks, as tasks=gsm8k,ifeval"])
     directory = newest(run)
     if not (directory / "config.json").is_file():
         raise ConfigError([f"{directory}: an adapter alone; make export RUN={run} merges it"])
-    given = {"output_path": str(run / "lm-eval"), **given}
-    flags = [part for key, value in given.items() for part in (f"--{key}", *([value] if value else []))]
+    settings = {"output_path": str(run / "lm-eval"), **settings}
+    flags = [part for key, value in settings.items() for part in (f"--{key}", *([value] if value else []))]
     return [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={directory}", *flags]
 
 

@@ -44,39 +44,39 @@ class Runs:
 
     def names(self) -> list[str]:
         """Runs, the newest first."""
-        places = [place for place in self.root.iterdir() if place.is_dir() and any(map(is_stage, place.iterdir()))]
-        return [place.name for place in sorted(places, key=changed_at, reverse=True)]
+        runs = [run for run in self.root.iterdir() if run.is_dir() and any(map(is_stage, run.iterdir()))]
+        return [run.name for run in sorted(runs, key=changed_at, reverse=True)]
 
-    def place(self, name: str) -> Path:
+    def directory(self, name: str) -> Path:
         """Raises LookupError for what is no run of this directory, whatever it points at."""
         if name not in self.names():
             raise LookupError(f"no run {name!r}")
         return self.root / name
 
     def desk(self, name: str) -> RatingDesk:
-        place = self.place(name)
+        run = self.directory(name)
         with self._lock:
-            return self._desks.setdefault(name, RatingDesk(place))
+            return self._desks.setdefault(name, RatingDesk(run))
 
     def described(self) -> list[dict[str, Any]]:
         return [self._described(name) for name in self.names()]
 
     def _described(self, name: str) -> dict[str, Any]:
-        place = self.root / name
-        stages = [stage_line(stage) for stage in sorted(place.iterdir(), key=changed_at) if is_stage(stage)]
+        run = self.root / name
+        stages = [stage_line(stage) for stage in sorted(run.iterdir(), key=changed_at) if is_stage(stage)]
         desk = self.desk(name)
-        return {"name": name, "changed": changed_at(place), "stages": stages, "rate": desk.stages(), **desk.counts()}
+        return {"name": name, "changed": changed_at(run), "stages": stages, "rate": desk.stages(), **desk.counts()}
 
 
-def changed_at(place: Path) -> float:
+def changed_at(directory: Path) -> float:
     """When a run or stage last wrote a file of its own."""
-    files = [*place.glob("*.json*"), *place.glob("*/*.json*")]
-    return max((file.stat().st_mtime for file in files if file.is_file()), default=place.stat().st_mtime)
+    files = [*directory.glob("*.json*"), *directory.glob("*/*.json*")]
+    return max((file.stat().st_mtime for file in files if file.is_file()), default=directory.stat().st_mtime)
 
 
-def is_live(place: Path) -> bool:
+def is_live(directory: Path) -> bool:
     """Whether a stage has begun and not ended: its report is written quickly and loads itself again."""
-    return any(is_stage(stage) and not (stage / "manifest.json").is_file() for stage in place.iterdir())
+    return any(is_stage(stage) and not (stage / "manifest.json").is_file() for stage in directory.iterdir())
 
 
 def stage_line(stage: Path) -> dict[str, Any]:
@@ -135,15 +135,15 @@ class PageHandler(BaseHTTPRequestHandler):
             return as_json(self.runs.described())
         if parts.path.startswith("/report/"):
             name, _, file = unquote(parts.path[8:]).partition("/")
-            place = self.runs.place(name)
+            run = self.runs.directory(name)
             if file:
-                return "text/javascript", report_file(place, file)
-            return "text/html", write_report(place, live=is_live(place)).read_bytes()
+                return "text/javascript", report_file(run, file)
+            return "text/html", write_report(run, live=is_live(run)).read_bytes()
         query = {key: values[0] for key, values in parse_qs(parts.query).items()}
         if parts.path in ("/api/sample", "/api/pair"):
             desk, stage = self.runs.desk(query.get("run", "")), query.get("stage", "")
-            found = desk.next_sample(stage) if parts.path == "/api/sample" else desk.next_pair(stage)
-            return as_json({"next": found, **desk.counts()})
+            upcoming = desk.next_sample(stage) if parts.path == "/api/sample" else desk.next_pair(stage)
+            return as_json({"next": upcoming, **desk.counts()})
         raise LookupError(f"nothing at {parts.path}")
 
     def _post(self) -> tuple[str, bytes]:
@@ -184,11 +184,11 @@ def handler(runs: Runs) -> type[PageHandler]:
     return Bound
 
 
-def report_file(place: Path, file: str) -> bytes:
+def report_file(run: Path, file: str) -> bytes:
     """A file of rollouts that a report loads. Raises LookupError for any other."""
-    if not ROLLOUT_FILE.fullmatch(file) or not (place / file).is_file():
+    if not ROLLOUT_FILE.fullmatch(file) or not (run / file).is_file():
         raise LookupError(f"no file {file!r} of a report")
-    return (place / file).read_bytes()
+    return (run / file).read_bytes()
 
 
 def as_json(value: object) -> tuple[str, bytes]:
@@ -207,10 +207,10 @@ def server(root: Path, port: int) -> ThreadingHTTPServer:
 
 def ui(root: Path, words: Sequence[str]) -> None:
     """Serve until interrupted. Raises ConfigError."""
-    given = options("ui", words).get("port", str(PORT))
-    if not given.isdecimal():
-        raise ConfigError([f"ui: port={given}: expected a number"])
-    serving = server(root, int(given))
+    port = options("ui", words).get("port", str(PORT))
+    if not port.isdecimal():
+        raise ConfigError([f"ui: port={port}: expected a number"])
+    serving = server(root, int(port))
     print(f"http://{HOST}:{serving.server_port}/ shows {root}; only this machine can reach it. Ctrl-C ends it.",
           flush=True)  # fmt: skip
     try:

@@ -76,11 +76,11 @@ class Axis:
 
     def fitted(self, values: Sequence[float]) -> Axis:
         """The same axis with the samples of each bin counted."""
-        found: list[list[float]] = [[] for _ in range(self.count)]
+        per_bin: list[list[float]] = [[] for _ in range(self.count)]
         for value in values:
-            found[self.bin_of(value)].append(value)
-        promised = tuple(math.fsum(v) / len(v) if v else math.nan for v in found)
-        return replace(self, seen=tuple(map(len, found)), promised=promised)
+            per_bin[self.bin_of(value)].append(value)
+        promised = tuple(math.fsum(v) / len(v) if v else math.nan for v in per_bin)
+        return replace(self, seen=tuple(map(len, per_bin)), promised=promised)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +103,11 @@ class Conditions:
                 return axis
         raise ValueError(f"no attribute {name!r} can be requested; have: {', '.join(a.name for a in self.axes)}")
 
-    def text(self, asked: Mapping[str, int]) -> str:
+    def text(self, requested: Mapping[str, int]) -> str:
         """The label in front of the prompt: the parts of the requested axes, in the order of the axes."""
-        for name in asked:
+        for name in requested:
             self.axis(name)
-        return "".join(axis.text(asked[axis.name]) for axis in self.axes if axis.name in asked)
+        return "".join(axis.text(requested[axis.name]) for axis in self.axes if axis.name in requested)
 
     def parse(self, ask: str) -> dict[str, int]:
         """`best`, `none`, `4`, or `correct=1 length=0` -> the request. Raises ValueError listing the choices."""
@@ -127,10 +127,10 @@ class Conditions:
             out[axis.name] = int(value)
         return out
 
-    def warnings(self, asked: Mapping[str, int]) -> list[str]:
+    def warnings(self, requested: Mapping[str, int]) -> list[str]:
         """Requests beyond the training data: extrapolation has failed wherever it was measured."""
         out = []
-        for name, number in asked.items():
+        for name, number in requested.items():
             axis = self.axis(name)
             if not 0 <= number < axis.count:
                 out.append(f"{name}={number} is beyond the bins trained, 0 to {axis.count - 1}: the answer is a guess")
@@ -173,10 +173,10 @@ def bin_of(reward: float, edges: Sequence[float]) -> int:
 
 def from_prompt_mean(values: Sequence[float], prompts: Sequence[int]) -> list[float]:
     """Each value minus the mean of its prompt: long for this question, not in general."""
-    found: dict[int, list[float]] = defaultdict(list)
+    by_prompt: dict[int, list[float]] = defaultdict(list)
     for value, prompt in zip(values, prompts, strict=True):
-        found[prompt].append(value)
-    means = {prompt: math.fsum(v) / len(v) for prompt, v in found.items()}
+        by_prompt[prompt].append(value)
+    means = {prompt: math.fsum(v) / len(v) for prompt, v in by_prompt.items()}
     return [value - means[prompt] for value, prompt in zip(values, prompts, strict=True)]
 
 
@@ -200,12 +200,12 @@ def balanced(cells: Sequence[Cell], *, per_bin: int, seed: int) -> list[int]:
     return out
 
 
-def some_dropped(asked: Mapping[str, int], share: float, rng: random.Random) -> dict[str, int]:
+def some_dropped(requested: Mapping[str, int], share: float, rng: random.Random) -> dict[str, int]:
     """A label of several parts after label dropout: nothing with probability `share`, else each part is dropped with
     that probability too, so that any of them can be requested alone."""
     if rng.random() < share:
         return {}
-    return {name: number for name, number in asked.items() if len(asked) == 1 or rng.random() >= share}
+    return {name: number for name, number in requested.items() if len(requested) == 1 or rng.random() >= share}
 
 
 def shuffled(cells: Sequence[Cell], *, seed: int) -> list[Cell]:

@@ -133,8 +133,8 @@ def seconds_of(cfg: Config, work: Work, data: Data, trial: Trial, done: Mapping[
 # --- output -----------------------------------------------------------------------------------------------------------
 
 
-def show(cfg: Config, made: Plan, trial: Trial | None) -> None:
-    data = made.data
+def show(cfg: Config, plan: Plan, trial: Trial | None) -> None:
+    data = plan.data
     mean, high, longest = data.prompt_tokens
     console.say(f"{cfg.path}: run {cfg.run}, seed {cfg.seed}, in {cfg.run_dir}")
     validation = f", {data.validation_prompts} for validation" if data.validation_prompts else ""
@@ -149,20 +149,20 @@ def show(cfg: Config, made: Plan, trial: Trial | None) -> None:
         mean, high, longest = data.completion_tokens
         console.say(f"  demonstrations: mean {mean:.1f} tokens, 95% up to {high}, longest {longest}; "
                     f"{data.truncated:.1%} longer than sampling.max_tokens {cfg.sampling.max_tokens}")  # fmt: skip
-    console.show_table(rows_of(made),
+    console.show_table(rows_of(plan),
                        ["stage", "why", "steps", "batch", "samples", "tokens sampled", "memory", "time"])  # fmt: skip
-    sources = sorted({f"{w.source} ({w.name})" for w in made.works if w.samples})
+    sources = sorted({f"{w.source} ({w.name})" for w in plan.works if w.samples})
     if sources:
         console.say("  mean length of samples from: " + ", ".join(sources))
     if trial is not None:
-        _show_memory(made)
-        todo = console.clock(sum(s for name, s in made.seconds.items() if made.stale[name] is not None))
-        console.say(f"time: {todo} for what is stale, {console.clock(sum(made.seconds.values()))} in all, at "
+        _show_memory(plan)
+        todo = console.clock(sum(s for name, s in plan.seconds.items() if plan.stale[name] is not None))
+        console.say(f"time: {todo} for what is stale, {console.clock(sum(plan.seconds.values()))} in all, at "
                     f"{trial.sampled_per_s:,.0f} tokens/s sampled by {trial.generator} and "
                     f"{trial.learned_per_s:,.0f} tokens/s learned")  # fmt: skip
-    if made.tools:
-        console.say(made.tools)
-    data_plan.show(made.examples)
+    if plan.tools:
+        console.say(plan.tools)
+    data_plan.show(plan.examples)
 
 
 def tools_line(cfg: Config, tokenizer: Any) -> str:
@@ -187,27 +187,27 @@ def cautions(cfg: Config, heldout: int) -> list[str]:
     return out
 
 
-def rows_of(made: Plan) -> list[dict[str, Any]]:
+def rows_of(plan: Plan) -> list[dict[str, Any]]:
     """One table row per stage."""
-    return [_row(work, made) for work in made.works]
+    return [_row(work, plan) for work in plan.works]
 
 
-def _row(work: Work, made: Plan) -> dict[str, Any]:
-    memory = made.memory.get(work.name)
+def _row(work: Work, plan: Plan) -> dict[str, Any]:
+    memory = plan.memory.get(work.name)
     least = "≤ " if work.at_most else ""
     return {
         "stage": work.name,
-        "why": made.stale[work.name] or "up to date",
+        "why": plan.stale[work.name] or "up to date",
         "steps": f"{least}{work.steps}" if work.steps else "",
         "batch": work.batch or "",
         "samples": f"{work.samples:,}" if work.samples else "",
         "tokens sampled": f"{work.tokens:,}" if work.samples else "",
         "memory": f"{memory.total / MIB:,.0f} MiB" if memory else "",
-        "time": console.clock(made.seconds[work.name]) if work.name in made.seconds else "",
+        "time": console.clock(plan.seconds[work.name]) if work.name in plan.seconds else "",
     }
 
 
-def _show_memory(made: Plan) -> None:
-    name, peak = max(made.memory.items(), key=lambda item: item[1].total)
+def _show_memory(plan: Plan) -> None:
+    name, peak = max(plan.memory.items(), key=lambda item: item[1].total)
     parts = ", ".join(f"{part} {size / MIB:,.1f}" for part, size in peak.parts.items())
     console.say(f"memory: {peak.total / MIB:,.0f} MiB at most, in {name}; by part in MiB: {parts}")

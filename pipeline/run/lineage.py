@@ -70,16 +70,19 @@ def stage_config(cfg: Config, name: str) -> dict[str, Any]:
 def code_of(module: str) -> dict[str, str]:
     """{path: sha256} of every source of ours that `module` imports, directly or not, and of all rewards and verifiers,
     which are loaded by name."""
-    found: dict[str, Path] = {}
+    sources_by_module: dict[str, Path] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
         path = _source(name)
-        if name in found or path is None:
+        if name in sources_by_module or path is None:
             continue
-        found[name] = path
+        sources_by_module[name] = path
         waiting += _imports(path)
-    paths = {*found.values(), *(p for package in ("rewards", "verifiers") for p in (ROOT / package).rglob("*.py"))}
+    paths = {
+        *sources_by_module.values(),
+        *(p for package in ("rewards", "verifiers") for p in (ROOT / package).rglob("*.py")),
+    }
     return {str(p.relative_to(ROOT)): _source_sha(p) for p in sorted(paths) if p.name != "__main__.py"}
 
 
@@ -98,25 +101,24 @@ def own_files(cfg: Config, name: str) -> list[Path]:
     names = {str(source.procedural) for source in sources if isinstance(source, Prompts)}
     names |= {str(source.procedural) for source in cfg.prompts.sources.values()}
     names.add(str(getattr(getattr(block, "episodes", None), "environment", "")))
-    found = [cfg.model.template_file]
+    paths = [cfg.model.template_file]
     for part, fields in (pair for parts in scored_by for pair in real_parts(parts).items()):
-        given = fields
-        names |= set(known) if given.get("verifier") == "by_task" else {str(given.get("verifier") or part)}
-        if given.get("kind", part) in ("function", "potential"):
-            module = str(given.get("path", "")).partition(":")[0]
-            found.append(module_file(module, stage_graph.reward_dirs(cfg)) or _module_file(module))
-        found += files_of(part, given, stage_graph.reward_dirs(cfg))
-    found += [known[verifier] for verifier in names if verifier in known]
+        names |= set(known) if fields.get("verifier") == "by_task" else {str(fields.get("verifier") or part)}
+        if fields.get("kind", part) in ("function", "potential"):
+            module = str(fields.get("path", "")).partition(":")[0]
+            paths.append(module_file(module, stage_graph.reward_dirs(cfg)) or _module_file(module))
+        paths += files_of(part, fields, stage_graph.reward_dirs(cfg))
+    paths += [known[verifier] for verifier in names if verifier in known]
     if cfg.tools is not None:
         tool_files = tools.available(cfg.tools.dirs)
-        found += [tool_files[tool] for tool in cfg.tools.use if tool in tool_files]
+        paths += [tool_files[tool] for tool in cfg.tools.use if tool in tool_files]
         module = (cfg.tools.environment or "").rpartition(":")[0]
-        found.append(Path(module) if module.endswith(".py") else _module_file(module) if module else None)
+        paths.append(Path(module) if module.endswith(".py") else _module_file(module) if module else None)
     for environment in (cfg.prompts.prime, cfg.tools.prime if cfg.tools is not None else None):
-        found += environment_files(asdict(environment)) if environment is not None else []
+        paths += environment_files(asdict(environment)) if environment is not None else []
     if cfg.program is not None:
-        found += [path for word in cfg.program.command if (path := Path(word)).is_file()]
-    return sorted({path for path in found if path is not None and not _is_ours(path)})
+        paths += [path for word in cfg.program.command if (path := Path(word)).is_file()]
+    return sorted({path for path in paths if path is not None and not _is_ours(path)})
 
 
 def _module_file(name: str) -> Path | None:
@@ -249,24 +251,24 @@ def _shown(values: Mapping[str, Any], key: str) -> str:
 
 def manifests(run: Path) -> dict[str, dict[str, Any]]:
     """Stage -> manifest, in the order they were completed. Raises LineageError where there is no stage."""
-    found = [(p.stat().st_mtime_ns, p.parent.name, read_manifest(p)) for p in run.glob("*/manifest.json")]
-    if not found:
+    finished = [(p.stat().st_mtime_ns, p.parent.name, read_manifest(p)) for p in run.glob("*/manifest.json")]
+    if not finished:
         raise LineageError(f"{run}: no completed stage here; give a run's directory, as runs/demo")
-    return _parents_first({name: manifest for _, name, manifest in sorted(found, key=lambda f: f[:2]) if manifest})
+    return _parents_first({name: manifest for _, name, manifest in sorted(finished, key=lambda f: f[:2]) if manifest})
 
 
-def _parents_first(found: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _parents_first(manifests_by_stage: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     out: dict[str, dict[str, Any]] = {}
 
-    def place(name: str) -> None:
-        if name in out or name not in found:
+    def add(name: str) -> None:
+        if name in out or name not in manifests_by_stage:
             return
-        for parent in found[name]["parents"]:
-            place(parent)
-        out[name] = found[name]
+        for parent in manifests_by_stage[name]["parents"]:
+            add(parent)
+        out[name] = manifests_by_stage[name]
 
-    for name in found:
-        place(name)
+    for name in manifests_by_stage:
+        add(name)
     return out
 
 
@@ -343,13 +345,13 @@ def diff(first: Path, words: Sequence[str]) -> tuple[str, bool]:
         if name not in one or name not in two:
             lines.append(f"{name}: only in {first if name in one else second}")
             continue
-        found = _stage_diff(one[name], two[name], first / name, second / name)
-        lines.append(f"{name}: " + ("the same" if not found else ""))
-        lines += [f"  {line}" for line in found]
+        changes = _stage_diff(one[name], two[name], first / name, second / name)
+        lines.append(f"{name}: " + ("the same" if not changes else ""))
+        lines += [f"  {line}" for line in changes]
     return "\n".join(line.rstrip() for line in lines), True
 
 
-def _stage_diff(a: Mapping[str, Any], b: Mapping[str, Any], place_a: Path, place_b: Path) -> list[str]:
+def _stage_diff(a: Mapping[str, Any], b: Mapping[str, Any], stage_a: Path, stage_b: Path) -> list[str]:
     out = []
     for part in ("config", "inputs", "parents", "versions", "tokens", "metrics"):
         changes = differences(a.get(part) or {}, b.get(part) or {})
@@ -359,10 +361,10 @@ def _stage_diff(a: Mapping[str, Any], b: Mapping[str, Any], place_a: Path, place
     code = changed_files(sources(a), sources(b))
     if code:
         out.append(f"code: {', '.join(code[:5])}" + (f" and {len(code) - 5} more" if len(code) > 5 else ""))
-    made = [f for f in sorted({*a["outputs"], *b["outputs"]}) if a["outputs"].get(f) != b["outputs"].get(f)]
-    if made:
-        out.append(f"outputs: {', '.join(made)}")
-    where = first_difference(place_a / "metrics.jsonl", place_b / "metrics.jsonl")
+    files = [f for f in sorted({*a["outputs"], *b["outputs"]}) if a["outputs"].get(f) != b["outputs"].get(f)]
+    if files:
+        out.append(f"outputs: {', '.join(files)}")
+    where = first_difference(stage_a / "metrics.jsonl", stage_b / "metrics.jsonl")
     return out + ([f"metrics.jsonl: {where}"] if where else [])
 
 

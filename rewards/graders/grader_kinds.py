@@ -52,65 +52,65 @@ ONLY = {"grader": ("openai_grader",), "url": ("openai_grader",), "model": ("open
         "conversational": ("trl_reward",), "environment": ("prime_rubric",)}  # fmt: skip
 
 
-def grader_part(name: str, kind: str, given: GraderFields, directories: Sequence[str | Path]) -> GraderPart:
+def grader_part(name: str, kind: str, fields: GraderFields, directories: Sequence[str | Path]) -> GraderPart:
     """directories: where a file that does not exist as named is looked for. Raises ValueError naming key and fix."""
     where = f"rewards.{name}"
     for key, kinds in ONLY.items():
-        if kind not in kinds and getattr(given, key) != getattr(GraderFields(), key):
+        if kind not in kinds and getattr(fields, key) != getattr(GraderFields(), key):
             raise ValueError(f"{where}.{key}: only for kind {' or '.join(kinds)}, not {kind}")
-    if not given.timeout_s > 0:
-        raise ValueError(f"{where}.timeout_s: {given.timeout_s!r} must be above 0")
+    if not fields.timeout_s > 0:
+        raise ValueError(f"{where}.timeout_s: {fields.timeout_s!r} must be above 0")
     grader: Grader
     if kind == "openai_grader":
-        read = openai_grader(where, given, directories)
+        read = openai_grader(where, fields, directories)
         grader, pass_at = read, read.pass_at
     elif kind == "prime_rubric":
-        if given.file or given.isolation != "sandbox":
+        if fields.file or fields.isolation != "sandbox":
             raise ValueError(f"{where}: takes an environment, neither a file nor an isolation")
-        grader, pass_at = prime_rubric(where, given.environment, given.timeout_s), 1.0
+        grader, pass_at = prime_rubric(where, fields.environment, fields.timeout_s), 1.0
     else:
-        grader, pass_at = _python_file(where, kind, given, directories), 1.0
+        grader, pass_at = _python_file(where, kind, fields, directories), 1.0
     reason = grader.unavailable()
     if reason:
         raise ValueError(f"{where}: cannot run here: {' '.join(reason.split())}")
-    pass_at = pass_at if given.pass_at is None else given.pass_at
-    deadline_s = 2 * (2 * given.timeout_s + 3)  # the sandbox may try twice, and wall time may be twice its CPU time
-    return GraderPart(name, given.weight, grader, pass_at, deadline_s, given.task, given.fields)
+    pass_at = pass_at if fields.pass_at is None else fields.pass_at
+    deadline_s = 2 * (2 * fields.timeout_s + 3)  # the sandbox may try twice, and wall time may be twice its CPU time
+    return GraderPart(name, fields.weight, grader, pass_at, deadline_s, fields.task, fields.fields)
 
 
-def openai_grader(where: str, given: GraderFields, directories: Sequence[str | Path]) -> openai_graders.OpenAIGrader:
-    if bool(given.file) == (given.grader is not None):
+def openai_grader(where: str, fields: GraderFields, directories: Sequence[str | Path]) -> openai_graders.OpenAIGrader:
+    if bool(fields.file) == (fields.grader is not None):
         raise ValueError(f"{where}: give either file, a JSON file, or grader, the object itself")
-    spec: Any = given.grader
+    spec: Any = fields.grader
     if spec is None:
-        path = found(f"{where}.file", given.file, directories)
+        path = find_file(f"{where}.file", fields.file, directories)
         try:
             spec = json.loads(_text(f"{where}.file", path))
         except (ValueError, RecursionError) as exc:
             raise ValueError(f"{where}.file: {path} is not JSON: {exc}") from None
         if isinstance(spec, Mapping) and isinstance(spec.get("grader"), Mapping):
             spec = spec["grader"]  # the body of a fine-tuning job
-    options = openai_graders.HostOptions(given.isolation, given.timeout_s, given.url, given.model)
+    options = openai_graders.HostOptions(fields.isolation, fields.timeout_s, fields.url, fields.model)
     return openai_graders.read(
-        spec, f"{where}.grader" if given.grader is not None else f"{where}: {given.file}", options
+        spec, f"{where}.grader" if fields.grader is not None else f"{where}: {fields.file}", options
     )
 
 
-def _python_file(where: str, kind: str, given: GraderFields, directories: Sequence[str | Path]) -> HostedGrader:
-    if not given.file:
+def _python_file(where: str, kind: str, fields: GraderFields, directories: Sequence[str | Path]) -> HostedGrader:
+    if not fields.file:
         raise ValueError(f"{where}: needs 'file', the Python file with the grader")
-    path = found(f"{where}.file", given.file, directories)
-    entry = given.function or ENTRY[kind]
+    path = find_file(f"{where}.file", fields.file, directories)
+    entry = fields.function or ENTRY[kind]
     if kind == "trl_reward" and not entry:
         raise ValueError(f"{where}: needs 'function', the name of the reward function in {path.name}")
     try:
-        return HostedGrader(kind, _text(f"{where}.file", path), str(path), entry, given.isolation, given.timeout_s,
-                            given.options, given.conversational)  # fmt: skip
+        return HostedGrader(kind, _text(f"{where}.file", path), str(path), entry, fields.isolation, fields.timeout_s,
+                            fields.options, fields.conversational)  # fmt: skip
     except ValueError as exc:
         raise ValueError(f"{where}: {exc}") from None
 
 
-def found(where: str, file: str, directories: Sequence[str | Path]) -> Path:
+def find_file(where: str, file: str, directories: Sequence[str | Path]) -> Path:
     """The file as named, or in one of the directories. Raises ValueError."""
     tried = [Path(file).expanduser(), *(Path(directory) / file for directory in directories)]
     path = next((path for path in tried if path.is_file()), None)
@@ -132,11 +132,11 @@ def _text(where: str, path: Path) -> str:
 def columns_needed(name: str, fields: Mapping[str, Any], directories: Sequence[str | Path] = ()) -> frozenset[str]:
     """Fields that every row must have for this part: what the templates of an OpenAI grader read. Empty for the other
     kinds, and for a grader that cannot be read, which is reported where it is built."""
-    given = {key: fields[key] for key in ("file", "grader") if key in fields}
+    own = {key: fields[key] for key in ("file", "grader") if key in fields}
     if fields.get("kind", name) != "openai_grader":
         return frozenset()
     try:
-        read = openai_grader(f"rewards.{name}", GraderFields(**given), directories)
+        read = openai_grader(f"rewards.{name}", GraderFields(**own), directories)
     except (ValueError, TypeError):
         return frozenset()
     return read.items - {*(fields.get("task") or {}), *(fields.get("fields") or {})}
@@ -150,7 +150,7 @@ def files_of(name: str, fields: Mapping[str, Any], directories: Sequence[str | P
     if kind not in GRADER_KINDS or not fields.get("file"):
         return []
     try:
-        return [found("", str(fields["file"]), directories)]
+        return [find_file("", str(fields["file"]), directories)]
     except ValueError:  # reported where the part is built
         return []
 
