@@ -34,7 +34,8 @@ def stitching(names: Mapping[str, str], directory: Path) -> dict[str, Any]:
 def sweep_plots(sweep: Mapping[str, Mapping[str, list[Any]]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One plot per swept method: the key with the most values along x, one line per combination of the others.
 
-    Each line: name, and per value the method's accuracy with its interval, or None where the table has no such row.
+    Each line: name, and per value the method's accuracy (its mean reward where policies are compared by that) with its
+    interval, or None where the table has no such row.
     """
     by_name = {row["method"]: row for row in rows}
     plots = []
@@ -49,7 +50,7 @@ def sweep_plots(sweep: Mapping[str, Mapping[str, list[Any]]], rows: list[dict[st
             lines.append(
                 {
                     "name": ", ".join(f"{last_key(name)} {value}" for name, value in fixed.items()) or method,
-                    "accuracy": [row and row["accuracy"] for row in found],
+                    "y": [row and row.get("accuracy", row.get("reward")) for row in found],
                     "low": [row and row["ci95"][0] for row in found],
                     "high": [row and row["ci95"][1] for row in found],
                 }

@@ -36,8 +36,13 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(write_comparison(tmp_path_factory.mktemp("runs") / "compared"))
 
 
-def write_comparison(root: Path) -> Path:
-    """Two methods and a control over two seeds, as `compare` leaves them."""
+@pytest.fixture(scope="module")
+def comparison_by_reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(write_comparison(tmp_path_factory.mktemp("runs") / "by_reward", heldout_judged=False))
+
+
+def write_comparison(root: Path, **more: Any) -> Path:
+    """Two methods and a control over two seeds, as `compare` leaves them. more: further figures of each policy."""
     accuracy = {"sft": 0.4, "feedme": 0.7, "grpo": 0.65, "grpo_random": 0.4}
     judges: list[dict[str, Any]] = []
     for seed in (1, 2):
@@ -45,7 +50,9 @@ def write_comparison(root: Path) -> Path:
             {
                 "policy": n,
                 **figures(a),
+                **more,
                 "accuracy_by_prompt": [a - 0.1, a, a + 0.1],
+                "reward_by_prompt": [3 * a - 1, 3 * a, 3 * a + 1],
                 "pass_at": [a, a + 0.1, a + 0.15],
                 "kl_from_start": 0.0 if n == "sft" else 2.0,
                 "best_answer_mass": a / 2,
@@ -101,6 +108,7 @@ def write_comparison(root: Path) -> Path:
                 findings.sentence(r, pairs, controls, [], start="sft", seeds=2) for r in rows if r["role"] == "method"
             ],
             "start": "sft",
+            "measure": findings.measure(judges),
             "best_of": judges[0]["best_of"]["gold"],
             "runs": ["seed-1", "seed-2"],
             "seeds": [1, 2],
@@ -118,7 +126,7 @@ def write_comparison(root: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name", ["run", "comparison"])
+@pytest.mark.parametrize("name", ["run", "comparison", "comparison_by_reward"])
 @pytest.mark.parametrize(("width", "dark"), [(1200, False), (390, True)])
 def test_every_chart_is_drawn_without_an_error_or_a_request(
     page: Page, request: pytest.FixtureRequest, name: str, width: int, dark: bool
@@ -128,6 +136,13 @@ def test_every_chart_is_drawn_without_an_error_or_a_request(
     assert page.count("figure.chart") >= 6
     assert page.js(DRAWN) == [], "charts without a visible mark, or with a number that is none"
     assert page.js("document.documentElement.scrollWidth") <= width, "a phone must not scroll sideways"
+
+
+def test_a_comparison_by_reward_shows_mean_rewards_and_no_shares(page: Page, comparison_by_reward: Path) -> None:
+    page.open(comparison_by_reward)
+    text = page.js("document.querySelector('#answer').innerText")
+    assert "Held-out reward" in text and "a mean reward of 2.100" in text and "+0.900" in text
+    assert "70.0%" not in text and "pass@k" not in page.js("document.querySelector('#frontier').innerText")
 
 
 def open_unfiltered(page: Page, run: Path) -> None:

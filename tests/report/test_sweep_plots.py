@@ -33,8 +33,8 @@ def test_the_key_with_the_most_values_is_the_axis_and_the_other_makes_the_lines(
         ["0.0001", "0.0003", "0.001"],
     )
     assert [line["name"] for line in plot["lines"]] == ["samples 8", "samples 16"]
-    assert plot["lines"][0]["accuracy"] == pytest.approx([0.0801, 0.0803, 0.081])
-    assert plot["lines"][1]["accuracy"] == [pytest.approx(0.1601), pytest.approx(0.1603), None]
+    assert plot["lines"][0]["y"] == pytest.approx([0.0801, 0.0803, 0.081])
+    assert plot["lines"][1]["y"] == [pytest.approx(0.1601), pytest.approx(0.1603), None]
     assert plot["lines"][1]["low"][2] is None
     assert plot["lines"][0]["high"] == pytest.approx([0.1801, 0.1803, 0.181])
 

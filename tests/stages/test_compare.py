@@ -315,6 +315,25 @@ def test_a_prompt_without_a_scorable_sample_under_one_policy_is_left_out_for_all
         findings.table(seeds, ROLES, "sft", 1000)
 
 
+def test_without_a_verifier_policies_are_compared_by_their_mean_reward(seeds: list[dict[str, Any]]) -> None:
+    for one in seeds:
+        for row in one["policies"]:
+            row["heldout_judged"] = False
+            row["reward_by_prompt"] = [3 * v - 1 for v in row["accuracy_by_prompt"]]
+            row["accuracy_by_prompt"] = [1.0] * len(one["prompts"])  # every scored answer counts as a pass
+    rows = findings.table(seeds, ROLES, "sft", 1000)
+    good = next(r for r in rows if r["method"] == "good")
+    assert good["gain"]["mean"] == pytest.approx(0.9) and "accuracy" not in good
+    expected = sum(3 * (0.508 + 0.3 * ((p * 7) % 11) / 11) - 1 for p in range(40)) / 40
+    assert good["reward"] == pytest.approx(expected)
+    [pair, *_] = findings.pairs(seeds, ["good", "same"])
+    text = findings.sentence(good, [pair], [], [], start="sft", seeds=3)
+    assert text.startswith(f"good reaches a mean reward of {expected:.3f} (95% ") and "+0.900 (" in text
+    assert "%)" not in text and "points" not in text
+    assert "held-out reward" in findings.markdown(rows, "sft").splitlines()[0]
+    assert findings.best_of_rows(seeds, [2], "sft") == []
+
+
 def of_prompt(index: int, passed: Sequence[bool | None]) -> list[Scored]:
     prompt = Prompt(index, f"p{index}", (1,), {})
     return [Scored(Rollout(prompt, i, (1,), (0.0,), "", True), math.nan if ok is None else float(ok),

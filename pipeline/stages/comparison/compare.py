@@ -37,7 +37,7 @@ def run(ctx: Context) -> dict[str, Any]:
     ctx.depend_on(*(StageDir(c.run_dir, JUDGE).manifest_path for c in seeds))
     ctx.inputs |= inputs_of([start, *seeds])
     figures = conclude(block, [m["metrics"] for m in manifests], seeds)
-    columns = ["method", "role", "accuracy", "kl_from_start", "sampled_tokens", "wall_s"]
+    columns = ["method", "role", figures["measure"], "kl_from_start", "sampled_tokens", "wall_s"]
     console.show_table(figures["table"], columns)
     atomic_write(ctx.dir.path / "table.md", findings.markdown(figures["table"], block.start))
     for line in figures["sentences"]:
@@ -106,7 +106,8 @@ def conclude(block: Any, judged: Sequence[Mapping[str, Any]], seeds: Sequence[Co
     paths = {name: [path_of(cfg, name) for cfg in seeds] for name, role in roles.items() if role != "start"}
     out = {"table": rows + findings.best_of_rows(judged, block.best_of, block.start), "pairs": among,
            "controls": controls, "online": once, "sentences": sentences, "paths": paths, "start": block.start,
-           "start_pass_at": rows[0]["pass_at"], "best_of": judged[0]["best_of"]["gold"]}  # fmt: skip
+           "measure": findings.measure(judged), "start_pass_at": rows[0]["pass_at"],
+           "best_of": judged[0]["best_of"]["gold"]}  # fmt: skip
     return out | ({"proxy": proxy_part(block, judged[0], seeds[0])} if block.proxy else {})
 
 

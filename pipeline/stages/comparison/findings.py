@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from pipeline.stats import Difference, crossed_difference, holm, mean
+from pipeline.stats import Difference, crossed_difference, holm, is_judged, mean
 
 Judged = Mapping[str, Any]  # the metrics of a judge stage; one per seed
 LEVEL = 0.05
@@ -21,9 +21,14 @@ KEPT = ("heldout_reward", "pass_at", "kl_from_start", "entropy", "distinct_answe
         "best_answer_mass", "malformed_share", "sampled_tokens", "learned_tokens", "wall_s")  # fmt: skip
 
 
-def values_of(judged: Sequence[Judged], method: str, column: str = "accuracy_by_prompt") -> list[list[float]]:
-    """(S, P): one value per seed and prompt; the prompts of `comparable`, always in the same order."""
-    shared = comparable(judged)
+def measure(judged: Sequence[Judged]) -> str:
+    """What policies are compared by: "reward" where no part of the rewards says right or wrong, else "accuracy"."""
+    return "accuracy" if all(is_judged(row) for one in judged for row in one["policies"]) else "reward"
+
+
+def values_of(judged: Sequence[Judged], method: str) -> list[list[float]]:
+    """(S, P): the measure per seed and prompt; the prompts of `comparable`, always in the same order."""
+    shared, column = comparable(judged), f"{measure(judged)}_by_prompt"
     out = []
     for one in judged:
         row = next(r for r in one["policies"] if r["policy"] == method)
@@ -49,13 +54,14 @@ def comparable(judged: Sequence[Judged]) -> set[str]:
 def table(judged: Sequence[Judged], methods: Mapping[str, str], start: str, budget: int) -> list[dict[str, Any]]:
     """One row per policy, means over seeds. methods: name -> role (start, method, control of ..., drawn once ...)."""
     rows = []
-    before = values_of(judged, start)
+    before, by = values_of(judged, start), measure(judged)
     for name, role in methods.items():
         found = [next(r for r in j["policies"] if r["policy"] == name) for j in judged]
         values = values_of(judged, name)
         level = crossed_difference(values, [[0.0] * len(v) for v in values], key=name)
         gain = crossed_difference(values, before, key=f"{name}-{start}")
-        row: dict[str, Any] = {"method": name, "role": role, "accuracy": level.mean, "ci95": within_unit(level),
+        interval = within_unit(level) if by == "accuracy" else [level.low, level.high]
+        row: dict[str, Any] = {"method": name, "role": role, by: level.mean, "ci95": interval,
                                "by_seed": [mean(v) for v in values], "gain": as_json(gain)}  # fmt: skip
         for figure in KEPT:
             row[figure] = averaged([f[figure] for f in found])
@@ -86,8 +92,11 @@ def as_json(d: Difference) -> dict[str, float]:
 
 
 def best_of_rows(judged: Sequence[Judged], sizes: Sequence[int], start: str) -> list[dict[str, Any]]:
-    """Rows of the table for best-of-n at test time: nothing is trained, and every answer costs n samples."""
-    out = []
+    """Rows of the table for best-of-n at test time: nothing is trained, and every answer costs n samples. None where
+    policies are compared by the reward, since the reward also chooses the best."""
+    out: list[dict[str, Any]] = []
+    if measure(judged) == "reward":
+        return out
     before = values_of(judged, start)
     shared = comparable(judged)
     for n in sizes:
@@ -154,31 +163,37 @@ def sentence(
 ) -> str:
     """A sentence about a method that claims no more than the data support."""
     name, gain = row["method"], row["gain"]
-    parts = [f"{name} reaches {share(row['accuracy'])} (95% {share(row['ci95'][0])} to {share(row['ci95'][1])})"]
+    by = "accuracy" if "accuracy" in row else "reward"
+    low, high = (shown(by, x) for x in row["ci95"])
+    parts = [
+        f"{name} reaches {'' if by == 'accuracy' else 'a mean reward of '}{shown(by, row[by])} (95% {low} to {high})"
+    ]
     sampled = row["sampled_tokens"]
     parts.append(
-        verdict(gain, start) + (f", after {sampled / 1000:.0f} k sampled tokens" if sampled else ", without sampling")
+        verdict(by, gain, start)
+        + (f", after {sampled / 1000:.0f} k sampled tokens" if sampled else ", without sampling")
     )
     for control in (c for c in controls if c["method"] == name):
-        parts.append(verdict(control, f"its control {control['twin']}"))
+        parts.append(verdict(by, control, f"its control {control['twin']}"))
     for twin in (t for t in once if t["method"] == name):
-        parts.append(f"fresh samples gain {points(twin['mean'])} over samples drawn once "
-                     f"({between(twin)}{'' if twin['significant'] else ', not significant'})")  # fmt: skip
+        parts.append(f"fresh samples gain {gap(by, twin['mean'])} over samples drawn once "
+                     f"({between(by, twin)}{'' if twin['significant'] else ', not significant'})")  # fmt: skip
     ranks = zip(("above", "below", "no significant difference from"), standing(name, all_pairs), strict=True)
     parts += [f"{words} {listed(others)}" for words, others in ranks if others]
     caution = "" if seeds > 1 else " One seed: how much another training run would differ is unknown."
     return "; ".join(parts) + "." + caution
 
 
-def verdict(d: Mapping[str, float], other: str) -> str:
-    difference = f"{points(d['mean'])} ({between(d)})"
+def verdict(by: str, d: Mapping[str, float], other: str) -> str:
+    difference = f"{gap(by, d['mean'])} ({between(by, d)})"
     if d["low"] > 0 or d["high"] < 0:
         return f"{difference} against {other}"
     return f"no significant difference from {other}: {difference}"
 
 
-def between(d: Mapping[str, float]) -> str:
-    return f"{100 * d['low']:+.1f} to {100 * d['high']:+.1f}".replace("-", "−")
+def between(by: str, d: Mapping[str, float]) -> str:
+    low, high = (gap(by, d[end]).removesuffix(" points") for end in ("low", "high"))
+    return f"{low} to {high}"
 
 
 def standing(name: str, all_pairs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str], list[str]]:
@@ -193,24 +208,26 @@ def standing(name: str, all_pairs: Sequence[Mapping[str, Any]]) -> tuple[list[st
     return above, below, unclear
 
 
-def share(x: float) -> str:
-    return f"{100 * x:.1f}%"
+def shown(by: str, x: float) -> str:
+    return f"{100 * x:.1f}%" if by == "accuracy" else f"{x:.3f}".replace("-", "−")
 
 
-def points(x: float) -> str:
-    return f"{100 * x:+.1f}".replace("-", "−") + " points"
+def gap(by: str, x: float) -> str:
+    return (f"{100 * x:+.1f} points" if by == "accuracy" else f"{x:+.3f}").replace("-", "−")
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], start: str) -> str:
     """The table in Markdown: what each policy reached over the seeds, and what it cost."""
-    head = ["method", "role", "held-out accuracy", "95%", "by seed", f"gain over {start}", "KL, nats", "sampled tokens"]
+    by = "accuracy" if "accuracy" in rows[0] else "reward"
+    head = ["method", "role", f"held-out {by}", "95%", "by seed", f"gain over {start}", "KL, nats", "sampled tokens"]
     lines = [head, ["---"] * len(head)]
     for r in rows:
         gain, sampled = r["gain"], r.get("sampled_tokens")
         own = r["role"] == "start"
-        lines.append([r["method"], r["role"], share(r["accuracy"]), f"{share(r['ci95'][0])} to {share(r['ci95'][1])}",
-                      " ".join(share(x) for x in r["by_seed"]),
-                      "" if own else f"{points(gain['mean']).removesuffix(' points')} ({between(gain)})",
+        low, high = (shown(by, x) for x in r["ci95"])
+        lines.append([r["method"], r["role"], shown(by, r[by]), f"{low} to {high}",
+                      " ".join(shown(by, x) for x in r["by_seed"]),
+                      "" if own else f"{gap(by, gain['mean']).removesuffix(' points')} ({between(by, gain)})",
                       f"{r['kl_from_start']:.2f}", "" if sampled is None else f"{sampled:,.0f}"])  # fmt: skip
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
