@@ -73,8 +73,9 @@ class Worker:
             os.mkdir(inside)
         command, environment = isolation.command(profile, number, inside)
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, tempfile.TemporaryFile() as complaints:
-            self._process = _spawn(command, environment, theirs, complaints)
+        with tempfile.TemporaryFile() as complaints:
+            with theirs:  # closed before the wait: a process that ends without a word is then noticed at once
+                self._process = _spawn(command, environment, theirs, complaints)
             try:
                 self._expect_up()
             except InfrastructureError:
