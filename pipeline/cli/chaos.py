@@ -10,6 +10,7 @@ depends on the process.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import random
@@ -251,6 +252,8 @@ def serve(backend: str, prepare: Callable[[Mapping[str, Any]], None] = lambda re
     import pipeline.stages.context  # noqa: F401
 
     engines.preload(Generate(backend=backend))  # type: ignore[arg-type]
+    gc.collect()
+    gc.freeze()  # the children's collections then skip the libraries' million objects and do not copy their pages
     for line in sys.stdin:
         request = json.loads(line)
         child = os.fork()

@@ -16,14 +16,14 @@ import torch
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Generate, Model, Sampling
 from pipeline.distributed import process, ranks
-from pipeline.generation import vllm_sampler
+from pipeline.generation import vllm_sampler, vllm_startup
 from pipeline.generation.generator import OnDone, Request, Sample
 from pipeline.models import families
 
 PRELOADED = ("vllm.v1.worker.cpu_worker", "vllm.v1.executor.uniproc_executor", "vllm.v1.attention.backends.cpu_attn",
              "vllm.model_executor.models.transformers", "vllm.model_executor.models.qwen2",
-             "vllm.model_executor.model_loader", "vllm.model_executor.layers.quantization.online",
-             "vllm.v1.core.sched.scheduler")  # fmt: skip
+             "vllm.model_executor.model_loader", "vllm.model_executor.layers.quantization.online.base",
+             "vllm.v1.core.sched.scheduler", "vllm.entrypoints.launchers.cli_args")  # fmt: skip
 TEXT_ONLY = Path(__file__).parent / "text_only"
 
 
@@ -88,7 +88,7 @@ class VllmGenerator:
     name = "vllm"
 
     def __init__(self, model_dir: str, model: Model, generate: Generate, *, max_model_len: int) -> None:
-        prepare_vllm_environment()
+        prepare_vllm()
         from vllm import LLM
 
         of_family = {} if torch.cuda.is_available() else families.vllm_options(families.read_config(model_dir))
@@ -217,12 +217,13 @@ def preload_vllm() -> None:
     `import vllm` alone imports next to nothing: the package looks up its names when they are used. Four fifths of the
     time to open an engine are these imports.
     """
-    prepare_vllm_environment()
+    prepare_vllm()
     from vllm import LLM, SamplingParams, TokensPrompt  # noqa: F401
 
     for name in PRELOADED:
         with contextlib.suppress(ImportError):  # of other versions, or for another device
             importlib.import_module(name)
+    vllm_startup.register_kernels_early()
 
 
 def stand_in_for_torchvision() -> bool:
@@ -234,6 +235,13 @@ def stand_in_for_torchvision() -> bool:
     paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     os.environ["PYTHONPATH"] = os.pathsep.join([*paths, str(TEXT_ONLY)])
     return True
+
+
+def prepare_vllm() -> None:
+    """What has to be done before vLLM's modules are imported, or is cheaper then."""
+    prepare_vllm_environment()
+    vllm_startup.configure_logging_early()
+    vllm_startup.scan_only_vllm_for_kernels()
 
 
 def prepare_vllm_environment() -> None:
