@@ -48,8 +48,8 @@ def _gemma(model_type: str, template: str = "gemma", end: str = "<end_of_turn>",
 
 MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_d_conv": 4,
          "mamba_expand": 2, "mamba_chunk_size": 16}  # fmt: skip
-# vLLM's kernels on a CPU want heads of 32
-GDN = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 32, "linear_value_head_dim": 32,
+# heads of 128 as in released checkpoints; vLLM's kernels on a CPU refuse 32
+GDN = {"linear_num_value_heads": 2, "linear_num_key_heads": 1, "linear_key_head_dim": 128, "linear_value_head_dim": 128,
        "layer_types": ["linear_attention", "full_attention"]}  # fmt: skip
 WINDOWS: dict[str, Any] = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16}
 
@@ -111,7 +111,7 @@ FAMILIES: dict[str, Family] = {
                       {"logit_scale": 0.25, "max_position_embeddings": 2048, **WINDOWS}),
     "lfm2": Family("lfm2", "lfm2_v2", bos="<|startoftext|>",
                    config={"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False,
-                           "conv_dim": 64}),  # which released checkpoints name, and vLLM reads
+                           "conv_dim": 64, "block_dim": 64}),  # which released checkpoints name, and vLLM reads
     "lfm2-moe": Family("lfm2_moe", "lfm2_v2", bos="<|startoftext|>",
                        config={**MOE, "layer_types": ["conv", "full_attention"], "num_dense_layers": 1}),
     "falcon-h1": Family("falcon_h1", config={**MAMBA, "mamba_d_ssm": 128, "lm_head_multiplier": 0.5}),
@@ -133,7 +133,7 @@ FAMILIES: dict[str, Family] = {
     "rwkv": Family("rwkv", config={"attention_hidden_size": 64, "context_length": 256}),
     "gemma3-vision": _gemma("gemma3", "gemma3", query_pre_attn_scalar=32, **WINDOWS),
     "mistral3-vision": Family("mistral3", config={"sliding_window": None}),
-    "qwen3-vl": Family("qwen3_vl", "qwen3_vl"),
+    "qwen3-vl": Family("qwen3_vl", "qwen3_vl", config={"tie_word_embeddings": True}),
     "qwen3.5-vision": Family("qwen3_5", "qwen3_5_think", config=GDN),
 }  # fmt: skip
 
@@ -195,8 +195,9 @@ def make_config(family: Family, tokenizer: Any) -> Any:
     if family.model_type not in text:
         return AutoConfig.for_model(family.model_type, **_known(family.model_type, fields))
     inner = {**_known(text[family.model_type], fields), "model_type": text[family.model_type]}
+    tied = {name: fields[name] for name in ("tie_word_embeddings",) if name in family.config}
     return AutoConfig.for_model(
-        family.model_type, text_config=inner, vision_config=_vision(family.model_type),
+        family.model_type, text_config=inner, vision_config=_vision(family.model_type), **tied,
         **{name: size - 1 - i for i, name in enumerate(("image_token_index", "image_token_id", "video_token_id"))},
     )  # fmt: skip
 

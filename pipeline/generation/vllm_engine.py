@@ -100,7 +100,7 @@ class VllmGenerator:
         }
         options |= generate.vllm
         options |= an_engine_a_rank(options)
-        with _classes_kept():
+        with _classes_kept(), _configs_kept():
             self.llm = LLM(model_dir, **options)
         self.modules = self.llm.apply_model(_module_names)[0]
         slow = next(filter(None, self.llm.collective_rpc(vllm_sampler.install)), "")
@@ -191,16 +191,40 @@ def _classes_kept() -> Iterator[None]:
         library.support_torch_compile = wrap
 
 
+@contextlib.contextmanager
+def _configs_kept() -> Iterator[None]:
+    """vLLM registers config classes of its own for families that transformers knows (Qwen3.5). AutoConfig would return
+    them outside the engine too, and transformers does not find the text part of such a config."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    registered: dict[str, Any] = CONFIG_MAPPING._extra_content
+    before = dict(registered)
+    try:
+        yield
+    finally:
+        registered.clear()
+        registered.update(before)
+
+
 def once_where_tied(
     weights: Iterable[tuple[str, torch.Tensor]], modules: Collection[str]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Skip the alias of a tied weight if the engine has no module of that name: some heads are the embedding itself,
-    and an engine rejects unknown names. The names of one tensor are consecutive."""
+    and an engine rejects unknown names. The names of one tensor are consecutive.
+
+    In a model with vision the engine's head lies in its text part (`language_model.lm_head`) while a checkpoint calls
+    it `lm_head`. On a CPU such a head packs its own copy of the tied weight: without the alias it would keep the old.
+    """
     last = None
     for name, tensor in weights:
-        if tensor is not last or name.rpartition(".")[0] in modules:
+        if tensor is not last or _has_module(modules, name.rpartition(".")[0]):
             yield name, tensor
         last = tensor
+
+
+def _has_module(modules: Collection[str], name: str) -> bool:
+    """Whether a module has this name, in the model itself or in a part of it."""
+    return any(module == name or module.endswith(f".{name}") for module in modules)
 
 
 def _sample_of(answer: Any, stop_token_ids: frozenset[int]) -> Sample:

@@ -291,11 +291,28 @@ def test_who_asks_hears_of_each_sample_as_it_ends_and_gets_the_same_samples(tmp_
     assert kind == "transformers" or lengths == sorted(lengths), "the short ones are told first"
 
 
+def test_a_config_class_that_an_engine_registers_is_not_what_transformers_loads_afterwards():
+    """vLLM registers its own class for Qwen3.5, of which transformers does not find the text part."""
+    from transformers import AutoConfig, PreTrainedConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    own = CONFIG_MAPPING["qwen3_5"]
+    with vllm_engine._configs_kept():
+        AutoConfig.register(
+            "qwen3_5", type("OfTheEngine", (PreTrainedConfig,), {"model_type": "qwen3_5"}), exist_ok=True
+        )
+        assert CONFIG_MAPPING["qwen3_5"] is not own
+    assert CONFIG_MAPPING["qwen3_5"] is own
+
+
 def test_the_second_name_of_a_tied_tensor_is_sent_only_to_an_engine_that_has_such_a_module():
     tied, other = torch.ones(2), torch.zeros(2)
     weights = [("embed.weight", tied), ("lm_head.weight", tied), ("q_proj.weight", other)]  # its names in a row
     assert [n for n, _ in once_where_tied(weights, {"lm_head", "qkv_proj"})] == [n for n, _ in weights]
     assert [n for n, _ in once_where_tied(weights, {"qkv_proj"})] == ["embed.weight", "q_proj.weight"]
+    of_a_text_part = {"language_model.lm_head", "language_model.model.layers.0.self_attn.qkv_proj"}
+    assert [n for n, _ in once_where_tied(weights, of_a_text_part)] == [n for n, _ in weights]
+    assert [n for n, _ in once_where_tied(weights, {"other_lm_head"})] == ["embed.weight", "q_proj.weight"]
 
 
 @needs_vllm
