@@ -62,7 +62,7 @@ demo-real: $(STAMP) ## the same chain on a real pretrained model, fetched once; 
 	$(PY) -m pipeline run $(REAL) model.path="$$model" $(SET)
 
 test: $(STAMP) ## run the tests in WORKERS=2 processes; ARGS="-k name" chooses
-	HF_HUB_OFFLINE=1 $(PY) -m pytest -q --durations=15 -m "not long" -n $(WORKERS) --dist loadfile $(ARGS)
+	HF_HUB_OFFLINE=1 $(PY) -m pytest -q --durations=15 -m "not long" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-long: $(STAMP) ## the tests that take minutes each: learning over seeds, ten thousand sandboxed runs, several processes
 	HF_HUB_OFFLINE=1 $(PY) -m pytest -q --durations=15 -m long $(ARGS)

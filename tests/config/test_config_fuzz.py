@@ -47,7 +47,8 @@ def paths(value: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return out
 
 
-PATHS = paths(base_config())
+BASE = base_config()
+PATHS = paths(BASE)
 
 
 def mutated(raw: dict[str, Any], path: tuple[Any, ...], act: str, value: Any) -> None:
@@ -100,7 +101,7 @@ def place(tmp_path_factory):
 @settings(max_examples=500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(mutations=MUTATIONS)
 def test_a_mutated_config_gives_its_plan_or_is_reported_by_key(place, mutations):
-    raw = copy.deepcopy(base_config())
+    raw = copy.deepcopy(BASE)
     for path, act, value in mutations:
         mutated(raw, path, act, value)
     config = place / "mutated.yaml"
