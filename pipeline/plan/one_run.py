@@ -92,6 +92,9 @@ def label_of(block: Any) -> str:
     return "".join(labels).replace("{bin}", "0")
 
 
+_tiny_tokenizers: dict[str, Any] = {}  # by the `model` block; a seed changes weights alone
+
+
 def tokenizer_of(cfg: Config) -> Any:
     import tempfile
     from pathlib import Path
@@ -104,9 +107,12 @@ def tokenizer_of(cfg: Config) -> Any:
     if done.is_dir():
         return models.load_tokenizer(str(done), cfg.model)
     assert cfg.model.tiny is not None
-    with tempfile.TemporaryDirectory() as directory:
-        models.make_tiny(cfg.model.tiny, Path(directory), seed=cfg.seed)
-        return models.load_tokenizer(directory, cfg.model)
+    key = repr(cfg.model)
+    if key not in _tiny_tokenizers:
+        with tempfile.TemporaryDirectory() as directory:
+            models.make_tiny(cfg.model.tiny, Path(directory), seed=cfg.seed)
+            _tiny_tokenizers[key] = models.load_tokenizer(directory, cfg.model)
+    return _tiny_tokenizers[key]
 
 
 def seconds_of(cfg: Config, work: Work, data: Data, trial: Trial, done: Mapping[str, Any] | None) -> float:

@@ -182,6 +182,21 @@ def test_the_example_is_trained_on_from_the_completion_to_its_end_token(tmp_path
     assert not list(tmp_path.iterdir())  # a plan leaves nothing
 
 
+def test_plans_of_one_model_block_make_its_tiny_model_once(tmp_path, monkeypatch):
+    """A comparison plans many runs of one model, whose seeds differ."""
+    from pipeline.models import models
+
+    made = []
+    make = models.make_tiny
+    monkeypatch.setattr(models, "make_tiny", lambda tiny, path, **more: (made.append(tiny), make(tiny, path, **more)))
+    monkeypatch.setattr(one_run, "_tiny_tokenizers", {})
+    words = [f"runs_dir={tmp_path}"]
+    one, two = (one_run.tokenizer_of(load(DEMO, [*words, f"seed={seed}"])) for seed in (1, 2))
+    assert len(made) == 1 and one("12")["input_ids"] == two("12")["input_ids"]
+    other = one_run.tokenizer_of(load(DEMO, [*words, "model.tiny.characters='21'"]))
+    assert len(made) == 2 and other("12")["input_ids"] != one("12")["input_ids"]
+
+
 # CPU seconds of the whole demo's stages, one thread; the trial's rates by the same clock, beside the same neighbours
 DEMO_CPU_S = {"base": 9.9, "sft": 36.4, "feedme": 109.3, "reward_model": 20.5, "ppo": 35.9, "grpo": 38.2,
               "conditioned": 164.2, "evaluate": 11.2}  # fmt: skip
