@@ -63,13 +63,6 @@ def test_what_is_left_out_on_purpose_is_fine_and_anything_else_missing_is_not() 
     assert states(doctor.dependency_findings(declared[:1], {}, frozenset())) == ["broken"]
 
 
-@pytest.mark.long
-def test_vllm_imports_models_with_vision_through_the_stand_in() -> None:
-    pytest.importorskip("vllm")
-    assert states(doctor.torchvision_findings({})) == ["ok"]
-    assert doctor.torchvision_findings({"torchvision": "0.28.0+cpu"}) == []
-
-
 def test_a_cuda_torchvision_beside_a_cpu_torch_is_broken() -> None:
     assert states(doctor.cuda_beside_cpu({"torch": "2.13.0+cpu", "torchvision": "0.28.0"})) == ["broken"]
     assert doctor.cuda_beside_cpu({"torch": "2.13.0+cpu", "torchvision": "0.28.0+cpu"}) == []
