@@ -97,13 +97,13 @@ def _without_rowless(tokenizer: Any, path: str) -> None:
                f": {names}; text that holds one is read as ordinary text")  # fmt: skip
 
 
-def load_policy(path: str, model: Model, *, adapted: bool = False) -> Any:
+def load_policy(path: str, model: Model, *, adapted: bool = False, to_shard: bool = False) -> Any:
     """A causal language model with every dropout off: the log-probs of RL must be a function of the weights.
 
-    adapted: an adapter will be added, and `model.quantization` applies.
+    adapted: an adapter will be added, and `model.quantization` applies. to_shard: it will be sharded; see `_load`.
     """
     kind = language_model_class(path, model)
-    return without_dropout(text_part_trains(_load(kind, path, model, adapted=adapted)))
+    return without_dropout(text_part_trains(_load(kind, path, model, adapted=adapted, to_shard=to_shard)))
 
 
 def language_model_class(path: str, model: Model) -> Any:
@@ -133,14 +133,18 @@ def text_part_trains(model: Any) -> Any:
     return model
 
 
-def load_reward_model(path: str, model: Model, *, adapted: bool = False) -> Any:
-    """A sequence classifier with one output, in evaluation mode."""
-    from transformers import AutoModelForSequenceClassification
+def load_reward_model(path: str, model: Model, *, adapted: bool = False, to_shard: bool = False) -> Any:
+    """A sequence classifier with one output, in evaluation mode. to_shard: it will be sharded; see `_load`."""
+    from transformers import AutoModelForSequenceClassification as Classifier
 
-    return without_dropout(_load(AutoModelForSequenceClassification, path, model, adapted=adapted, num_labels=1)).eval()
+    return without_dropout(_load(Classifier, path, model, adapted=adapted, to_shard=to_shard, num_labels=1)).eval()
 
 
-def _load(kind: Any, path: str, model: Model, *, adapted: bool, **more: Any) -> Any:
+def _load(kind: Any, path: str, model: Model, *, adapted: bool, to_shard: bool, **more: Any) -> Any:
+    """to_shard: under FSDP2 rank 0 alone reads the weights, into host memory, and the other ranks build the model
+    without any (on torch's meta device): each rank then receives its shards from rank 0, one layer at a time."""
+    if to_shard and sharding.is_sharded() and sharding.mode() == "fsdp2":
+        more["device_map"] = {"": "cpu" if ranks.is_main() else "meta"}
     if adapted and model.quantization is not None:
         if sharding.is_sharded():
             raise ConfigError(

@@ -122,7 +122,7 @@ def make_policy(ctx: Context) -> tuple[CompletionLogprobs, torch.dtype]:
     bfloat16 weight would be rounded away. Under LoRA the base keeps its precision; the adapter is float32 by itself.
     """
     block: Policy = ctx.block
-    model = models.load_policy(ctx.policy_path, ctx.cfg.model, adapted=trains_adapter(block))
+    model = models.load_policy(ctx.policy_path, ctx.cfg.model, adapted=trains_adapter(block), to_shard=True)
     precision = model.dtype
     if precision == torch.float16:
         raise ConfigError([f"{ctx.cfg.path}: model.dtype: float16 gradients overflow in {ctx.name}; use bfloat16"])
@@ -171,9 +171,9 @@ def make_critic(ctx: Context, autocast: torch.dtype | None) -> ValueModel | None
     learned = list(rewards.learned_models(ctx.block.reward or {}).values())
     if settings.init == "reward_model" and learned:
         path = ctx.model_path(learned[0], f"{ctx.name}.critic")
-        start = models.load_reward_model(path, ctx.cfg.model)
+        start = models.load_reward_model(path, ctx.cfg.model, to_shard=True)
     else:
-        start = models.load_policy(ctx.policy_path, ctx.cfg.model)
+        start = models.load_policy(ctx.policy_path, ctx.cfg.model, to_shard=True)
     if ctx.block.gradient_checkpointing:
         start.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return from_model(start.float(), autocast=autocast).train()

@@ -128,7 +128,11 @@ class CompletionLogprobs(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.temperature, self.autocast, self.float32_head = model, temperature, autocast, float32_head
-        self.packs = plain_head(model) and packing.enable(backbone(base_of(model)))
+        self.packs = plain_head(model) and packing.enable(self.transformer)
+
+    @property
+    def transformer(self) -> Any:
+        return backbone(base_of(self.model))
 
     def forward(
         self, batch: Padded, temperature: float | None = None, *, squares: bool = False,
@@ -178,7 +182,7 @@ class CompletionLogprobs(nn.Module):
 
     def hidden(self, batch: Padded) -> Tensor:
         """(B, S, H) last hidden states, after the final norm."""
-        return hidden_states(backbone(base_of(self.model)), batch, packs=self.packs)
+        return hidden_states(self.transformer, batch, packs=self.packs)
 
     def from_hidden(self, hidden_BSH: Tensor, batch: Padded, temperature: float) -> tuple[Tensor, Tensor]:
         head = base_of(self.model).get_output_embeddings()

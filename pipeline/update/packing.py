@@ -249,16 +249,22 @@ def enable(transformer: Any) -> bool:
         or any(hasattr(p, "ds_id") or p.is_meta for p in transformer.parameters())
     ):
         return False
+    before = config._attn_implementation
+    route(transformer)
+    if _agrees(transformer):
+        return True
+    config._attn_implementation = before
+    return False
+
+
+def route(transformer: Any) -> None:
+    """Route the transformer's attention through `packed_attention`, unchecked."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     ALL_ATTENTION_FUNCTIONS.register(NAME, packed_attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
-    before, config._attn_implementation = config._attn_implementation, NAME
-    if _agrees(transformer):
-        return True
-    config._attn_implementation = before
-    return False
+    transformer.config._attn_implementation = NAME
 
 
 def windows_of(config: Any) -> set[int]:

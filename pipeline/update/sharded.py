@@ -1,5 +1,7 @@
 """Sharded training backends: torch's fully_shard (FSDP2) and DeepSpeed's engine (ZeRO).
 
+Under FSDP2 the model comes from rank 0, layer by layer: a rank holds its shards and one layer, never the whole.
+
 Checkpoints hold full tensors under the names of one process and can be resumed in any mode with any number of ranks.
 """
 
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.config.schema import Optimizer
 from pipeline.distributed import ranks, sharding
+from pipeline.update import packing
 from pipeline.update.replicated import ParameterGroups, ReplicatedBackend, adamw, restore, trainable
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -35,8 +38,11 @@ class Fsdp2Backend(ReplicatedBackend):
         layers = layer_names(model)
         for module in list(model.modules()):
             if type(module).__name__ in layers:
+                receive(module, accelerator.device)
                 fully_shard(module, mesh=mesh)
+        receive(model, accelerator.device)
         self.forward = fully_shard(model, mesh=mesh)
+        pack_as_main(model)
         self.optimizer = adamw(groups(model), settings)  # of the sharded weights: moments are sharded with them
 
     @property
@@ -195,6 +201,34 @@ def zero_config(accelerator: Accelerator, settings: Optimizer, *, bfloat16: bool
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
+
+
+@torch.no_grad()
+def receive(module: nn.Module, device: torch.device) -> None:
+    """Put the weights and buffers that rank 0 holds on the device of every rank, whatever this rank holds; those that
+    are sharded already stay. A weight of several names stays one weight."""
+    from torch.distributed import broadcast
+    from torch.distributed.tensor import DTensor
+
+    received: dict[int, tuple[Tensor, Tensor]] = {}  # both, so that no id is given to another tensor meanwhile
+    for part in module.modules():
+        for held in (part._parameters, part._buffers):
+            for name, own in held.items():
+                if own is None or isinstance(own, DTensor):
+                    continue
+                if id(own) not in received:
+                    data = torch.empty_like(own, device=device) if own.is_meta else own.detach().to(device).contiguous()
+                    broadcast(data, src=0)
+                    kept = nn.Parameter(data, own.requires_grad) if isinstance(own, nn.Parameter) else data
+                    received[id(own)] = own, kept
+                held[name] = received[id(own)][1]
+
+
+def pack_as_main(forward: Any) -> None:
+    """Pack rows as rank 0 does: the other ranks had no weights to try it with."""
+    if ranks.from_main(lambda: bool(forward.packs)) and not forward.packs:
+        packing.route(forward.transformer)
+        forward.packs = True
 
 
 def layer_names(model: nn.Module) -> set[str]:

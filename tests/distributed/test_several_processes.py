@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import ranks_kit
+import torch
 from safetensors.torch import load_file
 
 from pipeline.__main__ import main
@@ -103,6 +104,30 @@ def from_parents(alone: Path, root: Path, *parents: str) -> Path:
 def test_fsdp2_over_two_processes_gives_what_one_gives(alone, tmp_path):
     together = launched(from_parents(alone, tmp_path, "base", "sft"), "fsdp2", "grpo")
     assert_same(alone, together, "grpo")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_under_fsdp2_rank_0_alone_reads_the_weights_and_every_rank_holds_its_share(tmp_path, tied):
+    save_tiny_qwen(tmp_path, tie_word_embeddings=tied)
+    script = str(Path(__file__).parent / "shard_from_main.py")
+    words = [*ranks_kit.accelerated("fsdp2", 2)[:-2], script, str(tmp_path)]
+    done = ranks_kit.run(words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = (line.removeprefix("RANK ") for line in done.stdout.splitlines() if line.startswith("RANK "))
+    main_rank, other = sorted(map(json.loads, lines), key=lambda line: line["rank"])
+    assert main_rank["read"] > 0 and other["read"] == 0
+    for line in (main_rank, other):
+        assert line["same"] and line["packs"] and line["tied"] == tied
+        assert line["share"] == pytest.approx(0.5, abs=0.01)
+
+
+def save_tiny_qwen(directory: Path, **more: Any) -> None:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(1)
+    config = Qwen2Config(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                         num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=128, **more)  # fmt: skip
+    Qwen2ForCausalLM(config).save_pretrained(directory)
 
 
 @pytest.mark.long
