@@ -212,7 +212,8 @@ def receive(module: nn.Module, device: torch.device) -> None:
 
     received: dict[int, tuple[Tensor, Tensor]] = {}  # both, so that no id is given to another tensor meanwhile
     for part in module.modules():
-        for held in (part._parameters, part._buffers):
+        tensors: list[dict[str, Any]] = [part._parameters, part._buffers]
+        for held in tensors:
             for name, own in held.items():
                 if own is None or isinstance(own, DTensor):
                     continue
