@@ -20,7 +20,7 @@ import rewards
 from pipeline.config.schema import Generate, Model, Prompts, Sampling, Tiny
 from pipeline.credit.advantages import group_advantages
 from pipeline.data.encoding import demonstrations_of
-from pipeline.data.prompts import distinct_prompts, load_rows, split
+from pipeline.data.prompts import LazyPrompts, load_rows, split
 from pipeline.generation.generator import rollouts
 from pipeline.generation.hf_engine import TransformersGenerator
 from pipeline.models import models
@@ -97,7 +97,7 @@ def setup(seed: int) -> SampledTask:
         return score(scorer, rollouts(generator, prompts, settings, samples=samples, key=(seed, *key),
                                       tokenizer=tokenizer, stop_token_ids=ends))  # fmt: skip
 
-    prompts = [distinct_prompts(some, SOURCE, tokenizer) for some in (rows.train, rows.heldout)]
+    prompts = [LazyPrompts(some, SOURCE, tokenizer) for some in (rows.train, rows.heldout)]
     return SampledTask(policy, sample, *prompts)
 
 

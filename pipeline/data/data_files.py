@@ -1,6 +1,7 @@
 """Files and folders of rows, and data sets of the Hub, read to the same values whichever way they come.
 
-JSONL, JSON and Parquet, each also gzipped where it is text. A folder is read as the Hub reads a repository: a file
+JSONL, JSON and Parquet, each also gzipped where it is text. Rows of JSONL that is not compressed stay in the file
+(`pipeline.data.lazy_rows`); all others are read into memory. A folder is read as the Hub reads a repository: a file
 belongs to the split that its name or its folder says (`train-00000-of-00002.parquet`, `data/test.jsonl`, `dev/0.json`).
 """
 
@@ -18,6 +19,7 @@ from typing import Any, BinaryIO, cast
 from pipeline.config.load import ConfigError
 from pipeline.config.mistakes import near_path
 from pipeline.data.columns import DataRow, Row
+from pipeline.data.lazy_rows import JoinedRows, RowView, jsonl_rows, parse_line
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
 SPLITS = {  # split -> words of a file's or folder's name, as `datasets` reads them
@@ -32,7 +34,7 @@ def is_file_name(path: str) -> bool:
     return path.lower().endswith(SUFFIXES)
 
 
-def read_rows(path: str, split: str, name: str | None, where: str) -> list[Row]:
+def read_rows(path: str, split: str, name: str | None, where: str) -> Sequence[Row]:
     """All rows of a file, of a folder's split, or of a Hub data set's split. Raises ConfigError naming the key."""
     source = Path(path)
     if not is_file_name(path) and not source.exists():
@@ -42,8 +44,14 @@ def read_rows(path: str, split: str, name: str | None, where: str) -> list[Row]:
     wanted, part = _slice(split, where)
     if source.is_file():
         _refuse_split_of_file(source, wanted, where)
-        return _read_file(source)[part]
-    return [row for file in split_files(source, wanted, name, where) for row in _read_file(file)][part]
+        rows = _read_file(source)
+    else:
+        rows = _joined([_read_file(file) for file in split_files(source, wanted, name, where)])
+    return rows if part == slice(None) else rows[part]
+
+
+def _joined(parts: Sequence[Sequence[Row]]) -> Sequence[Row]:
+    return parts[0] if len(parts) == 1 else JoinedRows(parts)
 
 
 def searched(path: Path) -> str:
@@ -116,20 +124,20 @@ def _hidden(path: Path, folder: Path) -> bool:
 # --- one file -------------------------------------------------------------------------------------------------------
 
 
-def _read_file(path: Path, known_as: str | None = None) -> list[Row]:
+def _read_file(path: Path, known_as: str | None = None) -> Sequence[Row]:
     """known_as: its name, where the path is a cache's."""
     name = (known_as or str(path)).lower()
     shown = known_as or str(path)
     if name.endswith(".parquet"):
         return [DataRow(row, f"row {number} of {shown}") for number, row in enumerate(_parquet(path), 1)]
     if not name.endswith((".json", ".json.gz")):
-        return [DataRow(row, f"row {number} of {shown}") for number, (_, row) in enumerate(numbered_rows(path), 1)]
+        return _json_lines(path, shown)
     try:
         with opened(path) as file:
             rows = json.loads(file.read().decode("utf-8-sig"))
     except (ValueError, OSError, EOFError) as exc:  # of the JSON, its encoding or its compression
         if isinstance(exc, json.JSONDecodeError) and exc.msg == "Extra data":
-            return [DataRow(row, f"row {number} of {shown}") for number, (_, row) in enumerate(numbered_rows(path), 1)]
+            return _json_lines(path, shown)
         raise ConfigError([f"{path}: not JSON in UTF-8: {exc}"]) from exc
     if isinstance(rows, dict) and isinstance(rows.get("data"), list):
         rows = rows["data"]
@@ -141,11 +149,24 @@ def _read_file(path: Path, known_as: str | None = None) -> list[Row]:
     return [DataRow(row, f"row {number} of {shown}") for number, row in enumerate(rows, 1)]
 
 
-def opened(path: Path) -> BinaryIO:
-    """The file in bytes, unpacked where its first two bytes are gzip's."""
+def _json_lines(path: Path, shown: str) -> Sequence[Row]:
+    try:
+        if not is_packed(path):
+            return jsonl_rows(path, shown)
+    except OSError as exc:
+        raise ConfigError([f"{path}: not readable: {exc}"]) from exc
+    return [DataRow(row, f"row {number} of {shown}") for number, (_, row) in enumerate(numbered_rows(path), 1)]
+
+
+def is_packed(path: Path) -> bool:
+    """Whether the first two bytes are gzip's."""
     with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    return cast(BinaryIO, gzip.open(path, "rb")) if packed else path.open("rb")
+        return file.read(2) == b"\x1f\x8b"
+
+
+def opened(path: Path) -> BinaryIO:
+    """The file in bytes, unpacked where it is gzip's."""
+    return cast(BinaryIO, gzip.open(path, "rb")) if is_packed(path) else path.open("rb")
 
 
 def numbered_rows(path: Path) -> Iterator[tuple[int, Row]]:
@@ -154,16 +175,13 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, Row]]:
     try:
         with opened(path) as lines:  # in bytes, whose only line ends are the file's: text may hold U+2028 or U+0085
             for number, line in enumerate(lines, 1):
-                if not line.strip():
+                if line.isspace():
                     continue
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-                if not isinstance(row, dict):
-                    raise ConfigError([f"{path}:{number}: expected an object, found {type(row).__name__}"])
+                try:
+                    row = parse_line(line, first=number == 1)
+                except ValueError as exc:
+                    raise ConfigError([f"{path}:{number}: {exc}"]) from exc
                 yield number, row
-    except UnicodeDecodeError as exc:
-        raise ConfigError([f"{path}:{number}: not UTF-8: {exc.reason}"]) from exc
-    except json.JSONDecodeError as exc:
-        raise ConfigError([f"{path}:{number}: not JSON: {exc.msg}"]) from exc
     except (OSError, EOFError) as exc:  # gzip's own: BadGzipFile is an OSError
         raise ConfigError([f"{path}: not readable after line {number}: {exc}"]) from exc
 
@@ -198,16 +216,16 @@ def _plain(value: Any, *, inside_list: bool) -> Any:
 # --- the Hub --------------------------------------------------------------------------------------------------------
 
 
-def _read_hub(path: str, split: str, name: str | None, where: str) -> list[Row]:
+def _read_hub(path: str, split: str, name: str | None, where: str) -> Sequence[Row]:
     import datasets
 
     try:
         builder = datasets.load_dataset_builder(path, name)
         files = hub_files(builder, split)
         if files is not None:
-            return [row for file, known_as in files for row in _read_file(file, known_as)]
+            return _joined([_read_file(file, known_as) for file, known_as in files])
         rows = datasets.load_dataset(path, name, split=split)
-        return [DataRow(plain(row), f"row {number} of {path}") for number, row in enumerate(rows, 1)]
+        return RowView(rows, change=lambda row, number: DataRow(plain(row), f"row {number} of {path}"))
     except ConfigError:
         raise
     except Exception as exc:  # the Hub, the network and data sets' own code fail in many ways

@@ -6,12 +6,17 @@ and every data set of a run: SFT rows, preference pairs and rollouts all pass `s
 
 from __future__ import annotations
 
+import math
 import zlib
+from array import array
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import verifiers
 from pipeline.config.load import ConfigError, nearest
@@ -20,8 +25,10 @@ from pipeline.data import columns, data_files, formats
 from pipeline.data.columns import DataRow, Row
 from pipeline.data.data_files import is_file_name, numbered_rows, searched
 from pipeline.data.decontamination import contaminated
-from pipeline.data.encoding import render_ids
+from pipeline.data.lazy_prompts import LazyPrompts, TaskCheck, longest
+from pipeline.data.lazy_rows import JoinedRows, LazyRows, RowView
 from pipeline.data.prompt_columns import completion_value, has_completion, prompt_text, prompt_value, task_of
+from pipeline.data.prompt_keys import POINTS, TextSet, encoded, prompt_keys
 from pipeline.distributed.notices import notice
 from pipeline.records import Prompt
 from pipeline.seeds import derive
@@ -33,23 +40,24 @@ from verifiers.tools._prime import PrimeEnvironment
 class Split:
     """Rows to train on, rows for the reported figures, and rows by which a stage chooses the step that it saves."""
 
-    train: list[Row]
-    heldout: list[Row]
-    validation: list[Row] = field(default_factory=list)
+    train: Sequence[Row]
+    heldout: Sequence[Row]
+    validation: Sequence[Row] = field(default_factory=list)
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
-def load_rows(source: Prompts, *, seed: int, where: str = "prompts", dirs: Sequence[str] = ()) -> list[Row]:
-    """All rows of a source, in order. Raises ConfigError naming the file, line or key.
+def load_rows(source: Prompts, *, seed: int, where: str = "prompts", dirs: Sequence[str] = ()) -> Sequence[Row]:
+    """All rows of a source, in order. Those of JSONL stay in the file and are parsed when they are read.
 
     Of several sources, one after another, each row with the columns prompt, completion, task and source.
+    Raises ConfigError naming the file or key; one that names a line is raised when that row is read.
     """
     if source.sources:
-        return [row for name in source.sources for row in _rows_of_source(source, name, seed, where, dirs)]
+        return JoinedRows([_rows_of_source(source, name, seed, where, dirs) for name in source.sources])
     if source.prime is not None:
-        rows = _prime_tasks(source.prime, source.rows, where)
+        rows: Sequence[Row] = _prime_tasks(source.prime, source.rows, where)
     elif source.procedural:
         rows = _procedural(source, seed, where, dirs)
     elif source.path:
@@ -65,18 +73,19 @@ def load_rows(source: Prompts, *, seed: int, where: str = "prompts", dirs: Seque
     return _converted(rows, name, source, where) if name not in (None, formats.PLAIN) else rows
 
 
-def _rows_of_source(source: Prompts, name: str, seed: int, where: str, dirs: Sequence[str]) -> list[Row]:
+def _rows_of_source(source: Prompts, name: str, seed: int, where: str, dirs: Sequence[str]) -> Sequence[Row]:
     """The rows of one of several sources, in the columns that all of them share."""
     own, where = source.of_source(name), f"{where}.sources.{name}"
-    out = list[Row]()
-    for number, row in enumerate(load_rows(own, seed=seed, where=where, dirs=dirs), 1):
+
+    def change(row: Row, number: int) -> Row:
         columns_of: dict[str, Any] = {"prompt": prompt_value(row, own, number, where), SOURCE: name}
         if has_completion(row, own):
             columns_of["completion"] = completion_value(row, own, number=number, where=where)
         columns_of["task"] = {**task_of(row, own, number=number), SOURCE: name}
         columns_of |= {"tools": row["tools"]} if "tools" in row else {}
-        out.append(DataRow(columns_of, columns.origin(row, number, own.path or own.procedural)))
-    return out
+        return DataRow(columns_of, columns.origin(row, number, own.path or own.procedural))
+
+    return RowView(load_rows(own, seed=seed, where=where, dirs=dirs), change=change)
 
 
 def spread_over_sources(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
@@ -102,25 +111,42 @@ def _recognised(rows: Sequence[Row], source: Prompts, where: str) -> str | None:
     return name
 
 
-def _converted(rows: list[Row], name: str | None, source: Prompts, where: str) -> list[Row]:
+def _converted(rows: Sequence[Row], name: str | None, source: Prompts, where: str) -> Sequence[Row]:
+    """The rows that a verifier can judge, in our columns. All are converted once to find the others."""
     if name not in formats.FORMATS:
         raise ConfigError([f"{where}.format: no format {name!r}{nearest(str(name), formats.FORMATS)}"])
-    out, left_out = list[Row](), Counter[str]()
+    change = partial(_in_our_columns, name=str(name), label=source.label, where=where)
+    key = ("converted", name)
+    if isinstance(rows, LazyRows) and key in rows.memo:
+        return rows.memo[key]
+    judged, left_out = array("q"), Counter[str]()
     for number, row in enumerate(rows, 1):
-        origin = columns.origin(row, number, source.label)
         try:
-            out.append(DataRow(formats.convert(row, name, origin=origin, where=where), origin))
+            change(row, number)
+            judged.append(number - 1)
         except formats.UnsupportedRow as exc:
             left_out[str(exc)] += 1
-        except ValueError as exc:
-            raise ConfigError([str(exc)]) from exc
     if left_out:
         reasons = ", ".join(f"{what} ({count})" for what, count in left_out.most_common(8))
         line = f"{where}: left out {left_out.total()} of {len(rows)} rows, which no verifier can judge: {reasons}"
-        if not out:
+        if not judged:
             raise ConfigError([line])
         notice(line)
+    converted = RowView(rows, change=change)
+    out = RowView(converted, np.array(judged)) if left_out else converted
+    if isinstance(rows, LazyRows):
+        rows.memo[key] = out
     return out
+
+
+def _in_our_columns(row: Row, number: int, *, name: str, label: str | None, where: str) -> Row:
+    origin = columns.origin(row, number, label)
+    try:
+        return DataRow(formats.convert(row, name, origin=origin, where=where), origin)
+    except formats.UnsupportedRow:
+        raise
+    except ValueError as exc:
+        raise ConfigError([str(exc)]) from exc
 
 
 def _prime_tasks(block: Prime, limit: int | None, where: str) -> list[Row]:
@@ -141,7 +167,7 @@ def _procedural(source: Prompts, seed: int, where: str, dirs: Sequence[str]) -> 
     return list(verifier.generate(source.rows or 1000, derive(seed, "rows", verifier.name)))
 
 
-def named_heldout(source: Prompts, *, seed: int, where: str = "prompts", dirs: Sequence[str] = ()) -> list[Row]:
+def named_heldout(source: Prompts, *, seed: int, where: str = "prompts", dirs: Sequence[str] = ()) -> Sequence[Row]:
     """Rows of the file or split that the block names to judge on; none where it names none."""
     if not source.heldout_path and not source.heldout_split:
         return []
@@ -167,32 +193,47 @@ def named_source(source: Prompts) -> Prompts:
 
 def part_of(text: str, source: Prompts) -> str:
     """ "heldout", "validation" or "train", by a hash of the text: the same answer in every stage, run and process."""
-    point = zlib.crc32(text.encode("utf-8", "surrogatepass")) % 10_000
-    if point < source.heldout * 10_000:
-        return "heldout"
-    return "validation" if point < (source.heldout + source.validation) * 10_000 else "train"
+    point = zlib.crc32(encoded(text)) % POINTS
+    heldout, validation = _ends(source)
+    return "heldout" if point < heldout else "validation" if point < validation else "train"
 
 
-def split(rows: Iterable[Row], source: Prompts, *, where: str = "prompts", heldout: Sequence[Row] = ()) -> Split:
+def _ends(source: Prompts) -> tuple[int, int]:
+    """The points below which a prompt is held out, and below which it is one of the two."""
+    return math.ceil(source.heldout * POINTS), math.ceil((source.heldout + source.validation) * POINTS)
+
+
+def split(rows: Sequence[Row], source: Prompts, *, where: str = "prompts", heldout: Sequence[Row] = ()) -> Split:
     """Rows to train on, to evaluate on and to validate on. The rows `heldout` are evaluated on instead of those that
     the hash holds out.
 
     Neither are trained on: a prompt that is held out once stays so, whichever block names other rows to evaluate on.
     """
-    parts: dict[str, list[Row]] = {"train": [], "heldout": [], "validation": []}
-    barred = {prompt_text(row, source) for row in heldout}
-    for number, row in enumerate(rows, 1):
-        text = prompt_text(row, source, number=number, where=where)
-        parts["heldout" if text in barred else part_of(text, source)].append(row)
-    out = Split(**parts)
+    rows = rows if isinstance(rows, LazyRows) else RowView(rows)
+    barred, keys = prompt_keys(heldout, source).hashes, prompt_keys(rows, source, where=where)
+    before_heldout, before_validation = _ends(source)
+    held = (keys.points < before_heldout) | np.isin(keys.hashes, barred)
+    validated = ~held & (keys.points < before_validation)
+    out = Split(*(RowView(rows, np.flatnonzero(own)) for own in (~held & ~validated, held, validated)))
     if source.decontaminate:
         out = _decontaminated(out, source, where, heldout)
-    return replace(out, heldout=list(heldout) or out.heldout)
+    return replace(out, heldout=heldout or out.heldout)
 
 
-def without(parts: Split, barred: Collection[str], source: Prompts) -> Split:
+def without(parts: Split, barred: TextSet, source: Prompts) -> Split:
     """No row to train on whose prompt is among the barred texts."""
-    return replace(parts, train=[row for row in parts.train if prompt_text(row, source) not in barred])
+    apart = ~np.isin(prompt_keys(parts.train, source).hashes, barred.hashes)
+    return replace(parts, train=RowView(parts.train, np.flatnonzero(apart)))
+
+
+def num_distinct(data: Sequence[Sequence[Row]], source: Prompts) -> int:
+    """Number of distinct prompts in several sequences of rows."""
+    return len(np.unique(np.concatenate([prompt_keys(rows, source).hashes for rows in data])))
+
+
+def barred_texts(parts: Split, source: Prompts) -> TextSet:
+    """Prompts that are held out or validated on."""
+    return TextSet(np.concatenate([prompt_keys(rows, source).hashes for rows in (parts.heldout, parts.validation)]))
 
 
 def own_text(row: Row, source: Prompts) -> str:
@@ -209,54 +250,15 @@ def _decontaminated(parts: Split, source: Prompts, where: str, named: Sequence[R
     return Split(train, parts.heldout, validation)
 
 
-def _apart(rows: list[Row], others: Sequence[Row], source: Prompts, line: str) -> list[Row]:
+def _apart(rows: Sequence[Row], others: Sequence[Row], source: Prompts, line: str) -> Sequence[Row]:
     """The rows that share no run of words with the others; the line reports how many do."""
     words = source.decontaminate or 0
     shared = set(contaminated([own_text(r, source) for r in rows], [own_text(r, source) for r in others], words))
     if shared:
         notice(f"{line.format(len(shared), len(rows))} that share {words} words in a row with a held-out prompt")
-    return [row for index, row in enumerate(rows) if index not in shared]
+    return RowView(rows, np.array([index for index in range(len(rows)) if index not in shared], np.int64))
 
 
-# --- prompts of a run -----------------------------------------------------------------------------------------------
-
-
-def distinct_prompts(rows: Sequence[Row], source: Prompts, tokenizer: Any, *, label: str = "") -> list[Prompt]:
-    """One Prompt per distinct text, in order of first appearance; too long ones left out where a limit is set."""
-    seen: set[str] = set()
-    out: list[Prompt] = []
-    for number, row in enumerate(rows, 1):
-        text = prompt_text(row, source, number=number)
-        if text in seen:
-            continue
-        seen.add(text)
-        ids = render_ids(row, source, tokenizer, label=label, number=number)
-        if source.max_prompt_tokens is not None and len(ids) > source.max_prompt_tokens:
-            continue
-        out.append(Prompt(len(out), text, tuple(ids), task_of(row, source, number=number), row))
-    return out
-
-
-def check_tasks(prompts: Sequence[Prompt], required: Mapping[str, frozenset[str]]) -> None:
-    """Every prompt has the fields every verifier needs. required: verifier name -> field names.
-
-    Raises ConfigError naming the first row and field that is missing for each verifier.
-    """
-    mistakes = []
-    for name, needed in required.items():
-        for prompt in prompts:
-            missing = sorted(needed - prompt.task.keys())
-            if missing:
-                row = f"row {prompt.index + 1} ({prompt.text[:40]!r})"
-                have = nearest(missing[0], prompt.task)
-                mistakes.append(
-                    f"prompts: {row} has no field {missing[0]!r}, which verifier {name!r} needs{have}; "
-                    "map it with prompts.task"
-                )
-                break
-    if mistakes:
-        raise ConfigError(mistakes)
-
-
-__all__ = ["Row", "Split", "completion_value", "distinct_prompts", "has_completion", "is_file_name", "load_rows",
-           "named_heldout", "numbered_rows", "prompt_text", "searched", "split", "task_of"]  # fmt: skip
+__all__ = ["LazyPrompts", "Row", "Split", "TaskCheck", "TextSet", "completion_value", "has_completion", "is_file_name",
+           "load_rows", "longest", "named_heldout", "numbered_rows", "prompt_text", "searched", "split",
+           "task_of"]  # fmt: skip

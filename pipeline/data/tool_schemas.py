@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Tools
 from pipeline.data.columns import DataRow, Row, origin
+from pipeline.data.lazy_rows import RowView
 from verifiers import tools as registry
 from verifiers.tools import Tool, Toolbox
 from verifiers.tools._mcp import mcp_tool
@@ -30,12 +31,13 @@ def schemas_of(functions: Mapping[str, Callable[..., Any]]) -> list[Row]:
     return out
 
 
-def with_tools(rows: Sequence[Row], schemas: Sequence[Row]) -> list[Row]:
+def with_tools(rows: Sequence[Row], schemas: Sequence[Row]) -> Sequence[Row]:
     """Rows with the tools that the policy may call; a row that names its own keeps them."""
-    if not schemas:
-        return list(rows)
-    return [row if row.get("tools") else DataRow({**row, "tools": list(schemas)}, origin(row, number))
-            for number, row in enumerate(rows, 1)]  # fmt: skip
+
+    def change(row: Row, number: int) -> Row:
+        return row if row.get("tools") else DataRow({**row, "tools": list(schemas)}, origin(row, number))
+
+    return RowView(rows, change=change) if schemas else rows
 
 
 class ToolSet:

@@ -32,23 +32,25 @@ def data_mistakes(
 
     parts: verifier or `by_task` -> the reward part that reads the rows' tasks, used to check their golds.
     """
-    rows: list[prompts.Row] = []
-    named: list[prompts.Row] = []
+    read: list[Sequence[prompts.Row]] = []
     dirs = cfg.verifier_dirs
-    lines = misplaced(cfg, source, where) or faults_of(where, lambda: rows.extend(rows_of(cfg, source, where)))
+    lines = misplaced(cfg, source, where) or faults_of(where, lambda: read.append(rows_of(cfg, source, where)))
     lines = lines or faults_of(
-        where, lambda: named.extend(prompts.named_heldout(source, seed=cfg.seed, where=where, dirs=dirs))
+        where, lambda: read.append(prompts.named_heldout(source, seed=cfg.seed, where=where, dirs=dirs))
     )
-    if not lines:
+    if lines:
+        return lines
+    rows, named = read
+    try:
         lines = _faults(rows, source, where, required, completions=completions, columns=columns)
-    if not lines:
-        lines = gold_mistakes(rows, source, where, parts or {}, dirs)
-    if not lines and named:
-        lines = _faults(named, prompts.named_source(source), f"{where}.heldout_path", required)
+        lines = lines or gold_mistakes(rows, source, where, parts or {}, dirs)
+        lines = lines or _faults(named, prompts.named_source(source), f"{where}.heldout_path", required)
+    except ConfigError as exc:  # a line of a file that cannot be parsed, found when it is read
+        return exc.mistakes
     return lines or faults_of(where, lambda: _split_faults(rows, named, source, where))
 
 
-def rows_of(cfg: Config, source: Prompts, where: str) -> list[prompts.Row]:
+def rows_of(cfg: Config, source: Prompts, where: str) -> Sequence[prompts.Row]:
     """Read the rows. A data set that is not local is reported at once if the Hub cannot be reached."""
     if source.path and not source.procedural and not Path(source.path).exists():
         away = not prompts.is_file_name(source.path) and not hub_answers() and not _cached_data(source.path)
@@ -162,7 +164,7 @@ def gold_mistakes(
     no sampled gold is usable, that is a mistake.
     """
     step = max(len(rows) // SAMPLED, 1)
-    sample = [(number, row) for number, row in enumerate(rows, 1) if (number - 1) % step == 0]
+    sample = [(index + 1, rows[index]) for index in range(0, len(rows), step)]
     lines: list[str] = []
     known = verifiers.available(dirs) if parts else {}  # once: to look for the files takes longer than a row
     load = cache(partial(verifiers.load, directories=dirs))

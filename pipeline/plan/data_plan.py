@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.config.load import Config, ConfigError
 from pipeline.config.schema import KINDS, Prompts
@@ -30,11 +33,11 @@ def data_of(cfg: Config, tokenizer: Any) -> tuple[Data, dict[str, Marked]]:
         schemas = ToolSet(cfg.tools, path=cfg.path).schemas
         rows, named = with_tools(rows, schemas), with_tools(named, schemas)
     parts = prompts.split(rows, source, heldout=named)
-    train = prompts.distinct_prompts(parts.train, source, tokenizer)
-    heldout = prompts.distinct_prompts(parts.heldout, source, tokenizer)
-    distinct = len({prompts.prompt_text(r, source) for r in [*rows, *named]})
-    validation = prompts.distinct_prompts(parts.validation, source, tokenizer)
-    barred = {prompts.prompt_text(row, source) for row in [*parts.heldout, *parts.validation]}
+    train = prompts.LazyPrompts(parts.train, source, tokenizer)
+    heldout = prompts.LazyPrompts(parts.heldout, source, tokenizer)
+    validation = prompts.LazyPrompts(parts.validation, source, tokenizer)
+    distinct = prompts.num_distinct([rows, named], source)
+    barred = prompts.barred_texts(parts, source)
     stop_token_ids = ends_of(cfg, tokenizer)
     found = imitated(cfg, parts.train[:ROWS], tokenizer, stop_token_ids, barred)
     examples = by_kind("prompts", found, tokenizer)
@@ -43,26 +46,26 @@ def data_of(cfg: Config, tokenizer: Any) -> tuple[Data, dict[str, Marked]]:
     for key, own in own_sources(cfg):
         examples |= own_examples(cfg, key, own, tokenizer, stop_token_ids)
     lengths = [len(one.completion_ids) for one in found]
-    shown = [*train, *heldout, *validation]
+    tokens = np.concatenate([some.lengths for some in (train, heldout, validation)])
     data = Data(
         rows=len(parts.train),
         train_prompts=len(train),
         heldout_prompts=min(len(heldout), cfg.evaluation.prompts or len(heldout)),
         validation_prompts=min(len(validation), cfg.evaluation.prompts or len(validation)),
-        prompt_tokens=spread([len(p.ids) for p in shown]),
+        prompt_tokens=spread(tokens),
         completion_tokens=spread(lengths) if lengths else None,
         own_rows={key.partition(".")[0]: own_rows(cfg, key, own, barred) for key, own in own_sources(cfg)
                   if key.endswith(".data")},
         pool_rows={name: pool_rows(cfg, block.pool) for name, block in cfg.blocks.items()
                    if getattr(block, "pool", None)},
-        dropped=1 - len(shown) / max(distinct, 1),
+        dropped=1 - len(tokens) / max(distinct, 1),
         truncated=sum(n > cfg.sampling.max_tokens for n in lengths) / max(len(lengths), 1),
     )  # fmt: skip
     return data, examples
 
 
 def imitated(
-    cfg: Config, rows: Sequence[prompts.Row], tokenizer: Any, stop_token_ids: frozenset[int], barred: Collection[str]
+    cfg: Config, rows: Sequence[prompts.Row], tokenizer: Any, stop_token_ids: frozenset[int], barred: prompts.TextSet
 ) -> list[Demonstration]:
     """Demonstrations in the run's own rows. Rows that cannot be rendered matter only if a stage imitates them."""
     answered = [row for row in rows if prompts.has_completion(row, cfg.prompts)]
@@ -147,7 +150,7 @@ def ends_of(cfg: Config, tokenizer: Any) -> frozenset[int]:
     return models.end_ids(tokenizer, SimpleNamespace(generation_config=config))
 
 
-def own_rows(cfg: Config, key: str, source: Prompts, barred: Collection[str]) -> int:
+def own_rows(cfg: Config, key: str, source: Prompts, barred: prompts.TextSet) -> int:
     """Number of training rows in a stage's own `data:`, without those whose prompt the run holds out."""
     rows = prompts.load_rows(source, seed=cfg.seed, where=key, dirs=cfg.verifier_dirs)
     named = prompts.named_heldout(source, seed=cfg.seed, where=key, dirs=cfg.verifier_dirs)
@@ -162,7 +165,7 @@ def pool_rows(cfg: Config, references: Sequence[str]) -> int:
     return sampled + sum(sample_pool.count_rows(path, cfg.prompts).scored for path in files if path.is_file())
 
 
-def spread(lengths: Sequence[int]) -> tuple[float, int, int]:
+def spread(lengths: Sequence[int] | NDArray[np.integer]) -> tuple[float, int, int]:
     """Mean, 95th percentile and maximum."""
-    ordered = sorted(lengths) or [0]
-    return sum(ordered) / len(ordered), ordered[int(0.95 * (len(ordered) - 1))], ordered[-1]
+    ordered = np.sort(np.asarray(lengths if len(lengths) else [0], np.int64))
+    return int(ordered.sum()) / len(ordered), int(ordered[int(0.95 * (len(ordered) - 1))]), int(ordered[-1])

@@ -126,12 +126,12 @@ class Context:
         return self._split_of(self.cfg.prompts, "prompts")
 
     @cached_property
-    def barred(self) -> frozenset[str]:
+    def barred(self) -> prompts.TextSet:
         """Texts of the run's held-out and validation prompts: never trained on, even if another file contains them."""
         source = self.cfg.prompts
         if source.label is None:
-            return frozenset()
-        return frozenset(prompts.prompt_text(row, source) for row in [*self.split.heldout, *self.split.validation])
+            return prompts.TextSet.of(())
+        return prompts.barred_texts(self.split, source)
 
     def rows_of(self, source: Any, where: str) -> prompts.Split:
         """Rows of the stage's own data source, split, without the run's held-out prompts. Raises ConfigError."""
@@ -172,37 +172,39 @@ class Context:
         return parts
 
     @cached_property
-    def train_prompts(self) -> list[Prompt]:
+    def train_prompts(self) -> prompts.LazyPrompts:
         return self._prompts(self.split.train)
 
     @cached_property
-    def heldout_prompts(self) -> list[Prompt]:
+    def heldout_prompts(self) -> Sequence[Prompt]:
         found = self._prompts(self.split.heldout)
         if not found:
             raise ConfigError([f"{self.cfg.path}: prompts.heldout: no held-out prompt; raise the share or give a file"])
         return self._evaluated(found)
 
     @cached_property
-    def validation_prompts(self) -> list[Prompt]:
+    def validation_prompts(self) -> Sequence[Prompt]:
         """Prompts by which a stage chooses what it saves; empty without prompts.validation."""
         found = self._prompts(self.split.validation)
         if not found and self.cfg.prompts.validation:
             raise ConfigError([f"{self.cfg.path}: prompts.validation: no prompt is in this share; raise it"])
         return self._evaluated(found)
 
-    def _evaluated(self, found: list[Prompt]) -> list[Prompt]:
+    def _evaluated(self, found: prompts.LazyPrompts) -> Sequence[Prompt]:
         """As many as evaluation.prompts says, from each source alike."""
         count = self.cfg.evaluation.prompts
         if not count:
             return found
         return prompts.spread_over_sources(found, count) if self.cfg.prompts.sources else found[:count]
 
-    def _prompts(self, rows: Sequence[prompts.Row]) -> list[Prompt]:
-        out = prompts.distinct_prompts(rows, self.cfg.prompts, self.tokenizer)
-        for source in self.cfg.prompts.sources or [None]:
-            own = [p for p in out if source is None or p.task.get("source") == source]
-            parts = rewards.parts_for(self.cfg.rewards, source)
-            prompts.check_tasks(own, rewards.fields_needed(parts, self.cfg.verifier_dirs, reward_dirs(self.cfg)))
+    def _prompts(self, rows: Sequence[prompts.Row]) -> prompts.LazyPrompts:
+        check = prompts.TaskCheck({
+            source: rewards.fields_needed(rewards.parts_for(self.cfg.rewards, source), self.cfg.verifier_dirs,
+                                          reward_dirs(self.cfg))
+            for source in self.cfg.prompts.sources or [None]
+        })  # fmt: skip
+        out = prompts.LazyPrompts(rows, self.cfg.prompts, self.tokenizer, check=check)
+        check.finish()
         return out
 
     # --- sampling and scoring -----------------------------------------------------------------------------------
@@ -219,7 +221,7 @@ class Context:
 
     def context_tokens(self, model_dir: str | None = None) -> int:
         """Context length of the engine in tokens: a prompt, its label and its answer, or an episode of them."""
-        longest = max(len(p.ids) for p in [*self.train_prompts, *self.heldout_prompts, *self.validation_prompts])
+        longest = prompts.longest(self.train_prompts, self.heldout_prompts, self.validation_prompts)
         if self.cfg.tools is not None:
             return engines.model_len(model_dir or self.policy_path, longest + self.cfg.sampling.max_tokens,
                                      wanted=longest + self.cfg.tools.max_tokens)  # fmt: skip

@@ -69,7 +69,7 @@ FORMATS: dict[str, Format] = {
 
 def recognised(rows: Sequence[Mapping[str, Any]]) -> str | None:
     """The first format that all of the first rows are of; None where the columns are ours or nobody's."""
-    tried = rows[:TRIED]
+    tried = list(rows[:TRIED])
     for name, form in FORMATS.items():
         if form.matches is not None and tried and all(form.matches(row) for row in tried):
             return name

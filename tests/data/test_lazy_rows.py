@@ -1,0 +1,149 @@
+"""Rows that stay in their file: the same rows, splits and prompts as of a list in memory, without the memory."""
+
+import json
+import os
+import tracemalloc
+import zlib
+
+import pytest
+
+from pipeline.config.load import ConfigError
+from pipeline.config.schema import Model, Prompts, PromptSource, Tiny
+from pipeline.data import lazy_rows, prompts
+from pipeline.data.prompt_keys import TextSet
+from pipeline.models import models
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    place = tmp_path_factory.mktemp("tiny")
+    models.make_tiny(Tiny(), place, seed=1)
+    return models.load_tokenizer(str(place), Model())
+
+
+def rows_of(count):
+    """Prompts of different lengths, every fifth one a copy of an earlier one with another gold."""
+    return [{"prompt": f"{'ab' * (i % 7)}q{i - i % 5 // 4 * 3}", "completion": f"a{i}", "gold": str(i)}
+            for i in range(count)]  # fmt: skip
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_empty_lines_a_byte_order_mark_and_a_last_line_without_end_leave_the_rows_as_they_are(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\n  \t\r\n{"a": "\xe2\x80\xa8"}\n\n\n{"a": 3}')
+    rows = prompts.load_rows(Prompts(path=str(path)), seed=1)
+    assert list(rows) == [{"a": 1}, {"a": "\u2028"}, {"a": 3}] == rows
+    assert rows[-1] == {"a": 3} and list(rows[1:]) == [{"a": "\u2028"}, {"a": 3}] and len(rows[:2]) == 2
+    assert [row.origin for row in rows] == [f"row {n} of {path}" for n in (1, 2, 3)]
+    with pytest.raises(IndexError):
+        rows[3]
+
+
+def test_a_bad_line_is_named_when_it_is_read_counting_empty_lines(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"prompt": "a"}\n\n' * 30 + "{oops\n" + '{"prompt": "b"}\n')
+    rows = prompts.load_rows(Prompts(path=str(path)), seed=1)
+    with pytest.raises(ConfigError, match=r"x\.jsonl:61: not JSON"):
+        prompts.split(rows, Prompts())
+
+
+def test_splits_are_those_of_a_list_and_of_the_hash_written_out(tmp_path):
+    rows = rows_of(500)
+    for settings in ({"heldout": 0.25, "validation": 0.1}, {"heldout": 0.33333}, {"heldout": 1.0}, {"heldout": 0.0}):
+        source = Prompts(path=write(tmp_path / "x.jsonl", rows), **settings)
+        named = [{"prompt": rows[3]["prompt"]}]
+        lazy = prompts.split(prompts.load_rows(source, seed=1), source, heldout=named)
+        listed = prompts.split(rows, source, heldout=named)
+        assert (lazy.train, lazy.heldout, lazy.validation) == (listed.train, listed.heldout, listed.validation)
+
+        def part(text, source=source):
+            point = zlib.crc32(text.encode()) % 10_000
+            if point < source.heldout * 10_000 or text == rows[3]["prompt"]:
+                return "heldout"
+            return "validation" if point < (source.heldout + source.validation) * 10_000 else "train"
+
+        assert list(lazy.train) == [row for row in rows if part(row["prompt"]) == "train"]
+        assert list(lazy.validation) == [row for row in rows if part(row["prompt"]) == "validation"]
+        assert list(lazy.heldout) == named
+
+
+def test_prompts_that_are_built_again_are_those_that_were_kept(tmp_path, tokenizer, monkeypatch):
+    rows = rows_of(300)
+    source = Prompts(path=write(tmp_path / "x.jsonl", rows), heldout=0.2, max_prompt_tokens=13)
+    kept = prompts.LazyPrompts(prompts.split(rows, source).train, source, tokenizer)
+    monkeypatch.setattr(lazy_rows, "KEPT_BYTES", 2000)
+    built = prompts.LazyPrompts(prompts.split(prompts.load_rows(source, seed=1), source).train, source, tokenizer)
+    assert list(built) == list(kept) and 1 < len(built.kept) < 50 < len(kept.kept) == len(kept)
+    assert built[3] is built[3] and built[-1] is not built[-1] == kept[-1], "the first ones are kept"
+
+    first = {}
+    for row in rows:
+        if zlib.crc32(row["prompt"].encode()) % 10_000 >= 2000:
+            first.setdefault(row["prompt"], row)
+    wanted = [row for text, row in first.items() if len(tokenizer(text).input_ids) <= 13]
+    assert [p.row for p in built] == wanted == list(built.rows) and len(wanted) < len(first) < len(rows)
+    assert [p.index for p in built] == list(range(len(wanted)))
+    assert built.lengths.tolist() == [len(p.ids) for p in kept] and prompts.longest(built, []) == built.lengths.max()
+
+
+def test_rows_of_several_sources_follow_one_another(tmp_path, tokenizer):
+    rows = rows_of(40)
+    files = {name: write(tmp_path / f"{name}.jsonl", part) for name, part in (("a", rows[:25]), ("b", rows[25:]))}
+    source = Prompts(sources={name: PromptSource(path=path) for name, path in files.items()})
+    joined = prompts.load_rows(source, seed=1)
+    assert [row["task"]["gold"] for row in joined] == [row["gold"] for row in rows]
+    assert [row["source"] for row in joined] == ["a"] * 25 + ["b"] * 15 and joined[-1]["source"] == "b"
+
+
+def test_a_data_set_may_have_more_shards_than_files_are_kept_open(tmp_path, monkeypatch):
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for number in range(100):
+        write(shards / f"{number:03}.jsonl", [{"prompt": f"{number} {i}"} for i in range(3)])
+    before = len(os.listdir("/proc/self/fd"))
+    rows = prompts.load_rows(Prompts(path=str(shards)), seed=1)
+    assert [row["prompt"] for row in rows] == [f"{number} {i}" for number in range(100) for i in range(3)]
+    assert rows[299]["prompt"] == "99 2" and rows[0]["prompt"] == "0 0"
+    assert len(os.listdir("/proc/self/fd")) - before <= lazy_rows.OPEN_FILES
+
+
+def test_a_file_is_indexed_once_and_again_when_it_has_changed(tmp_path):
+    path = tmp_path / "x.jsonl"
+    source = Prompts(path=write(path, rows_of(10)))
+    first = prompts.load_rows(source, seed=1)
+    assert prompts.load_rows(source, seed=1) is first
+    with path.open("a") as file:
+        file.write('{"prompt": "more"}\n')
+    assert len(prompts.load_rows(source, seed=1)) == 11
+    with pytest.raises(ConfigError, match="has changed since this run began to read it"):
+        first[0]
+
+
+def test_a_set_of_texts_contains_what_was_put_in_it_alone():
+    texts = TextSet.of([f"held out {i}" for i in range(1000)])
+    assert len(texts) == 1000 and all(f"held out {i}" in texts for i in range(1000))
+    assert not any(f"trained on {i}" in texts for i in range(1000)) and 3 not in texts and "" not in TextSet.of([])
+
+
+def test_reading_splitting_and_rendering_a_file_takes_a_small_part_of_its_size_in_memory(
+    tmp_path, tokenizer, monkeypatch
+):
+    path, count = tmp_path / "x.jsonl", 2000
+    with path.open("w") as file:
+        for i in range(count):
+            file.write(json.dumps({"prompt": f"question {i}", "completion": f"{i} " * 2100, "gold": i}) + "\n")
+    size = path.stat().st_size
+    monkeypatch.setattr(lazy_rows, "KEPT_BYTES", 1 << 20)
+    source = Prompts(path=str(path), heldout=0.1)
+    tracemalloc.start()
+    rows = prompts.load_rows(source, seed=1)
+    parts = prompts.split(rows, source)
+    train = prompts.LazyPrompts(parts.train, source, tokenizer)
+    assert sum(1 for _ in train) == len(train) > 1500 and prompts.barred_texts(parts, source)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert size > 18e6 and peak < size / 10, f"{peak / 1e6:.1f} MB of {size / 1e6:.1f}"
