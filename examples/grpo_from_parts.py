@@ -10,7 +10,7 @@ Source: GRPO, arXiv:2402.03300, with one update per batch, so that the old polic
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ import torch
 import rewards
 from pipeline.config.schema import Generate, Model, Prompts, Sampling, Tiny
 from pipeline.credit.advantages import group_advantages
-from pipeline.data.encoding import demonstrations_of
+from pipeline.data.encoding import Demonstrations
 from pipeline.data.prompts import LazyPrompts, load_rows, split
 from pipeline.generation.generator import rollouts
 from pipeline.generation.hf_engine import TransformersGenerator
@@ -86,12 +86,12 @@ def setup(seed: int) -> SampledTask:
     generator = TransformersGenerator(folder, Model(), Generate())
     scorer = rewards.build({"gridworld": {}})
     rows = split(load_rows(SOURCE, seed=seed), SOURCE)
-    shown, _ = demonstrations_of(rows.train, SOURCE, tokenizer, stop_token_ids=ends)
+    shown = Demonstrations(rows.train, SOURCE, tokenizer, stop_token_ids=ends)
     short = [d for d in shown if len(d.completion_ids) <= 7]  # most demonstrations wander about before they arrive
     demonstrations = [Row(d.prompt_ids, d.completion_ids, (True,) * len(d.completion_ids)) for d in short]
     imitate(policy, demonstrations, steps=300, lr=5e-3, seed=seed)
 
-    def sample(prompts: list[Prompt], samples: int, *key: int | str) -> list[Scored]:
+    def sample(prompts: Sequence[Prompt], samples: int, *key: int | str) -> list[Scored]:
         generator.sync(models.named_weights(policy.model))
         settings = Sampling(temperature=1.0, max_tokens=12)
         return score(scorer, rollouts(generator, prompts, settings, samples=samples, key=(seed, *key),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -161,7 +161,7 @@ def is_imitated(turn: Message) -> bool:
 
 
 def imitated_rows(
-    conversation: Conversation, renderer: Renderer, *, train_on: str, barred: Collection[str]
+    conversation: Conversation, renderer: Renderer, *, train_on: str, barred: Container[str]
 ) -> list[Demonstration]:
     """One row as long as each rendering extends the one before it; a row for each turn after which it does not.
 

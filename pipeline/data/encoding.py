@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from array import array
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Prompts
 from pipeline.data import chat_template, columns, conversations
-from pipeline.data.columns import DataRow
+from pipeline.data.columns import DataRow, Row
 from pipeline.data.conversations import IMITATE, Conversation, Demonstration, Renderer
+from pipeline.data.lazy_rows import Rebuilt
 from pipeline.data.prompt_columns import completion_value, has_completion, in_chat, prompt_value, refused, row_origin
 
 
@@ -67,7 +71,7 @@ def completion_ids(
 ) -> list[int]:
     """Completion token ids after the prompt's, which end with an end token: the template's of a turn, else EOS.
 
-    A completion of several messages holds all of them, tool results too; to imitate one, see `demonstrations_of`.
+    A completion of several messages holds all of them, tool results too; to imitate one, see `Demonstrations`.
     Raises ConfigError naming the row.
     """
     value = completion_value(row, source, number=number, where="prompts")
@@ -105,32 +109,52 @@ def pair_of(
     return tuple(prompt), sides[0], sides[1]
 
 
-def demonstrations_of(
-    rows: Sequence[Mapping[str, Any]], source: Prompts, tokenizer: Any, *, stop_token_ids: frozenset[int],
-    where: str = "prompts", barred: Collection[str] = (),
-) -> tuple[list[Demonstration], str | None]:  # fmt: skip
-    """Rows -> what is imitated of them, and a line that counts what is not; None where everything is.
+class Demonstrations(Rebuilt[Demonstration]):
+    """What is imitated of rows, in their order; a row gives none, one or several. lengths: (N,) tokens of each.
 
-    barred: texts of held-out prompts, which no earlier turn of a conversation may answer either.
+    report: a line that counts what is not imitated; None where everything is. barred: texts of held-out prompts, which
+    no earlier turn of a conversation may answer either.
     Raises ConfigError naming the row that has no completion, or that the chat template refuses.
     """
-    renderer, out = Renderer(tokenizer, source, stop_token_ids), list[Demonstration]()
-    left_out = renderer.left_out
-    for number, row in enumerate(rows, 1):
-        if row.get(IMITATE) is False:
-            left_out["rows labelled as bad"] += 1
-            continue
-        before = len(out)
-        out += _of_row(row, number, source, renderer, barred, where)
-        left_out["rows without an assistant turn to imitate"] += len(out) == before
-    line = conversations.summary(where, len(rows), len(out), +left_out)
-    if rows and not out:
-        raise ConfigError([line or f"{where}: no row to imitate"])
-    return out, line
+
+    def __init__(
+        self, rows: Sequence[Row], source: Prompts, tokenizer: Any, *, stop_token_ids: frozenset[int],
+        where: str = "prompts", barred: Container[str] = (),
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self._rows, self._source, self._barred, self._where = rows, source, barred, where
+        self._renderer = renderer = Renderer(tokenizer, source, stop_token_ids)
+        left_out = renderer.left_out
+        self._numbers, self._parts, lengths = array("q"), array("i"), array("i")
+        for number, row in enumerate(rows, 1):
+            if row.get(IMITATE) is False:
+                left_out["rows labelled as bad"] += 1
+                continue
+            built = _of_row(row, number, source, renderer, barred, where)
+            left_out["rows without an assistant turn to imitate"] += not built
+            for part, one in enumerate(built):
+                tokens = len(one.prompt_ids) + len(one.completion_ids)
+                if self.room > 0:
+                    self.keep(one, 48 * tokens)
+                self._numbers.append(number)
+                self._parts.append(part)
+                lengths.append(tokens)
+        self.lengths = np.array(lengths, np.int32)
+        self.report = conversations.summary(where, len(rows), len(lengths), +left_out)
+        if rows and not lengths:
+            raise ConfigError([self.report or f"{where}: no row to imitate"])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def build(self, index: int) -> Demonstration:
+        number = self._numbers[index]
+        row = self._rows[number - 1]
+        return _of_row(row, number, self._source, self._renderer, self._barred, self._where)[self._parts[index]]
 
 
 def _of_row(
-    row: Mapping[str, Any], number: int, source: Prompts, renderer: Renderer, barred: Collection[str],
+    row: Mapping[str, Any], number: int, source: Prompts, renderer: Renderer, barred: Container[str],
     where: str,
 ) -> list[Demonstration]:  # fmt: skip
     if "segments" in row:

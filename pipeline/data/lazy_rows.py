@@ -137,6 +137,25 @@ class Rebuilt(Sequence[T]):
         return self.kept[index] if index < len(self.kept) else self.build(index)
 
 
+class Mapped(Sequence[T]):
+    """`change` of each item of `base`, computed each time it is read."""
+
+    def __init__(self, base: Sequence[Any], change: Callable[[Any], T]) -> None:
+        self.base, self.change = base, change
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        if isinstance(index, slice):
+            return [self.change(item) for item in self.base[index]]
+        return self.change(self.base[index])
+
+
 # --- JSONL ----------------------------------------------------------------------------------------------------------
 
 

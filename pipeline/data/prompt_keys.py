@@ -10,6 +10,7 @@ import zlib
 from array import array
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,10 +55,16 @@ def prompt_keys(rows: Sequence[Row], source: Prompts, *, where: str = "prompts")
         return _prompt_keys(rows, source, where)
     key = ("prompt keys", repr(source))
     if key not in rows.memo:
-        known = rows.base.memo.get(key) if isinstance(rows, RowView) and isinstance(rows.base, LazyRows) else None
-        derived = known is not None and isinstance(rows, RowView) and rows.change is None and rows.indices is not None
-        rows.memo[key] = known.of(rows.indices) if derived else _prompt_keys(rows, source, where)
+        rows.memo[key] = _keys_of_base(rows, key) or _prompt_keys(rows, source, where)
     return rows.memo[key]
+
+
+def _keys_of_base(rows: LazyRows, key: Any) -> PromptKeys | None:
+    """The keys of a part of rows whose own keys are known; None of others."""
+    if not isinstance(rows, RowView) or rows.change is not None or not isinstance(rows.base, LazyRows):
+        return None
+    known: PromptKeys | None = rows.base.memo.get(key)
+    return known if known is None or rows.indices is None else known.of(rows.indices)
 
 
 def _prompt_keys(rows: Iterable[Row], source: Prompts, where: str) -> PromptKeys:

@@ -66,21 +66,21 @@ def data_of(cfg: Config, tokenizer: Any) -> tuple[Data, dict[str, Marked]]:
 
 def imitated(
     cfg: Config, rows: Sequence[prompts.Row], tokenizer: Any, stop_token_ids: frozenset[int], barred: prompts.TextSet
-) -> list[Demonstration]:
+) -> Sequence[Demonstration]:
     """Demonstrations in the run's own rows. Rows that cannot be rendered matter only if a stage imitates them."""
     answered = [row for row in rows if prompts.has_completion(row, cfg.prompts)]
     if not answered:
         return []
     try:
-        demonstrations, left_out = encoding.demonstrations_of(
+        demonstrations = encoding.Demonstrations(
             answered, cfg.prompts, tokenizer, stop_token_ids=stop_token_ids, barred=barred
         )
     except ConfigError:
         if any(imitates_prompts(cfg.blocks[name]) for name in cfg.stages):
             raise
         return []
-    if left_out:
-        console.say(left_out)
+    if demonstrations.report:
+        console.say(demonstrations.report)
     return demonstrations
 
 
@@ -107,9 +107,9 @@ def own_examples(
         sides = {"preferred": chosen, "not preferred": rejected}
         return {f"{key}: {side}": marked(Demonstration(prompt, ids, (True,) * len(ids), ""), tokenizer)
                 for side, ids in sides.items()}  # fmt: skip
-    found, left_out = encoding.demonstrations_of(rows, source, tokenizer, stop_token_ids=stop_token_ids, where=key)
-    if left_out:
-        console.say(left_out)
+    found = encoding.Demonstrations(rows, source, tokenizer, stop_token_ids=stop_token_ids, where=key)
+    if found.report:
+        console.say(found.report)
     return by_kind(key, found, tokenizer)
 
 

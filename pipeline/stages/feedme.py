@@ -36,7 +36,7 @@ TOP_UPS = 8  # extra sampling passes for prompts with too few usable samples for
 
 def run(ctx: Context) -> dict[str, Any]:
     block = ctx.block
-    demonstrations: list[ImitationRow] = []  # encoded now, so that an error in them stops the stage before it starts
+    demonstrations: Sequence[ImitationRow] = []  # encoded now: an error in them stops the stage before it starts
     if block.more_sft_control and has_demonstrations(ctx):
         demonstrations = encode(ctx.split.train, ctx.cfg.prompts, ctx)
     elif block.more_sft_control:

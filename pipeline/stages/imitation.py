@@ -6,13 +6,17 @@ unlabelled one, and both are compared on the completion (Quark, arXiv:2205.13636
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.data.encoding import Demonstrations
+from pipeline.data.lazy_rows import Mapped
 from pipeline.models import models
 from pipeline.records import Scored
 from pipeline.stages.context import Context
@@ -46,20 +50,48 @@ def sampled_rows(episode: Sequence[Scored]) -> list[ImitationRow]:
     return [ImitationRow(s.rollout.prompt.ids, s.rollout.ids, trained=s.rollout.sampled) for s in episode]
 
 
-def as_dataset(examples: Sequence[ImitationRow], *, reference: bool) -> Any:
+def lengths_of(examples: Sequence[ImitationRow]) -> NDArray[np.integer]:
+    """(N,) numbers of tokens."""
+    if isinstance(examples, Mapped) and isinstance(examples.base, Demonstrations):
+        return examples.base.lengths
+    return np.array([len(e.prompt_ids) + len(e.completion_ids) for e in examples], np.int64)
+
+
+def as_dataset(
+    examples: Sequence[ImitationRow], *, reference: bool, chosen: Sequence[int] | NDArray[np.integer] | None = None
+) -> Any:
+    """Examples as a data set of token ids and labels, each row computed when it is read. chosen: indices; None = all.
+
+    The trainer takes nothing but a `datasets.Dataset`, and its `set_transform` would pickle all examples to hash them.
+    """
     from datasets import Dataset
 
-    def columns(prompts: Sequence[tuple[int, ...]]) -> tuple[list[list[int]], list[list[int]]]:
-        return (
-            [[*p, *e.completion_ids] for p, e in zip(prompts, examples, strict=True)],
-            [[IGNORED] * len(p) + e.labels for p, e in zip(prompts, examples, strict=True)],
-        )
+    indices = np.arange(len(examples)) if chosen is None else chosen
 
-    ids, labels = columns([e.prompt_ids for e in examples])
-    out = {"input_ids": ids, "labels": labels}
+    class Rows(Dataset):  # type: ignore[misc]
+        def __getitem__(self, index: int) -> dict[str, list[int]]:
+            return columns_of(examples[int(indices[index])], reference=reference)
+
+        def __getitems__(self, batch: Sequence[int]) -> list[dict[str, list[int]]]:
+            return [self[i] for i in batch]
+
+        def __iter__(self) -> Iterator[dict[str, list[int]]]:
+            return map(self.__getitem__, range(len(self)))
+
+    return Rows.from_dict({"example": indices})
+
+
+def columns_of(example: ImitationRow, *, reference: bool) -> dict[str, list[int]]:
+    """One row for the trainer. reference: also with the prompt that the frozen model reads."""
+
+    def columns(prompt: tuple[int, ...]) -> tuple[list[int], list[int]]:
+        return [*prompt, *example.completion_ids], [IGNORED] * len(prompt) + example.labels
+
+    out = dict(zip(("input_ids", "labels"), columns(example.prompt_ids), strict=True))
     if reference:
-        out["reference_ids"], out["reference_labels"] = columns([e.unlabelled_ids or e.prompt_ids for e in examples])
-    return Dataset.from_dict(out)
+        other = columns(example.unlabelled_ids or example.prompt_ids)
+        out |= zip(("reference_ids", "reference_labels"), other, strict=True)
+    return out
 
 
 def pad(rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 import rewards
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Credit, Kl, Loss, Policy, trains_adapter
+from pipeline.data.lazy_rows import Mapped
 from pipeline.data.teacher_prompts import teacher_prompt_ids
 from pipeline.distributed import ranks, sharding
 from pipeline.models import adapters, models, weights
@@ -259,7 +260,7 @@ def start_of(ctx: Context, learner: Learner, *, ema: bool | None = None) -> Comp
     )  # fmt: skip
 
 
-def demonstrations(ctx: Context) -> list[Row]:
+def demonstrations(ctx: Context) -> Sequence[Row]:
     """Rows to imitate in each update if the loss has a ptx_coef: `ptx_data`, or the run's own completions."""
     block: Policy = ctx.block
     if not block.loss.ptx_coef:
@@ -269,7 +270,7 @@ def demonstrations(ctx: Context) -> list[Row]:
     source = block.ptx_data or ctx.cfg.prompts
     split = ctx.rows_of(source, f"{ctx.name}.ptx_data") if block.ptx_data else ctx.split
     examples = encode(split.train, source, ctx)
-    return [Row(e.prompt_ids, e.completion_ids, e.trained or (True,) * len(e.completion_ids)) for e in examples]
+    return Mapped(examples, lambda e: Row(e.prompt_ids, e.completion_ids, e.trained or (True,) * len(e.completion_ids)))
 
 
 def kl_to_start(ctx: Context, deps: LoopDeps, judged: Judged) -> Mapping[str, float]:

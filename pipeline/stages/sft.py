@@ -10,16 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import trains_adapter
 from pipeline.data import encoding, prompts
 from pipeline.data.completion_text import completion_text
+from pipeline.data.lazy_rows import Mapped
 from pipeline.models import models
 from pipeline.records import Prompt, Rollout
 from pipeline.run import console
 from pipeline.score import score
 from pipeline.stages.context import Context
-from pipeline.stages.imitation import ImitationRow, as_dataset, imitator, pad
+from pipeline.stages.imitation import ImitationRow, as_dataset, imitator, lengths_of, pad
 from pipeline.stages.trl_trainer import train_with
 
 NO_EFFECT = ("packing", "padding_free", "completion_only_loss", "assistant_only_loss", "dataset_text_field")
@@ -55,12 +58,12 @@ def rewarded(ctx: Context, rows: Sequence[prompts.Row], source: Any, at_least: f
     return kept
 
 
-def encode(rows: Sequence[prompts.Row], source: Any, ctx: Context) -> list[ImitationRow]:
+def encode(rows: Sequence[prompts.Row], source: Any, ctx: Context) -> Sequence[ImitationRow]:
     """Rows -> ids of every turn that is imitated; what is not is counted in one line.
 
     Raises ConfigError naming the row that has no completion, or that the chat template refuses.
     """
-    found, left_out = encoding.demonstrations_of(
+    found = encoding.Demonstrations(
         rows,
         source,
         ctx.tokenizer,
@@ -68,9 +71,9 @@ def encode(rows: Sequence[prompts.Row], source: Any, ctx: Context) -> list[Imita
         where=f"{ctx.cfg.path}: {ctx.name}",
         barred=ctx.barred,
     )
-    if left_out:
-        console.say(left_out)
-    return [ImitationRow(d.prompt_ids, d.completion_ids, trained=d.trained) for d in found]
+    if found.report:
+        console.say(found.report)
+    return Mapped(found, lambda one: ImitationRow(one.prompt_ids, one.completion_ids, trained=one.trained))
 
 
 def encode_last(rows: Sequence[prompts.Row], source: Any, ctx: Context) -> list[ImitationRow]:
@@ -104,8 +107,9 @@ def train(
     from trl import SFTConfig
 
     limit = trainer.get("max_length", 1024)
-    fitting = [e for e in examples if limit is None or len(e.prompt_ids) + len(e.completion_ids) <= limit]
-    if not fitting:
+    lengths = lengths_of(examples)
+    fitting = np.flatnonzero(lengths <= limit) if limit is not None else np.arange(len(lengths))
+    if not len(fitting):
         raise ConfigError([f"{ctx.name}: no example to train on" + (f" within max_length {limit}" if examples else "")])
     if len(fitting) < len(examples):
         console.say(f"{ctx.name}: {len(examples) - len(fitting)} of {len(examples)} examples exceed max_length {limit}")
@@ -119,7 +123,7 @@ def train(
         SFTConfig,
         start,
         lambda: models.load_policy(start, ctx.cfg.model, adapted=trains_adapter(ctx.block)),
-        {"train_dataset": as_dataset(fitting, reference=kl_coef > 0), "data_collator": pad},
+        {"train_dataset": as_dataset(examples, reference=kl_coef > 0, chosen=fitting), "data_collator": pad},
         {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False, **trainer},
         target=target,
         key=key,

@@ -65,8 +65,8 @@ def load(base, name):
 
 def rows_of(row, tokenizer, **settings):
     stop_token_ids = frozenset({tokenizer.eos_token_id})
-    found, line = encoding.demonstrations_of([row], Prompts(**settings), tokenizer, stop_token_ids=stop_token_ids)
-    return found, line
+    found = encoding.Demonstrations([row], Prompts(**settings), tokenizer, stop_token_ids=stop_token_ids)
+    return found, found.report
 
 
 def trained(one, tokenizer):
@@ -244,10 +244,10 @@ def test_thoughts_that_an_empty_block_in_the_prompt_rules_out_are_left_out_and_c
 
 def test_an_earlier_turn_that_answers_a_held_out_prompt_is_not_trained(base):
     tokenizer = load(base, "qwen2_5")
-    found, line = encoding.demonstrations_of([turns(TALK)], Prompts(), tokenizer, barred={"user: Hi?"},
-                                             stop_token_ids=frozenset({tokenizer.eos_token_id}))  # fmt: skip
+    found = encoding.Demonstrations([turns(TALK)], Prompts(), tokenizer, barred={"user: Hi?"},
+                                    stop_token_ids=frozenset({tokenizer.eos_token_id}))  # fmt: skip
     assert [trained(one, tokenizer) for one in found] == [["So.<|im_end|>"]]
-    assert line is not None and "left out: 1 turns whose prompt is held out" in line
+    assert found.report is not None and "left out: 1 turns whose prompt is held out" in found.report
 
 
 def test_a_last_question_without_an_answer_is_counted(base):

@@ -6,12 +6,21 @@ import tracemalloc
 import zlib
 
 import pytest
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
 
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Model, Prompts, PromptSource, Tiny
 from pipeline.data import lazy_rows, prompts
+from pipeline.data.encoding import Demonstrations
+from pipeline.data.lazy_rows import Mapped
 from pipeline.data.prompt_keys import TextSet
 from pipeline.models import models
+from pipeline.stages.imitation import ImitationRow, as_dataset, pad
+
+# an answer that is not the last one is written otherwise, so that each turn becomes a row of its own
+REWRITING = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.role == 'assistant' %}{{ '<eos>' if loop.last else '.' }}{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"  # noqa: E501
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +138,56 @@ def test_a_set_of_texts_contains_what_was_put_in_it_alone():
     assert not any(f"trained on {i}" in texts for i in range(1000)) and 3 not in texts and "" not in TextSet.of([])
 
 
+def test_demonstrations_that_are_encoded_again_are_those_that_were_kept(tmp_path, tokenizer, monkeypatch):
+    rows = rows_of(120)
+    rows[5]["imitate"] = False
+    source = Prompts(path=write(tmp_path / "x.jsonl", rows))
+    ends = frozenset({tokenizer.eos_token_id})
+    kept = Demonstrations(rows, source, tokenizer, stop_token_ids=ends)
+    monkeypatch.setattr(lazy_rows, "KEPT_BYTES", 5000)
+    encoded = Demonstrations(prompts.load_rows(source, seed=1), source, tokenizer, stop_token_ids=ends)
+    assert list(encoded) == list(kept) and 1 < len(encoded.kept) < 30 < len(kept.kept) == 119 == len(encoded)
+    texts = [tokenizer.decode(one.prompt_ids) + tokenizer.decode(one.completion_ids) for one in encoded]
+    assert texts == [row["prompt"] + row["completion"] + "<eos>" for row in rows if "imitate" not in row]
+    assert encoded.lengths.tolist() == [len(one.prompt_ids) + len(one.completion_ids) for one in kept]
+    assert encoded.report == kept.report and "1 rows labelled as bad" in str(encoded.report)
+
+
+def test_a_row_with_several_demonstrations_gives_each_of_them_again(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", REWRITING)
+    talk = [{"role": role, "content": text} for role, text in
+            (("user", "q1"), ("assistant", "a1"), ("user", "q2"), ("assistant", "a2"))]  # fmt: skip
+    rows = [{"messages": talk}, {"messages": talk[:2]}]
+    built = {}
+    for size in (1 << 20, 0):
+        monkeypatch.setattr(lazy_rows, "KEPT_BYTES", size)
+        built[size] = Demonstrations(rows, Prompts(), tokenizer, stop_token_ids=frozenset({tokenizer.eos_token_id}))
+    assert list(built[0]) == list(built[1 << 20]) and not built[0].kept
+    assert [tokenizer.decode(one.completion_ids) for one in built[0]] == ["a1<eos>", "a2<eos>", "a1<eos>"]
+
+
+def test_the_trainers_data_set_gives_the_columns_of_one_in_memory_in_every_order():
+    examples = [
+        ImitationRow((i, 2), (3,) * (1 + i % 3), unlabelled_ids=(9,), trained=None if i % 2 else (False,) * (1 + i % 3))
+        for i in range(20)
+    ]
+    chosen = [i for i in range(20) if i % 4]
+    lazy = as_dataset(examples, reference=True, chosen=chosen)
+    in_memory = Dataset.from_dict({
+        "input_ids": [[i, 2] + [3] * (1 + i % 3) for i in chosen],
+        "labels": [[-100, -100] + [3 if i % 2 else -100] * (1 + i % 3) for i in chosen],
+        "reference_ids": [[9] + [3] * (1 + i % 3) for i in chosen],
+        "reference_labels": [[-100] + [3 if i % 2 else -100] * (1 + i % 3) for i in chosen],
+    })  # fmt: skip
+    assert list(lazy) == list(in_memory) and lazy[3] == in_memory[3] and len(lazy) == len(in_memory) == 15
+    batches = []
+    for data in (lazy, in_memory):
+        order = torch.Generator().manual_seed(3)
+        loader = DataLoader(data, 4, shuffle=True, collate_fn=pad, generator=order)
+        batches.append([{name: column.tolist() for name, column in batch.items()} for batch in loader])
+    assert batches[0] == batches[1] and len(batches[0]) == 4
+
+
 def test_reading_splitting_and_rendering_a_file_takes_a_small_part_of_its_size_in_memory(
     tmp_path, tokenizer, monkeypatch
 ):
@@ -144,6 +203,9 @@ def test_reading_splitting_and_rendering_a_file_takes_a_small_part_of_its_size_i
     parts = prompts.split(rows, source)
     train = prompts.LazyPrompts(parts.train, source, tokenizer)
     assert sum(1 for _ in train) == len(train) > 1500 and prompts.barred_texts(parts, source)
+    shown = Demonstrations(parts.train[:200], source, tokenizer, stop_token_ids=frozenset({tokenizer.eos_token_id}))
+    data = as_dataset(Mapped(shown, lambda d: ImitationRow(d.prompt_ids, d.completion_ids)), reference=False)
+    assert len(data) == 200 == sum(len(row["labels"]) > 4000 for row in data) and len(shown.kept) < 20
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert size > 18e6 and peak < size / 10, f"{peak / 1e6:.1f} MB of {size / 1e6:.1f}"

@@ -89,7 +89,7 @@ def tokenizer(tmp_path_factory):
 
 
 def trained_text(row, source, tokenizer):
-    found, _ = encoding.demonstrations_of([row], source, tokenizer, stop_token_ids=frozenset({tokenizer.eos_token_id}))
+    found = encoding.Demonstrations([row], source, tokenizer, stop_token_ids=frozenset({tokenizer.eos_token_id}))
     ids = [i for one in found for i, flag in zip(one.completion_ids, one.trained, strict=True) if flag]
     return tokenizer.decode(ids)
 
@@ -138,10 +138,8 @@ def test_rows_that_are_labelled_as_bad_are_never_imitated_and_counted(tokenizer)
     for name, good in (("trl_kto.jsonl", 6), ("trl_stepwise.jsonl", 8)):
         source = Prompts(path=str(FILES / name))
         rows = prompts.load_rows(source, seed=1)
-        found, line = encoding.demonstrations_of(
-            rows, source, tokenizer, stop_token_ids=frozenset({tokenizer.eos_token_id})
-        )
-        assert len(found) == good and line is not None and f"{12 - good} rows labelled as bad" in line
+        found = encoding.Demonstrations(rows, source, tokenizer, stop_token_ids=frozenset({tokenizer.eos_token_id}))
+        assert len(found) == good and f"{12 - good} rows labelled as bad" in str(found.report)
         assert all("A lot." not in tokenizer.decode(one.completion_ids) for one in found)
 
 
