@@ -32,12 +32,12 @@ def cycle_indices(n: int, start: int, count: int, *parts: int | str) -> list[int
     """
     if n < 1:
         raise ValueError("nothing to sample: no rows left after filtering and the held-out split")
-    out, order, epoch_of_order = [], [], -1
+    out, order, epoch_of_order = list[int](), np.empty(0, np.int64), -1
     for position in range(start, start + count):
         epoch, offset = divmod(position, n)
         if epoch != epoch_of_order:
-            order, epoch_of_order = permutation(n, *parts, epoch), epoch
-        out.append(order[offset])
+            order, epoch_of_order = rng(*parts, epoch).permutation(n), epoch
+        out.append(int(order[offset]))
     return out
 
 

@@ -14,7 +14,7 @@ from pipeline.data.columns import Row
 from pipeline.data.encoding import render_ids
 from pipeline.data.lazy_rows import Rebuilt, RowView
 from pipeline.data.prompt_columns import prompt_text, task_of
-from pipeline.data.prompt_keys import prompt_keys
+from pipeline.data.prompt_keys import encoded, hash_of, prompt_keys
 from pipeline.records import Prompt
 from rewards.source_parts import SOURCE
 
@@ -46,6 +46,8 @@ class LazyPrompts(Rebuilt[Prompt]):
             lengths.append(len(ids))
         self._numbers, self.lengths = np.array(fitting, np.int64), np.array(lengths, np.int32)
         self.rows = RowView(rows, self._numbers)
+        self._hashes = prompt_keys(rows, source).hashes[self._numbers]
+        self._order = np.argsort(self._hashes)
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -53,6 +55,12 @@ class LazyPrompts(Rebuilt[Prompt]):
     def build(self, index: int) -> Prompt:
         row, number = self.rows[index], int(self._numbers[index]) + 1
         return self._prompt(index, row, number, self._ids(row, number))
+
+    def find(self, text: str) -> Prompt | None:
+        """The prompt of this text."""
+        index = np.searchsorted(self._hashes, wanted := np.uint64(hash_of(encoded(text))), sorter=self._order)
+        found = index < len(self) and self._hashes[self._order[index]] == wanted
+        return self[int(self._order[index])] if found else None
 
     def _ids(self, row: Row, number: int) -> list[int]:
         return render_ids(row, self.source, self.tokenizer, number=number)

@@ -244,19 +244,20 @@ def own_text(row: Row, source: Prompts) -> str:
 
 
 def _decontaminated(parts: Split, source: Prompts, where: str, named: Sequence[Row]) -> Split:
-    heldout = [*parts.heldout, *named]
+    heldout = JoinedRows([parts.heldout, named])
     validation = _apart(parts.validation, heldout, source, f"{where}: dropped {{}} of {{}} validation rows")
-    train = _apart(parts.train, [*heldout, *validation], source, f"{where}: dropped {{}} of {{}} training rows")
+    apart = JoinedRows([heldout, validation])
+    train = _apart(parts.train, apart, source, f"{where}: dropped {{}} of {{}} training rows")
     return Split(train, parts.heldout, validation)
 
 
 def _apart(rows: Sequence[Row], others: Sequence[Row], source: Prompts, line: str) -> Sequence[Row]:
     """The rows that share no run of words with the others; the line reports how many do."""
     words = source.decontaminate or 0
-    shared = set(contaminated([own_text(r, source) for r in rows], [own_text(r, source) for r in others], words))
-    if shared:
+    shared = contaminated((own_text(r, source) for r in rows), (own_text(r, source) for r in others), words)
+    if len(shared):
         notice(f"{line.format(len(shared), len(rows))} that share {words} words in a row with a held-out prompt")
-    return RowView(rows, np.array([index for index in range(len(rows)) if index not in shared], np.int64))
+    return RowView(rows, np.setdiff1d(np.arange(len(rows)), shared))
 
 
 __all__ = ["LazyPrompts", "Row", "Split", "TaskCheck", "TextSet", "completion_value", "has_completion", "is_file_name",

@@ -9,7 +9,7 @@ the same shape, or a file (JSONL, JSON, Parquet) of human ratings, which is what
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from pipeline.config.schema import Prompts
 from pipeline.data import data_files, encoding, prompts
 from pipeline.data.columns import DataRow
 from pipeline.data.completion_text import completion_text
+from pipeline.data.lazy_prompts import LazyPrompts
 from pipeline.records import Prompt, Rollout, Scored, Status, as_json, from_json
 
 SCORES = ("rating", "score", "reward")  # column names of the score in files of other tools
@@ -155,21 +156,23 @@ def averaged(entries: Sequence[Entry]) -> list[Entry]:
     return out
 
 
-def placed(entries: Sequence[Entry], known: Sequence[Prompt], *, barred: Iterable[str]) -> list[Entry]:
+def placed(entries: Sequence[Entry], known: Sequence[Prompt], *, barred: Container[str]) -> list[Entry]:
     """The entries as prompts of this run, without those of barred (held-out) prompts.
 
     A prompt of the run is replaced by the run's own, with its task and ids; any other gets the next index, one per
     distinct text, so that files with other prompt indices still group by prompt.
     """
-    own = {prompt.text: prompt for prompt in known}
-    out, beyond = [], set(barred)
+    find = known.find if isinstance(known, LazyPrompts) else {prompt.text: prompt for prompt in known}.get
+    own: dict[str, Prompt] = {}
+    out, beyond = [], len(known)
     for entry in entries:
         rollout = entry.scored.rollout
         text = rollout.prompt.text
-        if text in beyond:
+        if text in barred:
             continue
         if text not in own:
-            own[text] = replace(rollout.prompt, index=len(own))
+            own[text] = find(text) or replace(rollout.prompt, index=beyond)
+            beyond += own[text].index == beyond
         # a later row of an episode with tools has what was said until then as its prompt
         prompt = replace(own[text], ids=rollout.prompt.ids, row={}) if rollout.turn else own[text]
         out.append(replace(entry, scored=replace(entry.scored, rollout=replace(rollout, prompt=prompt))))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -114,12 +115,12 @@ def scored_demonstrations(ctx: Context) -> list[Scored]:
     count = ctx.block.demonstrations
     if not count:
         return []
-    rows = [row for row in ctx.split.train if has_completion(row, ctx.cfg.prompts)]
-    by_text = {p.text: p for p in ctx.train_prompts}
-    chosen = [rows[i] for i in cycle_indices(len(rows), 0, min(count, len(rows)), ctx.cfg.seed, ctx.name, "demos")]
+    answered = array("q", (i for i, row in enumerate(ctx.split.train) if has_completion(row, ctx.cfg.prompts)))
+    order = cycle_indices(len(answered), 0, min(count, len(answered)), ctx.cfg.seed, ctx.name, "demos")
+    chosen = [ctx.split.train[answered[i]] for i in order]
     out = []
     for row, example in zip(chosen, encode_last(chosen, ctx.cfg.prompts, ctx), strict=True):
-        prompt = by_text.get(prompt_text(row, ctx.cfg.prompts))
+        prompt = ctx.train_prompts.find(prompt_text(row, ctx.cfg.prompts))
         if prompt is not None:
             ids = example.completion_ids
             text = completion_text(ctx.tokenizer, ids, example.prompt_ids)
@@ -195,12 +196,13 @@ def labelled(
     rng = random.Random(ctx.seed("dropout", number))
     names = [axis.name for axis in conditions.axes]
     rendered: dict[tuple[int, str], Prompt] = {}
-    samples, own = episodes(pool), {p.index: p for p in ctx.train_prompts} if ctx.cfg.tools is not None else {}
+    samples, own = episodes(pool), ctx.train_prompts if ctx.cfg.tools is not None else ()
     out: list[ImitationRow] = []
     left_out = 0
     for index in chosen:
         first = samples[index][0].rollout.prompt
-        prompt = own.get(first.index, first)  # an environment may have added to an episode's prompt
+        # an environment may have added to an episode's prompt
+        prompt = own[first.index] if first.index < len(own) else first
         asked = conditioning.some_dropped(dict(zip(names, cells[index], strict=True)), block.label_dropout, rng)
         key = (prompt.index, conditions.text(asked))
         if key not in rendered:

@@ -130,7 +130,7 @@ def blind_samples(ctx: Context, policy: str, number: int, counts: Mapping[int, i
     block = ctx.block
     if block.pool:
         return from_pool(ctx, block.pool, f"{ctx.name}.pool")
-    requests = [p for p in ctx.train_prompts if counts.get(p.index)]
+    requests = [ctx.train_prompts[i] for i in sorted(counts) if counts[i] and i < len(ctx.train_prompts)]
     # at most two more than are kept, to allow for truncated answers
     samples = max(counts.values()) + 2
     generator = ctx.generator(policy)

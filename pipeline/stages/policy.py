@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -13,6 +14,7 @@ import rewards
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Credit, Kl, Loss, Policy, trains_adapter
 from pipeline.data.lazy_rows import Mapped
+from pipeline.data.prompt_columns import task_of
 from pipeline.data.teacher_prompts import teacher_prompt_ids
 from pipeline.distributed import ranks, sharding
 from pipeline.models import adapters, models, weights
@@ -33,6 +35,7 @@ from pipeline.update.reference import AdapterOff, Copy, Reference
 from pipeline.update.segmenter import Segmenter
 from pipeline.update.served_teacher import ServedTeacher
 from pipeline.update.teacher import TeacherModel
+from rewards.source_parts import SOURCE
 
 # KL per token between a policy and its copy that rounding may explain
 REFERENCE_TOLERANCE = {torch.float32: 1e-5}
@@ -188,28 +191,30 @@ def make_reference(ctx: Context, learner: Learner) -> Reference | None:
     return AdapterOff(learner) if block.peft else Copy(start_of(ctx, learner), learner, block.kl)
 
 
-def sources_of(ctx: Context) -> dict[str, list[int]]:
+def sources_of(ctx: Context) -> dict[str, Sequence[int]]:
     """Source -> positions of its prompts, for a sampler with ratios. Raises ConfigError for an unknown source."""
-    sampler = ctx.block.sampler
-    if not sampler.ratios:
-        by_name: dict[str, list[int]] = {name: [] for name in ctx.cfg.prompts.sources}
-        for i, prompt in enumerate(ctx.train_prompts if by_name else ()):
-            by_name[prompt.task["source"]].append(i)
-        for name, positions in by_name.items():
-            if not positions:
-                raise ConfigError([f"{ctx.cfg.path}: prompts.sources.{name}: no prompt left to train on"])
-        return by_name
-    where, prompts = f"{ctx.cfg.path}: {ctx.name}.sampler", ctx.train_prompts
-    named = [prompt.row.get(sampler.column, prompt.task.get(sampler.column)) for prompt in prompts]
-    if all(name is None for name in named):
-        columns = ", ".join(map(str, prompts[0].row))
-        raise ConfigError([f"{where}.column: no row has a column {sampler.column!r}; have: {columns}"])
-    out = {source: [i for i, name in enumerate(named) if str(name) == source] for source in sampler.ratios}
+    sampler, rows = ctx.block.sampler, ctx.train_prompts.rows
+    if not sampler.ratios and not ctx.cfg.prompts.sources:
+        return {}
+    column = sampler.column if sampler.ratios else SOURCE
+    out = {name: array("q") for name in sampler.ratios or ctx.cfg.prompts.sources}
+    have = set[str]()
+    for i, row in enumerate(rows):
+        name = row[column] if column in row else task_of(row, ctx.cfg.prompts).get(column)
+        if name is not None:
+            have.add(str(name))
+        if str(name) in out:
+            out[str(name)].append(i)
+    where = f"{ctx.cfg.path}: {ctx.name}.sampler"
+    if not have:
+        raise ConfigError([f"{where}.column: no row has a column {column!r}; have: {', '.join(map(str, rows[0]))}"])
     for source, positions in out.items():
+        if not positions and not sampler.ratios:
+            raise ConfigError([f"{ctx.cfg.path}: prompts.sources.{source}: no prompt left to train on"])
         if not positions:
-            have = ", ".join(sorted({str(name) for name in named}))
-            raise ConfigError([f"{where}.ratios: no prompt has {sampler.column} {source!r}; have: {have[:200]}"])
-    return out
+            raise ConfigError([f"{where}.ratios: no prompt has {column} {source!r}; have: "
+                               f"{', '.join(sorted(have))[:200]}"])  # fmt: skip
+    return dict(out)
 
 
 def make_teacher(ctx: Context, learner: Learner) -> TeacherModel | None:

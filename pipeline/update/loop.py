@@ -243,10 +243,9 @@ def prompts_at(deps: LoopDeps, by_source: Mapping[str, Sequence[int]]) -> list[P
 
 def observed(deps: LoopDeps, state: State, lines: Sequence[Mapping[str, Any]]) -> Rates:
     """The pass rates after these lines of difficulty.jsonl; samples on which a checker broke do not count."""
-    position = {prompt.index: i for i, prompt in enumerate(deps.prompts)}
     rates, discount = dict(state.rates), deps.block.sampler.discount
     for line in lines:
-        i = position[line["prompt_index"]]
+        i = line["prompt_index"]  # its position: a run's prompts are numbered in their order
         rates[i] = observe(rates.get(i), passed=line["passed"], samples=line["judged"], discount=discount)
     return rates
 

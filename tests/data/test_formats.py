@@ -206,7 +206,7 @@ def test_rows_that_share_a_run_of_words_with_a_held_out_prompt_are_dropped_and_n
         "other words here",
     ]
     brute = [i for i, t in enumerate(["q b c", "c b"]) if any(g in t.split() and "b c" in t for g in ("b",))]
-    assert contaminated(["q b c", "c b"], ["a b c d"], 2) == brute == [0]
+    assert contaminated(["q b c", "c b"], ["a b c d"], 2).tolist() == brute == [0]
 
 
 def test_the_words_of_a_template_are_no_sign_of_a_copy():
@@ -230,4 +230,5 @@ def test_the_words_of_a_format_are_no_sign_of_a_copy():
 
 
 def test_a_text_shorter_than_the_run_matches_only_itself():
-    assert contaminated(["hi there", "hi"], ["Hi, there!"], 13) == [0]
+    assert contaminated(["hi there", "hi"], ["Hi, there!"], 13).tolist() == [0]
+    assert not len(contaminated(["hi", ""], [], 13)) and not len(contaminated(["", "?"], ["", "hi"], 13))

@@ -96,6 +96,7 @@ def test_prompts_that_are_built_again_are_those_that_were_kept(tmp_path, tokeniz
     wanted = [row for text, row in first.items() if len(tokenizer(text).input_ids) <= 13]
     assert [p.row for p in built] == wanted == list(built.rows) and len(wanted) < len(first) < len(rows)
     assert [p.index for p in built] == list(range(len(wanted)))
+    assert all(built.find(p.text) == p for p in kept) and built.find("of no prompt") is None
     assert built.lengths.tolist() == [len(p.ids) for p in kept] and prompts.longest(built, []) == built.lengths.max()
 
 
