@@ -18,7 +18,7 @@ from benchmarks.measure import machine, prepare_environment
 
 NAMES = (
     "step", "long_prompt", "rollout", "scoring", "overlapped_scoring", "agent_loop", "learn", "learn_short", "sync",
-    "trainers", "start", "memory", "scale",
+    "trainers", "start", "memory", "scale", "large_data",
     "gpu",  # not run by default: for a machine with a GPU
     "real", "real_step", "real_update", "real_plan",  # not run by default: they download a model
 )  # fmt: skip
@@ -49,6 +49,7 @@ TARGETS: dict[str, tuple[float, bool]] = {
     "real_plan_s": (30.0, False),
     "help_s": (0.5, False),
     "wrong_config_s": (1.5, False),
+    "large_data_peak_mib": (1000.0, False),
     "memory_vs_trl": (0.7, False),
     "memory_large_vs_trl": (1.0, False),
     "memory_large_heavy_tail_vs_trl": (0.7, False),
