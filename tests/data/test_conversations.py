@@ -66,7 +66,7 @@ def load(base, name):
 def rows_of(row, tokenizer, **settings):
     stop_token_ids = frozenset({tokenizer.eos_token_id})
     found = encoding.Demonstrations([row], Prompts(**settings), tokenizer, stop_token_ids=stop_token_ids)
-    return found, found.report
+    return list(found), found.report
 
 
 def trained(one, tokenizer):
