@@ -76,6 +76,7 @@ def try_out(cfg: Config) -> Trial:
     started = time.monotonic()
     import trl.trainer.sft_trainer  # noqa: F401
 
+    from pipeline.data import prompts
     from pipeline.generation import engines, generator
     from pipeline.models import adapters, models
     from pipeline.run.stage_dir import StageDir
@@ -94,16 +95,16 @@ def try_out(cfg: Config) -> Trial:
         ctx = Context(cfg, next(iter([*cfg.stages, *cfg.blocks])), StageDir(Path(folder), "trial"))
         ctx.policy_path = model_dir
         extent = LARGE_EXTENT if out.shape["parameters"] > LARGE else Extent()
-        prompts = ctx.train_prompts[: extent.prompts]
+        shown = ctx.train_prompts[: extent.prompts]
         started = time.monotonic()
-        longest = max(len(p.ids) for p in [*ctx.train_prompts, *ctx.heldout_prompts])
+        longest = prompts.longest(ctx.train_prompts, ctx.heldout_prompts)
         length = engines.model_len(model_dir, longest + cfg.sampling.max_tokens + 16)
         engine = engines.open_generator(model_dir, cfg.model, cfg.generate, max_model_len=length)
         out.generator, out.engine_s = engine.name, time.monotonic() - started
         sample = partial(
             generator.rollouts, engine, key=("trial",), tokenizer=ctx.tokenizer, stop_token_ids=ctx.stop_token_ids
         )
-        drawn, out.sampled_per_s = sampling_rate(sample, prompts, cfg.sampling, extent)
+        drawn, out.sampled_per_s = sampling_rate(sample, shown, cfg.sampling, extent)
         added = resident() - out.libraries_bytes - weights
         space = int(os.environ.get("VLLM_CPU_KVCACHE_SPACE", "0")) << 30 if engine.name == "vllm" else 0
         out.cache_bytes = min(space, added)  # vLLM on a CPU allocates its full cache at once

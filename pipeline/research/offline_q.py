@@ -8,7 +8,7 @@ together in one episode (`configs/stitch/`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def read_samples(ctx: Context, reference: str) -> list[Scored]:
     return [entry.scored for entry in sample_pool.read(path, ctx.cfg.prompts, ctx.tokenizer, ctx.stop_token_ids)]
 
 
-def whole_episodes(scored: Sequence[Scored], barred: Collection[str]) -> list[Scored]:
+def whole_episodes(scored: Sequence[Scored], barred: Container[str]) -> list[Scored]:
     """All rows of the episodes usable for training: an episode with a gap would credit the wrong step."""
     return [
         row
