@@ -32,7 +32,7 @@ class LazyPrompts(Rebuilt[Prompt]):
         self.source, self.tokenizer = source, tokenizer
         super().__init__()
         fitting, lengths = array("q"), array("i")
-        for number in prompt_keys(rows, source).first_rows().tolist():
+        for number in map(int, prompt_keys(rows, source).first_rows()):
             row = rows[number]
             ids = self._ids(row, number + 1)
             if source.max_prompt_tokens is not None and len(ids) > source.max_prompt_tokens:
