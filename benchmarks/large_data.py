@@ -53,13 +53,14 @@ def measured(folder: Path, **limit: int) -> dict[str, dict[str, float]]:
 
 def write_rows(path: Path, *, rows: int = sys.maxsize, size: int = sys.maxsize) -> int:
     """Write rows until there are so many or the file has that size in bytes. Returns how many there are."""
+    notes = f', "notes": {json.dumps(NOTES)}}}\n'  # encoded once: it is nearly all of a row
     written = count = 0
     with path.open("w") as file:
         while count < rows and written < size:
             count += 1
             total = str(2 * count + 7)
-            row = {"prompt": f"{count} + {count + 7} =", "completion": total, "gold": total, "notes": NOTES}
-            written += file.write(json.dumps(row) + "\n")
+            row = {"prompt": f"{count} + {count + 7} =", "completion": total, "gold": total}
+            written += file.write(json.dumps(row)[:-1] + notes)
     return count
 
 
