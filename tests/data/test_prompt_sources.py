@@ -6,6 +6,7 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +15,11 @@ from loop_kit import manifest, metrics
 
 import rewards
 from pipeline.__main__ import main
-from pipeline.config.load import load
+from pipeline.config.load import ConfigError, load
+from pipeline.config.schema import Prompts
 from pipeline.data.prompts import load_rows, spread_over_sources
 from pipeline.records import Prompt
+from pipeline.stages.policy import sources_of
 from rewards import Batch
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
@@ -137,3 +140,19 @@ def test_a_field_that_a_source_s_verifier_needs_is_missed_in_that_source(
     assert main(["plan", str(written(tmp_path, raw)), f"runs_dir={tmp_path}"]) == 2
     out = capsys.readouterr()
     assert re.search(r"prompts\.sources\.problems: .*no field 'gold'", out.out + out.err), out.out + out.err
+
+
+def test_a_sampler_with_ratios_finds_its_column_in_rows_and_in_tasks() -> None:
+    def positions(column: str, ratios: dict[str, float]) -> dict[str, list[int]]:
+        ctx: Any = SimpleNamespace(
+            name="grpo", block=SimpleNamespace(sampler=SimpleNamespace(ratios=ratios, column=column)),
+            cfg=SimpleNamespace(path="c.yaml", prompts=Prompts()), train_prompts=SimpleNamespace(rows=rows),
+        )  # fmt: skip
+        return {name: list(found) for name, found in sources_of(ctx).items()}
+
+    rows = [{"prompt": "x", "level": 1}, {"prompt": "y", "task": {"level": 2}}, {"prompt": "z", "level": 1}]
+    assert positions("level", {"2": 0.5, "1": 0.5}) == {"2": [1], "1": [0, 2]} and positions("level", {}) == {}
+    with pytest.raises(ConfigError, match=r"grpo\.sampler\.ratios: no prompt has level '3'; have: 1, 2$"):
+        positions("level", {"3": 1.0})
+    with pytest.raises(ConfigError, match=r"column: no row has a column 'kind'; have: prompt, level$"):
+        positions("kind", {"3": 1.0})
