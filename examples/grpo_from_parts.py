@@ -42,8 +42,8 @@ class SampledTask(NamedTuple):
 
     policy: CompletionLogprobs
     sample: Callable[..., list[Scored]]
-    train_prompts: list[Prompt]
-    heldout_prompts: list[Prompt]
+    train_prompts: Sequence[Prompt]
+    heldout_prompts: Sequence[Prompt]
 
 
 def main(seed: int = 1, steps: int = STEPS) -> tuple[float, float]:

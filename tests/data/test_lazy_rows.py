@@ -62,8 +62,8 @@ def test_a_bad_line_is_named_when_it_is_read_counting_empty_lines(tmp_path):
 
 def test_splits_are_those_of_a_list_and_of_the_hash_written_out(tmp_path):
     rows = rows_of(500)
-    for settings in ({"heldout": 0.25, "validation": 0.1}, {"heldout": 0.33333}, {"heldout": 1.0}, {"heldout": 0.0}):
-        source = Prompts(path=write(tmp_path / "x.jsonl", rows), **settings)
+    for share, validation in ((0.25, 0.1), (0.33333, 0.0), (1.0, 0.0), (0.0, 0.0)):
+        source = Prompts(path=write(tmp_path / "x.jsonl", rows), heldout=share, validation=validation)
         named = [{"prompt": rows[3]["prompt"]}]
         lazy = prompts.split(prompts.load_rows(source, seed=1), source, heldout=named)
         listed = prompts.split(rows, source, heldout=named)
@@ -89,7 +89,7 @@ def test_prompts_that_are_built_again_are_those_that_were_kept(tmp_path, tokeniz
     assert list(built) == list(kept) and 1 < len(built.kept) < 50 < len(kept.kept) == len(kept)
     assert built[3] is built[3] and built[-1] is not built[-1] == kept[-1], "the first ones are kept"
 
-    first = {}
+    first: dict[str, object] = {}
     for row in rows:
         if zlib.crc32(row["prompt"].encode()) % 10_000 >= 2000:
             first.setdefault(row["prompt"], row)
