@@ -43,14 +43,15 @@ def test_every_module_holds_the_replacements_of_vllms_kernels(dispatcher):
 def test_kernels_are_replaced_once_per_process(dispatcher, monkeypatch):
     from vllm.platforms import current_platform
 
-    scans = []
+    scans: list[object] = []
     monkeypatch.setattr(dispatcher, "_rebind_kernels", scans.append)
     current_platform.register_triton_kernel_overrides()  # what every engine calls
     assert not scans
 
 
 def test_a_kernel_with_another_replacement_is_replaced_again():
-    one, two, calls = object(), object(), []
+    one, two = object(), object()
+    calls: list[object] = []
     known = SimpleNamespace(_registry={"a": (None, one), "b": (None, one)})
     register = vllm_startup._unregistered(known, calls.append)
     register({"a": one, "b": two, "c": one})
@@ -76,7 +77,7 @@ def test_logging_is_configured_before_an_engine_opens_and_not_again(dispatcher, 
     from vllm.config.logging import LoggingConfig
     from vllm.logger import configure_logging_if_needed
 
-    configured = []
+    configured: list[object] = []
     monkeypatch.setattr("vllm.logger.dictConfig", configured.append)
     configure_logging_if_needed(LoggingConfig())  # what every engine calls
     assert not configured and logging.getLogger("vllm").handlers

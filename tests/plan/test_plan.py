@@ -188,7 +188,12 @@ def test_plans_of_one_model_block_make_its_tiny_model_once(tmp_path, monkeypatch
 
     made = []
     make = models.make_tiny
-    monkeypatch.setattr(models, "make_tiny", lambda tiny, path, **more: (made.append(tiny), make(tiny, path, **more)))
+
+    def counting(tiny, path, **more):
+        made.append(tiny)
+        return make(tiny, path, **more)
+
+    monkeypatch.setattr(models, "make_tiny", counting)
     monkeypatch.setattr(one_run, "_tiny_tokenizers", {})
     words = [f"runs_dir={tmp_path}"]
     one, two = (one_run.tokenizer_of(load(DEMO, [*words, f"seed={seed}"])) for seed in (1, 2))

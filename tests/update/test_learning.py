@@ -6,6 +6,7 @@ learns from each batch in two updates; in one, as TRL's, it comes out where TRL'
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ SEEDS = (1, 2, 3)
 STEPS, PROMPTS, SAMPLES, RATE = 128, 32, 8, 3e-4
 
 
-def held_out_accuracy(place: Path, prompts: list[Prompt], *, samples: int = 16) -> float:
+def held_out_accuracy(place: Path, prompts: Sequence[Prompt], *, samples: int = 16) -> float:
     """Mean pass rate of a saved model: the same judge, seeds and prompts for every method."""
     generator, verify = TransformersGenerator(str(place), Model(), Generate()), verifiers.load("gridworld", []).module
     tokenizer = models.load_tokenizer(str(place), Model())
@@ -41,7 +42,7 @@ def held_out_accuracy(place: Path, prompts: list[Prompt], *, samples: int = 16) 
     return sum(passed) / len(passed)
 
 
-def stock_trl(start: Path, prompts: list[Prompt], place: Path, seed: int) -> int:
+def stock_trl(start: Path, prompts: Sequence[Prompt], place: Path, seed: int) -> int:
     """GRPOTrainer as it comes, on the same prompts at the same settings. Returns the tokens it sampled."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer

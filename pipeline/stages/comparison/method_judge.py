@@ -84,7 +84,7 @@ def model_of(ctx: Context, candidate: JudgedPolicy) -> Path:
     return directory
 
 
-def prompts_for(ctx: Context, candidate: JudgedPolicy) -> list[Prompt]:
+def prompts_for(ctx: Context, candidate: JudgedPolicy) -> Sequence[Prompt]:
     """The held-out prompts, preceded by the best bins' label if the model was trained on labels (no guidance)."""
     manifest = read_manifest(StageDir(ctx.cfg.run_dir, candidate.stage).manifest_path) or {}
     label = manifest.get("metrics", {}).get("best_label")
