@@ -50,7 +50,7 @@ MAX_FONT_DEPTH = 4  # of fonts within fonts
 _PIECE = re.compile(
     r"""(?P<space>\s+)
     |(?P<num>\d{1,3}(?:,\\[!,]\s*\d{3}|\{,\}\s*\d{3}|\\[,;!]\s*\d{3}(?!\d)
-        |[ ]\d{3}(?!\d|[ ]*(?:/|\\[dt]?frac))  # 1 000, but not the mixed number 1 250/999
+        |\\?[ ]\d{3}(?!\d|[ ]*(?:/|\\[dt]?frac))  # 1 000, but not the mixed number 1 250/999
         |(?P<comma>,\d{3}))+(?!\d)(?:\.\d+)?|\d+\.\d+|\d+\.(?!\d)|\.\d+|\d+)
     |\\(?P<command>[a-zA-Z]+|.)
     |(?P<unit>(?:km/h|mi/h|cm/s|m/s)(?![a-zA-Z]))
