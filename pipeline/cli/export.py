@@ -265,7 +265,8 @@ def serve(run: Path, words: Sequence[str]) -> None:
     command = serve_command(run, words)
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError(["serve: vLLM is not installed; `make doctor` says why"])
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    if not any(word.startswith("kv_cache_memory_bytes=") for word in words):
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # it would override the word
     if "rollouts=true" in words:
         os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # opens /collective_rpc
     host = own_and_rest("serve", words)[0].get("host", LOOPBACK[0])

@@ -22,7 +22,13 @@ from pipeline.config.install_hint import install_command
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import Generate, Model, Sampling
 from pipeline.generation.generator import OnDone, Request, Sample
-from pipeline.generation.vllm_engine import engine_options, once_where_tied, prepare_vllm_environment, sampling_fields
+from pipeline.generation.vllm_engine import (
+    cache_options,
+    engine_options,
+    once_where_tied,
+    prepare_vllm_environment,
+    sampling_fields,
+)
 from pipeline.generation.vllm_server import SharedWeights, gather_for
 from pipeline.models.model_dir import is_local
 
@@ -39,7 +45,7 @@ class RayGenerator:
     def __init__(self, model_dir: str, model: Model, generate: Generate, *, max_model_len: int) -> None:
         self.model_source = str(Path(model_dir).resolve()) if is_local(model_dir) else model_dir
         self.checkpoints = SharedWeights(model_dir, generate.weights_dir)
-        self.options = {**engine_options(model, max_model_len=max_model_len), **generate.vllm}
+        self.options = {**engine_options(model, max_model_len=max_model_len), **cache_options(), **generate.vllm}
         self.fields: dict[str, Any] = {"batch_size": 64, "concurrency": 1, "log_engine_metrics": False, **generate.ray}
         if not torch.cuda.is_available():
             self.fields.setdefault("placement_group_config", {"bundles": [{"CPU": 1}]})

@@ -24,6 +24,7 @@ PRELOADED = ("vllm.v1.worker.cpu_worker", "vllm.v1.executor.uniproc_executor", "
              "vllm.model_executor.models.transformers", "vllm.model_executor.models.qwen2",
              "vllm.model_executor.model_loader", "vllm.model_executor.layers.quantization.online.base",
              "vllm.v1.core.sched.scheduler", "vllm.entrypoints.launchers.cli_args")  # fmt: skip
+CACHE_GIB = "VLLM_CPU_KVCACHE_SPACE"  # vLLM's variable
 TEXT_ONLY = Path(__file__).parent / "text_only"
 
 
@@ -98,7 +99,7 @@ class VllmGenerator:
             **engine_options(model, max_model_len=max_model_len),
             **of_family,
         }
-        options |= generate.vllm
+        options |= cache_options() | generate.vllm
         options |= an_engine_a_rank(options)
         with _classes_kept(), _configs_kept():
             self.llm = LLM(model_dir, **options)
@@ -268,13 +269,29 @@ def prepare_vllm() -> None:
     vllm_startup.scan_only_vllm_for_kernels()
 
 
+def cache_options() -> dict[str, int]:
+    """The key-value cache, which vLLM on a CPU allocates whole when it opens: 1 GiB unless its own variable is set,
+    which would also override `kv_cache_memory_bytes` of the config. On a GPU it takes what the model leaves free."""
+    if torch.cuda.is_available() or os.environ.get(CACHE_GIB):
+        return {}
+    return {"kv_cache_memory_bytes": 1 << 30}
+
+
+def cache_bytes(generate: Generate) -> int:
+    """Bytes that vLLM on a CPU allocates for its cache; 0 on a GPU."""
+    if torch.cuda.is_available():
+        return 0
+    if space := os.environ.get(CACHE_GIB):
+        return int(space) << 30
+    return int((cache_options() | generate.vllm)["kv_cache_memory_bytes"])
+
+
 def prepare_vllm_environment() -> None:
     stand_in_for_torchvision()
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO" if process.verbose() else "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if not torch.cuda.is_available():
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         # vLLM compiles the ranks of log-probs: 8 s on first use, and an error without a C++ compiler
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")

@@ -7,7 +7,6 @@ its memory before any model is that of the libraries, and so that a plan leaves 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 import time
@@ -77,7 +76,7 @@ def try_out(cfg: Config) -> Trial:
     import trl.trainer.sft_trainer  # noqa: F401
 
     from pipeline.data import prompts
-    from pipeline.generation import engines, generator
+    from pipeline.generation import engines, generator, vllm_engine
     from pipeline.models import adapters, models
     from pipeline.run.stage_dir import StageDir
     from pipeline.stages.context import Context
@@ -106,7 +105,7 @@ def try_out(cfg: Config) -> Trial:
         )
         drawn, out.sampled_per_s = sampling_rate(sample, shown, cfg.sampling, extent)
         added = resident() - out.libraries_bytes - weights
-        space = int(os.environ.get("VLLM_CPU_KVCACHE_SPACE", "0")) << 30 if engine.name == "vllm" else 0
+        space = vllm_engine.cache_bytes(cfg.generate) if engine.name == "vllm" else 0
         out.cache_bytes = min(space, added)  # vLLM on a CPU allocates its full cache at once
         out.generator_bytes = added - out.cache_bytes
         rows = first_tokens([[*r.prompt.ids, *r.ids] for r in drawn[:256]], extent.learned)

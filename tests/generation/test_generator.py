@@ -22,7 +22,7 @@ from pipeline.generation.generator import (
 from pipeline.generation.guidance import Guided
 from pipeline.generation.hf_engine import TransformersGenerator, sequence_logprobs
 from pipeline.generation.seeded_sampler import filtered_logits
-from pipeline.generation.vllm_engine import VllmGenerator, once_where_tied
+from pipeline.generation.vllm_engine import VllmGenerator, cache_bytes, once_where_tied
 from pipeline.models import adapters, models
 from pipeline.models.models import named_weights
 from pipeline.records import Prompt, Rollout
@@ -94,7 +94,9 @@ def test_detail_7_after_a_sync_transformers_samples_with_the_trainers_log_probs(
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_detail_7_after_a_sync_vllm_samples_with_the_trainers_log_probs(tmp_path_factory, tied):
     place = str(tiny_model(tmp_path_factory.mktemp("vllm"), tied=tied))
-    engine = VllmGenerator(place, Model(), Generate(), max_model_len=64)
+    generate = Generate(vllm={"kv_cache_memory_bytes": 100 << 20})
+    engine = VllmGenerator(place, Model(), generate, max_model_len=64)
+    assert engine.llm.llm_engine.vllm_config.cache_config.kv_cache_memory_bytes == cache_bytes(generate) == 100 << 20
     sequences, asked = [list(p) * 2 for p in PROMPTS[:2]], requests()
     for lora in (False, True):
         model = trained(place, lora=lora)
