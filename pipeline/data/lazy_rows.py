@@ -121,6 +121,10 @@ class Rebuilt(Sequence[T]):
     def build(self, index: int) -> T:
         """Item `index`, 0 <= index < len(self)."""
 
+    def in_memory(self) -> Sequence[T]:
+        """The items as a list if all of them are kept, else this sequence."""
+        return self.kept if len(self.kept) == len(self) else self
+
     def keep(self, item: T, size: int) -> None:
         """Keep the next item, of about `size` bytes."""
         self.kept.append(item)

@@ -78,7 +78,7 @@ def train_policy(ctx: Context, method: Method) -> dict[str, Any]:
     deps = LoopDeps(
         block=block,
         seed_key=(ctx.cfg.seed, ctx.name),
-        prompts=ctx.train_prompts,
+        prompts=ctx.train_prompts.in_memory(),
         source=source,
         learner=learner,
         generator=generator,

@@ -98,6 +98,7 @@ def test_prompts_that_are_built_again_are_those_that_were_kept(tmp_path, tokeniz
     assert [p.index for p in built] == list(range(len(wanted)))
     assert all(built.find(p.text) == p for p in kept) and built.find("of no prompt") is None
     assert built.lengths.tolist() == [len(p.ids) for p in kept] and prompts.longest(built, []) == built.lengths.max()
+    assert isinstance(kept.in_memory(), list) and built.in_memory() is built
 
 
 def test_rows_of_several_sources_follow_one_another(tmp_path, tokenizer):
