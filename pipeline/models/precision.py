@@ -15,14 +15,19 @@ from pipeline.models.model_dir import parameters_at as parameters_at
 def precision_of(path: str, model: Model) -> torch.dtype:
     """What the weights at a path, or of a Hub id, are loaded in.
 
-    `auto`: bfloat16 for a large model where the machine multiplies it several times as fast as float32; else what the
+    `auto`: bfloat16 for a large model where the machine multiplies it several times as fast as float32; float32 for a
+    large model saved in bfloat16 on a CPU that does not, since there it takes three times as long; else what the
     checkpoint is saved in.
     """
     if model.dtype != "auto":
         return getattr(torch, model.dtype)
-    if multiplies_bfloat16() and parameters_at(path) > LARGE:
+    saved = saved_precision(path)
+    if parameters_at(path) <= LARGE:
+        return saved
+    if multiplies_bfloat16():
         return torch.bfloat16
-    return saved_precision(path)
+    on_cpu = not torch.cuda.is_available()
+    return torch.float32 if on_cpu and saved == torch.bfloat16 else saved
 
 
 def saved_precision(path: str) -> torch.dtype:

@@ -41,12 +41,15 @@ def checkpoint(place: Path, *, rows: int, saved_in: str = "float32") -> str:
         (40_000, True, "float32", torch.float32),
         (40_000, True, "bfloat16", torch.bfloat16),
         (60_000, False, "float16", torch.float16),
+        (60_000, False, "bfloat16", torch.float32),
+        (40_000, False, "bfloat16", torch.bfloat16),
     ],
 )
 def test_auto_is_bfloat16_for_a_large_model_on_a_machine_that_multiplies_it_fast(
     tmp_path, monkeypatch, rows, fast, saved_in, expected
 ):
     monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: fast)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     place = checkpoint(tmp_path / "m", rows=rows, saved_in=saved_in)
     assert parameters_at(place) == rows * 1000
     assert precision_of(place, AUTO) == expected
