@@ -31,11 +31,13 @@ def stitching(names: Mapping[str, str], directory: Path) -> dict[str, Any]:
     return {"methods": figures, "words": words}
 
 
-def sweep_plots(sweep: Mapping[str, Mapping[str, list[Any]]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def sweep_plots(
+    sweep: Mapping[str, Mapping[str, list[Any]]], rows: list[dict[str, Any]], by: str = "accuracy"
+) -> list[dict[str, Any]]:
     """One plot per swept method: the key with the most values along x, one line per combination of the others.
 
-    Each line: name, and per value the method's accuracy (its mean reward where policies are compared by that) with its
-    interval, or None where the table has no such row.
+    Each line: name, and per value what the methods are compared by (`by`, a column of the rows) with its interval, or
+    None where the table has no such row.
     """
     by_name = {row["method"]: row for row in rows}
     plots = []
@@ -50,7 +52,7 @@ def sweep_plots(sweep: Mapping[str, Mapping[str, list[Any]]], rows: list[dict[st
             lines.append(
                 {
                     "name": ", ".join(f"{last_key(name)} {value}" for name, value in fixed.items()) or method,
-                    "y": [row and row.get("accuracy", row.get("reward")) for row in found],
+                    "y": [row and row[by] for row in found],
                     "low": [row and row["ci95"][0] for row in found],
                     "high": [row and row["ci95"][1] for row in found],
                 }
@@ -80,6 +82,6 @@ def read(directory: Path) -> Compared | None:
             seen.setdefault(stage.path.resolve(), stage)
     settings = manifest.get("config", {}).get("stage", {})
     data["stitching"] = stitching(settings.get("stitching") or {}, Path(str(settings.get("stitching_run") or "")))
-    data["sweeps"] = sweep_plots(settings.get("sweep") or {}, data["table"])
+    data["sweeps"] = sweep_plots(settings.get("sweep") or {}, data["table"], data.get("measure", "accuracy"))
     budget = [["budget", f"{data.get('budget', 0):,} tokens per method"]]
     return Compared(read_stages(directory / str(data["runs"][0])), facts(list(seen.values())) + budget, data)

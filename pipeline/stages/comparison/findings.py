@@ -163,7 +163,7 @@ def sentence(
 ) -> str:
     """A sentence about a method that claims no more than the data support."""
     name, gain = row["method"], row["gain"]
-    by = "accuracy" if "accuracy" in row else "reward"
+    by = measure_of(row)
     low, high = (shown(by, x) for x in row["ci95"])
     parts = [
         f"{name} reaches {'' if by == 'accuracy' else 'a mean reward of '}{shown(by, row[by])} (95% {low} to {high})"
@@ -208,6 +208,11 @@ def standing(name: str, all_pairs: Sequence[Mapping[str, Any]]) -> tuple[list[st
     return above, below, unclear
 
 
+def measure_of(row: Mapping[str, Any]) -> str:
+    """What a row of the table is compared by, as `measure`."""
+    return "accuracy" if "accuracy" in row else "reward"
+
+
 def shown(by: str, x: float) -> str:
     return f"{100 * x:.1f}%" if by == "accuracy" else f"{x:.3f}".replace("-", "−")
 
@@ -218,7 +223,7 @@ def gap(by: str, x: float) -> str:
 
 def markdown(rows: Sequence[Mapping[str, Any]], start: str) -> str:
     """The table in Markdown: what each policy reached over the seeds, and what it cost."""
-    by = "accuracy" if "accuracy" in rows[0] else "reward"
+    by = measure_of(rows[0])
     head = ["method", "role", f"held-out {by}", "95%", "by seed", f"gain over {start}", "KL, nats", "sampled tokens"]
     lines = [head, ["---"] * len(head)]
     for r in rows:
