@@ -137,7 +137,7 @@ def dispatch(command: str, words: Sequence[str]) -> int:
         return plan(first, rest)
     if command == "sbatch":
         from pipeline.cli.slurm import parsed, sbatch
-        from pipeline.config.seed_list import take_seeds
+        from pipeline.config.run_words import take_seeds
 
         settings, overrides = parsed(rest)
         checked(settings["stage"], first, take_seeds(overrides)[1])
@@ -148,11 +148,13 @@ def dispatch(command: str, words: Sequence[str]) -> int:
 
         return chaos(first, rest)
     if command == "run":
-        from pipeline.config.seed_list import take_seeds
+        from pipeline.config.run_words import take_seeds, take_workers
 
+        workers, rest = take_workers(rest)
         seeds, rest = take_seeds(rest)
         if seeds:
-            return train_seeds(first, rest, seeds)
+            return train_seeds(first, rest, seeds, workers)
+        return train([checked(command, first, rest)], command, workers)
     return train([checked(command, first, rest)], command)
 
 
@@ -186,17 +188,17 @@ def of_no_run(command: str, words: Sequence[str]) -> int | None:
     return None
 
 
-def train_seeds(config: str, words: Sequence[str], seeds: Sequence[int]) -> int:
+def train_seeds(config: str, words: Sequence[str], seeds: Sequence[int], workers: int) -> int:
     """The YAML once per seed, in runs/NAME/seed-N, and the table of means over the seeds in runs/NAME."""
     from pipeline.config.load import ConfigError
-    from pipeline.config.seed_list import words_of_seed
+    from pipeline.config.run_words import words_of_seed
 
     cfg = checked("run", config, words)
     if compared := [name for name in cfg.stages if cfg.blocks[name].kind in ("compare", "time_to_target")]:
         raise ConfigError([f"{config}: seeds= on the command line: {compared[0]} runs several seeds itself; "
                            f"give {compared[0]}.seeds"])  # fmt: skip
     cfgs = [checked("run", config, words_of_seed(words, cfg.run, seed)) for seed in seeds]
-    code = train(cfgs, "run")
+    code = train(cfgs, "run", workers)
     from pipeline.distributed import ranks
     from pipeline.report import write_report
     from pipeline.stages.seed_table import write_table
@@ -236,8 +238,8 @@ def checked(command: str, config: str, overrides: Sequence[str]) -> Config:
     return cfg
 
 
-def train(cfgs: Sequence[Config], command: str) -> int:
-    """Run the YAML's stages, or one of them; of several configs, one after another."""
+def train(cfgs: Sequence[Config], command: str, workers: int = 1) -> int:
+    """Run the YAML's stages, or one of them; of several configs, one after another. workers: stages at once."""
     from pipeline.distributed import process
     from pipeline.models.model_dir import thread_count
     from pipeline.run import shutdown
@@ -253,6 +255,8 @@ def train(cfgs: Sequence[Config], command: str) -> int:
         from pipeline.distributed import ranks
 
         ranks.start()
+        if workers > 1 and not all(stages.up_to_date(cfg, cfg.stages) for cfg in cfgs):
+            side_by_side(cfgs, workers)
         for cfg in cfgs:
             if command == "run":
                 run_with_report(cfg)
@@ -263,6 +267,24 @@ def train(cfgs: Sequence[Config], command: str) -> int:
 
                 print(f"report: {write_report(cfg.run_dir)}")
     return 0
+
+
+def side_by_side(cfgs: Sequence[Config], workers: int) -> None:
+    """The stages of all runs, `workers` at once; the reports are written meanwhile, and once more at an alarm."""
+    from pipeline.config.errors import Alarm
+    from pipeline.report import write_report
+    from pipeline.report.collect import is_stage
+    from pipeline.report.live import LiveReport
+    from pipeline.stages.side_by_side import run_side_by_side
+
+    reports = {cfg.run: LiveReport(cfg.run_dir) for cfg in cfgs}
+    try:
+        run_side_by_side(cfgs, workers, reports)
+    except Alarm:
+        for cfg in cfgs:
+            if any(is_stage(path) for path in cfg.run_dir.iterdir()):
+                print(f"report: {write_report(cfg.run_dir)}")
+        raise
 
 
 def run_with_report(cfg: Config) -> None:

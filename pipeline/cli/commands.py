@@ -47,11 +47,12 @@ def _of_stages() -> list[Command]:
 def _of_a_yaml() -> list[Command]:
     return [
         Command("run", "CONFIG", "all stages the YAML names; what is complete and unchanged is skipped", f"run {DEMO}",
-                {"seeds": "several, as 1,2,3: a run each in runs/NAME/seed-N, and a table of means and intervals"},
+                {"seeds": "several, as 1,2,3: a run each in runs/NAME/seed-N, and a table of means and intervals",
+                 "workers": "stages at once, of this run or of all seeds, each in a process; default 1"},
                 YAML_KEYS, "pipelines"),
         Command("plan", "CONFIG", "what a YAML would run, what it would cost, and every mistake in it; starts nothing",
                 f"plan {DEMO} trial=false",
-                {"seeds": "as in `run`: also what all seeds cost",
+                {"seeds": "as in `run`: also what all seeds cost", "workers": "as in `run`",
                  "trial": "true or false: measure this machine for some seconds, which memory and time need",
                  "json": "true or false: print JSON for programs"}, YAML_KEYS, "pipelines"),
         Command("new", "MODEL FILE", "look at your rows and write a commented YAML for them that plans clean",

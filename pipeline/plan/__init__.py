@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from shutil import which
 
 from pipeline.config.load import Config, ConfigError, read
-from pipeline.config.seed_list import take_seeds
+from pipeline.config.run_words import take_seeds, take_workers
 from pipeline.distributed import process
 from pipeline.models import families
 from pipeline.models.model_dir import thread_count
@@ -43,6 +43,7 @@ def plan(config: str, words: Sequence[str]) -> int:
     """Print the plan and return 0. Raises ConfigError with all mistakes."""
     options = {"trial": True, "json": False}
     overrides = []
+    workers, words = take_workers(words)
     seeds, words = take_seeds(words)
     for word in [*words, *([f"seed={seeds[0]}"] if seeds else [])]:
         key, _, value = word.partition("=")
@@ -75,8 +76,9 @@ def plan(config: str, words: Sequence[str]) -> int:
     else:
         one_run.show(cfg, made, measured)
         if seeds:
-            console.say(f"seeds: {len(seeds)} runs like this one, in {cfg.run_dir}/seed-N, one after another: "
-                        f"{len(seeds)} times its time and tokens")  # fmt: skip
+            order = "one after another" if workers == 1 else f"up to {workers} stages at once, each with such memory"
+            console.say(f"seeds: {len(seeds)} runs like this one, in {cfg.run_dir}/seed-N, {order}: "
+                        f"{len(seeds) / workers:.3g} times its time, {len(seeds)} times its tokens")  # fmt: skip
     return 0
 
 

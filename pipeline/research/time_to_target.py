@@ -49,7 +49,12 @@ def run(ctx: Context) -> dict[str, Any]:
     cfg, block = ctx.cfg, ctx.block
     target_check(cfg, ctx.name)
     start, *seeds = target_runs(cfg, ctx.name)
-    run_parts(parts_of(start, seeds), workers=at_once(cfg, ctx.name), logs=ctx.dir.path / "logs")
+    run_parts(
+        parts_of(start, seeds),
+        workers=at_once(cfg, ctx.name),
+        logs=ctx.dir.path / "logs",
+        setting=f"{ctx.name}.workers",
+    )
     ctx.depend_on(*(StageDir(c.run_dir, name).manifest_path for c in seeds for name in c.stages))
     ctx.inputs |= inputs_of([start, *seeds])
     spent = {name: [read(c, name, block.column) for c in seeds] for name in [*block.methods, *block.slow_runs]}

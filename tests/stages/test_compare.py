@@ -203,7 +203,7 @@ def test_a_killed_process_is_reported_with_what_to_do(cfg: Any) -> None:
     future: Future[Ended] = Future()
     future.set_exception(BrokenProcessPool("terminated abruptly"))
     with pytest.raises(ConfigError, match=r"killed while compare/grpo .*compare\.workers=1"):
-        ended(future, PooledStage(cfg, "grpo"))
+        ended(future, PooledStage(cfg, "grpo"), "compare.workers")
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -2,12 +2,15 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from small_chain import CONFIG, SMALL
 
 from pipeline.__main__ import main
+from pipeline.config.load import load
 from pipeline.stages.seed_table import accuracies, markdown, policy_rows, stage_figures
+from pipeline.stages.side_by_side import stages_of
 
 # two degrees of freedom: t = 4.303; the mean of .5 .6 .7 is .6, its standard error .1 / sqrt(3)
 HALF = 4.303 * 0.1 / math.sqrt(3)
@@ -69,7 +72,38 @@ def test_two_seeds_of_a_yaml_give_two_runs_one_table_and_one_report(tmp_path, ca
     assert row["by_seed"] == values and row["accuracy"] == pytest.approx(sum(values) / 2) and values[0] != values[1]
     assert row["over"] == "base" and table["figures"]["sft"]["train_steps"]["by_seed"] == [120, 120]
     assert '"seeds":[1,2]' in (tmp_path / "two/report.html").read_text()
-    assert main(words) == 0 and capsys.readouterr().out.count("up to date") == 6
+    assert main([*words, "workers=2"]) == 0 and capsys.readouterr().out.count("up to date") == 6
+    together = [word.replace("run=two", "run=together") for word in words]
+    assert main([*together, "workers=2"]) == 0
+    out = capsys.readouterr().out
+    assert "6/6" in out and "2 seeds: 1, 2" in out and "seed-2/sft | ── sft done in" in out
+    assert "sft done in" in (tmp_path / "together/logs/seed-2-sft.log").read_text()
+    assert result_hashes(tmp_path / "together") == result_hashes(tmp_path / "two"), "other bytes with two processes"
+
+
+def result_hashes(run: Path) -> dict[str, dict[str, str]]:
+    """SHA-256 of every recorded output by stage, of all seeds."""
+    return {
+        str(path.parent.relative_to(run)): json.loads(path.read_text())["outputs"]
+        for path in run.glob("seed-*/*/manifest.json")
+    }
+
+
+def test_a_stage_waits_for_what_it_needs_and_for_nothing_else():
+    cfg = load(str(CONFIG), ["evaluate.policies=null"])
+    after = {part.name: [name for _, name in part.after] for part in stages_of([cfg])}
+    assert after["base"] == [] and after["sft"] == ["base"]
+    assert after["feedme"] == ["base", "sft"] == after["grpo"]
+    assert after["ppo"] == ["base", "sft", "reward_model"]
+    assert after["evaluate"] == cfg.stages[:-1], "without names it takes every policy before it"
+    chosen = load(str(CONFIG), ["evaluate.policies=[sft]"])
+    assert stages_of([chosen])[-1].after == [(chosen.run, "base"), (chosen.run, "sft")]
+
+
+def test_stages_that_would_share_one_server_are_refused(tmp_path, capsys):
+    words = ["run", str(CONFIG), f"runs_dir={tmp_path}", "run=bad", "stages=[base,sft]", *SMALL, "workers=2"]
+    assert main([*words, "generate.backend=vllm_server", "generate.url=http://localhost:9"]) == 2
+    assert "leave workers out" in capsys.readouterr().err
 
 
 def test_a_comparison_names_its_own_seeds(tmp_path, capsys):

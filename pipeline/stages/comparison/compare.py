@@ -32,7 +32,7 @@ def run(ctx: Context) -> dict[str, Any]:
     workers = at_once(cfg, ctx.name)
     if cfg.generate.backend in ONE_PLACE:
         console.say(f"{ctx.name}: parts run one after another, because {cfg.generate.backend} holds one set of weights")
-    run_parts(parts_of(start, seeds), workers=workers, logs=ctx.dir.path / "logs")
+    run_parts(parts_of(start, seeds), workers=workers, logs=ctx.dir.path / "logs", setting=f"{ctx.name}.workers")
     manifests = [verified_manifest(c.run_dir / JUDGE) for c in seeds]
     ctx.depend_on(*(StageDir(c.run_dir, JUDGE).manifest_path for c in seeds))
     ctx.inputs |= inputs_of([start, *seeds])

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -54,9 +54,17 @@ class Ended:
     words: str = ""
 
 
-def run_parts(parts: Sequence[PooledStage], *, workers: int, logs: Path) -> None:
-    """Bring every part up to date, at most `workers` at once.
+def run_parts(
+    parts: Sequence[PooledStage],
+    *,
+    workers: int,
+    logs: Path,
+    setting: str = "workers",
+    follow: Callable[[PooledStage, Path], None] | None = None,
+) -> None:
+    """Bring every part up to date, at most `workers` at once. setting: where the user gives that number.
 
+    follow: called every second, and at its end, with each part that runs and the file of its output.
     Re-raises the exception of the first part that fails; parts that are complete by then stay complete.
     """
     logs.mkdir(parents=True, exist_ok=True)
@@ -70,12 +78,18 @@ def run_parts(parts: Sequence[PooledStage], *, workers: int, logs: Path) -> None
                 raise ValueError(f"parts wait for one another: {', '.join(p.label for p in waiting)}")
             for part in ready:
                 waiting.remove(part)
-                running[pool.submit(bring_up, part, str(logs / f"{part.label.replace('/', '-')}.log"))] = part
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                running[pool.submit(bring_up, part, str(log_of(part, logs)))] = part
+            finished, _ = wait(running, timeout=1 if follow else None, return_when=FIRST_COMPLETED)
+            for part in running.values() if follow else ():
+                follow(part, log_of(part, logs))  # type: ignore[misc]
             for future in finished:
                 part = running.pop(future)
-                report(part, ended(future, part), len(done) + 1, len(parts), time.monotonic() - begun, logs)
+                report(part, ended(future, part, setting), len(done) + 1, len(parts), time.monotonic() - begun, logs)
                 done.add(part.key)
+
+
+def log_of(part: PooledStage, logs: Path) -> Path:
+    return logs / f"{part.label.replace('/', '-')}.log"
 
 
 def processes(count: int) -> ProcessPoolExecutor:
@@ -92,15 +106,13 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def ended(future: Future[Ended], part: PooledStage) -> Ended:
+def ended(future: Future[Ended], part: PooledStage, setting: str) -> Ended:
     """The part's result. Raises ConfigError if its process was killed, as the kernel does when memory runs out."""
     try:
         return future.result()
     except BrokenProcessPool as exc:
         words = f"a process was killed while {part.label} or a part beside it ran, most likely out of memory"
-        raise ConfigError(
-            [f"{words}; run the same command to resume, with compare.workers=1 to use less memory"]
-        ) from exc
+        raise ConfigError([f"{words}; run the same command to resume, with {setting}=1 to use less memory"]) from exc
 
 
 def report(part: PooledStage, ended: Ended, number: int, total: int, spent: float, logs: Path) -> None:
@@ -108,7 +120,7 @@ def report(part: PooledStage, ended: Ended, number: int, total: int, spent: floa
     if ended.error is None:
         console.say(f"  {number}/{total} {part.label} {ended.seconds:.0f} s  ({console.clock(spent)} so far)")
         return
-    words = f"{part.label}: {ended.words} (its output: {logs / part.label.replace('/', '-')}.log)"
+    words = f"{part.label}: {ended.words} (its output: {log_of(part, logs)})"
     raise {"Alarm": Alarm(words), "LineageError": LineageError(words)}.get(ended.error, ConfigError([words]))
 
 

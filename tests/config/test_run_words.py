@@ -1,9 +1,9 @@
-"""seeds=1,2,3 on the command line."""
+"""seeds=1,2,3 and workers=2 on the command line."""
 
 import pytest
 
 from pipeline.config.load import ConfigError
-from pipeline.config.seed_list import take_seeds, words_of_seed
+from pipeline.config.run_words import take_seeds, take_workers, words_of_seed
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,22 @@ def test_a_list_that_is_none_is_refused_in_one_line(words, reason):
 
 def test_each_seed_has_a_run_of_its_own_below_the_run():
     assert words_of_seed(["a=b"], "demo", 3) == ["a=b", "seed=3", "run=demo/seed-3"]
+
+
+@pytest.mark.parametrize(
+    ("words", "workers", "rest"),
+    [
+        (["a=b"], 1, ["a=b"]),
+        (["workers=2", "a=b"], 2, ["a=b"]),
+        (["workers=1"], 1, []),
+        (["a.workers=3"], 1, ["a.workers=3"]),
+    ],
+)
+def test_workers_are_taken_from_the_words(words, workers, rest):
+    assert take_workers(words) == (workers, rest)
+
+
+@pytest.mark.parametrize("word", ["workers=0", "workers=", "workers=two", "workers=-1", "workers=1.5"])
+def test_a_count_of_workers_that_is_none_is_refused_in_one_line(word):
+    with pytest.raises(ConfigError, match="expected how many stages run at once, as workers=2"):
+        take_workers([word])

@@ -1,4 +1,8 @@
-"""`seeds=1,2,3` on the command line: one YAML as several runs that differ in their seed alone."""
+"""Words of `run` and `plan` that are no keys of a YAML.
+
+seeds=1,2,3   one YAML as several runs that differ in their seed alone
+workers=2     up to so many stages at once, of one run or of all seeds; each starts when what it needs is complete
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,19 @@ def take_seeds(words: Sequence[str]) -> tuple[list[int], list[str]]:
     if any(word.partition("=")[0] == "seed" for word in rest):
         raise ConfigError(["seed= and seeds= on the command line: give one of the two"])
     return seeds, rest
+
+
+def take_workers(words: Sequence[str]) -> tuple[int, list[str]]:
+    """The number of a `workers=` word, 1 without one, and the other words. Raises ConfigError for what is no count."""
+    given = [word.partition("=")[2] for word in words if word.partition("=")[0] == "workers"]
+    rest = [word for word in words if word.partition("=")[0] != "workers"]
+    if not given:
+        return 1, rest
+    if not (given[-1].isascii() and given[-1].isdigit() and int(given[-1]) > 0):
+        raise ConfigError(
+            [f"workers={given[-1]} on the command line: expected how many stages run at once, as workers=2"]
+        )
+    return int(given[-1]), rest
 
 
 def words_of_seed(words: Sequence[str], run: str, seed: int) -> list[str]:
