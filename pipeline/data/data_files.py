@@ -12,7 +12,7 @@ import decimal
 import gzip
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -129,7 +129,7 @@ def _read_file(path: Path, known_as: str | None = None) -> Sequence[Row]:
     name = (known_as or str(path)).lower()
     shown = known_as or str(path)
     if name.endswith(".parquet"):
-        return [DataRow(row, f"row {number} of {shown}") for number, row in enumerate(_parquet(path), 1)]
+        return _named(_parquet(path), shown)
     if not name.endswith((".json", ".json.gz")):
         return _json_lines(path, shown)
     try:
@@ -146,7 +146,7 @@ def _read_file(path: Path, known_as: str | None = None) -> Sequence[Row]:
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise ConfigError([f"{path}: row {number}: expected an object, found {type(row).__name__}"])
-    return [DataRow(row, f"row {number} of {shown}") for number, row in enumerate(rows, 1)]
+    return _named(rows, shown)
 
 
 def _json_lines(path: Path, shown: str) -> Sequence[Row]:
@@ -155,7 +155,12 @@ def _json_lines(path: Path, shown: str) -> Sequence[Row]:
             return jsonl_rows(path, shown)
     except OSError as exc:
         raise ConfigError([f"{path}: not readable: {exc}"]) from exc
-    return [DataRow(row, f"row {number} of {shown}") for number, (_, row) in enumerate(numbered_rows(path), 1)]
+    return _named((row for _, row in numbered_rows(path)), shown)
+
+
+def _named(rows: Iterable[Mapping[str, Any]], shown: str) -> list[Row]:
+    """The rows, each with the name that messages give it."""
+    return [DataRow(row, f"row {number} of {shown}") for number, row in enumerate(rows, 1)]
 
 
 def is_packed(path: Path) -> bool:

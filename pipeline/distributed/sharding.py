@@ -49,6 +49,11 @@ def is_sharded() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and mode() in SHARDED
 
 
+def is_fsdp2() -> bool:
+    """True where torch's fully_shard trains, over several ranks."""
+    return is_sharded() and mode() == "fsdp2"
+
+
 def is_zero() -> bool:
     """True where DeepSpeed's engine trains."""
     return mode().startswith("zero")
@@ -99,5 +104,14 @@ def forget_zero() -> None:
 
 
 __all__ = [
-    "MODES", "SHARDED", "accelerator", "allow_on_cpu", "check_type", "forget_zero", "is_sharded", "is_zero", "mode",
+    "MODES",
+    "SHARDED",
+    "accelerator",
+    "allow_on_cpu",
+    "check_type",
+    "forget_zero",
+    "is_fsdp2",
+    "is_sharded",
+    "is_zero",
+    "mode",
 ]  # fmt: skip

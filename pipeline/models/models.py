@@ -143,7 +143,7 @@ def load_reward_model(path: str, model: Model, *, adapted: bool = False, to_shar
 def _load(kind: Any, path: str, model: Model, *, adapted: bool, to_shard: bool, **more: Any) -> Any:
     """to_shard: under FSDP2 rank 0 alone reads the weights, into host memory, and the other ranks build the model
     without any (on torch's meta device): each rank then receives its shards from rank 0, one layer at a time."""
-    if to_shard and sharding.is_sharded() and sharding.mode() == "fsdp2":
+    if to_shard and sharding.is_fsdp2():
         more["device_map"] = {"": "cpu" if ranks.is_main() else "meta"}
     if adapted and model.quantization is not None:
         if sharding.is_sharded():

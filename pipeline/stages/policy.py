@@ -16,7 +16,7 @@ from pipeline.config.schema import Credit, Kl, Loss, Policy, trains_adapter
 from pipeline.data.lazy_rows import Mapped
 from pipeline.data.prompt_columns import task_of
 from pipeline.data.teacher_prompts import teacher_prompt_ids
-from pipeline.distributed import ranks, sharding
+from pipeline.distributed import sharding
 from pipeline.models import adapters, models, weights
 from pipeline.run import console
 from pipeline.stages.context import Context, Judged
@@ -24,9 +24,9 @@ from pipeline.stages.heldout_episodes import judge_episodes
 from pipeline.stages.kl_to_start import mean_kl
 from pipeline.stages.monitored_scorer import scorer_and_monitor
 from pipeline.stages.rollout_source import make_source
-from pipeline.update import best_step, canary
+from pipeline.update import best_step, canary, sharded
 from pipeline.update.critic import SharedCritic, ValueModel, from_model
-from pipeline.update.forward import CompletionLogprobs, Row, affordable_tokens, completion_logprobs
+from pipeline.update.forward import CompletionLogprobs, Row, affordable_tokens
 from pipeline.update.learner import Learner
 from pipeline.update.loop import optimise
 from pipeline.update.loop_state import LoopDeps
@@ -188,7 +188,9 @@ def make_reference(ctx: Context, learner: Learner) -> Reference | None:
     block: Policy = ctx.block
     if not block.kl.coef:
         return None
-    return AdapterOff(learner) if block.peft else Copy(start_of(ctx, learner), learner, block.kl)
+    if block.peft:
+        return AdapterOff(learner)
+    return Copy(start_of(ctx, learner, ema=block.kl.reference == "ema"), learner, block.kl)
 
 
 def sources_of(ctx: Context) -> dict[str, Sequence[int]]:
@@ -230,9 +232,9 @@ def make_teacher(ctx: Context, learner: Learner) -> TeacherModel | None:
         console.say(f"{ctx.name}: the teacher is {served.model} at {settings.server}")
         return TeacherModel(served, settings, prompt_ids, samples=ctx.block.samples)
     kl = Kl(reference="periodic" if settings.follow == "live" else settings.follow, ema=settings.ema, every=1)
-    forward = (
-        start_of(ctx, learner, ema=settings.follow == "ema") if settings.model is None else other_model(ctx, learner)
-    )
+    whole = settings.form == "full"
+    forward = (start_of(ctx, learner, ema=settings.follow == "ema", whole=whole) if settings.model is None else
+               other_model(ctx, learner))  # fmt: skip
     return TeacherModel(Copy(forward, learner, kl), settings, prompt_ids, samples=ctx.block.samples)
 
 
@@ -247,22 +249,27 @@ def other_model(ctx: Context, learner: Learner) -> CompletionLogprobs:
         there, here = other.get(differing, "none"), own.get(differing, "none")
         raise ConfigError([f"{ctx.cfg.path}: {key}: the teacher has another tokenizer, but must read the policy's "
                            f"token ids: {differing!r} is token {there} there and {here} here"])  # fmt: skip
-    model = models.load_policy(path, ctx.cfg.model).to(learner.device)
-    return CompletionLogprobs(
-        model, temperature=ctx.cfg.sampling.temperature, autocast=learner.unwrapped.autocast,
-        float32_head=learner.unwrapped.float32_head,
-    )  # fmt: skip
+    return second_model(ctx, learner, path, whole=ctx.block.teacher.form == "full")
 
 
-def start_of(ctx: Context, learner: Learner, *, ema: bool | None = None) -> CompletionLogprobs:
-    """The stage's start, in the policy's precision. ema: for a moving average; None = as kl.reference says."""
-    model = models.load_policy(ctx.policy_path, ctx.cfg.model).to(learner.device)
-    if ctx.block.kl.reference == "ema" if ema is None else ema:
-        model = model.float()  # hundredths of a step would be rounded away in bfloat16
-    return CompletionLogprobs(
-        model, temperature=ctx.cfg.sampling.temperature, autocast=learner.unwrapped.autocast,
-        float32_head=learner.unwrapped.float32_head,
+def start_of(ctx: Context, learner: Learner, *, ema: bool = False, whole: bool = False) -> CompletionLogprobs:
+    """The stage's start. ema: for a moving average, in float32: it would lose hundredths of a step in bfloat16."""
+    return second_model(ctx, learner, ctx.policy_path, float32=ema, whole=whole)
+
+
+def second_model(
+    ctx: Context, learner: Learner, path: str, *, float32: bool = False, whole: bool = False
+) -> CompletionLogprobs:
+    """A model that is not trained, with the policy's temperature and precision of products. Under FSDP2 it is sharded
+    like the policy. whole: not even there, for what calls the head by itself."""
+    model = models.load_policy(path, ctx.cfg.model, to_shard=not whole)
+    forward = CompletionLogprobs(
+        model.float() if float32 else model, temperature=ctx.cfg.sampling.temperature,
+        autocast=learner.unwrapped.autocast, float32_head=learner.unwrapped.float32_head,
     )  # fmt: skip
+    if whole or not sharding.is_fsdp2():
+        return forward.to(learner.device)
+    return sharded.shard(forward, learner.device, trained=False)
 
 
 def demonstrations(ctx: Context) -> Sequence[Row]:
@@ -288,8 +295,7 @@ def kl_to_start(ctx: Context, deps: LoopDeps, judged: Judged) -> Mapping[str, fl
     elif ctx.block.peft:
         before = AdapterOff(learner).logprobs(rows)
     else:
-        start = partial(completion_logprobs, start_of(ctx, learner), budget=learner.budget, device=learner.device)
-        before = ranks.mapped(start, rows)
+        before = Copy(start_of(ctx, learner), learner, ctx.block.kl).logprobs(rows)
     kl = mean_kl(rows, [a.tolist() for a in now], [b.tolist() for b in before])
     return {"kl_to_reference": kl.per_completion, "kl_to_reference_per_token": kl.per_token}
 

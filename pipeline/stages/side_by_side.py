@@ -17,6 +17,7 @@ from pipeline.distributed import ranks
 from pipeline.run import console, trackers
 from pipeline.stages.comparison.stage_pool import PooledStage, log_of, run_parts
 
+
 def run_side_by_side(cfgs: Sequence[Config], workers: int, reports: Mapping[str, trackers.Listener]) -> None:
     """Bring the stages of all runs up to date, `workers` at once. reports: run -> its report, called
     every second while a stage of it trains.

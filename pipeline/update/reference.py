@@ -10,8 +10,9 @@ from torch import Tensor
 
 from pipeline.config.schema import Kl
 from pipeline.distributed import ranks
-from pipeline.update.forward import CompletionLogprobs, Row, completion_logprobs
-from pipeline.update.learner import Learner
+from pipeline.update.forward import CompletionLogprobs, Row
+from pipeline.update.learner import Inference, Learner
+from pipeline.update.sharded import on_cpu, shard_like
 
 
 class Reference(Protocol):
@@ -32,18 +33,16 @@ class Reference(Protocol):
 
 class Copy:
     """A second model. It never changes (`frozen`), follows the policy by a moving average (`ema`, as in WARP,
-    arXiv:2406.16768), or is set to the policy every so many steps (`periodic`, as in ProRL, arXiv:2505.24864)."""
+    arXiv:2406.16768), or is set to the policy every so many steps (`periodic`, as in ProRL, arXiv:2505.24864).
+
+    Under FSDP2 its forward may be sharded like the policy's; a checkpoint holds full tensors either way."""
 
     def __init__(self, forward: CompletionLogprobs, learner: Learner, settings: Kl) -> None:
         self.forward, self.learner, self.settings = forward.eval().requires_grad_(False), learner, settings
+        self.inference = Inference(forward, None, budget=learner.budget, device=learner.device)
 
     def logprobs(self, rows: Sequence[Row]) -> list[Tensor]:
-        return ranks.mapped(
-            lambda part: completion_logprobs(
-                self.forward, part, budget=self.learner.budget, device=self.learner.device
-            ),
-            rows,
-        )
+        return self.inference.logprobs(rows)
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -53,16 +52,22 @@ class Copy:
         keep = self.settings.ema if kind == "ema" else 0.0
         own = dict(self.forward.model.named_parameters())
         for name, parameter in self.learner.model.named_parameters():
-            full = ranks.full_tensor(parameter)
+            both = hasattr(parameter, "device_mesh") and hasattr(own[name], "device_mesh")  # the same shard of each
+            new = parameter if both else shard_like(ranks.full_tensor(parameter), own[name])
             # written so that keep = 0 copies every bit
-            own[name].mul_(keep).add_(full.to(own[name].dtype), alpha=1 - keep)
+            own[name].mul_(keep).add_(new.to(own[name].dtype), alpha=1 - keep)
 
     def state(self) -> dict[str, Any]:
-        return {} if self.settings.reference == "frozen" else self.forward.state_dict()
+        if self.settings.reference == "frozen":
+            return {}
+        held = self.forward.state_dict()
+        return {name: on_cpu(value) if hasattr(value, "device_mesh") else value for name, value in held.items()}
 
+    @torch.no_grad()
     def load_state(self, state: dict[str, Any]) -> None:
-        if state:
-            self.forward.load_state_dict(state)
+        own = self.forward.state_dict()
+        for name, value in state.items():
+            own[name].copy_(shard_like(value, own[name]))
 
 
 class AdapterOff:

@@ -30,19 +30,8 @@ class Fsdp2Backend(ReplicatedBackend):
     def __init__(
         self, accelerator: Accelerator, model: nn.Module, groups: ParameterGroups, settings: Optimizer
     ) -> None:
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
         self.accelerator, self.max_grad_norm = accelerator, settings.max_grad_norm
-        mesh = init_device_mesh(accelerator.device.type, (ranks.world(),))
-        layers = layer_names(model)
-        for module in list(model.modules()):
-            if type(module).__name__ in layers:
-                receive(module, accelerator.device)
-                fully_shard(module, mesh=mesh)
-        receive(model, accelerator.device)
-        self.forward = fully_shard(model, mesh=mesh)
-        pack_as_main(model)
+        self.forward = shard(model, accelerator.device)
         self.optimizer = adamw(groups(model), settings)  # of the sharded weights: moments are sharded with them
 
     @property
@@ -66,7 +55,7 @@ class Fsdp2Backend(ReplicatedBackend):
 
     def state(self) -> dict[str, Any]:
         held = {"weights": trainable(self.unwrapped), "optimizer": self.optimizer.state_dict()}
-        return cast(dict[str, Any], _map_tensors(held, _on_cpu))
+        return cast(dict[str, Any], _map_tensors(held, on_cpu))
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         restore(self.unwrapped, weights, lambda own, weight: own.copy_(shard_like(weight, own)))
@@ -124,11 +113,11 @@ class ZeroBackend(ReplicatedBackend):
         from deepspeed.utils import safe_get_full_optimizer_state as moment
 
         named = {name: p for name, p in self.unwrapped.named_parameters() if p.requires_grad}
-        weights = {name: _on_cpu(master(p).detach()) for name, p in named.items()}
+        weights = {name: on_cpu(master(p).detach()) for name, p in named.items()}
         taken = [one["step"] for one in self.optimizer.state.values()]
         moments: dict[int, dict[str, Any]] = {}
         for index, parameter in enumerate(self.parameters if taken else []):
-            moments[index] = {name: _on_cpu(moment(parameter, name).detach()) for name in MOMENTS}
+            moments[index] = {name: on_cpu(moment(parameter, name).detach()) for name in MOMENTS}
             moments[index]["step"] = taken[0].clone()
         return {"weights": weights, "optimizer": {"state": moments, "param_groups": self._groups()}}
 
@@ -203,6 +192,25 @@ def zero_config(accelerator: Accelerator, settings: Optimizer, *, bfloat16: bool
     }
 
 
+def shard(model: nn.Module, device: torch.device, *, trained: bool = True) -> Any:
+    """The model with every layer, and the rest as one group, sharded over all ranks; rank 0's weights are sent.
+
+    trained False: embeddings and head are given back after each forward, where a backward pass would follow otherwise.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh, layers = init_device_mesh(device.type, (ranks.world(),)), layer_names(model)
+    for module in list(model.modules()):
+        if type(module).__name__ in layers:
+            receive(module, device)
+            fully_shard(module, mesh=mesh)
+    receive(model, device)
+    sharded = fully_shard(model, mesh=mesh, reshard_after_forward=None if trained else True)
+    pack_as_main(model)
+    return sharded
+
+
 @torch.no_grad()
 def receive(module: nn.Module, device: torch.device) -> None:
     """Put the weights and buffers that rank 0 holds on the device of every rank, whatever this rank holds; those that
@@ -251,7 +259,7 @@ def shard_like(value: Any, parameter: Any) -> Any:
     return distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
-def _on_cpu(tensor: Tensor) -> Tensor:
+def on_cpu(tensor: Tensor) -> Tensor:
     """The full tensor, moved off the device, which may not have room for all of them. Rank 0 writes it; the others
     help to gather it and keep an empty one."""
     full: Tensor = ranks.full_tensor(tensor)
@@ -276,4 +284,4 @@ def train_on(
     return (Fsdp2Backend if sharding.mode() == "fsdp2" else ZeroBackend)(accelerator, model, groups, settings)
 
 
-__all__ = ["Fsdp2Backend", "ZeroBackend", "train_on"]
+__all__ = ["Fsdp2Backend", "ZeroBackend", "shard", "shard_like", "train_on"]

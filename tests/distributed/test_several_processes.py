@@ -109,16 +109,28 @@ def test_fsdp2_over_two_processes_gives_what_one_gives(alone, tmp_path):
 @pytest.mark.parametrize("tied", [True, False])
 def test_under_fsdp2_rank_0_alone_reads_the_weights_and_every_rank_holds_its_share(tmp_path, tied):
     save_tiny_qwen(tmp_path, tie_word_embeddings=tied)
-    script = str(Path(__file__).parent / "shard_from_main.py")
-    words = [*ranks_kit.accelerated("fsdp2", 2)[:-2], script, str(tmp_path)]
-    done = ranks_kit.run(words)
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = (line.removeprefix("RANK ") for line in done.stdout.splitlines() if line.startswith("RANK "))
-    main_rank, other = sorted(map(json.loads, lines), key=lambda line: line["rank"])
+    main_rank, other = printed_by_ranks("shard_from_main.py", tmp_path)
     assert main_rank["read"] > 0 and other["read"] == 0
     for line in (main_rank, other):
         assert line["same"] and line["packs"] and line["tied"] == tied
         assert line["share"] == pytest.approx(0.5, abs=0.01)
+
+
+def printed_by_ranks(script: str, model: Path) -> list[dict[str, Any]]:
+    """What each of two ranks under FSDP2 prints, by rank."""
+    path = str(Path(__file__).parent / script)
+    done = ranks_kit.run([*ranks_kit.accelerated("fsdp2", 2)[:-2], path, str(model)])
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = (line.removeprefix("RANK ") for line in done.stdout.splitlines() if line.startswith("RANK "))
+    return sorted(map(json.loads, lines), key=lambda line: line["rank"])
+
+
+def test_a_sharded_reference_says_and_follows_what_a_whole_one_does(tmp_path):
+    save_tiny_qwen(tmp_path, tie_word_embeddings=True)
+    for line in printed_by_ranks("shard_reference.py", tmp_path):
+        assert line["share"] == pytest.approx(0.5, abs=0.01)
+        assert max(line["logprobs"], line["ema"], line["saved"], line["resumed"]) < 1e-5
+        assert line["moved"] > 1e-3, "the weights that it follows were never read"
 
 
 def save_tiny_qwen(directory: Path, **more: Any) -> None:
