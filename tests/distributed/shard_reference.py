@@ -56,7 +56,7 @@ def main(path: str) -> None:
     again.load_state(held[0])
     out["resumed"] = largest_gap(again.logprobs(ROWS), copy.logprobs(ROWS))
     out["moved"] = largest_gap(copy.logprobs(ROWS), Copy(whole, learner, Kl()).logprobs(ROWS))
-    print("RANK " + json.dumps(out), flush=True)
+    sys.stdout.write(f"RANK {json.dumps(out)}\n")  # one write: the ranks share a pipe
 
 
 main(*sys.argv[1:])
