@@ -20,7 +20,7 @@ NAME :=
 OTHER :=
 DIR :=
 UPGRADE :=
-# processes of `make test`; a file stays on one
+# processes of `make test`, where a file stays on one, and stages at once of `make demo`
 WORKERS ?= 2
 MODEL :=
 
@@ -55,7 +55,7 @@ $(call needs,NAME,tool,NAME=my_tool)
 ##@ Start here
 
 demo: $(STAMP) ## run the whole chain on a tiny embedded model; writes runs/demo/ and its report
-	HF_HUB_OFFLINE=1 $(PY) -m pipeline run $(DEMO) $(SET)
+	HF_HUB_OFFLINE=1 $(PY) -m pipeline run $(DEMO) workers=$(WORKERS) $(SET)
 
 demo-real: $(STAMP) ## the same chain on a real pretrained model, fetched once; MODEL=path-or-Hub-id takes another
 	model="$(MODEL)"; [ -n "$$model" ] || model=$$($(PY) -m benchmarks.real_model fetch) && \

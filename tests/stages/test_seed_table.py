@@ -2,9 +2,16 @@
 
 import json
 import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+from loop_kit import CHARACTERS
 from small_chain import CONFIG, SMALL
 
 from pipeline.__main__ import main
@@ -12,6 +19,7 @@ from pipeline.config.load import load
 from pipeline.stages.seed_table import accuracies, markdown, policy_rows, stage_figures
 from pipeline.stages.side_by_side import stages_of
 
+ROOT = Path(__file__).parents[2]
 # two degrees of freedom: t = 4.303; the mean of .5 .6 .7 is .6, its standard error .1 / sqrt(3)
 HALF = 4.303 * 0.1 / math.sqrt(3)
 
@@ -104,6 +112,53 @@ def test_stages_that_would_share_one_server_are_refused(tmp_path, capsys):
     words = ["run", str(CONFIG), f"runs_dir={tmp_path}", "run=bad", "stages=[base,sft]", *SMALL, "workers=2"]
     assert main([*words, "generate.backend=vllm_server", "generate.url=http://localhost:9"]) == 2
     assert "leave workers out" in capsys.readouterr().err
+
+
+TWO_POLICIES = f"""
+run: two
+model: {{tiny: {{hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32,
+         characters: "{CHARACTERS}"}}}}
+prompts: {{procedural: gridworld, rows: 300, heldout: 0.25}}
+rewards: {{letters: {{kind: function, path: "letters:letters"}}}}
+generate: {{backend: transformers}}
+sampling: {{max_tokens: 6}}
+evaluation: {{samples: 2, prompts: 5, k: 2}}
+one: &policy {{kind: grpo, policy: base, steps: 30, prompts: 4, samples: 4, monitor: null}}
+two: {{<<: *policy}}
+stages: [base, one, two]
+"""
+LETTERS = """
+import pathlib, time
+
+def letters(prompts, completions, **columns):
+    if (pathlib.Path(__file__).parent / "slow").exists():
+        time.sleep(0.5)
+    return [len(set(text)) / 8 for text in completions]
+"""
+
+
+@pytest.mark.stages
+def test_ctrl_c_saves_every_stage_that_runs_and_the_same_command_resumes_them(tmp_path):
+    yaml = tmp_path / "two.yaml"
+    yaml.write_text(TWO_POLICIES)
+    (tmp_path / "letters.py").write_text(LETTERS)
+    (tmp_path / "slow").touch()
+    command = [sys.executable, "-m", "pipeline", "run", str(yaml), f"runs_dir={tmp_path}", "workers=2"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
+        logs = [tmp_path / "two" / name / "metrics.jsonl" for name in ("one", "two")]
+        while running.poll() is None and not all(log.is_file() and log.read_text().count("\n") > 2 for log in logs):
+            time.sleep(0.2)
+        if running.poll() is None:
+            os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+        said = running.communicate(timeout=40)[1]
+    assert running.returncode == 130, said
+    steps = re.findall(r"(one|two) from step (\d+)", said)
+    assert [name for name, _ in steps] == ["one", "two"] and all(int(step) > 2 for _, step in steps), said
+    assert "Traceback" not in said
+    (tmp_path / "slow").unlink()
+    assert main(["run", str(yaml), f"runs_dir={tmp_path}", "workers=2"]) == 0
+    for log in logs:
+        assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(1, 31))
 
 
 def test_a_comparison_names_its_own_seeds(tmp_path, capsys):

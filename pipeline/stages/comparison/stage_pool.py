@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pipeline.config.errors import LineageError
 from pipeline.config.load import Config, ConfigError
-from pipeline.run import console
+from pipeline.run import console, shutdown
 from pipeline.run.alarms import Alarm
 from verifiers._killable import PR_SET_PDEATHSIG
 
@@ -71,7 +71,7 @@ def run_parts(
     known = {p.key for p in parts}
     waiting, done, running = list(parts), set[tuple[str, str]](), dict[Future[Ended], PooledStage]()
     begun = time.monotonic()
-    with processes(min(workers, len(parts))) as pool:
+    with processes(min(workers, len(parts))) as pool, stopping(pool):
         while waiting or running:
             ready = [p for p in waiting if all(a in done for a in p.after if a in known)][: workers - len(running)]
             if not ready and not running:
@@ -98,9 +98,27 @@ def processes(count: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(count, context, die_with, (os.getpid(),), max_tasks_per_child=STAGES_A_PROCESS)
 
 
+@contextlib.contextmanager
+def stopping(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """Where this process is asked to stop, so are its workers, and they are waited for: each saves a checkpoint."""
+    try:
+        yield
+    except (shutdown.Stopped, KeyboardInterrupt):
+        try:
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            pool.shutdown(cancel_futures=True)
+        except KeyboardInterrupt:  # Ctrl-C again
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            raise
+        raise
+
+
 def die_with(parent: int) -> None:
     """In a worker: have the kernel kill it when the parent dies for any reason. The parent's lock on the run is then
-    released, and a restarted command must not find a second writer."""
+    released, and a restarted command must not find a second writer. Ctrl-C reaches it through the parent alone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # the parent died before prctl took effect
         os._exit(1)
@@ -129,11 +147,17 @@ def bring_up(part: PooledStage, log: str) -> Ended:
     from pipeline.stages import bring_up_to_date
 
     begun = time.monotonic()
+    shutdown.install(part.cfg.run_dir)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with printing_to(log):
         try:
             bring_up_to_date(part.cfg, part.name)
         except (ConfigError, LineageError, Alarm) as exc:
             return Ended(time.monotonic() - begun, type(exc).__name__, str(exc))
+        except shutdown.Stopped:  # asked by the parent, which no longer reads results
+            return Ended(time.monotonic() - begun, "Stopped")
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a worker that waits has nothing to save
     return Ended(time.monotonic() - begun)
 
 
