@@ -1,9 +1,9 @@
-"""How the cost of a step grows as one dimension doubles: fitted exponents, 1 = proportional.
+"""How the cost of a step grows with one dimension: fitted exponents, 1 = proportional.
 
 Measures an update (forward, backward, optimizer) on rows of fixed lengths, so that only one size differs: prompts,
-samples per prompt, completion length, prompt length, hidden size, or processes (DDP over gloo) that share the same
-work. For processes the cost is the total over all of them: 0 would mean that sharing is free. An exponent below 1
-means a fixed cost that is amortised over more work.
+samples per prompt, completion length, prompt length, hidden size, layers (parameters at a constant width), vocabulary,
+or processes (DDP over gloo) that share the same work. For processes the cost is the total over all of them: 0 would
+mean that sharing is free. An exponent below 1 means a fixed cost that is amortised over more work.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,25 +24,26 @@ from benchmarks.workload import Workload, lay_out
 
 BASE = Workload(hidden_size=128, intermediate_size=384, layers=2, prompts=4, samples=4, prompt_tokens=32, max_tokens=48)
 PROCESSES = (1, 2, 4)
-AXES: dict[str, tuple[Workload, ...]] = {
-    "prompts": tuple(replace(BASE, prompts=n) for n in (4, 8, 16)),
-    "samples": tuple(replace(BASE, samples=n) for n in (4, 8, 16)),
-    "completion_tokens": tuple(replace(BASE, max_tokens=n) for n in (48, 96, 192)),
-    "prompt_tokens": tuple(replace(BASE, prompt_tokens=n) for n in (32, 64, 128)),
-    "hidden_size": tuple(replace(BASE, hidden_size=n, intermediate_size=3 * n, heads=n // 32) for n in (128, 256, 512)),
+AXES: dict[str, dict[int, Workload]] = {  # of each dimension: its size -> the work
+    "prompts": {n: replace(BASE, prompts=n) for n in (4, 8, 16)},
+    "samples": {n: replace(BASE, samples=n) for n in (4, 8, 16)},
+    "completion_tokens": {n: replace(BASE, max_tokens=n) for n in (48, 96, 192)},
+    "prompt_tokens": {n: replace(BASE, prompt_tokens=n) for n in (32, 64, 128)},
+    "hidden_size": {n: replace(BASE, hidden_size=n, intermediate_size=3 * n, heads=n // 32) for n in (128, 256, 512)},
+    "layers": {n: replace(BASE, layers=n) for n in (2, 4, 8, 16)},
+    "vocabulary": {n: replace(BASE, vocabulary=n) for n in (128, 2048, 32_768, 262_144)},
 }
 
 
 def run(rounds: int = 5) -> dict[str, Any]:
-    exponents, seconds = {}, {}
+    seconds: dict[str, dict[int, float]] = {}
     for axis, works in AXES.items():
         with tempfile.TemporaryDirectory() as folder:
-            sides = {str(i): learning(Path(folder) / str(i), work) for i, work in enumerate(works)}
+            sides = {str(n): learning(Path(folder) / str(n), work) for n, work in works.items()}
             spent = in_turns(sides, rounds=rounds)
-        seconds[axis] = [round(spent[str(i)]["cpu"], 5) for i in range(len(works))]
-        exponents[axis] = round(slope(seconds[axis]), 3)
-    seconds["processes"] = [round(shared(n, rounds), 5) for n in PROCESSES]
-    exponents["processes"] = round(slope(seconds["processes"]), 3)
+        seconds[axis] = {n: round(spent[str(n)]["cpu"], 5) for n in works}
+    seconds["processes"] = {n: round(shared(n, rounds), 5) for n in PROCESSES}
+    exponents = {axis: round(slope(of_sizes), 3) for axis, of_sizes in seconds.items()}
     return {"ratios": {}, "exponents": exponents, "cpu_seconds": seconds, "rounds": rounds}
 
 
@@ -78,12 +79,9 @@ def one_of(rank: int, processes: int, port: int, folder: str, rounds: int) -> No
     (Path(folder) / f"cpu-{rank}").write_text(str(statistics.median(spent[1:])))
 
 
-def slope(values: list[float]) -> float:
-    """Least-squares exponent of values measured at 1, 2, 4, ... times the size."""
-    logs = [math.log2(v) for v in values]
-    middle = (len(logs) - 1) / 2
-    places = [i - middle for i in range(len(logs))]
-    return sum(p * v for p, v in zip(places, logs, strict=True)) / sum(p * p for p in places)
+def slope(values: Mapping[int, float]) -> float:
+    """Least-squares exponent of size -> value."""
+    return statistics.linear_regression([*map(math.log, values)], [*map(math.log, values.values())]).slope
 
 
 def learning(place: Path, work: Workload) -> Callable[[], None]:

@@ -149,12 +149,13 @@ def save_scored(path: Path, scored: Sequence[Scored], requests: Sequence[Prompt]
     One line each. A prompt of `requests` is saved as its index in it, any other (a later turn's) in full.
     """
     indices = {id(prompt): index for index, prompt in enumerate(requests)}
+    encode = json.JSONEncoder(separators=(",", ":")).encode
     with path.open("w", encoding="utf-8") as out:
         for one in scored:
             prompt = one.rollout.prompt
             row = _fields(one, skip="rollout") | {"rollout": _fields(one.rollout, skip="prompt")}
             row["prompt"] = indices[id(prompt)] if id(prompt) in indices else _fields(prompt)
-            out.write(json.dumps(row, separators=(",", ":")) + "\n")
+            out.write(encode(row) + "\n")
 
 
 def load_scored(path: Path, requests: Sequence[Prompt]) -> list[Scored]:
@@ -170,9 +171,31 @@ def load_scored(path: Path, requests: Sequence[Prompt]) -> list[Scored]:
     return out
 
 
-def _fields(record: Any, skip: str = "") -> dict[str, Any]:
-    values = {f.name: getattr(record, f.name) for f in fields(record) if f.name != skip}
-    return {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+def same_when_loaded(scored: Sequence[Scored], requests: Sequence[Prompt]) -> bool:
+    """Whether `load_scored` would give these very records: JSON keeps them if all they hold is of built-in types."""
+    known = set(map(id, requests))
+    for one in scored:
+        rollout = one.rollout
+        if id(rollout.prompt) not in known or rollout.episode is not None or type(one.parts) is not dict:
+            return False
+        numbers = (one.reward, rollout.sample, rollout.turn, *one.parts.values())
+        columns = (rollout.ids, rollout.logprobs, one.step_rewards, *one.step_rewards, rollout.sampled or ())
+        single = set(map(type, numbers)).union(*(map(type, column) for column in columns)) - {tuple}
+        texts = {type(rollout.text), type(one.status), type(one.detail), *map(type, one.parts)}
+        if not (single <= _NUMBERS and texts == {str} and set(map(type, columns)) == {tuple}):
+            return False
+    return True
+
+
+_NUMBERS = {int, float, bool, type(None)}
+_NAMES = {kind: tuple(f.name for f in fields(kind)) for kind in (Prompt, Rollout, Scored)}
+_SINGLE = (str, int, float, tuple, bool, type(None))
+
+
+def _fields(record: Prompt | Rollout | Scored, skip: str = "") -> dict[str, Any]:
+    """Name -> value, mappings as dicts, which is what JSON takes."""
+    values = {name: getattr(record, name) for name in _NAMES[type(record)] if name != skip}
+    return {k: v if type(v) in _SINGLE or not isinstance(v, Mapping) else dict(v) for k, v in values.items()}
 
 
 def _tuples(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,7 +204,9 @@ def _tuples(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tuple(value: Any) -> Any:
-    return tuple(_tuple(v) for v in value) if isinstance(value, list) else value
+    if not isinstance(value, list):
+        return value
+    return tuple(map(_tuple, value)) if list in map(type, value) else tuple(value)
 
 
 def groups(scored: Iterable[Scored]) -> list[list[Scored]]:
@@ -231,5 +256,5 @@ def merged_episodes(scored: Sequence[Scored]) -> list[Scored]:
 
 __all__ = [
     "Prompt", "Rollout", "Scored", "as_json", "episodes", "from_json", "groups", "load_scored", "merge_episode",
-    "merged_episodes", "read_scored", "save_scored",
+    "merged_episodes", "read_scored", "same_when_loaded", "save_scored",
 ]  # fmt: skip

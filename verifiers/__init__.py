@@ -252,6 +252,15 @@ def _defines_verify(path: Path, _changed_ns: int) -> bool:
     return "\ndef verify(" in text or "\ndef verify_batch(" in text
 
 
+def _built_in() -> dict[str, Path]:
+    return _verifiers_of_package(PACKAGE_DIR.stat().st_mtime_ns)  # it changes when a file is added or removed
+
+
+@lru_cache(maxsize=1)
+def _verifiers_of_package(_changed_ns: int) -> dict[str, Path]:
+    return {name: p for name, p in _files(PACKAGE_DIR).items() if _is_verifier(p)}
+
+
 @lru_cache(maxsize=1)
 def _installed_directories() -> list[Path]:
     """The packages that installed distributions name under our entry point group."""
@@ -266,7 +275,7 @@ def available(directories: Sequence[str | Path] = ()) -> dict[str, Path]:
 
     Raises ValueError if a directory is missing or two files define one name.
     """
-    files = {name: p for name, p in _files(PACKAGE_DIR).items() if _is_verifier(p)}
+    files = dict(_built_in())
     for directory in [*_installed_directories(), *map(Path, directories)]:
         if not directory.is_dir():
             raise ValueError(f"verifier directory {directory} does not exist")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 
 REDACTED = "(redacted)"
 SECRET_NAME = re.compile(
@@ -24,9 +25,12 @@ _BEARER = re.compile(r"\b(bearer|basic)\s+(?=[A-Za-z]*[\d.~+/=_-])[\w.~+/=-]{8,}
 _KNOWN_FORM = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[\w-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16})\b")
 
 
-def hidden(text: str) -> str:
-    """text without values of secret environment variables, credentials in URLs, and strings that look like tokens."""
-    for value in sorted(_of_environment(), key=len, reverse=True):
+def hidden(text: str, secrets: Sequence[str] | None = None) -> str:
+    """text without values of secret environment variables, credentials in URLs, and strings that look like tokens.
+
+    secrets: `secret_values()`, for a caller with many texts, since reading the environment takes longer than a text.
+    """
+    for value in secret_values() if secrets is None else secrets:
         text = text.replace(value, REDACTED)
     text = _LOGIN_IN_URL.sub(REDACTED, text)
     text = _QUERY.sub(rf"\1={REDACTED}", text)
@@ -35,9 +39,11 @@ def hidden(text: str) -> str:
     return _KNOWN_FORM.sub(REDACTED, text)
 
 
-def _of_environment() -> set[str]:
+def secret_values() -> list[str]:
+    """The values of secret environment variables, longest first, since one may contain another."""
     named = (value.strip() for name, value in os.environ.items() if SECRET_VARIABLE.search(name))
-    return {value for value in named if len(value) >= SHORTEST and not os.path.exists(value)}  # a path is not a key
+    long_enough = {value for value in named if len(value) >= SHORTEST and not os.path.exists(value)}  # no path is a key
+    return sorted(long_enough, key=len, reverse=True)
 
 
-__all__ = ["REDACTED", "SECRET_NAME", "hidden"]
+__all__ = ["REDACTED", "SECRET_NAME", "hidden", "secret_values"]

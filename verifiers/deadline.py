@@ -6,6 +6,7 @@ Code that never returns, or that holds the GIL, must run in a process: use verif
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -23,17 +24,24 @@ class Job:
     started: float | None = None
     done: bool = False
     late: bool = False
+    awaited: bool = False  # some thread sleeps until it is done
     result: Any = None
     exception: Exception | None = None
 
 
 class DeadlinePool:
+    """Threads are woken one after another, each by the one before it: where jobs take microseconds, the first thread
+    does most of them, and a dozen threads do not compete for the interpreter."""
+
     def __init__(self, max_threads: int = 16) -> None:
         self._max_threads = max_threads
-        self._changed = threading.Condition()
+        lock = threading.Lock()
+        self._added = threading.Condition(lock)  # idle threads sleep on it until a job is queued
+        self._changed = threading.Condition(lock)  # `wait` sleeps on it until its job is done or may be late
         self._queue: deque[Job] = deque()
         self._running: set[Job] = set()
-        self._threads = self._idle = self._hung = 0
+        self._threads = self._idle = self._waking = self._hung = 0
+        self._next_check = math.inf  # time.monotonic() at which a thread in `wait` looks for late jobs
         self._closed = False
 
     def submit(self, run: Callable[[], Any], timeout_s: float) -> Job:
@@ -48,7 +56,7 @@ class DeadlinePool:
             self._queue.append(job)
             if self._idle < len(self._queue) and self._threads < self._max_threads:
                 self._start_thread()
-            self._changed.notify_all()
+            self._wake_one()
         return job
 
     def wait(self, jobs: Sequence[Job]) -> None:
@@ -58,10 +66,13 @@ class DeadlinePool:
                 while not job.done:
                     self._give_up_the_late()
                     if not job.done:
+                        job.awaited = True
                         deadlines = [
                             other.started + other.timeout_s for other in self._running if other.started is not None
                         ]
-                        self._changed.wait(max(0.0, min(deadlines) - time.monotonic()) if deadlines else None)
+                        self._next_check = min(deadlines, default=math.inf)
+                        self._changed.wait(max(0.0, self._next_check - time.monotonic()) if deadlines else None)
+                        self._next_check = math.inf  # others that wait are woken by the next job, which is harmless
 
     def close(self) -> None:
         """End idle threads and abandon queued jobs."""
@@ -70,7 +81,13 @@ class DeadlinePool:
             for job in self._queue:
                 job.done = job.late = True
             self._queue.clear()
+            self._added.notify_all()
             self._changed.notify_all()
+
+    def _wake_one(self) -> None:
+        if self._queue and not self._waking and self._idle:
+            self._waking += 1
+            self._added.notify()
 
     def _start_thread(self) -> None:
         self._threads += 1
@@ -95,7 +112,8 @@ class DeadlinePool:
         with self._changed:
             self._idle += 1
             while not self._queue and not self._closed:
-                self._changed.wait()
+                self._added.wait()
+                self._waking = 0
             self._idle -= 1
             if not self._queue:
                 self._threads -= 1
@@ -103,7 +121,9 @@ class DeadlinePool:
             job = self._queue.popleft()
             job.started = time.monotonic()
             self._running.add(job)
-            self._changed.notify_all()  # waiting threads now have a deadline to check
+            if job.started + job.timeout_s < self._next_check:
+                self._changed.notify_all()  # waiting threads have an earlier deadline to check
+            self._wake_one()
             return job
 
     def _work(self) -> None:
@@ -119,4 +139,5 @@ class DeadlinePool:
                     return  # this thread was replaced when its job was abandoned
                 self._running.discard(job)
                 job.result, job.exception, job.done = result, exception, True
-                self._changed.notify_all()
+                if job.awaited:
+                    self._changed.notify_all()

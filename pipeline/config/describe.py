@@ -70,7 +70,8 @@ def keys(cls: type, defaults: Mapping[str, Any] | None = None) -> list[Key]:
     return out
 
 
-def nested_blocks(cls: type) -> dict[str, type]:
+@cache
+def nested_blocks(cls: type) -> Mapping[str, type]:
     """Field -> dataclass of the block under it; of a mapping of blocks too."""
     module = inspect.getmodule(cls)
     names = vars(module) if module else {}

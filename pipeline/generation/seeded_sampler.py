@@ -12,7 +12,7 @@ cumulative sums are in float64, for in float32 they would lose tokens of probabi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch import Tensor
 from pipeline.config.schema import Sampling
 
 BLOCK = 512
+AHEAD = 16
 CHUNK_NUMBERS = 2**22  # logits converted to float32 at a time: 16 MiB
 
 
@@ -27,6 +28,13 @@ def uniforms(generators: Sequence[torch.Generator]) -> Tensor:
     """(B,) float64 in [0, 1), one number of each generator, which moves on by one."""
     drawn = [torch.rand(1, generator=g, device=g.device, dtype=torch.float64) for g in generators]
     return torch.cat(drawn)
+
+
+def ahead(generators: Sequence[torch.Generator]) -> Iterator[Tensor]:
+    """What `uniforms` gives call after call, drawn AHEAD numbers at a time: the call takes longer than a number."""
+    while True:
+        drawn = [torch.rand(AHEAD, generator=g, device=g.device, dtype=torch.float64) for g in generators]
+        yield from torch.stack(drawn, dim=1)
 
 
 def draw(logits_BV: Tensor, uniform_B: Tensor, temperature_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -92,13 +100,13 @@ class SeededSampler:
         """prompts: each row's own ids, without padding: a repetition penalty applies to them too."""
         self.sampling, self.prompts = sampling, prompts
         self.seen_BV: Tensor | None = None
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.numbers = ahead([torch.Generator().manual_seed(seed) for seed in seeds])
         self.logprobs: list[Tensor] = []  # one (B,) per step
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """scores: (B, V) logits, overwritten. Returns scores whose largest is the drawn token's."""
         filtered_BV = filtered_logits(self._penalized(scores), self.sampling)
-        ids_B, logprobs_B = draw(filtered_BV, uniforms(self.generators).to(scores.device))
+        ids_B, logprobs_B = draw(filtered_BV, next(self.numbers).to(scores.device))
         self.logprobs.append(logprobs_B.cpu())
         if self.seen_BV is not None:
             self.seen_BV.scatter_(-1, ids_B[:, None], True)

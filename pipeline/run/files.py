@@ -9,7 +9,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -31,24 +31,32 @@ def atomic_write(path: Path, data: str | bytes) -> None:
 
 def dump_json(value: Any, *, indent: int | None = None) -> str:
     """JSON with stable key order; dataclasses as mappings, paths as text; NaN as null, which JSON lacks."""
+    if indent is None:
+        return _LINE.encode(_plain(value))
     return json.dumps(_plain(value), indent=indent, sort_keys=True, allow_nan=False)
 
 
+_LINE = json.JSONEncoder(sort_keys=True, allow_nan=False)  # once: a new encoder per line takes as long as the line
 _AS_IT_IS = {str, int, bool, type(None)}
+_NUMBERS = {int, float}
 
 
 def _plain(value: Any) -> Any:
-    if type(value) in _AS_IT_IS:
+    kind = type(value)  # most values are of a built-in type, and an isinstance of Mapping is slow
+    if kind in _AS_IT_IS:
         return value
+    if kind is float:
+        return value if math.isfinite(value) else None
+    if kind is list or kind is tuple:
+        return _plain_list(value)
+    if kind is dict:
+        return {k if type(k) is str else str(k): v if type(v) in _AS_IT_IS else _plain(v) for k, v in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        kinds = set(map(type, value))  # thousands of token ids and log-probs per line: not one by one
-        if kinds <= _AS_IT_IS or (kinds <= {int, float} and all(map(math.isfinite, value))):
-            return list(value)
-        return [_plain(v) for v in value]
+        return _plain_list(value)
     if isinstance(value, float):
         return value if value == value and abs(value) != float("inf") else None
     if value is None or isinstance(value, (str, int, bool)):
@@ -56,6 +64,13 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item"):
         return _plain(value.item())
     return str(value)
+
+
+def _plain_list(values: Sequence[Any]) -> list[Any]:
+    kinds = set(map(type, values))  # thousands of token ids and log-probs per line: not one by one
+    if kinds <= _AS_IT_IS or (kinds <= _NUMBERS and all(map(math.isfinite, values))):
+        return list(values)
+    return [_plain(v) for v in values]
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

@@ -28,7 +28,7 @@ from pipeline.run.stage_dir import StageDir
 from rewards import module_file, real_parts
 from rewards.graders import files_of
 from verifiers import tools
-from verifiers._secrets import REDACTED, SECRET_NAME, hidden
+from verifiers._secrets import REDACTED, SECRET_NAME, hidden, secret_values
 from verifiers.tools._prime import environment_files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,14 +39,19 @@ SHARED = ("model", "prompts", "rewards", "generate", "sampling", "evaluation", "
 # --- what a stage depends on ---------------------------------------------------------------------------------------
 
 
-def redacted(value: Any, key: str = "") -> Any:
-    """The value as it may be stored: text under a key that names a secret is hidden, and so are keys in other text."""
+def redacted(value: Any, key: str = "", secrets: Sequence[str] | None = None) -> Any:
+    """The value as it may be stored: text under a key that names a secret is hidden, and so are keys in other text.
+
+    secrets: values of secret environment variables; None reads them.
+    """
+    if secrets is None:
+        secrets = secret_values()
     if isinstance(value, Mapping):
-        return {k: redacted(v, str(k)) for k, v in value.items()}
+        return {k: redacted(v, str(k), secrets) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [redacted(v, key) for v in value]
+        return [redacted(v, key, secrets) for v in value]
     if isinstance(value, str):
-        return REDACTED if SECRET_NAME.search(key) else hidden(value)
+        return REDACTED if SECRET_NAME.search(key) else hidden(value, secrets)
     return value
 
 

@@ -17,12 +17,22 @@ from pipeline.config.load import Config, ConfigError
 from pipeline.config.stage_graph import reward_dirs
 from pipeline.data import prompts
 from pipeline.data.tool_schemas import ToolSet, with_tools
+from pipeline.distributed import ranks
 from pipeline.generation import engine_trial, engines, restarting
 from pipeline.generation.generator import Generator, rollouts
 from pipeline.generation.program_episodes import ProgramPlayer
 from pipeline.generation.tool_episodes import ToolPlayer
 from pipeline.models import models
-from pipeline.records import Prompt, Scored, as_json, groups, load_scored, merged_episodes, save_scored
+from pipeline.records import (
+    Prompt,
+    Scored,
+    as_json,
+    groups,
+    load_scored,
+    merged_episodes,
+    same_when_loaded,
+    save_scored,
+)
 from pipeline.run.files import dump_json, sha256_file
 from pipeline.run.manifest import manifest_sha, verified_manifest
 from pipeline.run.stage_dir import StageDir
@@ -307,11 +317,16 @@ class Context:
 
     def kept(self, requests: Sequence[Prompt], draw: Callable[[], list[Scored]], *name: int | str) -> list[Scored]:
         """The samples and scores of `draw`, computed once per name. requests: the prompts that they belong to."""
+        drawn: list[Scored] = []
 
         def make(directory: Path) -> None:
-            save_scored(directory / "scored.jsonl", draw(), requests)
+            drawn.extend(draw())
+            save_scored(directory / "scored.jsonl", drawn, requests)
 
-        return load_scored(self.dir.checkpoints.once("-".join(map(str, name)), make) / "scored.jsonl", requests)
+        path = self.dir.checkpoints.once("-".join(map(str, name)), make) / "scored.jsonl"
+        # read back where that may differ from what was drawn: a resumed stage must continue with equal records
+        unchanged = bool(drawn) and ranks.world() == 1 and same_when_loaded(drawn, requests)
+        return drawn if unchanged else load_scored(path, requests)
 
     def evaluate(
         self,

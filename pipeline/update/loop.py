@@ -204,10 +204,9 @@ def gather_groups(deps: LoopDeps, state: State) -> Collected:
         deps.directory.logs.append("difficulty.jsonl", lines)
         if block.sampler.kind == "difficulty":
             state.rates = observed(deps, state, lines)
-        for group in groups:
-            along = any(reward for s in group for _, reward in s.step_rewards)
-            returns_1G = returns_as_credited(group, block.groups, deps.max_tokens)[None]
-            signal = along or bool(credit.groups_with_signal(returns_1G))
+        returns_PG = returns_as_credited(scored, block.groups, deps.max_tokens).view(-1, block.samples)
+        for group, by_score in zip(groups, credit.groups_with_signal(returns_PG).tolist(), strict=True):
+            signal = by_score or any(reward for s in group for _, reward in s.step_rewards)
             (kept if signal or not block.groups.dynamic else spare).append(group)
         if len(kept) >= block.prompts:
             break

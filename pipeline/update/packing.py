@@ -137,20 +137,22 @@ def _buckets(runs: Sequence[_Run], total: int, device: torch.device) -> tuple[li
 def _alike(runs: Sequence[_Run], call: int) -> Iterator[list[_Run]]:
     """Group runs by length, those with a shared prompt separately, while padding costs less than one more call."""
     group: list[_Run] = []
+    pairs = prompt = 0  # of the group: query-key pairs with padding, tokens of its longest prompt
     for run in sorted(runs, key=lambda r: (r.prompt_tokens > 0, r.tokens, r.prompt_tokens, r.start)):
-        apart = _pairs(group) + _pairs([run]) + call
-        if group and ((group[0].prompt_tokens > 0) != (run.prompt_tokens > 0) or _pairs([*group, run]) > apart):
+        alone = run.tokens * (run.tokens + run.prompt_tokens)
+        if group and (group[0].prompt_tokens > 0) == (run.prompt_tokens > 0):
+            # runs come by length: this one is the longest of the group that it joins
+            longest_prompt = max(prompt, run.prompt_tokens)
+            joined = (len(group) + 1) * run.tokens * (run.tokens + longest_prompt)
+            if joined <= pairs + alone + call:
+                group.append(run)
+                pairs, prompt = joined, longest_prompt
+                continue
+        if group:
             yield group
-            group = []
-        group.append(run)
+        group, pairs, prompt = [run], alone, run.prompt_tokens
     if group:
         yield group
-
-
-def _pairs(members: Sequence[_Run]) -> int:
-    """Query-key pairs of a bucket, including padding."""
-    longest = max((r.tokens for r in members), default=0)
-    return len(members) * longest * (longest + max((r.prompt_tokens for r in members), default=0))
 
 
 def _bucket(members: Sequence[_Run], width: int, device: torch.device) -> Bucket:

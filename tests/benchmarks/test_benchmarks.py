@@ -22,9 +22,9 @@ from pipeline.models import models
 
 
 def test_a_cost_that_doubles_with_the_size_has_exponent_one_and_one_that_quadruples_two() -> None:
-    assert scale.slope([3.0, 6.0, 12.0]) == pytest.approx(1)
-    assert scale.slope([1.0, 4.0, 16.0]) == pytest.approx(2)
-    assert scale.slope([5.0, 5.0, 5.0]) == pytest.approx(0)
+    assert scale.slope({4: 3.0, 8: 6.0, 16: 12.0}) == pytest.approx(1)
+    assert scale.slope({1: 1.0, 2: 4.0, 16: 256.0}) == pytest.approx(2)
+    assert scale.slope({128: 5.0, 2048: 5.0, 262_144: 5.0}) == pytest.approx(0)
 
 
 def test_each_side_goes_first_in_every_other_round() -> None:

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
+from pipeline.config import yaml_reader
 from pipeline.config.load import ConfigError, load
 from pipeline.config.mistakes import SYNONYMS, near_path, nearest
 from pipeline.config.yaml_reader import read_yaml
@@ -191,3 +193,21 @@ def test_a_choice_among_steps_that_cannot_be_made_is_named(words, line):
 def test_keep_best_with_its_split_is_accepted():
     given = ["grpo.keep=best", "grpo.evaluate_every=2", "grpo.patience=3", "prompts.validation=0.1", "feedme.keep=best"]
     assert load(DEMO, given).block("grpo").patience == 3
+
+
+def test_either_parser_reads_every_config_alike():
+    paths = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
+    assert len(paths) > 20
+    for path in paths:
+        text = path.read_text()
+        assert yaml.load(text, yaml_reader.Loader) == yaml_reader.load_yaml(text), path
+
+
+def test_a_tab_is_reported_wherever_it_stands(tmp_path):
+    """libyaml takes this one for the space before a comment."""
+    path = tmp_path / "c.yaml"
+    path.write_text("run: a\nseed: 1\t# the first\n")
+    assert yaml.load(path.read_text(), yaml_reader.QuickLoader) == {"run": "a", "seed": 1}
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(path)
+    assert caught.value.mistakes == [f"{path}:2: found character '\\t' that cannot start any token"]

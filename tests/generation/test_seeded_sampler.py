@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.generation import seeded_sampler
-from pipeline.generation.seeded_sampler import draw, uniforms
+from pipeline.generation.seeded_sampler import AHEAD, ahead, draw, uniforms
 
 
 def chi_square(ids: torch.Tensor, probabilities: torch.Tensor) -> float:
@@ -83,3 +83,11 @@ def test_a_generator_gives_one_number_per_draw_whoever_is_drawn_beside_it():
     other = torch.Generator().manual_seed(8)
     together = [float(uniforms([other, first])[1]) for _ in range(3)]
     assert together == [float(uniforms([second])[0]) for _ in range(3)] and len(set(together)) == 3
+
+
+def test_numbers_drawn_ahead_are_those_of_one_call_per_token():
+    seeds = [3, 2**40, 7]
+    one_by_one = [torch.Generator().manual_seed(seed) for seed in seeds]
+    numbers = ahead([torch.Generator().manual_seed(seed) for seed in seeds])
+    for _ in range(2 * AHEAD + 1):
+        assert torch.equal(next(numbers), uniforms(one_by_one))

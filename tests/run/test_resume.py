@@ -1,13 +1,16 @@
 """Every stage, killed with SIGKILL at random instants and started again, ends in the bytes of an undisturbed run."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.cli.chaos import Settings, chaos
 from pipeline.config.load import ConfigError
-from pipeline.records import Prompt, Rollout, Scored, load_scored, save_scored
+from pipeline.records import Prompt, Rollout, Scored, load_scored, same_when_loaded, save_scored
 from pipeline.run import shutdown
 
 CONFIG = str(Path(__file__).parents[2] / "configs/demo/chaos.yaml")
@@ -76,6 +79,25 @@ def test_scored_samples_come_back_as_the_same_bits(tmp_path):
     back = load_scored(path, asked)
     assert [repr(one) for one in back] == [repr(one) for one in scored]  # repr: NaN is not equal to itself
     assert back[0].rollout.prompt is asked[1]
+
+
+def test_what_was_just_saved_is_used_unread_only_where_reading_gives_the_same():
+    prompt = Prompt(3, "a", (1, 2), {"gold": "x"})
+    plain = Scored(Rollout(prompt, 0, (4, 5), (-0.1, -1.5), "t", True), 0.5, "pass", {"a": None, "b": 1.0}, "why")
+    assert same_when_loaded([plain, replace(plain, reward=float("nan"), step_rewards=((1, 0.25),))], [prompt])
+    masked = replace(plain.rollout, sampled=(True, False))
+    assert same_when_loaded([replace(plain, rollout=masked)], [prompt])
+    other_than_loaded: list[Any] = [
+        replace(plain, parts={"a": np.float64(1.0)}),
+        replace(plain, parts={1: 0.5}),  # type: ignore[dict-item]
+        replace(plain, rollout=replace(plain.rollout, logprobs=(np.float64(-0.1), -1.5))),
+        replace(plain, rollout=replace(plain.rollout, ids=[4, 5])),  # type: ignore[arg-type]
+        replace(plain, rollout=replace(plain.rollout, episode={"messages": ("a", "b")})),
+        replace(plain, rollout=replace(plain.rollout, prompt=Prompt(4, "a later turn", (1,)))),
+        replace(plain, step_rewards=[(1, 0.25)]),  # type: ignore[arg-type]
+    ]
+    for one in other_than_loaded:
+        assert not same_when_loaded([plain, one], [prompt])
 
 
 # --- asked to stop ----------------------------------------------------------------------------------------------------

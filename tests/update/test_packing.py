@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from typing import Any
 
 import pytest
@@ -236,3 +238,23 @@ def test_under_autocast_the_head_multiplies_in_bfloat16_unless_set_otherwise() -
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
         assert gradients[-1].dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(gradients[0], gradients[1], dim=0) > 0.999
+
+
+def test_rows_are_grouped_while_padding_costs_less_than_one_more_call() -> None:
+    """The rule as it is stated, over the whole group for each row that may join it."""
+    draw = random.Random(1)
+
+    def pairs(group: list[packing._Run]) -> int:
+        longest = max(r.tokens for r in group)
+        return len(group) * longest * (longest + max(r.prompt_tokens for r in group))
+
+    for call in (0, 64, 2**10):
+        runs = [packing._Run(i, draw.randint(0, 40), 0, draw.choice([0, 0, 3, 17])) for i in range(200)]
+        buckets = list(packing._alike(runs, call))
+        assert sorted(r.start for bucket in buckets for r in bucket) == list(range(200))
+        assert len(buckets) > 2
+        for bucket, after in itertools.pairwise(buckets):
+            for end in range(1, len(bucket)):
+                assert pairs(bucket[: end + 1]) <= pairs(bucket[:end]) + pairs(bucket[end : end + 1]) + call
+            same_kind = (bucket[0].prompt_tokens > 0) == (after[0].prompt_tokens > 0)
+            assert not same_kind or pairs([*bucket, after[0]]) > pairs(bucket) + pairs(after[:1]) + call
