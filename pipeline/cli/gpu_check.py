@@ -93,7 +93,7 @@ def planned_gib(cfg: configs.Config) -> dict[str, float]:
 
     model_dir = str(StageDir(cfg.run_dir, "base").model_dir)
     shape = estimate.Shape(**trial.shape_of(models.load_policy(model_dir, cfg.model)))
-    data, _ = data_plan.data_of(cfg, models.load_tokenizer(model_dir, cfg.model))
+    data, _, _ = data_plan.data_of(cfg, models.load_tokenizer(model_dir, cfg.model))
     parts = {name: estimate.memory_of(cfg, name, shape, data, trial.Trial()).parts for name in cfg.stages}
     return {name: round((sum(p.values()) - p["requests"]) / 2**30, 2) for name, p in parts.items()}
 

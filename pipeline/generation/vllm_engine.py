@@ -242,13 +242,17 @@ def preload_vllm() -> None:
     `import vllm` alone imports next to nothing: the package looks up its names when they are used. Four fifths of the
     time to open an engine are these imports.
     """
-    prepare_vllm()
-    from vllm import LLM, SamplingParams, TokensPrompt  # noqa: F401
-
+    import_vllm()
     for name in PRELOADED:
         with contextlib.suppress(ImportError):  # of other versions, or for another device
             importlib.import_module(name)
     vllm_startup.register_kernels_early()
+
+
+def import_vllm() -> None:
+    """Import what every engine of vLLM needs."""
+    prepare_vllm()
+    from vllm import LLM, SamplingParams, TokensPrompt  # noqa: F401
 
 
 def stand_in_for_torchvision() -> bool:

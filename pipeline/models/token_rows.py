@@ -18,8 +18,9 @@ class TokenWithoutRow(ValueError):
 
 def rowless(tokenizer: Any, rows: int) -> dict[str, int]:
     """Token -> id, by rising id, of those whose id is no row of an embedding with so many rows."""
-    if len(tokenizer) <= rows and max(tokenizer.added_tokens_decoder, default=-1) < rows:
-        return {}
+    added = {str(token): i for i, token in sorted(tokenizer.added_tokens_decoder.items()) if i >= rows}
+    if len(tokenizer) - len(added) <= rows:
+        return added  # the rest has rows; a vocabulary of hundreds of thousands of tokens takes seconds to list
     by_id = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])  # a vocabulary has no order
     return {token: i for token, i in by_id if i >= rows}
 

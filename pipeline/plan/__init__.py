@@ -4,8 +4,9 @@ one_run.py          plan of one run
 comparison_plan.py  plan of a comparison, which consists of many runs
 estimate.py         counts of steps, tokens and memory
 learning_rate.py    advice on learning rates, from the model's size and LoRA
-trial.py            measures the machine for some seconds in a separate process (`trial=false` skips it, and with it
-                    the memory and time estimates)
+trial.py            measures the machine for some seconds (`trial=false` skips it, and with it the memory and time
+                    estimates)
+trial_process.py    the separate process in which it does so
 
 A plan starts no stage and writes nothing into the run's directory.
 """
@@ -13,9 +14,8 @@ A plan starts no stage and writes nothing into the run's directory.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from shutil import which
 
 from pipeline.config.load import Config, ConfigError, read
@@ -24,10 +24,8 @@ from pipeline.distributed import process
 from pipeline.models import families
 from pipeline.models.model_dir import thread_count
 from pipeline.plan import comparison_plan, learning_rate, one_run, preflight
-from pipeline.plan.trial import Trial
+from pipeline.plan.trial_process import TrialProcess
 from pipeline.run import console
-
-TRIAL_S = 600.0  # limit for imports, the generator, 1,280 completions and some updates
 
 
 def precision(cfg: Config, config_json: families.Fields) -> str:
@@ -59,22 +57,27 @@ def plan(config: str, words: Sequence[str]) -> int:
         console.say(families.line(config_json, dtype=dtype, attn=cfg.model.attn, gpu=gpu, backend=backend))
         for line in learning_rate.advice(cfg, config_json):
             console.say(f"learning rate of {line}")
-    process.prepare(thread_count(cfg.threads, cfg.model.path))
-    if options["trial"] and not options["json"]:
-        console.say("trying the model: loading it, some samples, some updates (trial=false leaves this out) ...")
-    measured = try_out(config, overrides) if options["trial"] else None
-    if compared := comparison_plan.comparison_of(cfg):
-        parts = comparison_plan.make(cfg, compared, measured)
-        if options["json"]:
-            print(json.dumps(comparison_plan.as_json(parts), indent=1))
-        else:
-            comparison_plan.show(cfg, compared, parts, measured)
-        return 0
-    made = one_run.make(cfg, measured)
+    with ExitStack() as stack:
+        measure = None
+        if options["trial"]:
+            if not options["json"]:
+                console.say(
+                    "trying the model: loading it, some samples, some updates (trial=false leaves this out) ..."
+                )
+            measure = stack.enter_context(TrialProcess(cfg)).measure
+        process.prepare(thread_count(cfg.threads, cfg.model.path))
+        if compared := comparison_plan.comparison_of(cfg):
+            parts = comparison_plan.make(cfg, compared, measure)
+            if options["json"]:
+                print(json.dumps(comparison_plan.as_json(parts), indent=1))
+            else:
+                comparison_plan.show(cfg, compared, parts)
+            return 0
+        made = one_run.make(cfg, measure)
     if options["json"]:
         print(json.dumps(made.as_json(), indent=1))
     else:
-        one_run.show(cfg, made, measured)
+        one_run.show(cfg, made)
         if seeds:
             order = "one after another" if workers == 1 else f"up to {workers} stages at once, each with such memory"
             console.say(f"seeds: {len(seeds)} runs like this one, in {cfg.run_dir}/seed-N, {order}: "
@@ -94,18 +97,4 @@ def sound(config: str, overrides: Sequence[str]) -> Config:
     return cfg
 
 
-def try_out(config: str, overrides: Sequence[str]) -> Trial:
-    """Run the trial in a separate process. Raises ConfigError with the last line of its output if it fails."""
-    command = [sys.executable, "-m", "pipeline.plan.trial", config, *overrides]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TRIAL_S)
-    except subprocess.TimeoutExpired:
-        late = f"the model could not be tried out within {TRIAL_S:.0f} s; plan a smaller one here, or on a GPU"
-        raise ConfigError([f"{config}: {late}"]) from None
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise ConfigError([f"{config}: the model could not be tried out: {reason}"])
-    return Trial(**json.loads(done.stdout.strip().splitlines()[-1]))
-
-
-__all__ = ["plan", "sound", "try_out"]
+__all__ = ["plan", "sound"]

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.config import stage_graph
 from pipeline.config.load import Config
 from pipeline.plan import one_run
-from pipeline.plan.trial import Trial
+from pipeline.plan.trial import Measure
 from pipeline.run import console
 
 MIB = 1 << 20
@@ -20,16 +20,16 @@ def comparison_of(cfg: Config) -> str | None:
     return named[0] if named and not cfg.stages else None
 
 
-def make(cfg: Config, name: str, measured: Trial | None) -> dict[str, one_run.Plan]:
+def make(cfg: Config, name: str, measure: Measure | None) -> dict[str, one_run.Plan]:
     """Run -> its plan."""
-    return {each.run: one_run.make(each, measured) for each in stage_graph.runs_of(cfg, name)}
+    return {each.run: one_run.make(each, measure) for each in stage_graph.runs_of(cfg, name)}
 
 
 def as_json(made: Mapping[str, one_run.Plan]) -> dict[str, Any]:
     return {run: one.as_json() for run, one in made.items()}
 
 
-def show(cfg: Config, name: str, made: Mapping[str, one_run.Plan], trial: Trial | None) -> None:
+def show(cfg: Config, name: str, made: Mapping[str, one_run.Plan]) -> None:
     block = cfg.block(name)
     console.say(f"{cfg.path}: comparison {cfg.run}, seeds {', '.join(map(str, block.seeds))}, in {cfg.run_dir}")
     rows = [{"part": f"{run.rpartition('/')[2]}/{row['stage']}", **{k: v for k, v in row.items() if k != "stage"}}
@@ -39,7 +39,7 @@ def show(cfg: Config, name: str, made: Mapping[str, one_run.Plan], trial: Trial 
     console.say(f"budget: {block.budget:,} sampled tokens a method and seed, unless its block says otherwise; "
                 f"{len(block.methods)} methods, {len(set(block.controls.values()) | set(block.drawn_once.values()))} "
                 f"controls and twins, {len(block.seeds)} seeds: about {sampled:,} tokens in all")  # fmt: skip
-    if trial is None:
+    if not any(one.memory for one in made.values()):
         return
     peak = max((m.total for one in made.values() for m in one.memory.values()), default=0)
     seconds = [(s, one.stale[stage] is not None) for one in made.values() for stage, s in one.seconds.items()]

@@ -17,6 +17,7 @@ from pipeline.data import encoding, prompts, sample_pool
 from pipeline.data.conversations import Demonstration
 from pipeline.data.tool_schemas import ToolSet, with_tools
 from pipeline.plan.data_checks import imitates_prompts
+from pipeline.plan.trial import TRIED_PROMPTS, Inputs
 from pipeline.run import console
 
 Marked = list[tuple[str, bool]]  # (token's text, whether it is trained on)
@@ -24,8 +25,11 @@ ROWS = 2000  # rows whose completions are tokenized to measure lengths
 OWN_ROWS = 200  # rows of a stage's own data that are read for the examples
 
 
-def data_of(cfg: Config, tokenizer: Any) -> tuple[Data, dict[str, Marked]]:
-    """Counts and lengths, and an example per kind of row. Raises ConfigError for a row that a stage could not read."""
+def data_of(cfg: Config, tokenizer: Any) -> tuple[Data, dict[str, Marked], Inputs]:
+    """Counts and lengths, an example per kind of row, and what a trial samples from.
+
+    Raises ConfigError for a row that a stage could not read.
+    """
     source = cfg.prompts
     rows = prompts.load_rows(source, seed=cfg.seed, where="prompts", dirs=cfg.verifier_dirs)
     named = prompts.named_heldout(source, seed=cfg.seed, dirs=cfg.verifier_dirs)
@@ -61,7 +65,8 @@ def data_of(cfg: Config, tokenizer: Any) -> tuple[Data, dict[str, Marked]]:
         dropped=1 - len(tokens) / max(distinct, 1),
         truncated=sum(n > cfg.sampling.max_tokens for n in lengths) / max(len(lengths), 1),
     )  # fmt: skip
-    return data, examples
+    tried = tuple(prompt.ids for prompt in train[:TRIED_PROMPTS])
+    return data, examples, Inputs(tried, data.prompt_tokens[2], stop_token_ids)
 
 
 def imitated(

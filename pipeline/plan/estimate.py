@@ -91,6 +91,15 @@ class Shape:
     kv_width: int  # key-value heads times head size
     vocabulary: int
     bytes_each: int
+    embedding: int = 0
+    """Parameters of the embedding and of the head, counted once where they are one tensor; 0: one tensor."""
+
+    @property
+    def body_share(self) -> float:
+        """Cost of a token that only the layers compute, such as one of a prompt, as a share of one with the head."""
+        head = self.hidden * self.vocabulary
+        body = max(self.parameters - (self.embedding or head), 1)
+        return body / (body + head)
 
 
 @dataclass(slots=True)

@@ -16,13 +16,14 @@ from pipeline.generation.tool_calls import recognised_format
 from pipeline.plan import data_plan, estimate
 from pipeline.plan.data_plan import Marked
 from pipeline.plan.estimate import Memory, Shape
-from pipeline.plan.trial import Trial
+from pipeline.plan.trial import Measure, Trial
 from pipeline.run import console, lineage
 
 MIB = 1 << 20
 FEW_PROMPTS = 30  # held-out prompts below which an interval of accuracy spans about a third of the scale
 # on top of the counts: a stage's lock, data and manifest; a step of TRL's trainer; a policy step's sync and records
 START_S, TRAINER_STEP_S, POLICY_STEP_S = 1.0, 0.0085, 0.05
+WORTH_SHARING = 32  # as pipeline.update.packing, which imports torch
 LOAD_S = 0.5  # per policy that is only evaluated: to load it into the generator and remove it
 
 
@@ -35,6 +36,7 @@ class Plan:
     seconds: dict[str, float]
     examples: dict[str, Marked]  # kind of row -> its tokens, each marked if trained on
     tools: str = ""  # what an episode may call, and how calls are read
+    trial: Trial | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The plan as JSON, for `plan CONFIG json=true`."""
@@ -47,16 +49,17 @@ class Plan:
         }  # fmt: skip
 
 
-def make(cfg: Config, measured: Trial | None) -> Plan:
-    """The plan of a valid config; without a trial it has no memory and no time."""
+def make(cfg: Config, measure: Measure | None) -> Plan:
+    """The plan of a valid config. measure: the trial; None: without one the plan has no memory and no time."""
     tokenizer = tokenizer_of(cfg)
-    data, examples = data_plan.data_of(cfg, tokenizer)
+    data, examples, inputs = data_plan.data_of(cfg, tokenizer)
+    measured = measure(inputs) if measure is not None else None
     works = [estimate.work_of(cfg, name, data) for name in cfg.stages]
     for work in works:
         work.label_tokens = len(tokenizer(label_of(cfg.blocks[work.name]), add_special_tokens=False)["input_ids"])
     known = {n: m for n in cfg.stages if (m := estimate.like_it(cfg, n, lineage.stage_config(cfg, n))) is not None}
     estimate.expect_lengths(cfg, works, data, known)
-    compared = {w.name: [make(each, measured) for each in stage_graph.runs_of(cfg, w.name)]
+    compared = {w.name: [make(each, measure) for each in stage_graph.runs_of(cfg, w.name)]
                 for w in works if w.kind == "compare"}  # fmt: skip
     for work in works:
         if work.name in compared:
@@ -75,7 +78,7 @@ def make(cfg: Config, measured: Trial | None) -> Plan:
                 seconds[work.name] = seconds_of(cfg, work, data, measured, known.get(work.name))
         if works:
             seconds[works[0].name] += measured.imports_s + measured.engine_s
-    return Plan(works, data, stale, memory, seconds, examples, tools_line(cfg, tokenizer))
+    return Plan(works, data, stale, memory, seconds, examples, tools_line(cfg, tokenizer), measured)
 
 
 def add_parts(work: Work, parts: Sequence[Work]) -> None:
@@ -121,26 +124,33 @@ def seconds_of(cfg: Config, work: Work, data: Data, trial: Trial, done: Mapping[
         return float(done["wall_s"])
     prompt, answer = data.prompt_tokens[0] + work.label_tokens, work.mean_tokens
     sampled = (work.tokens + work.judged * answer) / trial.sampled_per_s
-    per_row = prompt + answer
+    share = Shape(**trial.shape).body_share
+    without_head = share * (prompt + answer)  # a reward model or a critic
     block = cfg.blocks[work.name]
     if isinstance(block, Policy):
-        looks = (block.epochs * block.minibatches > 1) + bool(block.kl.coef or block.kl.target) + 2 * bool(block.reward)
-        critics = 1 + (block.critic is not None)
-        learned = work.samples * per_row * (looks / trial.fetched_per_s + work.passes * critics / trial.learned_per_s)
+        # rows of equal prompts are packed, and the prompt is computed once
+        shares = (block.samples - 1) * prompt >= WORTH_SHARING
+        per_row = answer + share * prompt / (block.samples if shares else 1)
+        looks = (block.epochs * block.minibatches > 1) + bool(block.kl.coef or block.kl.target)
+        critics = block.critic is not None
+        fetched = (looks * per_row + 2 * bool(block.reward) * without_head) / trial.fetched_per_s
+        learned = work.passes * (per_row + critics * without_head) / trial.learned_per_s
         updates = work.steps * block.epochs * block.minibatches
-        learned += work.steps * POLICY_STEP_S + updates * critics * trial.optimizer_s
+        spent = work.samples * (fetched + learned)
+        spent += work.steps * POLICY_STEP_S + updates * (1 + critics) * trial.optimizer_s
     else:
         steps = work.steps * (work.likely if work.at_most else 1.0)
+        per_row = without_head if block.kind == "reward_model" else answer + share * prompt
         row_s = work.sequences_per_row * per_row / trial.learned_per_s
-        learned = steps * (work.batch * row_s + trial.optimizer_s + TRAINER_STEP_S)
-    return START_S + sampled + learned + LOAD_S * work.loads
+        spent = steps * (work.batch * row_s + trial.optimizer_s + TRAINER_STEP_S)
+    return START_S + sampled + spent + LOAD_S * work.loads
 
 
 # --- output -----------------------------------------------------------------------------------------------------------
 
 
-def show(cfg: Config, plan: Plan, trial: Trial | None) -> None:
-    data = plan.data
+def show(cfg: Config, plan: Plan) -> None:
+    data, trial = plan.data, plan.trial
     mean, high, longest = data.prompt_tokens
     console.say(f"{cfg.path}: run {cfg.run}, seed {cfg.seed}, in {cfg.run_dir}")
     validation = f", {data.validation_prompts} for validation" if data.validation_prompts else ""

@@ -86,7 +86,8 @@ def test_a_plans_trial_counts_four_bits_whole_and_learns_the_adapter_alone(adapt
     assert trial.shape_of(packed) == trial.shape_of(full)
     assert trial.bytes_here(packed) < trial.bytes_here(full) == sum(4 * p.numel() for p in full.parameters())
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
-    assert all(rate > 0 for rate in trial.learning_rates(policy, [[1, 2, 3, 4]] * 3, trial.Extent()))
+    assert all(rate > 0 for rate in trial.learning_rates(policy, [(1, 2, 3, 4)] * 3))
+    assert trial.optimizer_seconds(policy) > 0
     moved = {name for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
     assert moved and all("lora_" in name for name in moved)
 

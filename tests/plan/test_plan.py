@@ -213,17 +213,32 @@ DEMO_TRIAL = Trial(imports_s=2.9, engine_s=6.7, generator="vllm", sampled_per_s=
 
 
 def test_the_demos_time_is_estimated_within_30_percent_from_a_trials_rates(tmp_path):
-    made = one_run.make(load(DEMO, [f"runs_dir={tmp_path}"]), DEMO_TRIAL)
+    made = one_run.make(load(DEMO, [f"runs_dir={tmp_path}"]), lambda inputs: DEMO_TRIAL)
     told = {name: made.seconds[name] for name in DEMO_CPU_S}
     assert told == {name: pytest.approx(seconds, rel=0.3) for name, seconds in DEMO_CPU_S.items()}
     assert sum(told.values()) == pytest.approx(sum(DEMO_CPU_S.values()), rel=0.15)
 
 
+def test_prompt_tokens_cost_the_layers_alone_and_are_computed_once_per_group(tmp_path):
+    """By hand: layers of 100 and a head of 300 numbers, so a prompt token costs a quarter of one with a log-prob."""
+    assert Shape(400, 10, 2, 8, 30, 4).body_share == Shape(700, 10, 2, 8, 30, 4, embedding=600).body_share == 0.25
+    shape = {**DEMO_TRIAL.shape, "parameters": 400, "hidden": 10, "vocabulary": 30}
+    rates = replace(DEMO_TRIAL, fetched_per_s=1e9, learned_per_s=1.0, sampled_per_s=1e9, shape=shape)
+    words = [f"runs_dir={tmp_path}", "stages=[base,sft,grpo]", "grpo.policy=sft", "grpo.groups.dynamic=false",
+             "grpo.steps=3", "grpo.prompts=2", "expected_tokens={grpo: 5.0}"]  # fmt: skip
+    for samples, prompts_computed in ((8, 2), (2, 4)):  # of 6 tokens: 42 are saved, which is worth it, or 6
+        made = one_run.make(load(DEMO, [*words, f"grpo.samples={samples}"]), lambda inputs: rates)
+        prompt = made.data.prompt_tokens[0]
+        tokens = 3 * (2 * samples * 5 + 0.25 * prompts_computed * prompt)
+        assert made.seconds["grpo"] == pytest.approx(tokens, abs=3)
+
+
 def test_labels_in_front_of_prompts_cost_time(tmp_path):
     words = [f"runs_dir={tmp_path}", "stages=[base,conditioned]", "conditioned.policy=base"]
-    long = one_run.make(load(DEMO, [*words, "conditioned.label='<1234{bin}> '"]), DEMO_TRIAL)
-    short = one_run.make(load(DEMO, [*words, "conditioned.label='{bin}'"]), DEMO_TRIAL)
-    more = 7 * 2400 * 128 / DEMO_TRIAL.learned_per_s  # tokens, steps, rows
+    long = one_run.make(load(DEMO, [*words, "conditioned.label='<1234{bin}> '"]), lambda inputs: DEMO_TRIAL)
+    short = one_run.make(load(DEMO, [*words, "conditioned.label='{bin}'"]), lambda inputs: DEMO_TRIAL)
+    body = (108_608 - 64 * 22) / 108_608  # a label is computed without the head
+    more = 7 * body * 2400 * 128 / DEMO_TRIAL.learned_per_s  # tokens, steps, rows
     assert long.seconds["conditioned"] - short.seconds["conditioned"] == pytest.approx(more, rel=1e-6)
 
 

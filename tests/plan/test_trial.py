@@ -1,54 +1,140 @@
-"""How much of a model a plan tries out."""
+"""How much of a model a plan tries out, and how the rates of full batches follow from it."""
+
+import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from loop_kit import tiny_model
+from torch import nn
 
+from pipeline.config.load import ConfigError
 from pipeline.config.schema import Model, Sampling
 from pipeline.models import models
-from pipeline.plan import trial
-from pipeline.records import Prompt, Rollout
+from pipeline.plan import trial, trial_process
+from pipeline.plan.trial_process import TrialProcess
+
+INPUTS = trial.Inputs(((1, 2),), 2, frozenset({2}))
 
 
-def test_of_the_rows_a_large_model_is_tried_on_only_so_many_tokens_are_taken():
-    rows = [[1] * n for n in (5, 3, 4, 2)]
-    assert trial.first_tokens(rows, None) == rows
-    assert trial.first_tokens(rows, 8) == rows[:2]
-    assert trial.first_tokens(rows, 1) == rows[:1], "at least one"
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    """A clock that stands still unless a test moves it."""
+    now = [0.0]
+    monkeypatch.setattr(trial.time, "monotonic", lambda: now[0])
+    return now
 
 
-@pytest.mark.stages
-def test_a_rate_is_the_same_work_over_less_time_however_few_steps_are_timed(tmp_path, monkeypatch):
-    """Time is counted in forward passes: 6 steps and 1 step of the same rows give the same tokens a second."""
+def test_only_as_many_prompt_tokens_of_a_large_model_are_timed():
+    rows = [(1,) * n for n in (5, 3, 4, 2)]
+    assert trial.first_rows(rows, 100) == rows
+    assert trial.first_rows(rows, 8) == rows[:2]
+    assert trial.first_rows(rows, 3) == [(1,) * 3], "one row at least, cut"
+
+
+def test_few_tokens_give_the_rate_of_a_full_micro_batch(clock, monkeypatch):
+    """By hand: 2 s per micro-batch and 0.5 s per token, so 512 tokens take 258 s."""
+
+    def act(rows):
+        clock[0] += 2.0 + 0.5 * sum(map(len, rows))
+        computed.append(sum(map(len, rows)))
+
+    for rows in ([(1,) * 300, (2,) * 300], [(1, 2, 3)]):
+        computed: list[int] = []
+        assert trial.extrapolated_rate(act, rows) == pytest.approx(512 / 258)
+        assert sum(computed) <= 128, "a full micro-batch is never computed"
+
+
+def test_the_rate_of_all_rows_leaves_the_warm_up_out(clock):
+    steps = []
+
+    def act(rows):
+        clock[0] += 100.0 if not steps else 3.0
+        steps.append(len(rows))
+
+    assert trial.full_rate(act, [(1,) * 6, (2,) * 3]) == pytest.approx(3.0)
+    assert len(steps) == 1 + trial.STEPS
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_rates_are_those_of_the_forward_and_backward_that_a_policy_stage_runs(tmp_path, few):
     model = models.load_policy(str(tiny_model(tmp_path / "m")), Model())
-    passes = [0]
-    plain = type(model).forward
-
-    def counted(self, *args, **options):
-        passes[0] += 1
-        return plain(self, *args, **options)
-
-    monkeypatch.setattr(type(model), "forward", counted)
-    monkeypatch.setattr(trial.time, "monotonic", lambda: float(passes[0]))
-    rows = [[3, 4, 5, 6]] * 4
-    one, six = (trial.learning_rates(model, rows, trial.Extent(steps=steps)) for steps in (1, 6))
-    assert one == six == (16.0, 16.0, 0.0)
-    assert not any(torch.isnan(p).any() for p in model.parameters())
+    fetched, learned = trial.learning_rates(model, [(3, 4, 5, 6)] * 4, few=few)
+    assert fetched > 0 and learned > 0
+    gradients = [p.grad for p in model.parameters()]
+    assert all(g is not None and torch.isfinite(g).all() for g in gradients) and any(g.any() for g in gradients)
 
 
-def test_few_sampled_tokens_give_the_rate_of_completions_half_as_long_as_the_longest(monkeypatch):
-    """By hand: a prompt takes 3 s and each token 2 s; 4 rows of 40 / 2 = 20 tokens take 3 + 20 * 2 s."""
-    clock = [0.0]
-    monkeypatch.setattr(trial.time, "monotonic", lambda: clock[0])
+def test_a_step_of_the_optimizer_is_timed_on_some_weights_and_scaled_to_all(clock, monkeypatch):
+    """By hand: 1 s per number; of 2 x 3, 4 and 5 x 8 numbers, the first two are within 12."""
+    model = nn.ParameterList([nn.Parameter(torch.ones(*size)) for size in ((5, 8), (2, 3), (4,), (7,))])
+    model[3].requires_grad_(False)
+    monkeypatch.setattr(trial, "OPTIMIZED", 12)
 
-    def sample(prompts, sampling, *, samples):
-        clock[0] += 3.0 + 2.0 * sampling.max_tokens
-        ids = (1,) * sampling.max_tokens
-        return [Rollout(p, k, ids, (0.0,) * len(ids), "", False) for p in prompts for k in range(samples)]
+    def step(self):
+        clock[0] += sum(p.numel() for group in self.param_groups for p in group["params"])
 
-    prompts = [Prompt(i, f"p{i}", (1, 2)) for i in range(2)]
-    extent = trial.Extent(samples=2, max_tokens=4)
-    drawn, rate = trial.sampling_rate(sample, prompts, Sampling(max_tokens=40), extent)
-    assert len(drawn) == 4 and rate == pytest.approx(4 * 20 / 43)
-    drawn, rate = trial.sampling_rate(sample, prompts, Sampling(max_tokens=3), extent)
-    assert len(drawn[0].ids) == 3 and rate == pytest.approx(4 * 3 / 9), "short completions are sampled in full"
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    assert trial.optimizer_seconds(model) == pytest.approx(50.0)
+
+
+def test_few_sampled_tokens_give_the_rate_of_completions_half_as_long_as_the_longest(clock):
+    """By hand: 0.1 s per prompt token and 2 s per step; 64 rows of 10 prompt and 20 completion tokens take
+    64 * 10 * 0.1 + 20 * 2 s."""
+    sampled = []
+
+    def sample(prompts: Any, sampling: Any) -> Any:
+        before = clock[0]
+        clock[0] += 0.1 * sum(map(len, prompts)) + 2.0 * (sampling.max_tokens - 1)
+        sampled.append(len(prompts) * sampling.max_tokens)
+        return [], clock[0] - before
+
+    prompts = [(1,) * n for n in (8, 12, 10)]
+    rows, rate = trial.few_sampled(sample, prompts, Sampling(max_tokens=40))
+    assert rows == prompts and rate == pytest.approx(64 * 20 / (64 + 40))
+    assert sum(sampled) < 64 * 5, "of 64 x 20 tokens"
+
+
+def test_small_models_are_sampled_in_full_after_a_warm_up(clock):
+    calls = []
+
+    def sample(prompts: Any, sampling: Any) -> Any:
+        calls.append(len(prompts))
+        return [SimpleNamespace(ids=(9,) * sampling.max_tokens) for _ in prompts], 4.0
+
+    rows, rate = trial.all_sampled(sample, [(1, 2), (3,)], Sampling(max_tokens=5))
+    assert calls == [2, 8] and rate == 8 * 5 / 4.0
+    assert rows[0] == (1, 2, 9, 9, 9, 9, 9) and rows[4] == (3, 9, 9, 9, 9, 9)
+
+
+def test_a_trial_that_fails_is_reported_by_the_last_line_of_its_errors(monkeypatch):
+    monkeypatch.setattr(
+        trial_process, "BODY", "import sys; print('first', file=sys.stderr); sys.exit('no such engine')"
+    )
+    cfg: Any = SimpleNamespace(path="x.yaml")
+    with (
+        TrialProcess(cfg) as trying,
+        pytest.raises(ConfigError, match=r"x.yaml: the model could not .* no such engine$"),
+    ):
+        trying.measure(INPUTS)
+
+
+def test_a_trial_that_takes_too_long_is_ended_and_reported(monkeypatch):
+    monkeypatch.setattr(trial_process, "BODY", "import time; time.sleep(60)")
+    monkeypatch.setattr(trial_process, "TRIAL_S", 0.2)
+    started = time.monotonic()
+    cfg: Any = SimpleNamespace(path="x.yaml")
+    with TrialProcess(cfg) as trying, pytest.raises(ConfigError, match="not be tried out within 0 s"):
+        trying.measure(INPUTS)
+    assert trying.process.returncode is not None and time.monotonic() - started < 30
+
+
+def test_a_trial_gets_its_config_and_inputs_and_is_measured_once(monkeypatch):
+    body = ("import json, pickle, sys; m = sys.stdin.buffer; cfg, given = pickle.load(m), pickle.load(m); "
+            "print('noise'); print(json.dumps({'engine_s': given.longest, 'generator': cfg.path}))")  # fmt: skip
+    monkeypatch.setattr(trial_process, "BODY", body)
+    cfg: Any = SimpleNamespace(path="x.yaml")
+    with TrialProcess(cfg) as trying:
+        first = trying.measure(INPUTS)
+        assert first == trial.Trial(engine_s=2, generator="x.yaml") and trying.measure(INPUTS) is first
