@@ -257,7 +257,7 @@ def optimizer_seconds(model: Any) -> float:
     import torch
 
     trained = [p for p in model.parameters() if p.requires_grad]
-    some, total = [], 0
+    some, total = list[Any](), 0
     for parameter in sorted(trained, key=lambda p: p.numel()):
         if some and total + parameter.numel() > OPTIMIZED:
             break

@@ -47,7 +47,7 @@ def test_few_tokens_give_the_rate_of_a_full_micro_batch(clock, monkeypatch):
 
 
 def test_the_rate_of_all_rows_leaves_the_warm_up_out(clock):
-    steps = []
+    steps: list[int] = []
 
     def act(rows):
         clock[0] += 100.0 if not steps else 3.0
