@@ -282,7 +282,7 @@ def row(name: str, result: dict[str, Any]) -> str:
     notes = []
     if families.attention(config, "sdpa") == "eager":
         notes.append("attention eager")
-    if family.model_type in families.VLLM_DIFFERS:
+    if family.model_type in families.VLLM_DIFFERS and vllm_dtype(config) is not None:
         notes.append(families.VLLM_DIFFERS[family.model_type])
     if family.model_type in families.WITHOUT_ADAPTER:
         notes.append(f"LoRA leaves out {', '.join(families.WITHOUT_ADAPTER[family.model_type])}")

@@ -124,9 +124,10 @@ FAMILIES: dict[str, Family] = {
     "deepseek-v3": Family("deepseek_v3", "deepseekv3", "<｜end▁of▁sentence｜>", "<｜end▁of▁sentence｜>",
                           "<｜begin▁of▁sentence｜>",
                           {**MOE, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1,
-                           "n_group": 1, "topk_group": 1, "q_lora_rank": 16, "kv_lora_rank": 16,
-                           "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 32, "head_dim": 16,
-                           "num_key_value_heads": 2}),
+                           "n_group": 1, "topk_group": 1, "topk_method": "noaux_tc", "q_lora_rank": 16,
+                           # 512 + 64 numbers per token of the cache, the one size of vLLM's kernel for CPUs
+                           "kv_lora_rank": 512, "qk_rope_head_dim": 64, "head_dim": 64,
+                           "qk_nope_head_dim": 16, "v_head_dim": 32, "num_key_value_heads": 2}),
     "seed-oss": Family("seed_oss"),
     "mamba2": Family("mamba2", config={"num_heads": 4, "head_dim": 32, "state_size": 16, "n_groups": 1,
                                        "chunk_size": 16}),
@@ -215,7 +216,7 @@ def _known(model_type: str, fields: dict[str, Any]) -> dict[str, Any]:
     """Without common fields that this family's config computes itself, or does not have."""
     computed = {"gpt2": ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",
                          "intermediate_size", "num_key_value_heads", "head_dim"),
-                "mamba2": ("intermediate_size",)}.get(model_type, ())  # fmt: skip
+                "mamba2": ("intermediate_size",), "phimoe": ("moe_intermediate_size",)}.get(model_type, ())  # fmt: skip
     from transformers import AutoConfig
 
     own = AutoConfig.for_model(model_type)

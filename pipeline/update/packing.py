@@ -7,8 +7,9 @@ length. A completion with a shared prompt uses only its own tokens as queries, a
 values before its own. No N x N mask is needed.
 
 Supported: causal decoders with full and sliding-window attention through transformers' attention interface, on its SDPA
-kernels, including adapters and gradient checkpointing. Not supported, and detected by `enable`: attention biases,
-linear or chunked layers, weights that are already sharded, and any model whose packed rows differ from padded ones.
+kernels, including attention sinks, adapters and gradient checkpointing. Not supported, and detected by `enable`:
+attention biases, linear or chunked layers, weights that are already sharded, and any model whose packed rows differ
+from padded ones.
 """
 
 from __future__ import annotations
@@ -178,11 +179,20 @@ def _bucket(members: Sequence[_Run], width: int, device: torch.device) -> Bucket
 
 def packed_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
-    scaling: float | None = None, packed: Packed | None = None, sliding_window: int | None = None, **options: Any,
+    scaling: float | None = None, packed: Packed | None = None, sliding_window: int | None = None,
+    s_aux: Tensor | None = None, **options: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """transformers' attention interface: (1, h, N, D) in, (1, N, h, D) out. Without `packed`, plain SDPA."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    """transformers' attention interface: (1, h, N, D) in, (1, N, h, D) out. Without `packed`, SDPA of padded rows.
 
+    s_aux: (h,) scores of attention sinks, which SDPA in transformers does not compute.
+    """
+    from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+
+    if packed is None and s_aux is not None:
+        key, value = (repeat_kv(x, query.shape[1] // key.shape[1]) for x in (key, value))
+        bias = None if attention_mask is None else torch.zeros_like(attention_mask, dtype=query.dtype)
+        bias = None if bias is None else bias.masked_fill(attention_mask.logical_not(), -torch.inf)
+        return _attend(query, key, value, bias, scaling, s_aux).transpose(1, 2), None
     if packed is None:
         options["sliding_window"] = sliding_window
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
@@ -195,11 +205,26 @@ def packed_attention(
         key_BhKD, value_BhKD = (_cut(x, bucket.keys_J, bucket.rows, grouped) for x in (key_NhD, value_NhD))
         bias = _windowed(packed, number, sliding_window)
         bias = None if bias is None else bias.to(query.dtype).expand(bucket.rows, -1, -1, -1)
-        out_BhQD = torch.nn.functional.scaled_dot_product_attention(
-            query_BhQD, key_BhKD, value_BhKD, attn_mask=bias, is_causal=bias is None, scale=scaling
-        )
+        out_BhQD = _attend(query_BhQD, key_BhKD, value_BhKD, bias, scaling, s_aux)
         parts.append(out_BhQD.transpose(1, 2).flatten(0, 1))
     return torch.cat(parts).index_select(0, packed.back_N)[None], None
+
+
+def _attend(
+    query_BhQD: Tensor, key_BhKD: Tensor, value_BhKD: Tensor, bias: Tensor | None, scaling: float | None,
+    sinks_h: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """SDPA; bias None = causal. sinks_h: per head the score of one more key, whose value is zero (gpt-oss)."""
+    if sinks_h is not None:
+        queries, keys = query_BhQD.shape[2], key_BhKD.shape[2]
+        if bias is None:
+            bias = query_BhQD.new_full((queries, keys), -torch.inf).triu(1 + keys - queries)
+        of_sinks = sinks_h.to(query_BhQD.dtype)[:, None, None].expand(len(query_BhQD), -1, queries, 1)
+        bias = torch.cat([bias.expand(*of_sinks.shape[:3], keys), of_sinks], dim=-1)
+        key_BhKD, value_BhKD = (torch.nn.functional.pad(x, (0, 0, 0, 1)) for x in (key_BhKD, value_BhKD))
+    return torch.nn.functional.scaled_dot_product_attention(
+        query_BhQD, key_BhKD, value_BhKD, attn_mask=bias, is_causal=bias is None, scale=scaling
+    )
 
 
 def _windowed(packed: Packed, number: int, window: int | None) -> Tensor | None:
@@ -242,8 +267,10 @@ def enable(transformer: Any) -> bool:
     checked on a few tokens. If they do not, the transformer is left unchanged."""
     config = transformer.config
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    # SDPA in transformers has no sinks, so that a model with sinks is loaded with eager attention
+    padded = "eager" if any(name.endswith(".sinks") for name, _ in transformer.named_parameters()) else "sdpa"
     if (
-        config._attn_implementation not in ("sdpa", NAME)
+        config._attn_implementation not in (padded, NAME)
         or not hasattr(config, "vocab_size")  # a model of several parts, of which text is one
         or not getattr(transformer, "_supports_attention_backend", False)
         or not layers <= {"full_attention", "sliding_attention"}
@@ -251,9 +278,10 @@ def enable(transformer: Any) -> bool:
         or any(hasattr(p, "ds_id") or p.is_meta for p in transformer.parameters())
     ):
         return False
-    before = config._attn_implementation
+    before, rows = config._attn_implementation, _trial_rows(config.vocab_size)
+    expected = [_alone(transformer, *row) for row in rows]
     route(transformer)
-    if _agrees(transformer):
+    if _agrees(transformer, rows, expected):
         return True
     config._attn_implementation = before
     return False
@@ -277,19 +305,28 @@ def windows_of(config: Any) -> set[int]:
     return {window} if window and sliding else set()
 
 
-def _agrees(transformer: Any) -> bool:
-    device, vocabulary = transformer.device, transformer.config.vocab_size
+def _trial_rows(vocabulary: int) -> list[tuple[list[int], list[int]]]:
+    """(prompt, completion) of a few rows, some of which share a prompt."""
     long, short = ([(7 * i + k) % vocabulary for i in range(n)] for k, n in ((1, 40), (3, 4)))
-    prompts = [long, long, short, long]
     completions = [[(5 * i + n) % vocabulary for i in range(n)] for n in (3, 20, 6, 9)]
-    packed = pack(prompts, completions, device)
+    return list(zip([long, long, short, long], completions, strict=True))
+
+
+def _alone(transformer: Any, prompt: list[int], completion: list[int]) -> Tensor:
+    """(its S, H) last hidden states of one row without padding."""
+    output = transformer(input_ids=torch.tensor([[*prompt, *completion]], device=transformer.device), use_cache=False)
+    states_SH: Tensor = output.last_hidden_state[0, len(prompt) - 1 :].float()
+    return states_SH
+
+
+def _agrees(transformer: Any, rows: Sequence[tuple[list[int], list[int]]], expected: Sequence[Tensor]) -> bool:
+    """expected: each row's hidden states, computed by the transformer's own attention."""
+    packed = pack([prompt for prompt, _ in rows], [completion for _, completion in rows], transformer.device)
     packed_BSH = hidden_states(transformer, packed).float()
     # these rows may be shorter than the window; then only the windows that the layers requested can be checked
     if packed.windows - {None} != windows_of(transformer.config):
         return False
     gap = 0.0
-    for prompt, completion, seen_SH in zip(prompts, completions, packed_BSH, strict=True):
-        alone = transformer(input_ids=torch.tensor([[*prompt, *completion]], device=device), use_cache=False)
-        plain_SH = alone.last_hidden_state[0, len(prompt) - 1 :].float()
+    for plain_SH, seen_SH in zip(expected, packed_BSH, strict=True):
         gap = max(gap, float((plain_SH - seen_SH[: len(plain_SH)]).abs().max() / plain_SH.abs().max()))
     return gap <= TOLERANCE.get(transformer.dtype, 0.2)

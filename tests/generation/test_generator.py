@@ -22,11 +22,18 @@ from pipeline.generation.generator import (
 from pipeline.generation.guidance import Guided
 from pipeline.generation.hf_engine import TransformersGenerator, sequence_logprobs
 from pipeline.generation.seeded_sampler import filtered_logits
-from pipeline.generation.vllm_engine import VllmGenerator, cache_bytes, once_where_tied
+from pipeline.generation.vllm_engine import (
+    VllmGenerator,
+    cache_bytes,
+    detach_expert_kernels,
+    once_where_tied,
+    restore_expert_kernels,
+)
 from pipeline.models import adapters, models
 from pipeline.models.models import named_weights
 from pipeline.records import Prompt, Rollout
 from pipeline.update.forward import CompletionLogprobs, Row, completion_logprobs
+from tests.family_twins import FAMILIES, perturb, save
 
 ENDS = frozenset({2})
 PROMPTS = [(3, 8, 13, 9), (4, 9, 13, 5, 6, 7, 10), (5,), (11, 12, 3, 4, 5, 6)]
@@ -112,6 +119,43 @@ def test_detail_7_after_a_sync_vllm_samples_with_the_trainers_log_probs(tmp_path
         engine.sync(named_weights(models.load_policy(place, Model())))
         engine.sync(nameless)
         assert largest_gap_between(engine, trained(place), sequences) > 0.05
+
+
+@pytest.mark.stages
+@needs_vllm
+def test_after_a_sync_vllm_computes_with_the_trainers_experts(tmp_path):
+    """Twice, for a second reload starts from what the first has packed."""
+    save(FAMILIES["qwen3-moe"], tmp_path)
+    engine, model = (
+        VllmGenerator(str(tmp_path), Model(), Generate(), max_model_len=64),
+        models.load_policy(str(tmp_path), Model()),
+    )
+    sequences = [list(p) * 2 for p in PROMPTS]
+    for seed in range(2):
+        perturb(model, seed=seed)
+        assert largest_gap_between(engine, model, sequences) > 0.05
+        engine.sync(named_weights(model))
+        assert largest_gap_between(engine, model, sequences) < 1e-4
+
+
+@needs_vllm
+def test_a_kernel_stays_where_a_reload_does_not_reach_the_experts():
+    class Method:
+        def __init__(self, kernel):
+            self.moe_kernel = kernel
+
+    class Layer(torch.nn.Module):
+        def __init__(self, method):
+            super().__init__()
+            self.quant_method = method
+
+    reached, missed, empty = Method("old"), Method("old"), Method(None)
+    model = torch.nn.Sequential(Layer(reached), Layer(missed), Layer(empty), torch.nn.Linear(1, 1))
+    kernels = detach_expert_kernels(model)
+    assert [m for m, _ in kernels] == [reached, missed] and reached.moe_kernel is None
+    reached.moe_kernel = "new"  # as a reload does
+    restore_expert_kernels(kernels)
+    assert (reached.moe_kernel, missed.moe_kernel, empty.moe_kernel) == ("new", "old", None)
 
 
 def test_the_adapter_is_pushed_merged_and_the_base_is_never_written_to(place):

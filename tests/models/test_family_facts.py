@@ -66,19 +66,22 @@ def test_experts_and_recurrent_layers_are_read_from_config_json():
     assert recurrent.isdisjoint({"granite4-dense", "qwen3", "olmo3", "gemma3"})
 
 
-def test_a_moe_is_sampled_by_transformers_on_a_cpu_and_vllm_by_name_is_refused(tmp_path, monkeypatch, capsys):
+def test_a_family_that_vllm_computes_wrongly_is_sampled_by_transformers_and_vllm_by_name_is_refused(
+    tmp_path, monkeypatch, capsys
+):
     pytest.importorskip("vllm")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    (tmp_path / "config.json").write_text(json.dumps(config_json("qwen3-moe")))
+    (tmp_path / "config.json").write_text(json.dumps(config_json("gpt-oss")))
     engines._printed.clear()
     assert engines.backend_for(str(tmp_path), Model(), Generate()) == "transformers"
     assert capsys.readouterr().out.startswith(
-        "generator: transformers, not vLLM, for qwen3_moe: on a CPU its weight sync"
+        "generator: transformers, not vLLM, for gpt_oss: a weight sync does not reach its experts"
     )
-    with pytest.raises(ConfigError, match=r"generate\.backend: vllm cannot run qwen3_moe here: .* use backend: tran"):
+    with pytest.raises(ConfigError, match=r"generate\.backend: vllm cannot run gpt_oss here: .* use backend: tran"):
         engines.backend_for(str(tmp_path), Model(), Generate(backend="vllm"))
-    (tmp_path / "config.json").write_text(json.dumps(config_json("qwen3")))
-    assert engines.backend_for(str(tmp_path), Model(), Generate()) == "vllm"
+    for name in ("qwen3", "qwen3-moe"):
+        (tmp_path / "config.json").write_text(json.dumps(config_json(name)))
+        assert engines.backend_for(str(tmp_path), Model(), Generate()) == "vllm"
 
 
 PROBLEMS = ("qwen2-moe", "qwen3-moe", "qwen3-next", "qwen3.5", "granite4-hybrid", "lfm2", "falcon-h1", "nemotron-h",
@@ -188,7 +191,7 @@ def test_plan_says_what_config_json_says_before_anything_is_loaded(tmp_path, cap
     assert capsys.readouterr().out.startswith("model: qwen2; attention sdpa; rollouts by transformers\n")
     moe = families.line(config_json("granite4-hybrid"), dtype="float32", attn="sdpa", gpu=False)
     assert moe.startswith("model: granitemoehybrid (mixture of experts, recurrent layers); attention sdpa; rollouts by "
-                          "transformers, not vLLM: on a CPU its weight sync does not update the experts")  # fmt: skip
+                          "transformers, not vLLM: its CPU kernels for recurrent layers have no float32")  # fmt: skip
     assert "not vLLM" not in families.line(config_json("granite4-hybrid"), dtype="float32", attn="sdpa", gpu=True)
 
 

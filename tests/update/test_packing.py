@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from pipeline.models import families
 from pipeline.models.models import backbone
 from pipeline.update import packing
 from pipeline.update.critic import ValueModel, values_of
@@ -30,7 +32,7 @@ from pipeline.update.forward import (
     micro_batches,
     pad_rows,
 )
-from tests.family_twins import FAMILIES, make_config, make_tokenizer
+from tests.family_twins import FAMILIES, make_config, make_tokenizer, perturb
 
 HERE = torch.device("cpu")
 VOCABULARY = 50
@@ -156,6 +158,45 @@ def test_a_sliding_window_in_lower_precision_gives_the_padded_log_probs(dtype: t
     a, b = (completion_logprobs(forward, rows(), budget=200, device=HERE) for forward in (packed, padded))
     assert packed.packs
     assert max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True)) < tolerance
+
+
+@pytest.mark.parametrize(
+    ("name", "window"),
+    [("gemma3", 16), ("mistral", 16), ("phi3", 16), ("phi3", 262_144), ("gpt-oss", 16), ("starcoder2", 16),
+     ("exaone4", 16), ("olmo3", 16)],
+)  # fmt: skip
+def test_a_family_with_a_window_packs_its_rows_to_the_log_probs_of_its_own_attention(name: str, window: int) -> None:
+    """Rows of 40 to 70 tokens under a window of 16, or one that no row reaches; gpt-oss has attention sinks too."""
+    family = FAMILIES[name]
+    of_twin = make_config(family, make_tokenizer(family))
+    of_twin.sliding_window = window
+    attention = families.attention(of_twin.to_dict(), "sdpa")
+    model: Any = AutoModelForCausalLM.from_config(of_twin, attn_implementation=attention)
+    perturb(model, seed=1)
+    batch = rows()
+    expected = [alone(model, row, 1.0).detach() for row in batch]
+    wanted = gradients_of(model, lambda: sum(alone(model, row, 1.0).sum() for row in batch))
+
+    forward = CompletionLogprobs(model, temperature=1.0)
+    assert forward.packs and packing.windows_of(model.config) == {window}
+    packed_BT, _ = forward(pad_rows(batch, HERE))
+    seen = gradients_of(model, lambda: forward(pad_rows(batch, HERE))[0].sum())
+    forward.packs = False
+    padded_BT, _ = forward(pad_rows(batch, HERE))
+    for row_T, packed_T, padded_T in zip(expected, packed_BT, padded_BT, strict=True):
+        torch.testing.assert_close(packed_T[: len(row_T)], row_T, rtol=0, atol=1e-4)
+        torch.testing.assert_close(padded_T[: len(row_T)], row_T, rtol=0, atol=1e-4)
+    for parameter in wanted:
+        torch.testing.assert_close(seen[parameter], wanted[parameter], rtol=1e-2, atol=1e-2, msg=parameter)
+
+
+def gradients_of(model: Any, loss: Callable[[], Any]) -> dict[str, Tensor]:
+    """By parameter; the model's gradients are cleared before and afterwards."""
+    model.zero_grad()
+    loss().backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return gradients
 
 
 def test_layers_that_do_not_ask_for_the_window_of_their_config_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
