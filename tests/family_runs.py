@@ -32,7 +32,7 @@ runs_dir: {root}
 model: {{path: {root}/model, dtype: {dtype}}}
 prompts: {{procedural: gridworld, rows: 60, heldout: 0.2, chat: true}}
 rewards: {{random: {{kind: random, pass_rate: 0.5}}}}
-generate: {{backend: {backend}}}
+generate: {{backend: {backend}, vllm: {{kv_cache_memory_bytes: 33554432}}}}
 sampling: {{max_tokens: 8}}
 evaluation: {{samples: 1, prompts: 2, k: 1}}
 stages: [sft, grpo, adapter]

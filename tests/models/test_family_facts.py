@@ -20,7 +20,7 @@ from pipeline.models import families, models
 from pipeline.models.precision import precision_of
 from pipeline.plan import precision
 from tests import family_runs
-from tests.family_twins import FAMILIES, make_config, make_tokenizer, save
+from tests.family_twins import FAMILIES, make_config, make_tokenizer, perturb, save
 
 
 def config_json(name: str) -> families.Fields:
@@ -161,6 +161,25 @@ def test_the_cause_of_a_failed_start_is_the_line_that_names_it():
 def test_a_family_that_cannot_be_trained_is_refused_in_one_line(fields, quantization, line):
     found = families.mistakes(fields, quantization=quantization)
     assert found == [] if line is None else len(found) == 1 and found[0].startswith(line)
+
+
+@pytest.mark.parametrize("name", ["rwkv", "mamba2", "lfm2", "gemma3", "qwen2"])
+def test_padding_moves_the_log_probs_of_the_families_that_are_refused_for_it_and_of_no_other(name):
+    """Five tokens of padding on the left of a row of twenty; RWKV moves by nats."""
+    family = FAMILIES[name]
+    config = make_config(family, make_tokenizer(family))
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=families.attention(config.to_dict(), "sdpa"))
+    perturb(model.eval(), seed=1)
+    ids = torch.arange(20, 40)[None]
+    padding = torch.full((1, 5), config.pad_token_id)
+    mask = torch.cat([torch.zeros_like(padding), torch.ones_like(ids)], dim=1)
+    with torch.no_grad():
+        alone = model(ids).logits.log_softmax(-1)
+        positions = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if name in ("gemma3", "qwen2", "lfm2") else {}
+        padded = model(torch.cat([padding, ids], dim=1), attention_mask=mask, **positions).logits.log_softmax(-1)
+    gap = float((alone - padded[:, 5:]).abs().max())
+    assert gap > 0.1 if config.model_type in families.PADDING_SENSITIVE else gap < 1e-4
 
 
 def plan(tmp_path: Path, model: Path, *words: str) -> int:
