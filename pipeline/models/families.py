@@ -29,11 +29,13 @@ _ROTATED_WRONGLY = "vLLM's rotary embedding for CPUs rotates its queries wrongly
 _NOT_SYNCED = "a weight sync does not reach its experts and attention sinks in vLLM"
 # of which vLLM computes another model on a CPU: right after loading (by 0.1 to 0.4 nats a token), or after a sync
 OTHER_MODEL_IN_VLLM = {
+    "deepseek_v3": _ROTATED_WRONGLY,
     "ernie4_5_moe": "vLLM's expert routing for CPUs leaves out the correction bias",
     "gemma3n_text": "vLLM's text class leaves out the per-layer embeddings",
     "gpt_oss": _NOT_SYNCED,
     "lfm2": _ROTATED_WRONGLY,
     "lfm2_moe": _ROTATED_WRONGLY,
+    "phimoe": "vLLM's log-probs of it are NaN",
 }
 # where vLLM computes another model than transformers on a GPU too
 VLLM_DIFFERS = {
@@ -109,8 +111,6 @@ def vllm_options(config: Fields | None) -> dict[str, Any]:
         return {}
     # without chunked prefill, which is off on a CPU, the cache of recurrent states cannot be aligned to blocks
     options: dict[str, Any] = {"enable_prefix_caching": False} if is_recurrent(config) else {}
-    if config.get("model_type") == "phimoe":  # transformers saves another class name than that of released checkpoints
-        options["hf_overrides"] = {"architectures": ["PhiMoEForCausalLM"]}
     if config.get("vision_config"):  # text alone, but the processor of images wants a tokenizer to be there
         options |= {"skip_tokenizer_init": False, "limit_mm_per_prompt": {"image": 0, "video": 0}}
     return options

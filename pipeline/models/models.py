@@ -174,14 +174,22 @@ def in_4_bits(model: Model) -> Any:
 
 
 def without_dropout(model: nn.Module) -> nn.Module:
-    """Every dropout off, whatever the mode: modules, and the rates that attention keeps as plain attributes."""
-    for module in model.modules():
+    """Everything random off, whatever the mode: dropout modules, the rates that attention keeps as plain attributes,
+    and the routers of experts that multiply by noise (Mixtral) or draw an expert at random (PhiMoE) in train mode."""
+    for module in list(model.modules()):
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name, value in vars(module).items():
+        for name, value in list(vars(module).items()):
             if "dropout" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
+            elif "jitter" in name:  # also a threshold of PhiMoE's routing, so it keeps its value
+                module.eval()
+                module.train = _keep_mode  # type: ignore[method-assign, assignment]
     return model
+
+
+def _keep_mode(mode: bool = True) -> None:
+    """`train` of a module that stays as it is."""
 
 
 def device() -> torch.device:
