@@ -11,11 +11,13 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from benchmarks.gate import Gate, GateStopped
+from benchmarks.measure import turn_line
 from benchmarks.workload import Workload, lay_out
 
 SIDES = ("ours", "ours_transformers", "trl_hf", "trl_vllm")
@@ -71,12 +73,18 @@ class SideProcess:
         self.folder.cleanup()
 
 
-def take_turns(workers: Sequence[SideProcess], *, rounds: int, warmup: int) -> dict[str, list[dict[str, float]]]:
+def take_turns(
+    workers: Sequence[SideProcess], *, rounds: int, warmup: int, progress: bool = False
+) -> dict[str, list[dict[str, float]]]:
     """The steps of each worker, one per round; the order is reversed in every other round."""
     out: dict[str, list[dict[str, float]]] = {w.side: [] for w in workers}
+    turns, done, started = (rounds + warmup) * len(workers), 0, time.perf_counter()
     for number in range(rounds + warmup):
         for worker in workers if number % 2 == 0 else list(reversed(workers)):
             figures = worker.step()
+            done += 1
+            if progress:
+                print(turn_line(worker.side, figures["wall"], done, turns, time.perf_counter() - started), flush=True)
             if number >= warmup:
                 out[worker.side].append(figures)
     return out

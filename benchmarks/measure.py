@@ -42,16 +42,31 @@ def timed(work: Callable[[], Any]) -> dict[str, float]:
     return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
 
 
-def in_turns(sides: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int = 1) -> dict[str, dict[str, float]]:
-    """Median wall and CPU seconds of each side. All take one turn per round, in reversed order every other round."""
+def in_turns(
+    sides: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int = 1, progress: bool = False
+) -> dict[str, dict[str, float]]:
+    """Median wall and CPU seconds of each side. All take one turn per round, in reversed order every other round.
+
+    progress: print each turn and about how long the others will take.
+    """
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    turns, done, started = (rounds + warmup) * len(sides), 0, time.perf_counter()
     for number in range(rounds + warmup):
         names = list(sides) if number % 2 == 0 else list(sides)[::-1]
         for name in names:
             spent = timed(sides[name])
+            done += 1
+            if progress:
+                print(turn_line(name, spent["wall"], done, turns, time.perf_counter() - started), flush=True)
             if number >= warmup:
                 taken[name].append(spent)
     return {name: medians(values) for name, values in taken.items()}
+
+
+def turn_line(name: str, seconds: float, done: int, turns: int, elapsed_s: float) -> str:
+    """One line of progress; the time left assumes that the other turns take as long on average."""
+    left = f"; about {elapsed_s / done * (turns - done):.0f} s left" if done < turns else ""
+    return f"  turn {done} of {turns}: {name} {seconds:.1f} s{left}"
 
 
 def medians(values: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """A real pretrained model (benchmarks/real_model.py): sampling with our seeds against bare, unseeded `LLM.generate`.
 
-8 prompts x 8 samples, up to 64 new tokens, all sides in turns on one engine; bfloat16 where the processor multiplies it
-in hardware, else float32. `slow` is our generator with vLLM's own sampling in place of the inverse CDF. MODEL=path
-measures another model.
+8 prompts x 8 samples of 64 new tokens, or of fewer where the machine is slow (real_size.py), all sides in turns on one
+engine after a warm-up of 2 tokens; bfloat16 where the processor multiplies it in hardware, else float32. `slow` is our
+generator with vLLM's own sampling in place of the inverse CDF. MODEL=path measures another model.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import os
 from typing import Any
 
 from benchmarks.measure import in_turns
+from benchmarks.real_size import fitting, speed
 from benchmarks.real_step import workload
 
-PROMPTS, SAMPLES, TOKENS = 8, 8, 64
+PROMPTS, SAMPLES, TOKENS = 8, 8, (4, 8, 16, 32, 64)
+OPERATIONS = 1.6e9  # per sampled token and side: three times the model's products, for the draw
 
 
-def run(rounds: int = 2, tokens: int = TOKENS) -> dict[str, Any]:
+def run(rounds: int = 1) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -32,25 +34,34 @@ def run(rounds: int = 2, tokens: int = TOKENS) -> dict[str, Any]:
     work = workload()
     path = work.model_path
     assert path is not None
+    per_s = speed(work.dtype)
+    tokens = fitting(TOKENS, 3 * rounds * PROMPTS * SAMPLES * OPERATIONS, per_s)
+    print(f"  {per_s / 1e9:.0f} GFLOP/s: {tokens} tokens per sample", flush=True)
     settings: Any = {"path": path, "dtype": work.dtype}
     model = Model(**settings)
     tokenizer = load_tokenizer(path, model)
     prompts = [tokenizer(row["prompt"]).input_ids for row in word_problems.generate(PROMPTS, 1)]
     engine = VllmGenerator(path, model, Generate(), max_model_len=512)
     no_end = frozenset({len(tokenizer) - 2})  # a token that is never sampled: all sides sample equally many
-    requests = [Request(tuple(ids), derive("real", i, k), tokens) for i, ids in enumerate(prompts)
-                for k in range(SAMPLES)]  # fmt: skip
-    plain = SamplingParams(max_tokens=tokens, stop_token_ids=sorted(no_end), ignore_eos=True, detokenize=False)
+    requests: list[Request] = []
+    plain: list[SamplingParams] = []
+
+    def sized(count: int) -> None:
+        requests[:] = [Request(tuple(ids), derive("real", i, k), count)
+                       for i, ids in enumerate(prompts) for k in range(SAMPLES)]  # fmt: skip
+        plain[:] = [SamplingParams(max_tokens=count, stop_token_ids=sorted(no_end), ignore_eos=True, detokenize=False)]
+
+    sized(2)
     inputs = [TokensPrompt(prompt_token_ids=list(r.ids)) for r in requests]
     sampled: dict[str, int] = {}
 
     def ours() -> None:
-        samples = engine.sample(requests, Sampling(max_tokens=tokens), no_end)
+        samples = engine.sample(requests, Sampling(max_tokens=requests[0].max_tokens), no_end)
         sampled["ours"] = sum(len(s.ids) for s in samples)
 
     def bare() -> None:
         engine.llm.reset_prefix_cache()
-        answers = engine.llm.generate(inputs, plain, use_tqdm=False)
+        answers = engine.llm.generate(inputs, plain[0], use_tqdm=False)
         sampled["bare"] = sum(len(a.outputs[0].token_ids) for a in answers)
 
     def slow() -> None:
@@ -60,7 +71,10 @@ def run(rounds: int = 2, tokens: int = TOKENS) -> dict[str, Any]:
         finally:
             engine.llm.collective_rpc(use_inverse_cdf)
 
-    spent = in_turns({"ours": ours, "bare": bare, "slow": slow}, rounds=rounds)
+    sides = {"ours": ours, "bare": bare, "slow": slow}
+    in_turns(sides, rounds=1, warmup=0)
+    sized(tokens)
+    spent = in_turns(sides, rounds=rounds, warmup=0, progress=True)
     return {
         "ratios": {
             "real_rollout_vs_bare": spent["bare"]["wall"] / spent["ours"]["wall"],
@@ -69,6 +83,8 @@ def run(rounds: int = 2, tokens: int = TOKENS) -> dict[str, Any]:
         "cpu_ratios": {name: spent[name]["cpu"] / spent["ours"]["cpu"] for name in ("bare", "slow")},
         "seconds": spent,
         "sampled_tokens": sampled,
+        "tokens_per_sample": tokens,
+        "speed": per_s,
         "dtype": work.dtype,
         "threads": torch.get_num_threads(),
     }

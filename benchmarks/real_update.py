@@ -1,9 +1,10 @@
 """The update of a real pretrained model: against its matrix products alone, and packed against padded.
 
 Update: the log-probs of the reference and of the policy before the step, and forward and backward of the loss, over 64
-rows of 40 prompt and up to 48 completion tokens. Floor: as many floating-point operations as bare matrix products of
-the model's own shapes and dtype, on as many threads. Packed: forward and backward of 32 rows whose lengths have a long
-tail, with and without packing. MODEL=path measures another model.
+rows of 40 prompt and up to 48 completion tokens, or fewer rows where the machine is slow (real_size.py). Floor: as many
+floating-point operations as bare matrix products of the model's own shapes and dtype, on as many threads. Packed:
+forward and backward of up to 32 rows whose lengths have a long tail, with and without packing. A warm-up of one row
+comes first. MODEL=path measures another model.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.measure import in_turns
+from benchmarks.real_size import fitting, speed
 from benchmarks.real_step import workload
 
-PROMPTS, SAMPLES, PROMPT_TOKENS, MAX_TOKENS = 8, 8, 40, 48
+PROMPTS, SAMPLES, PROMPT_TOKENS, MAX_TOKENS = (1, 2, 4, 8), 8, 40, 48
+TAIL_ROWS = 32  # at 8 prompts; fewer in proportion
+OPERATIONS = 3.5e12  # per prompt: of all sides, at the efficiency that they reach
 BUDGET = 2048  # tokens per micro-batch
 
 
-def run(rounds: int = 2) -> dict[str, Any]:
+def run(rounds: int = 1) -> dict[str, Any]:
     import torch
 
     work = workload()
@@ -34,9 +38,15 @@ def run(rounds: int = 2) -> dict[str, Any]:
     packed, padded = (CompletionLogprobs(model, temperature=1.0, autocast=autocast) for _ in range(2))
     assert packed.packs, "this model's rows are not packed"
     padded.packs = False
+    per_s = speed(work.dtype)
+    prompts = fitting(PROMPTS, rounds * OPERATIONS, per_s)
+    print(f"  {per_s / 1e9:.0f} GFLOP/s: {prompts} prompts", flush=True)
     draw = torch.Generator().manual_seed(work.seed)
-    even = torch.randint(8, MAX_TOKENS + 1, (PROMPTS * SAMPLES,), generator=draw).tolist()
-    tail = [min(int(n) + 4, 256) for n in torch.empty(32).exponential_(1 / 40, generator=draw)]
+    even = torch.randint(8, MAX_TOKENS + 1, (prompts * SAMPLES,), generator=draw).tolist()
+    tail = [
+        min(int(n) + 4, 256)
+        for n in torch.empty(TAIL_ROWS * prompts // max(PROMPTS)).exponential_(1 / 40, generator=draw)
+    ]
     even_rows, tail_rows = random_rows(even, SAMPLES, draw), random_rows(tail, 4, draw)
     operations = operations_of(model.config, even_rows)
 
@@ -45,10 +55,17 @@ def run(rounds: int = 2) -> dict[str, Any]:
             without_gradient(packed, even_rows)
         backward(packed, even_rows)
 
-    spent = in_turns({"update": update, "floor": products(model.config, operations, autocast or torch.float32)},
-                     rounds=rounds)  # fmt: skip
-    spent |= in_turns({"packed": lambda: backward(packed, tail_rows), "padded": lambda: backward(padded, tail_rows)},
-                      rounds=rounds)  # fmt: skip
+    for forward in (packed, padded):
+        backward(forward, even_rows[:1])
+    spent = in_turns(
+        {
+            "update": update,
+            "floor": products(model.config, operations, autocast or torch.float32),
+            "packed": lambda: backward(packed, tail_rows),
+            "padded": lambda: backward(padded, tail_rows),
+        },
+        rounds=rounds, warmup=0, progress=True,
+    )  # fmt: skip
     both = zip(without_gradient(packed, tail_rows), without_gradient(padded, tail_rows), strict=True)
     return {
         "ratios": ratios(spent, "wall"),
@@ -56,6 +73,8 @@ def run(rounds: int = 2) -> dict[str, Any]:
         "largest_logprob_gap": max(float((a - b).abs().max()) for a, b in both),
         "seconds": spent,
         "tera_operations": {name: n / 1e12 for name, n in operations.items()},
+        "prompts": prompts,
+        "speed": per_s,
         "dtype": work.dtype,
         "threads": work.threads,
     }

@@ -35,10 +35,16 @@ def run(rounds: int = 7) -> dict[str, Any]:
     }
 
 
-def compare(work: Workload, sides: Sequence[str], rounds: int) -> dict[str, list[dict[str, float]]]:
+def compare(
+    work: Workload, sides: Sequence[str], rounds: int, *, warmup: int = 1, progress: bool = False
+) -> dict[str, list[dict[str, float]]]:
     with ExitStack() as stack:
-        workers = [stack.enter_context(SideProcess(side, work)) for side in sides]
-        return take_turns(workers, rounds=rounds, warmup=1)
+        workers = []
+        for side in sides:
+            workers.append(stack.enter_context(SideProcess(side, work)))
+            if progress:
+                print(f"  {side} is ready", flush=True)
+        return take_turns(workers, rounds=rounds, warmup=warmup, progress=progress)
 
 
 def ratio(steps: Mapping[str, Sequence[Mapping[str, float]]], peer: str, clock: str = "cpu") -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import learn, measure, scale, scoring, step
+from benchmarks import learn, measure, real_size, real_step, scale, scoring, step
 from benchmarks.workload import Workload, lay_out
 from pipeline.config.schema import Model
 from pipeline.distributed import process
@@ -31,6 +32,41 @@ def test_each_side_goes_first_in_every_other_round() -> None:
     order: list[str] = []
     measure.in_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3, warmup=1)
     assert "".join(order) == "abbaabba"
+
+
+def test_a_workload_is_the_largest_that_its_budget_allows_at_the_measured_speed():
+    """By hand: 200 s at 10 operations per second are 2,000 operations."""
+    assert [real_size.fitting((1, 2, 4, 8), each, 10.0) for each in (250.0, 251.0, 900.0, 5000.0)] == [8, 4, 2, 1]
+
+
+def test_speed_is_that_of_matrix_products_over_a_moment(monkeypatch):
+    """By hand: a clock that advances 0.1 s per reading: 5 products until 0.55 s are over, 0.7 s at the last reading."""
+    readings = itertools.count()
+    monkeypatch.setattr(real_size.time, "perf_counter", lambda: next(readings) / 10)
+    monkeypatch.setattr(real_size, "TIMED_S", 0.55)
+    monkeypatch.setattr(real_size, "OUTPUTS", 8)
+    assert real_size.speed("float32") == pytest.approx(5 * 2 * 256 * 640 * 8 / 0.7)
+
+
+def test_progress_names_the_turn_and_the_time_left(capsys):
+    assert measure.turn_line("ours", 3.0, 1, 4, 5.0) == "  turn 1 of 4: ours 3.0 s; about 15 s left"
+    assert measure.turn_line("bare", 3.0, 4, 4, 20.0) == "  turn 4 of 4: bare 3.0 s"
+    measure.in_turns({"a": lambda: None}, rounds=2, warmup=1, progress=True)
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "  turn 1 of 3", "  turn 2 of 3", "  turn 3 of 3"
+    ]  # fmt: skip
+
+
+def test_a_side_left_out_is_no_part_of_the_ratio_and_the_faster_of_each_group_counts():
+    def side(cpu: float, peak: float) -> list[dict[str, float]]:
+        return [{"cpu": cpu, "wall": cpu, "tokens": 10.0, "peak_mib": peak}]
+
+    steps = {"ours": side(20.0, 5.0), "trl_hf": side(60.0, 10.0)}
+    assert real_step.faster_than_the_best_peer(steps, "cpu") == 3.0
+    assert real_step.peak(steps, ("ours",)) / real_step.peak(steps, real_step.PEERS) == 0.5
+    steps |= {"ours_transformers": side(10.0, 7.0), "trl_vllm": side(40.0, 8.0)}
+    assert real_step.faster_than_the_best_peer(steps, "cpu") == 4.0
+    assert real_step.peak(steps, real_step.PEERS) == 8.0
 
 
 def test_a_side_that_samples_twice_the_tokens_in_twice_the_time_is_no_slower() -> None:
