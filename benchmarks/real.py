@@ -8,6 +8,7 @@ generator with vLLM's own sampling in place of the inverse CDF. MODEL=path measu
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.measure import in_turns
@@ -76,11 +77,8 @@ def run(rounds: int = 1) -> dict[str, Any]:
     sized(tokens)
     spent = in_turns(sides, rounds=rounds, warmup=0, progress=True)
     return {
-        "ratios": {
-            "real_rollout_vs_bare": spent["bare"]["wall"] / spent["ours"]["wall"],
-            "real_rollout_vs_slow_draw": spent["slow"]["wall"] / spent["ours"]["wall"],
-        },
-        "cpu_ratios": {name: spent[name]["cpu"] / spent["ours"]["cpu"] for name in ("bare", "slow")},
+        "ratios": {f"real_rollout_vs_{name}": ratio for name, ratio in ratios(spent, "cpu").items()},
+        "wall_ratios": ratios(spent, "wall"),
         "seconds": spent,
         "sampled_tokens": sampled,
         "tokens_per_sample": tokens,
@@ -88,6 +86,10 @@ def run(rounds: int = 1) -> dict[str, Any]:
         "dtype": work.dtype,
         "threads": torch.get_num_threads(),
     }
+
+
+def ratios(spent: Mapping[str, Mapping[str, float]], clock: str) -> dict[str, float]:
+    return {name: spent[side][clock] / spent["ours"][clock] for name, side in (("bare", "bare"), ("slow_draw", "slow"))}
 
 
 def use_own_sampler(worker: Any) -> None:
