@@ -66,6 +66,15 @@ def test_experts_and_recurrent_layers_are_read_from_config_json():
     assert recurrent.isdisjoint({"granite4-dense", "qwen3", "olmo3", "gemma3"})
 
 
+def test_vllm_gets_the_options_that_a_family_needs_on_a_cpu():
+    """Recurrent states cannot be cached by prefix without chunked prefill; a model with vision gets no images."""
+    for name in FAMILIES:
+        options, config = families.vllm_options(config_json(name)), config_json(name)
+        assert (options.get("enable_prefix_caching") is False) == families.is_recurrent(config), name
+        assert ("limit_mm_per_prompt" in options) == ("vision" in name or name == "qwen3-vl"), name
+    assert families.vllm_options(None) == {}
+
+
 def test_a_family_that_vllm_computes_wrongly_is_sampled_by_transformers_and_vllm_by_name_is_refused(
     tmp_path, monkeypatch, capsys
 ):
@@ -221,6 +230,18 @@ def test_plan_warns_where_vllm_computes_another_model():
     assert "window" not in families.line(config_json("cohere2"), dtype="float32", attn="sdpa", gpu=False,
                                          backend="transformers")  # fmt: skip
     assert "window" not in families.line(config_json("olmo3"), dtype="float32", attn="sdpa", gpu=False)
+
+
+def test_plan_wants_demonstrations_that_the_template_can_render_only_where_a_stage_imitates_them(tmp_path, capsys):
+    template = tmp_path / "no_answers.jinja"
+    template.write_text("{% for m in messages %}{% if m.role == 'assistant' %}{{ raise_exception('no answers') }}"
+                        "{% endif %}{{ m.content }}{% endfor %}")  # fmt: skip
+    model = tiny_model(tmp_path / "m")
+    words = ("prompts.chat=true", f"model.chat_template={template}")
+    assert plan(tmp_path, model, *words) == 0
+    capsys.readouterr()
+    assert plan(tmp_path, model, *words, "stages=[sft]", f"sft.policy={model}") == 2
+    assert "no answers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["plan", "grpo"])
