@@ -110,7 +110,12 @@ def cases(verifier: Verifier, seed: int = 0) -> list[Example]:
         examples += [Example("hostile", text, e.task) for e in own[:3] if text.strip() != e.completion.strip()]
     for example in own if candidates else ():
         examples += [Example("hostile", text, example.task) for text in _mentions(example)]
-    return examples
+    return list({_identity(example): example for example in examples}.values())
+
+
+def _identity(example: Example) -> tuple[Any, ...]:
+    """Equal for equal rows: examples that share a task would have each hostile text judged several times."""
+    return example.kind, example.completion, example.score, json.dumps(dict(example.task), sort_keys=True, default=repr)
 
 
 def answer_of(completion: Any) -> str:

@@ -251,6 +251,14 @@ def test_optional_task_fields_are_not_required(tmp_path: Path) -> None:
     assert verifier.required_fields == {"want"} and verifier.fields == {"want", "note"}
 
 
+def test_examples_that_share_a_task_do_not_repeat_the_hostile_texts() -> None:
+    """The first two examples of shell_task have one task, the third another."""
+    rows = kit.cases(verifiers.load("shell_task"))
+    tasks = {json.dumps(row.task, sort_keys=True) for row in rows}
+    for text in kit.HOSTILE:
+        assert sum(row.completion == text for row in rows) == len(tasks) == 2, text[:40]
+
+
 SANDBOXED = ("python_stdio", "python_tests", "shell_task")
 
 
