@@ -23,6 +23,10 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
 
+from pipeline.distributed.late_compile import compile_late
+
+compile_late("bitsandbytes")  # as every command does
+
 # The files that take longest, longest first. pytest-xdist hands out whole files: one of these begun last would leave
 # the other processes idle until it ends.
 LONGEST = [

@@ -9,6 +9,8 @@ import resource
 import warnings
 from pathlib import Path
 
+from pipeline.distributed.late_compile import compile_late
+
 
 def peak_rss() -> int:
     """Peak resident memory of this process, in bytes.
@@ -68,6 +70,7 @@ def prepare_libraries(threads: int | None) -> None:
 
     if threads:
         torch.set_num_threads(threads)
+    compile_late("bitsandbytes")
     import transformers
 
     if not verbose():
