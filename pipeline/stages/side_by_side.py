@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.config.load import Config, ConfigError
 from pipeline.config.registry import KINDS
 from pipeline.config.stage_graph import ONE_PLACE, RUNS_OTHERS, ancestors
+from pipeline.config.work import Data
 from pipeline.distributed import ranks
 from pipeline.run import console, trackers
 from pipeline.stages.comparison.stage_pool import PooledStage, log_of, run_parts
@@ -40,7 +41,7 @@ def run_side_by_side(cfgs: Sequence[Config], workers: int, reports: Mapping[str,
         if (part.cfg.run_dir / part.name / "metrics.jsonl").is_file():
             reports[part.cfg.run]({})
 
-    parts = stages_of(cfgs)
+    parts = longest_first(stages_of(cfgs))
     output.skip([log_of(part, logs) for part in parts])
     run_parts(parts, workers=workers, logs=logs, follow=follow)
 
@@ -59,6 +60,34 @@ def stages_of(cfgs: Sequence[Config]) -> list[PooledStage]:
 
 def takes_all_before(block: Any) -> bool:
     return block.kind in RUNS_OTHERS or (KINDS[block.kind].compares_policies and not getattr(block, "policies", None))
+
+
+def longest_first(parts: Sequence[PooledStage]) -> list[PooledStage]:
+    """The order in which they start where several could: by the work of a stage and of the longest chain after it, so
+    that no long stage is left for the end, when it would run alone."""
+    after = {part.key: [other.key for other in parts if part.key in other.after] for part in parts}
+    work = {part.key: rough_work(part) for part in parts}
+    chains: dict[tuple[str, str], float] = {}
+
+    def chain(key: tuple[str, str]) -> float:
+        if key not in chains:
+            chains[key] = work[key] + max(map(chain, after[key]), default=0.0)
+        return chains[key]
+
+    return sorted(parts, key=lambda part: -chain(part.key))
+
+
+def rough_work(part: PooledStage) -> float:
+    """Rows that the stage trains on, where one that it samples counts as three. The data's own counts do not matter."""
+    block = part.cfg.blocks[part.name]
+    if not hasattr(block, "work"):
+        return 1.0
+    work = block.work(part.name, part.cfg, SOME_DATA)
+    return 1.0 + work.steps * work.batch * work.passes + 3 * (work.samples + work.judged)
+
+
+SOME_DATA = Data(rows=1000, train_prompts=500, heldout_prompts=100, prompt_tokens=(10.0, 10, 10),
+                 completion_tokens=(10.0, 10, 10), dropped=0.0, truncated=0.0)  # fmt: skip
 
 
 @dataclass(slots=True)

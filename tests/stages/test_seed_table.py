@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from small_chain import CONFIG, SMALL
 from pipeline.__main__ import main
 from pipeline.config.load import load
 from pipeline.stages.seed_table import accuracies, markdown, policy_rows, stage_figures
-from pipeline.stages.side_by_side import stages_of
+from pipeline.stages.side_by_side import longest_first, stages_of
 
 ROOT = Path(__file__).parents[2]
 # two degrees of freedom: t = 4.303; the mean of .5 .6 .7 is .6, its standard error .1 / sqrt(3)
@@ -106,6 +107,19 @@ def test_a_stage_waits_for_what_it_needs_and_for_nothing_else():
     assert after["evaluate"] == cfg.stages[:-1], "without names it takes every policy before it"
     chosen = load(str(CONFIG), ["evaluate.policies=[sft]"])
     assert stages_of([chosen])[-1].after == [(chosen.run, "base"), (chosen.run, "sft")]
+
+
+def test_the_longest_chain_of_work_starts_first():
+    parts = longest_first(stages_of([load(str(CONFIG))]))
+    order = [part.name for part in parts]
+    assert order[:2] == ["base", "sft"] and order[-1] == "evaluate"
+    # 2,400 training steps of 128 rows; 1,440 of them and 32,768 samples; 32,768 samples; then pairs and what learns
+    # from them, 16,384 and 15,360 samples
+    assert set(order[2:4]) == {"conditioned", "feedme"}
+    assert order.index("reward_model") < order.index("ppo")
+    seeds = [replace(part.cfg, run=f"x/seed-{n}") for n in (1, 2) for part in parts[:1]]
+    both = [(part.cfg.run[-1], part.name) for part in longest_first(stages_of(seeds))]
+    assert both[:4] == [("1", "base"), ("2", "base"), ("1", "sft"), ("2", "sft")]
 
 
 def test_stages_that_would_share_one_server_are_refused(tmp_path, capsys):
