@@ -184,7 +184,7 @@ def detach_expert_kernels(model: torch.nn.Module) -> list[tuple[Any, Any]]:
     packed ones, and the same weights loaded a second time move log-probs by 0.8 nats. On a GPU kernels take the layout
     of a checkpoint, and CUDA graphs hold their addresses.
     """
-    methods = [getattr(module, "quant_method", None) for module in model.modules()]
+    methods: list[Any] = [getattr(module, "quant_method", None) for module in model.modules()]
     kernels = [(method, method.moe_kernel) for method in methods if getattr(method, "moe_kernel", None) is not None]
     for method, _ in kernels:
         method.moe_kernel = None

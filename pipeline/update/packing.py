@@ -190,8 +190,10 @@ def packed_attention(
 
     if packed is None and s_aux is not None:
         key, value = (repeat_kv(x, query.shape[1] // key.shape[1]) for x in (key, value))
-        bias = None if attention_mask is None else torch.zeros_like(attention_mask, dtype=query.dtype)
-        bias = None if bias is None else bias.masked_fill(attention_mask.logical_not(), -torch.inf)
+        bias = None
+        if attention_mask is not None:
+            zeros = torch.zeros_like(attention_mask, dtype=query.dtype)
+            bias = zeros.masked_fill(attention_mask.logical_not(), -torch.inf)
         return _attend(query, key, value, bias, scaling, s_aux).transpose(1, 2), None
     if packed is None:
         options["sliding_window"] = sliding_window
