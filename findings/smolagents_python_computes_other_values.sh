@@ -4,7 +4,7 @@
 #
 # Seen (Python, then smolagents):
 #   the else of a for or while loop that was not left by break    runs                  never runs: "is 7 prime" is None
-#   def f(a, *rest) called with f(1, 5, 6): rest                  (5, 6)                (1, 5, 6): a mean comes out as 18/4 = 4.5
+#   def f(a, *rest) called with f(1, 5, 6): rest                  (5, 6)                (1, 5, 6): a mean is 4.5, not 4
 #   def f(**rest) with a named b, f(1, b=3, c=4): rest            {"c": 4}              {"b": 3, "c": 4}
 #   def f(x, seen=[]) appends x, called three times               [1, 2, 3]             [3]
 #   [f() for f in [lambda: i for i in range(3)]]                  [2, 2, 2]             [0, 1, 2]
