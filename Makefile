@@ -71,7 +71,7 @@ check: $(STAMP) ## format, lint, types and the fast tests
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	HF_HUB_OFFLINE=1 $(PY) -m pytest -q -m "not slow and not stages and not gpu" $(ARGS)
+	HF_HUB_OFFLINE=1 $(PY) -m pytest -q -m "not slow and not long and not stages and not gpu" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 help: ## this list
 	@$(KINDS) | awk 'BEGIN { FS = ":.*## " } \

@@ -1,5 +1,7 @@
 """The order in which files of tests are handed out to processes."""
 
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,3 +40,17 @@ def test_make_test_keeps_the_order_when_it_hands_out_files(tmp_path):
     assert done.returncode == 0, done.stdout
     ended = [line.split()[-1] for line in done.stdout.splitlines() if "PASSED" in line]
     assert ended == ["test_b.py::test_1", "test_a.py::test_3", "test_a.py::test_2", "test_a.py::test_1"]
+
+
+@pytest.mark.parametrize(("target", "run"), [("check", {"plain"}), ("test", {"plain", "slow", "stages", "gpu"})])
+def test_what_takes_minutes_is_left_out(tmp_path, target, run):
+    makefile = (TESTS.parent / "Makefile").read_text()
+    recipe = makefile.partition(f"\n{target}: ")[2].partition("\n\n")[0]
+    chosen = re.findall(r'-m ("[^"]+")', recipe)
+    marks = ["slow", "long", "stages", "gpu"]
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n" + "".join(f"    {mark}\n" for mark in marks))
+    tests = [f"@pytest.mark.{mark}\ndef test_{mark}(): pass\n" for mark in marks]
+    (tmp_path / "test_marks.py").write_text("import pytest\ndef test_plain(): pass\n" + "".join(tests))
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-m", *map(ast.literal_eval, chosen)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert set(re.findall(r"test_(\w+) PASSED", done.stdout)) == run, done.stdout
