@@ -74,17 +74,17 @@ def test_steps_to_right_is_where_a_policy_stays_right():
 
 
 def test_mistakes_in_the_block_are_reported_in_one_line(tmp_path, capsys):
-    assert main(["revalue", str(CONFIG), f"runs_dir={tmp_path}", "revalue.methods=[hope]"]) == 2
-    assert "revalue.methods: no method 'hope'" in capsys.readouterr().err
-    assert main(["revalue", str(CONFIG), f"runs_dir={tmp_path}", "revalue.online_walks=[6]"]) == 2
+    assert main(["seed_1", str(CONFIG), f"runs_dir={tmp_path}", "seed_1.methods=[hope]"]) == 2
+    assert "seed_1.methods: no method 'hope'" in capsys.readouterr().err
+    assert main(["seed_1", str(CONFIG), f"runs_dir={tmp_path}", "seed_1.online_walks=[6]"]) == 2
     assert "must be multiples of 4" in capsys.readouterr().err
 
 
 @pytest.mark.stages
 def test_a_model_with_planning_is_right_at_once_where_td_is_not_and_a_killed_run_keeps_its_cells(tmp_path, monkeypatch):
-    words = ["revalue", str(CONFIG), f"runs_dir={tmp_path}", "revalue.seeds=[1]", "revalue.memories=[state]",
-             "revalue.changes=[reward_appears]", "revalue.walks=[0]", "revalue.methods=[td, search_3]",
-             "revalue.trainer.max_steps=60"]  # fmt: skip
+    words = ["seed_1", str(CONFIG), f"runs_dir={tmp_path}", "seed_1.seeds=[1]", "seed_1.memories=[state]",
+             "seed_1.changes=[reward_appears]", "seed_1.walks=[0]", "seed_1.methods=[td, search_3]",
+             "seed_1.trainer.max_steps=60"]  # fmt: skip
 
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -97,7 +97,7 @@ def test_a_model_with_planning_is_right_at_once_where_td_is_not_and_a_killed_run
     assert main(words) == 0
     monkeypatch.setitem(METHODS, "td", td)
 
-    directory = tmp_path / "revalue" / "revalue"
+    directory = tmp_path / "revalue" / "seed_1"
     made = read_manifest(directory / "manifest.json")
     assert made is not None
     table = {line["method"]: line for line in made["metrics"]["table"]}
