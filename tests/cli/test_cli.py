@@ -311,7 +311,7 @@ def test_reward_models_among_the_runs_own_rewards_are_looked_for(write, capsys, 
     ],
 )
 def test_a_mistake_in_a_method_is_reported_before_a_comparison_trains(tmp_path, capsys, monkeypatch, word, line):
-    monkeypatch.setattr(cli, "train", lambda cfg, command: pytest.fail("it would train"))
+    monkeypatch.setattr(cli, "train", lambda *given: pytest.fail("it would train"))
     words = [str(DEMO.with_name("compare.yaml")), "prompts.rows=200", f"runs_dir={tmp_path}", word]
     for command in (["compare", *words], ["run", *words, "stages=[compare]"]):
         (said,) = told(capsys, *command)
@@ -365,7 +365,7 @@ def test_a_directory_without_the_right_to_write_is_reported_in_one_line(write, c
 
 
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(write, capsys, monkeypatch):
-    def interrupt(cfg, command):
+    def interrupt(cfg, command, workers):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "train", interrupt)
@@ -374,7 +374,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(write, capsys, monkeypatch):
 
 
 def test_a_full_disk_ends_with_2_and_one_line(write, capsys, monkeypatch):
-    def fill(cfg, command):
+    def fill(cfg, command, workers):
         raise OSError(28, "No space left on device", "runs/demo/sft/metrics.jsonl")
 
     monkeypatch.setattr(cli, "train", fill)
@@ -384,7 +384,7 @@ def test_a_full_disk_ends_with_2_and_one_line(write, capsys, monkeypatch):
 
 
 def test_our_own_faults_keep_their_traceback(write, monkeypatch):
-    def fault(cfg, command):
+    def fault(cfg, command, workers):
         raise ValueError("a library's own")
 
     monkeypatch.setattr(cli, "train", fault)

@@ -124,7 +124,7 @@ def test_a_reference_that_is_another_model_stops_the_run(
     other = tiny_model(tmp_path_factory.mktemp("other"), seed=2)
     load = policy.models.load_policy
 
-    def start_of(ctx, trainer):
+    def start_of(ctx, learner, **how):
         return policy.CompletionLogprobs(load(str(other), ctx.cfg.model), temperature=1.0)
 
     monkeypatch.setattr(policy, "start_of", start_of)
