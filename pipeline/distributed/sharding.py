@@ -104,14 +104,6 @@ def forget_zero() -> None:
 
 
 __all__ = [
-    "MODES",
-    "SHARDED",
-    "accelerator",
-    "allow_on_cpu",
-    "check_type",
-    "forget_zero",
-    "is_fsdp2",
-    "is_sharded",
-    "is_zero",
+    "MODES", "SHARDED", "accelerator", "allow_on_cpu", "check_type", "forget_zero", "is_fsdp2", "is_sharded", "is_zero",
     "mode",
 ]  # fmt: skip

@@ -63,11 +63,10 @@ class Copy:
         held = self.forward.state_dict()
         return {name: on_cpu(value) if hasattr(value, "device_mesh") else value for name, value in held.items()}
 
-    @torch.no_grad()
     def load_state(self, state: dict[str, Any]) -> None:
-        own = self.forward.state_dict()
-        for name, value in state.items():
-            own[name].copy_(shard_like(value, own[name]))
+        if state:
+            own = self.forward.state_dict()
+            self.forward.load_state_dict({name: shard_like(value, own.get(name)) for name, value in state.items()})
 
 
 class AdapterOff:

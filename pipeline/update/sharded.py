@@ -250,7 +250,7 @@ def layer_names(model: nn.Module) -> set[str]:
 
 def shard_like(value: Any, parameter: Any) -> Any:
     """A full tensor, sharded as the parameter of the same shape is; anything else unchanged."""
-    if not isinstance(value, Tensor) or value.shape != parameter.shape or not hasattr(parameter, "device_mesh"):
+    if not isinstance(value, Tensor) or not hasattr(parameter, "device_mesh") or value.shape != parameter.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
 
@@ -284,4 +284,4 @@ def train_on(
     return (Fsdp2Backend if sharding.mode() == "fsdp2" else ZeroBackend)(accelerator, model, groups, settings)
 
 
-__all__ = ["Fsdp2Backend", "ZeroBackend", "shard", "shard_like", "train_on"]
+__all__ = ["Fsdp2Backend", "ZeroBackend", "on_cpu", "shard", "shard_like", "train_on"]
