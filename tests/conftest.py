@@ -30,7 +30,6 @@ compile_late("bitsandbytes")  # as every command does
 # The files that take longest, longest first. pytest-xdist hands out whole files: one of these begun last would leave
 # the other processes idle until it ends.
 LONGEST = [
-    "update/test_overlap.py",  # in a fresh process: after other tests of update/ some of it fails, cause open
     "run/test_resume.py",
     "plan/test_plan.py",
     "models/test_families.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -98,7 +99,8 @@ def train_policy(ctx: Context, method: Method) -> dict[str, Any]:
         surrogates=scorer.surrogates,
         segmenter=Segmenter(block.credit.segments, ctx.tokenizer) if block.credit.level == "segment" else None,
     )
-    state = optimise(deps)
+    with deps.prefetch or contextlib.nullcontext():
+        state = optimise(deps)
     if state.step and state.steps_without_signal >= state.step:
         console.say(f"{ctx.name}: no group had a signal in any of the {state.step} steps, so nothing was learned; "
                     "docs/tasks.md, Alarms, says what to do")  # fmt: skip

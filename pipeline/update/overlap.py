@@ -54,13 +54,26 @@ def one_thread() -> ThreadPoolExecutor:
 
 @dataclass(slots=True)
 class Prefetch:
-    """start, wait and keep are called in this order in each step; take at the start of a later one."""
+    """start, wait and keep are called in this order in each step; take at the start of a later one.
+
+    Leaving it as a context ends its thread: one that outlived a failed step would sample on, from an engine that it
+    would open beside whatever the process does next.
+    """
 
     source: PrefetchSource
     _pool: ThreadPoolExecutor = field(default_factory=one_thread)
     _started: Mapping[int, Sequence[Prompt]] = field(default_factory=dict)
     _pending: Future[list[list[Scored]]] | None = None
     _kept: dict[int, list[Scored]] = field(default_factory=dict)
+    _closed: bool = False
+
+    def __enter__(self) -> Prefetch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Begins no other batch and waits for the one that is being sampled; of several ranks no other may come."""
+        self._closed = True
+        self._pool.shutdown(wait=ranks.world() == 1, cancel_futures=True)
 
     def start(self, batches: Mapping[int, Sequence[Prompt]], *, tokens_left: float = math.inf) -> None:
         """Begin to sample. batches: step -> its prompts. No batch starts once tokens_left completion tokens are
@@ -72,7 +85,7 @@ class Prefetch:
         out: list[list[Scored]] = []
         with ranks.aside():
             for step, prompts in batches.items():
-                if tokens_left <= 0:
+                if tokens_left <= 0 or self._closed:
                     break
                 out.append(self.source.draw(prompts, step))
                 tokens_left -= sum(sum(s.rollout.mask) for s in out[-1])
