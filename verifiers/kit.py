@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from verifiers import Example, Verdict, Verifier, load
+from verifiers._call_timer import CallTimer
 
 GENERATED_ROWS = 50
 MUTATIONS_PER_EXAMPLE = 20
@@ -185,31 +186,13 @@ def check(verifier: Verifier, *, seed: int = 0) -> ConformanceReport:
 
 
 def _timed(verifier: Verifier, row: Example, report: ConformanceReport) -> Verdict:
-    started, queued = time.monotonic(), _queued_s()
-    (verdict,) = verifier.grade([row.completion], [row.task])
-    taken = time.monotonic() - started - (_queued_s() - queued)
-    if taken > verifier.deadline_s:
-        taken /= _slowdown()
+    with CallTimer() as timer:
+        (verdict,) = verifier.grade([row.completion], [row.task])
+    taken = timer.fair(verifier.deadline_s)
     report.slowest_s = max(report.slowest_s, taken)
     if taken > verifier.deadline_s:
         report.faults.append(f"took {taken:.2f} s, over {verifier.deadline_s:g} s, on {_shown(row)}")
     return verdict
-
-
-def _queued_s() -> float:
-    """Seconds this thread has waited for a CPU: a busy machine is no fault of the verifier."""
-    try:
-        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
-    except (OSError, IndexError):  # a kernel without it
-        return 0.0
-
-
-def _slowdown() -> float:
-    """Wall time over CPU time just now (1 or more), for what a verifier does in other processes."""
-    started, spent = time.monotonic(), time.thread_time()
-    while time.thread_time() - spent < 0.05:
-        pass
-    return max(1.0, (time.monotonic() - started) / 0.05)
 
 
 def _judge(row: Example, verdict: Verdict, report: ConformanceReport) -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 
-from verifiers import kit, sandbox
+from verifiers import _call_timer, kit, sandbox
 from verifiers import load as load_verifier
 from verifiers import tools as registry
 from verifiers.tools import Tool, Toolbox, ToolBroken, ToolError
@@ -192,8 +192,10 @@ def test_the_kit_of_verifiers_reads_the_last_message_of_a_generated_conversation
 
 
 FAULTY = '''
+import time
 from verifiers.tools import ToolExample
 COUNT = [0]
+DEADLINE_S = 0.05
 def faulty(text: str, n) -> str:
     """Says something.
 
@@ -201,12 +203,15 @@ def faulty(text: str, n) -> str:
         text: What.
     """
     COUNT[0] += 1
+    if text == "b":
+        time.sleep(0.2)
     return str(COUNT[0])
 EXAMPLES = (ToolExample("right", [{"text": "a", "n": 1}], "1"), ToolExample("mistake", [{"text": "b", "n": 1}], "no"))
 '''
 
 
-def test_the_kit_names_every_fault(tmp_path: Path) -> None:
+def test_the_kit_names_every_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_call_timer, "slowdown", lambda: 1.0)  # sleeping takes no longer on a busy machine
     (tmp_path / "faulty.py").write_text(FAULTY)
     faults = "\n".join(check(registry.load("faulty", [tmp_path])))
     for words in (
@@ -215,6 +220,7 @@ def test_the_kit_names_every_fault(tmp_path: Path) -> None:
         "does not describe 'n'",
         "not mistake",
         "beside other",
+        "took 0.2",
     ):
         assert words in faults, words
 

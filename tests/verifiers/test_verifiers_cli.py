@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import verifiers
-from verifiers import kit
+from verifiers import _call_timer, kit
 from verifiers.grade import read_rows, verdicts
 
 ROOT = Path(verifiers.__file__).parent.parent
@@ -174,7 +174,7 @@ def test_the_scaffold_passes_the_kit_and_is_never_written_over(tmp_path: Path) -
     ],
 )
 def test_the_kit_catches(body: str, fault: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kit, "_slowdown", lambda: 1.0)  # sleeping takes no longer on a busy machine
+    monkeypatch.setattr(_call_timer, "slowdown", lambda: 1.0)  # sleeping takes no longer on a busy machine
     write_verifier(tmp_path, "bad", body)
     report = kit.check(verifiers.load("bad", [tmp_path]))
     assert report.conforms == (fault is None), report.faults

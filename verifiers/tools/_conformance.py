@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import inspect
 import re
-import time
 import typing
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from verifiers._call_timer import CallTimer
 from verifiers.tools import Tool, Toolbox, ToolBroken, ToolError, ToolExample, load
 
 DEADLINE_S = 1.0
@@ -66,12 +66,12 @@ def outcome_of(tool: Tool, example: ToolExample, deadline_s: float) -> tuple[str
         box.reset(example.task)
         for call in example.calls:
             name, arguments = (next(iter(box.functions)), call) if isinstance(call, Mapping) else call
-            started = time.monotonic()
-            try:
-                outcome = ("right", box.call(name, arguments))
-            except ToolError as exc:
-                outcome = ("mistake", str(exc))
-            slowest = max(slowest, time.monotonic() - started)
+            with CallTimer() as timer:
+                try:
+                    outcome = ("right", box.call(name, arguments))
+                except ToolError as exc:
+                    outcome = ("mistake", str(exc))
+            slowest = max(slowest, timer.fair(deadline_s))
     except ToolBroken as exc:
         outcome = ("broken", str(exc))
     except Exception as exc:  # the untrusted border: a fault of the tool
