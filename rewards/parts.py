@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rewards.batch import Batch, Outcome
@@ -21,6 +21,8 @@ from verifiers._secrets import hidden
 from verifiers.deadline import DeadlinePool, Job
 
 ROWS_PER_CALL = 16  # for a verifier that grades many rows in one call
+MOST_ROWS = 64  # in one job, of a verifier that has proved quick
+QUICK_SHARE = 0.02  # of the deadline, which the rows of one job may be expected to take together
 EARLY_S = 1.0  # a verifier that may take longer is called while other samples are still generated
 LearnedReward = Callable[[list[list[int]], list[list[int]]], list[float]]
 
@@ -56,6 +58,7 @@ class VerifierPart:
     timeout_s: float
     task: Mapping[str, Any]
     fields: Mapping[str, str]
+    pace: dict[str, float] = field(default_factory=dict)  # verifier -> seconds per row in the last batch
 
     def start(self, batch: Batch, pool: DeadlinePool) -> Callable[[], list[Outcome]]:
         grading = Grading(self, pool)
@@ -79,7 +82,7 @@ class Grading:
     def __init__(self, part: VerifierPart, pool: DeadlinePool) -> None:
         self.part, self._pool = part, pool
         self._rows: dict[int, tuple[str, Mapping[str, Any]]] = {}
-        self._waiting: dict[str, tuple[Verifier, list[int]]] = {}
+        self._waiting: dict[str, tuple[Verifier, int, list[int]]] = {}  # with the rows of one job
         self._calls: list[_Call] = []
 
     def add(self, i: int, completion: str, task: Mapping[str, Any]) -> None:
@@ -90,15 +93,26 @@ class Grading:
         verifier = self.part.verifier_of(task)
         if verifier is None:
             return
-        waiting = self._waiting.setdefault(verifier.name, (verifier, []))[1]
+        known = self._waiting.get(verifier.name)
+        if known is None:
+            known = self._waiting[verifier.name] = (verifier, self._rows_per_job(verifier), [])
+        _, rows_per_job, waiting = known
         waiting.append(i)
-        if len(waiting) >= (ROWS_PER_CALL if verifier.grades_batches else 1):
+        if len(waiting) >= rows_per_job:
             self._submit(self._calls, verifier, list(waiting))
             waiting.clear()
 
+    def _rows_per_job(self, verifier: Verifier) -> int:
+        """One until the verifier's pace is known; then as many as surely end before the deadline of one row, because
+        handing a row to a thread costs more than a quick verdict."""
+        if verifier.grades_batches:
+            return ROWS_PER_CALL
+        pace = self.part.pace.get(verifier.name)
+        return 1 if pace is None else max(1, min(MOST_ROWS, int(QUICK_SHARE * self.part.timeout_s / max(pace, 1e-6))))
+
     def submitted(self) -> Callable[[], list[Outcome]]:
         """Close the input; the returned function waits for the outcomes, in row order."""
-        for verifier, waiting in self._waiting.values():
+        for verifier, _, waiting in self._waiting.values():
             if waiting:
                 self._submit(self._calls, verifier, waiting)
         return self._finish
@@ -117,12 +131,21 @@ class Grading:
                 for i in call.rows:  # a late batched call says nothing about its rows: retry each one alone
                     self._submit(alone, call.verifier, [i])
         self._pool.wait([call.job for call in alone])
+        self._note_pace([*self._calls, *alone])
         verdicts: dict[int, Verdict] = {}
         for call in [*self._calls, *alone]:
             verdicts |= dict(zip(call.rows, self._verdicts(call.job, len(call.rows)), strict=True))
         for i in self._rows.keys() - verdicts.keys():
             verdicts[i] = broken(f"{self.part.name}: no verifier {self._rows[i][1].get('verifier')!r}")
         return [Outcome(v.score, v.status, v.detail) for _, v in sorted(verdicts.items())]
+
+    def _note_pace(self, calls: Sequence[_Call]) -> None:
+        spent: dict[str, list[tuple[float, int]]] = {}
+        for call in calls:
+            seconds = call.job.timeout_s if call.job.late else call.job.seconds
+            spent.setdefault(call.verifier.name, []).append((seconds, len(call.rows)))
+        for name, jobs in spent.items():
+            self.part.pace[name] = sum(seconds for seconds, _ in jobs) / sum(rows for _, rows in jobs)
 
     def _verdicts(self, job: Job, n: int) -> Sequence[Verdict]:
         part = self.part

@@ -151,10 +151,7 @@ class Verifier:
 
     @property
     def required_fields(self) -> frozenset[str]:
-        # not Task.__required_keys__: under `from __future__ import annotations` it counts NotRequired fields too
-        hints = typing.get_type_hints(self.module.Task, include_extras=True)
-        optional = {name for name, hint in hints.items() if typing.get_origin(hint) is typing.NotRequired}
-        return frozenset(hints) - optional if self.module.Task.__total__ else frozenset()
+        return _required_fields(self.module.Task)
 
     @property
     def fields(self) -> frozenset[str]:
@@ -236,6 +233,14 @@ class Verifier:
         if not isinstance(verdict, Verdict):
             return broken(f"{self.name} returned {type(verdict).__name__}, not a Verdict")
         return verdict
+
+
+@lru_cache(maxsize=1024)
+def _required_fields(task: Any) -> frozenset[str]:
+    # not Task.__required_keys__: under `from __future__ import annotations` it counts NotRequired fields too
+    hints = typing.get_type_hints(task, include_extras=True)
+    optional = {name for name, hint in hints.items() if typing.get_origin(hint) is typing.NotRequired}
+    return frozenset(hints) - optional if task.__total__ else frozenset()
 
 
 def _files(directory: Path) -> dict[str, Path]:

@@ -22,6 +22,7 @@ class Job:
     run: Callable[[], Any]
     timeout_s: float
     started: float | None = None
+    seconds: float = 0.0  # that it ran
     done: bool = False
     late: bool = False
     awaited: bool = False  # some thread sleeps until it is done
@@ -133,11 +134,13 @@ class DeadlinePool:
                 result = job.run()
             except Exception as exc:  # passed to the thread that submitted the job
                 exception = exc
+            assert job.started is not None
+            seconds = time.monotonic() - job.started
             with self._changed:
                 if job.late:
                     self._hung -= 1
                     return  # this thread was replaced when its job was abandoned
                 self._running.discard(job)
-                job.result, job.exception, job.done = result, exception, True
+                job.result, job.exception, job.seconds, job.done = result, exception, seconds, True
                 if job.awaited:
                     self._changed.notify_all()

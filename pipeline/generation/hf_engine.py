@@ -9,6 +9,7 @@ import torch
 
 from pipeline.config.schema import Generate, Model, Sampling
 from pipeline.generation.generator import OnDone, Request, Sample
+from pipeline.generation.lean_decoder import LeanDecoder
 from pipeline.generation.seeded_sampler import SeededSampler
 from pipeline.models.models import batches_by_tokens, load_policy, pad_right
 from pipeline.models.weights import copy_into
@@ -24,6 +25,8 @@ class TransformersGenerator:
     def __init__(self, model_dir: str, model: Model, generate: Generate) -> None:
         self.model = load_policy(model_dir, model).eval()
         self.batch = generate.batch
+        self.decoder: LeanDecoder | None = None
+        self.decoder_of: Any = None  # the model that the decoder was made for
 
     @torch.no_grad()
     def sample(
@@ -45,6 +48,19 @@ class TransformersGenerator:
         return [s for s in out if s is not None]
 
     def _batch(self, requests: Sequence[Request], sampling: Sampling, stop_token_ids: frozenset[int]) -> list[Sample]:
+        if self.decoder_of is not self.model:
+            self.decoder, self.decoder_of = LeanDecoder.of(self.model), self.model
+        if self.decoder is None:
+            return self._generate(requests, sampling, stop_token_ids)
+        prompts = [r.ids for r in requests]
+        sampler = SeededSampler(sampling, [r.seed for r in requests], prompts)
+        drawn = self.decoder.sample(prompts, [r.max_tokens for r in requests], sampler, stop_token_ids)
+        return [Sample(tuple(ids), tuple(logprobs), finished=ids[-1] in stop_token_ids)
+                for ids, logprobs in zip(*drawn, strict=True)]  # fmt: skip
+
+    def _generate(
+        self, requests: Sequence[Request], sampling: Sampling, stop_token_ids: frozenset[int]
+    ) -> list[Sample]:
         from transformers import GenerationConfig, LogitsProcessorList
 
         width = max(len(r.ids) for r in requests)

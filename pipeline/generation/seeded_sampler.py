@@ -6,8 +6,8 @@ Axes: B rows, V vocabulary, K blocks of the vocabulary, C rows of one chunk.
 One uniform number per row and step becomes one token: the inverse of the cumulative distribution. A seeded Gumbel or
 exponential draw takes as many random numbers per row as the vocabulary has tokens, from one generator per row, one
 after the other. This one takes a single number per row, so rows are drawn together, and a row's token depends on
-nothing but its own logits and its own number. The sum runs over blocks first and then inside the block that was hit;
-cumulative sums are in float64, for in float32 they would lose tokens of probability below 1e-7.
+nothing but its own logits and its own number. In a large vocabulary the sum runs over blocks first and then inside the
+block that was hit; cumulative sums are in float64, for in float32 they would lose tokens of probability below 1e-7.
 """
 
 from __future__ import annotations
@@ -62,22 +62,34 @@ def _draw_chunk(logits_CV: Tensor, uniform_C: Tensor, temperature_C: Tensor | No
     if temperature_C is not None:
         scaled_CV.div_(temperature_C[:, None])
     weights_CV = scaled_CV.exp_()
-    padding = -vocabulary % BLOCK
+    token_C1, total_C1 = (_of_one_block if vocabulary <= BLOCK else _of_blocks)(weights_CV, uniform_C)
+    token_C1 = token_C1.clamp(max=vocabulary - 1)  # beyond it only where a row holds NaN
+    scaled_C1 = logits_CV.gather(1, token_C1).double() - largest_C1.double()
+    if temperature_C is not None:
+        scaled_C1 = scaled_C1 / temperature_C[:, None].double()
+    return token_C1[:, 0], (scaled_C1 - total_C1.log())[:, 0].float()
+
+
+def _of_one_block(weights_CV: Tensor, uniform_C: Tensor) -> tuple[Tensor, Tensor]:
+    """(C, 1) the token that each number falls on, and the (C, 1) sum of the weights in float64."""
+    until_CV = weights_CV.double().cumsum(1)
+    total_C1 = until_CV[:, -1:]
+    return _first_beyond(until_CV, uniform_C[:, None] * total_C1), total_C1
+
+
+def _of_blocks(weights_CV: Tensor, uniform_C: Tensor) -> tuple[Tensor, Tensor]:
+    """`_of_one_block` for a large vocabulary: first the block that is hit, then the token inside it."""
+    padding = -weights_CV.shape[1] % BLOCK
     if padding:
         weights_CV = torch.nn.functional.pad(weights_CV, (0, padding))
-    blocks_CKN = weights_CV.view(len(logits_CV), -1, BLOCK)
+    blocks_CKN = weights_CV.view(len(weights_CV), -1, BLOCK)
     until_CK = blocks_CKN.sum(-1).double().cumsum(1)
     total_C1 = until_CK[:, -1:]
     target_C1 = uniform_C[:, None] * total_C1
     block_C1 = _first_beyond(until_CK, target_C1)
     before_C1 = torch.where(block_C1 > 0, until_CK.gather(1, (block_C1 - 1).clamp(min=0)), 0.0)
     inside_CN = blocks_CKN[torch.arange(len(block_C1), device=block_C1.device), block_C1[:, 0]].double().cumsum(1)
-    token_C1 = block_C1 * BLOCK + _first_beyond(inside_CN, target_C1 - before_C1)
-    token_C1 = token_C1.clamp(max=vocabulary - 1)  # beyond it only where a row holds NaN
-    scaled_C1 = logits_CV.gather(1, token_C1).double() - largest_C1.double()
-    if temperature_C is not None:
-        scaled_C1 = scaled_C1 / temperature_C[:, None].double()
-    return token_C1[:, 0], (scaled_C1 - total_C1.log())[:, 0].float()
+    return block_C1 * BLOCK + _first_beyond(inside_CN, target_C1 - before_C1), total_C1
 
 
 def _first_beyond(until_CN: Tensor, target_C1: Tensor) -> Tensor:
@@ -91,9 +103,10 @@ def _first_beyond(until_CN: Tensor, target_C1: Tensor) -> Tensor:
 
 
 class SeededSampler:
-    """A logits processor that makes greedy decoding draw a sample: the drawn token gets the largest score.
+    """Draws the next token of each row of a batch. The number that decides a row's token is from its own generator, so
+    a sample does not depend on its neighbours.
 
-    The number that decides a row's token is from its own generator, so a sample does not depend on its neighbours.
+    Called as a logits processor of `generate`, it makes greedy decoding draw: the drawn token gets the largest score.
     """
 
     def __init__(self, sampling: Sampling, seeds: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
@@ -101,16 +114,31 @@ class SeededSampler:
         self.sampling, self.prompts = sampling, prompts
         self.seen_BV: Tensor | None = None
         self.numbers = ahead([torch.Generator().manual_seed(seed) for seed in seeds])
+        self.rows: Tensor | None = None  # indices of the rows that are left; None: all
         self.logprobs: list[Tensor] = []  # one (B,) per step
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """scores: (B, V) logits, overwritten. Returns scores whose largest is the drawn token's."""
-        filtered_BV = filtered_logits(self._penalized(scores), self.sampling)
-        ids_B, logprobs_B = draw(filtered_BV, next(self.numbers).to(scores.device))
-        self.logprobs.append(logprobs_B.cpu())
+        ids_B, logprobs_B = self.draw(scores)
+        self.logprobs.append(logprobs_B)
+        return scores.scatter_(-1, ids_B[:, None], torch.inf)
+
+    def draw(self, logits_BV: Tensor) -> tuple[Tensor, Tensor]:
+        """The (B,) ids of each row's next token, and their (B,) log-probs on the CPU."""
+        filtered_BV = filtered_logits(self._penalized(logits_BV), self.sampling)
+        numbers = next(self.numbers)
+        if self.rows is not None:
+            numbers = numbers[self.rows]
+        ids_B, logprobs_B = draw(filtered_BV, numbers.to(logits_BV.device))
         if self.seen_BV is not None:
             self.seen_BV.scatter_(-1, ids_B[:, None], True)
-        return scores.scatter_(-1, ids_B[:, None], torch.inf)
+        return ids_B, logprobs_B.cpu()
+
+    def keep(self, rows: Tensor) -> None:
+        """Draw only these rows of the batch from now on."""
+        self.rows = rows.cpu() if self.rows is None else self.rows[rows.cpu()]
+        if self.seen_BV is not None:
+            self.seen_BV = self.seen_BV[rows]
 
     def _penalized(self, scores_BV: Tensor) -> Tensor:
         """Makes tokens of the row's prompt and answer less likely. Source: CTRL, arXiv:1909.05858 §4.1."""

@@ -218,6 +218,8 @@ def step_rewards(scored: Scored, row: Row) -> Tensor:
     """(T,) rewards given along the way. One on a token of the environment belongs to the last action: it goes to the
     nearest earlier token that the policy sampled, or else to the first one it sampled."""
     out_T = torch.zeros(len(row.ids))
+    if not scored.step_rewards:
+        return out_T
     sampled = [i for i, on in enumerate(row.mask) if on]
     for at, reward in scored.step_rewards:
         if sampled:

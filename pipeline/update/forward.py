@@ -101,14 +101,14 @@ def packs(forward: nn.Module) -> bool:
     return bool(getattr(getattr(forward, "module", forward), "packs", False))
 
 
-def hidden_states(transformer: Any, batch: Padded, *, packs: bool) -> Tensor:
+def hidden_states(transformer: Any, batch: Padded, *, packs: bool, last: bool = True) -> Tensor:
     """(B, S, H) last hidden states: one before each completion token and one after the last, at the column equal to the
-    row's own length. Later columns are undefined."""
+    row's own length. Later columns are undefined. last False: only the columns before a token are needed, and packed
+    rows are computed without their last token."""
     if packs:
-        rows = batch.rows
-        return packing.hidden_states(
-            transformer, packing.pack([r.prompt_ids for r in rows], [r.ids for r in rows], batch.device)
-        )
+        completions = [r.ids if last else r.ids[:-1] for r in batch.rows]
+        packed = packing.pack([r.prompt_ids for r in batch.rows], completions, batch.device)
+        return packing.hidden_states(transformer, packed)
     output = transformer(input_ids=batch.ids_BL, attention_mask=batch.attention_BL, use_cache=False)
     indices_S = torch.arange(batch.valid_BT.shape[1] + 1, device=batch.device)[None]
     return _at(output.last_hidden_state, torch.where(batch.within_BS, batch.before_BT[:, :1] + indices_S, 0))
@@ -146,7 +146,7 @@ class CompletionLogprobs(nn.Module):
             if not squares and teacher is None:
                 return self.scored(batch, temperature)
             self.check_plain_head("squares of probabilities" if squares else "a teacher's full distribution")
-            hidden_BSH = self.hidden(batch)
+            hidden_BSH = self.hidden(batch, last=False)
             figures = self.from_hidden(hidden_BSH, batch, temperature)
             return *figures, self.from_head(hidden_BSH, batch, temperature, teacher)
 
@@ -159,7 +159,7 @@ class CompletionLogprobs(nn.Module):
     ) -> Tensor:
         """(B, T) divergence from a teacher, or without one the sum of the squared probabilities."""
         head = base_of(self.model).get_output_embeddings()
-        hidden_BTH = self.for_head(hidden_BSH)[:, :-1]
+        hidden_BTH = self.for_head(hidden_BSH)[:, : batch.targets_BT.shape[1]]
         rest: dict[str, Any] = {"temperature": temperature, "bias_V": head.bias}
         if teacher is None:
             return chunked_squares(hidden_BTH, head.weight, batch.valid_BT, **rest)
@@ -173,24 +173,25 @@ class CompletionLogprobs(nn.Module):
 
     def scored(self, batch: Padded, temperature: float) -> tuple[Tensor, ...]:
         if plain_head(self.model):
-            return self.from_hidden(self.hidden(batch), batch, temperature)
+            return self.from_hidden(self.hidden(batch, last=False), batch, temperature)
         logits_BLV = self.model(input_ids=batch.ids_BL, attention_mask=batch.attention_BL, use_cache=False).logits
         logprobs_BT, entropy_BT = token_logprobs(
             _at(logits_BLV, batch.before_BT), batch.targets_BT, temperature=temperature
         )
         return logprobs_BT.masked_fill(~batch.valid_BT, 0.0), entropy_BT.masked_fill(~batch.valid_BT, 0.0)
 
-    def hidden(self, batch: Padded) -> Tensor:
-        """(B, S, H) last hidden states, after the final norm."""
-        return hidden_states(self.transformer, batch, packs=self.packs)
+    def hidden(self, batch: Padded, *, last: bool = True) -> Tensor:
+        """(B, S, H) last hidden states, after the final norm. last: see `hidden_states`."""
+        return hidden_states(self.transformer, batch, packs=self.packs, last=last)
 
     def from_hidden(self, hidden_BSH: Tensor, batch: Padded, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies, (B, T) each; the state after the last token may be missing and is not used."""
         head = base_of(self.model).get_output_embeddings()
         if self.autocast is not None and not self.float32_head:
             hidden_BSH = hidden_BSH.to(self.autocast)  # the residual stream is float32 under autocast
         return chunked_token_logprobs(
-            hidden_BSH[:, :-1], head.weight, batch.targets_BT, temperature=temperature, bias_V=head.bias,
-            mask_BT=batch.valid_BT, float32_head=self.float32_head,
+            hidden_BSH[:, : batch.targets_BT.shape[1]], head.weight, batch.targets_BT, temperature=temperature,
+            bias_V=head.bias, mask_BT=batch.valid_BT, float32_head=self.float32_head,
         )  # fmt: skip
 
 
@@ -266,5 +267,12 @@ def completion_figures(
 
 def stack(values: Sequence[Tensor | Sequence[float]]) -> Tensor:
     """(B, longest) float32, with zeros after each row's end."""
-    rows = [torch.as_tensor(v, dtype=torch.float32) for v in values]
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    # cut from one flat tensor: a tensor per row, as pad_sequence wants them, takes ten times as long
+    if all(isinstance(v, Tensor) for v in values):
+        counts = [v.shape[0] for v in values]  # type: ignore[union-attr]
+        flat_N = torch.cat(list(values)).float()  # type: ignore[arg-type]
+    else:
+        counts = [len(v) for v in values]
+        flat_N = torch.tensor([float(x) for v in values for x in v])
+    present_BT = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+    return flat_N.new_zeros(present_BT.shape).masked_scatter(present_BT.to(flat_N.device), flat_N)

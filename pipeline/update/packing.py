@@ -71,37 +71,48 @@ def pack(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]],
     counts = Counter(prompt_ids)
     shared: dict[tuple[int, ...], int] = {}  # prompt -> its start
     ids: list[int] = []
-    positions: list[np.ndarray] = []
+    firsts: list[int] = []  # position of each run's first token in its row
     runs: list[_Run] = []
-    places_BS = np.zeros((len(prompt_ids), 1 + max(map(len, completions))), dtype=np.int64)
+    ends_B: list[int] = []  # index of each row's last prompt token
+    starts_B: list[int] = []  # index of its first completion token
 
-    def add(tokens: Sequence[int], first: int, prompt: _Run | None = None) -> int:
+    def add(tokens: Sequence[int], first: int, prompt: tuple[int, int] = (0, 0)) -> int:
         start = len(ids)
-        before = (prompt.start, prompt.tokens) if prompt else (0, 0)
-        runs.append(_Run(start, len(tokens), *before))
-        positions.append(np.arange(first, first + len(tokens)))
+        runs.append(_Run(start, len(tokens), *prompt))
+        firsts.append(first)
         ids.extend(tokens)
         return start
 
-    for row, (prompt, completion) in enumerate(zip(prompt_ids, completions, strict=True)):
-        tokens = len(completion)
+    for prompt, completion in zip(prompt_ids, completions, strict=True):
         if (counts[prompt] - 1) * len(prompt) < WORTH_SHARING:
-            last = add([*prompt, *completion], 0) + len(prompt) - 1
-            places_BS[row, : tokens + 1] = last + np.arange(tokens + 1)
+            end = add([*prompt, *completion], 0) + len(prompt) - 1
+            ends_B.append(end)
+            starts_B.append(end + 1)
             continue
         if prompt not in shared:
             shared[prompt] = add(prompt, 0)
-        start = add(completion, len(prompt), _Run(shared[prompt], len(prompt))) if tokens else 0
-        places_BS[row, 0] = shared[prompt] + len(prompt) - 1
-        places_BS[row, 1 : tokens + 1] = start + np.arange(tokens)
+        ends_B.append(shared[prompt] + len(prompt) - 1)
+        starts_B.append(add(completion, len(prompt), (shared[prompt], len(prompt))) if completion else 0)
+    lengths_B1 = np.array([[len(c)] for c in completions])
+    indices_T = np.arange(lengths_B1.max())
+    places_BT = np.where(indices_T < lengths_B1, np.array(starts_B)[:, None] + indices_T, 0)
+    places_BS = np.concatenate([np.array(ends_B)[:, None], places_BT], axis=1)
     buckets, back_N = _buckets(runs, len(ids), device)
     return Packed(
         torch.tensor([ids], device=device),
-        torch.from_numpy(np.concatenate(positions)[None]).to(device),
+        torch.from_numpy(_ranges(firsts, [r.tokens for r in runs])[None]).to(device),
         torch.from_numpy(places_BS).to(device),
         buckets,
         torch.from_numpy(back_N).to(device),
     )
+
+
+def _ranges(firsts: Sequence[int], counts: Sequence[int]) -> np.ndarray:
+    """arange(first, first + count) of each pair, one after another."""
+    counts_R = np.array(counts, dtype=np.int64)
+    offsets_R = np.array(firsts, dtype=np.int64) - (counts_R.cumsum() - counts_R)
+    out_N: np.ndarray = np.arange(counts_R.sum()) + np.repeat(offsets_R, counts_R)
+    return out_N
 
 
 def packed_batches(prompts: Sequence[Sequence[int]], lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -128,8 +139,9 @@ def _buckets(runs: Sequence[_Run], total: int, device: torch.device) -> tuple[li
     out, offset = [], 0
     for members in _alike(runs, CALL_PAIRS.get(device.type, CALL_PAIRS["cuda"])):
         width = max(r.tokens for r in members)
-        for number, run in enumerate(members):
-            back_N[run.start : run.start + run.tokens] = offset + number * width + np.arange(run.tokens)
+        counts = [r.tokens for r in members]
+        outputs_N = _ranges([offset + number * width for number in range(len(members))], counts)
+        back_N[_ranges([r.start for r in members], counts)] = outputs_N
         offset += len(members) * width
         out.append(_bucket(members, width, device))
     return out, back_N

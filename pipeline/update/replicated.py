@@ -27,7 +27,9 @@ class ReplicatedBackend:
         self, accelerator: Accelerator, model: nn.Module, groups: ParameterGroups, settings: Optimizer
     ) -> None:
         self.accelerator, self.max_grad_norm = accelerator, settings.max_grad_norm
-        self.forward, self.optimizer = accelerator.prepare(model, adamw(groups(model), settings))
+        # one kernel per parameter; on a GPU torch's own choice takes one for all of them
+        optimizer = adamw(groups(model), settings, fused=accelerator.device.type == "cpu")
+        self.forward, self.optimizer = accelerator.prepare(model, optimizer)
 
     @property
     def unwrapped(self) -> Any:
@@ -68,9 +70,12 @@ class ReplicatedBackend:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def adamw(groups: list[dict[str, Any]], settings: Optimizer) -> torch.optim.AdamW:
+def adamw(groups: list[dict[str, Any]], settings: Optimizer, *, fused: bool = False) -> torch.optim.AdamW:
+    """fused: the whole step of a parameter in one kernel; False leaves the choice to torch."""
     betas = (settings.beta1, settings.beta2)
-    return torch.optim.AdamW(groups, betas=betas, eps=settings.eps, weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(
+        groups, betas=betas, eps=settings.eps, weight_decay=settings.weight_decay, fused=fused or None
+    )
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:

@@ -77,7 +77,7 @@ class FullLesson:
         forward.check_plain_head("teacher.form full")
         padded = pad_rows([self.rows[i] for i in indices], device)
         with lowered(device, forward.autocast):
-            hidden_BTG = forward.for_head(forward.hidden(padded))[:, :-1]
+            hidden_BTG = forward.for_head(forward.hidden(padded, last=False))[:, : padded.targets_BT.shape[1]]
         head = base_of(forward.model).get_output_embeddings()
         return TeacherStates(hidden_BTG, head.weight, head.bias, padded.mask_BT, settings.coef, settings.beta,
                              settings.top_k, settings.normalise)  # fmt: skip

@@ -89,6 +89,25 @@ def test_a_hung_row_becomes_an_error_within_its_deadline_and_moves_no_other(name
     assert "0.3 s" in scores[1].detail
 
 
+def test_rows_of_a_verifier_that_has_proved_quick_share_jobs_and_keep_their_own_deadlines(own_verifiers: Path) -> None:
+    composite = build({"fussy": {"timeout_s": 0.5}}, verifier_dirs=[own_verifiers])
+    pool, jobs = composite._pool, []
+    plain = pool.submit
+    pool.submit = lambda run, timeout_s: jobs.append(timeout_s) or plain(run, timeout_s)  # type: ignore[method-assign]
+    composite.score(batch_of(["a"] * 40))
+    assert len(jobs) == 40, "the pace is not known yet"
+    jobs.clear()
+    scores = composite.score(batch_of(["a", "b", "raise", ""] * 10))
+    assert [s.status for s in scores] == ["pass", "fail", "error", "malformed"] * 10
+    assert len(jobs) < 10 and set(jobs) == {0.5}
+    jobs.clear()
+    scores = composite.score(batch_of([*["a"] * 20, "hang", *["b"] * 20]))
+    assert [s.status for s in scores] == ["pass"] * 20 + ["error"] + ["fail"] * 20
+    jobs.clear()
+    composite.score(batch_of(["a"] * 40))
+    assert len(jobs) == 40, "a late row makes the next batch careful"
+
+
 def test_more_hung_rows_than_threads_do_not_starve_the_rest(own_verifiers: Path) -> None:
     composite = build({"fussy": {"timeout_s": 2.0}}, verifier_dirs=[own_verifiers])
     scores = composite.score(batch_of(["hang"] * 20 + ["a"] * 30))

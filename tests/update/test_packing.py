@@ -31,6 +31,7 @@ from pipeline.update.forward import (
     completion_logprobs,
     micro_batches,
     pad_rows,
+    stack,
 )
 from tests.family_twins import FAMILIES, make_config, make_tokenizer, perturb
 
@@ -107,6 +108,26 @@ def test_a_shared_prompt_is_computed_once() -> None:
     packed = packing.pack([r.prompt_ids for r in batch], [r.ids for r in batch], HERE)
     completions = sum(len(r.ids) for r in batch)
     assert packed.ids_1N.shape[1] == completions + len(LONG) + len(OTHER) + 2 * len(SHORT) + len(LONG) - 1
+
+
+def test_log_probs_need_no_pass_over_the_last_token_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = rows()
+    forward, taken = CompletionLogprobs(make("qwen2"), temperature=1.0), []
+    plain = packing.hidden_states
+    monkeypatch.setattr(packing, "hidden_states", lambda t, p: taken.append(p.ids_1N.shape[1]) or plain(t, p))
+    with torch.no_grad():
+        forward(pad_rows(batch, HERE))
+    all_of_them = packing.pack([r.prompt_ids for r in batch], [r.ids for r in batch], HERE).ids_1N.shape[1]
+    assert taken == [all_of_them - len(batch)]
+
+
+def test_stacked_rows_are_those_of_torchs_own_padding() -> None:
+    tensors = [torch.randn(n, dtype=torch.float64) for n in (3, 0, 5, 1)]
+    expected = nn.utils.rnn.pad_sequence([t.float() for t in tensors], batch_first=True)
+    assert torch.equal(stack(tensors), expected)
+    assert torch.equal(stack([t.tolist() for t in tensors]), expected)
+    assert torch.equal(stack([(True, False), ()]), torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+    assert torch.equal(stack([tensors[0], [1.0, 2.0]])[1], torch.tensor([1.0, 2.0, 0.0])), "of both kinds"
 
 
 def test_no_token_sees_a_neighbour_of_its_group() -> None:
