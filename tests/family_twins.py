@@ -104,7 +104,8 @@ FAMILIES: dict[str, Family] = {
     "starcoder2": Family("starcoder2", config={"sliding_window": 16}),
     "bitnet": Family("bitnet"),
     "gpt2": Family("gpt2", config={"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 256}),
-    "pythia": Family("gpt_neox", config={"tie_word_embeddings": False}),
+    # a backend that reads the number of key heads from any config takes it from here; these models have one per head
+    "pythia": Family("gpt_neox", config={"tie_word_embeddings": False, "num_key_value_heads": 2}),
     "cohere": Family("cohere", "cohere", "<|END_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", "<BOS_TOKEN>",
                      {"logit_scale": 0.25}),
     "cohere2": Family("cohere2", "cohere2", "<|END_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", "<BOS_TOKEN>",
