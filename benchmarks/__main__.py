@@ -38,6 +38,7 @@ TARGETS: dict[str, tuple[float, bool]] = {
     "learn_vs_trl": (2.0, True),
     "learn_short_vs_trl": (2.0, True),
     "sync_vs_copy": (3.0, False),
+    "real_sync_vs_copy": (4.0, False),
     "sft_vs_trl": (0.97, True),
     "reward_model_vs_trl": (0.97, True),
     "real_rollout_vs_bare": (2.0, True),

@@ -16,8 +16,9 @@ def open_engine(place: Path, work: Workload) -> tuple[VllmGenerator, Any, Any]:
     """Generator, trainer's model and tokenizer."""
     lay_out(place, work)
     path = str(place / "model")
-    generator = VllmGenerator(path, Model(), Generate(), max_model_len=1024)
-    return generator, load_policy(path, Model()), load_tokenizer(path, Model())
+    model = Model(dtype=work.dtype)
+    generator = VllmGenerator(path, model, Generate(), max_model_len=1024)
+    return generator, load_policy(path, model), load_tokenizer(path, model)
 
 
 def prompts_of(place: Path, tokenizer: Any, count: int) -> list[Prompt]:

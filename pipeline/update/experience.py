@@ -47,7 +47,13 @@ class Earned:
     @property
     def totals_B(self) -> Tensor:
         """Everything each row earned; NaN where it could not be scored."""
+        if not self.has_step_rewards:  # a sum per row costs more than the rest of the credit
+            return self.scores_B - self.kl_coef * self.kl_B
         return self.scores_B + torch.stack([x.sum() for x in self.step_rewards]) - self.kl_coef * self.kl_B
+
+    @property
+    def has_step_rewards(self) -> bool:
+        return any(s.step_rewards and bool(x.any()) for s, x in zip(self.scored, self.step_rewards, strict=True))
 
     @property
     def kl_B(self) -> Tensor:
@@ -252,7 +258,7 @@ def assign_credit(
             deps, state, earned.scored, totals_B, mask_BT, metrics, lambda some: outcomes(some, groups, limit), segments
         )
         batch.advantages = [a[: len(r.ids)] for a, r in zip(advantages_BT, rows, strict=True)]
-    elif settings.kind in BASELINES and (settings.level != "token" or any(bool(x.any()) for x in earned.step_rewards)):
+    elif settings.kind in BASELINES and (settings.level != "token" or earned.has_step_rewards):
         masks = episode_credit.join([torch.tensor(r.mask) for r in rows], layout)
         advantages_ET = credit.reward_to_go_advantages(
             stack(episode_credit.join(earned.rewards(), layout)), stack([m.float() for m in masks]).bool(),

@@ -6,8 +6,7 @@ from loop_kit import tiny_model
 
 from pipeline.config.schema import Generate, Model, Sampling
 from pipeline.generation.generator import Request
-from pipeline.generation.hf_engine import TransformersGenerator
-from pipeline.generation.lean_decoder import ROOM, LeanDecoder, supports
+from pipeline.generation.hf_engine import ROOM, LeanDecoder, TransformersGenerator, supports
 from pipeline.models import models
 from tests.family_twins import FAMILIES, perturb, save
 
