@@ -6,7 +6,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.config.load import ConfigError, nearest
+from pipeline.config import schema  # noqa: F401  fills the registry
+from pipeline.config.mistakes import ConfigError, nearest
 from pipeline.config.registry import KINDS
 
 YAML_KEYS = "keys of the YAML, such as seed=2 grpo.steps=10"
