@@ -22,10 +22,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
+from slow_tests import slow_functions
 
 from pipeline.distributed.late_compile import compile_late
 
 compile_late("bitsandbytes")  # as every command does
+SLOW = slow_functions()
 
 # The files that take longest, longest first. pytest-xdist hands out whole files: one of these begun last would leave
 # the other processes idle until it ends.
@@ -59,9 +61,16 @@ def longest_files_first(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
+def mark_slow(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.partition("[")[0] in SLOW:
+            item.add_marker("slow")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests that need a GPU where there is none; imports torch only if such a test was collected."""
     longest_files_first(items)
+    mark_slow(items)
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if on_gpu and cuda_is_missing():
         for item in on_gpu:

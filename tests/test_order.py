@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import conftest
 import pytest
+import slow_tests
 
 TESTS = Path(conftest.__file__).parent
 
@@ -54,3 +55,26 @@ def test_what_takes_minutes_is_left_out(tmp_path, target, run):
     command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-m", *map(ast.literal_eval, chosen)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert set(re.findall(r"test_(\w+) PASSED", done.stdout)) == run, done.stdout
+
+
+def test_each_test_named_as_slow_exists():
+    for name in conftest.SLOW:
+        file, _, function = name.partition("::")
+        assert f"def {function}(" in (TESTS.parent / file).read_text(), name
+
+
+def test_slow_tests_are_read_from_what_pytest_measured():
+    log = ["0.30s setup    tests/a/test_x.py::test_one[b[0]-1]", "0.21s call     tests/a/test_x.py::test_one[b[0]-1]",
+           "0.49s call     tests/a/test_x.py::test_two[1]", "0.40s call     tests/a/test_x.py::test_two[2]",
+           "= 3 passed in 9.00s call it ="]  # fmt: skip
+    assert slow_tests.measured_slow(log) == ["tests/a/test_x.py::test_one"]
+
+
+def test_a_test_named_as_slow_is_marked_in_every_case(request):
+    cases = [item for item in request.session.items if item.function is test_each_file_named_as_long_exists]
+    try:
+        conftest.SLOW, before = frozenset({cases[0].nodeid.partition("[")[0]}), conftest.SLOW
+        conftest.mark_slow(cases)
+        assert all(item.get_closest_marker("slow") for item in cases)
+    finally:
+        conftest.SLOW = before

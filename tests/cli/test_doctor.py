@@ -77,7 +77,6 @@ def test_the_other_package_named_verifiers_is_reported(tmp_path: Path) -> None:
     assert states(doctor.verifiers_findings({}, None, tmp_path)) == ["broken"]
 
 
-@pytest.mark.slow
 def test_vllm_imports_models_with_vision_without_torchvision() -> None:
     pytest.importorskip("vllm")
     assert states(doctor.torchvision_findings({})) == ["ok"]

@@ -61,7 +61,6 @@ def test_every_format_gives_a_yaml_that_plans_clean(file, model, tmp_path, monke
     assert "# " in text and [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
 
 
-@pytest.mark.slow
 @pytest.mark.stages
 def test_what_it_writes_trains(model, tmp_path, monkeypatch, no_engine_left_behind) -> None:
     monkeypatch.chdir(tmp_path)

@@ -200,7 +200,6 @@ def opened(page: Page, server: ThreadingHTTPServer) -> None:
     waited(page, "document.documentElement && document.documentElement.dataset.ready")
 
 
-@pytest.mark.slow
 def test_clicks_and_keys_rate_and_compare_and_hostile_samples_stay_text(page, serving, runs) -> None:
     opened(page, serving)
     assert page.text(".run h2") == "mine" and "step 3, reward mean 0.250" in page.text(".run table")
@@ -229,7 +228,6 @@ def test_clicks_and_keys_rate_and_compare_and_hostile_samples_stay_text(page, se
     assert all(address.startswith("http://127.0.0.1:") for address in page.requests)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (1280, True)])
 def test_no_width_scrolls_sideways_and_every_button_is_large_enough(width, dark, page, serving) -> None:
     page.call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width < 600)
@@ -243,7 +241,6 @@ def test_no_width_scrolls_sideways_and_every_button_is_large_enough(width, dark,
     assert page.js(small) == 0
 
 
-@pytest.mark.slow
 @pytest.mark.stages
 def test_ratings_by_clicks_end_in_a_round_of_feedme(page, tmp_path, no_engine_left_behind) -> None:
     """A run samples, a person clicks, FeedME trains on what got 7 of 7."""

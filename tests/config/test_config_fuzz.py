@@ -97,7 +97,6 @@ def place(tmp_path_factory):
     os.chdir(before)
 
 
-@pytest.mark.slow
 @settings(max_examples=500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(mutations=MUTATIONS)
 def test_a_mutated_config_gives_its_plan_or_is_reported_by_key(place, mutations):

@@ -180,7 +180,6 @@ def test_a_file_plans_clean_with_an_example_of_what_is_trained_on(name, tmp_path
     assert made.data.train_prompts > 0 and ("books." in trained) == (name in PAIRS or "books." in str(expected))
 
 
-@pytest.mark.slow
 @pytest.mark.stages
 @pytest.mark.parametrize("name", ROWS)
 def test_a_file_trains_two_steps(name, tmp_path, no_engine_left_behind):

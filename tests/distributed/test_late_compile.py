@@ -68,7 +68,6 @@ def test_a_function_that_is_never_called_is_never_compiled():
         run(1)
 
 
-@pytest.mark.slow
 def test_a_process_that_fine_tunes_does_not_import_the_compiler():
     """bitsandbytes as TRL imports it."""
     pytest.importorskip("bitsandbytes")

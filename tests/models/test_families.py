@@ -106,7 +106,6 @@ def test_the_canary_sees_one_stale_tensor_of_any_kind(family):
 
 
 @pytest.mark.stages
-@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY_STAGE)
 def test_a_family_runs_every_stage_with_weights_in_step(name, tmp_path, forked):
     path = tmp_path / "model"

@@ -131,7 +131,6 @@ def until(page: Page, expression: str) -> None:
         page.settle()
 
 
-@pytest.mark.slow
 def test_files_are_loaded_from_disk_as_their_rows_are_looked_at(page: Page, tmp_path: Path, always_files: None) -> None:
     run = write_run(tmp_path / "run", hostile=HOSTILE)
     path = write_report(run)

@@ -39,7 +39,6 @@ def test_the_key_with_the_most_values_is_the_axis_and_the_other_makes_the_lines(
     assert plot["lines"][0]["high"] == pytest.approx([0.1801, 0.1803, 0.181])
 
 
-@pytest.mark.slow
 def test_the_page_draws_one_point_per_value(page: Page, tmp_path: Path) -> None:
     root = write_comparison(tmp_path / "compared")
     path = root / "compare" / "manifest.json"

@@ -26,7 +26,6 @@ def test_sft_and_grpo_killed_at_three_instants_end_in_the_same_bytes(tmp_path, c
     assert "3 of 3 stages end in the reference's bytes" in out
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_every_stage_killed_at_three_instants_ends_in_the_same_bytes(tmp_path, capsys):
     assert chaos(CONFIG, [f"runs_dir={tmp_path}", "kills=3"]) == 0, capsys.readouterr().out

@@ -245,7 +245,6 @@ def test_the_advantage_is_minus_the_reverse_kl_of_the_sampled_token_beside_that_
 # --- against TRL's trainer ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("beta", [1.0, 0.5, 0.0])
 def test_loss_and_gradient_of_a_batch_equal_those_of_trls_distillation_trainer(
     beta: float, student: Path, teacher: Path, tmp_path: Path

@@ -48,7 +48,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_a_grader_json_is_the_reward_of_a_run(finished: Path) -> None:
     assert len(metrics(finished / "runs", "grpo")) == 2
     rollouts = [json.loads(line) for line in (finished / "runs/t/grpo/rollouts.jsonl").read_text().splitlines()]
@@ -60,7 +59,6 @@ def test_a_grader_json_is_the_reward_of_a_run(finished: Path) -> None:
     assert "grader.json" in json.dumps(manifest(finished / "runs", "grpo")["inputs"])
 
 
-@pytest.mark.slow
 def test_a_reward_model_and_dpo_train_on_what_people_compared(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished)
     desk = RatingDesk(finished / "runs" / "t")

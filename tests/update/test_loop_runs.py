@@ -288,7 +288,6 @@ def test_detail_34_two_processes_and_one_give_the_same_loss_and_weights(tmp_path
     assert done.stdout.count(f"── {stage} done") == 1, "only rank 0 speaks and writes"
 
 
-@pytest.mark.slow
 def test_an_alarm_ends_all_processes_with_its_cause(tmp_path, model):
     done = launch(2, tmp_path, model, "grpo", "rewards.letters.path=loop_kit:broken")
     assert done.returncode != 0
@@ -354,7 +353,6 @@ def test_shares_of_places_are_in_order_and_whole(monkeypatch):
         assert parts == list(range(5))
 
 
-@pytest.mark.slow
 def test_a_compiled_policy_gives_the_same_log_probs(tmp_path, model):
     plain = run_stage(tmp_path / "plain", model, "grpo", "grpo.steps=1")
     compiled = run_stage(tmp_path / "compiled", model, "grpo", "grpo.steps=1", "grpo.compile=true")

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+import trl  # its names are loaded when they are used: a quarter of the time to collect all tests
 from torch import Tensor
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -22,7 +23,6 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from pipeline.credit.advantages import group_advantages, leave_one_out
 from pipeline.credit.group_credits import decoupled
@@ -39,7 +39,7 @@ from pipeline.update.losses import (
 )
 from pipeline.update.surrogates import off_policy_keep, sapo_surrogate, top_entropy, vespo_surrogate
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow  # not each test, but the import of TRL's trainers before the first
 
 TEMPERATURE, MAX_LENGTH, VOCABULARY = 0.8, 10, 40
 BETA = 0.3
@@ -209,7 +209,7 @@ def trl_trainer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, options: dict[str, Any]
 ) -> Any:
     """A GRPOTrainer around a copy of the model, on the CPU, without vLLM."""
-    arguments = GRPOConfig(
+    arguments = trl.GRPOConfig(
         output_dir=str(folder),
         use_cpu=True,
         bf16=False,
@@ -222,7 +222,7 @@ def trl_trainer(
         **options,
     )
     prompts = Dataset.from_dict({"prompt": ["w2 w3", "w4"] * 4})
-    make: Any = GRPOTrainer  # its stubs name neither a lambda as reward nor what it adds to its own attributes
+    make: Any = trl.GRPOTrainer  # its stubs name neither a lambda as reward nor what it adds to its own attributes
     trainer = make(
         model=copy.deepcopy(model),
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
@@ -344,24 +344,23 @@ REWARDS = [1.0, 0.0, 0.25, 1.0, 0.5, 0.5, 0.5, 0.5]
 
 
 @pytest.mark.parametrize(
-    ("trainer_class", "config_class", "options", "estimate"),
+    ("method", "options", "estimate"),
     [
-        (GRPOTrainer, GRPOConfig, {"scale_rewards": "group"}, lambda r: group_advantages(r, scale=True)),
-        (GRPOTrainer, GRPOConfig, {"scale_rewards": "none"}, lambda r: group_advantages(r, scale=False)),
-        (RLOOTrainer, RLOOConfig, {"normalize_advantages": False, "beta": 0.0}, leave_one_out),
+        ("GRPO", {"scale_rewards": "group"}, lambda r: group_advantages(r, scale=True)),
+        ("GRPO", {"scale_rewards": "none"}, lambda r: group_advantages(r, scale=False)),
+        ("RLOO", {"normalize_advantages": False, "beta": 0.0}, leave_one_out),
     ],
     ids=["grpo", "dr_grpo", "rloo"],
 )
 def test_advantages_equal_those_trl_makes_of_the_same_rewards(
-    trainer_class: Any,
-    config_class: Any,
+    method: str,
     options: dict[str, Any],
     estimate: Any,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     tmp_path: Path,
 ) -> None:
-    arguments = config_class(
+    arguments = getattr(trl, f"{method}Config")(
         output_dir=str(tmp_path),
         use_cpu=True,
         bf16=False,
@@ -371,7 +370,7 @@ def test_advantages_equal_those_trl_makes_of_the_same_rewards(
         num_generations=4,
         **options,
     )
-    trainer = trainer_class(
+    trainer = getattr(trl, f"{method}Trainer")(
         model=copy.deepcopy(model),
         reward_funcs=lambda completions, **_: REWARDS[: len(completions)],
         args=arguments,
@@ -389,12 +388,12 @@ def test_gdpo_advantages_equal_those_trl_makes_of_two_rewards(
 ) -> None:
     """Right answers (0 or 1) and a length reward of another scale, with weights 1 and 0.5."""
     right, short = [1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0], [-0.1, -0.3, -0.2, -0.2, -0.4, -0.1, -0.1, -0.2]
-    arguments = GRPOConfig(
+    arguments = trl.GRPOConfig(
         output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_completion_length=4,
         per_device_train_batch_size=8, num_generations=4, reward_weights=[1.0, 0.5],
         multi_objective_aggregation="normalize_then_sum",
     )  # fmt: skip
-    make: Any = GRPOTrainer
+    make: Any = trl.GRPOTrainer
     trainer = make(
         model=copy.deepcopy(model),
         reward_funcs=[

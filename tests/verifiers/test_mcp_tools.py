@@ -48,7 +48,6 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [sys.executable, str(path)]
 
 
-@pytest.mark.slow
 def test_a_real_servers_tools_are_listed_and_called_and_episodes_have_processes_of_their_own(
     command: list[str],
 ) -> None:
