@@ -101,6 +101,8 @@ class VllmGenerator:
         }
         options |= cache_options() | generate.vllm
         options |= an_engine_a_rank(options)
+        if not torch.cuda.is_available():
+            vllm_startup.keep_bfloat16_weights_unpacked()
         with _classes_kept(), _configs_kept():
             self.llm = LLM(model_dir, **options)
         self.modules = self.llm.apply_model(_module_names)[0]

@@ -1,7 +1,7 @@
-"""Two parts of opening a vLLM engine that take longer the more modules and loggers the process has, done cheaply.
+"""What is done more cheaply than vLLM does it: two parts of opening an engine, and packing weights at every sync.
 
-With torch, transformers, TRL and vLLM imported they were 4.0 of the 6.8 CPU seconds of opening an engine. Both use
-names that vLLM does not document; where a version lacks them, they change nothing and opening takes longer.
+With torch, transformers, TRL and vLLM imported the two parts were 4.0 of the 6.8 CPU seconds of opening an engine. All
+use names that vLLM does not document; where a version lacks them, they change nothing and the work takes longer.
 """
 
 from __future__ import annotations
@@ -78,3 +78,43 @@ def register_kernels_early() -> None:
     register = getattr(current_platform, "register_triton_kernel_overrides", None)
     if register is not None and not torch.cuda.is_available():
         register()
+
+
+def keep_bfloat16_weights_unpacked() -> None:
+    """On a CPU without bfloat16 instructions let linear layers multiply by their weights as they are: packing takes
+    longer than everything else in a weight sync, and makes products of eight rows and more no faster.
+
+    In float32 packed products of few rows are up to three times as fast, so float32 weights are packed as before.
+    """
+    try:
+        from vllm.model_executor.layers import utils
+    except ImportError:
+        return
+    library: Any = utils
+    dispatch = getattr(library, "dispatch_cpu_unquantized_gemm", None)
+    if dispatch is None or hasattr(library, "packs_everything"):
+        return
+    library.packs_everything = dispatch
+    library.dispatch_cpu_unquantized_gemm = _unpacked_in_bfloat16(dispatch)
+
+
+def _unpacked_in_bfloat16(dispatch: Callable[[Any, bool], None]) -> Callable[[Any, bool], None]:
+    """vLLM's dispatch, which sets a layer's `cpu_linear`, but with torch's own product for bfloat16 matrices."""
+    import torch
+
+    def dispatch_layer(layer: Any, remove_weight: bool) -> None:
+        weight = layer.weight
+        if weight.dtype == torch.bfloat16 and weight.ndim == 2 and not weight.is_meta and not has_bfloat16_products():
+            layer.cpu_linear = torch.nn.functional.linear
+        else:
+            dispatch(layer, remove_weight)
+
+    return dispatch_layer
+
+
+def has_bfloat16_products() -> bool:
+    """Whether this CPU multiplies bfloat16 by itself; True where torch cannot tell."""
+    import torch
+
+    checks = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    return any(check is None or check() for check in checks)
