@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from benchmarks.workload import Workload, lay_out
 from pipeline.config.schema import Generate, Model
@@ -16,7 +16,7 @@ def open_engine(place: Path, work: Workload) -> tuple[VllmGenerator, Any, Any]:
     """Generator, trainer's model and tokenizer."""
     lay_out(place, work)
     path = str(place / "model")
-    model = Model(dtype=work.dtype)
+    model = Model(dtype=cast(Any, work.dtype))
     generator = VllmGenerator(path, model, Generate(), max_model_len=1024)
     return generator, load_policy(path, model), load_tokenizer(path, model)
 
