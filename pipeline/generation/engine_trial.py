@@ -77,7 +77,7 @@ def trial(model_dir: str, model: Model, generate: Generate, *, max_model_len: in
     best = max(rates, key=lambda name: rates[name])
     if best != "vllm":
         close_generators()
-    console.say(f"generate.backend: auto: {best}, {' against '.join(f'{rates[n]:.0f} ({n})' for n in rates)} tokens/s "
+    console.say(f"generate.backend: auto: {best}, {' against '.join(f'{rates[n]:g} ({n})' for n in rates)} tokens/s "
                 f"with {ROWS} rows of {NEW_TOKENS} tokens")  # fmt: skip
     return {"engine": best, "tokens_per_s": rates}
 
