@@ -4,6 +4,7 @@ import importlib.util
 import logging.config
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -100,7 +101,7 @@ def test_only_bfloat16_matrices_of_a_cpu_without_bfloat16_stay_unpacked(monkeypa
     monkeypatch.setattr(vllm_startup, "has_bfloat16_products", lambda: native)
     calls = []
     dispatch = vllm_startup._unpacked_in_bfloat16(lambda layer, remove_weight: calls.append(remove_weight))
-    layer = torch.nn.Linear(3, 2).to(dtype)
+    layer: Any = torch.nn.Linear(3, 2).to(dtype)
     dispatch(layer, True)
     assert bool(calls) is packed
     if not packed:

@@ -91,9 +91,14 @@ def test_a_hung_row_becomes_an_error_within_its_deadline_and_moves_no_other(name
 
 def test_rows_of_a_verifier_that_has_proved_quick_share_jobs_and_keep_their_own_deadlines(own_verifiers: Path) -> None:
     composite = build({"fussy": {"timeout_s": 0.5}}, verifier_dirs=[own_verifiers])
-    pool, jobs = composite._pool, []
+    pool, jobs = composite._pool, list[float]()
     plain = pool.submit
-    pool.submit = lambda run, timeout_s: jobs.append(timeout_s) or plain(run, timeout_s)  # type: ignore[method-assign]
+
+    def counted(run: Any, timeout_s: float) -> Any:
+        jobs.append(timeout_s)
+        return plain(run, timeout_s)
+
+    pool.submit = counted  # type: ignore[method-assign]
     composite.score(batch_of(["a"] * 40))
     assert len(jobs) == 40, "the pace is not known yet"
     jobs.clear()

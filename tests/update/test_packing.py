@@ -112,9 +112,14 @@ def test_a_shared_prompt_is_computed_once() -> None:
 
 def test_log_probs_need_no_pass_over_the_last_token_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = rows()
-    forward, taken = CompletionLogprobs(make("qwen2"), temperature=1.0), []
+    forward, taken = CompletionLogprobs(make("qwen2"), temperature=1.0), list[int]()
     plain = packing.hidden_states
-    monkeypatch.setattr(packing, "hidden_states", lambda t, p: taken.append(p.ids_1N.shape[1]) or plain(t, p))
+
+    def counted(transformer: Any, packed: packing.Packed) -> Any:
+        taken.append(packed.ids_1N.shape[1])
+        return plain(transformer, packed)
+
+    monkeypatch.setattr(packing, "hidden_states", counted)
     with torch.no_grad():
         forward(pad_rows(batch, HERE))
     all_of_them = packing.pack([r.prompt_ids for r in batch], [r.ids for r in batch], HERE).ids_1N.shape[1]
