@@ -2,7 +2,7 @@
 
     make test ARGS="-v --durations=0 --durations-min=0.2" | tee log; python -m tests.slow_tests log
 
-writes the list anew from what pytest measured, so that `make check` stays a matter of a minute.
+writes the list again from what pytest measured, so that `make check` stays short.
 """
 
 from __future__ import annotations

@@ -71,7 +71,8 @@ class Prefetch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Begins no other batch and waits for the one that is being sampled; of several ranks no other may come."""
+        """Begins no other batch and waits for the one that is being sampled. With several ranks it does not wait: that
+        batch may need a rank that has stopped."""
         self._closed = True
         self._pool.shutdown(wait=ranks.world() == 1, cancel_futures=True)
 
