@@ -33,7 +33,7 @@ def run(rounds: int = 1) -> dict[str, Any]:
 
     assert work.model_path is not None
     settings: Any = {"path": work.model_path, "dtype": work.dtype}
-    model = load_policy(work.model_path, Model(**settings))
+    model = load_policy(work.model_path, Model(**settings)).float()  # as a stage trains it: float32 weights
     autocast = torch.bfloat16 if work.dtype == "bfloat16" else None
     packed, padded = (CompletionLogprobs(model, temperature=1.0, autocast=autocast) for _ in range(2))
     assert packed.packs, "this model's rows are not packed"

@@ -28,7 +28,7 @@ from pipeline.seeds import cycle_indices
 from pipeline.update.episode_credit import Layout, gae_by_episode
 from pipeline.update.forward import Padded, Row, lowered, micro_batches, pad_rows, stack
 from pipeline.update.learner import make_schedule
-from pipeline.update.logprobs import chunk_slices, chunk_tokens
+from pipeline.update.logprobs import chunk_tokens, slices
 
 
 def expectile_loss(difference: Tensor, *, expectile: float) -> Tensor:
@@ -88,7 +88,7 @@ class QValues(nn.Module):
         values_BS = self.v_head(hidden_BSH).squeeze(-1).float().masked_fill(~within_BS, 0.0)
         hidden_NH, taken_N = hidden_BSH[:, :-1][batch.valid_BT], batch.targets_BT[batch.valid_BT]
         # a chunk of tokens x vocabulary at a time, computed again in the backward pass
-        chunks = chunk_slices(len(taken_N), chunk_tokens(self.chunk, self.q_head.out_features))
+        chunks = slices(len(taken_N), chunk_tokens(self.chunk, self.q_head.out_features))
         parts = [checkpoint(self._of_tokens, hidden_NH[c], taken_N[c], use_reentrant=False) for c in chunks]
         empty_BT = values_BS.new_zeros(batch.valid_BT.shape)
         q_BT, nll_BT, outside_BT = (

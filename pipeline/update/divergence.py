@@ -19,11 +19,11 @@ from pipeline.update.logprobs import (
     IMPOSSIBLE,
     HeadGradients,
     check_temperature,
-    chunk_slices,
     chunk_tokens,
     head_in_dtype,
     head_logits,
     scaled_logits,
+    slices,
 )
 
 NEAR_AN_END = 0.05  # beta within this of 0 or 1: the mixture's divergence is a difference of nearly equal numbers
@@ -178,7 +178,7 @@ class _Divergence(torch.autograd.Function):
             head = head_in_dtype(hidden_NH, weight_VH, bias_V)
             parts = [
                 compare(scaled_logits(head_logits(hidden_NH[rows], *head), temperature), rows)
-                for rows in chunk_slices(len(hidden_NH), chunk)
+                for rows in slices(len(hidden_NH), chunk)
             ]
         return torch.cat(parts) if parts else hidden_NH.new_zeros(0, dtype=torch.float32)
 
@@ -188,7 +188,7 @@ class _Divergence(torch.autograd.Function):
         gradients = HeadGradients(hidden_NH, weight_VH, bias_V, ctx.needs_input_grad[:3])
         with torch.autocast(hidden_NH.device.type, enabled=False):
             head_VH, head_V = head_in_dtype(hidden_NH, weight_VH, bias_V)
-            for rows in chunk_slices(len(hidden_NH), ctx.chunk):
+            for rows in slices(len(hidden_NH), ctx.chunk):
                 scaled_CV = scaled_logits(head_logits(hidden_NH[rows], head_VH, head_V), ctx.temperature)
                 with torch.enable_grad():
                     scaled_CV = scaled_CV.detach().requires_grad_()

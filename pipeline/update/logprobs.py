@@ -1,9 +1,11 @@
 """Log-probs of given tokens in float32, without materializing batch x length x vocabulary in float32.
 
-Axes: B batch, T tokens, H hidden size, V vocabulary, N flat tokens, C tokens of one chunk.
+Axes: B batch, T tokens, H hidden size, V vocabulary, N flat tokens; C tokens of one chunk and K entries of one block of
+the vocabulary, which together are a tile; P blocks.
 
-`chunked_token_logprobs` applies the head to hidden states, so that logits exist for one chunk at a time, in forward and
-again in backward; `token_logprobs` starts from existing logits.
+`chunked_token_logprobs` applies the head to hidden states, so that logits exist for one tile at a time, in forward and
+again in backward; `token_logprobs` starts from existing logits. The softmax is summed up over blocks as in online
+softmax (arXiv:1805.02867).
 Supported: tied and untied heads, a head bias, a float32 head on a bfloat16 body, first-order gradients to hidden
 states, head and bias. Not supported: second-order gradients, a head sharded over ranks (gather it first).
 """
@@ -13,10 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Large enough to amortize the launch of the head's products and the accumulation into its gradient, and small enough to
-# limit the size of the temporaries: 2**24 float32 numbers are 64 MiB.
+# Where logits of the whole vocabulary are needed at once: large enough to amortize the head's products and the
+# accumulation into its gradient, and small enough to limit the temporaries; 2**24 float32 numbers are 64 MiB.
 CHUNK_NUMBERS = 2**24
 MIN_CHUNK = 256  # tokens
+# Numbers of a tile and the largest block of the vocabulary. On a CPU a tile in float32 (4 MiB) stays in cache through
+# all passes over it; on a GPU it has to amortize the launches of its kernels.
+TILE_NUMBERS = {"cpu": 2**20, "cuda": 2**25}
+BLOCK = {"cpu": 2**11, "cuda": 2**14}
 # exp(IMPOSSIBLE) is exactly 0, also in float64; a log-prob of -inf (a banned token) would give 0 * -inf = NaN in an
 # entropy
 IMPOSSIBLE = -1000.0
@@ -34,7 +40,8 @@ def token_logprobs(
     check_temperature(temperature)
     vocabulary = logits_BTV.shape[-1]
     logits_NV, ids_N = logits_BTV.reshape(-1, vocabulary), ids_BT.reshape(-1)
-    logprobs_N, entropy_N = _FromLogits.apply(logits_NV, ids_N, temperature, chunk_tokens(chunk, vocabulary))
+    chunk = chunk_tokens(chunk, vocabulary, tile_numbers(logits_NV.device))
+    logprobs_N, entropy_N = _FromLogits.apply(logits_NV, ids_N, temperature, chunk)
     return logprobs_N.view(ids_BT.shape), entropy_N.view(ids_BT.shape)
 
 
@@ -45,6 +52,7 @@ def chunked_token_logprobs(
     *,
     temperature: float,
     chunk: int | None = None,
+    block: int | None = None,
     bias_V: Tensor | None = None,
     mask_BT: Tensor | None = None,
     float32_head: bool = False,
@@ -52,18 +60,19 @@ def chunked_token_logprobs(
     """Log-probs of ids under softmax((hidden @ weight.T + bias) / temperature), and entropies; both (B, T) float32.
 
     hidden_BTH: the last hidden state at the position BEFORE each token (after the final norm).
-    chunk: tokens whose logits exist at a time; None = chosen from the vocabulary size.
+    chunk, block: tokens and entries of the vocabulary whose logits exist at a time; None = chosen for the device.
     mask_BT: True = compute this token; elsewhere both outputs are 0 and the head is not applied.
     float32_head: multiply in float32 even if hidden states are bfloat16; otherwise in the hidden states' dtype.
     Raises ValueError unless temperature > 0.
     """
     check_temperature(temperature)
-    chunk = chunk_tokens(chunk, weight_VH.shape[0])
+    block = block or BLOCK.get(hidden_BTH.device.type, BLOCK["cuda"])
+    chunk = chunk_tokens(chunk, min(block, weight_VH.shape[0]), tile_numbers(hidden_BTH.device))
     wanted_BT = torch.ones_like(ids_BT, dtype=torch.bool) if mask_BT is None else mask_BT.bool()
     hidden_NH, ids_N = hidden_BTH[wanted_BT], ids_BT[wanted_BT]
     if float32_head:
         hidden_NH = hidden_NH.to(torch.promote_types(hidden_NH.dtype, torch.float32))
-    logprobs_N, entropy_N = _FromHidden.apply(hidden_NH, weight_VH, bias_V, ids_N, temperature, chunk)
+    logprobs_N, entropy_N = _FromHidden.apply(hidden_NH, weight_VH, bias_V, ids_N, temperature, chunk, block)
     if mask_BT is None:
         return logprobs_N.view(ids_BT.shape), entropy_N.view(ids_BT.shape)
     empty_BT = logprobs_N.new_zeros(ids_BT.shape)
@@ -88,7 +97,7 @@ def chunked_squares(
     with torch.autocast(hidden_NH.device.type, enabled=False):
         head = head_in_dtype(hidden_NH, weight_VH, bias_V)
         parts = []
-        for rows in chunk_slices(len(hidden_NH), chunk):
+        for rows in slices(len(hidden_NH), chunk):
             scaled_CV = scaled_logits(head_logits(hidden_NH[rows], *head), temperature)
             parts.append(((2 * scaled_CV).logsumexp(1) - 2 * scaled_CV.logsumexp(1)).exp())
     return out_BT.masked_scatter(mask_BT, torch.cat(parts).float()) if parts else out_BT
@@ -100,8 +109,7 @@ class _FromLogits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, ids_N: Tensor, temperature: float, chunk: int) -> tuple[Tensor, Tensor]:
         parts = [
-            _measure(scaled_logits(logits_NV[rows], temperature), ids_N[rows])
-            for rows in chunk_slices(len(ids_N), chunk)
+            _measure(scaled_logits(logits_NV[rows], temperature), ids_N[rows]) for rows in slices(len(ids_N), chunk)
         ]
         logprobs_N, entropy_N, normaliser_N = _joined(parts, logits_NV)
         ctx.set_materialize_grads(False)
@@ -113,15 +121,15 @@ class _FromLogits(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         logits_NV, ids_N, entropy_N, normaliser_N = ctx.saved_tensors
         grad_NV = torch.empty_like(logits_NV)
-        for rows in chunk_slices(len(ids_N), ctx.chunk):
+        for rows in slices(len(ids_N), ctx.chunk):
             scaled_CV = scaled_logits(logits_NV[rows], ctx.temperature)
             grad_CV = _grad_scaled(scaled_CV, ids_N[rows], entropy_N[rows], normaliser_N[rows], *_rows(grads, rows))
-            grad_NV[rows] = grad_CV.div_(ctx.temperature)
+            grad_NV[rows] = _divided(grad_CV, ctx.temperature)
         return grad_NV, None, None, None
 
 
 class _FromHidden(torch.autograd.Function):
-    """Computes the logits of one chunk at a time, and again in backward: one more head product, but far less memory."""
+    """Computes the logits of one tile at a time, and again in backward: one more head product, but far less memory."""
 
     @staticmethod
     def forward(
@@ -132,17 +140,19 @@ class _FromHidden(torch.autograd.Function):
         ids_N: Tensor,
         temperature: float,
         chunk: int,
+        block: int,
     ) -> tuple[Tensor, Tensor]:
+        sums = SoftmaxSums(hidden_NH, -(-len(weight_VH) // block))
         with torch.autocast(hidden_NH.device.type, enabled=False):
-            head = head_in_dtype(hidden_NH, weight_VH, bias_V)
-            parts = [
-                _measure(scaled_logits(head_logits(hidden_NH[rows], *head), temperature), ids_N[rows])
-                for rows in chunk_slices(len(ids_N), chunk)
-            ]
-        logprobs_N, entropy_N, normaliser_N = _joined(parts, hidden_NH)
+            for number, columns in enumerate(slices(len(weight_VH), block)):
+                head = head_in_dtype(hidden_NH, weight_VH[columns], None if bias_V is None else bias_V[columns])
+                for rows in slices(len(ids_N), chunk):
+                    scaled_CK = scaled_logits(head_logits(hidden_NH[rows], *head), temperature)
+                    sums.add(number, rows, scaled_CK, ids_N[rows] - columns.start)
+        logprobs_N, entropy_N, normaliser_N = sums.read()
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V, ids_N, entropy_N, normaliser_N)
-        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.temperature, ctx.chunk, ctx.block = temperature, chunk, block
         return logprobs_N, entropy_N
 
     @staticmethod
@@ -150,16 +160,53 @@ class _FromHidden(torch.autograd.Function):
         hidden_NH, weight_VH, bias_V, ids_N, entropy_N, normaliser_N = ctx.saved_tensors
         gradients = HeadGradients(hidden_NH, weight_VH, bias_V, ctx.needs_input_grad[:3])
         with torch.autocast(hidden_NH.device.type, enabled=False):
-            head_VH, head_V = head_in_dtype(hidden_NH, weight_VH, bias_V)
-            for rows in chunk_slices(len(ids_N), ctx.chunk):
-                scaled_CV = scaled_logits(head_logits(hidden_NH[rows], head_VH, head_V), ctx.temperature)
-                wide_CV = _grad_scaled(scaled_CV, ids_N[rows], entropy_N[rows], normaliser_N[rows], *_rows(grads, rows))
-                gradients.add(rows, wide_CV.div_(ctx.temperature), head_VH)
-        return *gradients.read(), None, None, None
+            # tokens inside blocks: a block's gradient of the weights stays in cache until it is complete
+            for columns in slices(len(weight_VH), ctx.block):
+                head = head_in_dtype(hidden_NH, weight_VH[columns], None if bias_V is None else bias_V[columns])
+                for rows in slices(len(ids_N), ctx.chunk):
+                    scaled_CK = scaled_logits(head_logits(hidden_NH[rows], *head), ctx.temperature)
+                    local_C = ids_N[rows] - columns.start
+                    wide_CK = _grad_scaled(scaled_CK, local_C, entropy_N[rows], normaliser_N[rows], *_rows(grads, rows))
+                    gradients.add(rows, _divided(wide_CK, ctx.temperature), head[0], columns)
+        return *gradients.read(), None, None, None, None
+
+
+class SoftmaxSums:
+    """Sums over blocks of the vocabulary from which log-probs and entropies are computed, in at least float32.
+
+    Per block and token: the largest scaled logit m, the sum of exp(z - m), and the sum of exp(z - m) (z - m).
+    """
+
+    def __init__(self, like_NH: Tensor, blocks: int) -> None:
+        wide = torch.promote_types(like_NH.dtype, torch.float32)
+        shape = (blocks, len(like_NH))
+        self.largest_PN, self.weight_PN, self.product_PN = (like_NH.new_empty(shape, dtype=wide) for _ in range(3))
+        self.taken_N = like_NH.new_zeros(len(like_NH), dtype=wide)  # scaled logit of the token itself
+
+    def add(self, number: int, rows: slice, scaled_CK: Tensor, local_C: Tensor) -> None:
+        """Tokens `rows` in block `number`. local_C: index of each token in this block, which may lie outside of it.
+        Overwrites scaled_CK."""
+        inside_C, index_C1 = _within(local_C, scaled_CK.shape[1])
+        self.taken_N[rows] += torch.where(inside_C, scaled_CK.gather(1, index_C1)[:, 0], 0.0)
+        largest_C = scaled_CK.amax(1).clamp_(min=torch.finfo(scaled_CK.dtype).min / 4)  # all of a block may be banned
+        scaled_CK.sub_(largest_C[:, None])
+        weight_CK = scaled_CK.exp()
+        self.largest_PN[number, rows], self.weight_PN[number, rows] = largest_C, weight_CK.sum(1)
+        self.product_PN[number, rows] = torch.linalg.vecdot(weight_CK, scaled_CK.clamp_(min=IMPOSSIBLE))
+
+    def read(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(N,) log-probs, entropies, and log-sum-exp of the scaled logits."""
+        largest_N = self.largest_PN.amax(0)
+        below_PN = self.largest_PN - largest_N
+        share_PN = below_PN.exp()
+        total_N = (share_PN * self.weight_PN).sum(0)
+        product_N = (share_PN * (self.product_PN + below_PN * self.weight_PN)).sum(0)
+        normaliser_N = largest_N + total_N.log()
+        return self.taken_N - normaliser_N, total_N.log() - product_N / total_N, normaliser_N
 
 
 class HeadGradients:
-    """Gradients of hidden states, head and bias, summed over chunks of the logits' gradient.
+    """Gradients of hidden states, head and bias, summed over tiles of the logits' gradient.
 
     wanted: which of the three to compute; None is read for the others, as autograd expects.
     """
@@ -168,27 +215,29 @@ class HeadGradients:
         self, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, wanted: tuple[bool, bool, bool]
     ) -> None:
         self.inputs = hidden_NH, weight_VH, bias_V
-        # sum over many chunks: a bfloat16 accumulator would lose small terms
-        wide = torch.promote_types(weight_VH.dtype, torch.float32)
-        self.hidden_NH = torch.empty_like(hidden_NH) if wanted[0] else None
-        self.weight_VH = torch.zeros_like(weight_VH, dtype=wide) if wanted[1] else None
-        self.bias_V = torch.zeros_like(bias_V, dtype=wide) if wanted[2] and bias_V is not None else None
 
-    def add(self, rows: slice, wide_CV: Tensor, head_VH: Tensor) -> None:
-        """One chunk. wide_CV: gradient of the logits of these rows, float32. head_VH: in the dtype of the products."""
-        grad_CV = wide_CV.to(head_VH.dtype)
-        if self.hidden_NH is not None:
-            self.hidden_NH[rows] = grad_CV @ head_VH
-        if self.weight_VH is not None:
-            add_product(self.weight_VH, grad_CV.T, self.inputs[0][rows])
-        if self.bias_V is not None:
-            self.bias_V += wide_CV.sum(0)
+        def zeros(like: Tensor | None, wanted: bool) -> Tensor | None:
+            # sum over many tiles: a bfloat16 accumulator would lose small terms
+            wide = None if like is None else torch.promote_types(like.dtype, torch.float32)
+            return torch.zeros_like(like, dtype=wide) if wanted and like is not None else None
 
-    def read(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        _, weight_VH, bias_V = self.inputs
-        weight_grad = None if self.weight_VH is None else self.weight_VH.to(weight_VH.dtype)
-        bias_grad = None if self.bias_V is None or bias_V is None else self.bias_V.to(bias_V.dtype)
-        return self.hidden_NH, weight_grad, bias_grad
+        self.sums = tuple(zeros(like, some) for like, some in zip(self.inputs, wanted, strict=True))
+
+    def add(self, rows: slice, wide_CK: Tensor, head_KH: Tensor, columns: slice = slice(None)) -> None:
+        """One tile. wide_CK: gradient of the logits of these rows and columns, float32. head_KH: the head's rows
+        `columns`, in the dtype of the products."""
+        hidden_NH, weight_VH, bias_V = self.sums
+        grad_CK = wide_CK.to(head_KH.dtype)
+        if hidden_NH is not None:
+            add_product(hidden_NH[rows], grad_CK, head_KH)
+        if weight_VH is not None:
+            add_product(weight_VH[columns], grad_CK.T, self.inputs[0][rows])
+        if bias_V is not None:
+            bias_V[columns] += wide_CK.sum(0)
+
+    def read(self) -> tuple[Tensor | None, ...]:
+        pairs = zip(self.sums, self.inputs, strict=True)
+        return tuple(None if total is None or like is None else total.to(like.dtype) for total, like in pairs)
 
 
 def add_product(sum_VH: Tensor, left_VC: Tensor, right_CH: Tensor) -> None:
@@ -227,8 +276,20 @@ def _grad_scaled(
         grad_CV = logprobs_CV.clamp_(min=IMPOSSIBLE).mul_(-grad_entropy_C[:, None]).sub_(rest_C[:, None])
         grad_CV.mul_(probabilities_CV)
     if grad_logprobs_C is not None:
-        grad_CV.scatter_add_(1, ids_C[:, None], grad_logprobs_C[:, None].to(grad_CV.dtype))
+        inside_C, index_C1 = _within(ids_C, grad_CV.shape[1])
+        grad_CV.scatter_add_(1, index_C1, (grad_logprobs_C * inside_C)[:, None].to(grad_CV.dtype))
     return grad_CV
+
+
+def _within(local_C: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Whether each index is one of 0 .. size - 1, and the (C, 1) nearest that is."""
+    index_C1 = local_C.clamp(0, size - 1)[:, None]
+    return index_C1[:, 0] == local_C, index_C1
+
+
+def _divided(x_CV: Tensor, temperature: float) -> Tensor:
+    """In place; at temperature 1 without a pass over the tensor."""
+    return x_CV if temperature == 1 else x_CV.div_(temperature)
 
 
 def head_in_dtype(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -242,10 +303,10 @@ def head_logits(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> 
 
 def scaled_logits(logits_CV: Tensor, temperature: float) -> Tensor:
     """A new tensor in at least float32, never an alias of the logits: callers overwrite it."""
-    return logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)) / temperature
+    return _divided(logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32), copy=True), temperature)
 
 
-def chunk_slices(n: int, chunk: int) -> list[slice]:
+def slices(n: int, chunk: int) -> list[slice]:
     return [slice(start, min(start + chunk, n)) for start in range(0, n, chunk)]
 
 
@@ -263,10 +324,16 @@ def _joined(parts: list[tuple[Tensor, Tensor, Tensor]], like: Tensor) -> tuple[T
     return logprobs, entropy, normaliser
 
 
-def chunk_tokens(chunk: int | None, vocabulary: int) -> int:
+def chunk_tokens(chunk: int | None, vocabulary: int, numbers: int | None = None) -> int:
+    """Tokens at a time. numbers: of a chunk of logits; None = that of a whole vocabulary, with at least MIN_CHUNK
+    tokens, because each chunk reads the whole head. Raises ValueError if chunk is below 1."""
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk of {chunk} tokens: must be at least 1, or None to choose by vocabulary")
-    return chunk or max(MIN_CHUNK, CHUNK_NUMBERS // vocabulary)
+    return chunk or (max(MIN_CHUNK, CHUNK_NUMBERS // vocabulary) if numbers is None else max(numbers // vocabulary, 1))
+
+
+def tile_numbers(device: torch.device) -> int:
+    return TILE_NUMBERS.get(device.type, TILE_NUMBERS["cuda"])
 
 
 def check_temperature(temperature: float) -> None:

@@ -24,14 +24,16 @@ def problem(dtype: torch.dtype = torch.float64, vocabulary: int = V) -> tuple[Te
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
-@pytest.mark.parametrize("chunk", [None, 1, 4, 15, 100])
-def test_detail_1_log_probs_are_log_softmax_at_the_sampling_temperature(temperature: float, chunk: int | None) -> None:
+@pytest.mark.parametrize("chunk, block", [(None, None), (1, 1), (4, 3), (15, 11), (100, 100)])
+def test_detail_1_log_probs_are_log_softmax_at_the_sampling_temperature(
+    temperature: float, chunk: int | None, block: int | None
+) -> None:
     hidden_BTH, weight_VH, bias_V, ids_BT, _ = problem()
     logits_BTV = hidden_BTH @ weight_VH.T + bias_V
     expected_BT = torch.log_softmax(logits_BTV / temperature, -1).gather(-1, ids_BT[..., None])[..., 0]
     entropy_BT = torch.distributions.Categorical(logits=logits_BTV / temperature).entropy()
     from_hidden = chunked_token_logprobs(
-        hidden_BTH, weight_VH, ids_BT, temperature=temperature, chunk=chunk, bias_V=bias_V
+        hidden_BTH, weight_VH, ids_BT, temperature=temperature, chunk=chunk, block=block, bias_V=bias_V
     )
     from_logits = token_logprobs(logits_BTV, ids_BT, temperature=temperature, chunk=chunk)
     for logprobs_BT, entropies_BT in (from_hidden, from_logits):
@@ -39,13 +41,13 @@ def test_detail_1_log_probs_are_log_softmax_at_the_sampling_temperature(temperat
         torch.testing.assert_close(entropies_BT, entropy_BT)
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 100])
-def test_gradients_through_log_probs_and_entropy_equal_numerical_ones(chunk: int) -> None:
+@pytest.mark.parametrize("chunk, block", [(1, 1), (4, 3), (100, 100)])
+def test_gradients_through_log_probs_and_entropy_equal_numerical_ones(chunk: int, block: int) -> None:
     hidden_BTH, weight_VH, bias_V, ids_BT, mask_BT = problem()
 
     def from_hidden(hidden_BTH: Tensor, weight_VH: Tensor, bias_V: Tensor) -> tuple[Tensor, Tensor]:
         return chunked_token_logprobs(
-            hidden_BTH, weight_VH, ids_BT, temperature=0.7, chunk=chunk, bias_V=bias_V, mask_BT=mask_BT
+            hidden_BTH, weight_VH, ids_BT, temperature=0.7, chunk=chunk, block=block, bias_V=bias_V, mask_BT=mask_BT
         )
 
     assert torch.autograd.gradcheck(from_hidden, (hidden_BTH, weight_VH, bias_V))
@@ -142,6 +144,22 @@ def test_autocast_does_not_reach_into_a_float32_head() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside, _ = chunked_token_logprobs(hidden_BTH, weight_VH, ids_BT, temperature=1.0)
     assert inside.equal(outside)
+
+
+@pytest.mark.parametrize("block", [2, 4, 11])
+def test_tokens_that_the_heads_bias_bans_count_nothing_even_where_a_block_holds_no_other(block: int) -> None:
+    hidden_BTH, weight_VH, bias_V, _, _ = problem()
+    with torch.no_grad():
+        bias_V[:4] = -torch.inf
+    ids_BT = torch.full((B, T), 7)
+    logprobs_BT, entropy_BT = chunked_token_logprobs(
+        hidden_BTH, weight_VH, ids_BT, temperature=0.7, block=block, bias_V=bias_V
+    )
+    kept_BTV = (hidden_BTH @ weight_VH[4:].T + bias_V[4:]) / 0.7
+    torch.testing.assert_close(logprobs_BT, kept_BTV.log_softmax(-1)[..., 7 - 4])
+    torch.testing.assert_close(entropy_BT, torch.distributions.Categorical(logits=kept_BTV).entropy())
+    (logprobs_BT.sum() + entropy_BT.sum()).backward()
+    assert weight_VH.grad is not None and weight_VH.grad.isfinite().all() and not weight_VH.grad[:4].any()
 
 
 def test_banned_token_with_a_logit_of_minus_infinity_leaves_entropy_and_gradient_finite() -> None:
