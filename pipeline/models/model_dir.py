@@ -58,3 +58,12 @@ def thread_count(threads: int | str | None, model_path: str | None) -> int | Non
         assert not isinstance(threads, str)
         return threads
     return None if model_path and parameters_at(model_path) > LARGE else 1
+
+
+def activation_limit(parameters: int) -> int:
+    """Bytes that a micro-batch's activations may take on a CPU: half of float32 weights, from 512 MiB to 2 GiB.
+
+    Each micro-batch reads all weights and adds to all gradients, which has to be amortized; more than that only takes
+    memory (benchmarks/NOTES.md).
+    """
+    return min(max(2 * parameters, 2**29), 2**31)

@@ -18,6 +18,7 @@ from pipeline.config.errors import LineageError
 from pipeline.config.load import Config
 from pipeline.config.schema import KINDS, Policy, trains_adapter
 from pipeline.config.work import TRAINER_DEFAULTS, Data, Work
+from pipeline.models.model_dir import activation_limit
 from pipeline.plan.trial import Trial
 from pipeline.run.manifest import read_manifest
 
@@ -147,10 +148,12 @@ def memory_of(cfg: Config, name: str, shape: Shape, data: Data, trial: Trial) ->
         if learned := rewards.learned_models(block.reward or {}):
             parts["reward model"] = weights * len(set(learned.values()))
         rows = min(block.tokens_per_microbatch, block.prompts * block.samples * length)
-        parts["logits"] = 2 * 256 * shape.vocabulary * 4  # the head is applied in chunks
+        parts["logits"] = 2**29 if trial.on_gpu else 2**24  # the head is applied in tiles: four in float32
         # per layer, in bytes per token and unit of width; checkpointing keeps each layer's input, and one full layer
         layers = shape.layers * 4 + 34 * 2 if block.gradient_checkpointing else shape.layers * 34 * 2
-        parts["activations"] = rows * shape.hidden * layers
+        activations = rows * shape.hidden * layers
+        limited = not (trial.on_gpu or block.gradient_checkpointing)
+        parts["activations"] = min(activations, activation_limit(shape.parameters)) if limited else activations
     elif "weights" in parts:
         batch = int({**TRAINER_DEFAULTS, **getattr(block, "trainer", {})}["per_device_train_batch_size"])
         parts["logits"] = 3 * batch * length * shape.vocabulary * 4

@@ -55,6 +55,7 @@ class Trial:
     generator_bytes: int = 0  # added by a model, a generator and one batch, without weights and cache
     cache_bytes: int = 0
     generator: str = ""
+    on_gpu: bool = False
     sampled_per_s: float = 0.0  # tokens
     fetched_per_s: float = 0.0  # tokens, forward only
     learned_per_s: float = 0.0  # tokens, forward and backward
@@ -83,10 +84,12 @@ def run(cfg: Config, inputs: Callable[[], Inputs]) -> Trial:
     if not large:  # else seconds of imports and a hundredth of the memory
         import trl.trainer.sft_trainer  # noqa: F401
 
+    import torch
+
     from pipeline.generation import engines, vllm_engine
     from pipeline.models import adapters, models
 
-    out = Trial(imports_s=time.monotonic() - started)
+    out = Trial(imports_s=time.monotonic() - started, on_gpu=torch.cuda.is_available())
     with tempfile.TemporaryDirectory() as folder:
         model_dir = cfg.model.path or folder
         if cfg.model.path is None:

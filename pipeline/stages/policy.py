@@ -19,6 +19,7 @@ from pipeline.data.prompt_columns import task_of
 from pipeline.data.teacher_prompts import teacher_prompt_ids
 from pipeline.distributed import sharding
 from pipeline.models import adapters, models, weights
+from pipeline.models.model_dir import activation_limit
 from pipeline.run import console
 from pipeline.stages.context import Context, Judged
 from pipeline.stages.heldout_episodes import judge_episodes
@@ -41,7 +42,6 @@ from rewards.source_parts import SOURCE
 # KL per token between a policy and its copy that rounding may explain
 REFERENCE_TOLERANCE = {torch.float32: 1e-5}
 COARSE_TOLERANCE = 1e-2
-MICROBATCH_BYTES = 2 * 2**30  # limit for the activations of a micro-batch on CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +163,11 @@ def make_learner(ctx: Context, policy: CompletionLogprobs) -> Learner:
 
 
 def microbatch_tokens(block: Policy, model: Any) -> int:
-    """Tokens of a micro-batch: those of the config, on CPU no more than MICROBATCH_BYTES of activations allow."""
+    """Tokens of a micro-batch: those of the config, on CPU no more than the limit for activations allows."""
     if block.gradient_checkpointing or torch.cuda.is_available():
         return block.tokens_per_microbatch
-    return min(block.tokens_per_microbatch, affordable_tokens(model, MICROBATCH_BYTES))
+    limit = activation_limit(sum(p.numel() for p in model.parameters()))
+    return min(block.tokens_per_microbatch, affordable_tokens(model, limit))
 
 
 def make_critic(ctx: Context, autocast: torch.dtype | None) -> ValueModel | None:

@@ -20,7 +20,7 @@ from pipeline.models.models import backbone, batches_by_tokens, pad_right
 from pipeline.models.weights import base_of
 from pipeline.update import packing
 from pipeline.update.divergence import TeacherStates, TeacherTopK, chunked_divergence
-from pipeline.update.logprobs import chunked_squares, chunked_token_logprobs, token_logprobs
+from pipeline.update.logprobs import IN_PLACE, chunked_squares, chunked_token_logprobs, token_logprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +133,22 @@ class CompletionLogprobs(nn.Module):
     @property
     def transformer(self) -> Any:
         return backbone(base_of(self.model))
+
+    def add_gradients_in_place(self) -> None:
+        """Let backward passes add the head's gradient to `weight.grad` themselves, and leave the gradient of a tied
+        embedding sparse until it is added: otherwise each makes a tensor as large as the head per micro-batch.
+
+        For training in one process without a wrapper: DDP and FSDP wait for autograd to accumulate each gradient, and
+        `torch.autograd.grad` would not see this one. On a GPU the embedding's gradient stays dense, because adding a
+        sparse one is not deterministic there.
+        """
+        base = base_of(self.model)
+        head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
+        if not plain_head(self.model) or not head.weight.requires_grad:
+            return
+        setattr(head.weight, IN_PLACE, True)
+        if isinstance(embedding, nn.Embedding) and head.weight.dtype == torch.float32:
+            embedding.sparse = embedding.weight is head.weight and head.weight.device.type == "cpu"
 
     def forward(
         self, batch: Padded, temperature: float | None = None, *, squares: bool = False,

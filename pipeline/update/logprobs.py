@@ -205,10 +205,15 @@ class SoftmaxSums:
         return self.taken_N - normaliser_N, total_N.log() - product_N / total_N, normaliser_N
 
 
+IN_PLACE = "gradient_in_place"  # attribute of a weight
+
+
 class HeadGradients:
     """Gradients of hidden states, head and bias, summed over tiles of the logits' gradient.
 
-    wanted: which of the three to compute; None is read for the others, as autograd expects.
+    wanted: which of the three to compute; None is read for the others, as autograd expects. The gradient of a float32
+    weight whose attribute `gradient_in_place` is true is added to its `.grad` directly, and None is read for it: no
+    second tensor of the head's size is made.
     """
 
     def __init__(
@@ -221,7 +226,11 @@ class HeadGradients:
             wide = None if like is None else torch.promote_types(like.dtype, torch.float32)
             return torch.zeros_like(like, dtype=wide) if wanted and like is not None else None
 
-        self.sums = tuple(zeros(like, some) for like, some in zip(self.inputs, wanted, strict=True))
+        self.in_place = wanted[1] and weight_VH.dtype == torch.float32 and getattr(weight_VH, IN_PLACE, False)
+        if self.in_place and weight_VH.grad is None:
+            weight_VH.grad = torch.zeros_like(weight_VH)
+        of_weight_VH = weight_VH.grad if self.in_place else zeros(weight_VH, wanted[1])
+        self.sums = zeros(hidden_NH, wanted[0]), of_weight_VH, zeros(bias_V, wanted[2])
 
     def add(self, rows: slice, wide_CK: Tensor, head_KH: Tensor, columns: slice = slice(None)) -> None:
         """One tile. wide_CK: gradient of the logits of these rows and columns, float32. head_KH: the head's rows
@@ -236,8 +245,11 @@ class HeadGradients:
             bias_V[columns] += wide_CK.sum(0)
 
     def read(self) -> tuple[Tensor | None, ...]:
-        pairs = zip(self.sums, self.inputs, strict=True)
-        return tuple(None if total is None or like is None else total.to(like.dtype) for total, like in pairs)
+        hidden_NH, weight_VH, bias_V = (
+            None if total is None or like is None else total.to(like.dtype)
+            for total, like in zip(self.sums, self.inputs, strict=True)
+        )
+        return hidden_NH, None if self.in_place else weight_VH, bias_V
 
 
 def add_product(sum_VH: Tensor, left_VC: Tensor, right_CH: Tensor) -> None:

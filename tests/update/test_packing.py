@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
@@ -256,6 +257,46 @@ def test_gradient_checkpointing_gives_the_packed_gradients() -> None:
         gradients.append([p.grad for p in model.parameters()])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
+
+
+class TensorsOfShape(TorchDispatchMode):
+    """Counts the dense tensors of a shape that operations return without writing into an input."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        new = isinstance(out, Tensor) and not any(r.alias_info for r in func._schema.returns)
+        if new and out.layout == torch.strided and tuple(out.shape) == self.shape:
+            self.count += 1
+        return out
+
+
+@pytest.mark.parametrize("kind, tied", [("gemma3", True), ("qwen2", False)])
+def test_gradients_added_in_place_equal_autograds_and_make_one_tensor_of_the_heads_size(kind: str, tied: bool) -> None:
+    gradients, counts = [], []
+    for in_place in (False, True):
+        model = make(kind).float()
+        if tied:
+            model.config.tie_word_embeddings = True
+            model.tie_weights()
+        head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+        assert (head is embedding) == tied
+        forward = CompletionLogprobs(model, temperature=1.0)
+        if in_place:
+            forward.add_gradients_in_place()
+        with TensorsOfShape(tuple(head.shape)) as seen:
+            for some in (rows()[:4], rows()[4:]):
+                forward(pad_rows(some, HERE))[0].sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+        counts.append(seen.count)
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], expected, msg=name)
+    # an embedding of its own makes one per micro-batch
+    assert counts[1] == 1 + 2 * (not tied) < counts[0]
 
 
 def test_a_micro_batch_affords_fewer_tokens_the_wider_the_model_and_the_vocabulary_of_a_head_that_is_not_plain() -> (
