@@ -21,7 +21,7 @@ from pipeline.config.schema import Sampling
 
 BLOCK = 512
 AHEAD = 16
-CHUNK_NUMBERS = 2**22  # logits converted to float32 at a time: 16 MiB
+CHUNK_NUMBERS = 2**20  # logits converted to float32 at a time: 4 MiB, which stay in cache
 
 
 def uniforms(generators: Sequence[torch.Generator]) -> Tensor:
@@ -155,11 +155,13 @@ class SeededSampler:
 
 
 def filtered_logits(logits_BV: Tensor, sampling: Sampling) -> Tensor:
-    """(B, V) float32 logits of the distribution that is sampled from: temperature, then min-p, top-k, top-p; -inf where
-    a filter removed a token.
+    """(B, V) logits of the distribution that is sampled from, after temperature, then min-p, top-k, top-p; -inf where a
+    filter removed a token. In float32, or the given tensor if nothing changes it.
 
     In vLLM's order: top-p sums the shares of what min-p and top-k have left.
     """
+    if sampling.temperature == 1 and not sampling.min_p and not sampling.top_k and sampling.top_p >= 1:
+        return logits_BV  # `draw` converts in parts that stay in cache
     logits = logits_BV.float()
     if sampling.temperature != 1:
         logits = logits / sampling.temperature

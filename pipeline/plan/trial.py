@@ -194,6 +194,7 @@ def learning_rates(
     from pipeline.update.forward import CompletionLogprobs
 
     forward = CompletionLogprobs(model, temperature=1.0, autocast=autocast)
+    forward.add_gradients_in_place()  # as in training by one process
     acts = partial(fetch, forward), partial(learn, forward)
     if not few:
         fetched, learned = (full_rate(act, rows) for act in acts)
