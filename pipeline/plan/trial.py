@@ -191,10 +191,10 @@ def learning_rates(
 
     few: only FEW and MORE tokens are computed, and the rate is that of TYPICAL tokens at once.
     """
-    from pipeline.update.forward import CompletionLogprobs
+    from pipeline.update.forward import CompletionLogprobs, add_gradients_in_place
 
     forward = CompletionLogprobs(model, temperature=1.0, autocast=autocast)
-    forward.add_gradients_in_place()  # as in training by one process
+    add_gradients_in_place(model)  # as in training by one process
     acts = partial(fetch, forward), partial(learn, forward)
     if not few:
         fetched, learned = (full_rate(act, rows) for act in acts)

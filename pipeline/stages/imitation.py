@@ -6,6 +6,7 @@ unlabelled one, and both are compared on the completion (Quark, arXiv:2205.13636
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +18,14 @@ from torch import Tensor
 
 from pipeline.data.encoding import Demonstrations
 from pipeline.data.lazy_rows import Mapped
+from pipeline.distributed import ranks, sharding
 from pipeline.models import models
+from pipeline.models.models import backbone
+from pipeline.models.weights import base_of
 from pipeline.records import Scored
 from pipeline.stages.context import Context
+from pipeline.update.forward import add_gradients_in_place, plain_head
+from pipeline.update.logprobs import chunked_token_figures
 
 IGNORED = -100  # the label that transformers leaves out of the loss
 FILL = {"input_ids": 0, "labels": IGNORED, "reference_ids": 0, "reference_labels": IGNORED}
@@ -112,8 +118,13 @@ def imitator(ctx: Context, kl_coef: float, anchor: str) -> Any:
     """TRL's SFTTrainer; with kl_coef a subclass that adds the KL from the frozen model at `anchor` to its loss."""
     from trl import SFTTrainer
 
+    class Imitator(SFTTrainer):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            tile_head(self.model)
+
     if not kl_coef:
-        return SFTTrainer
+        return Imitator
     base = models.load_policy(anchor, ctx.cfg.model).eval().requires_grad_(False)
 
     class WithKl(SFTTrainer):
@@ -134,6 +145,47 @@ def imitator(ctx: Context, kl_coef: float, anchor: str) -> Any:
             return total / num_items_in_batch * self.accelerator.num_processes
 
     return WithKl
+
+
+def tile_head(model: Any) -> None:
+    """On a CPU, let TRL's `model(labels=..., fused_lm_head=True)` compute the log-probs of trained tokens as the policy
+    stages do (pipeline/update/logprobs.py).
+
+    TRL's own fused head applies the vocabulary to every position there, of prompts and padding too. It is left to TRL
+    on a GPU, for sharded weights, for a mixture whose routers are in the loss, and where logits are not head(hidden).
+    """
+    from trl.trainer.utils import FusedCausalLMOutput
+
+    base = base_of(model)
+    head, config = base.get_output_embeddings(), base.config.get_text_config()
+    if base.device.type != "cpu" or sharding.is_sharded() or not plain_head(model):
+        return
+    if getattr(config, "output_router_logits", False):
+        return
+    if ranks.world() == 1:
+        add_gradients_in_place(model)
+    of_trl = base.forward
+
+    @functools.wraps(of_trl)
+    def forward(*args: Any, fused_lm_head: bool = False, labels: Tensor | None = None, **kwargs: Any) -> Any:
+        if not fused_lm_head or labels is None:
+            given = {} if labels is None else {"labels": labels}
+            return of_trl(*args, **given, fused_lm_head=fused_lm_head, **kwargs)
+        count = kwargs.pop("num_items_in_batch", None)
+        hidden_BLH = backbone(base)(*args, **{**kwargs, "use_cache": False}).last_hidden_state
+        if torch.is_autocast_enabled("cpu"):  # the residual stream is float32 under autocast
+            hidden_BLH = hidden_BLH.to(torch.get_autocast_dtype("cpu"))
+        targets_BT = labels[:, 1:]
+        mask_BT = targets_BT != IGNORED
+        logprobs_BT, entropy_BT, likeliest_BT = chunked_token_figures(
+            hidden_BLH[:, :-1], head.weight, targets_BT, temperature=1.0, bias_V=head.bias, mask_BT=mask_BT
+        )
+        loss = -logprobs_BT.sum() / (mask_BT.sum().clamp(min=1) if count is None else count)
+        return FusedCausalLMOutput(
+            loss=loss, log_probs=logprobs_BT, entropy=entropy_BT, is_top1=likeliest_BT, label_mask=mask_BT
+        )
+
+    base.forward = forward
 
 
 def completion_logprobs(model: Any, ids_BL: Tensor, mask_BL: Tensor, labels_BL: Tensor) -> Tensor:

@@ -134,22 +134,6 @@ class CompletionLogprobs(nn.Module):
     def transformer(self) -> Any:
         return backbone(base_of(self.model))
 
-    def add_gradients_in_place(self) -> None:
-        """Let backward passes add the head's gradient to `weight.grad` themselves, and leave the gradient of a tied
-        embedding sparse until it is added: otherwise each makes a tensor as large as the head per micro-batch.
-
-        For training in one process without a wrapper: DDP and FSDP wait for autograd to accumulate each gradient, and
-        `torch.autograd.grad` would not see this one. On a GPU the embedding's gradient stays dense, because adding a
-        sparse one is not deterministic there.
-        """
-        base = base_of(self.model)
-        head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
-        if not plain_head(self.model) or not head.weight.requires_grad:
-            return
-        setattr(head.weight, IN_PLACE, True)
-        if isinstance(embedding, nn.Embedding) and head.weight.dtype == torch.float32:
-            embedding.sparse = embedding.weight is head.weight and head.weight.device.type == "cpu"
-
     def forward(
         self, batch: Padded, temperature: float | None = None, *, squares: bool = False,
         teacher: TeacherStates | TeacherTopK | None = None,
@@ -209,6 +193,23 @@ class CompletionLogprobs(nn.Module):
             hidden_BSH[:, : batch.targets_BT.shape[1]], head.weight, batch.targets_BT, temperature=temperature,
             bias_V=head.bias, mask_BT=batch.valid_BT, float32_head=self.float32_head,
         )  # fmt: skip
+
+
+def add_gradients_in_place(model: Any) -> None:
+    """Let backward passes add the head's gradient to `weight.grad` themselves, and leave the gradient of a tied
+    embedding sparse until it is added: otherwise each makes a tensor as large as the head per micro-batch.
+
+    Only for a head that `chunked_token_logprobs` computes, in training by one process without a wrapper: DDP and FSDP
+    wait for autograd to accumulate each gradient, and `torch.autograd.grad` would not see this one. On a GPU the
+    embedding's gradient stays dense, because adding a sparse one is not deterministic there.
+    """
+    base = base_of(model)
+    head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
+    if not plain_head(model) or not head.weight.requires_grad:
+        return
+    setattr(head.weight, IN_PLACE, True)
+    if isinstance(embedding, nn.Embedding) and head.weight.dtype == torch.float32:
+        embedding.sparse = embedding.weight is head.weight and head.weight.device.type == "cpu"
 
 
 def lowered(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:

@@ -59,9 +59,32 @@ def chunked_token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probs of ids under softmax((hidden @ weight.T + bias) / temperature), and entropies; both (B, T) float32.
 
+    The arguments are those of `chunked_token_figures`.
+    """
+    logprobs_BT, entropy_BT, _ = chunked_token_figures(
+        hidden_BTH, weight_VH, ids_BT, temperature=temperature, chunk=chunk, block=block, bias_V=bias_V,
+        mask_BT=mask_BT, float32_head=float32_head,
+    )  # fmt: skip
+    return logprobs_BT, entropy_BT
+
+
+def chunked_token_figures(
+    hidden_BTH: Tensor,
+    weight_VH: Tensor,
+    ids_BT: Tensor,
+    *,
+    temperature: float,
+    chunk: int | None = None,
+    block: int | None = None,
+    bias_V: Tensor | None = None,
+    mask_BT: Tensor | None = None,
+    float32_head: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probs and entropies as `chunked_token_logprobs`, and whether no token is more likely, (B, T) bool.
+
     hidden_BTH: the last hidden state at the position BEFORE each token (after the final norm).
     chunk, block: tokens and entries of the vocabulary whose logits exist at a time; None = chosen for the device.
-    mask_BT: True = compute this token; elsewhere both outputs are 0 and the head is not applied.
+    mask_BT: True = compute this token; elsewhere all outputs are 0 and the head is not applied.
     float32_head: multiply in float32 even if hidden states are bfloat16; otherwise in the hidden states' dtype.
     Raises ValueError unless temperature > 0.
     """
@@ -72,11 +95,12 @@ def chunked_token_logprobs(
     hidden_NH, ids_N = hidden_BTH[wanted_BT], ids_BT[wanted_BT]
     if float32_head:
         hidden_NH = hidden_NH.to(torch.promote_types(hidden_NH.dtype, torch.float32))
-    logprobs_N, entropy_N = _FromHidden.apply(hidden_NH, weight_VH, bias_V, ids_N, temperature, chunk, block)
-    if mask_BT is None:
-        return logprobs_N.view(ids_BT.shape), entropy_N.view(ids_BT.shape)
-    empty_BT = logprobs_N.new_zeros(ids_BT.shape)
-    return empty_BT.masked_scatter(wanted_BT, logprobs_N), empty_BT.masked_scatter(wanted_BT, entropy_N)
+    figures = _FromHidden.apply(hidden_NH, weight_VH, bias_V, ids_N, temperature, chunk, block)
+    logprobs_BT, entropy_BT, likeliest_BT = (
+        x.view(ids_BT.shape) if mask_BT is None else x.new_zeros(ids_BT.shape).masked_scatter(wanted_BT, x)
+        for x in figures
+    )
+    return logprobs_BT, entropy_BT, likeliest_BT
 
 
 @torch.no_grad()
@@ -141,7 +165,7 @@ class _FromHidden(torch.autograd.Function):
         temperature: float,
         chunk: int,
         block: int,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         sums = SoftmaxSums(hidden_NH, -(-len(weight_VH) // block))
         with torch.autocast(hidden_NH.device.type, enabled=False):
             for number, columns in enumerate(slices(len(weight_VH), block)):
@@ -150,13 +174,16 @@ class _FromHidden(torch.autograd.Function):
                     scaled_CK = scaled_logits(head_logits(hidden_NH[rows], *head), temperature)
                     sums.add(number, rows, scaled_CK, ids_N[rows] - columns.start)
         logprobs_N, entropy_N, normaliser_N = sums.read()
+        likeliest_N = sums.likeliest()
         ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(likeliest_N)
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V, ids_N, entropy_N, normaliser_N)
         ctx.temperature, ctx.chunk, ctx.block = temperature, chunk, block
-        return logprobs_N, entropy_N
+        return logprobs_N, entropy_N, likeliest_N
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        grads = outputs[:2]
         hidden_NH, weight_VH, bias_V, ids_N, entropy_N, normaliser_N = ctx.saved_tensors
         gradients = HeadGradients(hidden_NH, weight_VH, bias_V, ctx.needs_input_grad[:3])
         with torch.autocast(hidden_NH.device.type, enabled=False):
@@ -203,6 +230,10 @@ class SoftmaxSums:
         product_N = (share_PN * (self.product_PN + below_PN * self.weight_PN)).sum(0)
         normaliser_N = largest_N + total_N.log()
         return self.taken_N - normaliser_N, total_N.log() - product_N / total_N, normaliser_N
+
+    def likeliest(self) -> Tensor:
+        """(N,) whether no entry of the vocabulary has a larger logit than the token."""
+        return self.taken_N >= self.largest_PN.amax(0)
 
 
 IN_PLACE = "gradient_in_place"  # attribute of a weight

@@ -28,6 +28,7 @@ from pipeline.update.critic import ValueModel, values_of
 from pipeline.update.forward import (
     CompletionLogprobs,
     Row,
+    add_gradients_in_place,
     affordable_tokens,
     completion_logprobs,
     micro_batches,
@@ -286,7 +287,7 @@ def test_gradients_added_in_place_equal_autograds_and_make_one_tensor_of_the_hea
         assert (head is embedding) == tied
         forward = CompletionLogprobs(model, temperature=1.0)
         if in_place:
-            forward.add_gradients_in_place()
+            add_gradients_in_place(model)
         with TensorsOfShape(tuple(head.shape)) as seen:
             for some in (rows()[:4], rows()[4:]):
                 forward(pad_rows(some, HERE))[0].sum().backward()
