@@ -24,7 +24,7 @@ RUN useradd --create-home --uid 1000 whetstone && mkdir /work && chown whetstone
 USER whetstone
 ENV PATH=/opt/whetstone/.venv/bin:$PATH \
     HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1 VLLM_NO_USAGE_STATS=1 TOKENIZERS_PARALLELISM=false \
-    OMP_WAIT_POLICY=PASSIVE PYTHONPATH=/opt/whetstone
+    OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=1000 PYTHONPATH=/opt/whetstone
 # runs/ is written below the working directory: mount a directory of the host here to keep it
 WORKDIR /work
 ENTRYPOINT ["whetstone"]

@@ -30,6 +30,8 @@ export VLLM_NO_USAGE_STATS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 # threads that wait asleep: spinning ones made a run beside another busy process 50 times slower
 export OMP_WAIT_POLICY ?= PASSIVE
+# but not before they have looked for work for some microseconds
+export GOMP_SPINCOUNT ?= 1000
 # packages are installed uncompiled; without a cache every start would compile them again (12 s)
 unexport PYTHONDONTWRITEBYTECODE
 

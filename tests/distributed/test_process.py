@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.distributed import process
+
 ROOT = Path(__file__).parents[2]
 CODE = """
 import os, sys, warnings
@@ -50,3 +52,13 @@ def test_a_stage_with_vllm_writes_nothing_to_stderr(tmp_path):
     command = [sys.executable, "-m", "pipeline", "run", "configs/demo/pipeline.yaml", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and done.stderr == ""
+
+
+def test_waiting_threads_sleep_soon_unless_the_environment_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    process.prepare_environment(None)
+    assert (os.environ["OMP_WAIT_POLICY"], os.environ["GOMP_SPINCOUNT"]) == ("PASSIVE", "7")
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    process.prepare_environment(None)
+    assert 0 < int(os.environ["GOMP_SPINCOUNT"]) < 10_000
