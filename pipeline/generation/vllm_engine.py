@@ -175,6 +175,8 @@ class VllmGenerator:
         kernels = [] if torch.cuda.is_available() else self.llm.apply_model(detach_expert_kernels)[0]
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(named)})
         restore_expert_kernels(kernels)
+        if not torch.cuda.is_available():
+            self.llm.apply_model(refresh_convolutions)
         self.llm.reset_prefix_cache()  # cached keys and values belong to the old weights
 
 
@@ -199,6 +201,19 @@ def restore_expert_kernels(kernels: Iterable[tuple[Any, Any]]) -> None:
     for method, kernel in kernels:
         if method.moe_kernel is None:
             method.moe_kernel = kernel
+
+
+def refresh_convolutions(model: torch.nn.Module) -> None:
+    """Give Mamba layers the convolution that was loaded last.
+
+    They read it through a view of the tensor that the engine was opened with. A CPU with bfloat16 products packs the
+    weight into another tensor, the one that a reload writes, and keeps the unpacked weight beside it.
+    """
+    for module in model.modules():
+        read = getattr(module, "conv_weights", None)
+        loaded = getattr(getattr(module, "conv1d", None), "_cpu_unpacked_conv_weight", None)
+        if isinstance(read, torch.Tensor) and isinstance(loaded, torch.Tensor) and read.shape == loaded.shape:
+            read.copy_(loaded)
 
 
 def _module_names(model: torch.nn.Module) -> frozenset[str]:

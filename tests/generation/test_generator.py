@@ -27,6 +27,7 @@ from pipeline.generation.vllm_engine import (
     cache_bytes,
     detach_expert_kernels,
     once_where_tied,
+    refresh_convolutions,
     restore_expert_kernels,
 )
 from pipeline.models import adapters, models
@@ -156,6 +157,21 @@ def test_a_kernel_stays_where_a_reload_does_not_reach_the_experts():
     reached.moe_kernel = "new"  # as a reload does
     restore_expert_kernels(kernels)
     assert (reached.moe_kernel, missed.moe_kernel, empty.moe_kernel) == ("new", "old", None)
+
+
+@needs_vllm
+def test_after_a_reload_mamba_layers_read_the_convolution_that_was_packed_from_it():
+    class Mixer(torch.nn.Module):
+        def __init__(self, unpacked):
+            super().__init__()
+            self.conv1d = torch.nn.Linear(2, 3)
+            if unpacked is not None:
+                self.conv1d._cpu_unpacked_conv_weight = unpacked
+            self.register_buffer("conv_weights", torch.zeros(3, 4))
+
+    packed, other_shape, never_packed = Mixer(torch.ones(3, 4)), Mixer(torch.ones(4, 3)), Mixer(None)
+    refresh_convolutions(torch.nn.Sequential(packed, other_shape, never_packed, torch.nn.Linear(1, 1)))
+    assert [float(m.conv_weights.sum()) for m in (packed, other_shape, never_packed)] == [12.0, 0.0, 0.0]
 
 
 def test_the_adapter_is_pushed_merged_and_the_base_is_never_written_to(place):
