@@ -171,7 +171,7 @@ def test_after_a_reload_mamba_layers_read_the_convolution_that_was_packed_from_i
 
     packed, other_shape, never_packed = Mixer(torch.ones(3, 4)), Mixer(torch.ones(4, 3)), Mixer(None)
     refresh_convolutions(torch.nn.Sequential(packed, other_shape, never_packed, torch.nn.Linear(1, 1)))
-    assert [float(m.conv_weights.sum()) for m in (packed, other_shape, never_packed)] == [12.0, 0.0, 0.0]
+    assert [float(m.get_buffer("conv_weights").sum()) for m in (packed, other_shape, never_packed)] == [12.0, 0.0, 0.0]
 
 
 def test_the_adapter_is_pushed_merged_and_the_base_is_never_written_to(place):
