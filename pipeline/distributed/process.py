@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
@@ -10,6 +11,8 @@ import warnings
 from pathlib import Path
 
 from pipeline.distributed.late_compile import compile_late
+
+COLLECTED_FROM = 2 << 30  # bytes of peak memory
 
 
 def peak_rss() -> int:
@@ -22,6 +25,13 @@ def peak_rss() -> int:
     except OSError:
         found = None
     return (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
+
+
+def free_memory() -> None:
+    """Free what reference cycles hold, such as the models of a stage that has ended; nothing in a process that has
+    stayed small, where the search takes longer than it is worth."""
+    if peak_rss() > COLLECTED_FROM:
+        gc.collect()
 
 
 def verbose() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TypeVar
@@ -35,9 +36,14 @@ class Reliable:
         max_model_len: int,
         on_open: Callable[[str], None] = lambda name: None,
     ) -> None:
-        self._open = partial(
-            open_generator, model_dir, model, generate, max_model_len=max_model_len, on_lost=self._forget
-        )
+        # weakly: the engine outlives this object, whose `weights` hold a policy in training and its optimizer
+        myself = weakref.ref(self)
+
+        def on_lost() -> None:
+            if (still_here := myself()) is not None:
+                still_here._held = None
+
+        self._open = partial(open_generator, model_dir, model, generate, max_model_len=max_model_len, on_lost=on_lost)
         self._on_open = on_open
         self._held: Generator | None = None  # with these weights
         self.weights: Callable[[], Iterable[tuple[str, torch.Tensor]]] | None = None
@@ -73,9 +79,6 @@ class Reliable:
             self._on_open(engine.name)
             self._held = engine
         return self._held
-
-    def _forget(self) -> None:
-        self._held = None
 
     def _retried(self, call: Callable[[Generator], T]) -> T:
         engine = self._engine()

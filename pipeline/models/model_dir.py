@@ -40,9 +40,15 @@ def fault(path: str) -> str | None:
     return None
 
 
+def is_large(path: str) -> bool:
+    """Whether a model has more than LARGE parameters. A Hub id counts as large: nearly all are, and the answer must not
+    change once its weights have been fetched."""
+    return not is_local(path) or parameters_at(path) > LARGE
+
+
 def parameters_at(path: str) -> int:
     """Parameters in the safetensors files of a directory, from their headers; 0 where there are none."""
-    return sum(_parameters_in(file) for file in Path(path).glob("*.safetensors"))
+    return sum(_parameters_in(file) for file in Path(path).expanduser().glob("*.safetensors"))
 
 
 def _parameters_in(file: Path) -> int:
@@ -57,7 +63,7 @@ def thread_count(threads: int | str | None, model_path: str | None) -> int | Non
     if threads != "auto":
         assert not isinstance(threads, str)
         return threads
-    return None if model_path and parameters_at(model_path) > LARGE else 1
+    return None if model_path and is_large(model_path) else 1
 
 
 def activation_limit(parameters: int) -> int:

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from pipeline.config.schema import Model
-from pipeline.models.model_dir import LARGE as LARGE
-from pipeline.models.model_dir import parameters_at as parameters_at
+from pipeline.models.model_dir import is_large
 
 
 def precision_of(path: str, model: Model) -> torch.dtype:
@@ -22,7 +21,7 @@ def precision_of(path: str, model: Model) -> torch.dtype:
     if model.dtype != "auto":
         return getattr(torch, model.dtype)
     saved = saved_precision(path)
-    if parameters_at(path) <= LARGE:
+    if not is_large(path):
         return saved
     if multiplies_bfloat16():
         return torch.bfloat16

@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 from pipeline.config.load import Config
 from pipeline.config.schema import Sampling, trains_adapter
 from pipeline.distributed import process
-from pipeline.models.model_dir import LARGE, parameters_at, thread_count
+from pipeline.models.model_dir import is_large, thread_count
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +78,7 @@ def resident() -> int:
 
 def run(cfg: Config, inputs: Callable[[], Inputs]) -> Trial:
     """The trial of a config. inputs: called when all that does not need them is done; blocks until they are there."""
-    large = cfg.model.path is not None and parameters_at(cfg.model.path) > LARGE
+    large = cfg.model.path is not None and is_large(cfg.model.path)
     started = time.monotonic()
     process.prepare(thread_count(cfg.threads, cfg.model.path))
     if not large:  # else seconds of imports and a hundredth of the memory

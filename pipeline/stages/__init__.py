@@ -106,3 +106,4 @@ def run_all(cfg: Config, listeners: Sequence[trackers.Listener] = ()) -> None:
         raise ConfigError([f"{cfg.path}: stages: name at least one stage to run"])
     for name in cfg.stages:
         bring_up_to_date(cfg, name, listeners)
+        process.free_memory()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from functools import partial
+
 import pytest
 import torch
 from loop_kit import tiny_model
@@ -47,6 +51,18 @@ def test_an_engine_is_opened_once_and_again_only_after_it_was_closed(tmp_path):
     engines.close_generators()
     user.logprobs(IDS)
     assert opened == ["transformers"] * 2
+
+
+def test_an_open_engine_does_not_keep_the_policy_that_was_trained_last(tmp_path):
+    place = str(tiny_model(tmp_path))
+    user, policy = reliable(place), models.load_policy(place, Model())
+    user.weights = partial(models.named_weights, policy)
+    user.logprobs(IDS)
+    gone = weakref.ref(policy)
+    del user, policy
+    gc.collect()
+    assert gone() is None and len(engines._open) == 1
+    assert reliable(place).logprobs(IDS) == logprobs_of(place)
 
 
 def test_after_a_crash_the_engine_has_the_weights_in_training_and_gives_the_same_samples(tmp_path, monkeypatch, capsys):

@@ -15,8 +15,8 @@ from pipeline.generation import engines
 from pipeline.generation.generator import largest_gap
 from pipeline.generation.hf_engine import sequence_logprobs
 from pipeline.models import models, precision
-from pipeline.models.model_dir import thread_count
-from pipeline.models.precision import parameters_at, precision_of
+from pipeline.models.model_dir import parameters_at, thread_count
+from pipeline.models.precision import precision_of
 
 AUTO = Model(dtype="auto")
 
@@ -56,6 +56,13 @@ def test_auto_is_bfloat16_for_a_large_model_on_a_machine_that_multiplies_it_fast
     assert precision_of(place, Model(dtype="float32")) == torch.float32, "a named precision is kept"
 
 
+def test_a_hub_id_counts_as_a_large_model_before_it_is_fetched_and_after(monkeypatch):
+    monkeypatch.setattr(precision, "saved_precision", lambda path: torch.bfloat16)
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert precision_of("org/name-of-the-Hub", AUTO) == torch.float32
+
+
 @pytest.mark.stages
 @pytest.mark.usefixtures("no_engine_left_behind")
 @pytest.mark.parametrize("backend", ["transformers", "vllm"])
@@ -75,5 +82,5 @@ def test_a_large_model_gets_all_threads_and_a_small_one_a_single_thread(tmp_path
     large, small = (checkpoint(tmp_path / str(rows), rows=rows) for rows in (60_000, 100))
     assert thread_count("auto", large) is None and thread_count("auto", small) == 1
     assert thread_count("auto", None) == 1, "a tiny model made here"
-    assert thread_count("auto", "org/name-of-the-Hub") == 1
+    assert thread_count("auto", "org/name-of-the-Hub") is None, "whether it has been fetched or not"
     assert thread_count(3, large) == 3 and thread_count(None, small) is None
