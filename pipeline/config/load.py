@@ -54,7 +54,7 @@ class Config:
     runs_dir: str = "runs"
     """Directory of all runs."""
     threads: Positive | Literal["auto"] | None = "auto"
-    """Threads of torch on CPU; null leaves them to torch; auto does so for models over 50M parameters, else takes 1."""
+    """Threads of torch on CPU; null leaves them to torch; auto does so for a Hub id and over 50M parameters, else 1."""
     trackers: list[Literal["trackio", "tensorboard", "wandb"]] | None = None
     """Experiment trackers; null takes trackio if it is installed, [] none."""
     verifier_dirs: list[str] = field(default_factory=list)
