@@ -118,12 +118,13 @@ def imitator(ctx: Context, kl_coef: float, anchor: str) -> Any:
     """TRL's SFTTrainer; with kl_coef a subclass that adds the KL from the frozen model at `anchor` to its loss."""
     from trl import SFTTrainer
 
-    class Imitator(SFTTrainer):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            tile_head(self.model)
-
     if not kl_coef:
+
+        class Imitator(SFTTrainer):
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, **kwargs)
+                tile_head(self.model)
+
         return Imitator
     base = models.load_policy(anchor, ctx.cfg.model).eval().requires_grad_(False)
 
