@@ -266,6 +266,7 @@ def train(cfgs: Sequence[Config], command: str, workers: int = 1) -> int:
                 from pipeline.report import write_report
 
                 print(f"report: {write_report(cfg.run_dir)}")
+        ranks.leave()
     return 0
 
 

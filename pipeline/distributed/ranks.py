@@ -58,6 +58,20 @@ def start() -> None:
                            "or start python -m pipeline without a launcher"])  # fmt: skip
 
 
+def leave() -> None:
+    """Leave the other processes, once all are done: an interpreter that exits inside a group may abort (exit -6).
+
+    Gloo's threads are joined here and not at exit (pytorch issue 190489). Not for a process that ends early: the
+    barrier would wait for ranks that are still at work.
+    """
+    if _joined() > 1:
+        import torch.distributed
+
+        barrier()
+        _second.clear()
+        torch.distributed.destroy_process_group()
+
+
 def requested_processes(environ: Mapping[str, str], parent: Sequence[str]) -> int:
     """How many processes the launcher should have started: by its environment, or by accelerate's own command line.
 
@@ -265,6 +279,7 @@ __all__ = [
     "give_up",
     "is_main",
     "largest",
+    "leave",
     "lost_another",
     "mapped",
     "open_aside",

@@ -122,7 +122,9 @@ def printed_by_ranks(script: str, model: Path) -> list[dict[str, Any]]:
     done = ranks_kit.run([*ranks_kit.accelerated("fsdp2", 2)[:-2], path, str(model)])
     assert done.returncode == 0, done.stderr[-3000:]
     lines = (line.removeprefix("RANK ") for line in done.stdout.splitlines() if line.startswith("RANK "))
-    return sorted(map(json.loads, lines), key=lambda line: line["rank"])
+    said = sorted(map(json.loads, lines), key=lambda line: line["rank"])
+    assert [line["left"] for line in said] == [True, True], "an interpreter that exits inside a group may abort"
+    return said
 
 
 def test_a_sharded_reference_says_and_follows_what_a_whole_one_does(tmp_path):
@@ -308,6 +310,14 @@ def test_cutting_over_one_process_is_refused(monkeypatch):
     monkeypatch.setenv("FSDP_VERSION", "2")
     with pytest.raises(ConfigError, match="leaves nothing to shard; raise num_processes"):
         ranks.start()
+
+
+def test_a_run_that_is_done_leaves_its_group(tmp_path, monkeypatch):
+    """Gloo's threads, when an interpreter exits inside a group, end some processes with abort (exit -6)."""
+    left: list[bool] = []
+    monkeypatch.setattr(ranks, "leave", lambda: left.append(True))
+    assert main(["base", str(ranks_kit.write_chain(tmp_path)), f"runs_dir={tmp_path}"]) == 0
+    assert left == [True]
 
 
 @pytest.mark.parametrize("mode", sharding.MODES)
