@@ -20,7 +20,7 @@ NAMES = (
     "step", "long_prompt", "rollout", "scoring", "overlapped_scoring", "agent_loop", "learn", "learn_short", "sync",
     "trainers", "start", "memory", "scale", "large_data",
     "gpu",  # not run by default: for a machine with a GPU
-    "real", "real_step", "real_update", "real_plan",  # not run by default: they download a model
+    "real", "real_step", "real_update", "real_plan", "real_learn",  # not run by default: they need a model
 )  # fmt: skip
 LATEST = Path(__file__).parent / "results" / "latest.json"
 # figure: (bound, True if higher is better)

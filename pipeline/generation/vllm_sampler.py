@@ -1,11 +1,13 @@
 """vLLM's sampler for seeded requests, drawn together: one uniform number per request and step, through the inverse CDF.
 
 vLLM draws vocabulary-many exponentials for each seeded request, one request after the other: with 262,144 tokens more
-than half of a decoding step on CPU. `install` replaces two methods of one engine's sampler:
+than half of a decoding step on CPU. `install` replaces three methods of one engine's sampler:
 
 - the whole sampler, where every request is seeded and samples at a temperature without filters or penalties: log-probs
   and token come of one pass, and no (B, V) log-softmax is made;
-- the draw after top-k, top-p, min-p and penalties, where every request is seeded.
+- the draw after top-k, top-p, min-p and penalties, where every request is seeded;
+- the log-probs of given tokens, as the canary and a teacher need them: the rank of each token in the vocabulary, which
+  took a third of the canary's time in the engine, is not computed, as it is not in the first.
 
 Anything else (a greedy or an unseeded request in the batch, bad words, log-probs of more tokens) takes vLLM's own way.
 The replaced methods are vLLM's internals, so `install` first checks that they look as they did where this was tested;
@@ -26,6 +28,7 @@ from pipeline.generation.seeded_sampler import draw, uniforms
 
 FORWARD = ["logits", "sampling_metadata", "predict_bonus_token", "logprobs_mode_override"]
 FILTERED = ["logits", "generators", "k", "p"]
+GATHER = ["logprobs", "num_logprobs", "token_ids"]
 FIELDS = {
     "temperature", "all_greedy", "all_random", "top_p", "top_k", "generators", "max_num_logprobs", "no_penalties",
     "prompt_token_ids", "frequency_penalties", "presence_penalties", "repetition_penalties", "output_token_ids",
@@ -40,6 +43,7 @@ def install(worker: Any) -> str:
     if not reason:
         sampler = worker.model_runner.sampler
         sampler.forward = seeded_forward(sampler.forward)
+        sampler.gather_logprobs = unranked(sampler.gather_logprobs)
         filtered = sampler.topk_topp_sampler
         filtered.forward = seeded_filtered(filtered.forward)
     return reason
@@ -53,9 +57,13 @@ def unknown_internals(worker: Any) -> str:
         return "the model runner has no sampler of the known kind"
     from vllm.v1.sample.metadata import SamplingMetadata
 
-    for name, method, known in (("Sampler", sampler.forward, FORWARD), ("TopKTopPSampler", filtered.forward, FILTERED)):
-        if list(inspect.signature(method).parameters) != known:
-            return f"{name}.forward takes other arguments"
+    for name, owner, method, known in (
+        ("Sampler.forward", sampler, "forward", FORWARD),
+        ("Sampler.gather_logprobs", sampler, "gather_logprobs", GATHER),
+        ("TopKTopPSampler.forward", filtered, "forward", FILTERED),
+    ):
+        if list(inspect.signature(getattr(owner, method, lambda: None)).parameters) != known:
+            return f"{name} takes other arguments"
     changed = sorted({f.name for f in dataclasses.fields(SamplingMetadata)} ^ FIELDS)
     if changed:
         return f"SamplingMetadata differs in {', '.join(changed)}"
@@ -100,6 +108,20 @@ def seeded_filtered(own: Callable[..., Any]) -> Callable[..., Any]:
         return ids_B, filtered_BV.log_softmax(dim=-1, dtype=torch.float32)
 
     return forward
+
+
+def unranked(own: Callable[..., Any]) -> Callable[..., Any]:
+    """vLLM's `Sampler.gather_logprobs`; where only the given tokens' log-probs are requested, their ranks are 0."""
+
+    def gather_logprobs(logprobs: Tensor, num_logprobs: int, token_ids: Tensor) -> Any:
+        if num_logprobs:
+            return own(logprobs, num_logprobs, token_ids)
+        from vllm.v1.outputs import LogprobsTensors
+
+        ids_T1 = token_ids[:, None]
+        return LogprobsTensors(ids_T1.to(torch.int32), logprobs.gather(-1, ids_T1), torch.zeros_like(token_ids))
+
+    return gather_logprobs
 
 
 def plain(metadata: Any, rows: int) -> bool:

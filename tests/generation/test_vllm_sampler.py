@@ -99,6 +99,21 @@ def test_requests_that_are_greedy_or_have_no_seed_take_vllms_own_way(engine, dra
     answers = engine.llm.generate(prompts, mixed, use_tqdm=False)
     assert all(len(a.outputs[0].token_ids) > 0 for a in answers) and not draws
     assert len(answers[3].outputs[0].logprobs[0]) >= 2
+    assert min(one.rank for one in answers[3].outputs[0].logprobs[0].values()) == 1
+
+
+def test_log_probs_of_given_tokens_are_the_models_and_cost_no_pass_for_ranks(place, engine, monkeypatch):
+    from vllm.v1.sample import sampler
+
+    passes: list[int] = []
+    monkeypatch.setattr(sampler, "batched_count_greater_than", lambda x, values: passes.append(len(x)))
+    found = engine.logprobs(PROMPTS)
+    assert not passes
+    model = TransformersGenerator(place, Model(), Generate()).model
+    for ids, logprobs in zip(PROMPTS, found, strict=True):
+        with torch.no_grad():
+            of_all = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        assert logprobs == pytest.approx([float(of_all[i, t]) for i, t in enumerate(ids[1:])], abs=1e-4)
 
 
 def test_a_vllm_with_other_internals_keeps_its_own_sampler():
