@@ -23,6 +23,8 @@ UPGRADE :=
 # processes of `make test`, where a file stays on one, and stages at once of `make demo`
 WORKERS ?= 2
 MODEL :=
+# another model in place of CONFIG's
+OF_MODEL = $(if $(MODEL),"model.path=$(MODEL)")
 
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export DO_NOT_TRACK ?= 1
@@ -34,6 +36,9 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 1000
 # packages are installed uncompiled; without a cache every start would compile them again (12 s)
 unexport PYTHONDONTWRITEBYTECODE
+
+# MODEL, or the real pretrained model, fetched once
+OR_FETCHED = model="$(MODEL)"; [ -n "$$model" ] || model=$$($(PY) -m benchmarks.real_model fetch)
 
 # "order name summary" of every kind of stage, read from the classes that define them
 KINDS := awk '/^    summary="/ { split($$0, text, "\""); summary = text[2]; order = 75 } \
@@ -60,20 +65,22 @@ demo: $(STAMP) ## run the whole chain on a tiny embedded model; writes runs/demo
 	HF_HUB_OFFLINE=1 $(PY) -m pipeline run $(DEMO) workers=$(WORKERS) $(SET)
 
 demo-real: $(STAMP) ## the same chain on a real pretrained model, fetched once; MODEL=path-or-Hub-id takes another
-	model="$(MODEL)"; [ -n "$$model" ] || model=$$($(PY) -m benchmarks.real_model fetch) && \
-	$(PY) -m pipeline run $(REAL) model.path="$$model" $(SET)
+	$(OR_FETCHED) && $(PY) -m pipeline run $(REAL) model.path="$$model" $(SET)
 
 test: $(STAMP) ## run the tests in WORKERS=2 processes; ARGS="-k name" chooses
-	HF_HUB_OFFLINE=1 $(PY) -m pytest -q --durations=15 -m "not long" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	HF_HUB_OFFLINE=1 $(PY) -m pytest -q --durations=15 -m "not long and not real" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-long: $(STAMP) ## the tests that take minutes each: learning over seeds, ten thousand sandboxed runs, several processes
 	HF_HUB_OFFLINE=1 $(PY) -m pytest -q --durations=15 -m long $(ARGS)
+
+test-real: $(STAMP) ## the tests on a real pretrained model, fetched once; MODEL=path takes another
+	$(OR_FETCHED) && MODEL="$$model" HF_HUB_OFFLINE=1 $(PY) -m pytest -q --durations=15 -m real $(ARGS)
 
 check: $(STAMP) ## format, lint, types and the fast tests
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	HF_HUB_OFFLINE=1 $(PY) -m pytest -q -m "not slow and not long and not stages and not gpu" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	HF_HUB_OFFLINE=1 $(PY) -m pytest -q -m "not slow and not long and not stages and not gpu and not real" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 help: ## this list
 	@$(KINDS) | awk 'BEGIN { FS = ":.*## " } \
@@ -84,22 +91,23 @@ help: ## this list
 	  /^[a-z_-]+( [a-z_-]+)*:.*## / { n = split($$1, names, " "); for (i = 1; i <= n; i++) \
 	    printf "  make %-16s %s\n", names[i], $$2 }' - $(firstword $(MAKEFILE_LIST))
 	@printf '\n'; printf '%s\n' \
-	  'CONFIG=file.yaml names the pipeline, SET="a.b=c d=e" changes keys of it, RUN=runs/NAME names what a run left.' \
+	  'CONFIG=file.yaml names the pipeline, SET="a.b=c d=e" changes keys of it, MODEL=path-or-Hub-id its model;' \
+	  'RUN=runs/NAME names what a run left.' \
 	  'Each target prints the error of its command. Exit codes: python -m pipeline ends with 0 done, 2 your mistake,' \
 	  '3 stopped by an alarm of the run; make shows it as "Error N" and itself ends with 2 for any of them.'
 
 ##@ One stage: make sft CONFIG=configs/demo/pipeline.yaml SET="sft.steps=100"
 
 $(STAGES): $(STAMP)
-	$(PY) -m pipeline $@ $(CONFIG) $(SET)
+	$(PY) -m pipeline $@ $(CONFIG) $(OF_MODEL) $(SET)
 
 ##@ Pipelines
 
 pipeline: $(STAMP) ## all stages of CONFIG in their order; what is done and unchanged is skipped
-	$(PY) -m pipeline run $(CONFIG) $(SET)
+	$(PY) -m pipeline run $(CONFIG) $(OF_MODEL) $(SET)
 
 plan: $(STAMP) ## what CONFIG would run, what it would cost, and every mistake in it; starts nothing
-	$(PY) -m pipeline $@ $(CONFIG) $(SET)
+	$(PY) -m pipeline $@ $(CONFIG) $(OF_MODEL) $(SET)
 
 recipe: $(STAMP) ## a historical pipeline on the demo task: NAME=davinci-002
 	$(PY) -m pipeline $@ $(NAME) $(SET)
@@ -182,5 +190,5 @@ $(PY):
 $(STAMP): $(wildcard requirements/*.txt) requirements/install.py pyproject.toml | $(PY)
 	@$(PY) requirements/install.py $(addprefix --flavour=,$(FLAVOUR))
 
-.PHONY: demo demo-real test test-long check help $(OF_CONFIG) $(OF_RUN) recipe diff \
+.PHONY: demo demo-real test test-long test-real check help $(OF_CONFIG) $(OF_RUN) recipe diff \
   verifier check-verifiers tool check-tools bench gpu-check chaos install doctor fmt lint types lock clean

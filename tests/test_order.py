@@ -48,7 +48,7 @@ def test_what_takes_minutes_is_left_out(tmp_path, target, run):
     makefile = (TESTS.parent / "Makefile").read_text()
     recipe = makefile.partition(f"\n{target}: ")[2].partition("\n\n")[0]
     chosen = re.findall(r'-m ("[^"]+")', recipe)
-    marks = ["slow", "long", "stages", "gpu"]
+    marks = ["slow", "long", "stages", "gpu", "real"]
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n" + "".join(f"    {mark}\n" for mark in marks))
     tests = [f"@pytest.mark.{mark}\ndef test_{mark}(): pass\n" for mark in marks]
     (tmp_path / "test_marks.py").write_text("import pytest\ndef test_plain(): pass\n" + "".join(tests))

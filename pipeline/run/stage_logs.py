@@ -111,7 +111,8 @@ class Stopwatch:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
     def rates(self, tokens: int) -> dict[str, float]:
-        """Seconds of each phase, and sampled tokens per second of each and of the whole step."""
+        """Seconds of each phase, and sampled tokens per second of each and of the whole step; a phase of less than a
+        millisecond, as a wait that was none, has no rate."""
         total = max(sum(self.seconds.values()), 1e-9)
-        speeds = {f"{name}_tokens_per_s": round(tokens / max(s, 1e-9), 1) for name, s in self.seconds.items()}
+        speeds = {f"{name}_tokens_per_s": round(tokens / s, 1) for name, s in self.seconds.items() if s >= 1e-3}
         return {**{n: round(s, 4) for n, s in self.seconds.items()}, **speeds, "tokens_per_s": round(tokens / total, 1)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from pipeline.config.schema import Generate
 from pipeline.run.stage_dir import StageDir
 from pipeline.stages.comparison import compare
 from pipeline.stages.comparison.method_judge import learned_tokens, parse
-from pipeline.stages.comparison.stage_pool import Ended, PooledStage, ended, report
+from pipeline.stages.comparison.stage_pool import Ended, PooledStage, ended, report, seconds_left
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs" / "demo"
@@ -191,9 +192,16 @@ def test_a_control_inside_a_stage_is_named_by_its_directory() -> None:
 def test_a_part_that_failed_is_raised_with_its_name_and_its_log(cfg: Any, tmp_path: Path) -> None:
     part = PooledStage(cfg, "grpo")
     with pytest.raises(ConfigError, match=r"compare/grpo: no such key .*compare-grpo\.log"):
-        report(part, Ended(1.0, "ConfigError", "no such key"), 1, 2, 3.0, tmp_path)
+        report(part, Ended(1.0, "ConfigError", "no such key"), "1/2", "", tmp_path)
     with pytest.raises(RuntimeError, match="loss is nan"):
-        report(part, Ended(1.0, "Alarm", "loss is nan"), 1, 2, 3.0, tmp_path)
+        report(part, Ended(1.0, "Alarm", "loss is nan"), "1/2", "", tmp_path)
+
+
+def test_the_time_left_is_that_of_stages_of_the_same_name_or_of_all() -> None:
+    """By hand: grpo takes 20 s on average, judge 10; another stage is taken to need 15, and two run at once."""
+    took = {"grpo": [10.0, 30.0], "judge": [10.0]}
+    assert seconds_left(["grpo", "judge", "ppo"], took, 2) == pytest.approx((20 + 10 + 15) / 2)
+    assert seconds_left([], took, 1) == 0 and math.isnan(seconds_left(["grpo"], {}, 1))
 
 
 def test_a_killed_process_is_reported_with_what_to_do(cfg: Any) -> None:

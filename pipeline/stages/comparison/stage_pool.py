@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -25,6 +27,7 @@ from pipeline.run import console, shutdown
 from pipeline.run.alarms import Alarm
 from verifiers._killable import PR_SET_PDEATHSIG
 
+UP_TO_DATE_S = 1.0  # a part that ends sooner was complete before
 STAGES_A_PROCESS = 8  # a generator does not return all of its memory: a long-lived process grows with every stage
 
 
@@ -70,7 +73,7 @@ def run_parts(
     logs.mkdir(parents=True, exist_ok=True)
     known = {p.key for p in parts}
     waiting, done, running = list(parts), set[tuple[str, str]](), dict[Future[Ended], PooledStage]()
-    begun = time.monotonic()
+    begun, took = time.monotonic(), defaultdict[str, list[float]](list)
     with processes(min(workers, len(parts))) as pool, stopping(pool):
         while waiting or running:
             ready = [p for p in waiting if all(a in done for a in p.after if a in known)][: workers - len(running)]
@@ -84,8 +87,25 @@ def run_parts(
                 follow(part, log_of(part, logs))  # type: ignore[misc]
             for future in finished:
                 part = running.pop(future)
-                report(part, ended(future, part, setting), len(done) + 1, len(parts), time.monotonic() - begun, logs)
+                result = ended(future, part, setting)
+                if result.seconds > UP_TO_DATE_S:
+                    took[part.name].append(result.seconds)
+                left = seconds_left([p.name for p in (*waiting, *running.values())], took, workers)
+                times = f"{console.clock(time.monotonic() - begun)} so far, {console.clock(left)} left"
+                report(part, result, f"{len(done) + 1}/{len(parts)}", times, logs)
                 done.add(part.key)
+
+
+def seconds_left(names: Iterable[str], took: Mapping[str, Sequence[float]], workers: int) -> float:
+    """Of stages that are not complete: each takes as long as those of its name took on average, or as all did.
+
+    names: one per part, also of those that run: the time they have spent is not subtracted. NaN where none has ended.
+    """
+    averages = {name: sum(seconds) / len(seconds) for name, seconds in took.items()}
+    if not averages:
+        return math.nan
+    other = sum(averages.values()) / len(averages)
+    return sum(averages.get(name, other) for name in names) / workers
 
 
 def log_of(part: PooledStage, logs: Path) -> Path:
@@ -133,10 +153,10 @@ def ended(future: Future[Ended], part: PooledStage, setting: str) -> Ended:
         raise ConfigError([f"{words}; run the same command to resume, with {setting}=1 to use less memory"]) from exc
 
 
-def report(part: PooledStage, ended: Ended, number: int, total: int, spent: float, logs: Path) -> None:
-    """Print one line; if the part failed, re-raise its exception."""
+def report(part: PooledStage, ended: Ended, number: str, times: str, logs: Path) -> None:
+    """Print one line; if the part failed, re-raise its exception. number: as in 3/24. times: spent and left."""
     if ended.error is None:
-        console.say(f"  {number}/{total} {part.label} {ended.seconds:.0f} s  ({console.clock(spent)} so far)")
+        console.say(f"  {number} {part.label} {ended.seconds:.0f} s  ({times})")
         return
     words = f"{part.label}: {ended.words} (its output: {log_of(part, logs)})"
     raise {"Alarm": Alarm(words), "LineageError": LineageError(words)}.get(ended.error, ConfigError([words]))
