@@ -79,8 +79,10 @@ def up_to_date(cfg: Config, names: Sequence[str]) -> bool:
         return False
 
 
-def bring_up_to_date(cfg: Config, name: str, listeners: Sequence[trackers.Listener] = ()) -> None:
-    """Run a stage if it is stale, and say why. Raises LineageError where its outputs were altered since.
+def bring_up_to_date(cfg: Config, name: str, listeners: Sequence[trackers.Listener] = ()) -> bool:
+    """Run a stage if it is stale, and say why. Returns whether it ran.
+
+    Raises LineageError where its outputs were altered since.
 
     What stops it for sure is found before a finished result is moved; that goes to .replaced/, and is never replaced
     there by an unfinished one.
@@ -92,12 +94,13 @@ def bring_up_to_date(cfg: Config, name: str, listeners: Sequence[trackers.Listen
         if ranks.is_main():
             stage.tidy()  # killed between its manifest and here
         console.say(f"── {name}: up to date; delete {stage.path} to rerun")
-        return
+        return False
     console.say(f"── {name}: {why}")
     check_can_run(cfg, name)
     if not lineage.may_go_on(why) and ranks.is_main():
         console.say(f"── {name}: previous output moved to {stage.set_aside()}")
     run_stage(cfg, name, listeners)
+    return True
 
 
 def run_all(cfg: Config, listeners: Sequence[trackers.Listener] = ()) -> None:

@@ -201,7 +201,7 @@ def test_the_time_left_is_that_of_stages_of_the_same_name_or_of_all() -> None:
     """By hand: grpo takes 20 s on average, judge 10; another stage is taken to need 15, and two run at once."""
     took = {"grpo": [10.0, 30.0], "judge": [10.0]}
     assert seconds_left(["grpo", "judge", "ppo"], took, 2) == pytest.approx((20 + 10 + 15) / 2)
-    assert seconds_left([], took, 1) == 0 and math.isnan(seconds_left(["grpo"], {}, 1))
+    assert seconds_left([], {}, 1) == 0 and math.isnan(seconds_left(["grpo"], {}, 1))
 
 
 def test_a_killed_process_is_reported_with_what_to_do(cfg: Any) -> None:

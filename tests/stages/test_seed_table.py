@@ -85,7 +85,8 @@ def test_two_seeds_of_a_yaml_give_two_runs_one_table_and_one_report(tmp_path, ca
     together = [word.replace("run=two", "run=together") for word in words]
     assert main([*together, "workers=2"]) == 0
     out = capsys.readouterr().out
-    assert "6/6" in out and "2 seeds: 1, 2" in out and "seed-2/sft | ── sft done in" in out
+    assert re.search(r" 1/6 .*so far, \d+:\d\d left\)", out) and re.search(r" 6/6 .*so far, 0:00 left\)", out)
+    assert "2 seeds: 1, 2" in out and "seed-2/sft | ── sft done in" in out
     assert "sft done in" in (tmp_path / "together/logs/seed-2-sft.log").read_text()
     assert result_hashes(tmp_path / "together") == result_hashes(tmp_path / "two"), "other bytes with two processes"
 

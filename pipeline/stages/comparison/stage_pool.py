@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -27,7 +27,6 @@ from pipeline.run import console, shutdown
 from pipeline.run.alarms import Alarm
 from verifiers._killable import PR_SET_PDEATHSIG
 
-UP_TO_DATE_S = 1.0  # a part that ends sooner was complete before
 STAGES_A_PROCESS = 8  # a generator does not return all of its memory: a long-lived process grows with every stage
 
 
@@ -50,11 +49,12 @@ class PooledStage:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Result of a part. error: the kind and message of one of our exceptions; None on success."""
+    """Result of a part. error: the kind of one of our exceptions; None on success. ran: False if it was up to date."""
 
     seconds: float
     error: str | None = None
     words: str = ""
+    ran: bool = True
 
 
 def run_parts(
@@ -88,7 +88,7 @@ def run_parts(
             for future in finished:
                 part = running.pop(future)
                 result = ended(future, part, setting)
-                if result.seconds > UP_TO_DATE_S:
+                if result.ran:
                     took[part.name].append(result.seconds)
                 left = seconds_left([p.name for p in (*waiting, *running.values())], took, workers)
                 times = f"{console.clock(time.monotonic() - begun)} so far, {console.clock(left)} left"
@@ -96,14 +96,14 @@ def run_parts(
                 done.add(part.key)
 
 
-def seconds_left(names: Iterable[str], took: Mapping[str, Sequence[float]], workers: int) -> float:
+def seconds_left(names: Sequence[str], took: Mapping[str, Sequence[float]], workers: int) -> float:
     """Of stages that are not complete: each takes as long as those of its name took on average, or as all did.
 
     names: one per part, also of those that run: the time they have spent is not subtracted. NaN where none has ended.
     """
     averages = {name: sum(seconds) / len(seconds) for name, seconds in took.items()}
     if not averages:
-        return math.nan
+        return math.nan if names else 0.0
     other = sum(averages.values()) / len(averages)
     return sum(averages.get(name, other) for name in names) / workers
 
@@ -171,14 +171,14 @@ def bring_up(part: PooledStage, log: str) -> Ended:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with printing_to(log):
         try:
-            bring_up_to_date(part.cfg, part.name)
+            ran = bring_up_to_date(part.cfg, part.name)
         except (ConfigError, LineageError, Alarm) as exc:
             return Ended(time.monotonic() - begun, type(exc).__name__, str(exc))
         except shutdown.Stopped:  # asked by the parent, which no longer reads results
             return Ended(time.monotonic() - begun, "Stopped")
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a worker that waits has nothing to save
-    return Ended(time.monotonic() - begun)
+    return Ended(time.monotonic() - begun, ran=ran)
 
 
 @contextlib.contextmanager
