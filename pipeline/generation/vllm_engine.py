@@ -103,6 +103,8 @@ class VllmGenerator:
         options |= an_engine_a_rank(options)
         if not torch.cuda.is_available():
             vllm_startup.keep_bfloat16_weights_unpacked()
+        if ranks.world() > 1:
+            keep_the_trainers_group()
         with _classes_kept(), _configs_kept():
             self.llm = LLM(model_dir, **options)
         self.modules = self.llm.apply_model(_module_names)[0]
@@ -178,6 +180,29 @@ class VllmGenerator:
         if not torch.cuda.is_available():
             self.llm.apply_model(refresh_convolutions)
         self.llm.reset_prefix_cache()  # cached keys and values belong to the old weights
+
+
+def keep_the_trainers_group() -> None:
+    """Let an engine that ends destroy its own process groups only.
+
+    vLLM's engine destroys the default group of its process too, which is the trainer's: after a restart of the engine
+    the next collective call would fail. After `ranks.leave` no group is left to destroy, and vLLM would raise at exit.
+    """
+    from vllm.distributed import parallel_state
+    from vllm.v1.engine import core
+
+    groups: Any = parallel_state
+    library: Any = core
+
+    def destroy_own_groups(shutdown_ray: bool = False) -> None:
+        if torch.distributed.is_initialized():
+            groups.destroy_model_parallel()
+            if groups._WORLD is not None:
+                groups._WORLD.destroy()
+        groups._WORLD = None
+
+    if hasattr(library, "cleanup_dist_env_and_memory") and hasattr(groups, "_WORLD"):
+        library.cleanup_dist_env_and_memory = destroy_own_groups
 
 
 def detach_expert_kernels(model: torch.nn.Module) -> list[tuple[Any, Any]]:
