@@ -204,11 +204,12 @@ def test_the_time_left_is_that_of_stages_of_the_same_name_or_of_all() -> None:
     assert seconds_left([], {}, 1) == 0 and math.isnan(seconds_left(["grpo"], {}, 1))
 
 
-def test_a_killed_process_is_reported_with_what_to_do(cfg: Any) -> None:
+@pytest.mark.parametrize(("workers", "advice"), [(2, r"with compare\.workers=1"), (1, "with more memory free")])
+def test_a_killed_process_is_reported_with_what_to_do(cfg: Any, workers: int, advice: str) -> None:
     future: Future[Ended] = Future()
     future.set_exception(BrokenProcessPool("terminated abruptly"))
-    with pytest.raises(ConfigError, match=r"killed while compare/grpo .*compare\.workers=1"):
-        ended(future, PooledStage(cfg, "grpo"), "compare.workers")
+    with pytest.raises(ConfigError, match=f"killed while compare/grpo .*to resume, {advice}"):
+        ended(future, PooledStage(cfg, "grpo"), "compare.workers", workers)
 
 
 @pytest.mark.parametrize("name", RECIPES)

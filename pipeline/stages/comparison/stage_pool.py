@@ -87,7 +87,7 @@ def run_parts(
                 follow(part, log_of(part, logs))  # type: ignore[misc]
             for future in finished:
                 part = running.pop(future)
-                result = ended(future, part, setting)
+                result = ended(future, part, setting, workers)
                 if result.ran:
                     took[part.name].append(result.seconds)
                 left = seconds_left([p.name for p in (*waiting, *running.values())], took, workers)
@@ -144,13 +144,14 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def ended(future: Future[Ended], part: PooledStage, setting: str) -> Ended:
+def ended(future: Future[Ended], part: PooledStage, setting: str, workers: int) -> Ended:
     """The part's result. Raises ConfigError if its process was killed, as the kernel does when memory runs out."""
     try:
         return future.result()
     except BrokenProcessPool as exc:
         words = f"a process was killed while {part.label} or a part beside it ran, most likely out of memory"
-        raise ConfigError([f"{words}; run the same command to resume, with {setting}=1 to use less memory"]) from exc
+        advice = f"with {setting}=1 to use less memory" if workers > 1 else "with more memory free"
+        raise ConfigError([f"{words}; run the same command to resume, {advice}"]) from exc
 
 
 def report(part: PooledStage, ended: Ended, number: str, times: str, logs: Path) -> None:
