@@ -21,7 +21,7 @@ from pipeline.config import stage_graph
 from pipeline.config.load import ConfigError, load
 from pipeline.config.schema import Generate
 from pipeline.run.stage_dir import StageDir
-from pipeline.stages.comparison import compare
+from pipeline.stages.comparison import compare, stage_pool
 from pipeline.stages.comparison.method_judge import learned_tokens, parse
 from pipeline.stages.comparison.stage_pool import Ended, PooledStage, ended, report, seconds_left
 
@@ -187,6 +187,17 @@ def test_a_mistake_in_the_block_is_reported_before_anything_runs(cfg: Any, chang
 def test_a_control_inside_a_stage_is_named_by_its_directory() -> None:
     assert (parse("feedme/control").stage, parse("feedme/control").inside) == ("feedme", "control")
     assert parse("feedme").inside == "model"
+
+
+def test_a_worker_frees_the_models_of_a_stage_before_it_begins_the_next(
+    cfg: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freed: list[bool] = []
+    monkeypatch.setattr("pipeline.stages.bring_up_to_date", lambda cfg, name: True)
+    monkeypatch.setattr(stage_pool.shutdown, "install", lambda run: None)
+    monkeypatch.setattr(stage_pool.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(stage_pool.process, "free_memory", lambda: freed.append(True))
+    assert stage_pool.bring_up(PooledStage(cfg, "grpo"), str(tmp_path / "log")).ran and freed == [True]
 
 
 def test_a_part_that_failed_is_raised_with_its_name_and_its_log(cfg: Any, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from pipeline.config.errors import LineageError
 from pipeline.config.load import Config, ConfigError
+from pipeline.distributed import process
 from pipeline.run import console, shutdown
 from pipeline.run.alarms import Alarm
 from verifiers._killable import PR_SET_PDEATHSIG
@@ -179,6 +180,7 @@ def bring_up(part: PooledStage, log: str) -> Ended:
             return Ended(time.monotonic() - begun, "Stopped")
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a worker that waits has nothing to save
+            process.free_memory()
     return Ended(time.monotonic() - begun, ran=ran)
 
 
