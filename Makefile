@@ -24,7 +24,8 @@ UPGRADE :=
 WORKERS ?= 2
 MODEL :=
 # another model in place of CONFIG's
-OF_MODEL = $(if $(MODEL),"model.path=$(MODEL)")
+SPACE := $() $()
+OF_MODEL = $(if $(MODEL),$(SPACE)"model.path=$(MODEL)")
 
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export DO_NOT_TRACK ?= 1
@@ -99,15 +100,15 @@ help: ## this list
 ##@ One stage: make sft CONFIG=configs/demo/pipeline.yaml SET="sft.steps=100"
 
 $(STAGES): $(STAMP)
-	$(PY) -m pipeline $@ $(CONFIG) $(OF_MODEL) $(SET)
+	$(PY) -m pipeline $@ $(CONFIG)$(OF_MODEL) $(SET)
 
 ##@ Pipelines
 
 pipeline: $(STAMP) ## all stages of CONFIG in their order; what is done and unchanged is skipped
-	$(PY) -m pipeline run $(CONFIG) $(OF_MODEL) $(SET)
+	$(PY) -m pipeline run $(CONFIG)$(OF_MODEL) $(SET)
 
 plan: $(STAMP) ## what CONFIG would run, what it would cost, and every mistake in it; starts nothing
-	$(PY) -m pipeline $@ $(CONFIG) $(OF_MODEL) $(SET)
+	$(PY) -m pipeline $@ $(CONFIG)$(OF_MODEL) $(SET)
 
 recipe: $(STAMP) ## a historical pipeline on the demo task: NAME=davinci-002
 	$(PY) -m pipeline $@ $(NAME) $(SET)

@@ -156,6 +156,8 @@ def test_a_target_without_what_it_needs_says_so_in_one_line_and_exits_2(target: 
 def test_a_stage_goes_through_the_command_line_with_its_settings() -> None:
     done = make("--dry-run", "grpo", "CONFIG=a.yaml", "SET=grpo.steps=3 seed=2", "VENV=.venv")
     assert done.stdout.splitlines()[-1] == ".venv/bin/python -m pipeline grpo a.yaml grpo.steps=3 seed=2"
+    done = make("--dry-run", "pipeline", "CONFIG=a.yaml", "MODEL=Qwen/Qwen3-0.6B", "SET=seed=2", "VENV=.venv")
+    assert done.stdout.splitlines()[-1] == '.venv/bin/python -m pipeline run a.yaml "model.path=Qwen/Qwen3-0.6B" seed=2'
 
 
 def test_a_name_in_the_environment_is_not_taken_for_the_command_lines() -> None:
