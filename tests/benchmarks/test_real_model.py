@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,15 +41,11 @@ def made_by_a_recipe(config: str, real: str, folder: Path, settings: dict[str, A
     """The run's directory after `make pipeline CONFIG=... MODEL=... SET=...`."""
     words = [f"{name}={json.dumps(value)}" for name, value in {**settings, "run": "r", "runs_dir": str(folder)}.items()]
     environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MODEL")}
-    command = ["make", "pipeline", f"CONFIG=configs/{config}", f"MODEL={real}", "SET=" + " ".join(map(quoted, words))]
+    command = ["make", "pipeline", f"CONFIG=configs/{config}", f"MODEL={real}", f"SET={shlex.join(words)}"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert (folder / "r" / "report.html").is_file()
     return folder / "r"
-
-
-def quoted(word: str) -> str:
-    return f"'{word}'"
 
 
 def metrics(run: Path, stage: str) -> dict[str, Any]:
