@@ -30,7 +30,11 @@ def run(rounds: int = 3) -> dict[str, Any]:
     from pipeline.stats import crossed_difference, mean
 
     base = Path(os.environ.get("RUN", "runs/real_compare"))
-    comparison = json.loads((base / "compare" / "manifest.json").read_text())["metrics"]
+    finished = base / "compare" / "manifest.json"
+    if not finished.is_file():
+        print(f"RUN={base}: has no finished comparison; make compare CONFIG=configs/real/compare.yaml", file=sys.stderr)
+        raise SystemExit(2)
+    comparison = json.loads(finished.read_text())["metrics"]
     names = list(zip(comparison["seeds"], comparison["runs"], strict=True))[:rounds]
     judged: dict[str, list[list[float]]] = {side: [] for side in SIDES}
     trained = []

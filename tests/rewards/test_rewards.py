@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import math
-import random
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from reward_rows import batch_of
 
 import rewards
 import verifiers
 from rewards import Batch, build
-from rewards.steps import potential_differences
-from verifiers.deadline import DeadlinePool
 
 FUSSY = """
 import threading, time
@@ -54,18 +50,6 @@ def own_verifiers(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "fussy.py").write_text(FUSSY)
     (tmp_path / "fussy_batch.py").write_text(FUSSY + IN_BATCHES)
     yield tmp_path
-
-
-def batch_of(completions: list[str], tasks: list[dict] | None = None, finished: list[bool] | None = None) -> Batch:
-    n = len(completions)
-    return Batch(
-        prompts=[f"prompt {i}" for i in range(n)],
-        prompt_ids=[[1, 2] for _ in range(n)],
-        completions=completions,
-        completion_ids=[[ord(c) for c in text] for text in completions],
-        finished=finished or [True] * n,
-        tasks=tasks or [{"want": "a"}] * n,
-    )
 
 
 @pytest.mark.parametrize("name", ["fussy", "fussy_batch"])
@@ -117,53 +101,6 @@ def test_more_hung_rows_than_threads_do_not_starve_the_rest(own_verifiers: Path)
     composite = build({"fussy": {"timeout_s": 2.0}}, verifier_dirs=[own_verifiers])
     scores = composite.score(batch_of(["hang"] * 20 + ["a"] * 30))
     assert [s.status for s in scores] == ["error"] * 20 + ["pass"] * 30
-
-
-def test_a_pool_whose_every_thread_hangs_refuses_instead_of_waiting() -> None:
-    release = threading.Event()
-    pool = DeadlinePool(max_threads=8)
-    try:
-        jobs = [pool.submit(release.wait, 0.05) for _ in range(100)]
-        pool.wait(jobs)
-        assert all(job.late for job in jobs)
-        pool.wait([pool.submit(release.wait, 0.05)])
-    finally:
-        release.set()
-    deadline = time.monotonic() + 5
-    while (job := pool.submit(lambda: "again", 1.0)).late and time.monotonic() < deadline:
-        time.sleep(0.01)
-    pool.wait([job])
-    assert job.result == "again"
-
-
-def test_a_job_that_starts_while_the_caller_waits_for_a_longer_one_keeps_its_own_deadline() -> None:
-    release = threading.Event()
-    pool = DeadlinePool(max_threads=2)
-    try:
-        first = pool.submit(release.wait, 60.0)
-        brief = pool.submit(lambda: time.sleep(0.3), 60.0)
-        hung = pool.submit(release.wait, 0.3)  # it starts when `brief` ends, during the wait for it
-        started = time.monotonic()
-        pool.wait([hung])
-        assert hung.late and brief.done and not first.done
-        assert time.monotonic() - started < 20
-    finally:
-        release.set()
-
-
-def test_jobs_that_block_run_at_once_and_quick_ones_keep_their_results() -> None:
-    pool = DeadlinePool(max_threads=8)
-    together = threading.Barrier(8)
-    blocked = [pool.submit(lambda: together.wait(30), 60.0) for _ in range(8)]
-    pool.wait(blocked)
-    assert sorted(job.result for job in blocked) == list(range(8))
-    for _ in range(20):  # all threads are idle now and then
-        quick = [pool.submit(partial(pow, i, 2), 60.0) for i in range(200)]
-        pool.wait(quick)
-        assert [job.result for job in quick] == [i * i for i in range(200)]
-    blocked = [pool.submit(lambda: together.wait(30), 60.0) for _ in range(8)]
-    pool.wait(blocked)
-    assert all(job.exception is None and not job.late for job in blocked)
 
 
 def test_scoring_runs_while_the_caller_does_other_things(own_verifiers: Path) -> None:
@@ -307,96 +244,6 @@ def test_ours_can_be_called_the_way_trl_calls(own_verifiers: Path) -> None:
         trainer_state=object(), log_extra=print, log_metric=print,
     )  # fmt: skip
     assert called == [1.0, 0.0, None] and function.__name__ == "fussy"
-
-
-def test_repetition_is_the_share_of_repeated_ngrams_as_counted_by_hand() -> None:
-    score = rewards.repetition(ngram=2)
-    # 1 2 1 2 1: bigrams 12 21 12 21, two of four are new
-    assert score(None, None, [[1, 2, 1, 2, 1], [1, 2, 3], [5], [], [9] * 11]) == [-0.5, 0.0, 0.0, 0.0, -0.9]
-
-
-def test_the_missing_eos_penalty_falls_on_exactly_the_truncated_rows() -> None:
-    batch = batch_of(["a", "b", "c"], finished=[True, False, True])
-    assert [s.reward for s in build({"missing_eos": {"weight": 0.5}}).score(batch)] == [0.0, -0.5, 0.0]
-    by_ids = rewards.missing_eos(eos_token_ids=[8, 9])
-    assert by_ids(None, None, [[1, 9], [9, 1], [8], []]) == [0.0, -1.0, 0.0, -1.0]
-    with pytest.raises(ValueError, match="eos_token_ids"):
-        rewards.missing_eos()(None, None, [[1]])
-    # under TRL's trainers, which send no `finished`, a composite reads the ids too and claims nothing without them
-    ids = [[1, 9], [9, 1]]
-    assert build({"missing_eos": {"eos_token_ids": [9]}})(["p"] * 2, ["a", "b"], ids) == [0.0, -1.0]
-    assert build({"missing_eos": None})(["p"] * 2, ["a", "b"], ids) == [None, None]
-
-
-def test_the_format_part_scores_tags_and_leaves_the_status_alone() -> None:
-    scores = build({"format": None}).score(batch_of(["<think>x</think><answer>y</answer>", "y"]))
-    assert [(s.reward, s.status) for s in scores] == [(1.0, "pass"), (0.0, "pass")]
-
-
-def test_random_is_a_function_of_the_sample_and_not_of_its_company() -> None:
-    texts = [f"answer {i}" for i in range(2000)]
-    batch = batch_of(texts)
-    uniform = [s.reward for s in build({"random": {"seed": 3}}).score(batch)]
-    order = random.Random(0).sample(range(2000), 2000)
-    names = ("prompts", "prompt_ids", "completions", "completion_ids", "finished", "tasks")
-    shuffled = Batch(**{name: [getattr(batch, name)[i] for i in order] for name in names})
-    again = [s.reward for s in build({"random": {"seed": 3}}).score(shuffled)]
-    assert [uniform[i] for i in order] == again
-    assert abs(sum(uniform) / 2000 - 0.5) < 4 * math.sqrt(1 / 12 / 2000)
-    assert uniform != [s.reward for s in build({"random": {"seed": 4}}).score(batch)]
-    rate = sum(s.reward for s in build({"random": {"pass_rate": 0.2}}).score(batch)) / 2000
-    assert abs(rate - 0.2) < 4 * math.sqrt(0.16 / 2000)
-
-
-@pytest.mark.parametrize("gamma", [1.0, 0.9])
-def test_potential_rewards_telescope_to_a_constant_of_the_start(gamma: float) -> None:
-    rng = random.Random(1)
-    for n in (1, 2, 5, 9):
-        potentials = [2.0] + [rng.uniform(-5, 5) for _ in range(n - 1)]
-        shaped = potential_differences(potentials, gamma=gamma)
-        assert math.fsum(gamma**t * reward for t, reward in enumerate(shaped)) == pytest.approx(-2.0)
-
-
-def test_potential_shaping_keeps_the_best_policy_where_a_plain_bonus_changes_it() -> None:
-    """A chain 0-1-2-3, +1 on reaching 3; a bonus for entering 2 makes circles best, the potential does not."""
-    phi, gamma = [0.0, 1.0, 5.0, 0.0], 0.9
-
-    def best_first_moves(bonus: object) -> list[int]:
-        values = [0.0] * 4
-        for _ in range(500):
-            q = [
-                [
-                    bonus(s, t) + float(t == 3) + gamma * (values[t] if t != 3 else 0.0)  # type: ignore[operator]
-                    for t in (max(s - 1, 0), s + 1)
-                ]
-                for s in range(3)
-            ]
-            values = [max(row) for row in q] + [0.0]
-        return [row.index(max(row)) for row in q]
-
-    def potential(s: int, t: int) -> float:
-        after = [phi[s], phi[t]] if t != 3 else [phi[s]]
-        return potential_differences(after, gamma=gamma)[0]
-
-    assert best_first_moves(lambda s, t: 0.0) == [1, 1, 1]
-    assert best_first_moves(lambda s, t: 5.0 * (t == 2)) != [1, 1, 1]
-    assert best_first_moves(potential) == [1, 1, 1]
-
-
-def halving(prompt: str, completion: str, completion_ids: list[int], task: dict) -> list[tuple[int, float]]:
-    if completion == "raise":
-        raise RuntimeError("no potential")
-    if completion == "outside":
-        return [(99, 1.0)]
-    return [(i, 2.0**-i) for i in range(len(completion_ids))]
-
-
-def test_step_rewards_land_on_their_tokens_weighted_and_leave_the_reward_alone() -> None:
-    block = {"potential": {"path": f"{__name__}:halving", "weight": 2.0}}
-    scores = build(block).score(batch_of(["abc", "raise", "outside"]))
-    assert scores[0].reward == 0.0
-    assert scores[0].step_rewards == ((0, -1.0), (1, -0.5), (2, -0.5))
-    assert [s.status for s in scores] == ["pass", "error", "error"]
 
 
 @pytest.mark.parametrize(
