@@ -9,8 +9,9 @@ matrix     bfloat16 matrix products, TFLOP/s: the ceiling that MFU is given agai
 update     tokens per second of forward and backward: packed, padded, with TRL's log-probs; MFU; peak memory
 draws      seeded draws of one number per row against unseeded ones, on vocabularies of 151,936 and 262,144 tokens
 resume     weights of a run that was stopped and resumed against those of one that was not, with deterministic kernels
-stages     every stage for a few steps in bfloat16 (`pipeline gpu-check`)
+stages     every stage for a few steps in bfloat16 (`pipeline gpu-check`) on a random model of the update's shape
 real       the update on the model at MODEL
+real_stages  every stage for a few steps on the model at MODEL
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ from typing import Any
 
 from benchmarks.measure import machine
 from benchmarks.real_update import body_weights, random_rows
+from benchmarks.workload import Workload, make_model
 
 RESULT = Path(__file__).parent / "results" / "gpu.json"
 ROOT = Path(__file__).parents[1]
 BUDGET_S = 480.0
+NO_MODEL = {"left out": "MODEL names no model directory"}
 SHAPES = {  # vocabulary, hidden, intermediate, layers, heads, key-value heads: of 0.5B weights, and for a rehearsal
     "mid": (151_936, 896, 4864, 24, 14, 2),
     "small": (1024, 64, 128, 2, 2, 2),
@@ -51,8 +54,9 @@ def run() -> dict[str, Any]:
         "update": lambda: update(random_model(size), size, found.get("matrix", {})),
         "draws": lambda: draws(size),
         "resume": lambda: resume(size),
-        "stages": lambda: stages(size, BUDGET_S - (time.monotonic() - started)),
+        "stages": lambda: random_stages(size, BUDGET_S - (time.monotonic() - started)),
         "real": lambda: real(found.get("matrix", {})),
+        "real_stages": lambda: real_stages(size, BUDGET_S - (time.monotonic() - started)),
     }
     for name, part in parts.items():
         if time.monotonic() - started > BUDGET_S:
@@ -273,10 +277,24 @@ def stop_in_the_middle(words: Sequence[str], metrics: Path, after: int = 10) -> 
     return metrics.read_text().count("\n")
 
 
-def stages(size: str, left_s: float) -> dict[str, Any]:
-    dtype = "bfloat16" if size == "mid" else "float32"
+def random_stages(size: str, left_s: float) -> dict[str, Any]:
+    vocabulary, hidden, intermediate, layers, heads, _ = SHAPES[size]
+    work = Workload(hidden_size=hidden, intermediate_size=intermediate, layers=layers, heads=heads,
+                    vocabulary=vocabulary, mean_tokens=32)  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        pipeline(["gpu-check", f"to={folder}", f"size={size}", f"dtype={dtype}"], max(left_s, 60.0))
+        make_model(Path(folder), work)
+        return stages(Path(folder) / "model", size, "bfloat16" if size == "mid" else "float32", left_s)
+
+
+def real_stages(size: str, left_s: float) -> dict[str, Any]:
+    path = os.environ.get("MODEL")
+    return stages(Path(path), size, "bfloat16", left_s) if path else dict(NO_MODEL)
+
+
+def stages(model: Path, size: str, dtype: str, left_s: float) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["gpu-check", f"to={folder}", f"size={size}", f"dtype={dtype}", f"model={model}"]
+        pipeline(words, max(left_s, 60.0))
         found: dict[str, Any] = json.loads((Path(folder) / "gpu-check.json").read_text())
     return {"stages": found["stages"]}
 
@@ -287,6 +305,6 @@ def real(ceiling: Mapping[str, Any]) -> dict[str, Any]:
 
     path = os.environ.get("MODEL")
     if not path:
-        return {"left out": "MODEL names no model directory"}
+        return dict(NO_MODEL)
     model = load_policy(path, Model(path=path, dtype="float32")).to(device())
     return update(model, "mid" if device().type == "cuda" else "small", ceiling)

@@ -110,8 +110,9 @@ def _of_a_run() -> list[Command]:
 
 def _of_the_machine() -> list[Command]:
     return [
-        Command("gpu-check", "", "every stage for a few steps on a mid-size random model, on a machine with a GPU",
-                "gpu-check", {"to": "directory; default runs/gpu-check", "size": "mid or small", "dtype": "precision"},
+        Command("gpu-check", "", "every stage for a few steps on a random or a given model, on a machine with a GPU",
+                "gpu-check", {"to": "directory; default runs/gpu-check", "size": "mid or small", "dtype": "precision",
+                              "model": "directory or Hub id; default: a random model of 180M weights"},
                 group="machine"),
         Command("check", "", "hold graders of other tools, or verifiers, against the conformance kit",
                 "check --grader grader.json",

@@ -1,4 +1,4 @@
-"""`make gpu-check`: run every stage for a few steps on a mid-size random model and print a table of measurements.
+"""`make gpu-check`: run every stage for a few steps on a random or a given model and print a table of measurements.
 
 It checks, in minutes and without a model hub, whether this machine's GPU runs the pipeline correctly: bfloat16 with
 float32 log-probs, the installed generator (vLLM or transformers), canary and mismatch, peak memory compared with
@@ -8,6 +8,7 @@ float32 log-probs, the installed generator (vLLM or transformers), canary and mi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,48 +21,77 @@ from pipeline.run.files import atomic_write, dump_json, read_jsonl
 from pipeline.run.manifest import read_manifest, versions
 from pipeline.run.stage_dir import StageDir
 
-SIZES = {  # hidden, intermediate, layers, heads: about 180M parameters, and a small one to test the check on a CPU
-    "mid": (1024, 4096, 10, 16),
-    "small": (64, 128, 2, 2),
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """shape: of the random model: hidden, intermediate, layers, heads. prompts, samples: of each stage that samples.
+    rows: per step of a trainer."""
+
+    shape: tuple[int, int, int, int]
+    prompts: int
+    samples: int
+    steps: int
+    max_tokens: int
+    rows: int
+
+
+SIZES = {  # about 180M parameters, and a small one to test the check on a CPU
+    "mid": Size((1024, 4096, 10, 16), prompts=64, samples=8, steps=6, max_tokens=64, rows=32),
+    "small": Size((64, 128, 2, 2), prompts=8, samples=4, steps=4, max_tokens=16, rows=8),
 }
-TRAINER = {"max_steps": 10, "per_device_train_batch_size": 32, "learning_rate": 1e-3, "max_length": 128}
 STAGES = ("base", "sft", "feedme", "reward_model", "ppo", "grpo", "conditioned", "evaluate")
 PAIRS = "pairs.jsonl"
 PHASES = ("rollout", "score", "experience", "update", "sync")
 
 
-def recipe(directory: Path, *, size: str, dtype: str) -> dict[str, Any]:
-    """The YAML of the check. Random models solve nothing, so the filter keeps every completion that ended."""
-    hidden, intermediate, layers, heads = SIZES[size]
-    on_policy = {"policy": "sft", "steps": 6, "prompts": 64, "samples": 8, "optimizer": {"learning_rate": 1e-6}}
+def recipe(directory: Path, *, size: str, dtype: str, model: str | None = None) -> dict[str, Any]:
+    """The YAML of the check. Random models solve nothing, so the filter keeps every completion that ended.
+
+    model: directory or Hub id in place of the random model.
+    """
+    load = SIZES[size]
+    hidden, intermediate, layers, heads = load.shape
+    tiny = {
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": 512,
+    }
+    trainer = {
+        "max_steps": 10,
+        "per_device_train_batch_size": load.rows,
+        "learning_rate": 5e-5 if model else 1e-3,
+        "max_length": 128,
+    }
+    on_policy = {
+        "policy": "sft",
+        "steps": load.steps,
+        "prompts": load.prompts,
+        "samples": load.samples,
+        "optimizer": {"learning_rate": 1e-6},
+    }
     return {
         "run": "gpu-check",
         "runs_dir": str(directory),
-        "model": {
-            "dtype": dtype,
-            "tiny": {
-                "hidden_size": hidden,
-                "intermediate_size": intermediate,
-                "num_hidden_layers": layers,
-                "num_attention_heads": heads,
-                "max_position_embeddings": 512,
-            },
-        },
+        "model": {"dtype": dtype, **({"path": model} if model else {"tiny": tiny})},
         "prompts": {"procedural": "gridworld", "rows": 4000, "heldout": 0.25},
         "rewards": {"gridworld": {}},
-        "sampling": {"max_tokens": 64},
-        "evaluation": {"samples": 4, "prompts": 64},
+        "sampling": {"max_tokens": load.max_tokens},
+        "evaluation": {"samples": 4, "prompts": load.prompts},
         "stages": list(STAGES),
-        "sft": {"policy": "base", "trainer": TRAINER},
-        "feedme": {"rounds": 1, "prompts": 64, "filters": [{"threshold": 0.0}], "trainer": TRAINER},
-        "reward_model": {"data": {"path": str(directory / PAIRS), "heldout": 0.1}, "trainer": TRAINER},
+        "sft": {"policy": "base", "trainer": trainer},
+        "feedme": {"rounds": 1, "prompts": load.prompts, "filters": [{"threshold": 0.0}], "trainer": trainer},
+        "reward_model": {"data": {"path": str(directory / PAIRS), "heldout": 0.1}, "trainer": trainer},
         "ppo": {**on_policy, "reward": {"reward_model": {}}, "critic": {"warmup_steps": 1}},
         "grpo": on_policy,
-        "conditioned": {"prompts": 64, "demonstrations": 1000, "per_bin": 64, "trainer": TRAINER},
+        "conditioned": {"prompts": load.prompts, "demonstrations": 1000, "per_bin": 64, "trainer": trainer},
     }
 
 
-def check(directory: Path, *, size: str = "mid", dtype: str = "bfloat16") -> list[dict[str, Any]]:
+def check(
+    directory: Path, *, size: str = "mid", dtype: str = "bfloat16", model: str | None = None
+) -> list[dict[str, Any]]:
     """Run the recipe and return one row per stage. Exceptions of a stage propagate: they explain the failure."""
     from pipeline import stages
 
@@ -73,7 +103,7 @@ def check(directory: Path, *, size: str = "mid", dtype: str = "bfloat16") -> lis
     ]
     atomic_write(directory / PAIRS, "".join(dump_json(pair) + "\n" for pair in pairs))
     path = directory / "gpu-check.yaml"
-    atomic_write(path, yaml.safe_dump(recipe(directory, size=size, dtype=dtype), sort_keys=False))
+    atomic_write(path, yaml.safe_dump(recipe(directory, size=size, dtype=dtype, model=model), sort_keys=False))
     cfg = configs.load(path)
     seen: list[dict[str, Any]] = []
     planned: dict[str, float] = {}
@@ -138,7 +168,8 @@ def _reset_peak() -> float | None:
 
 
 def main(words: Sequence[str]) -> int:
-    """Options: `to=DIR` (default runs/gpu-check); `size=small dtype=float32` tests the check itself without a GPU."""
+    """Options: `to=DIR` (default runs/gpu-check); `model=PATH` takes that model in place of a random one; `size=small
+    dtype=float32` tests the check itself without a GPU."""
     import torch
 
     from pipeline.cli.commands import options
@@ -150,11 +181,11 @@ def main(words: Sequence[str]) -> int:
     if size != "small" and not torch.cuda.is_available():
         raise configs.ConfigError(["gpu-check: no CUDA device here; size=small dtype=float32 tries the check on a CPU"])
     directory = Path(settings.get("to", "runs/gpu-check"))
-    rows = check(directory, size=size, dtype=settings.get("dtype", "bfloat16"))
+    rows = check(directory, size=size, dtype=settings.get("dtype", "bfloat16"), model=settings.get("model"))
     columns = list(dict.fromkeys(key for row in rows for key in row))
     console.show_table(rows, columns)
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    result = {"machine": machine, "versions": versions(), "size": size, "stages": rows}
+    result = {"machine": machine, "versions": versions(), "size": size, "model": settings.get("model"), "stages": rows}
     atomic_write(directory / "gpu-check.json", dump_json(result, indent=1) + "\n")
     print(directory / "gpu-check.json")
     return 0

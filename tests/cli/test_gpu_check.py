@@ -15,6 +15,11 @@ def test_the_check_is_a_config_without_a_mistake(tmp_path):
     assert tuple(load(path).stages) == gpu_check.STAGES
 
 
+def test_a_named_model_replaces_the_random_one(tmp_path):
+    recipe = gpu_check.recipe(tmp_path, size="mid", dtype="bfloat16", model="some/model")
+    assert recipe["model"] == {"path": "some/model", "dtype": "bfloat16"}
+
+
 def test_without_a_gpu_it_says_so_and_how_to_try_it(capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main(["gpu-check"]) == 2
