@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.cli import other_columns
 from pipeline.cli.commands import own_and_rest
 from pipeline.cli.pick_verifier import Choice, pick
 from pipeline.config.load import ConfigError
@@ -44,6 +46,7 @@ class Rows:
     best_rating: float | None  # of rows that people rated; None: they hold no ratings
     chat: bool
     choice: Choice
+    note: str | None = None  # what the user should add by hand
 
 
 def new(words: Sequence[str]) -> Path:
@@ -62,8 +65,11 @@ def new(words: Sequence[str]) -> Path:
     fault = model_dir.fault(model)
     if fault:
         raise ConfigError([f"new: {fault}"])
-    rows = looked_at(file, model)
-    text = yaml_text(model, rows, own.get("run") or slug(target.stem), target.name)
+    try:
+        rows = looked_at(file, model)
+    except ConfigError as exc:  # of the readers of data, which name a key: here none is set yet
+        raise ConfigError([re.sub(r"^new\.\w+:", "new:", line) for line in exc.mistakes]) from None
+    text = yaml_text(model, rows, own.get("run") or slug(target.stem), shlex.quote(str(target)))
     return checked(target, text, rows)
 
 
@@ -96,6 +102,8 @@ def checked(target: Path, text: str, rows: Rows) -> Path:
         draft.unlink(missing_ok=True)
     what = rows.choice.verifier or "no verifier"
     print(f"{target}: {rows.count} rows, {rows.prompts} prompts; {what}: {rows.choice.why}")
+    if rows.note:
+        print(f"{target}: {rows.note}", file=sys.stderr)
     return target
 
 
@@ -113,24 +121,32 @@ def looked_at(file: str, model: str) -> Rows:
     rows = prompts.load_rows(source, seed=1, where="new")
     some = rows[:LOOKED_AT]
     pairs = all("chosen" in row and "rejected" in row for row in some)
-    # a file without a column of prompts is refused here, with its row and its columns
+    if not pairs:
+        other_columns.check_prompts(some, source, QUESTIONS)
     texts = {prompts.prompt_text(row, source, number=n, where="new") for n, row in enumerate(rows, 1)}
     tasks = [prompts.task_of(row, source, number=n) for n, row in enumerate(some, 1)]
     choice = Choice("", "the rows are pairs of a better and a worse answer") if pairs else pick(tasks)
+    if not pairs and not choice.verifier and not any(prompts.has_completion(row, source) for row in rows):
+        choice = other_columns.learn_from(rows, tasks, source)
+    other_columns.check_choices(tasks, choice, source.path)
     source.task = dict(choice.task) if choice.task else None
-    if source.prompt in QUESTIONS and not any(demonstrates(row, source) for row in some):
+    demonstrations = any(demonstrates(row, source) for row in some)
+    if source.template is None and source.prompt.lower() in QUESTIONS and not demonstrations:
         source.template = template_for(choice, source.prompt, texts)
     texts = {prompts.prompt_text(row, source) for row in rows}
     source.heldout = share_for(texts)
-    return Rows(source, form, len(rows), len(texts), pairs, any(demonstrates(row, source) for row in some),
-                best_rating(some), wants_chat(some, source, model), choice)  # fmt: skip
+    note = other_columns.choices_missing(
+        tasks, choice, [prompts.prompt_text(row, source) for row in some], source.prompt
+    )
+    return Rows(source, form, len(rows), len(texts), pairs, demonstrations, best_rating(some),
+                wants_chat(some, source, model), choice, note)  # fmt: skip
 
 
 def plain_questions(rows: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the rows are questions with one answer each and nothing that a format would add, such as a task."""
     return all(
         isinstance(row.get("question"), str)
-        and isinstance(row.get("answer"), str | int | float)
+        and isinstance(row.get("answer"), str | int | float | Mapping)
         and not {"prompt", "task", "info", "example_id"} & row.keys()
         and "####" not in str(row["answer"])  # GSM8K's: a solution, and behind the mark the answer
         for row in rows
@@ -169,7 +185,8 @@ def prompt_column(row: Mapping[str, Any]) -> str:
     """The column with the prompt: the usual name of one where none has ours."""
     if any(name in row for name in ("prompt", "messages", "segments", "chosen")):
         return "prompt"
-    return next((name for name in QUESTIONS if isinstance(row.get(name), str)), "prompt")
+    exact = next((name for name in QUESTIONS if isinstance(row.get(name), str)), None)
+    return exact or other_columns.column_like(row, ("prompt", *QUESTIONS)) or "prompt"
 
 
 def share_for(texts: set[str]) -> float:
@@ -240,8 +257,13 @@ def prompt_lines(rows: Rows) -> list[str]:
     )
     lines.append(f"  format: {source.format}   # {known}")
     lines += [f"  prompt: {quoted(source.prompt)}   # the column with the prompt"] if source.prompt != "prompt" else []
+    if source.completion != "completion":
+        lines.append(f"  completion: {quoted(source.completion)}   # the column with the answer to imitate")
     if source.template:
-        lines.append(f"  template: {quoted(source.template)}   # asks for the final answer, which the verifier reads")
+        why = (
+            "asks for the final answer, which the verifier reads" if FINAL_ANSWER in source.template else "both columns"
+        )
+        lines.append(f"  template: {quoted(source.template)}   # {why}")
     lines += [f"  task: {quoted(dict(source.task))}   # field of the verifier: column"] if source.task else []
     lines.append(f"  heldout: {source.heldout}   # share of the {rows.prompts} distinct prompts, never trained on")
     lines += ["  chat: true   # the model has a chat template: the prompt becomes the user's turn"] if rows.chat else []

@@ -58,12 +58,19 @@ def by_fields(tasks: Sequence[Mapping[str, Any]]) -> Choice | None:
 
 def by_gold(tasks: Sequence[Mapping[str, Any]]) -> Choice | None:
     for column in GOLDS:
-        values = [looked_up(task, column) for task in tasks]
-        present = [value for value in values if isinstance(value, str | int | float) and not isinstance(value, bool)]
-        if not present or len(present) < len(tasks):
-            continue
-        return of_golds([str(value).strip() for value in present], tasks, column)
+        if tasks and all(is_gold(looked_up(task, column)) for task in tasks):
+            return golds_in(tasks, column)
     return None
+
+
+def golds_in(tasks: Sequence[Mapping[str, Any]], column: str) -> Choice | None:
+    """The verifier for the golds in this column; None where a row has none there, or no verifier fits."""
+    golds = [looked_up(task, column) for task in tasks]
+    return of_golds([str(gold).strip() for gold in golds], tasks, column) if all(map(is_gold, golds)) else None
+
+
+def is_gold(value: Any) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
 def of_golds(golds: Sequence[str], tasks: Sequence[Mapping[str, Any]], column: str) -> Choice | None:
@@ -97,4 +104,4 @@ def looked_up(task: Mapping[str, Any], dotted: str) -> Any:
     return value
 
 
-__all__ = ["Choice", "pick"]
+__all__ = ["Choice", "golds_in", "pick"]

@@ -12,8 +12,10 @@ from sandboxes import needs_sandbox
 
 from pipeline.__main__ import main
 from pipeline.cli.new import FINAL_ANSWER, best_rating, plain_questions, template_for
+from pipeline.cli.other_columns import check_choices, choices_missing
 from pipeline.cli.pick_verifier import pick
-from pipeline.config.schema import Model, Tiny
+from pipeline.config.schema import Model, Prompts, Tiny
+from pipeline.data.prompt_columns import prompt_text
 from pipeline.models import models
 from pipeline.plan import sound
 
@@ -173,6 +175,85 @@ def test_a_template_asks_for_the_final_answer_only_where_it_is_read_and_not_yet_
     assert template_for(math, "q", {"1+1?"}) == "{q}\n" + FINAL_ANSWER
     assert template_for(math, "q", {"1+1? Answer in \\boxed{}."}) is None
     assert template_for(pick([{"prompt": "p"}]), "q", {"1+1?"}) is None
+
+
+def made(rows: list[dict[str, object]], model: Path, directory: Path, monkeypatch) -> dict[str, object]:
+    """The YAML that `new` writes for the rows."""
+    monkeypatch.chdir(directory)
+    Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert main(["new", str(model), "rows.jsonl"]) == 0
+    return yaml.safe_load(Path("rows.yaml").read_text())
+
+
+@pytest.mark.parametrize(
+    ("columns", "stages", "source"),
+    [
+        (("instruction", "response"), ["sft"], {"prompt": "instruction", "completion": "response"}),
+        (("prompt", "response"), ["sft"], {"completion": "response"}),
+        (("instruction", "context", "response"), ["sft"], {"template": "{instruction}\n\n{context}"}),
+        (("prompt", "response", "rating"), ["feedme"], {"completion": "response"}),
+        (("question", "metadata.gold"), ["grpo"], {"prompt": "question", "task": {"gold": "metadata.gold"}}),
+        (("question", "answer.value"), ["grpo"], {"prompt": "question", "task": {"gold": "answer.value"}}),
+        (("Question", "Answer"), ["grpo"], {"prompt": "Question", "task": {"gold": "Answer"}}),
+    ],
+)
+def test_less_usual_columns_are_found_and_named(columns, stages, source, model, tmp_path, monkeypatch) -> None:
+    def row(n: int) -> dict[str, object]:
+        values = {"rating": n % 7, "metadata.gold": {"gold": str(n)}, "answer.value": {"value": n, "unit": "m"}}
+        texts = {"Answer": str(n), "response": "An answer."}
+        return {c.partition(".")[0]: values.get(c, texts.get(c, f"What is {n}?")) for c in columns}
+
+    written = made([row(n) for n in range(30)], model, tmp_path, monkeypatch)
+    assert written["stages"] == ["base", *stages, "evaluate"]
+    assert source.items() <= written["prompts"].items()
+
+
+ROW = {"question": "What is it?", "answer": "1"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"prompt": "p"}], "new: rows.jsonl: no column has an answer to check (gold, answer, "),
+        ([ROW] * 7 + [{"question": "q"}] + [ROW] * 2,
+         "new: row 8 of rows.jsonl has no column 'answer', which 9 of 10 rows have; fill it in, or remove the row"),
+        ([ROW, {"answer": "2"}, ROW], "new: row 2 of rows.jsonl has no column 'question', which 2 of 3 rows have"),
+        ([ROW, {"question": "", "answer": "2"}], "new: row 2 of rows.jsonl: column 'question' is empty"),
+        ([ROW | {"answer": True}], "new: rows.jsonl: column 'answer' holds true and false, which no verifier"),
+        ([{"question": "q", "meta": {"gold": "1", "answer": "2"}}], "meta.gold, meta.answer may hold the answer"),
+        ([{"question": "q", "choices": ["a", "b"], "answer": n} for n in (0, 1)], "'answer' is the number of a choice"),
+        ([{"question": "q", "options": ["a", "b"], "label": n} for n in "01"], "'label' is the number of a choice"),
+        ([{"foo": "1"}], "new: rows.jsonl has no column 'prompt' and none of messages, question, "),
+    ],
+)  # fmt: skip
+def test_rows_with_nothing_to_learn_from_are_refused_in_one_line(rows, said, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert main(["new", "Qwen/Qwen2.5-0.5B-Instruct", "rows.jsonl"]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1 and not Path("rows.yaml").exists()
+
+
+def test_a_number_that_is_the_text_of_a_choice_stays_the_answer() -> None:
+    tasks = [{"question": "1+1?", "choices": ["1", "2", "3"], "answer": "2"}]
+    check_choices(tasks, pick(tasks), "rows.jsonl")
+
+
+def test_choices_that_the_prompt_does_not_list_are_said_with_the_template_that_does() -> None:
+    tasks = [{"question": "Which?", "choices": ["this", "that"], "answer": letter} for letter in "AB"]
+    line = choices_missing(tasks, pick(tasks), ["Which?", "Which?"], "question")
+    assert line and line.endswith(r'add to prompts: template: "{question}\nA. {choices.0}\nB. {choices.1}"')
+    source = Prompts(template=yaml.safe_load(line.rpartition("template: ")[2]))
+    filled = prompt_text(tasks[0], source)
+    assert filled == "Which?\nA. this\nB. that" and choices_missing(tasks, pick(tasks), [filled] * 2, "q") is None
+
+
+def test_the_commands_in_the_file_name_it_as_it_was_given(model, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("sub").mkdir()
+    Path("rows.jsonl").write_text("\n".join(json.dumps({"prompt": f"{n}?", "gold": str(n)}) for n in range(30)))
+    assert main(["new", str(model), "rows.jsonl", "to=sub/mine.yaml"]) == 0
+    assert "whetstone plan sub/mine.yaml, then whetstone run sub/mine.yaml." in Path("sub/mine.yaml").read_text()
 
 
 @pytest.mark.parametrize(
