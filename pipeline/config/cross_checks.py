@@ -23,7 +23,8 @@ def cross_checks(config: Config) -> list[str]:
     """The mistakes that involve more than one field, one line each."""
     out: list[str] = []
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", config.run) or ".." in config.run:
-        out.append(f"run: {config.run!r} must be a name of letters, digits, '.', '_', '-'")
+        out.append(f"run: {config.run!r} must be a name of letters, digits, '.', '_', '-', or several with / between, "
+                   "none of them '..'")  # fmt: skip
     if "base" in config.stages and (config.model.path is None) == (config.model.tiny is None):
         out.append("model: give either path (a local directory or Hub id) or tiny (a model made here)")
     tiny = config.model.tiny

@@ -18,7 +18,16 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pipeline.config import describe, schema, sweeps
 from pipeline.config.cross_checks import cross_checks
 from pipeline.config.library_fields import LORA, block_mistakes
-from pipeline.config.mistakes import REMARKS, SYNONYMS, ConfigError, nearest
+from pipeline.config.mistakes import (
+    REMARKS,
+    SYNONYMS,
+    ConfigError,
+    found,
+    nearest,
+    no_block,
+    no_text,
+    without_followups,
+)
 from pipeline.config.presets import PRESETS
 from pipeline.config.schema import (
     KINDS,
@@ -111,7 +120,7 @@ TOP = {f.name for f in fields(Config)} - {"path", "blocks"}
 
 def _stage_names(raw: Mapping[str, Any], mistakes: list[str]) -> list[str]:
     names = raw.get("stages") or []
-    names = [names] if isinstance(names, str) else names
+    names = [names] if isinstance(names, str) and "," not in names else names
     if isinstance(names, list) and all(isinstance(name, str) for name in names):
         return names
     mistakes.append(f"stages: expected a list of stage names, as stages: [base, sft, grpo], found {names!r}")
@@ -135,7 +144,7 @@ def _blocks(raw: Mapping[Any, Any], stage_names: Sequence[str], mistakes: list[s
         elif key not in stage_names:
             unknown.append(key)
     mistakes += [f"unknown key {key!r}{_meant(key, '', blocks, [*TOP, *KINDS, *stage_names])}" for key in unknown]
-    for name in stage_names:
+    for name in dict.fromkeys(stage_names):
         if name not in blocks and name in KINDS and name not in raw:
             blocks[name] = {}
         elif name in raw and name not in blocks and not (isinstance(raw[name], dict) and "kind" in raw[name]):
@@ -154,6 +163,8 @@ def _meant(key: str, where: str, blocks: Mapping[str, Any], known: Sequence[str]
     stage = where.partition(".")[0]
     theirs = key.lower().replace("-", "_")
     synonyms = SYNONYMS.get(theirs, ())
+    if where and theirs == "name":  # the run's at the top level only
+        return f"; it is {where}.path here" if "path" in known else _listed(key, known, _kind(stage, blocks))
     if key == "trainer" and stage in blocks and "optimizer.learning_rate" in _paths(_kind(stage, blocks)):
         return (f"; this stage is not TRL's trainer: its keys are {stage}.optimizer.learning_rate, {stage}.steps and "
                 f"so on, as listed by: whetstone config {_kind(stage, blocks)}")  # fmt: skip
@@ -178,7 +189,11 @@ def _meant(key: str, where: str, blocks: Mapping[str, Any], known: Sequence[str]
             return (
                 f"; {key} belongs in {'a stage' if not where else full.rpartition('.')[0] or 'the top level'}: {full}"
             )
-    return nearest(key, known)
+    return _listed(key, known, _kind(stage, blocks))
+
+
+def _listed(key: str, known: Sequence[str], block: str) -> str:
+    return nearest(key, known) or f"; the keys are listed by: whetstone config {block}".rstrip()
 
 
 def _kind(stage: str, blocks: Mapping[str, Any]) -> str:
@@ -215,7 +230,7 @@ def _validate(cls: type, raw: Any, where: str, mistakes: list[str], blocks: Mapp
     if raw is None:
         raw = {}
     if not isinstance(raw, dict):
-        mistakes.append(f"{where}: expected a block of keys, found {raw!r}")
+        mistakes.append(no_block(where, raw))
         return None
     raw = _with_lists(cls, raw)
     try:
@@ -253,17 +268,19 @@ def _line(cls: type, where: str, error: Any, blocks: Mapping[str, Any]) -> str:
     if error["type"] == "missing":
         return f"{dotted}: missing"
     if last == "bool":
-        return f"{dotted}: expected true, false or a block of keys, found {error['input']!r}"
+        return f"{dotted}: expected true, false or a block of keys, found {found(error['input'])}"
     if error["type"] in ("dataclass_type", "dataclass_exact_type", "dict_type"):
-        return f"{dotted}: expected a block of keys, found {error['input']!r}"
+        return no_block(dotted, error["input"])
     if error["type"] == "list_type":
-        return f"{dotted}: expected a list, found {error['input']!r}"
+        return f"{dotted}: expected a list, found {found(error['input'])}"
+    if error["type"] == "string_type":
+        return f"{dotted}: {no_text(error['input'])}"
     if error["type"] == "literal_error":
         known = [word for n, word in enumerate(str(error["ctx"]["expected"]).split("'")) if n % 2]
         if cls is Config and loc[0] == "trackers" and str(error["input"]).lower() in ("none", "off", "no", "false"):
             return "trackers: no tracker is [], as in trackers: [] or trackers=[] on the command line"
         return f"{dotted}: no choice {error['input']!r}{nearest(str(error['input']), known)}"
-    return f"{dotted}: {error['msg'][0].lower()}{error['msg'][1:]}, found {error['input']!r}"
+    return f"{dotted}: {error['msg'][0].lower()}{error['msg'][1:]}, found {found(error['input'])}"
 
 
 def _with_lists(cls: type, raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -351,14 +368,14 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config | None
         mistakes += [f"expected_tokens: {name!r} is no stage that samples{nearest(name, samplers)}"
                      for name in config.expected_tokens if name not in samplers]  # fmt: skip
         mistakes += with_source_rewards(config)
-        mistakes += cross_checks(config)
+        mistakes += without_followups(cross_checks(config), mistakes)
     return config, [f"{path}: {m}" for m in dict.fromkeys(mistakes)]
 
 
 def _stage(name: str, raw: Any, mistakes: list[str], blocks: Mapping[str, Any]) -> Any:
     raw = {} if raw is None else raw
     if not isinstance(raw, dict):
-        mistakes.append(f"{name}: expected a block of keys, found {raw!r}")
+        mistakes.append(no_block(name, raw))
         return None
     kind = KINDS[raw.get("kind", name)]
     given = merge_defaults(_preset_of(kind, raw), raw)

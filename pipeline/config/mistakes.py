@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
+from datetime import date
 from pathlib import Path
 
 MOST_NAMES = 5
+NEAR_NAME = 0.55  # likeness from which a name is worth listing
 NEAR_FILE = 0.7  # likeness of two file names, without their common suffix, from which one may be a typo of the other
 
 
@@ -19,15 +22,57 @@ class ConfigError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error line: the nearest known name, else the names there are, at most five."""
+    """The end of an error line: the nearest known name, else the names there are, at most five; of more only those
+    that are somewhat alike, "" if none is."""
     known = sorted(set(map(str, known)) - {name})
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
         return f"; did you mean {close[0]!r}?"
     if len(known) <= MOST_NAMES:
         return f"; have: {', '.join(known)}" if known else ""
-    by_likeness = sorted(known, key=lambda k: -difflib.SequenceMatcher(None, name.lower(), k.lower()).ratio())
-    return f"; nearest of {len(known)}: {', '.join(sorted(by_likeness[:MOST_NAMES]))}"
+    likeness = {k: difflib.SequenceMatcher(None, name.lower(), k.lower()).ratio() for k in known}
+    alike = [k for k in known if likeness[k] >= NEAR_NAME or (name and k.lower().startswith(name.lower()))]
+    alike = sorted(alike, key=lambda k: -likeness[k])[:MOST_NAMES]
+    return f"; nearest of {len(known)}: {', '.join(sorted(alike))}" if alike else ""
+
+
+def found(value: object) -> str:
+    """A value of a YAML as its user knows it."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"the date {value}" if isinstance(value, date) else repr(value)
+
+
+def no_text(value: object) -> str:
+    """The end of a line about a value that must be text."""
+    quotes = isinstance(value, date | int | float)
+    number = "the number " if quotes and not isinstance(value, date | bool) else ""
+    return f"expected text, found {number}{found(value)}{'; put it in quotes' if quotes else ''}"
+
+
+def no_block(where: str, value: object) -> str:
+    """The line about a value in place of a block of keys, with the block that was probably meant."""
+    line = f"{where}: expected a block of keys, found {found(value)}"
+    top, _, part = where.partition(".")
+    names = value if isinstance(value, list) and all(isinstance(name, str) for name in value) else [value]
+    if where in ("model", "prompts") and isinstance(value, str):
+        return f"{line}; write {where}: {{path: {value}}}"
+    if where == "rewards" and names and isinstance(names[0], str):
+        return f"{line}; write rewards: {{{', '.join(f'{name}: {{weight: 1.0}}' for name in names)}}}"
+    if top == "rewards" and part and (value is None or isinstance(value, int | float)):
+        weight = 1.0 if value is None or isinstance(value, bool) else value
+        return f"{line}; write rewards: {{{part}: {{weight: {weight}}}}}"
+    return line
+
+
+def without_followups(later: Iterable[str], first: Sequence[str]) -> list[str]:
+    """The later lines, less those that say of a key that it is empty where an earlier line has refused its value."""
+    refused = {line.partition(":")[0] for line in first if line.startswith("stages: ") or ": expected a block" in line}
+    refused |= {key.rpartition(".")[0] for key in refused}
+    empty = re.compile(r"([\w.]+): (give|name at least) ")
+    return [line for line in later if not ((match := empty.match(line)) and match[1] in refused)]
 
 
 def near_path(path: str | Path, *, suffixes: Sequence[str] = ()) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.config.mistakes import ConfigError, near_path
+from pipeline.config.mistakes import ConfigError, found, near_path
 
 
 class _Strict:
@@ -66,6 +66,7 @@ def load_yaml(text: str) -> Any:
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     path = Path(path)
+    _refuse_others(path)
     if not path.is_file():
         raise ConfigError([f"{path}: no such config file{near_path(path, suffixes=('.yaml', '.yml'))}"])
     text = ""
@@ -74,12 +75,45 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raw = load_yaml(text)
     except yaml.MarkedYAMLError as exc:
         line = f":{exc.problem_mark.line + 1}" if exc.problem_mark else ""
-        raise ConfigError([f"{path}{line}: {_block_of(exc, text)}{exc.problem or exc}"]) from exc
+        raise ConfigError([f"{path}{line}: {_block_of(exc, text)}{_reason(exc)}"]) from exc
     except (yaml.YAMLError, UnicodeDecodeError) as exc:
         raise ConfigError([f"{path}: not readable as YAML: {' '.join(str(exc).split())}"]) from exc
+    if raw is None:
+        raise ConfigError([f"{path}: the file is empty; a YAML begins with keys, such as run: NAME"])
     if not isinstance(raw, dict):
-        raise ConfigError([f"{path}: expected a mapping of keys at the top, found {type(raw).__name__}"])
+        what = "a list" if isinstance(raw, list) else found(raw) if len(str(raw)) < 60 else "text"
+        raise ConfigError([f"{path}: expected keys at the top, such as run: NAME, found {what}"])
     return raw
+
+
+def _refuse_others(path: Path) -> None:
+    """Raise ConfigError for a directory or a file of rows in place of a YAML."""
+    if path.is_dir():
+        made = any(path.glob("*/manifest.json")) or any(path.glob("*/begun.json"))
+        what = "the directory of a run" if made else "a directory"
+        raise ConfigError([f"{path} is {what}; give the YAML, as configs/demo/pipeline.yaml"])
+    if path.name.lower().endswith((".jsonl", ".jsonl.gz", ".csv", ".parquet")) and path.is_file():
+        raise ConfigError([f"{path} is a file of rows, no YAML; give a YAML that has it as prompts: {{path: {path}}}"])
+
+
+# what PyYAML says -> what it means to somebody who writes a YAML
+REASONS = (
+    ("but found another document", "a second document begins here; a YAML of ours is one, so remove the line ---"),
+    ("expected '<document start>'", "text follows the end of the YAML; keys, such as run: NAME, begin their lines"),
+)
+
+
+def _reason(exc: yaml.MarkedYAMLError) -> str:
+    problem = exc.problem or str(exc)
+    plain = next((words for theirs, words in REASONS if theirs in problem), problem)
+    return re.sub(r"'<[a-z ]+>'", _token, plain)
+
+
+def _token(match: re.Match[str]) -> str:
+    """PyYAML's name of a token, as '<scalar>' or '<stream end>', in plain words."""
+    name = match[0].strip("'<>")
+    return {"scalar": "text", "stream end": "the end of the file", "block end": "the end of the block",
+            "block mapping start": "a block"}.get(name, name)  # fmt: skip
 
 
 def _block_of(exc: yaml.MarkedYAMLError, text: str) -> str:

@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from shutil import which
 
 from pipeline.config.load import Config, ConfigError, read
+from pipeline.config.mistakes import without_followups
 from pipeline.config.run_words import take_seeds, take_workers
 from pipeline.distributed import process
 from pipeline.models import families
@@ -91,7 +92,9 @@ def sound(config: str, overrides: Sequence[str]) -> Config:
     if cfg is not None:
         compared = comparison_plan.comparison_of(cfg)
         found = preflight.mistakes(cfg, [compared] if compared else None)
-        mistakes += [line for line in found if line not in mistakes]
+        of_keys = [line.removeprefix(f"{config}: ") for line in mistakes]
+        found = without_followups([line.removeprefix(f"{config}: ") for line in found], of_keys)
+        mistakes += [f"{config}: {line}" for line in found if line not in of_keys]
     if mistakes or cfg is None:
         raise ConfigError(mistakes)
     return cfg

@@ -7,7 +7,7 @@ import yaml
 
 from pipeline.config import yaml_reader
 from pipeline.config.load import ConfigError, load
-from pipeline.config.mistakes import SYNONYMS, near_path, nearest
+from pipeline.config.mistakes import SYNONYMS, near_path, nearest, without_followups
 from pipeline.config.yaml_reader import read_yaml
 
 DEMO = str(Path(__file__).parents[2] / "configs/demo/pipeline.yaml")
@@ -54,12 +54,52 @@ def reported(*words: str) -> list[str]:
         ("grpo.rank=4", "grpo: unknown key 'rank'; it is grpo.peft here"),
         ("sft.peft={rank: 4}", "sft.peft: unknown key 'rank'; it is r here"),
         ("lr=1", "unknown key 'lr'; it belongs in a stage: ppo.optimizer.learning_rate"),
+        ("model.name=x", "model: unknown key 'name'; it is model.path here"),
+        ("name=x", "unknown key 'name'; it is run here"),
+        ("grpo.name=x", "grpo: unknown key 'name'; the keys are listed by: whetstone config grpo"),
+        ("actor_rollout_ref.rollout.n=8", "unknown key 'actor_rollout_ref'; the keys are listed by: whetstone config"),
         ("model.model_name_or_path=x", "model: unknown key 'model_name_or_path'; it is model.path here"),
         ("output_dir=x", "unknown key 'output_dir'; it is runs_dir here"),
     ],
 )  # fmt: skip
 def test_a_name_of_another_library_points_to_our_key(word, line):
     assert reported(word) == [line]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line"),
+    [
+        ("a.yaml", "", "a.yaml: the file is empty; a YAML begins with keys, such as run: NAME"),
+        ("a.yaml", "- x\n", "a.yaml: expected keys at the top, such as run: NAME, found a list"),
+        ("a.yaml", "words", "a.yaml: expected keys at the top, such as run: NAME, found 'words'"),
+        ("a.yaml", "run: a\n---\nrun: b\n", "a.yaml:2: a second document begins here; a YAML of ours is one, so remove "
+         "the line ---"),
+        ("a.yaml", "model: {tiny: {}\nrun: a", "a.yaml:2: in the block of 'model': expected ',' or '}', but got text"),
+        ("a.yaml", '{"a": 1}\n{"a": 2}\n', "a.yaml:2: text follows the end of the YAML; keys, such as run: NAME, begin "
+         "their lines"),
+        ("q.jsonl", "{}", "q.jsonl is a file of rows, no YAML; give a YAML that has it as prompts: {path: q.jsonl}"),
+        ("runs/r/base/manifest.json", "{}", "runs/r is the directory of a run; give the YAML, as "
+         "configs/demo/pipeline.yaml"),
+    ],
+)  # fmt: skip
+def test_what_is_no_yaml_is_said_without_words_of_the_parser(name, text, line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read_yaml("runs/r" if name.startswith("runs") else name)
+    assert caught.value.mistakes == [line]
+
+
+def test_a_key_whose_value_was_refused_is_not_called_empty_as_well():
+    first = [
+        "rewards.exact: expected a block of keys, found 1.0",
+        "stages: no block for stage 'x'",
+        "prompts.rows: bad",
+    ]
+    later = ["rewards: name at least one part; verifiers: exact", "stages: name at least one stage to run",
+             "prompts: give path (JSONL) or procedural", "rewards.exact: other"]  # fmt: skip
+    assert without_followups(later, first) == later[2:]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +163,8 @@ def test_broken_yaml_names_the_block_that_it_is_in(tmp_path, text, line):
 def test_at_most_five_names_are_offered_and_the_likeliest_among_them():
     many = [f"key_{n}" for n in range(40)] + ["qxx", "qyy"]
     line = nearest("q", many)
-    assert line.count(",") == 4 and "qxx" in line and "qyy" in line and "nearest of 42" in line
+    assert line == "; nearest of 42: qxx, qyy"  # names that are not alike are left out
+    assert nearest("ke", many).count(",") == 4 and nearest("zzz", many) == ""
     assert nearest("q", ["b", "a"]) == "; have: a, b"
     assert nearest("dpo", ["dpo"]) == ""
 
@@ -153,6 +194,35 @@ def test_a_single_value_stands_for_a_list_of_one():
 @pytest.mark.parametrize(
     ("word", "line"),
     [
+        (
+            "stages=base, grpo",
+            "stages: expected a list of stage names, as stages: [base, sft, grpo], found 'base, grpo'",
+        ),
+        ("stages=[base,base]", "stages: 'base' is listed twice; give the second a block and name of its own"),
+        (
+            "rewards=gridworld",
+            "rewards: expected a block of keys, found 'gridworld'; write rewards: {gridworld: {weight: 1.0}}",
+        ),
+        (
+            "rewards=[exact, length]",
+            "rewards: expected a block of keys, found ['exact', 'length']; write rewards: "
+            "{exact: {weight: 1.0}, length: {weight: 1.0}}",
+        ),
+        (
+            "rewards.gridworld=0.5",
+            "rewards.gridworld: expected a block of keys, found 0.5; write rewards: {gridworld: {weight: 0.5}}",
+        ),
+        (
+            "rewards.gridworld=",
+            "rewards.gridworld: expected a block of keys, found nothing; write rewards: {gridworld: {weight: 1.0}}",
+        ),
+        ("model=Qwen/Qwen3", "model: expected a block of keys, found 'Qwen/Qwen3'; write model: {path: Qwen/Qwen3}"),
+        ("model.tiny=x", "model.tiny: expected a block of keys, found 'x'"),
+        ("run=2024-01-01", "run: expected text, found the date 2024-01-01; put it in quotes"),
+        ("run=007", "run: expected text, found the number 7; put it in quotes"),
+        ("run=true", "run: expected text, found true; put it in quotes"),
+        ("run=", "run: expected text, found nothing"),
+        ("seed=", "seed: input should be a valid integer, found nothing"),
         ("grpo.credit=gae", "grpo.credit: expected a block of keys, found 'gae'"),
         ("grpo.credit.kind=gea", "grpo.credit.kind: no choice 'gea'; did you mean 'gae'?"),
         ("grpo.method=dapoo", "grpo.method: no choice 'dapoo'; did you mean 'dapo'?"),
