@@ -23,7 +23,7 @@ from pipeline.config.load import Config, ConfigError
 from pipeline.config.registry import policies_before
 from pipeline.config.schema import Prompts
 from pipeline.run.files import dump_json, read_jsonl, sha256_file
-from pipeline.run.manifest import manifest_sha, read_manifest, verified_manifest
+from pipeline.run.manifest import manifest_sha, read_manifest, refuse_seeds, verified_manifest
 from pipeline.run.stage_dir import StageDir
 from rewards import module_file, real_parts
 from rewards.graders import files_of
@@ -226,12 +226,21 @@ def changed_files(before: Mapping[str, str], after: Mapping[str, str]) -> list[s
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> leaf."""
-    if isinstance(value, Mapping) and value:
+    """Dotted key -> leaf. A list of blocks is opened too, by its policies' names or by number."""
+    value = _by_name(value) if isinstance(value, list) else value
+    if isinstance(value, Mapping) and (value or not prefix):
         return {
             k: v for key, inner in value.items() for k, v in flat(inner, f"{prefix}.{key}" if prefix else key).items()
         }
     return {prefix: value}
+
+
+def _by_name(items: list[Any]) -> Any:
+    if not items or not all(isinstance(item, Mapping) for item in items):
+        return items
+    names = [item.get("policy") for item in items]
+    named = all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
+    return dict(zip(names if named else map(str, range(len(items))), items, strict=True))
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -258,6 +267,7 @@ def manifests(run: Path) -> dict[str, dict[str, Any]]:
     """Stage -> manifest, in the order they were completed. Raises LineageError where there is no stage."""
     finished = [(p.stat().st_mtime_ns, p.parent.name, read_manifest(p)) for p in run.glob("*/manifest.json")]
     if not finished:
+        refuse_seeds(run)
         raise LineageError(f"{run}: no completed stage here; give a run's directory, as runs/demo")
     return _parents_first({name: manifest for _, name, manifest in sorted(finished, key=lambda f: f[:2]) if manifest})
 
@@ -359,7 +369,7 @@ def diff(first: Path, words: Sequence[str]) -> tuple[str, bool]:
 def _stage_diff(a: Mapping[str, Any], b: Mapping[str, Any], stage_a: Path, stage_b: Path) -> list[str]:
     out = []
     for part in ("config", "inputs", "parents", "versions", "tokens", "metrics"):
-        changes = differences(a.get(part) or {}, b.get(part) or {})
+        changes = differences(_without_times(a.get(part) or {}), _without_times(b.get(part) or {}))
         shown = changes if part != "parents" else [change.split(" ")[0] + " differs" for change in changes]
         out += [f"{part}: {change}" for change in shown[:12]]
         out += [f"{part}: and {len(changes) - 12} more"] if len(changes) > 12 else []
@@ -371,6 +381,11 @@ def _stage_diff(a: Mapping[str, Any], b: Mapping[str, Any], stage_a: Path, stage
         out.append(f"outputs: {', '.join(files)}")
     where = first_difference(stage_a / "metrics.jsonl", stage_b / "metrics.jsonl")
     return out + ([f"metrics.jsonl: {where}"] if where else [])
+
+
+def _without_times(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Seconds differ between any two runs and say nothing about their results."""
+    return {key: value for key, value in flat(part).items() if not key.endswith(("wall_s", "/check_s", "/saved_s"))}
 
 
 def first_difference(a: Path, b: Path) -> str | None:

@@ -33,6 +33,13 @@ def manifest_sha(manifest: Mapping[str, Any]) -> str:
     return sha256_json(manifest["outputs"])
 
 
+def refuse_seeds(run: Path) -> None:
+    """Raise LineageError where the directory holds one run per seed and no stage of its own."""
+    seeds = sorted({path.parents[1] for path in run.glob("seed-*/*/manifest.json")})
+    if seeds and not any(run.glob("*/manifest.json")):
+        raise LineageError(f"{run} holds one run per seed; give the directory of one of them, as {seeds[0]}")
+
+
 def verified_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of a complete stage whose files are still what it says. Raises LineageError by name."""
     manifest = read_manifest(directory / "manifest.json")

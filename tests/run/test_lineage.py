@@ -276,6 +276,13 @@ def test_a_directory_that_is_no_run_is_reported(tmp_path):
         lineage.lineage(tmp_path)
 
 
+def test_a_directory_of_several_seeds_names_one_of_them(tmp_path):
+    for seed in (1, 2):
+        make(config(tmp_path, f"run=r/seed-{seed}"), "base")
+    with pytest.raises(LineageError, match=f"{tmp_path}/r holds one run per seed; .* as {tmp_path}/r/seed-1$"):
+        lineage.lineage(tmp_path / "r")
+
+
 # --- two runs ---------------------------------------------------------------------------------------------------------
 
 
@@ -294,6 +301,19 @@ def test_diff_shows_config_metrics_outputs_and_where_the_logs_part(tmp_path):
     ):
         assert f"  {line}" in told.splitlines(), told
     assert "base:" in told and "outputs" not in told.split("sft:")[0]
+
+
+def test_diff_opens_lists_of_policies_and_leaves_times_out(tmp_path):
+    one, two = config(tmp_path), config(tmp_path, "run=r2")
+    for cfg, right, seconds in ((one, 0.1, 20.0), (two, 0.3, 30.0)):
+        policies = [{"policy": name, "wall_s": seconds, "right": right * (name == "sft")} for name in ("base", "sft")]
+        make(cfg, "base", metrics={"policies": policies, "wall_s": seconds})
+    told, _ = lineage.diff(one.run_dir, [str(two.run_dir)])
+    assert told.splitlines()[2:] == ["base:", "  metrics: policies.sft.right 0.1 → 0.3"]
+
+
+def test_inputs_that_only_one_run_has_are_named():
+    assert lineage.differences({}, {"q.jsonl": "44a4"}) == ["q.jsonl (absent) → 44a4"]
 
 
 def test_a_manifest_that_names_no_files_of_code_is_compared_too(tmp_path):
