@@ -181,8 +181,9 @@ def of_no_run(command: str, words: Sequence[str]) -> int | None:
         new(words)
         return 0
     if command in ("config", "schema"):
-        from pipeline.cli import config_docs
+        from pipeline.cli import commands, config_docs
 
+        commands.own_and_rest(command, words)  # refuses words where it takes none
         print(config_docs.config(words) if command == "config" else config_docs.schema_text().rstrip())
         return 0
     return None

@@ -150,8 +150,8 @@ def own_and_rest(command: str, words: Sequence[str]) -> tuple[dict[str, str], li
         if equals and key in table.keys:
             own[key] = value
         elif not table.more:
-            hint = nearest(key, table.keys) if table.keys else "; it takes no further words"
-            raise ConfigError([f"{command}: {word!r} on the command line: expected key=value{hint}"])
+            wrong = f"expected key=value{nearest(key, table.keys)}" if table.keys else "it takes no further words"
+            raise ConfigError([f"{command}: {word!r} on the command line: {wrong}"])
         else:
             rest.append(word)
     return own, rest

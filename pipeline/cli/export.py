@@ -22,7 +22,7 @@ from pipeline.config.load import ConfigError, nearest
 from pipeline.config.schema import recorded_kind
 from pipeline.generation.server_key import SERVER_KEY
 from pipeline.run.files import atomic_write, dump_json
-from pipeline.run.manifest import manifest_sha, read_manifest, verified_manifest
+from pipeline.run.manifest import manifest_sha, read_manifest, refuse_seeds, verified_manifest
 
 # keys of generation_config.json that do not affect sampling
 OF_THE_MODEL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version")
@@ -31,7 +31,7 @@ OF_THE_MODEL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_t
 def policy_stage(run: Path, named: str | None = None) -> str:
     """The stage to export: the named one, else the best of `evaluate`, else the last policy stage that finished.
 
-    Raises ConfigError if the run has no such stage.
+    Raises ConfigError if the run has no such stage, LineageError if it is the directory of several seeds.
     """
     return _stage_and_reason(run, named)[0]
 
@@ -47,6 +47,7 @@ def _stage_and_reason(run: Path, named: str | None) -> tuple[str, str]:
         raise ConfigError([f"{run}: no such run directory"])
     manifests = [m for p in run.glob("*/manifest.json") if (m := read_manifest(p)) is not None]
     policies = {m["stage"]: m for m in manifests if recorded_kind(kind_of(m)).makes_policy}
+    refuse_seeds(run)
     if named is not None:
         if named not in policies:
             raise ConfigError([f"{run}: no finished policy stage {named!r}{nearest(named, policies)}"])
@@ -91,7 +92,8 @@ def export(run: Path, words: Sequence[str]) -> Path:
 def _to_gguf(run: Path, stage: str, settings: Mapping[str, str]) -> Path:
     from pipeline.cli import gguf_export
 
-    gguf_export.converter_dir()  # before anything is copied
+    gguf_export.dtype_of(settings)  # before anything is copied
+    gguf_export.converter_dir()
     merged = _to_directory(run, stage, (run / ".export-for-gguf").resolve())
     try:
         sampling = lineage(run, stage)[-1]["config"]["sampling"]
@@ -239,7 +241,8 @@ def serve_command(run: Path, words: Sequence[str]) -> list[str]:
     """The server's command line; each word `key=value` becomes `--key value`, except `stage`, `host` and `rollouts`.
 
     rollouts=true: configured as the generator of a training run, which sends it weights. Raises ConfigError if such a
-    server would listen beyond loopback without a key: it would accept weights from anyone who can reach it.
+    server would listen beyond loopback without a key: it would accept weights from anyone who can reach it; or for a
+    port that is no number.
     """
     own, rest = own_and_rest("serve", words)
     model = run / policy_stage(run, own["stage"]) / "model" if "stage" in own else newest(run)
@@ -252,6 +255,8 @@ def serve_command(run: Path, words: Sequence[str]) -> list[str]:
                            f"{SERVER_KEY} to a secret, here and where the training run is"])  # fmt: skip
     for word in rest:
         key, equals, value = word.partition("=")
+        if key == "port" and not (value.isdecimal() and 0 < int(value) < 65536):
+            raise ConfigError([f"serve: port={value}: expected a whole number from 1 to 65535, as port=8000"])
         flags += [f"--{key.replace('_', '-')}", *([value] if equals else [])]
     # `python -m`, because the CPU build has no `vllm` program
     server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]

@@ -33,6 +33,14 @@ REASONS = (
 )  # fmt: skip
 
 
+def dtype_of(options: Mapping[str, str]) -> str:
+    """The named type of the weights. Raises ConfigError for one that GGUF does not have here."""
+    dtype = options.get("dtype", "f16")
+    if dtype not in DTYPES:
+        raise ConfigError([f"export: dtype={dtype}: no such type of GGUF; have: {', '.join(DTYPES)}"])
+    return dtype
+
+
 def converter_dir() -> Path:
     """Where the converter is. Raises ConfigError with the command that installs it."""
     tools = Path(os.environ.get(DIRECTORY) or Path(sys.prefix) / "gguf-converter")
@@ -48,10 +56,7 @@ def write_gguf(model: Path, target: Path, name: str, sampling: Mapping[str, Any]
     model: merged weights, tokenizer and template, as `export` writes them. It is changed: a label becomes part of its
     chat template. Raises ConfigError where the converter does not cover the model.
     """
-    dtype = options.get("dtype", "f16")
-    if dtype not in DTYPES:
-        raise ConfigError([f"export: dtype={dtype}: no such type of GGUF; have: {', '.join(DTYPES)}"])
-    tools = converter_dir()
+    dtype, tools = dtype_of(options), converter_dir()
     label, chat = baked_label(model, options.get("label"))
     draft = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(draft, ignore_errors=True)

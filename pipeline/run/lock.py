@@ -17,11 +17,17 @@ FLOCK = "hhqqi4x"  # struct flock of 64-bit Linux: type, whence, start, length, 
 
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Hold the run directory. Raises LineageError where another process holds it; the kernel releases it if we die.
+    """Hold the run directory. Raises LineageError where another process holds it, or where it cannot be created; the
+    kernel releases it if we die.
 
     A POSIX lock, which a forked child does not inherit: workers that outlive a killed run do not keep it locked.
     """
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise LineageError(
+            f"{root} cannot be created ({exc.strerror}); choose another place with runs_dir=..."
+        ) from exc
     key = root.resolve()
     with (root / ".lock").open("a+") as handle:
         try:

@@ -62,7 +62,8 @@ def test_without_its_first_word_a_command_says_what_it_needs(capsys):
     [
         (["export", "r", "stag=x"], "export: 'stag=x' on the command line: expected key=value; did you mean 'stage'?"),
         (["chat", "r", "best"], "chat: 'best' on the command line: expected key=value"),
-        (["report", "r", "x=1"], "report: 'x=1' on the command line: expected key=value; it takes no further words"),
+        (["report", "r", "x=1"], "report: 'x=1' on the command line: it takes no further words"),
+        (["schema", "x"], "schema: 'x' on the command line: it takes no further words"),
         (["gpu-check", "sise=mid"], "gpu-check: 'sise=mid' on the command line: expected key=value; did you mean"),
     ],
 )  # fmt: skip

@@ -250,6 +250,19 @@ def test_a_server_listens_on_this_machine_alone_unless_set_otherwise(run):
     assert command[command.index("--host") + 1] == "0.0.0.0" and command.count("--host") == 1
 
 
+@pytest.mark.parametrize("port", ["abc", "0", "70000", ""])
+def test_a_port_that_is_none_is_refused_before_the_server_starts(run, port):
+    with pytest.raises(ConfigError, match=f"serve: port={port}: expected a whole number from 1 to 65535"):
+        export.serve_command(run, [f"port={port}"])
+
+
+def test_of_a_directory_of_several_seeds_one_is_to_be_named(tmp_path):
+    (tmp_path / "seed-1" / "base").mkdir(parents=True)
+    (tmp_path / "seed-1" / "base" / "manifest.json").write_text("{}")
+    with pytest.raises(LineageError, match=r"holds one run per seed; .*seed-1$"):
+        export.policy_stage(tmp_path, "grpo")
+
+
 def test_a_rollout_server_on_another_interface_needs_a_key(run, monkeypatch):
     monkeypatch.delenv("WHETSTONE_SERVER_KEY", raising=False)
     assert "--middleware" not in export.serve_command(run, ["rollouts=true"])

@@ -49,6 +49,12 @@ def test_without_the_converter_the_command_that_installs_it_is_named(run, tmp_pa
     assert not (run / "gguf").exists() and not list(run.glob(".export*"))
 
 
+def test_an_unknown_type_is_refused_before_the_converter_is_looked_for(run, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv(gguf_export.DIRECTORY, str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="dtype=q9: no such type of GGUF; have: f32, f16, bf16, q8_0"):
+        export.export(run, ["to=gguf", "dtype=q9"])
+
+
 def test_keys_of_a_gguf_are_refused_elsewhere(run) -> None:
     with pytest.raises(ConfigError, match=r"dtype=f32 is for to=gguf"):
         export.export(run, ["dtype=f32"])

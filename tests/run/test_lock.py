@@ -34,6 +34,12 @@ def test_a_second_process_on_one_run_is_refused_and_says_who_holds_it(tmp_path):
         pass
 
 
+def test_a_directory_that_cannot_be_created_is_said_with_the_key():
+    root = Path("/proc/none/r")
+    with pytest.raises(LineageError, match=r"^/proc/none/r cannot be created .* with runs_dir="), locked(root):
+        pass
+
+
 def test_a_run_is_locked_against_its_own_process_too(tmp_path):
     with locked(tmp_path), pytest.raises(LineageError), locked(tmp_path):
         pass
