@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.mistakes import LIBRARY_SYNONYMS, nearest
+from pipeline.config.mistakes import LIBRARY_SYNONYMS, found, nearest
 
 LORA, VLLM_ENGINE = "peft.tuners.lora.config:LoraConfig", "vllm.engine.arg_utils:EngineArgs"
 PLAIN = {"int": "a whole number", "float": "a finite number", "bool": "true or false", "str": "text", "None": "null"}
@@ -75,11 +75,12 @@ def block_mistakes(where: str, block: Any, target: str, *, ours: frozenset[str] 
             out.append(f"{where}.{key}: the pipeline sets this itself; remove it")
         elif key not in known:
             theirs = LIBRARY_SYNONYMS.get(str(key).lower())
-            hint = f"; it is {theirs} here" if theirs in known else nearest(str(key), known)
+            near = nearest(str(key), known) or f"; its keys are the fields of {target.rpartition(':')[2]}"
+            hint = f"; it is {theirs} here" if theirs in known else near
             out.append(f"{where}: unknown key {key!r}{hint}")
         elif not fits(value, known[key]):
             wanted = " or ".join(PLAIN[name] for name in _names(known[key]))
-            out.append(f"{where}.{key}: expected {wanted}, found {value!r}")
+            out.append(f"{where}.{key}: expected {wanted}, found {found(value)}")
     return out
 
 

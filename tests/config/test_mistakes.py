@@ -222,6 +222,8 @@ def test_a_single_value_stands_for_a_list_of_one():
         ("run=007", "run: expected text, found the number 7; put it in quotes"),
         ("run=true", "run: expected text, found true; put it in quotes"),
         ("run=", "run: expected text, found nothing"),
+        ("sft.trainer.learning_rate=", "sft.trainer.learning_rate: expected a finite number, found nothing"),
+        ("sft.trainer.zzz=1", "sft.trainer: unknown key 'zzz'; its keys are the fields of SFTConfig"),
         ("seed=", "seed: input should be a valid integer, found nothing"),
         ("grpo.credit=gae", "grpo.credit: expected a block of keys, found 'gae'"),
         ("grpo.credit.kind=gea", "grpo.credit.kind: no choice 'gea'; did you mean 'gae'?"),
