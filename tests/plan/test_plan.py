@@ -173,6 +173,14 @@ def test_what_a_comparison_lacks_is_reported_part_by_part(tmp_path):
         plan.plan(COMPARE, [*words, "grpo.policy=sfd"])
 
 
+@pytest.mark.parametrize("word", ["rewards=gridworld", "rewards={gridworld: 1.0}", "prompts=q.jsonl", "stages=bse",
+                                  "stages='base, grpo'"])  # fmt: skip
+def test_a_refused_value_is_one_line_and_not_called_empty_as_well(word):
+    with pytest.raises(ConfigError) as caught:
+        plan.sound(str(DEMO), [word, "prompts.rows=50"] if not word.startswith("prompts") else [word])
+    assert len(caught.value.mistakes) == 1, caught.value.mistakes
+
+
 def test_the_example_is_trained_on_from_the_completion_to_its_end_token(tmp_path):
     cfg = load(CHAOS, [f"runs_dir={tmp_path}"])
     made = one_run.make(cfg, None)
