@@ -32,8 +32,8 @@ def default_kind(name: str, dirs: Sequence[str | Path]) -> str:
         return name
     if name in LEARNED_NAMES:
         return "learned"
-    if name in verifiers.available(dirs):
-        return "verifier"
+    if name in verifiers.available(dirs) or any((Path(directory) / f"{name}.py").is_file() for directory in dirs):
+        return "verifier"  # if the file is none, loading it says what it lacks
     known = [*SHAPING, "reward_model", *verifiers.available(dirs)]
     raise ValueError(
         f"rewards.{name}: not a known reward{nearest(name, known)}; a verifier of your own is found through the "

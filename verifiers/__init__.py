@@ -31,6 +31,7 @@ import importlib.util
 import inspect
 import math
 import random
+import re
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -200,7 +201,7 @@ class Verifier:
         if check is not None:
             try:
                 return check(task)
-            except Exception as exc:  # the untrusted border: a broken gold is a fault, whatever it raises
+            except (Exception, SystemExit) as exc:  # the untrusted border: a broken gold is a fault in any case
                 return hidden(str(exc) if isinstance(exc, ValueError) else f"{type(exc).__name__}: {exc}")
         if self.deadline_s > QUICK_S or self.unavailable(task):
             return None
@@ -215,7 +216,7 @@ class Verifier:
                 verdicts = list(self.module.verify_batch(completions, tasks))
                 if len(verdicts) == len(completions) and all(isinstance(v, Verdict) for v in verdicts):
                     return verdicts
-            except Exception:  # the untrusted border: grade one by one, so that a bad row affects no other
+            except (Exception, SystemExit):  # the untrusted border: grade one by one, so a bad row affects no other
                 pass
         return [self._grade_one(c, t) for c, t in zip(completions, tasks, strict=True)]
 
@@ -228,7 +229,7 @@ class Verifier:
                 verdict = self.module.verify(completion, task)
             else:
                 (verdict,) = self.module.verify_batch([completion], [task])
-        except Exception as exc:  # the untrusted border: a verifier's exception never becomes a reward
+        except (Exception, SystemExit) as exc:  # the untrusted border: a verifier's exception never becomes a reward
             return broken(f"{self.name} raised {type(exc).__name__}: {exc}")
         if not isinstance(verdict, Verdict):
             return broken(f"{self.name} returned {type(verdict).__name__}, not a Verdict")
@@ -253,8 +254,7 @@ def _is_verifier(path: Path) -> bool:
 
 @lru_cache(maxsize=1024)
 def _defines_verify(path: Path, _changed_ns: int) -> bool:
-    text = path.read_text()
-    return "\ndef verify(" in text or "\ndef verify_batch(" in text
+    return re.search(r"^def verify(_batch)?\s*\(", path.read_text("utf-8", "replace"), re.MULTILINE) is not None
 
 
 def _built_in() -> dict[str, Path]:
@@ -283,7 +283,8 @@ def available(directories: Sequence[str | Path] = ()) -> dict[str, Path]:
     files = dict(_built_in())
     for directory in [*_installed_directories(), *map(Path, directories)]:
         if not directory.is_dir():
-            raise ValueError(f"verifier directory {directory} does not exist")
+            what = "is a file; name its directory" if directory.is_file() else "does not exist"
+            raise ValueError(f"verifier directory {directory} {what}")
         for name, path in _files(directory).items():
             if not _is_verifier(path):
                 continue
@@ -295,7 +296,9 @@ def available(directories: Sequence[str | Path] = ()) -> dict[str, Path]:
 
 def load(name: str, directories: Sequence[str | Path] = ()) -> Verifier:
     """The verifier called `name`. Raises ValueError with the known names if there is no such verifier."""
-    path = named_file("verifier", name, available(directories))
+    path = named_file(
+        "verifier", name, available(directories), directories, "function verify(completion, task) (not async)"
+    )
     ours = path.parent.resolve() == PACKAGE_DIR.resolve()
     module = importlib.import_module(f"verifiers.{name}") if ours else import_user_file(f"user_verifiers.{name}", path)
     for part in ("Task", "EXAMPLES"):

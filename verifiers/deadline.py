@@ -134,6 +134,8 @@ class DeadlinePool:
                 result = job.run()
             except Exception as exc:  # passed to the thread that submitted the job
                 exception = exc
+            except SystemExit as exc:  # it would end this thread without a word
+                exception = RuntimeError(f"it called sys.exit({exc.code!r})")
             assert job.started is not None
             seconds = time.monotonic() - job.started
             with self._changed:

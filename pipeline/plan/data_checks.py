@@ -255,7 +255,7 @@ def faults_of(where: str, attempt: Callable[[], Any]) -> list[str]:
         return list(exc.mistakes)
     except (UnicodeDecodeError, json.JSONDecodeError) as exc:
         return [f"{where}: not readable: {' '.join(str(exc).split())}"]
-    except (ValueError, TypeError, OSError, KeyError, AttributeError) as exc:
+    except (ValueError, TypeError, OSError, KeyError, AttributeError, ImportError, SyntaxError) as exc:
         # data sets, verifiers and reward functions are third-party code: their exceptions are reported, not raised
         text = plain(exc)
         return [text if text.startswith(where) else f"{where}: {text}"]

@@ -67,8 +67,7 @@ def chain_mistakes(cfg: Config, names: Sequence[str], *, alone: bool) -> list[st
     lines += place_mistakes(cfg)
     lines += trackers.missing(cfg)
     lines += model_mistakes(cfg, names)
-    lines += _reward_mistakes("rewards", cfg.rewards, cfg)
-    lines += away_mistakes(cfg, names)
+    lines += reward_mistakes(cfg, names)
     if cfg.tools is not None:
         lines += faults_of("tools", partial(ToolSet, cfg.tools, path=cfg.path))
     if cfg.program is not None:
@@ -87,10 +86,6 @@ def chain_mistakes(cfg: Config, names: Sequence[str], *, alone: bool) -> list[st
         if isinstance(block, Policy) and cfg.generate.backend == "ray":
             lines.append(f"generate.backend: ray starts its engines again for each batch, and {name} would wait for "
                          "that in every step; give vllm_server")  # fmt: skip
-        if getattr(block, "reward", None):
-            lines += _reward_mistakes(f"{name}.reward", block.reward, cfg)
-        if strict_of(block):
-            lines += _reward_mistakes(f"{name}.monitor.strict", strict_of(block), cfg)
         if getattr(block, "filters", None):
             lines += faults_of(f"{name}.filters", partial(selection.parse, block.filters))
         if isinstance(getattr(block, "ptx_data", None), Prompts):
@@ -236,7 +231,7 @@ def _required(cfg: Config, names: Sequence[str], source: str | None) -> dict[str
     """Verifier name -> fields its tasks must have, for the rewards of the run and of its stages. source: of
     prompts.sources, if there are several."""
     out: dict[str, frozenset[str]] = {}
-    for block in (rewards.parts_for(block, source) for block in _reward_blocks(cfg, names).values()):
+    for block in (rewards.parts_for(block, source) for block in _readable_blocks(cfg, names).values()):
         out |= rewards.fields_needed(block, cfg.verifier_dirs, reward_dirs(cfg))
     return out
 
@@ -244,7 +239,7 @@ def _required(cfg: Config, names: Sequence[str], source: str | None) -> dict[str
 def _parts_of_tasks(cfg: Config, names: Sequence[str], source: str | None) -> dict[str, Mapping[str, Any]]:
     """Verifier or `by_task` -> the reward part that reads the rows' tasks. source: as in _required."""
     out: dict[str, Mapping[str, Any]] = {}
-    for block in (rewards.parts_for(block, source) for block in _reward_blocks(cfg, names).values()):
+    for block in (rewards.parts_for(block, source) for block in _readable_blocks(cfg, names).values()):
         out |= {verifier.name: fields for _, verifier, fields in rewards.verifiers_of(block, cfg.verifier_dirs)}
         for fields in block.values():
             if (fields or {}).get("verifier") == "by_task":
@@ -261,10 +256,27 @@ def _reward_blocks(cfg: Config, names: Sequence[str]) -> dict[str, Mapping[str, 
     return blocks
 
 
+def _readable_blocks(cfg: Config, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """The reward blocks whose verifiers and graders can be loaded; `reward_mistakes` reports the others."""
+    return {
+        where: block for where, block in _reward_blocks(cfg, names).items()
+        if not faults_of(where, partial(rewards.fields_needed, block, cfg.verifier_dirs, reward_dirs(cfg)))
+    }  # fmt: skip
+
+
+def reward_mistakes(cfg: Config, names: Sequence[str]) -> list[str]:
+    """Mistakes of every reward block that would be used, and of the files of verifiers that it names."""
+    if lines := faults_of("verifier_dirs", partial(verifiers.available, cfg.verifier_dirs)):
+        return lines
+    for where, block in _reward_blocks(cfg, names).items():
+        lines += _reward_mistakes(where, block, cfg) if block or where == "rewards" else []
+    return lines + away_mistakes(cfg, names)
+
+
 def away_mistakes(cfg: Config, names: Sequence[str]) -> list[str]:
     """Verifiers that cannot run on this machine, each with its fix; otherwise every row would end as an error."""
     lines = []
-    for where, block in _reward_blocks(cfg, names).items():
+    for where, block in _readable_blocks(cfg, names).items():
         for part, verifier, fields in rewards.verifiers_of(block, cfg.verifier_dirs):
             given = {**(fields.get("fields") or {}), **(fields.get("task") or {})}
             lines += faults_of(f"{where}.{part}", partial(_ask_whether_it_runs, verifier, given, cfg))

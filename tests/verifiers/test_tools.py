@@ -255,6 +255,11 @@ def test_a_class_with_the_contract_of_trl_is_a_toolbox() -> None:
     assert session.reward() == 1.0
 
 
+def test_a_tool_may_be_defined_on_the_first_line_of_its_file(tmp_path: Path) -> None:
+    (tmp_path / "first.py").write_text("def first(text: str) -> str:\n    return text\n")
+    assert registry.load("first", [tmp_path]).factory("a") == "a"
+
+
 def test_a_class_is_loaded_from_a_file_and_from_a_module(tmp_path: Path) -> None:
     (tmp_path / "my_env.py").write_text("class Env:\n    def go(self) -> str:\n        return 'x'\n")
     assert registry.load_class(f"{tmp_path / 'my_env.py'}:Env").is_session

@@ -36,6 +36,7 @@ import importlib.util
 import inspect
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -251,7 +252,8 @@ def available(directories: Sequence[str | Path] = ()) -> dict[str, Path]:
     found = {p.stem: p for p in sorted(TOOLS_DIR.glob("*.py")) if not p.stem.startswith("_")}
     for directory in map(Path, directories):
         if not directory.is_dir():
-            raise ValueError(f"tool directory {directory} does not exist")
+            what = "is a file; name its directory" if directory.is_file() else "does not exist"
+            raise ValueError(f"tool directory {directory} {what}")
         for path in sorted(directory.glob("*.py")):
             if path.stem.startswith("_") or not _is_tool(path):
                 continue
@@ -262,13 +264,13 @@ def available(directories: Sequence[str | Path] = ()) -> dict[str, Path]:
 
 
 def _is_tool(path: Path) -> bool:
-    text = path.read_text(encoding="utf-8")
-    return f"\ndef {path.stem}(" in text or "\nclass Session" in text
+    pattern = rf"^(def {re.escape(path.stem)}\s*\(|class Session\b)"
+    return re.search(pattern, path.read_text("utf-8", "replace"), re.MULTILINE) is not None
 
 
 def load(name: str, directories: Sequence[str | Path] = ()) -> Tool:
-    """The tool called `name`. Raises ValueError with the known names if there is none."""
-    path = named_file("tool", name, available(directories))
+    """The tool called `name`. Raises ValueError with the known names if there is none, or if it cannot be imported."""
+    path = named_file("tool", name, available(directories), directories, f"function {name!r} and no class Session")
     ours = path.parent.resolve() == TOOLS_DIR.resolve()
     module = importlib.import_module(f"verifiers.tools.{name}") if ours else import_path(path)
     session = getattr(module, "Session", None)
@@ -297,7 +299,7 @@ def load_class(reference: str) -> Tool:
 
 
 def import_path(path: Path) -> ModuleType:
-    """The module in a user's file. Raises FileNotFoundError."""
+    """The module in a user's file. Raises FileNotFoundError, and ValueError for a file that cannot be imported."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     return import_user_file(f"user_tools.{path.stem}", path)

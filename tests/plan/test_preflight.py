@@ -1,0 +1,95 @@
+"""Mistakes in the files that a YAML names: one line each with the file, before anything loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config.load import load
+from pipeline.plan import preflight
+
+VERIFIER = """from typing import TypedDict
+from verifiers import Example, failed, passed
+class Task(TypedDict):
+    gold: str
+def verify(completion, task):
+    return passed() if completion == task["gold"] else failed()
+EXAMPLES = (Example("right", "1", {"gold": "1"}),)
+"""
+TOOL = '''def mine(text: str) -> str:
+    """The text.
+
+    Args:
+        text: any text
+    """
+    return text
+'''
+
+
+@pytest.fixture
+def mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The mistakes of a run with a verifier or a tool called `mine`, or other keys."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"{i}+1=", "gold": str(i + 1)} for i in range(20)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def found(*, verifier: str | None = None, tool: str | None = None, **keys: object) -> list[str]:
+        raw: dict[str, object] = {
+            "run": "x", "stages": ["base"], "model": {"tiny": {}}, "prompts": {"path": "rows.jsonl", "heldout": 0.3},
+            "rewards": {"exact": {}},
+        }  # fmt: skip
+        for text, more in ((verifier, {"rewards": {"mine": {}}, "verifier_dirs": ["own"]}),
+                           (tool, {"tools": {"use": ["mine"], "dirs": ["own"]}})):  # fmt: skip
+            if text is not None:
+                Path("own").mkdir()
+                Path("own/mine.py").write_text(text)
+                raw |= more
+        Path("c.yaml").write_text(yaml.safe_dump(raw | keys))
+        return [line.removeprefix("c.yaml: ") for line in preflight.mistakes(load("c.yaml"))]
+
+    return found
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (VERIFIER, None),
+        (VERIFIER.replace("task):", "task)"), "rewards: own/mine.py:5: SyntaxError: expected ':'"),
+        ("import nosuch\n" + VERIFIER, "rewards: own/mine.py:1: ModuleNotFoundError: No module named 'nosuch'"),
+        (VERIFIER + "EXAMPLES[3]\n", "rewards: own/mine.py:8: IndexError: tuple index out of range"),
+        (VERIFIER + "import sys\nsys.exit(3)\n", "rewards: own/mine.py:9: SystemExit: 3"),
+        (VERIFIER.replace("EXAMPLES", "EXAMPLE"), "own/mine.py: a verifier defines EXAMPLES"),
+        (VERIFIER.replace("gold: str", "pass").replace("Task", "Row"), "own/mine.py: a verifier defines Task"),
+        (
+            VERIFIER.replace("def verify", "async def verify"),
+            "own/mine.py: no verifier, because it defines no function",
+        ),
+        (VERIFIER.replace("return passed", "raise SystemExit(3)\n    return passed"), "mine raised SystemExit: 3"),
+    ],
+)
+def test_a_mistake_in_the_file_of_a_verifier_is_one_line(text, line, mistakes):
+    found = mistakes(verifier=text)
+    assert len(found) == (line is not None), found
+    assert line is None or line in found[0]
+
+
+@pytest.mark.parametrize(("directory", "words"), [("none", "does not exist"), ("rows.jsonl", "is a file")])
+def test_a_directory_of_verifiers_must_exist(directory, words, mistakes):
+    assert mistakes(verifier_dirs=[directory])[0].startswith(f"verifier_dirs: verifier directory {directory} {words}")
+    assert len(mistakes(verifier_dirs=[directory])) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (TOOL.replace("str:", "str"), "tools: own/mine.py:1: SyntaxError: expected ':'"),
+        ("import nosuch\n" + TOOL, "tools: own/mine.py:1: ModuleNotFoundError: No module named 'nosuch'"),
+        (TOOL.replace("mine", "other"), "own/mine.py: no tool, because it defines no function 'mine' and no class"),
+    ],
+)
+def test_a_mistake_in_the_file_of_a_tool_is_one_line(text, line, mistakes):
+    (found,) = mistakes(tool=text)
+    assert line in found
