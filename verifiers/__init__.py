@@ -43,6 +43,7 @@ from typing import Any, Literal
 from verifiers import _mixed_install
 from verifiers._secrets import hidden
 from verifiers._user_files import import_user_file, named_file
+from verifiers.deadline import DeadlinePool
 
 Status = Literal["pass", "fail", "malformed", "error"]
 PACKAGE_DIR = Path(__file__).parent
@@ -52,6 +53,7 @@ if _fault := _mixed_install.fault(PACKAGE_DIR):
     raise ImportError(_fault)
 THINKING_TAGS = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("[THINK]", "[/THINK]"))
 ANSWER_TAGS = ("<answer>", "</answer>")
+HANGS_S = 30.0  # a quick verifier that takes longer hangs; its first call may import a library
 QUICK_S = 1.0  # a verifier with a longer deadline runs code or calls a model: never done just to look at a gold
 
 
@@ -193,7 +195,7 @@ class Verifier:
         """Why no completion can ever pass this task; None if one can, as far as can be checked without an answer.
 
         Uses the module's `gold_fault`; a fast verifier without one is asked to grade an empty completion, which raises
-        for a broken task.
+        for a broken task. It may hang: `GoldCheck` gives it a deadline.
         """
         if missing := self.missing_fields(task):
             return f"the task has no field {missing[0]!r}"
@@ -307,14 +309,35 @@ def load(name: str, directories: Sequence[str | Path] = ()) -> Verifier:
     return Verifier(name, module)
 
 
+class GoldCheck:
+    """`gold_fault` with a deadline per gold: `with GoldCheck() as check`."""
+
+    def __init__(self) -> None:
+        self._pool = DeadlinePool(1)
+
+    def __enter__(self) -> GoldCheck:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._pool.close()
+
+    def fault(self, verifier: Verifier, task: Mapping[str, Any]) -> str | None:
+        """See `Verifier.gold_fault`. Raises ValueError if the verifier does not return."""
+        try:
+            return self._pool.call(lambda: verifier.gold_fault(task), HANGS_S)
+        except TimeoutError:
+            raise ValueError(f"verifier {verifier.name!r} gave no verdict within {HANGS_S:g} s; it hangs") from None
+
+
 def gold_faults(
     name: str, tasks: Sequence[Mapping[str, Any]], directories: Sequence[str | Path] = ()
 ) -> list[tuple[int, str]]:
     """(index into tasks, reason) of every task that no completion can ever pass: null golds, golds outside the grammar.
 
     Such a row is graded `error` and masked during training, so it is better found before: `plan` calls this on a
-    sample, `python -m verifiers golds FILE` on a whole file. Raises ValueError for an unknown verifier.
+    sample, `python -m verifiers golds FILE` on a whole file. Raises ValueError for a verifier that is unknown or hangs.
     """
     verifier = load(name, directories)
-    faults = ((index, verifier.gold_fault(task)) for index, task in enumerate(tasks))
+    with GoldCheck() as check:
+        faults = [(index, check.fault(verifier, task)) for index, task in enumerate(tasks)]
     return [(index, fault) for index, fault in faults if fault is not None]

@@ -75,6 +75,16 @@ class DeadlinePool:
                         self._changed.wait(max(0.0, self._next_check - time.monotonic()) if deadlines else None)
                         self._next_check = math.inf  # others that wait are woken by the next job, which is harmless
 
+    def call(self, run: Callable[[], Any], timeout_s: float) -> Any:
+        """What `run` returns. Raises what it raises, and TimeoutError if it is late; its thread is then left behind."""
+        job = self.submit(run, timeout_s)
+        self.wait([job])
+        if job.late:
+            raise TimeoutError(f"no result within {timeout_s:g} s")
+        if job.exception is not None:
+            raise job.exception
+        return job.result
+
     def close(self) -> None:
         """End idle threads and abandon queued jobs."""
         with self._changed:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from verifiers import Verifier
+from verifiers import GoldCheck, Verifier
 
 
 def read_tasks(lines: TextIO, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -31,6 +31,13 @@ def read_tasks(lines: TextIO, source: str) -> Iterator[tuple[int, dict[str, Any]
         yield number, task
 
 
+def _fault(check: GoldCheck, verifier: Verifier, task: dict[str, Any], at: str) -> str | None:
+    try:
+        return check.fault(verifier, task)
+    except ValueError as exc:
+        raise ValueError(f"{at}: {exc}") from None
+
+
 def check_file(verifier: Verifier, source: str, out: TextIO = sys.stdout) -> int:
     """Print every row whose gold no answer can meet, and a summary. Returns the number of such rows.
 
@@ -38,10 +45,13 @@ def check_file(verifier: Verifier, source: str, out: TextIO = sys.stdout) -> int
     """
     rows = faults = 0
     try:
-        with sys.stdin if source == "-" else Path(source).open(encoding="utf-8", newline="\n") as lines:
+        with (
+            sys.stdin if source == "-" else Path(source).open(encoding="utf-8", newline="\n") as lines,
+            GoldCheck() as check,
+        ):
             for number, task in read_tasks(lines, source):
                 rows += 1
-                if (fault := verifier.gold_fault(task)) is not None:
+                if (fault := _fault(check, verifier, task, f"{source}:{number}")) is not None:
                     faults += 1
                     out.write(f"{source}:{number}: {fault}\n")
     except OSError as exc:

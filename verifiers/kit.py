@@ -16,19 +16,21 @@ import random
 import resource
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from verifiers import Example, Verdict, Verifier, load
+from verifiers import HANGS_S, Example, Verdict, Verifier, load
 from verifiers._call_timer import CallTimer
+from verifiers.deadline import DeadlinePool, Job
 
 GENERATED_ROWS = 50
 MUTATIONS_PER_EXAMPLE = 20
 MEMORY_LIMIT_MB = 50.0
 THROUGHPUT_S = 0.5
+THREADS = 4  # in which verdicts are repeated
 JOINED_RIGHTS, JOINED_WRONGS = 6, 6  # right completions, and the wrong ones each is joined with
 MAX_JOINED_CHARS = 5000
 PAGE_BYTES = resource.getpagesize()
@@ -172,22 +174,55 @@ def check(verifier: Verifier, *, seed: int = 0) -> ConformanceReport:
     for example in verifier.examples:
         if missing := verifier.missing_fields(example.task):
             report.faults.append(f"an example's task has no field {missing[0]!r}")
-    rows = cases(verifier, seed)
-    verifier.grade(
-        [e.completion for e in verifier.examples], [e.task for e in verifier.examples]
-    )  # loads what it loads
-    first = [_timed(verifier, row, report) for row in rows]
-    for row, verdict in zip(rows, first, strict=True):
-        _judge(row, verdict, report)
-    _check_one_answer(verifier, rows, first, report)
-    _check_repeatable(verifier, rows, first, report)
-    _check_cost(verifier, report)
+    with closing(DeadlinePool(THREADS)) as pool:
+        try:
+            _check_verdicts(verifier, cases(verifier, seed), pool, report)
+            _check_cost(verifier, report)
+        except Hangs as exc:
+            report.faults.insert(0, str(exc))
     return report
 
 
-def _timed(verifier: Verifier, row: Example, report: ConformanceReport) -> Verdict:
-    with CallTimer() as timer:
-        (verdict,) = verifier.grade([row.completion], [row.task])
+def _check_verdicts(verifier: Verifier, rows: Sequence[Example], pool: DeadlinePool, report: ConformanceReport) -> None:
+    """Judge every row. Raises Hangs on the first one that the verifier does not come back from."""
+    for row in verifier.examples:
+        _graded(verifier, row, pool)  # loads what it loads
+    first = [_timed(verifier, row, pool, report) for row in rows]
+    for row, verdict in zip(rows, first, strict=True):
+        _judge(row, verdict, report)
+    _check_one_answer(verifier, rows, first, pool, report)
+    _check_repeatable(verifier, rows, first, pool, report)
+
+
+class Hangs(Exception):
+    """The verifier gave no verdict."""
+
+
+def _submitted(verifier: Verifier, row: Example, pool: DeadlinePool) -> Job:
+    def grade() -> tuple[Verdict, CallTimer]:
+        with CallTimer() as timer:
+            (verdict,) = verifier.grade([row.completion], [row.task])
+        return verdict, timer
+
+    return pool.submit(grade, max(HANGS_S, 10 * verifier.deadline_s))
+
+
+def _finished(job: Job, row: Example, pool: DeadlinePool) -> tuple[Verdict, CallTimer]:
+    """The verdict, and how long it took. Raises Hangs."""
+    pool.wait([job])
+    if job.late:
+        raise Hangs(f"gave no verdict within {job.timeout_s:g} s on {_shown(row)}")
+    if job.exception is not None:
+        raise job.exception
+    return job.result
+
+
+def _graded(verifier: Verifier, row: Example, pool: DeadlinePool) -> tuple[Verdict, CallTimer]:
+    return _finished(_submitted(verifier, row, pool), row, pool)
+
+
+def _timed(verifier: Verifier, row: Example, pool: DeadlinePool, report: ConformanceReport) -> Verdict:
+    verdict, timer = _graded(verifier, row, pool)
     taken = timer.fair(verifier.deadline_s)
     report.slowest_s = max(report.slowest_s, taken)
     if taken > verifier.deadline_s:
@@ -213,8 +248,9 @@ def _judge(row: Example, verdict: Verdict, report: ConformanceReport) -> None:
 
 
 def _check_one_answer(
-    verifier: Verifier, rows: Sequence[Example], first: Sequence[Verdict], report: ConformanceReport
-) -> None:
+    verifier: Verifier, rows: Sequence[Example], first: Sequence[Verdict], pool: DeadlinePool,
+    report: ConformanceReport,
+) -> None:  # fmt: skip
     """A verifier may read the first answer or the last, but not whichever is right.
 
     Each right completion is joined with wrong ones of its task, line after line: if with every one of them both orders
@@ -228,7 +264,8 @@ def _check_one_answer(
         for wrong in wrongs:
             orders = ((right, wrong), (wrong, right), (wrong, right, wrong))
             texts = ["\n".join(row.completion for row in order) for order in orders]
-            one, two, between = (v.status == "pass" for v in verifier.grade(texts, [right.task] * 3))
+            joined = [_graded(verifier, replace(right, completion=text), pool)[0] for text in texts]
+            one, two, between = (verdict.status == "pass" for verdict in joined)
             accepted.append((one and two) or between)
         report.wrongs += 1
         if all(accepted):
@@ -249,14 +286,15 @@ def _to_join(rows: Sequence[Example], first: Sequence[Verdict]) -> list[tuple[Ex
 
 
 def _check_repeatable(
-    verifier: Verifier, rows: Sequence[Example], first: Sequence[Verdict], report: ConformanceReport
-) -> None:
+    verifier: Verifier, rows: Sequence[Example], first: Sequence[Verdict], pool: DeadlinePool,
+    report: ConformanceReport,
+) -> None:  # fmt: skip
     """The same verdicts again: in another order, in threads, and as one batch."""
     order = random.Random(1).sample(range(len(rows)), len(rows))
-    with ThreadPoolExecutor(4) as threads:
-        again = list(threads.map(lambda i: verifier.grade([rows[i].completion], [rows[i].task])[0], order))
+    jobs = {i: _submitted(verifier, rows[i], pool) for i in order}
+    again = {i: _finished(job, rows[i], pool)[0] for i, job in jobs.items()}
     together = verifier.grade([row.completion for row in rows], [row.task for row in rows])
-    for how, verdicts in (("in threads", {i: v for i, v in zip(order, again, strict=True)}),
+    for how, verdicts in (("in threads", again),
                           ("in one batch", dict(enumerate(together)))):  # fmt: skip
         for i, verdict in sorted(verdicts.items()):
             if (verdict.status, verdict.score) != (first[i].status, first[i].score):

@@ -169,8 +169,10 @@ def gold_mistakes(
     known = verifiers.available(dirs) if parts else {}  # once: to look for the files takes longer than a row
     load = cache(partial(verifiers.load, directories=dirs))
     for verifier, part in parts.items():
-        faults = [fault for number, row in sample
-                  if (fault := _gold_fault(row, number, source, verifier, part, known, load)) is not None]  # fmt: skip
+        with verifiers.GoldCheck() as check:
+            of_row = partial(_gold_fault, source=source, where=where, verifier=verifier, part=part, known=known,
+                             load=load, check=check)  # fmt: skip
+            faults = [fault for number, row in sample if (fault := of_row(row, number)) is not None]
         if not faults:
             continue
         lines += [f"{where}: {at}: {reason}" for at, reason, structured in faults if structured][:REPORTED]
@@ -185,11 +187,11 @@ def gold_mistakes(
 
 
 def _gold_fault(
-    row: prompts.Row, number: int, source: Prompts, verifier: str, part: Mapping[str, Any], known: Iterable[str],
-    load: Callable[[str], verifiers.Verifier],
+    row: prompts.Row, number: int, *, source: Prompts, where: str, verifier: str, part: Mapping[str, Any],
+    known: Iterable[str], load: Callable[[str], verifiers.Verifier], check: verifiers.GoldCheck,
 ) -> tuple[str, str, bool] | None:  # fmt: skip
     """(row, reason, whether the gold is a struct or list), with columns renamed and constants set as in the part; None
-    where an answer can pass. known: names of verifiers."""
+    where an answer can pass. known: names of verifiers. Raises ConfigError for a verifier that hangs."""
     task = {**prompts.task_of(row, source, number=number)}
     task |= {field: task[column] for field, column in (part.get("fields") or {}).items() if column in task}
     task |= part.get("task") or {}
@@ -200,7 +202,10 @@ def _gold_fault(
         if name not in known:
             have = f"names {name!r}" if "verifier" in task else "has no field 'verifier'"
             return at, f"its task {have}; by_task needs the name of a verifier{nearest(name, known)}", True
-    reason = load(name).gold_fault(task)
+    try:
+        reason = check.fault(load(name), task)
+    except ValueError as exc:
+        raise ConfigError([f"{where}: {at}: {exc}"]) from None
     return None if reason is None else (at, reason, isinstance(task.get("gold"), Mapping | list))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import verifiers
 from pipeline.config.load import load
 from pipeline.plan import preflight
 
@@ -74,6 +75,14 @@ def test_a_mistake_in_the_file_of_a_verifier_is_one_line(text, line, mistakes):
     found = mistakes(verifier=text)
     assert len(found) == (line is not None), found
     assert line is None or line in found[0]
+
+
+def test_a_verifier_that_never_returns_is_named_with_the_row_and_the_seconds(mistakes, monkeypatch):
+    monkeypatch.setattr(verifiers, "HANGS_S", 0.05)
+    hangs = VERIFIER.replace("return passed", "import time; time.sleep(9)\n    return passed")
+    assert mistakes(verifier=hangs) == [
+        "prompts: row 1 of rows.jsonl: verifier 'mine' gave no verdict within 0.05 s; it hangs"
+    ]
 
 
 @pytest.mark.parametrize(("directory", "words"), [("none", "does not exist"), ("rows.jsonl", "is a file")])

@@ -225,6 +225,16 @@ def test_the_kit_lets_a_verifier_read_the_first_or_the_last_answer(line: int, tm
     assert kit.check(verifiers.load("one_line", [tmp_path])).faults == []
 
 
+def test_the_kit_names_the_example_that_a_verifier_does_not_come_back_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kit, "HANGS_S", 0.1)
+    body = "    if completion == 'no':\n        time.sleep(9)\n" + GOOD + "\nDEADLINE_S = 0.01\n"
+    write_verifier(tmp_path, "hangs", body)
+    (fault,) = kit.check(verifiers.load("hangs", [tmp_path])).faults
+    assert fault.startswith('gave no verdict within 0.1 s on wrong "no"')
+
+
 def test_a_verifier_of_the_whole_text_says_so(tmp_path: Path) -> None:
     body = (
         "    return malformed() if not completion.strip() else passed() if 'fine answer' in completion else failed()\n"
