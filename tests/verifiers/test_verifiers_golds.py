@@ -29,6 +29,16 @@ def test_a_gold_that_is_no_value_is_an_error_for_every_answer(name: str, gold: A
         assert status(name, completion, {"gold": gold}) == "error"
 
 
+@pytest.mark.parametrize(
+    ("gold", "words"),
+    [({"value": 1, "unit": "m"}, "must be a text"), ([{"value": 1}], "must be a text"), (None, "must be a text"),
+     (float("nan"), "must be a text"), (5.0, "gold 5.0 can be written in several ways"), (1e30, "several ways")],
+)  # fmt: skip
+def test_exact_refuses_a_gold_that_is_no_text_and_has_no_single_one(gold: Any, words: str) -> None:
+    (verdict,) = verifiers.load("exact").grade(["unit"], [{"gold": gold}])
+    assert verdict.status == "error" and words in verdict.detail
+
+
 @pytest.mark.parametrize("gold", [None, float("nan"), {"letter": "C"}, ["C"], "", "E"], ids=repr)
 def test_a_choice_that_is_none_is_an_error(gold: Any) -> None:
     assert status("multiple_choice", "Answer: C", {"gold": gold, "choices": ["a", "b", "c", "d"]}) == "error"
