@@ -192,7 +192,7 @@ def _imported(where: str, path: str, dirs: Sequence[str | Path]) -> Callable[...
         if file:
             return getattr(import_user_file(f"user_rewards.{module.removesuffix('.py')}", file), attribute)
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, SyntaxError) as exc:
+    except (ImportError, AttributeError, SyntaxError, ValueError) as exc:
         looked = f"; no {module.replace('.', '/')}.py in {', '.join(map(str, dirs))}" if dirs and not file else ""
         raise ValueError(f"{where}: cannot import {path!r}: {exc}{looked}") from exc
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import verifiers
 from rewards import shaping
 from rewards.batch import MALFORMED, MONITOR, Batch, Outcome, Score
 from rewards.learned import prompt_ids_of
-from rewards.parts import Grading, LearnedPart, Part, VerifierPart
+from rewards.parts import FunctionPart, Grading, LearnedPart, Part, VerifierPart
 from rewards.source_parts import SourcePart
 from rewards.surrogate import SurrogatePart
 from verifiers.deadline import DeadlinePool
@@ -114,6 +114,17 @@ class Composite:
 
     def close(self) -> None:
         self._pool.close()
+
+    def try_functions(self, names: Collection[str], task: Mapping[str, Any]) -> list[str]:
+        """Call each of these function parts once with a made-up completion; returns a line for each that raises.
+
+        Raises ValueError that names the part for what would go wrong in every row.
+        """
+        row = Batch(["2+2="], [[1]], ["The answer is 4."], [[1, 2]], [True], [task])
+        parts = [part.inner if isinstance(part, SourcePart) else part for part in self.parts]
+        tried = {part.name: part.try_out(row, self._pool)
+                 for part in parts if isinstance(part, FunctionPart) and part.name in names}  # fmt: skip
+        return [f"{name}: {raised}" for name, raised in tried.items() if raised is not None]
 
     def watched_by(self, strict: Composite, samples: int) -> Composite:
         """The same rewards, plus the scores of `strict` for up to `samples` rows of each batch."""

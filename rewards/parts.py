@@ -24,6 +24,7 @@ ROWS_PER_CALL = 16  # for a verifier that grades many rows in one call
 MOST_ROWS = 64  # in one job, of a verifier that has proved quick
 QUICK_SHARE = 0.02  # of the deadline, which the rows of one job may be expected to take together
 EARLY_S = 1.0  # a verifier that may take longer is called while other samples are still generated
+CALLED_WITH = "a function is called with prompts, completions, prompt_ids, completion_ids, finished"
 LearnedReward = Callable[[list[list[int]], list[list[int]]], list[float]]
 
 
@@ -179,14 +180,33 @@ class FunctionPart:
         rows = [batch.row(i) for i in range(len(batch))]
         return [finish()[0] for finish in [self.start(row, pool) for row in rows]]
 
-    def _call(self, batch: Batch) -> list[Any]:
+    def _call(self, batch: Batch) -> list[float | None]:
+        return _numbers(self._values(batch), len(batch))
+
+    def _values(self, batch: Batch) -> Any:
         values = self.function(**_arguments(self.function, batch))
-        if inspect.iscoroutine(values):
-            values = asyncio.run(values)
-        values = list(values)
-        if len(values) != len(batch):
-            raise ValueError(f"returned {len(values)} rewards for {len(batch)} rows")
-        return values
+        return asyncio.run(values) if inspect.iscoroutine(values) else values
+
+    def try_out(self, row: Batch, pool: DeadlinePool) -> str | None:
+        """What the function raises for one row, where other rows may have a score; None if it returns a score.
+
+        Raises ValueError for what it would do with every row: it needs a column that the rows lack, returns no list of
+        numbers, or does not return.
+        """
+        if missing := _missing_arguments(self.function, row):
+            raise ValueError(f"{self.name}: needs a column {missing[0]!r}; {CALLED_WITH}, and the fields of the task: "
+                             f"{', '.join(row.tasks[0]) or 'none'}")  # fmt: skip
+        job = pool.submit(lambda: self._values(row), self.timeout_s)
+        pool.wait([job])
+        if job.late:
+            raise ValueError(f"{self.name}: no reward within {self.timeout_s:g} s for one row; see its timeout_s")
+        if job.exception is not None:
+            return hidden(f"{type(job.exception).__name__}: {job.exception}")
+        try:
+            _numbers(job.result, len(row))
+        except ValueError as exc:
+            raise ValueError(f"{self.name}: {exc}") from None
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +268,19 @@ class PotentialPart:
         return tuple((end, self.weight * reward) for end, reward in zip(positions, shaped, strict=True))
 
 
+def _numbers(values: Any, n: int) -> list[float | None]:
+    """A function's rewards. Raises ValueError unless it is one number or None per row."""
+    wanted = "return a list with one number (or None) per completion"
+    shown = repr(values)[:80]
+    try:
+        rewards = [None if reward is None else float(reward) for reward in values]
+    except (TypeError, ValueError):
+        raise ValueError(f"returned {shown}; {wanted}") from None
+    if len(rewards) != n or isinstance(values, str):
+        raise ValueError(f"returned {shown}, {len(rewards)} rewards for {n} rows; {wanted}")
+    return rewards
+
+
 def _outcome(value: Any) -> Outcome:
     if value is None:
         return Outcome(None, None, "not scorable")
@@ -272,3 +305,11 @@ def _arguments(function: RewardFunction, batch: Batch) -> dict[str, Any]:
         return arguments
     wanted = {p.name for p in parameters}
     return {key: value for key, value in arguments.items() if key in wanted}
+
+
+def _missing_arguments(function: RewardFunction, row: Batch) -> list[str]:
+    """The parameters without a default that no column of this row fills."""
+    given = _arguments(function, row)
+    variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return [p.name for p in inspect.signature(function).parameters.values()
+            if p.default is p.empty and p.kind not in variadic and p.name not in given]  # fmt: skip

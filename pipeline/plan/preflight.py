@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,8 @@ from pipeline.plan.data_checks import data_mistakes, faults_of, hub_answers, imi
 from pipeline.run import trackers
 from pipeline.run.manifest import verified_manifest
 from pipeline.run.stage_dir import StageDir
+
+TRIED_ROWS = 100  # whose columns a reward function is tried with
 
 
 def check(cfg: Config, stages: Sequence[str] | None = None) -> None:
@@ -291,21 +294,42 @@ def _ask_whether_it_runs(verifier: verifiers.Verifier, given: Mapping[str, Any],
 
 def _first_task(cfg: Config) -> dict[str, Any]:
     """The first row's task; mistakes in the data are reported elsewhere."""
-    task: dict[str, Any] = {}
-    faults_of("prompts", lambda: task.update(
-        prompts.task_of(rows_of(cfg, replace(cfg.prompts, rows=1), "prompts")[0], cfg.prompts, number=1)
+    return next(iter(_first_tasks(cfg, 1)), {})
+
+
+def _first_tasks(cfg: Config, count: int) -> list[dict[str, Any]]:
+    source, tasks = replace(cfg.prompts, rows=count), list[dict[str, Any]]()
+    faults_of("prompts", lambda: tasks.extend(
+        prompts.task_of(row, source, number=i) for i, row in enumerate(rows_of(cfg, source, "prompts"), 1)
     ))  # fmt: skip
-    return task
+    return tasks
 
 
 def _reward_mistakes(where: str, block: Mapping[str, Any], cfg: Config) -> list[str]:
-    lines = faults_of(
-        where,
-        lambda: rewards.build(
+    def build() -> None:
+        built = rewards.build(
             block, verifier_dirs=cfg.verifier_dirs, reward_dirs=reward_dirs(cfg), learned=lambda reference: _no_reward
-        ).close(),
-    )
-    return [line.replace(f"{where}: rewards.", f"{where}.", 1) for line in lines]
+        )
+        with closing(built):
+            _try_functions(built, where, block, cfg)
+
+    return [line.replace(f"{where}: rewards.", f"{where}.", 1) for line in faults_of(where, build)]
+
+
+def _try_functions(built: rewards.Composite, where: str, block: Mapping[str, Any], cfg: Config) -> None:
+    """Raises ValueError for a reward function that can score no row. Columns of episodes are unknown before a run."""
+    names = {name for name, fields in rewards.parts_for(block, None).items() if fields.get("kind") == "function"}
+    episodes = cfg.tools is not None or cfg.program is not None
+    tasks = [] if not names or episodes or cfg.prompts.sources else _first_tasks(cfg, TRIED_ROWS)
+    if not tasks:
+        return
+    columns = {name: value for task in reversed(tasks) for name, value in task.items()}
+    try:
+        raised = built.try_functions(names, columns)
+    except ValueError as exc:
+        raise ValueError(f"rewards.{exc}") from None
+    for line in raised:
+        notice(f"{where}.{line}, for a made-up completion; a row for which it raises has no score")
 
 
 def _no_reward(prompt_ids: list[list[int]], completion_ids: list[list[int]]) -> list[float]:

@@ -85,6 +85,32 @@ def test_a_verifier_that_never_returns_is_named_with_the_row_and_the_seconds(mis
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("def f(completions, gold, unit='m', **columns): return [float(c in gold) for c in completions]", None),
+        ("async def f(prompts, finished): return [None] * len(prompts)", None),
+        ("def f(completions): return 1.0", "returned 1.0; return a list with one number (or None) per completion"),
+        ("def f(completions): return None", "returned None; return a list"),
+        ("def f(completions): return '1'", "returned '1', 1 rewards for 1 rows; return a list"),
+        ("def f(completions): return ['good']", "returned ['good']; return a list"),
+        ("def f(completions): return []", "returned [], 0 rewards for 1 rows; return a list"),
+        ("def f(completion): return [1.0]", "needs a column 'completion'; a function is called with prompts, compl"),
+        ("def f(completions, truth, **columns): return [1.0]", "needs a column 'truth'; a function is called with"),
+    ],
+)
+def test_a_reward_function_that_can_score_no_row_is_one_line(text, line, mistakes):
+    Path("mine.py").write_text(text)
+    found = mistakes(rewards={"part": {"kind": "function", "path": "mine:f"}})
+    assert [each.startswith(f"rewards.part: {line}") for each in found] == [True] * (line is not None), found
+
+
+def test_a_reward_function_that_raises_for_a_made_up_completion_is_reported_and_the_run_goes_on(mistakes, capsys):
+    Path("mine.py").write_text("def f(completions): raise KeyError('answer')")
+    assert mistakes(rewards={"part": {"kind": "function", "path": "mine:f"}}) == []
+    assert "rewards.part: KeyError: 'answer', for a made-up completion" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("directory", "words"), [("none", "does not exist"), ("rows.jsonl", "is a file")])
 def test_a_directory_of_verifiers_must_exist(directory, words, mistakes):
     assert mistakes(verifier_dirs=[directory])[0].startswith(f"verifier_dirs: verifier directory {directory} {words}")

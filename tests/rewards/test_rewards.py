@@ -201,6 +201,17 @@ def test_none_nan_and_exceptions_of_a_function_stay_in_their_row() -> None:
     assert [s.parts["f"] for s in scores] == [1.0, None, None, 0.0, None, None, 1.0]
 
 
+def worded(completions: list[str], **columns: object) -> list[object]:
+    return [1.0 if c == "a" else "good" for c in completions]
+
+
+def test_a_text_among_the_rewards_of_a_function_stays_in_its_row() -> None:
+    composite = build({"f": {"kind": "function", "path": f"{__name__}:worded"}})
+    good, bad = composite.score(batch_of(["a", "b"]))
+    assert (good.reward, bad.status) == (1.0, "error")
+    assert bad.detail.endswith("returned ['good']; return a list with one number (or None) per completion")
+
+
 def test_a_function_that_returns_too_few_values_never_shifts_a_row() -> None:
     composite = build({"f": {"kind": "function", "path": f"{__name__}:one_too_few"}})
     assert [s.parts["f"] for s in composite.score(batch_of(["a", "skip", "b"]))] == [1.0, None, 1.0]
