@@ -106,15 +106,21 @@ def _verifier_part(
     """verifier: name of the verifier, by default the part's name; `by_task` reads it from the `verifier` field."""
     if verifier == "by_task":
         known = {each: verifiers.load(each, dirs) for each in verifiers.available(dirs)}
+        read = frozenset().union(*(each.fields for each in known.values()))
 
         def verifier_of(row: Mapping[str, Any]) -> verifiers.Verifier | None:
             return known.get(str(row.get("verifier")))
     else:
         loaded = verifiers.load(verifier or name, dirs)
+        read = loaded.fields
 
         def verifier_of(row: Mapping[str, Any]) -> verifiers.Verifier | None:
             return loaded
 
+    for where, given in (("task", task or {}), ("fields", fields or {})):
+        for key in sorted(given.keys() - read - {"prompt"}, key=str):  # any task may hold its prompt
+            raise ValueError(f"rewards.{name}.{where}: verifier {verifier or name!r} reads no field {key!r}"
+                             f"{nearest(str(key), sorted(read))}; its Task has: {', '.join(sorted(read))}")  # fmt: skip
     return VerifierPart(name, weight, verifier_of, timeout_s, task or {}, fields or {})
 
 

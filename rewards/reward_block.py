@@ -44,11 +44,17 @@ def default_kind(name: str, dirs: Sequence[str | Path]) -> str:
 def verifiers_of(
     block: Block, dirs: Sequence[str | Path]
 ) -> Iterator[tuple[str, verifiers.Verifier, Mapping[str, Any]]]:
-    """Yield (part name, verifier, fields of the part) for each verifier part of a `rewards:` block."""
+    """Yield (part name, verifier, fields of the part) for each verifier part of a `rewards:` block.
+
+    Raises ValueError for a verifier that cannot be loaded, and a `task` or `fields` that is no block of keys.
+    """
     known = verifiers.available(dirs)
     for name, fields in real_parts(block).items():
         verifier = str(fields.get("verifier") or name)
         if verifier in known and fields.get("kind", "verifier") == "verifier":
+            for key in ("task", "fields"):
+                if not isinstance(fields.get(key) or {}, Mapping):
+                    raise ValueError(f"rewards.{name}.{key}: {fields[key]!r} is no block of keys")
             yield name, verifiers.load(verifier, dirs), fields
 
 

@@ -86,6 +86,24 @@ def test_a_verifier_that_never_returns_is_named_with_the_row_and_the_seconds(mis
 
 
 @pytest.mark.parametrize(
+    ("part", "line"),
+    [
+        ({"task": {"ignore_case": True, "prompt": "x"}}, None),
+        (
+            {"task": {"ignore_cas": True}},
+            "task: verifier 'exact' reads no field 'ignore_cas'; did you mean 'ignore_case'?",
+        ),
+        ({"fields": {"golds": "gold"}}, "fields: verifier 'exact' reads no field 'golds'; did you mean 'gold'?"),
+        ({"fields": ["gold"]}, "fields: ['gold'] is not dict"),
+        ({"timeout_s": "soon"}, "timeout_s: 'soon' is not a number"),
+    ],
+)
+def test_a_constant_or_a_column_of_a_field_that_the_verifier_does_not_read_is_one_line(part, line, mistakes):
+    found = mistakes(rewards={"exact": part})
+    assert [each.startswith(f"rewards.exact.{line}") for each in found] == [True] * (line is not None), found
+
+
+@pytest.mark.parametrize(
     ("text", "line"),
     [
         ("def f(completions, gold, unit='m', **columns): return [float(c in gold) for c in completions]", None),
