@@ -28,6 +28,8 @@ def parser() -> argparse.ArgumentParser:
 
     golds = commands.add_parser("golds", parents=[shared], help="list the rows of a JSONL file that no answer can pass")
     golds.add_argument("file", metavar="FILE", help='rows {"gold": ...} or {"task": {"gold": ...}}; - for stdin')
+    golds.add_argument("--field", action="append", default=[], metavar="FIELD=COLUMN", help="as in: gold=answer")
+    golds.add_argument("--all", action="store_true", help="list every such row, not the first 50 only")
     golds.add_argument("name", nargs="?", default="math_answer", metavar="NAME", help="default: math_answer")
 
     check = commands.add_parser("check", parents=[shared], help="check verifiers with the conformance kit")
@@ -56,9 +58,13 @@ def run(args: argparse.Namespace) -> int:
         grade_file(verifier, args.input, args.output, threads=args.threads, timeout_s=args.timeout_s)
         return 0
     if args.command == "golds":
-        from verifiers.golds import check_file
+        from verifiers.golds import SHOWN, check_file
 
-        return 2 if check_file(verifiers.load(args.name, args.dir), args.file) else 0
+        columns = dict(pair.split("=", 1) if "=" in pair else (pair, "") for pair in args.field)
+        if wrong := [field for field, column in columns.items() if not (field and column)]:
+            raise ValueError(f"--field {wrong[0]}: write FIELD=COLUMN, as in --field gold=answer")
+        shown = sys.maxsize if args.all else SHOWN
+        return 2 if check_file(verifiers.load(args.name, args.dir), args.file, columns=columns, shown=shown) else 0
     if args.command == "check":
         from verifiers.kit import check_all
 

@@ -36,12 +36,23 @@ def read_rows(lines: Iterable[str], source: str) -> Iterator[Row]:
         except (ValueError, RecursionError) as exc:
             raise ValueError(f"{source}:{number}: not JSON ({exc}); each line is one object") from None
         if not isinstance(row, dict) or not isinstance(row.get("completion"), str):
-            raise ValueError(f'{source}:{number}: a row is {{"completion": "text", "task": {{...}}}}')
+            raise ValueError(
+                f'{source}:{number}: {_not_a_row(row)}; a row is {{"completion": "text", "task": {{...}}}}'
+            )
         task = row.pop("task", {})
         if not isinstance(task, dict):
             raise ValueError(f"{source}:{number}: `task` is {type(task).__name__}, not an object")
         completion = row.pop("completion")
         yield completion, row | task
+
+
+def _not_a_row(row: Any) -> str:
+    if not isinstance(row, dict):
+        return "no object"
+    if "completion" not in row:
+        return f"no key 'completion'; have: {', '.join(row) or 'none'}"
+    shown = json.dumps(row["completion"])
+    return f"the completion is {shown if len(shown) <= 80 else shown[:77] + '...'}, not text"
 
 
 def verdicts(verifier: Verifier, rows: Iterator[Row], *, threads: int, timeout_s: float) -> Iterator[Verdict]:
@@ -112,7 +123,8 @@ def grade_file(verifier: Verifier, source: str, target: str, *, threads: int, ti
             lines = sys.stdin if source == "-" else stack.enter_context(open(source, encoding="utf-8", newline="\n"))
             out = sys.stdout if target == "-" else stack.enter_context(partial.open("w", encoding="utf-8"))
         except OSError as exc:
-            raise ValueError(f"{exc.filename}: {exc.strerror}") from None
+            named = target if str(exc.filename) == str(partial) else exc.filename
+            raise ValueError(f"{named}: {exc.strerror}") from None
         stack.callback(partial.unlink, missing_ok=True)
         try:
             for verdict in verdicts(verifier, read_rows(lines, source), threads=threads, timeout_s=timeout_s):

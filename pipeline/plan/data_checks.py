@@ -182,8 +182,16 @@ def gold_mistakes(
         if len(faults) == len(sample):
             lines = lines or [line]
         elif not lines:
-            notice(f"{line}; python -m verifiers golds lists them")
+            notice(f"{line}; {_golds_command(verifier, source)} lists them")
     return lines
+
+
+def _golds_command(verifier: str, source: Prompts) -> str:
+    """The command that checks every row, where it reads the file."""
+    if verifier == "by_task" or not (source.path or "").endswith(".jsonl"):
+        return "python -m verifiers golds"
+    fields = "".join(f" --field {field}={column}" for field, column in (source.task or {}).items() if field != column)
+    return f"python -m verifiers golds {source.path} {verifier}{fields}"
 
 
 def _gold_fault(

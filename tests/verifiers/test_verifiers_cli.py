@@ -81,7 +81,12 @@ def test_a_row_without_its_field_is_an_error_row_and_moves_no_other() -> None:
     [
         (("grade", "gridwrld"), "", "did you mean 'gridworld'"),
         (("grade", "gridworld"), '{"completion": "RR"\n', "-:1: not JSON"),
-        (("grade", "gridworld"), '{"completion": "R"}\n{"completion": 3}\n', "-:2: a row is"),
+        (
+            ("grade", "gridworld"),
+            '{"completion": "R"}\n{"completion": 3}\n',
+            "-:2: the completion is 3, not text; a row is",
+        ),
+        (("grade", "gridworld"), '{"answer": "R"}\n', "-:1: no key 'completion'; have: answer; a row is"),
         (("grade", "gridworld"), '{"completion": "R", "task": 4}\n', "`task` is int"),
         (("grade", "gridworld"), "[" * 100_000, "not JSON"),
         (("grade", "gridworld", "--threads", "0"), "", "--threads 0"),
@@ -104,7 +109,7 @@ def test_files_that_cannot_be_opened_are_named(missing: str, tmp_path: Path) -> 
     (tmp_path / "x").write_text("")
     given[missing] = str(tmp_path / "no" / "such")
     done = cli("grade", "gridworld", *(part for pair in given.items() for part in pair))
-    assert done.returncode == 2 and "no/such" in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and "no/such: No such file" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_bytes_that_are_not_utf8_are_a_mistake_of_the_input(tmp_path: Path) -> None:

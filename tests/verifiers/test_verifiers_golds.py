@@ -89,3 +89,22 @@ def test_reading_golds_skips_blank_lines_and_counts_them() -> None:
     from verifiers.golds import read_tasks
 
     assert list(read_tasks(io.StringIO('\n{"gold": "5"}\n'), "x")) == [(2, {"gold": "5"})]
+
+
+def test_a_column_of_another_name_is_asked_for_in_one_line_and_read_with_field(tmp_path: Path) -> None:
+    from verifiers.golds import check_file
+
+    source, out = tmp_path / "rows.jsonl", io.StringIO()
+    source.write_text('{"q": "1+1", "answer": null}\n' * 60 + '{"q": "1+1", "answer": 2}\n')
+    with pytest.raises(ValueError, match="no row has a field 'gold'; have: q, answer; name its column: --field gold="):
+        check_file(verifiers.load("math_answer"), str(source), out)
+    assert check_file(verifiers.load("math_answer"), str(source), out, columns={"gold": "answer"}) == 60
+    lines = out.getvalue().splitlines()
+    assert lines[50:] == ["and 10 more; --all lists them", "math_answer: 61 golds checked, 60 can never be met"]
+
+
+def test_a_field_without_its_column_is_a_mistake_of_the_command() -> None:
+    from verifiers.__main__ import parser, run
+
+    with pytest.raises(ValueError, match="--field gold: write FIELD=COLUMN"):
+        run(parser().parse_args(["golds", "x.jsonl", "--field", "gold"]))
