@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config.alarm_config import STRICT, Positive, Share
 
@@ -147,7 +147,8 @@ class Prompts:
     rows: Positive | None = None
     """Number of rows to generate or to read; null reads all of them."""
     heldout: Share = 0.1
-    """Share of distinct prompts held out for evaluation, chosen by a hash of their text."""
+    """Share of distinct prompts held out for evaluation, by a hash of their text; by default 0 beside heldout_path or
+    heldout_split."""
     heldout_path: str | None = None
     """File or data set to evaluate on, in place of a share of the rows."""
     heldout_split: str | None = None
@@ -178,6 +179,12 @@ class Prompts:
     """Drop prompts longer than this many tokens."""
     sources: dict[str, PromptSource] = field(default_factory=dict)
     """Several sources in place of path or procedural, by name, mixed by ratio, each with its own rewards."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_share_besides_named_rows(cls, given: Any) -> Any:
+        named = isinstance(given, dict) and (given.get("heldout_path") or given.get("heldout_split"))
+        return {"heldout": 0.0, **given} if named else given
 
     def of_source(self, name: str) -> Prompts:
         """One of the sources as a block of its own; what all of them share is that of this block."""

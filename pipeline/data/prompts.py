@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import verifiers
 from pipeline.config.load import ConfigError, nearest
@@ -174,8 +175,7 @@ def named_heldout(source: Prompts, *, seed: int, where: str = "prompts", dirs: S
     if not source.heldout_path and (source.procedural or source.prime or Path(source.path or "").is_file()):
         raise ConfigError([f"{where}.heldout_split: {source.label} has no splits; give the folder that holds them "
                            "as path, or name a file with heldout_path"])  # fmt: skip
-    key = "heldout_path" if source.heldout_path else "heldout_split"
-    return load_rows(named_source(source), seed=seed, where=f"{where}.{key}", dirs=dirs)
+    return load_rows(named_source(source), seed=seed, where=f"{where}.{heldout_key(source)}", dirs=dirs)
 
 
 def named_source(source: Prompts) -> Prompts:
@@ -208,16 +208,41 @@ def split(rows: Sequence[Row], source: Prompts, *, where: str = "prompts", heldo
     the hash holds out.
 
     Neither are trained on: a prompt that is held out once stays so, whichever block names other rows to evaluate on.
+    A notice counts the rows that are left out because rows to evaluate on are named.
     """
     rows = rows if isinstance(rows, LazyRows) else RowView(rows)
-    barred, keys = prompt_keys(heldout, source).hashes, prompt_keys(rows, source, where=where)
+    keys, named = prompt_keys(rows, source, where=where), among(rows, heldout, source, where=where)
     before_heldout, before_validation = _ends(source)
-    held = (keys.points < before_heldout) | np.isin(keys.hashes, barred)
+    by_share = keys.points < before_heldout
+    held = by_share | named
+    if len(heldout) and not held.all():
+        _report_left_out(int(named.sum()), int((by_share & ~named).sum()), len(rows), source, where)
     validated = ~held & (keys.points < before_validation)
     out = Split(*(RowView(rows, np.flatnonzero(own)) for own in (~held & ~validated, held, validated)))
     if source.decontaminate:
         out = _decontaminated(out, source, where, heldout)
     return replace(out, heldout=heldout or out.heldout)
+
+
+def among(rows: Sequence[Row], heldout: Sequence[Row], source: Prompts, *, where: str = "prompts") -> NDArray[np.bool_]:
+    """(N,) whether each row's prompt is one of the rows `heldout`."""
+    return np.isin(prompt_keys(rows, source, where=where).hashes, prompt_keys(heldout, source).hashes)
+
+
+def heldout_key(source: Prompts) -> str:
+    """The key that says what is evaluated on."""
+    return "heldout_path" if source.heldout_path else "heldout_split" if source.heldout_split else "heldout"
+
+
+def _report_left_out(named: int, by_share: int, total: int, source: Prompts, where: str) -> None:
+    key = heldout_key(source)
+    if named:
+        notice(f"{where}.{key}: {named} of {total} rows are not trained on, because their prompts are also in "
+               f"{source.heldout_path or source.heldout_split}")  # fmt: skip
+    if by_share:
+        notice(f"{where}.heldout: {by_share} of {total} rows are neither trained nor evaluated on: the share "
+               f"{source.heldout:g} holds them out, and {key} names what is evaluated on; "
+               "heldout: 0 trains on them")  # fmt: skip
 
 
 def without(parts: Split, barred: TextSet, source: Prompts) -> Split:

@@ -222,6 +222,11 @@ def _gold_fault(
 
 def _split_faults(rows: Sequence[prompts.Row], named: Sequence[prompts.Row], source: Prompts, where: str) -> None:
     parts = prompts.split(rows, source, where=where, heldout=named)
+    if not parts.train and len(named) and prompts.among(rows, named, source).all():
+        key = prompts.heldout_key(source)
+        raise ConfigError([f"{where}.{key}: no row left to train on: all {len(rows)} prompts are also in "
+                           f"{source.heldout_path or source.heldout_split}; name other rows to evaluate on, or remove "
+                           f"{key} to hold out a share"])  # fmt: skip
     if not parts.train:
         raise ConfigError([f"{where}.heldout: no row left to train on; all {len(rows)} are held out"])
     if source.validation and not parts.validation:

@@ -40,7 +40,7 @@ def data_of(cfg: Config, tokenizer: Any) -> tuple[Data, dict[str, Marked], Input
     train = prompts.LazyPrompts(parts.train, source, tokenizer)
     heldout = prompts.LazyPrompts(parts.heldout, source, tokenizer)
     validation = prompts.LazyPrompts(parts.validation, source, tokenizer)
-    distinct = prompts.num_distinct([rows, named], source)
+    distinct = prompts.num_distinct([parts.train, parts.heldout, parts.validation], source)
     barred = prompts.barred_texts(parts, source)
     stop_token_ids = ends_of(cfg, tokenizer)
     found = imitated(cfg, parts.train[:ROWS], tokenizer, stop_token_ids, barred)

@@ -158,9 +158,9 @@ def show(cfg: Config, plan: Plan) -> None:
                 f"{validation}")  # fmt: skip
     for line in cautions(cfg, data.heldout_prompts):
         console.say(f"  {line}")
-    console.say(
-        f"  prompt tokens: mean {mean:.1f}, 95% up to {high}, longest {longest}; {data.dropped:.1%} over the limit"
-    )
+    limit = cfg.prompts.max_prompt_tokens
+    dropped = f"; {data.dropped:.1%} dropped: longer than prompts.max_prompt_tokens {limit}" if limit else ""
+    console.say(f"  prompt tokens: mean {mean:.1f}, 95% up to {high}, longest {longest}{dropped}")
     if data.completion_tokens is not None:
         mean, high, longest = data.completion_tokens
         console.say(f"  demonstrations: mean {mean:.1f} tokens, 95% up to {high}, longest {longest}; "
@@ -196,7 +196,8 @@ def cautions(cfg: Config, heldout: int) -> list[str]:
     """What makes the figures of this run say less than they seem to."""
     out = []
     if 0 < heldout < FEW_PROMPTS:
-        out.append(f"{heldout} held-out prompts are too few to tell policies apart; raise prompts.heldout, or name a "
+        few = "prompt is" if heldout == 1 else "prompts are"
+        out.append(f"{heldout} held-out {few} too few to tell policies apart; raise prompts.heldout, or name a "
                    "file by prompts.heldout_path")  # fmt: skip
     if not rewards.judges_answers(cfg.rewards, cfg.verifier_dirs):
         out.append("rewards: no part says right or wrong, so policies are compared by their mean reward")

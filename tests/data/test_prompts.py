@@ -9,6 +9,7 @@ import pytest
 from pipeline.config.load import ConfigError, load
 from pipeline.config.schema import Model, Prompts, Tiny
 from pipeline.data import encoding, prompts
+from pipeline.distributed.notices import forget
 from pipeline.models import models
 from pipeline.run.stage_dir import StageDir
 from pipeline.stages.context import Context
@@ -120,6 +121,35 @@ def test_a_named_held_out_prompt_is_held_out_whatever_its_hash():
     source = Prompts(heldout=0.0)
     split = prompts.split(ROWS, source, heldout=[{"prompt": "q7"}])
     assert [r["prompt"] for r in split.heldout] == ["q7"]
+
+
+def loaded(tmp_path, prompts_block, *overrides):
+    write(tmp_path / "rows.jsonl", ROWS)
+    config = tmp_path / "c.yaml"
+    config.write_text("run: t\nstages: [base]\nmodel: {tiny: {}}\nrewards: {exact: {}}\n"
+                      f"prompts: {{path: {tmp_path / 'rows.jsonl'}, {prompts_block}}}\n")  # fmt: skip
+    return load(config, list(overrides)).prompts
+
+
+@pytest.mark.parametrize("named", ["heldout_path: other.jsonl", "heldout_split: test"])
+def test_where_rows_to_evaluate_on_are_named_no_share_is_held_out_unless_it_is_given(tmp_path, named):
+    assert loaded(tmp_path, named).heldout == 0.0
+    assert loaded(tmp_path, f"{named}, heldout: 0.25").heldout == 0.25
+    assert loaded(tmp_path, named, "prompts.heldout=0.25").heldout == 0.25
+    assert loaded(tmp_path, "rows: 9").heldout == 0.1
+
+
+def test_rows_that_named_held_out_rows_keep_out_of_training_are_counted(capsys):
+    forget()
+    source = Prompts(path="a.jsonl", heldout=0.25, heldout_path="b.jsonl")
+    split = prompts.split(ROWS, source, heldout=[{"prompt": "q7"}, {"prompt": "other"}])
+    lines = capsys.readouterr().err.splitlines()
+    assert (
+        lines[0] == "prompts.heldout_path: 1 of 40 rows are not trained on, because their prompts are also in b.jsonl"
+    )
+    assert lines[1].startswith(f"prompts.heldout: {39 - len(split.train)} of 40 rows are neither trained nor evaluated")
+    prompts.split(ROWS, Prompts(heldout=0.0), heldout=[{"prompt": "other"}])
+    assert not capsys.readouterr().err
 
 
 def test_a_completion_ends_with_exactly_one_end_token(tokenizer):

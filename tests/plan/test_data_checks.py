@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from pipeline.__main__ import main
+from pipeline.distributed.notices import forget
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.role == 'assistant' %}<eos>{% endif %}{% endfor %}"
@@ -99,3 +100,29 @@ def test_a_template_that_fails_matters_only_to_a_stage_that_imitates(planned):
     assert planned(rows, ["base", "grpo"], model=model)[0] == 0
     code, lines, _ = planned(rows, model=model)
     assert code == 2 and "the chat template refuses it: only prompts" in lines[-1] and "rows.jsonl" in lines[-1]
+
+
+def test_rows_of_a_named_file_cost_no_share_of_the_training_rows_and_no_limit_is_mentioned_without_one(
+    planned, tmp_path
+):
+    (tmp_path / "test.jsonl").write_text(json.dumps({**ROWS[0], "prompt": "What is one?"}) + "\n")
+    source = {"path": "rows.jsonl", "heldout_path": "test.jsonl"}
+    code, lines, out = planned(ROWS, prompts=source)
+    assert code == 0 and not lines and "data: 30 rows, 30 prompts to train on, 1 held out" in out
+    assert "1 held-out prompt is too few" in out and "limit" not in out and "max_prompt_tokens" not in out
+    _, _, out = planned([*ROWS, {**ROWS[0], "prompt": "x" * 60}], prompts=source | {"max_prompt_tokens": 40})
+    assert "; 3.1% dropped: longer than prompts.max_prompt_tokens 40\n" in out
+
+
+def test_prompts_that_are_also_in_the_held_out_file_are_counted_and_if_all_are_the_line_names_its_key(
+    planned, tmp_path
+):
+    forget()
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[:10]))
+    source = {"path": "rows.jsonl", "heldout_path": "test.jsonl"}
+    code, lines, out = planned(ROWS, prompts=source)
+    line = "prompts.heldout_path: 10 of 30 rows are not trained on, because their prompts are also in test.jsonl"
+    assert code == 0 and "data: 20 rows" in out and lines == [line]
+    code, lines, _ = planned(ROWS, prompts=source | {"heldout_path": "rows.jsonl"})
+    assert code == 2 and len(lines) == 1
+    assert "prompts.heldout_path: no row left to train on: all 30 prompts are also in rows.jsonl" in lines[0]
