@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,16 @@ class Voice:
     seed: int
 
     def ids(self, value: str | list[dict[str, str]], label: str) -> tuple[int, ...]:
+        """Raises ConfigError for a prompt of which the tokenizer has no token."""
         return tuple(encoding.render_ids({"prompt": value}, self.source, self.tokenizer, label=label))
+
+    def warn_of_dropped(self, values: Iterable[str | list[dict[str, str]]]) -> None:
+        """Print a warning that names the characters of prompts, given as text, that the tokenizer has no token for."""
+        found = dict.fromkeys("".join(value for value in values if isinstance(value, str)))
+        dropped = "".join(c for c in found if not self.tokenizer(c, add_special_tokens=False).input_ids)
+        if dropped:
+            print(f"warning: the model does not see {dropped!r}: its tokenizer has no token for them",
+                  file=sys.stderr, flush=True)  # fmt: skip
 
     def answer(self, values: Sequence[str | list[dict[str, str]]], samples: int) -> list[list[str]]:
         """`samples` answers to each prompt (text, or the turns so far)."""
@@ -132,8 +141,12 @@ def generate(run: Path, words: Sequence[str]) -> None:
     if ("prompt" in arguments) == ("prompts" in arguments):
         raise ConfigError(["generate: give prompt=TEXT, or prompts=FILE.jsonl with a column prompt"])
     values = [arguments["prompt"]] if "prompt" in arguments else list(prompt_column(Path(arguments["prompts"])))
+    if not values:
+        raise ConfigError([f"prompts={arguments['prompts']}: the file has no rows; it needs one object per line, as "
+                           '{"prompt": "..."}'])  # fmt: skip
     samples = int(number(arguments, "samples", 1, low=1))
     voice = open_voice(run, arguments)
+    voice.warn_of_dropped(values)
     answers = voice.answer(values, samples)
     lines = [json.dumps({"prompt": value, "completion": text, "label": voice.label}, ensure_ascii=False)
              for value, texts in zip(values, answers, strict=True) for text in texts]  # fmt: skip
@@ -170,8 +183,14 @@ def chat(run: Path, words: Sequence[str]) -> None:
             return
         if not line.strip():
             return
-        turns.append({"role": "user", "content": line})
-        [[text]] = voice.answer([list(turns) if remembers else line], 1)
+        asked = {"role": "user", "content": line}
+        voice.warn_of_dropped([line])
+        try:
+            [[text]] = voice.answer([[*turns, asked] if remembers else line], 1)
+        except ConfigError as exc:  # of this line alone: the conversation goes on
+            print(exc, file=sys.stderr, flush=True)
+            continue
+        turns.append(asked)
         turns.append({"role": "assistant", "content": text})
         voice = replace(voice, seed=voice.seed + 1)  # the same question may get a different answer next time
         print(text, flush=True)

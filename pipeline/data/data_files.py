@@ -22,6 +22,7 @@ from pipeline.data.columns import DataRow, Row
 from pipeline.data.lazy_rows import JoinedRows, RowView, jsonl_rows, parse_line
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
+TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 SPLITS = {  # split -> words of a file's or folder's name, as `datasets` reads them
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -128,6 +129,9 @@ def _read_file(path: Path, known_as: str | None = None) -> Sequence[Row]:
     """known_as: its name, where the path is a cache's."""
     name = (known_as or str(path)).lower()
     shown = known_as or str(path)
+    if name.endswith(TABLES):
+        raise ConfigError([f"{path}: CSV is not read; write it as Parquet or JSONL, such as with "
+                           "datasets.Dataset.from_csv(\"x.csv\").to_json(\"x.jsonl\")"])  # fmt: skip
     if name.endswith(".parquet"):
         return _named(_parquet(path), shown)
     if not name.endswith((".json", ".json.gz")):

@@ -23,13 +23,18 @@ def render_ids(
     """Prompt token ids: plain text as it is, messages through the chat template. One BOS, no EOS.
 
     label: plain text put in front of what the user says (condition tokens).
+    Raises ConfigError naming a row that the template refuses or that gives no token.
     """
     value = prompt_value(row, source, number, "prompts")
     if not in_chat(row, source, number):
         if "segments" in row and not label and has_completion(row, source):
             return list(conversations.segment_row(row["segments"], tokenizer).prompt_ids)
         ids = list(tokenizer(label + str(value)).input_ids)
-        return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+        ids = ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+        if not ids:
+            reason = ValueError(f"the tokenizer has no token for any part of the prompt {str(value)[:40]!r}")
+            raise refused("prompts", row, number, source, reason)
+        return ids
     try:
         chat = _labelled(conversations.conversation(row, source, value, None), label)
         return Renderer(tokenizer, source).prompt(chat.messages, chat.tools)

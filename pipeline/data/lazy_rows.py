@@ -36,10 +36,22 @@ def parse_line(line: bytes, *, first: bool) -> Row:
     except UnicodeDecodeError as exc:
         raise ValueError(f"not UTF-8: {exc.reason}") from exc
     except json.JSONDecodeError as exc:
-        raise ValueError(f"not JSON: {exc.msg}") from exc
+        raise ValueError(f"not JSON: {_json_fault(exc, first=first)}") from exc
+    if first and isinstance(row, list):
+        raise ValueError("expected an object, found list; a file that holds one JSON list of rows is named .json")
     if not isinstance(row, dict):
         raise ValueError(f"expected an object, found {type(row).__name__}")
     return row
+
+
+def _json_fault(exc: json.JSONDecodeError, *, first: bool) -> str:
+    """What is wrong with a line, and the fix where the kind of mistake is known."""
+    if first and exc.doc.lstrip("\ufeff \t").startswith("["):
+        return f"{exc.msg}; a file that holds one JSON list of rows is named .json"
+    after = exc.doc[exc.pos :].strip()
+    if exc.msg == "Extra data":
+        return "a comma after the object; remove it" if after == "," else "more than one value in the line"
+    return exc.msg
 
 
 class LazyRows(Sequence[Row]):

@@ -35,7 +35,10 @@ def prompt_value(row: Mapping[str, Any], source: Prompts, number: int, where: st
             value = columns.column(row, mark[1])
             return mark[0] if value is MISSING else str(value)
 
-        return MARK.sub(filled, source.template)
+        if text := MARK.sub(filled, source.template):
+            return text
+        reason = ValueError("the template gives an empty prompt; fill in its columns, or remove the row")
+        raise refused(f"{where}.template", row, number, source, reason)
     value = columns.column(row, source.prompt)
     try:
         if value is not MISSING:

@@ -151,7 +151,8 @@ def model_len(model_dir: str, needed: int, *, wanted: int = 0) -> int:
     config, _ = PreTrainedConfig.get_config_dict(model_dir)  # of a directory or of the Hub
     limit = config.get("text_config", config).get("max_position_embeddings") or 4096
     if needed > limit:
-        raise ConfigError([f"sampling.max_tokens: prompts and completions need {needed} tokens; the model has {limit}"])
+        raise ConfigError([f"sampling.max_tokens: prompts and completions need {needed} tokens; the model has {limit}; "
+                           "lower it, or raise model.tiny.max_position_embeddings of a tiny model"])  # fmt: skip
     return limit if limit <= 2048 else min(limit, -(-max(needed, wanted) // 256) * 256)
 
 

@@ -17,10 +17,9 @@ from pipeline.distributed import ranks, sharding
 from pipeline.distributed.notices import notice
 from pipeline.models import families, model_dir, saved_check, token_rows, weights
 from pipeline.models.precision import precision_of as precision_of
+from pipeline.models.tiny_text import SPECIAL
 from pipeline.models.weights import named_weights as named_weights
 from pipeline.seeds import seed_everything
-
-SPECIAL = ("<pad>", "<bos>", "<eos>")
 
 
 def make_tiny(tiny: Tiny, path: Path, *, seed: int) -> None:
@@ -93,7 +92,8 @@ def _without_rowless(tokenizer: Any, path: str) -> None:
         raise ConfigError([f"model.path: {path}: {exc}"]) from exc
     if removed:
         names = ", ".join(f"{token!r} (id {i})" for token, i in list(removed.items())[:3])
-        notice(f"model.path: {path}: the tokenizer has {len(removed)} more tokens than the embedding has rows ({rows})"
+        words = "token" if len(removed) == 1 else "tokens"
+        notice(f"model.path: {path}: the tokenizer has {len(removed)} more {words} than the embedding has rows ({rows})"
                f": {names}; text that holds one is read as ordinary text")  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 import verifiers
@@ -17,7 +18,9 @@ from pipeline.config.load import Config, ConfigError
 from pipeline.config.mistakes import beside_yaml
 from pipeline.config.schema import Policy, Prompts
 from pipeline.data import columns, prompts
+from pipeline.data.prompt_keys import prompt_keys
 from pipeline.distributed.notices import notice
+from pipeline.plan import prompt_checks
 
 REPORTED = 3  # rows listed for one fault; the rest is counted
 SAMPLED = 500  # rows whose golds are checked
@@ -43,10 +46,14 @@ def data_mistakes(
     rows, named = read
     try:
         lines = _faults(rows, source, where, required, completions=completions, columns=columns)
+        lines = lines or prompt_checks.row_mistakes(cfg, rows, source, where, completions=completions, sides=columns)
         lines = lines or gold_mistakes(rows, source, where, parts or {}, dirs)
-        lines = lines or _faults(named, prompts.named_source(source), f"{where}.heldout_path", required)
+        key, own = f"{where}.{prompts.heldout_key(source)}", prompts.named_source(source)
+        lines = lines or _faults(named, own, key, required) or prompt_checks.row_mistakes(cfg, named, own, key)
     except ConfigError as exc:  # a line of a file that cannot be parsed, found when it is read
         return exc.mistakes
+    if not lines and required:
+        report_conflicts(rows, source, where, sorted({"gold"}.union(*required.values())))
     return lines or faults_of(where, lambda: _split_faults(rows, named, source, where))
 
 
@@ -215,6 +222,21 @@ def _gold_fault(
     except ValueError as exc:
         raise ConfigError([f"{where}: {at}: {exc}"]) from None
     return None if reason is None else (at, reason, isinstance(task.get("gold"), Mapping | list))
+
+
+def report_conflicts(rows: Sequence[prompts.Row], source: Prompts, where: str, fields: Sequence[str]) -> None:
+    """Print a line that counts the prompts whose rows differ in these fields of their tasks."""
+    hashes = prompt_keys(rows, source, where=where).hashes
+    _, prompt, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    answers: dict[int, set[str]] = {}
+    for index in map(int, np.flatnonzero(counts[prompt] > 1)):
+        task = prompts.task_of(rows[index], source, number=index + 1)
+        answers.setdefault(int(prompt[index]), set()).add(repr([task.get(name) for name in fields]))
+    conflicts = sum(len(found) > 1 for found in answers.values())
+    if conflicts:
+        few = "prompt has" if conflicts == 1 else "prompts have"
+        notice(f"{where}: {conflicts} {few} several rows whose answers differ ({', '.join(fields)}); the verifiers "
+               "take that of the first row")  # fmt: skip
 
 
 # --- splits ---------------------------------------------------------------------------------------------------------

@@ -8,12 +8,12 @@ from typing import Any
 
 import rewards
 from pipeline.config import stage_graph
-from pipeline.config.load import Config
+from pipeline.config.load import Config, ConfigError
 from pipeline.config.registry import kind_of
 from pipeline.config.schema import Policy
 from pipeline.config.work import Data, Work
 from pipeline.generation.tool_calls import recognised_format
-from pipeline.plan import data_plan, estimate
+from pipeline.plan import data_plan, estimate, prompt_checks
 from pipeline.plan.data_plan import Marked
 from pipeline.plan.estimate import Memory, Shape
 from pipeline.plan.trial import Measure, Trial
@@ -53,6 +53,8 @@ def make(cfg: Config, measure: Measure | None) -> Plan:
     """The plan of a valid config. measure: the trial; None: without one the plan has no memory and no time."""
     tokenizer = tokenizer_of(cfg)
     data, examples, inputs = data_plan.data_of(cfg, tokenizer)
+    if too_long := prompt_checks.context_mistakes(cfg, inputs.longest):
+        raise ConfigError([f"{cfg.path}: {line}" for line in too_long])
     measured = measure(inputs) if measure is not None else None
     works = [estimate.work_of(cfg, name, data) for name in cfg.stages]
     for work in works:

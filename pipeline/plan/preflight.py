@@ -19,6 +19,7 @@ from pipeline.config import stage_graph
 from pipeline.config.errors import LineageError
 from pipeline.config.load import Config, ConfigError, nearest
 from pipeline.config.mistakes import beside_yaml, near_path
+from pipeline.config.registry import policies_before
 from pipeline.config.schema import KINDS, Policy, Prompts, trains_adapter
 from pipeline.config.stage_graph import references, reward_dirs, strict_of
 from pipeline.credit import selection
@@ -28,6 +29,7 @@ from pipeline.distributed.notices import notice
 from pipeline.generation.program_runs import program_mistakes
 from pipeline.models import families
 from pipeline.models.model_dir import fault, is_local
+from pipeline.plan import prompt_checks
 from pipeline.plan.data_checks import data_mistakes, faults_of, hub_answers, imitates_prompts, rows_of
 from pipeline.run import trackers
 from pipeline.run.manifest import verified_manifest
@@ -75,6 +77,7 @@ def chain_mistakes(cfg: Config, names: Sequence[str], *, alone: bool) -> list[st
         lines += faults_of("tools", partial(ToolSet, cfg.tools, path=cfg.path))
     if cfg.program is not None:
         lines += program_mistakes(cfg.program.command)
+    lines += prompt_checks.label_mistakes(cfg)
     imitated = any(imitates_prompts(cfg.blocks[name]) for name in names)
     for source in cfg.prompts.sources or [None]:
         own = cfg.prompts if source is None else cfg.prompts.of_source(source)
@@ -96,6 +99,9 @@ def chain_mistakes(cfg: Config, names: Sequence[str], *, alone: bool) -> list[st
         if isinstance(getattr(block, "data", None), Prompts):
             preference = ("chosen", "rejected") if KINDS[block.kind].reads_pairs else ()
             lines += data_mistakes(cfg, block.data, f"{name}.data", {}, completions=not preference, columns=preference)
+    if not lines:
+        longest = prompt_checks.longest_prompt(cfg, lambda own: rows_of(cfg, own, "prompts"))
+        lines = prompt_checks.context_mistakes(cfg, longest)
     return [line if line.startswith(f"{cfg.path}: ") else f"{cfg.path}: {line}" for line in dict.fromkeys(lines)]
 
 
@@ -164,6 +170,9 @@ def reference_mistakes(cfg: Config, name: str, before: Sequence[str], *, alone: 
     alone: only this stage runs, so its parents must be complete and unchanged.
     """
     lines = []
+    block = cfg.blocks[name]
+    if block.kind == "evaluate" and not (block.policies or policies_before(cfg, name)):
+        lines.append(f"{name}.policies: no policy stage comes before this one; move it behind one, or name some")
     for key, reference in references(cfg, name):
         stage = reference.partition("/")[0]
         of_the_run = key.startswith("rewards.")

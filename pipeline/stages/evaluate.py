@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.config.load import ConfigError
@@ -28,8 +28,17 @@ def run(ctx: Context) -> dict[str, Any]:
     if any("stage_accuracy" in row for row in rows):
         console.say("  heldout_accuracy: sampled with the same seeds for every policy; stage_accuracy: reported by the "
                     "stage itself, from samples with its own seeds")  # fmt: skip
+    show_tie(rows)
     best = max(enumerate(rows), key=lambda numbered: (main_figure(numbered[1]), numbered[0]))[1]  # of equals the last
     return {**{k: v for k, v in best.items() if k != "policy"}, "best_policy": best["policy"], "policies": rows}
+
+
+def show_tie(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print a line if several policies have the best figure."""
+    figures = [main_figure(row) for row in rows]
+    *others, last = [row["policy"] for row, figure in zip(rows, figures, strict=True) if figure == max(figures)]
+    if others:
+        console.say(f"  best_policy: {last}, the last of equals: {', '.join([*others, last])}")
 
 
 def main_figure(row: Mapping[str, Any]) -> float:

@@ -86,3 +86,27 @@ def test_generate_asks_a_text_as_a_turn_too(tmp_path, capsys):
     assert main(["generate", str(run), f"prompts={asked}", "temperature=0"]) == 0
     one, other = (json.loads(line)["completion"] for line in capsys.readouterr().out.splitlines())
     assert one == other
+
+
+def test_a_prompt_of_which_the_model_sees_nothing_is_refused_and_dropped_characters_are_named(tmp_path, capsys):
+    data = write_rows(tmp_path / "rows.jsonl", [{"prompt": "hi", "completion": "yo"}])
+    run = finished(tmp_path, f"prompts={{path: {data}}}")
+    assert main(["generate", str(run), "prompt=\u4e16"]) == 2
+    assert "the tokenizer has no token for any part of the prompt '\u4e16'" in capsys.readouterr().err
+    assert main(["generate", str(run), "prompt=a\u4e16", "max_tokens=1"]) == 0
+    assert "warning: the model does not see '\u4e16'" in capsys.readouterr().err
+
+
+def test_a_file_without_prompts_is_refused(tmp_path, capsys):
+    (tmp_path / "none.jsonl").write_text("\n")
+    assert main(["generate", str(tmp_path), f"prompts={tmp_path / 'none.jsonl'}"]) == 2
+    assert "none.jsonl: the file has no rows" in capsys.readouterr().err
+
+
+def test_a_line_that_the_model_cannot_see_does_not_end_a_chat(tmp_path, capsys, monkeypatch):
+    data = write_rows(tmp_path / "rows.jsonl", [{"prompt": "hi", "completion": "yo"}])
+    run = finished(tmp_path, f"prompts={{path: {data}}}")
+    monkeypatch.setattr("sys.stdin", io.StringIO("\u4e16\nhi\n"))
+    assert main(["chat", str(run), "max_tokens=1"]) == 0
+    said = capsys.readouterr()
+    assert "no token for any part of the prompt" in said.err and said.out.count("> ") == 3

@@ -55,7 +55,14 @@ def test_jsonl_parquet_and_a_folder_of_shards_give_the_same_rows(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "no rows"), ('{"a": 1}\n{oops', ":2: not JSON"), ("[1, 2]", ":1: expected an object, found list")],
+    [
+        ("", "no rows"),
+        ('{"a": 1}\n{oops', ":2: not JSON"),
+        ("[1, 2]", ":1: expected an object, found list; a file that holds one JSON list of rows is named .json"),
+        ('[\n{"a": 1},\n{"a": 2}]', ":1: not JSON: Expecting value; a file that holds one JSON list of rows is named"),
+        ('{"a": 1},\n{"a": 2}', ":1: not JSON: a comma after the object; remove it"),
+        ('{"a": 1} {"a": 2}', ":1: not JSON: more than one value in the line"),
+    ],
 )
 def test_a_bad_file_is_reported_in_one_line_with_its_line(tmp_path, text, message):
     path = tmp_path / "x.jsonl"
@@ -63,6 +70,12 @@ def test_a_bad_file_is_reported_in_one_line_with_its_line(tmp_path, text, messag
     with pytest.raises(ConfigError) as error:
         prompts.load_rows(Prompts(path=str(path)), seed=1)
     assert message in str(error.value) and "x.jsonl" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_csv_is_refused_with_the_way_to_convert_it(tmp_path):
+    (tmp_path / "x.csv").write_text("question,answer\na,1\n")
+    with pytest.raises(ConfigError, match=r"x\.csv: CSV is not read; write it as Parquet or JSONL, .*from_csv"):
+        prompts.load_rows(Prompts(path=str(tmp_path / "x.csv")), seed=1)
 
 
 def test_a_missing_file_and_a_truncated_parquet_are_reported(tmp_path):

@@ -56,6 +56,12 @@ def test_text_that_holds_a_token_without_a_row_is_read_as_ordinary_text_and_repo
     assert len(AutoTokenizer.from_pretrained(place.with_name("again"))) == ROWS
 
 
+def test_one_token_without_a_row_is_reported_in_the_singular(model, capsys) -> None:
+    notices.forget()
+    models.load_tokenizer(str(edited(model, **{"<abc>": ROWS})), Model())
+    assert "1 more token than the embedding has rows" in capsys.readouterr().err
+
+
 def test_an_end_token_without_a_row_is_refused(model) -> None:
     place = edited(model, **{"<end>": ROWS})
     config = json.loads((place / "tokenizer_config.json").read_text())

@@ -12,6 +12,7 @@ TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.role == 'assistant' %}<eos>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+CHARACTERS = "".join(map(chr, range(32, 127))) + "\n"
 ROWS = [{"prompt": f"What is {i}+1?", "completion": f"\\boxed{{{i + 1}}}", "gold": str(i + 1)} for i in range(30)]
 
 
@@ -23,7 +24,8 @@ def planned(tmp_path, capsys, monkeypatch):
     def plan(rows, stages=("base", "sft"), **more):
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         raw = {
-            "run": "x", "stages": list(stages), "model": {"tiny": {}, "chat_template": TEMPLATE},
+            "run": "x", "stages": list(stages), "sampling": {"max_tokens": 16},
+            "model": {"tiny": {"characters": CHARACTERS}, "chat_template": TEMPLATE},
             "prompts": {"path": "rows.jsonl", "heldout": 0.3}, "rewards": {"math_answer": {}},
             "sft": {"policy": "base"}, "grpo": {"policy": "base"}, "feedme": {"policy": "base"},
         }  # fmt: skip
@@ -126,3 +128,10 @@ def test_prompts_that_are_also_in_the_held_out_file_are_counted_and_if_all_are_t
     code, lines, _ = planned(ROWS, prompts=source | {"heldout_path": "rows.jsonl"})
     assert code == 2 and len(lines) == 1
     assert "prompts.heldout_path: no row left to train on: all 30 prompts are also in rows.jsonl" in lines[0]
+
+
+def test_prompts_whose_rows_differ_in_their_golds_are_counted(planned):
+    forget()
+    code, lines, _ = planned([*ROWS, {**ROWS[0], "gold": "77"}, {**ROWS[1], "id": 9}])
+    assert code == 0 and len(lines) == 1
+    assert "prompts: 1 prompt has several rows whose answers differ (gold); the verifiers take that of the" in lines[0]

@@ -16,6 +16,7 @@ GRADER = {"type": "string_check", "name": "s", "operation": "eq", "input": "{{ s
 YAML = """
 run: t
 model: {{tiny: {{}}}}
+sampling: {{max_tokens: 16}}
 prompts: {{path: {rows}, heldout: 0.3}}
 rewards:
   openai_grader: {{file: grader.json{more}}}

@@ -16,6 +16,7 @@ RUBRIC = {"prompt": "Say hello.", "rubric": "It is kind."}
 CONFIG = """
 run: t
 model: {{tiny: {{}}}}
+sampling: {{max_tokens: 16}}
 prompts: {{path: {rows}, heldout: 0.3}}
 rewards: {rewards}
 stages: [base, grpo]
