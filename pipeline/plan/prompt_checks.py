@@ -53,7 +53,7 @@ def _answers(
         yield texts_of(prompt_columns.completion_value(row, source, number=number, where=where))
 
 
-def texts_of(value: str | Sequence[Any]) -> str:
+def texts_of(value: str | list[Any]) -> str:
     """A prompt or completion without what a chat template adds."""
     turns = [value] if isinstance(value, str) else [turn.get("content") for turn in value]
     return "".join(text for text in turns if isinstance(text, str))
@@ -67,9 +67,10 @@ def label_mistakes(cfg: Config) -> list[str]:
         block = cfg.blocks[name]
         if tiny is None or getattr(block, "vocabulary", "text") == "special":
             continue
-        labels = {"label": getattr(block, "label", "").replace("{bin}", "0")}
-        for key, one in (getattr(block, "attributes", None) or {}).items():
-            labels[f"attributes.{key}"] = one.label.replace("{bin}", "".join(one.words) or "0")
+        attributes = getattr(block, "attributes", None) or {}  # in place of `label`
+        labels = {f"attributes.{key}.label": one.label.replace("{bin}", "".join(one.words) or "0")
+                  for key, one in attributes.items()} or {
+                      "label": getattr(block, "label", "").replace("{bin}", "0")}  # fmt: skip
         missing = {key: unknown_characters(label, tiny.characters) for key, label in labels.items()}
         lines += [_lacking(f"{name}.{key}", some) for key, some in missing.items() if some]
     return lines

@@ -55,6 +55,9 @@ def test_demonstrations_pairs_held_out_rows_and_labels_must_be_readable_too(conf
     (line,) = mistakes(config(stages=["base", "conditioned"], conditioned=labelled))
     assert line == "model.tiny.characters: conditioned.label: characters that are not listed: '<> '; add them"
     assert mistakes(config("0123456789+=<> ", stages=["base", "conditioned"], conditioned=labelled)) == []
+    named = labelled | {"attributes": {"size": {"of": "length", "label": "{bin}+", "words": ["1", "a"]}}}
+    (line,) = mistakes(config(stages=["base", "conditioned"], conditioned=named))
+    assert "conditioned.attributes.size.label: characters that are not listed: 'a'" in line
 
 
 def test_an_empty_prompt_is_refused(config):
