@@ -46,10 +46,11 @@ def data_mistakes(
     rows, named = read
     try:
         lines = _faults(rows, source, where, required, completions=completions, columns=columns)
-        lines = lines or prompt_checks.row_mistakes(cfg, rows, source, where, completions=completions, sides=columns)
         lines = lines or gold_mistakes(rows, source, where, parts or {}, dirs)
         key, own = f"{where}.{prompts.heldout_key(source)}", prompts.named_source(source)
-        lines = lines or _faults(named, own, key, required) or prompt_checks.row_mistakes(cfg, named, own, key)
+        lines = lines or _faults(named, own, key, required)
+        lines = lines or prompt_checks.row_mistakes(cfg, rows, source, where, completions=completions, sides=columns)
+        lines = lines or prompt_checks.row_mistakes(cfg, named, own, key)
     except ConfigError as exc:  # a line of a file that cannot be parsed, found when it is read
         return exc.mistakes
     if not lines and required:

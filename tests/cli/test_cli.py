@@ -270,7 +270,7 @@ def test_rows_that_an_update_imitates_are_read_and_need_completions(write, capsy
     [{"grpo__loss": {"ptx_coef": 0.2}}, {"conditioned__demonstrations": 5}, {"feedme__sft_share": 0.5}],
 )
 def test_a_stage_that_imitates_the_runs_own_prompts_needs_their_completions(write, capsys, change):
-    rows = [{"prompt": f"a{i}>b{i}:", "start": f"a{i % 5 + 1}", "goal": f"b{i % 5 + 1}"} for i in range(40)]
+    rows = [{"prompt": f"a{'1' * (i + 1)}:", "start": f"a{i % 5 + 1}", "goal": f"b{i % 5 + 1}"} for i in range(40)]
     (stage,) = [key.partition("__")[0] for key in change]
     source = {"path": "rows.jsonl", "heldout": 0.25}
     write_rows(rows)

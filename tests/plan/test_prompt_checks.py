@@ -1,6 +1,7 @@
 """What the model could not read or answer is refused by plan and at the start of a run, before a model is made."""
 
 import json
+from typing import Any
 
 import pytest
 import yaml
@@ -51,7 +52,7 @@ def test_demonstrations_pairs_held_out_rows_and_labels_must_be_readable_too(conf
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "1+1=", "chosen": "2", "rejected": "x"}) + "\n")
     pairs = {"policy": "base", "data": {"path": "pairs.jsonl", "heldout": 0.0}}
     assert "dpo.data: characters that are not listed: 'x'" in mistakes(config(stages=["base", "dpo"], dpo=pairs))[0]
-    labelled = {"policy": "base", "pool": ["base"]}
+    labelled: dict[str, Any] = {"policy": "base", "pool": ["base"]}
     (line,) = mistakes(config(stages=["base", "conditioned"], conditioned=labelled))
     assert line == "model.tiny.characters: conditioned.label: characters that are not listed: '<> '; add them"
     assert mistakes(config("0123456789+=<> ", stages=["base", "conditioned"], conditioned=labelled)) == []
