@@ -40,7 +40,7 @@ def mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def found(*, verifier: str | None = None, tool: str | None = None, **keys: object) -> list[str]:
         raw: dict[str, object] = {
             "run": "x", "stages": ["base"], "model": {"tiny": {}}, "prompts": {"path": "rows.jsonl", "heldout": 0.3},
-            "rewards": {"exact": {}},
+            "rewards": {"exact": {}}, "sampling": {"max_tokens": 16},
         }  # fmt: skip
         for text, more in ((verifier, {"rewards": {"mine": {}}, "verifier_dirs": ["own"]}),
                            (tool, {"tools": {"use": ["mine"], "dirs": ["own"]}})):  # fmt: skip
