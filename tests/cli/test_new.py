@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -205,7 +206,8 @@ def test_less_usual_columns_are_found_and_named(columns, stages, source, model, 
 
     written = made([row(n) for n in range(30)], model, tmp_path, monkeypatch)
     assert written["stages"] == ["base", *stages, "evaluate"]
-    assert source.items() <= written["prompts"].items()
+    prompts: Any = written["prompts"]
+    assert source.items() <= prompts.items()
 
 
 ROW = {"question": "What is it?", "answer": "1"}
