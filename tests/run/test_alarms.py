@@ -15,12 +15,14 @@ from pipeline.update import canary, loop, policy_loss
 pytestmark = [pytest.mark.stages, pytest.mark.usefixtures("no_engine_left_behind")]
 
 
-def stopped(tmp_path, model, capsys, *overrides: str, stage: str = "grpo") -> str:
-    """What an alarm said."""
+def stopped(tmp_path, model, capsys, *overrides: str, stage: str = "grpo", notice: str = "") -> str:
+    """What an alarm said. notice: how the only other line, before it, begins."""
     code = run_stage(tmp_path, model, stage, *overrides)
     said = capsys.readouterr().err
     assert code == 3, said
-    assert said.startswith("stopped by an alarm: ") and said.count("\n") == 1, said
+    *before, alarm = said.splitlines()
+    assert alarm.startswith("stopped by an alarm: ") and len(before) == bool(notice), said
+    assert all(line.startswith(notice) for line in before), said
     assert not (tmp_path / "t" / stage / "manifest.json").exists()
     return said
 
@@ -102,7 +104,8 @@ def test_a_batch_with_every_row_masked_stops_the_run(tmp_path, model, capsys):
 
 
 def test_a_broken_checker_stops_the_run_past_its_share_and_names_the_fault(tmp_path, model, capsys):
-    said = stopped(tmp_path, model, capsys, "rewards.letters.path=loop_kit:broken")
+    early = "rewards.letters: RuntimeError: the checker's disk is full"  # the trial before the run
+    said = stopped(tmp_path, model, capsys, "rewards.letters.path=loop_kit:broken", notice=early)
     assert "100% of the samples could not be scored (limit 20%)" in said and "disk is full" in said
 
 
