@@ -30,10 +30,12 @@ Required = Mapping[str, frozenset[str]]  # verifier -> fields its tasks must hav
 def data_mistakes(
     cfg: Config, source: Prompts, where: str, required: Required, *, completions: bool, columns: Sequence[str] = (),
     parts: Mapping[str, Mapping[str, Any]] | None = None,
+    kept: list[tuple[Prompts, Sequence[prompts.Row]]] | None = None,
 ) -> list[str]:  # fmt: skip
     """Check that the rows can be read, have the needed columns, and leave something to train and evaluate on.
 
     parts: verifier or `by_task` -> the reward part that reads the rows' tasks, used to check their golds.
+    kept: receives the source with its rows, for a further check.
     """
     read: list[Sequence[prompts.Row]] = []
     dirs = cfg.verifier_dirs
@@ -44,6 +46,8 @@ def data_mistakes(
     if lines:
         return lines
     rows, named = read
+    if kept is not None:
+        kept.append((source, rows))
     try:
         lines = _faults(rows, source, where, required, completions=completions, columns=columns)
         lines = lines or gold_mistakes(rows, source, where, parts or {}, dirs)

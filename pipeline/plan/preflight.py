@@ -79,11 +79,12 @@ def chain_mistakes(cfg: Config, names: Sequence[str], *, alone: bool) -> list[st
         lines += program_mistakes(cfg.program.command)
     lines += prompt_checks.label_mistakes(cfg)
     imitated = any(imitates_prompts(cfg.blocks[name]) for name in names)
+    read: list[tuple[Prompts, Sequence[prompts.Row]]] = []
     for source in cfg.prompts.sources or [None]:
         own = cfg.prompts if source is None else cfg.prompts.of_source(source)
         lines += data_mistakes(
             cfg, own, "prompts" if source is None else f"prompts.sources.{source}", _required(cfg, names, source),
-            completions=imitated, parts=_parts_of_tasks(cfg, names, source),
+            completions=imitated, parts=_parts_of_tasks(cfg, names, source), kept=read,
         )  # fmt: skip
     for number, name in enumerate(names):
         block = cfg.blocks[name]
@@ -100,8 +101,7 @@ def chain_mistakes(cfg: Config, names: Sequence[str], *, alone: bool) -> list[st
             preference = ("chosen", "rejected") if KINDS[block.kind].reads_pairs else ()
             lines += data_mistakes(cfg, block.data, f"{name}.data", {}, completions=not preference, columns=preference)
     if not lines:
-        longest = prompt_checks.longest_prompt(cfg, lambda own: rows_of(cfg, own, "prompts"))
-        lines = prompt_checks.context_mistakes(cfg, longest)
+        lines = prompt_checks.context_mistakes(cfg, prompt_checks.longest_prompt(cfg, read))
     return [line if line.startswith(f"{cfg.path}: ") else f"{cfg.path}: {line}" for line in dict.fromkeys(lines)]
 
 

@@ -6,7 +6,7 @@ context is checked again when a plan has tokenized the prompts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from pipeline.config.load import Config
@@ -62,10 +62,12 @@ def texts_of(value: str | list[Any]) -> str:
 def label_mistakes(cfg: Config) -> list[str]:
     """Condition labels that a tiny model cannot read."""
     tiny = tiny_of(cfg)
+    if tiny is None:
+        return []
     lines: list[str] = []
-    for name in cfg.stages if tiny is not None else ():
+    for name in cfg.stages:
         block = cfg.blocks[name]
-        if tiny is None or getattr(block, "vocabulary", "text") == "special":
+        if getattr(block, "vocabulary", "text") == "special":
             continue
         attributes = getattr(block, "attributes", None) or {}  # in place of `label`
         labels = {f"attributes.{key}.label": one.label.replace("{bin}", "".join(one.words) or "0")
@@ -82,14 +84,16 @@ def _lacking(where: str, characters: Iterable[str]) -> str:
     return f"model.tiny.characters: {where}: characters that are not listed: {found[:SHOWN]!r}{more}; add them"
 
 
-def longest_prompt(cfg: Config, rows: Callable[[Prompts], Sequence[Row]]) -> int:
-    """Tokens of the longest prompt of a tiny model, without what a chat template adds; 1 for any other model."""
+def longest_prompt(cfg: Config, read: Iterable[tuple[Prompts, Sequence[Row]]]) -> int:
+    """Tokens of the longest prompt of a tiny model, without what a chat template adds; 1 for any other model.
+
+    read: the sources of prompts with their rows.
+    """
     if tiny_of(cfg) is None:
         return 1
     limit = cfg.prompts.max_prompt_tokens
-    lengths = [len(encoded(texts_of(prompt_columns.prompt_value(row, own, 0, "prompts"))))
-               for own in [cfg.prompts.of_source(name) for name in cfg.prompts.sources] or [cfg.prompts]
-               for row in rows(own)]  # fmt: skip
+    lengths = [len(encoded(texts_of(prompt_columns.prompt_value(row, source, 0, "prompts"))))
+               for source, rows in read for row in rows]  # fmt: skip
     return max((length for length in lengths if limit is None or length <= limit), default=1)
 
 
