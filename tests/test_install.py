@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import subprocess
+import time
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -121,6 +122,29 @@ def test_an_environment_is_installed_again_when_a_lock_changes(tmp_path: Path, m
     (tmp_path / "pyproject.toml").write_text("[project]\nname = 'a'\n")
     (tmp_path / "cpu.txt").write_text("alpha==1.1\n")
     assert install.fingerprint("cpu") != before
+
+
+def test_a_lock_is_divided_among_several_pips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert install.shares(["a", "b", "c", "d", "e"], 2) == [["a", "c", "e"], ["b", "d"]]
+    assert install.shares(["a"], 4) == [["a"]] and install.shares([], 4) == []
+    ended: dict[str, tuple[str, ...]] = {}
+
+    def pip_install(log: Path, *lines: str) -> None:
+        assert log.read_text() == ""  # the words of an earlier installation are not in it
+        if "bad==1" in lines:
+            raise install.InstallError(log.name)
+        time.sleep(0.1)
+        ended[log.name] = lines
+
+    monkeypatch.setattr(install, "pip_install", pip_install)
+    monkeypatch.setattr(install.os, "cpu_count", lambda: 2)
+    (tmp_path / "install-2.log").write_text("old")
+    install.install_lock(tmp_path / "install.log", "# a lock\none==1\n    # via two\ntwo==2\nthree==3\n")
+    assert ended == {"install-1.log": ("one==1", "three==3"), "install-2.log": ("two==2",)}
+    ended.clear()
+    with pytest.raises(install.InstallError, match=r"install-1\.log"):
+        install.install_lock(tmp_path / "install.log", "bad==1\ntwo==2\n")
+    assert ended == {"install-2.log": ("two==2",)}  # the other one has ended, not been left behind
 
 
 def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
