@@ -23,6 +23,7 @@ GRACE_S = 20.0
 LAST_S = 28.0  # a scheduler that waits 30 s kills next: leave by ourselves, whatever the main thread is stuck in
 EXIT, INTERRUPTED = 143, 130
 CHECKPOINT_S = 300.0  # wall time between checkpoints, at most
+FIRST_BYTES_PER_S = 32e6  # a tenth of what a checkpoint is written and hashed with: 3.2 GB took 9 s
 
 
 class Stopped(BaseException):
@@ -87,15 +88,25 @@ def resume_points(run_dir: Path) -> list[str]:
 
 @dataclass(slots=True)
 class CheckpointClock:
-    """A checkpoint is due after the first step of a process, and then CHECKPOINT_S after the last one."""
+    """When a checkpoint of so many bytes is due: CHECKPOINT_S after the last one, and the first as soon as so much work
+    is done that writing it adds little: of a small model after the first step."""
 
-    saved_at: float | None = field(default=None)
+    size: int = 0
+    since: float = field(default_factory=lambda: time.monotonic())
+    """When the last one was saved, or the process began to train."""
+    first: bool = True
 
     def due(self) -> bool:
-        return self.saved_at is None or time.monotonic() - self.saved_at > CHECKPOINT_S
+        limit = min(self.size / FIRST_BYTES_PER_S, CHECKPOINT_S) if self.first else CHECKPOINT_S
+        return time.monotonic() - self.since >= limit
 
     def saved(self) -> None:
-        self.saved_at = time.monotonic()
+        self.since, self.first = time.monotonic(), False
+
+
+def trained_bytes(*models: Any) -> int:
+    """Bytes that a checkpoint of these models takes at the least: weights and Adam's two moments in float32."""
+    return 12 * sum(p.numel() for model in models if model is not None for p in model.parameters() if p.requires_grad)
 
 
 def check() -> None:

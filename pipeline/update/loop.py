@@ -45,7 +45,7 @@ def optimise(deps: LoopDeps) -> State:
         console.say(f"{name}: resuming at step {state.step} of {block.steps}")
     sync_weights(deps, state, None, state.step)
     progress = console.Progress(name, block.steps, done=state.step, budget_share=share_spent(deps))
-    clock = shutdown.CheckpointClock()
+    clock = shutdown.CheckpointClock(shutdown.trained_bytes(deps.learner.policy, deps.learner.critic))
     while state.step < block.steps and not state.budget_spent and not state.stopped_early:
         with shutdown.finish_first():
             watch = Stopwatch()

@@ -180,16 +180,32 @@ def test_a_stop_line_names_the_step_from_which_each_unfinished_stage_continues(a
     assert shutdown.stop_line("interrupted").startswith("interrupted; run the same command to resume: feedme")
 
 
-def test_a_checkpoint_is_due_after_the_first_step_and_after_some_wall_time(monkeypatch):
-    now = [0.0]
+@pytest.mark.parametrize(
+    ("size", "first"),
+    [(0, 0.0), (3_200_000_000, 100.0), (10**12, shutdown.CHECKPOINT_S)],
+    ids=["small: after the first step", "3.2 GB", "as long as between two"],
+)
+def test_a_first_checkpoint_is_due_once_it_adds_little_and_others_after_some_wall_time(size, first, monkeypatch):
+    now = [50.0]
     monkeypatch.setattr(shutdown.time, "monotonic", lambda: now[0])
-    clock = shutdown.CheckpointClock()
-    assert clock.due()
+    clock = shutdown.CheckpointClock(size)
+
+    def due_at(seconds: float) -> bool:
+        now[0] = seconds
+        return clock.due()
+
+    assert due_at(50 + first) and (first == 0.0 or not due_at(49.9 + first))
+    now[0] = 1000.0
     clock.saved()
-    now[0] = shutdown.CHECKPOINT_S - 1
-    assert not clock.due()
-    now[0] = shutdown.CHECKPOINT_S + 1
-    assert clock.due()
+    assert not due_at(999 + shutdown.CHECKPOINT_S) and due_at(1001 + shutdown.CHECKPOINT_S)
+
+
+def test_a_checkpoint_holds_what_is_trained_and_two_moments_of_it():
+    import torch
+
+    policy, critic = torch.nn.Linear(3, 5), torch.nn.Linear(2, 1)
+    critic.weight.requires_grad_(False)
+    assert shutdown.trained_bytes(policy, None, critic) == 12 * (3 * 5 + 5 + 1)
 
 
 @pytest.mark.stages
