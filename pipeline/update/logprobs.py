@@ -236,7 +236,7 @@ class SoftmaxSums:
         return self.taken_N >= self.largest_PN.amax(0)
 
 
-IN_PLACE = "gradient_in_place"  # attribute of a weight
+IN_PLACE, KEPT = "gradient_in_place", "kept_gradient"  # attributes of a weight
 
 
 class HeadGradients:
@@ -259,7 +259,7 @@ class HeadGradients:
 
         self.in_place = wanted[1] and weight_VH.dtype == torch.float32 and getattr(weight_VH, IN_PLACE, False)
         if self.in_place and weight_VH.grad is None:
-            weight_VH.grad = torch.zeros_like(weight_VH)
+            weight_VH.grad = _zeros_kept(weight_VH)
         of_weight_VH = weight_VH.grad if self.in_place else zeros(weight_VH, wanted[1])
         self.sums = zeros(hidden_NH, wanted[0]), of_weight_VH, zeros(bias_V, wanted[2])
 
@@ -281,6 +281,17 @@ class HeadGradients:
             for total, like in zip(self.sums, self.inputs, strict=True)
         )
         return hidden_NH, None if self.in_place else weight_VH, bias_V
+
+
+def _zeros_kept(weight_VH: Tensor) -> Tensor:
+    """Zeros for a weight's gradient, in the memory of its last one. `zero_grad` lets go of that, and memory of such a
+    size is returned to the system: to find new pages takes several times as long as to clear the old ones."""
+    kept: Tensor | None = getattr(weight_VH, KEPT, None)
+    if kept is None or kept.device != weight_VH.device or kept.shape != weight_VH.shape:
+        kept = torch.zeros_like(weight_VH)
+        setattr(weight_VH, KEPT, kept)
+        return kept
+    return kept.zero_()
 
 
 def add_product(sum_VH: Tensor, left_VC: Tensor, right_CH: Tensor) -> None:

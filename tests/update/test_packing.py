@@ -300,6 +300,23 @@ def test_gradients_added_in_place_equal_autograds_and_make_one_tensor_of_the_hea
     assert counts[1] == 1 + 2 * (not tied) < counts[0]
 
 
+def test_the_next_steps_gradient_takes_the_memory_of_the_last_one_and_holds_nothing_of_it() -> None:
+    model = make("gemma3").float()
+    head, forward = model.get_output_embeddings().weight, CompletionLogprobs(model, temperature=1.0)
+
+    def gradient(some: list[Row]) -> Tensor:
+        model.zero_grad()
+        forward(pad_rows(some, HERE))[0].sum().backward()
+        return head.grad
+
+    expected = gradient(rows()[4:]).clone()
+    add_gradients_in_place(model)
+    place = gradient(rows()[:4]).data_ptr()
+    again = gradient(rows()[4:])
+    torch.testing.assert_close(again, expected)
+    assert again.data_ptr() == place
+
+
 def test_a_micro_batch_affords_fewer_tokens_the_wider_the_model_and_the_vocabulary_of_a_head_that_is_not_plain() -> (
     None
 ):
