@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import logging
 import os
@@ -28,10 +30,16 @@ def peak_rss() -> int:
 
 
 def free_memory() -> None:
-    """Free what reference cycles hold, such as the models of a stage that has ended; nothing in a process that has
-    stayed small, where the search takes longer than it is worth."""
-    if peak_rss() > COLLECTED_FROM:
-        gc.collect()
+    """Free what reference cycles hold, such as the models of a stage that has ended, and return it to the system;
+    nothing in a process that has stayed small, where the search takes longer than it is worth.
+
+    glibc keeps freed blocks below one that is still in use: 6 GB after seven stages of a model of 0.27B parameters.
+    """
+    if peak_rss() <= COLLECTED_FROM:
+        return
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library has no such call
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def verbose() -> bool:

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from pipeline.config.load import ConfigError
 from pipeline.config.schema import trains_adapter
-from pipeline.distributed import ranks, sharding
+from pipeline.distributed import process, ranks, sharding
 from pipeline.models import adapters, models
 from pipeline.models.precision import multiplies_bfloat16
 from pipeline.run import console, shutdown
@@ -63,6 +63,7 @@ def train_with(
         (beside / FIGURES).write_text(dump_json(figures))
 
     done = ctx.dir.checkpoints.once(name, make)
+    process.free_memory()  # a trainer and its model refer to each other
     if (done / "model").is_dir():  # else a later training has written its model to `target`
         ranks.from_main(lambda: copy_tree(done / "model", target))
     for earlier in ctx.trained.get(target, []):
@@ -209,7 +210,7 @@ class Saver(TrainerCallback):
     def __init__(self, directory: StageDir, trainer: Any, work: Path) -> None:
         self.directory, self.trainer, self.work = directory, trainer, work
         self.sums: dict[str, Any] | None = None  # of the checkpoint that is resumed from
-        self.clock = shutdown.CheckpointClock()
+        self.clock = shutdown.CheckpointClock(shutdown.trained_bytes(trainer.model))
 
     def newest(self) -> str | None:
         """The newest complete checkpoint; others are removed, and the log is cut to its length at that checkpoint."""

@@ -1,6 +1,7 @@
 """Library logs: silent by default, back with --verbose; in a process of its own, for they are settings of a process."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,26 @@ def test_a_stage_with_vllm_writes_nothing_to_stderr(tmp_path):
     command = [sys.executable, "-m", "pipeline", "run", "configs/demo/pipeline.yaml", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and done.stderr == ""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what other C libraries keep is theirs to say")
+def test_memory_below_a_block_that_is_still_in_use_is_returned_to_the_system():
+    code = """
+from pathlib import Path
+from pipeline.distributed import process
+def held():
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith("VmRSS"))
+process.COLLECTED_FROM = 0
+blocks = [bytes([1]) * 60_000 for _ in range(4000)]  # below the size from which glibc maps each block for itself
+last, most = blocks[-1], held()
+del blocks
+before = held()
+process.free_memory()
+print(most - before, before - held())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    freed, returned = map(int, done.stdout.split())  # KiB
+    assert freed < 20_000 and returned > 200_000
 
 
 def test_waiting_threads_sleep_soon_unless_the_environment_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
