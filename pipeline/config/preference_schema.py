@@ -56,6 +56,7 @@ class Preference:
         distinct = min(self.prompts, data.train_prompts)
         rows = data.own_rows.get(name, distinct * self.rows_per_prompt())
         out.batch, steps = trained_steps(self.trainer, rows)
+        out.trainings = self.rounds
         out.steps, out.likely = steps * self.rounds, 0.8
         validation = data.validation_prompts * cfg.evaluation.samples * (self.keep == "best")
         out.judged = (evaluation_samples(cfg, data) + validation) * self.rounds

@@ -153,7 +153,8 @@ class Feedme:
         out.judged += data.validation_prompts * cfg.evaluation.samples * self.rounds * self.chooses
         out.judged += (chains - 1) * out.samples
         out.batch, each = trained_steps(self.trainer, per_round)
-        out.steps = each * self.rounds * (chains + bool(self.more_sft_control))
+        out.trainings = self.rounds * (chains + bool(self.more_sft_control))
+        out.steps = each * out.trainings
         out.at_most = "max_steps" not in self.trainer
         return out
 
@@ -301,7 +302,8 @@ class Conditioned:
         bins = len(self.edges) + 1 if self.bins == "edges" else self.count
         out.judged = evaluation_samples(cfg, data) * (bins + 1) * (1 + bool(self.shuffled_control))
         out.batch, each = trained_steps(self.trainer, self.per_bin * bins)
-        out.steps = each * (1 + self.online_rounds + bool(self.shuffled_control))
+        out.trainings = 1 + self.online_rounds + bool(self.shuffled_control)
+        out.steps = each * out.trainings
         return out
 
 

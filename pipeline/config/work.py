@@ -62,6 +62,8 @@ class Work:
     likely: float = 1.0
     """Share of the most steps that the stage is likely to take, where the data decide."""
     sequences_per_row: int = 1
+    trainings: int = 1
+    """Models that the stage trains one after the other, where it takes steps at all."""
     loads: int = 0
     """Policies that are loaded into the generator only to be evaluated."""
 

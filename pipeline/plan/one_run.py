@@ -24,6 +24,7 @@ FEW_PROMPTS = 30  # held-out prompts below which an interval of accuracy spans a
 # on top of the counts: a stage's lock, data and manifest; a step of TRL's trainer; a policy step's sync and records
 START_S, TRAINER_STEP_S, POLICY_STEP_S = 1.0, 0.0085, 0.05
 WORTH_SHARING = 32  # as pipeline.update.packing, which imports torch
+CANARY_TOKENS = 192  # after each sync of a large model: 8 rows of short prompts, and 16 more tokens each
 LOAD_S = 0.5  # per policy that is only evaluated: to load it into the generator and remove it
 
 
@@ -121,7 +122,8 @@ def tokenizer_of(cfg: Config) -> Any:
 
 
 def seconds_of(cfg: Config, work: Work, data: Data, trial: Trial, done: Mapping[str, Any] | None) -> float:
-    """Seconds from a run of the same stage on disk, else the estimated tokens divided by the trial's rates."""
+    """Seconds from a run of the same stage on disk, else the estimated tokens divided by the trial's rates, and the
+    start of each training."""
     if done is not None:
         return float(done["wall_s"])
     prompt, answer = data.prompt_tokens[0] + work.label_tokens, work.mean_tokens
@@ -139,13 +141,16 @@ def seconds_of(cfg: Config, work: Work, data: Data, trial: Trial, done: Mapping[
         learned = work.passes * (per_row + critics * without_head) / trial.learned_per_s
         updates = work.steps * block.epochs * block.minibatches
         spent = work.samples * (fetched + learned)
-        spent += work.steps * POLICY_STEP_S + updates * (1 + critics) * trial.optimizer_s
+        canary = 2 * CANARY_TOKENS / trial.fetched_per_s if trial.sync_s else 0.0  # through trainer and generator
+        spent += work.steps * (POLICY_STEP_S + trial.sync_s + canary) + updates * (1 + critics) * trial.optimizer_s
     else:
         steps = work.steps * (work.likely if work.at_most else 1.0)
         per_row = without_head if block.kind == "reward_model" else answer + share * prompt
         row_s = work.sequences_per_row * per_row / trial.learned_per_s
         spent = steps * (work.batch * row_s + trial.optimizer_s + TRAINER_STEP_S)
-    return START_S + sampled + spent + LOAD_S * work.loads
+    if work.steps:
+        spent += work.trainings * trial.load_s
+    return START_S + sampled + spent + (LOAD_S + trial.load_s) * work.loads
 
 
 # --- output -----------------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ STEPS = 6  # timed steps of training, after one warm-up step
 MICRO_BATCH = 8192  # tokens of a small model's micro-batch
 # a large model: rows and tokens of a prompt in a step of sampling, steps, tokens of the prompts that are timed alone
 ROWS, ROW_TOKENS, SAMPLED_STEPS, PROMPT_TOKENS = 64, 2, 2, 128
-FEW, MORE, TYPICAL = 8, 64, 512  # tokens trained on, and those of a micro-batch that the rate is extrapolated to
+FEW, MORE, TYPICAL = 32, 128, 512  # tokens trained on, and those of a micro-batch that the rate is extrapolated to
 OPTIMIZED = 1 << 24  # at most so many parameters in the timed step of the optimizer
 
 
@@ -60,6 +60,8 @@ class Trial:
     fetched_per_s: float = 0.0  # tokens, forward only
     learned_per_s: float = 0.0  # tokens, forward and backward
     optimizer_s: float = 0.0  # one step of AdamW, whatever the number of tokens
+    load_s: float = 0.0  # a policy from its directory
+    sync_s: float = 0.0  # all weights from a trainer to the generator; 0 where it is not worth timing
     shape: dict[str, int] = field(default_factory=dict)
 
 
@@ -88,6 +90,7 @@ def run(cfg: Config, inputs: Callable[[], Inputs]) -> Trial:
 
     from pipeline.generation import engines, vllm_engine
     from pipeline.models import adapters, models
+    from pipeline.models.weights import named_weights
 
     out = Trial(imports_s=time.monotonic() - started, on_gpu=torch.cuda.is_available())
     with tempfile.TemporaryDirectory() as folder:
@@ -97,7 +100,9 @@ def run(cfg: Config, inputs: Callable[[], Inputs]) -> Trial:
             models.make_tiny(cfg.model.tiny, Path(folder), seed=cfg.seed)
         out.libraries_bytes = resident()
         block = next((b for b in cfg.blocks.values() if trains_adapter(b) and b.kind != "reward_model"), None)
+        started = time.monotonic()
         model = models.load_policy(model_dir, cfg.model, adapted=block is not None)
+        out.load_s = time.monotonic() - started
         out.shape, weights = shape_of(model), bytes_here(model)
         started = time.monotonic()
         if engines.choose_backend(cfg.generate) == "vllm":
@@ -112,6 +117,10 @@ def run(cfg: Config, inputs: Callable[[], Inputs]) -> Trial:
         sample = partial(sampled, engine, stop_token_ids=given.stop_token_ids)
         rate = few_sampled if large and cfg.sampling.max_tokens > SAMPLED_STEPS else all_sampled
         rows, out.sampled_per_s = rate(sample, given.prompts, cfg.sampling)
+        if large and engine.name in ("vllm", "transformers") and cfg.model.quantization is None:
+            started = time.monotonic()
+            engine.sync(named_weights(model))
+            out.sync_s = time.monotonic() - started
         added = resident() - out.libraries_bytes - weights
         space = vllm_engine.cache_bytes(cfg.generate) if engine.name == "vllm" else 0
         out.cache_bytes = min(space, added)  # vLLM on a CPU allocates its full cache at once

@@ -241,6 +241,21 @@ def test_prompt_tokens_cost_the_layers_alone_and_are_computed_once_per_group(tmp
         assert made.seconds["grpo"] == pytest.approx(tokens, abs=3)
 
 
+def test_each_training_starts_by_loading_its_model_and_each_policy_step_syncs_it(tmp_path):
+    """By hand: 4 rounds of FeedME, each for itself, for its random control and for more SFT, are 12 trainings."""
+    words = [f"runs_dir={tmp_path}", "stages=[base,sft,feedme,grpo,evaluate]", "grpo.steps=5"]
+    slow = replace(DEMO_TRIAL, load_s=3.0, sync_s=2.0, fetched_per_s=one_run.CANARY_TOKENS)
+    free = replace(slow, load_s=0.0, sync_s=0.0)
+    told = [one_run.make(load(DEMO, words), lambda inputs, trial=trial: trial).seconds for trial in (free, slow)]
+    more = {name: told[1][name] - told[0][name] for name in told[0]}
+    assert more == pytest.approx({"base": 0, "sft": 3, "feedme": 36, "grpo": 3 + 5 * (2 + 2), "evaluate": 12})
+
+
+def test_a_model_that_is_only_made_or_given_is_expected_to_sample_to_the_limit(tmp_path):
+    made = one_run.make(load(DEMO, [f"runs_dir={tmp_path}", "stages=[base,sft]", "sampling.max_tokens=13"]), None)
+    assert made.works[0].mean_tokens == 13 and made.works[1].mean_tokens < 7
+
+
 def test_labels_in_front_of_prompts_cost_time(tmp_path):
     words = [f"runs_dir={tmp_path}", "stages=[base,conditioned]", "conditioned.policy=base"]
     long = one_run.make(load(DEMO, [*words, "conditioned.label='<1234{bin}> '"]), lambda inputs: DEMO_TRIAL)
