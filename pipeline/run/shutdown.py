@@ -97,7 +97,7 @@ class CheckpointClock:
     first: bool = True
 
     def due(self) -> bool:
-        limit = min(self.size / FIRST_BYTES_PER_S, CHECKPOINT_S) if self.first else CHECKPOINT_S
+        limit = min(self.size // FIRST_BYTES_PER_S, CHECKPOINT_S) if self.first else CHECKPOINT_S  # whole seconds
         return time.monotonic() - self.since >= limit
 
     def saved(self) -> None:

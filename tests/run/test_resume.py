@@ -182,7 +182,7 @@ def test_a_stop_line_names_the_step_from_which_each_unfinished_stage_continues(a
 
 @pytest.mark.parametrize(
     ("size", "first"),
-    [(0, 0.0), (3_200_000_000, 100.0), (10**12, shutdown.CHECKPOINT_S)],
+    [(31_000_000, 0.0), (3_200_000_000, 100.0), (10**12, shutdown.CHECKPOINT_S)],
     ids=["small: after the first step", "3.2 GB", "as long as between two"],
 )
 def test_a_first_checkpoint_is_due_once_it_adds_little_and_others_after_some_wall_time(size, first, monkeypatch):
