@@ -22,6 +22,7 @@ from pipeline.run.files import copy_tree, dump_json
 from pipeline.run.stage_dir import StageDir
 from pipeline.stages.context import Context
 from pipeline.stats import mean
+from pipeline.update.forward import add_embedding_gradients_in_place
 
 CLOCKS = (
     "runtime",
@@ -113,7 +114,9 @@ def _train(
             parameter.data = (
                 parameter.data.float()
             )  # TRL has cast the adapter to bfloat16, where small steps round to nothing
-    if ranks.world() > 1:
+    if ranks.world() == 1:
+        add_embedding_gradients_in_place(trainer.model)
+    else:
         sharding.check_type(trainer.accelerator.distributed_type.value)
     trainer.remove_callback(_printer())
     trainer.add_callback(Log(ctx.dir, ctx.name, label="/".join(map(str, key))))

@@ -20,7 +20,9 @@ from pipeline.models.models import backbone, batches_by_tokens, pad_right
 from pipeline.models.weights import base_of
 from pipeline.update import packing
 from pipeline.update.divergence import TeacherStates, TeacherTopK, chunked_divergence
-from pipeline.update.logprobs import IN_PLACE, chunked_squares, chunked_token_logprobs, token_logprobs
+from pipeline.update.logprobs import IN_PLACE, chunked_squares, chunked_token_logprobs, token_logprobs, zeros_kept
+
+LARGE_EMBEDDING = 1 << 22  # numbers; below, a second tensor of its size costs less than the search for equal rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +212,28 @@ def add_gradients_in_place(model: Any) -> None:
     setattr(head.weight, IN_PLACE, True)
     if isinstance(embedding, nn.Embedding) and head.weight.dtype == torch.float32:
         embedding.sparse = embedding.weight is head.weight and head.weight.device.type == "cpu"
+
+
+def add_embedding_gradients_in_place(model: nn.Module) -> None:
+    """Let backward passes add the rows that were looked up to the gradient of a large embedding, which keeps its memory
+    from step to step: otherwise each micro-batch makes a tensor as large as the embedding.
+
+    For a model whose embedding is nothing else's weight, such as a critic or a reward model, in training by one process
+    on a CPU (see `add_gradients_in_place`, which does it for a tied one).
+    """
+    for embedding in [m for m in model.modules() if isinstance(m, nn.Embedding)]:
+        weight = embedding.weight
+        alone = sum(getattr(m, "weight", None) is weight for m in model.modules()) == 1
+        simple = embedding.max_norm is None and not embedding.scale_grad_by_freq
+        trained = weight.requires_grad and weight.dtype == torch.float32 and weight.device.type == "cpu"
+        if alone and simple and trained and weight.numel() >= LARGE_EMBEDDING:
+            embedding.sparse = True
+            embedding.register_forward_pre_hook(_start_gradient)
+
+
+def _start_gradient(embedding: nn.Module, inputs: Any) -> None:
+    if torch.is_grad_enabled() and embedding.weight.grad is None:  # else autograd would keep the first one sparse
+        embedding.weight.grad = zeros_kept(embedding.weight)  # type: ignore[arg-type]
 
 
 def lowered(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:

@@ -259,7 +259,7 @@ class HeadGradients:
 
         self.in_place = wanted[1] and weight_VH.dtype == torch.float32 and getattr(weight_VH, IN_PLACE, False)
         if self.in_place and weight_VH.grad is None:
-            weight_VH.grad = _zeros_kept(weight_VH)
+            weight_VH.grad = zeros_kept(weight_VH)
         of_weight_VH = weight_VH.grad if self.in_place else zeros(weight_VH, wanted[1])
         self.sums = zeros(hidden_NH, wanted[0]), of_weight_VH, zeros(bias_V, wanted[2])
 
@@ -283,7 +283,7 @@ class HeadGradients:
         return hidden_NH, None if self.in_place else weight_VH, bias_V
 
 
-def _zeros_kept(weight_VH: Tensor) -> Tensor:
+def zeros_kept(weight_VH: Tensor) -> Tensor:
     """Zeros for a weight's gradient, in the memory of its last one. `zero_grad` lets go of that, and memory of such a
     size is returned to the system: to find new pages takes several times as long as to clear the old ones."""
     kept: Tensor | None = getattr(weight_VH, KEPT, None)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.config.schema import Optimizer
 from pipeline.distributed import ranks
-from pipeline.update.forward import CompletionLogprobs, add_gradients_in_place
+from pipeline.update.forward import CompletionLogprobs, add_embedding_gradients_in_place, add_gradients_in_place
 
 ParameterGroups = Callable[[nn.Module], list[dict[str, Any]]]  # a model -> the parameter groups of its optimizer
 
@@ -28,8 +28,11 @@ class ReplicatedBackend:
         self, accelerator: Accelerator, model: nn.Module, groups: ParameterGroups, settings: Optimizer
     ) -> None:
         self.accelerator, self.max_grad_norm = accelerator, settings.max_grad_norm
-        if ranks.world() == 1 and isinstance(model, CompletionLogprobs):
-            add_gradients_in_place(model.model)
+        if ranks.world() == 1:
+            if isinstance(model, CompletionLogprobs):
+                add_gradients_in_place(model.model)
+            else:
+                add_embedding_gradients_in_place(model)
         # one kernel per parameter; on a GPU torch's own choice takes one for all of them
         optimizer = adamw(groups(model), settings, fused=accelerator.device.type == "cpu")
         self.forward, self.optimizer = accelerator.prepare(model, optimizer)

@@ -28,6 +28,7 @@ from pipeline.update.critic import ValueModel, values_of
 from pipeline.update.forward import (
     CompletionLogprobs,
     Row,
+    add_embedding_gradients_in_place,
     add_gradients_in_place,
     affordable_tokens,
     completion_logprobs,
@@ -298,6 +299,40 @@ def test_gradients_added_in_place_equal_autograds_and_make_one_tensor_of_the_hea
         torch.testing.assert_close(gradients[1][name], expected, msg=name)
     # an embedding of its own makes one per micro-batch
     assert counts[1] == 1 + 2 * (not tied) < counts[0]
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_an_embedding_of_its_own_gets_autograds_gradient_in_one_tensor_for_all_steps(large, monkeypatch) -> None:
+    monkeypatch.setattr("pipeline.update.forward.LARGE_EMBEDDING", 1 if large else 1 << 22)
+    found, counts, places = [], [], []
+    for in_place in (False, True):
+        critic = ValueModel(backbone(make("gemma3").float()), 32)
+        weight = critic.transformer.get_input_embeddings().weight
+        torch.nn.init.constant_(critic.head.weight, 0.1)
+        if in_place:
+            add_embedding_gradients_in_place(critic)
+        with TensorsOfShape(tuple(weight.shape)) as seen:
+            for _ in range(2):
+                critic.zero_grad()
+                for some in (rows()[:4], rows()[4:]):
+                    critic(pad_rows(some, HERE)).square().sum().backward()
+                places.append(weight.grad.data_ptr())
+        found.append({name: p.grad for name, p in critic.named_parameters()})
+        counts.append(seen.count)
+    for name, expected in found[0].items():
+        assert not found[1][name].is_sparse
+        torch.testing.assert_close(found[1][name], expected, msg=name)
+    assert counts == ([4, 1] if large else [4, 4])
+    assert not large or places[2] == places[3]
+
+
+def test_an_embedding_that_is_also_the_head_is_left_to_autograd(monkeypatch) -> None:
+    monkeypatch.setattr("pipeline.update.forward.LARGE_EMBEDDING", 1)
+    model = make("gemma3").float()
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    add_embedding_gradients_in_place(model)
+    assert not model.get_input_embeddings().sparse
 
 
 def test_the_next_steps_gradient_takes_the_memory_of_the_last_one_and_holds_nothing_of_it() -> None:
