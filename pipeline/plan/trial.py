@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.config.load import Config
-from pipeline.config.schema import Sampling, trains_adapter
+from pipeline.config.schema import Policy, Sampling, trains_adapter
 from pipeline.distributed import process
 from pipeline.models.model_dir import is_large, thread_count
 
@@ -117,7 +117,8 @@ def run(cfg: Config, inputs: Callable[[], Inputs]) -> Trial:
         sample = partial(sampled, engine, stop_token_ids=given.stop_token_ids)
         rate = few_sampled if large and cfg.sampling.max_tokens > SAMPLED_STEPS else all_sampled
         rows, out.sampled_per_s = rate(sample, given.prompts, cfg.sampling)
-        if large and engine.name in ("vllm", "transformers") and cfg.model.quantization is None:
+        synced = any(isinstance(cfg.blocks[name], Policy) for name in cfg.stages) and cfg.model.quantization is None
+        if large and synced and engine.name in ("vllm", "transformers"):
             started = time.monotonic()
             engine.sync(named_weights(model))
             out.sync_s = time.monotonic() - started
