@@ -3,7 +3,8 @@
 Rounding must not trip it and a stale tensor must. Both hang on the tokens: on tokens that no model expects, bfloat16
 rounding of large logits reaches whole nats. So it compares rows of the step itself (at the start, greedy continuations
 of prompts), weights each token by its probability, and takes the mean. Its limit is a multiple of the gap that was
-measured right after the first sync of the run, when both sides held the same checkpoint.
+measured before the first update, when both sides held the same checkpoint: on greedy continuations, and on the first
+step's samples, which are less likely.
 
 What it cannot see: in bfloat16, a stale tensor whose change moves log-probs by less than rounding does. Such a change
 adds up over the steps until the canary, or the mismatch of the sampled tokens, shows it.

@@ -48,6 +48,20 @@ def test_detail_7_a_stale_generator_stops_the_run(tmp_path, model, capsys, monke
     assert "the generator is stale" in stopped(tmp_path, model, capsys)
 
 
+def test_the_canary_is_measured_against_the_gap_of_equal_weights_on_sampled_tokens_too(
+    tmp_path, model, capsys, monkeypatch
+):
+    """float32 allows 1e-4 or three times the floor. The gaps: greedy tokens, then sampled ones before and after the
+    first update, then those of later steps."""
+    gaps = iter([1e-5, 9e-5, 2.5e-4])
+    monkeypatch.setattr(canary, "measure", lambda *given: next(gaps, 1e-5))
+    assert run_stage(tmp_path, model, "grpo") == 0
+    assert metrics(tmp_path, "grpo")[0]["canary_limit"] == pytest.approx(2.7e-4)
+    gaps = iter([1e-5, 2e-3])
+    said = stopped(tmp_path / "other", model, capsys)
+    assert "step 0" in said and "0.002" in said
+
+
 def test_detail_8_a_leaked_top_p_stops_the_run(tmp_path, model, capsys, monkeypatch):
     plain = TransformersGenerator.sample
     monkeypatch.setattr(
