@@ -1,9 +1,9 @@
 """`generate.backend: auto` for a large model without a GPU: both engines sample for a moment, the faster one is kept.
 
-    runs/NAME/engine.json    model -> engine and the tokens per second of both
+    runs/NAME/engine.json    model that was tried -> engine and the tokens per second of both
 
-One trial per run and model: what it found is read again by later stages and by a resumed run, because two engines draw
-different completions from equal seeds. Delete the file to measure again.
+One trial per run: what it found is read again by later stages, by a resumed run and for other models that the run
+compares, because two engines draw different completions from equal seeds. Delete the file to measure again.
 """
 
 from __future__ import annotations
@@ -49,10 +49,11 @@ def faster_backend(
         return generate
     key = hashlib.sha256(architecture_key(model_dir, model).encode()).hexdigest()[:12]
     known = json.loads(record.read_text()) if record.is_file() else {}
-    if key not in known:
+    if not known:
         known[key] = trial(model_dir, model, generate, max_model_len=max_model_len)
         atomic_write(record, dump_json(known, indent=1) + "\n")
-    return replace(generate, backend="transformers") if known[key]["engine"] == "transformers" else generate
+    found = known.get(key) or next(iter(known.values()))
+    return replace(generate, backend="transformers") if found["engine"] == "transformers" else generate
 
 
 def weight_bytes(directory: Path) -> int:

@@ -38,6 +38,19 @@ def test_a_small_model_is_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not record.exists()
 
 
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_another_model_of_the_run_is_sampled_by_the_same_engine(tmp_path, monkeypatch, engine) -> None:
+    """Policies that are compared draw from one engine, whose completions differ from the other's under equal seeds."""
+    model_dir, record = tiny_model(tmp_path), tmp_path / "engine.json"
+    monkeypatch.setattr(engine_trial, "backend_for", lambda *given: "vllm")
+    monkeypatch.setattr(engine_trial, "trial", no_trial)
+    before = json.dumps({"of another model": {"engine": engine, "tokens_per_s": {}}})
+    record.write_text(before)
+    chosen = engine_trial.faster_backend(str(model_dir), Model(), AUTO, max_model_len=64, record=record, least_bytes=0)
+    assert chosen.backend == ("transformers" if engine == "transformers" else "auto")
+    assert record.read_text() == before
+
+
 @pytest.mark.stages
 @pytest.mark.usefixtures("no_engine_left_behind")
 def test_the_faster_engine_is_kept_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
