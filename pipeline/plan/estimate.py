@@ -49,7 +49,7 @@ def expect_lengths(cfg: Config, works: list[Work], data: Data, known: Mapping[st
             work.mean_tokens, work.source = sampled / work.samples, "a run on disk"
         elif work.name in cfg.expected_tokens:
             work.mean_tokens, work.source = cfg.expected_tokens[work.name], "expected_tokens"
-        elif work.kind == "base":  # a model that has not been taught when an answer ends
+        elif work.kind == "base" and cfg.model.path is not None:  # not taught yet when an answer ends
             work.mean_tokens = float(cfg.sampling.max_tokens)
         else:
             turns = block.episodes.max_turns if isinstance(block, Policy) and block.episodes else 1

@@ -251,9 +251,13 @@ def test_each_training_starts_by_loading_its_model_and_each_policy_step_syncs_it
     assert more == pytest.approx({"base": 0, "sft": 3, "feedme": 36, "grpo": 3 + 5 * (2 + 2), "evaluate": 12})
 
 
-def test_a_model_that_is_only_made_or_given_is_expected_to_sample_to_the_limit(tmp_path):
-    made = one_run.make(load(DEMO, [f"runs_dir={tmp_path}", "stages=[base,sft]", "sampling.max_tokens=13"]), None)
-    assert made.works[0].mean_tokens == 13 and made.works[1].mean_tokens < 7
+def test_a_given_model_is_expected_to_sample_to_the_limit_before_it_is_trained():
+    cfg = load(DEMO, ["stages=[base,sft]", "sampling.max_tokens=13"])
+    for path, expected in ((None, DATA.completion_tokens[0]), ("a/model", 13)):
+        cfg.model.path = path
+        works = [estimate.work_of(cfg, name, DATA) for name in cfg.stages]
+        estimate.expect_lengths(cfg, works, DATA, {})
+        assert [work.mean_tokens for work in works] == [expected, DATA.completion_tokens[0]]
 
 
 def test_labels_in_front_of_prompts_cost_time(tmp_path):
