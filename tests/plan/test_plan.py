@@ -246,13 +246,15 @@ def test_each_training_starts_by_loading_its_model_and_each_policy_step_syncs_it
     words = [f"runs_dir={tmp_path}", "stages=[base,sft,feedme,grpo,evaluate]", "grpo.steps=5"]
     slow = replace(DEMO_TRIAL, load_s=3.0, sync_s=2.0, fetched_per_s=one_run.CANARY_TOKENS)
     free = replace(slow, load_s=0.0, sync_s=0.0)
-    told = [one_run.make(load(DEMO, words), lambda inputs, trial=trial: trial).seconds for trial in (free, slow)]
+    cfg = load(DEMO, words)
+    told = [one_run.make(cfg, lambda inputs: free).seconds, one_run.make(cfg, lambda inputs: slow).seconds]
     more = {name: told[1][name] - told[0][name] for name in told[0]}
     assert more == pytest.approx({"base": 0, "sft": 3, "feedme": 36, "grpo": 3 + 5 * (2 + 2), "evaluate": 12})
 
 
 def test_a_given_model_is_expected_to_sample_to_the_limit_before_it_is_trained():
     cfg = load(DEMO, ["stages=[base,sft]", "sampling.max_tokens=13"])
+    assert DATA.completion_tokens is not None
     for path, expected in ((None, DATA.completion_tokens[0]), ("a/model", 13)):
         cfg.model.path = path
         works = [estimate.work_of(cfg, name, DATA) for name in cfg.stages]
