@@ -377,9 +377,11 @@ class Policy:
         out = Work(name, self.kind, steps=self.steps, batch=self.prompts * self.samples, passes=self.epochs)
         out.samples, out.at_most = out.steps * out.batch * refills, refills > 1
         out.judged = evaluation_samples(cfg, data)
+        out.reread = 2 * out.judged
         if self.evaluate_every:
             prompts = data.validation_prompts or data.heldout_prompts
-            out.judged += prompts * cfg.evaluation.samples * (self.steps // self.evaluate_every)
+            looked_at = prompts * cfg.evaluation.samples * (self.steps // self.evaluate_every)
+            out.judged, out.reread = out.judged + looked_at, out.reread + looked_at
         if self.credit.kind == "monte_carlo":  # positions are spread evenly: half of a completion follows on average
             starts = 1 if self.samples == 1 else 0
             out.continued = self.credit.continuations * (self.credit.points / 2 + starts)

@@ -60,6 +60,7 @@ class Preference:
         out.steps, out.likely = steps * self.rounds, 0.8
         validation = data.validation_prompts * cfg.evaluation.samples * (self.keep == "best")
         out.judged = (evaluation_samples(cfg, data) + validation) * self.rounds
+        out.reread = evaluation_samples(cfg, data) * self.rounds
         out.at_most = "max_steps" not in self.trainer
         return out
 

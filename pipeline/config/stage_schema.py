@@ -150,6 +150,7 @@ class Feedme:
         out = Work(name, self.kind, samples=0 if self.pool else self.rounds * per_round, likely=0.4)
         chains = 1 + bool(self.random_control)
         out.judged = evaluation_samples(cfg, data) * (self.rounds * chains + bool(self.more_sft_control))
+        out.reread = evaluation_samples(cfg, data) * self.rounds
         out.judged += data.validation_prompts * cfg.evaluation.samples * self.rounds * self.chooses
         out.judged += (chains - 1) * out.samples
         out.batch, each = trained_steps(self.trainer, per_round)
@@ -204,6 +205,7 @@ class RewardModel:
         out = Work(name, self.kind, samples=0 if self.data or self.pool else self.prompts * self.samples)
         out.likely, out.sequences_per_row = 0.95, 2
         out.judged = min(self.heldout_prompts, data.heldout_prompts) * self.samples
+        out.reread = min(out.samples, 2048)
         distinct = min(self.prompts, data.train_prompts)  # a prompt that is sampled twice makes its pairs once
         pairs = data.own_rows.get(name, int(distinct * self.pairs_per_prompt * (1 + self.corrupted)))
         out.batch, out.steps = trained_steps(self.trainer, pairs)
@@ -301,6 +303,7 @@ class Conditioned:
         out.samples = self.prompts * self.samples * ((0 if self.pool else 1) + self.online_rounds)
         bins = len(self.edges) + 1 if self.bins == "edges" else self.count
         out.judged = evaluation_samples(cfg, data) * (bins + 1) * (1 + bool(self.shuffled_control))
+        out.reread = evaluation_samples(cfg, data)
         out.batch, each = trained_steps(self.trainer, self.per_bin * bins)
         out.trainings = 1 + self.online_rounds + bool(self.shuffled_control)
         out.steps = each * out.trainings

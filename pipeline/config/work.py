@@ -47,6 +47,9 @@ class Work:
     """Completions sampled from the policy by the method itself."""
     judged: int = 0
     """Completions sampled on held-out prompts and for controls."""
+    reread: int = 0
+    """Samples that are read once more by a model to measure them: by the policy and its start for a KL, or by a reward
+    model for its offset."""
     mean_tokens: float = 0.0
     """Tokens of one sample, an episode's turns together."""
     source: str = ""

@@ -24,6 +24,7 @@ from pipeline.run.manifest import read_manifest
 
 # bytes per sample during sampling and scoring: 16,384 samples of 6 tokens took 465 MiB, mostly for vLLM's objects
 REQUEST_VLLM, REQUEST = 28 << 10, 3 << 10
+ADAPTER_SHARE = 0.02  # about as many parameters as this share of the model's
 
 
 def work_of(cfg: Config, name: str, data: Data) -> Work:
@@ -138,8 +139,8 @@ def memory_of(cfg: Config, name: str, shape: Shape, data: Data, trial: Trial) ->
     length = data.prompt_tokens[2] + cfg.sampling.max_tokens
     adapted = trains_adapter(block)
     if KINDS[block.kind].trl_config or isinstance(block, Policy):
-        # trained weights are float32 whatever the model's precision; an adapter has about 2% of the parameters
-        learning = round(shape.parameters * 4 * (0.02 if adapted else 1.0))
+        # trained weights are float32 whatever the model's precision
+        learning = round(shape.parameters * 4 * (ADAPTER_SHARE if adapted else 1.0))
         held = learning if not adapted else weights if cfg.model.quantization is None else in_4_bits(shape)
         parts |= {"weights": held, "gradients": learning, "optimizer": 2 * learning}
     if isinstance(block, Policy):

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import rewards
 from pipeline.config import stage_graph
 from pipeline.config.load import Config, ConfigError
 from pipeline.config.registry import kind_of
-from pipeline.config.schema import Policy
+from pipeline.config.schema import Policy, trains_adapter
 from pipeline.config.work import Data, Work
 from pipeline.generation.tool_calls import recognised_format
 from pipeline.plan import data_plan, estimate, prompt_checks
 from pipeline.plan.data_plan import Marked
-from pipeline.plan.estimate import Memory, Shape
+from pipeline.plan.estimate import ADAPTER_SHARE, Memory, Shape
 from pipeline.plan.trial import Measure, Trial
-from pipeline.run import console, lineage
+from pipeline.run import console, lineage, shutdown
 
 MIB = 1 << 20
 FEW_PROMPTS = 30  # held-out prompts below which an interval of accuracy spans about a third of the scale
 # on top of the counts: a stage's lock, data and manifest; a step of TRL's trainer; a policy step's sync and records
 START_S, TRAINER_STEP_S, POLICY_STEP_S = 1.0, 0.0085, 0.05
 WORTH_SHARING = 32  # as pipeline.update.packing, which imports torch
-CANARY_TOKENS = 192  # after each sync of a large model: 8 rows of short prompts, and 16 more tokens each
 LOAD_S = 0.5  # per policy that is only evaluated: to load it into the generator and remove it
 
 
@@ -52,11 +52,13 @@ class Plan:
 
 def make(cfg: Config, measure: Measure | None) -> Plan:
     """The plan of a valid config. measure: the trial; None: without one the plan has no memory and no time."""
+    started = time.monotonic()
     tokenizer = tokenizer_of(cfg)
     data, examples, inputs = data_plan.data_of(cfg, tokenizer)
+    read_s = time.monotonic() - started  # as each stage reads them again
     if too_long := prompt_checks.context_mistakes(cfg, inputs.longest):
         raise ConfigError([f"{cfg.path}: {line}" for line in too_long])
-    measured = measure(inputs) if measure is not None else None
+    measured = replace(measure(inputs), read_s=read_s) if measure is not None else None
     works = [estimate.work_of(cfg, name, data) for name in cfg.stages]
     for work in works:
         work.label_tokens = len(tokenizer(label_of(cfg.blocks[work.name]), add_special_tokens=False)["input_ids"])
@@ -122,35 +124,58 @@ def tokenizer_of(cfg: Config) -> Any:
 
 
 def seconds_of(cfg: Config, work: Work, data: Data, trial: Trial, done: Mapping[str, Any] | None) -> float:
-    """Seconds from a run of the same stage on disk, else the estimated tokens divided by the trial's rates, and the
-    start of each training."""
+    """Seconds from a run of the same stage on disk, else the estimated tokens divided by the trial's rates, the start
+    of each training, and its checkpoints."""
     if done is not None:
         return float(done["wall_s"])
-    prompt, answer = data.prompt_tokens[0] + work.label_tokens, work.mean_tokens
-    sampled = (work.tokens + work.judged * answer) / trial.sampled_per_s
-    share = Shape(**trial.shape).body_share
-    without_head = share * (prompt + answer)  # a reward model or a critic
     block = cfg.blocks[work.name]
-    if isinstance(block, Policy):
-        # rows of equal prompts are packed, and the prompt is computed once
-        shares = (block.samples - 1) * prompt >= WORTH_SHARING
-        per_row = answer + share * prompt / (block.samples if shares else 1)
-        looks = (block.epochs * block.minibatches > 1) + bool(block.kl.coef or block.kl.target)
-        critics = block.critic is not None
-        fetched = (looks * per_row + 2 * bool(block.reward) * without_head) / trial.fetched_per_s
-        learned = work.passes * (per_row + critics * without_head) / trial.learned_per_s
-        updates = work.steps * block.epochs * block.minibatches
-        spent = work.samples * (fetched + learned)
-        canary = 2 * CANARY_TOKENS / trial.fetched_per_s if trial.sync_s else 0.0  # through trainer and generator
-        spent += work.steps * (POLICY_STEP_S + trial.sync_s + canary) + updates * (1 + critics) * trial.optimizer_s
-    else:
-        steps = work.steps * (work.likely if work.at_most else 1.0)
-        per_row = without_head if block.kind == "reward_model" else answer + share * prompt
-        row_s = work.sequences_per_row * per_row / trial.learned_per_s
-        spent = steps * (work.batch * row_s + trial.optimizer_s + TRAINER_STEP_S)
+    rewards_rows = block.kind == "reward_model"
+    read = body_tokens(work, data, trial) if rewards_rows else tokens_per_row(work, data, trial, cfg.evaluation.samples)
+    spent = (work.tokens + work.judged * work.mean_tokens) / trial.sampled_per_s
+    spent += work.reread * read / trial.fetched_per_s
     if work.steps:
-        spent += work.trainings * trial.load_s
-    return START_S + sampled + spent + (LOAD_S + trial.load_s) * work.loads
+        policy = isinstance(block, Policy)
+        training = (policy_seconds if policy else trainer_seconds)(block, work, data, trial)
+        size = 12 * Shape(**trial.shape).parameters * (ADAPTER_SHARE if trains_adapter(block) else 1)
+        saved = work.trainings * shutdown.checkpoints_in(training / work.trainings, round(size))
+        if policy:
+            saved = max(saved, (work.steps - 1) // block.checkpoint_every)
+        spent += training + work.trainings * trial.load_s + saved * size / shutdown.WRITTEN_PER_S
+    return START_S + trial.read_s + spent + (LOAD_S + trial.load_s) * work.loads
+
+
+def policy_seconds(block: Policy, work: Work, data: Data, trial: Trial) -> float:
+    """Seconds of the updates and weight syncs of a policy's steps."""
+    per_row, without_head = tokens_per_row(work, data, trial, block.samples), body_tokens(work, data, trial)
+    looks = (block.epochs * block.minibatches > 1) + bool(block.kl.coef or block.kl.target)
+    critics = block.critic is not None
+    fetched = (looks * per_row + 2 * bool(block.reward) * without_head) / trial.fetched_per_s
+    learned = work.passes * (per_row + critics * without_head) / trial.learned_per_s
+    updates = work.steps * block.epochs * block.minibatches * (1 + critics)
+    synced = POLICY_STEP_S + trial.sync_s + trial.canary_s
+    return work.samples * (fetched + learned) + work.steps * synced + updates * trial.optimizer_s
+
+
+def trainer_seconds(block: Any, work: Work, data: Data, trial: Trial) -> float:
+    """Seconds of the steps of TRL's trainer."""
+    rewards_rows = block.kind == "reward_model"
+    per_row = body_tokens(work, data, trial) if rewards_rows else tokens_per_row(work, data, trial)
+    row_s = work.sequences_per_row * per_row / trial.learned_per_s
+    steps = work.steps * (work.likely if work.at_most else 1.0)
+    return steps * (work.batch * row_s + trial.optimizer_s + TRAINER_STEP_S)
+
+
+def tokens_per_row(work: Work, data: Data, trial: Trial, samples: int = 1) -> float:
+    """What a sample costs, in tokens that pass the layers and the head. Its prompt passes the layers alone, and once
+    for `samples` rows of it where they are packed."""
+    prompt = data.prompt_tokens[0] + work.label_tokens
+    shares = (samples - 1) * prompt >= WORTH_SHARING
+    return work.mean_tokens + Shape(**trial.shape).body_share * prompt / (samples if shares else 1)
+
+
+def body_tokens(work: Work, data: Data, trial: Trial) -> float:
+    """The same for a reward model or a critic, which has no head."""
+    return Shape(**trial.shape).body_share * (data.prompt_tokens[0] + work.label_tokens + work.mean_tokens)
 
 
 # --- output -----------------------------------------------------------------------------------------------------------

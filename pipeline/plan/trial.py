@@ -60,8 +60,10 @@ class Trial:
     fetched_per_s: float = 0.0  # tokens, forward only
     learned_per_s: float = 0.0  # tokens, forward and backward
     optimizer_s: float = 0.0  # one step of AdamW, whatever the number of tokens
+    read_s: float = 0.0  # the tokenizer and all prompts
     load_s: float = 0.0  # a policy from its directory
     sync_s: float = 0.0  # all weights from a trainer to the generator; 0 where it is not worth timing
+    canary_s: float = 0.0  # the comparison of log-probs after it
     shape: dict[str, int] = field(default_factory=dict)
 
 
@@ -132,6 +134,8 @@ def run(cfg: Config, inputs: Callable[[], Inputs]) -> Trial:
         elif model.dtype.is_floating_point and model.dtype.itemsize < 4:  # as a stage: float32 weights
             autocast, model = model.dtype, model.float()
         out.fetched_per_s, out.learned_per_s = learning_rates(model, rows, autocast=autocast, few=large)
+        if out.sync_s:
+            out.canary_s = canary_seconds(engine, model, rows, autocast=autocast)
         out.optimizer_s = optimizer_seconds(model)
     return out
 
@@ -211,6 +215,20 @@ def learning_rates(
         return fetched, learned
     fetched, learned = (extrapolated_rate(act, rows) for act in acts)
     return fetched, learned
+
+
+def canary_seconds(engine: Generator, model: Any, rows: Sequence[Ids], *, autocast: torch.dtype | None) -> float:
+    """Seconds of one canary on rows of these prompts, in the trainer and in the engine."""
+    from pipeline.update import canary
+    from pipeline.update.forward import CompletionLogprobs, Row
+    from pipeline.update.learner import Inference
+
+    forward = CompletionLogprobs(model, temperature=1.0, autocast=autocast)
+    inference = Inference(forward, None, budget=MICRO_BATCH, device=model.device)
+    some = [Row(ids, ids[: canary.TOKENS_PER_ROW], (True,) * len(ids[: canary.TOKENS_PER_ROW])) for ids in rows]
+    started = time.monotonic()
+    canary.measure(inference, engine, canary.rows_of_step(some))
+    return time.monotonic() - started
 
 
 def full_rate(act: Callable[[Sequence[Ids]], None], rows: Sequence[Ids]) -> float:

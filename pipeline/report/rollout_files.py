@@ -7,7 +7,6 @@ it is written, so that memory does not grow with the number of rollouts on disk.
 from __future__ import annotations
 
 import contextlib
-import json
 from array import array
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.report import rollouts
-from pipeline.report.page import escaped, finite
+from pipeline.report.page import safe_json
 from pipeline.report.rollouts import Row, Table
 
 FOLDER = "report_data"
@@ -125,8 +124,7 @@ def details(rows: list[Row], token_text: Callable[[str, int], str]) -> dict[str,
 
 def script(number: int, value: Any) -> str:
     """A script that hands its rows to the page: a call with a literal, in which no text of a run can be code."""
-    text = json.dumps(finite(value), ensure_ascii=True, separators=(",", ":"), allow_nan=False)
-    return f"whetstoneRows({number},{escaped(text)});\n"
+    return f"whetstoneRows({number},{safe_json(value)});\n"
 
 
 def remove_others(directory: Path, *, version: str) -> None:

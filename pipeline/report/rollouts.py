@@ -192,6 +192,12 @@ def thousandths(values: Any, count: int) -> list[int]:
         values = [values] * count
     if not isinstance(values, list) or len(values) != count:
         return [ABSENT] * count
+    try:  # nearly always all are numbers, and of a usual size
+        out = [round(v * 1000) for v in values]
+        if max(map(abs, out), default=0) < 10**9:
+            return out
+    except (TypeError, ValueError, OverflowError):
+        pass
     return [round(v * 1000) if isinstance(v, (int, float)) and abs(v) < 1e6 else ABSENT for v in values]
 
 

@@ -23,7 +23,8 @@ GRACE_S = 20.0
 LAST_S = 28.0  # a scheduler that waits 30 s kills next: leave by ourselves, whatever the main thread is stuck in
 EXIT, INTERRUPTED = 143, 130
 CHECKPOINT_S = 300.0  # wall time between checkpoints, at most
-FIRST_BYTES_PER_S = 32e6  # a tenth of what a checkpoint is written and hashed with: 3.2 GB took 9 s
+WRITTEN_PER_S = 320e6  # bytes of a checkpoint, with their hashes: 3.2 GB took 9 to 10 s
+FIRST_PER_S = WRITTEN_PER_S / 10  # the first is due when writing it adds a tenth
 
 
 class Stopped(BaseException):
@@ -97,11 +98,17 @@ class CheckpointClock:
     first: bool = True
 
     def due(self) -> bool:
-        limit = min(self.size // FIRST_BYTES_PER_S, CHECKPOINT_S) if self.first else CHECKPOINT_S  # whole seconds
+        limit = min(self.size // FIRST_PER_S, CHECKPOINT_S) if self.first else CHECKPOINT_S  # whole seconds
         return time.monotonic() - self.since >= limit
 
     def saved(self) -> None:
         self.since, self.first = time.monotonic(), False
+
+
+def checkpoints_in(seconds: float, size: int) -> int:
+    """How many checkpoints of `size` bytes the clock asks for in so many seconds of training."""
+    first = min(size / FIRST_PER_S, CHECKPOINT_S)
+    return 0 if seconds < first else 1 + int((seconds - first) / CHECKPOINT_S)
 
 
 def trained_bytes(*models: Any) -> int:

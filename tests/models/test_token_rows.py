@@ -42,6 +42,30 @@ def test_a_saved_model_has_a_row_for_every_token_that_any_loader_finds(model) ->
     assert max(ids) < ROWS
 
 
+def test_files_that_were_loaded_before_are_not_loaded_again(model, tmp_path, monkeypatch) -> None:
+    loaded: list[str] = []
+
+    def load(path: Path) -> Any:
+        loaded.append(path.name)
+        return from_pretrained(path)
+
+    from_pretrained = AutoTokenizer.from_pretrained
+    tokenizer = models.load_tokenizer(str(model), Model())
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", load)
+    monkeypatch.setattr(token_rows, "_sound", set())
+    for name, rows in (("one", ROWS), ("two", ROWS), ("wider", 2 * ROWS)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"model_type": "qwen2", "vocab_size": rows}))
+        token_rows.save_tokenizer(tokenizer, tmp_path / name, rows)
+    assert loaded == ["one", "wider"]
+
+
+def test_a_token_that_a_loader_adds_is_taken_out_of_every_directory(tmp_path) -> None:
+    for name in ("one", "two"):
+        models.make_tiny(Tiny(characters="abcde12345>:<0RLUD "), tmp_path / name, seed=1)
+        assert len(AutoTokenizer.from_pretrained(tmp_path / name)) == ROWS
+
+
 def test_text_that_holds_a_token_without_a_row_is_read_as_ordinary_text_and_reported(model, capsys) -> None:
     notices.forget()
     place = edited(model, **{"<abc>": ROWS, "<D>": ROWS + 5})

@@ -244,12 +244,34 @@ def test_prompt_tokens_cost_the_layers_alone_and_are_computed_once_per_group(tmp
 def test_each_training_starts_by_loading_its_model_and_each_policy_step_syncs_it(tmp_path):
     """By hand: 4 rounds of FeedME, each for itself, for its random control and for more SFT, are 12 trainings."""
     words = [f"runs_dir={tmp_path}", "stages=[base,sft,feedme,grpo,evaluate]", "grpo.steps=5"]
-    slow = replace(DEMO_TRIAL, load_s=3.0, sync_s=2.0, fetched_per_s=one_run.CANARY_TOKENS)
-    free = replace(slow, load_s=0.0, sync_s=0.0)
+    free, slow = DEMO_TRIAL, replace(DEMO_TRIAL, load_s=3.0, sync_s=2.0, canary_s=1.5)
     cfg = load(DEMO, words)
     told = [one_run.make(cfg, lambda inputs: free).seconds, one_run.make(cfg, lambda inputs: slow).seconds]
     more = {name: told[1][name] - told[0][name] for name in told[0]}
-    assert more == pytest.approx({"base": 0, "sft": 3, "feedme": 36, "grpo": 3 + 5 * (2 + 2), "evaluate": 12})
+    assert more == pytest.approx({"base": 0, "sft": 3, "feedme": 36, "grpo": 3 + 5 * 3.5, "evaluate": 12}, abs=0.5)
+
+
+def test_the_kl_to_the_start_costs_two_passes_over_the_held_out_samples(tmp_path):
+    """By hand: 1 token per second without gradients, and prompts (a quarter per token) once per group of samples."""
+    shape = {**DEMO_TRIAL.shape, "parameters": 400, "hidden": 10, "vocabulary": 30}
+    rates = replace(DEMO_TRIAL, fetched_per_s=1.0, learned_per_s=1e9, sampled_per_s=1e9, shape=shape)
+    words = [f"runs_dir={tmp_path}", "stages=[base,sft,grpo]", "grpo.policy=sft", "grpo.steps=1",
+             "grpo.epochs=1", "grpo.minibatches=1", "expected_tokens={grpo: 5.0}",
+             "evaluation={samples: 8, prompts: 10, k: 4}"]  # fmt: skip
+    made = one_run.make(load(DEMO, words), lambda inputs: rates)
+    assert made.seconds["grpo"] == pytest.approx(2 * (10 * 8 * 5 + 0.25 * 10 * made.data.prompt_tokens[0]), abs=3)
+
+
+@pytest.mark.parametrize(
+    ("words", "written"), [((), 1), (("grpo.checkpoint_every=3",), 3), (("grpo.peft={r: 4}",), 0.02)]
+)
+def test_checkpoints_cost_time(tmp_path, words, written):
+    """By hand: 12 bytes per trained number, 320 MB per second: 10 s. The first is due after 100 s."""
+    rates = replace(DEMO_TRIAL, fetched_per_s=1e9, learned_per_s=1e9, sampled_per_s=1e9, sync_s=20.0,
+                    shape={**DEMO_TRIAL.shape, "parameters": 3_200_000_000 // 12})  # fmt: skip
+    words = [f"runs_dir={tmp_path}", "stages=[base,sft,grpo]", "grpo.policy=sft", "grpo.steps=10", *words]
+    made = one_run.make(load(DEMO, words), lambda inputs: rates)
+    assert made.seconds["grpo"] == pytest.approx(10 * 20 + 10 * written, abs=3)
 
 
 def test_a_given_model_is_expected_to_sample_to_the_limit_before_it_is_trained():
@@ -268,7 +290,7 @@ def test_labels_in_front_of_prompts_cost_time(tmp_path):
     short = one_run.make(load(DEMO, [*words, "conditioned.label='{bin}'"]), lambda inputs: DEMO_TRIAL)
     body = (108_608 - 64 * 22) / 108_608  # a label is computed without the head
     more = 7 * body * 2400 * 128 / DEMO_TRIAL.learned_per_s  # tokens, steps, rows
-    assert long.seconds["conditioned"] - short.seconds["conditioned"] == pytest.approx(more, rel=1e-6)
+    assert long.seconds["conditioned"] - short.seconds["conditioned"] == pytest.approx(more, abs=0.5)
 
 
 @pytest.mark.stages

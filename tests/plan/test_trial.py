@@ -66,6 +66,21 @@ def test_rates_are_those_of_the_forward_and_backward_that_a_policy_stage_runs(tm
     assert all(g is not None and torch.isfinite(g).all() for g in gradients) and any(g.any() for g in gradients)
 
 
+def test_a_canary_is_timed_in_the_trainer_and_in_the_engine(tmp_path, clock):
+    model = models.load_policy(str(tiny_model(tmp_path / "m")), Model())
+    asked: list[int] = []
+
+    def logprobs(sequences: Any) -> Any:
+        clock[0] += 2.0
+        asked.extend(len(s) for s in sequences)
+        return [[-1.0] * (len(s) - 1) for s in sequences]
+
+    engine: Any = SimpleNamespace(logprobs=logprobs)
+    rows = [(3, 4, 5, 6)] * 20
+    assert trial.canary_seconds(engine, model, rows, autocast=None) == 2.0
+    assert asked == [8] * 8, "eight rows, each a prompt and its canary's tokens"
+
+
 def test_a_step_of_the_optimizer_is_timed_on_some_weights_and_scaled_to_all(clock, monkeypatch):
     """By hand: 1 s per number; of 2 x 3, 4 and 5 x 8 numbers, the first two are within 12."""
     model = nn.ParameterList([nn.Parameter(torch.ones(*size)) for size in ((5, 8), (2, 3), (4,), (7,))])

@@ -200,6 +200,19 @@ def test_a_first_checkpoint_is_due_once_it_adds_little_and_others_after_some_wal
     assert not due_at(999 + shutdown.CHECKPOINT_S) and due_at(1001 + shutdown.CHECKPOINT_S)
 
 
+@pytest.mark.parametrize("size", [0, 3_200_000_000, 10**12])
+def test_the_checkpoints_of_some_seconds_are_as_many_as_the_clock_asks_for(size, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(shutdown.time, "monotonic", lambda: now[0])
+    clock, written = shutdown.CheckpointClock(size), 0
+    for second in range(1000):
+        now[0] = float(second)
+        if clock.due():
+            clock.saved()
+            written += 1
+        assert shutdown.checkpoints_in(second + 0.5, size) == written, second
+
+
 def test_a_checkpoint_holds_what_is_trained_and_two_moments_of_it():
     import torch
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
 import math
 import os
@@ -56,6 +58,34 @@ def test_a_worker_ends_with_its_parent_however_that_ends(tmp_path: Path) -> None
     while worker.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not worker.exists()
+
+
+LEAVING = """
+import atexit
+from pathlib import Path
+from pipeline.stages.comparison.stage_pool import processes
+
+class Module:
+    def __del__(self):
+        Path("taken apart").touch()
+
+def work():
+    global module
+    module = Module()
+    atexit.register(Path("closed").touch)
+    print("printed", end="")
+
+if __name__ == "__main__":
+    with processes(1) as pool:
+        pool.submit(work).result()
+"""
+
+
+def test_a_worker_calls_its_exit_handlers_and_does_not_take_its_modules_apart(tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text(LEAVING)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    out = subprocess.check_output([sys.executable, "parent.py"], cwd=tmp_path, env=environment, text=True, timeout=60)
+    assert out == "printed" and (tmp_path / "closed").exists() and not (tmp_path / "taken apart").exists()
 
 
 # --- what runs ----------------------------------------------------------------------------------------------------
@@ -198,6 +228,61 @@ def test_a_worker_frees_the_models_of_a_stage_before_it_begins_the_next(
     monkeypatch.setattr(stage_pool.signal, "signal", lambda number, handler: None)
     monkeypatch.setattr(stage_pool.process, "free_memory", lambda: freed.append(True))
     assert stage_pool.bring_up(PooledStage(cfg, "grpo"), str(tmp_path / "log")).ran and freed == [True]
+
+
+class Pool(contextlib.nullcontext["Pool"]):
+    """Takes what is submitted as done."""
+
+    def __init__(self) -> None:
+        super().__init__(self)
+        self.submitted: list[str] = []
+
+    def submit(self, function: Any, *given: Any) -> Future[Ended]:
+        self.submitted.append(given[0].name if function is stage_pool.bring_up else function.__name__)
+        future: Future[Ended] = Future()
+        future.set_result(Ended(1.0))
+        return future
+
+
+@pytest.mark.parametrize(
+    ("workers", "complete", "warmed"),
+    [(2, [], 1), (4, [], 1), (1, [], 0), (2, ["base", "sft"], 0)],
+    ids=["one waits", "no more than have stages", "no other worker", "one stage is left"],
+)
+def test_a_worker_without_a_stage_imports_what_its_stages_need(
+    cfg: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, complete: list[str], warmed: int
+) -> None:
+    cfg.runs_dir = str(tmp_path)
+    for name in complete:
+        (cfg.run_dir / name).mkdir(parents=True)
+        (cfg.run_dir / name / "manifest.json").write_text("{}")
+    chain = ["base", "sft", "grpo"]
+    parts = [PooledStage(cfg, n, after=[(cfg.run, p) for p in chain[:i]]) for i, n in enumerate(chain)]
+    pool = Pool()
+    monkeypatch.setattr(stage_pool, "processes", lambda count: pool)
+    stage_pool.run_parts(parts, workers=workers, logs=tmp_path / "logs")
+    assert pool.submitted == ["base", *["warm_up"] * warmed, "sft", "grpo"]
+
+
+WARMED = """
+import sys
+from pipeline.config.load import load
+from pipeline.stages.comparison.stage_pool import PooledStage, libraries_of, warm_up
+cfg = load(sys.argv[1])
+warm_up(cfg, libraries_of([PooledStage(cfg, "sft"), PooledStage(cfg, "grpo")]))
+before = set(sys.modules)
+from trl import SFTTrainer
+import pipeline.stages.grpo, pipeline.stages.sft
+print(sorted(set(sys.modules) - before))
+print("vllm.v1.core.sched.scheduler" in before)
+"""
+
+
+@pytest.mark.stages
+def test_a_warm_worker_has_imported_the_trainers_and_the_engine(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WARMED, str(DEMO / "pipeline.yaml")]
+    new, engine = subprocess.check_output(command, cwd=ROOT, text=True, timeout=300).splitlines()
+    assert new == "[]" and engine == str(importlib.util.find_spec("vllm") is not None)
 
 
 def test_a_part_that_failed_is_raised_with_its_name_and_its_log(cfg: Any, tmp_path: Path) -> None:

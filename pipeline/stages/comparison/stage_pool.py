@@ -1,13 +1,17 @@
 """Run interdependent stages in a few processes at once: one per core, each with one thread.
 
-A process runs several stages, because importing the libraries takes as long as a small stage. The output of each stage
-goes to its own file; the parent prints one line per stage.
+A process runs several stages, because importing the libraries takes as long as a small stage; one that has to wait for
+its first stage imports them meanwhile. The output of each stage goes to its own file; the parent prints one line per
+stage.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
+import importlib
+import importlib.util
 import math
 import multiprocessing
 import os
@@ -23,7 +27,9 @@ from pathlib import Path
 
 from pipeline.config.errors import LineageError
 from pipeline.config.load import Config, ConfigError
+from pipeline.config.registry import kind_of
 from pipeline.distributed import process
+from pipeline.models.model_dir import thread_count
 from pipeline.run import console, shutdown
 from pipeline.run.alarms import Alarm
 from verifiers._killable import PR_SET_PDEATHSIG
@@ -75,6 +81,7 @@ def run_parts(
     known = {p.key for p in parts}
     waiting, done, running = list(parts), set[tuple[str, str]](), dict[Future[Ended], PooledStage]()
     begun, took = time.monotonic(), defaultdict[str, list[float]](list)
+    unfinished = [p for p in parts if not (p.cfg.run_dir / p.name / "manifest.json").is_file()]
     with processes(min(workers, len(parts))) as pool, stopping(pool):
         while waiting or running:
             ready = [p for p in waiting if all(a in done for a in p.after if a in known)][: workers - len(running)]
@@ -83,6 +90,9 @@ def run_parts(
             for part in ready:
                 waiting.remove(part)
                 running[pool.submit(bring_up, part, str(log_of(part, logs)))] = part
+            for _ in range(min(workers, len(unfinished) - 1) - len(running)):
+                pool.submit(warm_up, parts[0].cfg, libraries_of(unfinished))
+            unfinished = []
             finished, _ = wait(running, timeout=1 if follow else None, return_when=FIRST_COMPLETED)
             for part in running.values() if follow else ():
                 follow(part, log_of(part, logs))  # type: ignore[misc]
@@ -116,7 +126,7 @@ def log_of(part: PooledStage, logs: Path) -> Path:
 def processes(count: int) -> ProcessPoolExecutor:
     """Worker processes that die with this process."""
     context = multiprocessing.get_context("spawn")  # a forked torch can hang
-    return ProcessPoolExecutor(count, context, die_with, (os.getpid(),), max_tasks_per_child=STAGES_A_PROCESS)
+    return ProcessPoolExecutor(count, context, begin, (os.getpid(),), max_tasks_per_child=STAGES_A_PROCESS)
 
 
 @contextlib.contextmanager
@@ -136,13 +146,25 @@ def stopping(pool: ProcessPoolExecutor) -> Iterator[None]:
         raise
 
 
-def die_with(parent: int) -> None:
-    """In a worker: have the kernel kill it when the parent dies for any reason. The parent's lock on the run is then
-    released, and a restarted command must not find a second writer. Ctrl-C reaches it through the parent alone."""
+def begin(parent: int) -> None:
+    """In a worker: quiet libraries, and have the kernel kill it when the parent dies for any reason. The parent's lock
+    on the run is then released, and a restarted command must not find a second writer. Ctrl-C reaches it through the
+    parent alone.
+
+    It ends without taking its modules and models apart one by one, which takes seconds.
+    """
+    atexit.register(leave)  # registered before all others, so called last
+    process.prepare_environment(None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # the parent died before prctl took effect
         os._exit(1)
+
+
+def leave() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def ended(future: Future[Ended], part: PooledStage, setting: str, workers: int) -> Ended:
@@ -162,6 +184,27 @@ def report(part: PooledStage, ended: Ended, number: str, times: str, logs: Path)
         return
     words = f"{part.label}: {ended.words} (its output: {log_of(part, logs)})"
     raise {"Alarm": Alarm(words), "LineageError": LineageError(words)}.get(ended.error, ConfigError([words]))
+
+
+def libraries_of(parts: Sequence[PooledStage]) -> list[str]:
+    """Modules that these stages import: their own, and before them TRL's trainers."""
+    kinds = [kind_of(part.cfg, part.name) for part in parts]
+    # TRL's x_trainer.py lies beside x_config.py
+    trainers = [kind.trl_config.partition(":")[0].replace("_config", "_trainer") for kind in kinds if kind.trl_config]
+    return list(dict.fromkeys([*trainers, *(kind.module for kind in kinds)]))
+
+
+def warm_up(cfg: Config, modules: Sequence[str]) -> None:
+    """In a worker that has no stage yet: import what its stages will need. What fails here is reported by a stage."""
+    with printing_to(os.devnull):
+        process.prepare_libraries(thread_count(cfg.threads, cfg.model.path))
+        for name in modules:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+        if cfg.generate.backend in ("auto", "vllm") and importlib.util.find_spec("vllm") is not None:
+            from pipeline.generation.vllm_engine import preload_vllm
+
+            preload_vllm()
 
 
 def bring_up(part: PooledStage, log: str) -> Ended:
