@@ -67,6 +67,7 @@ def test_a_side_left_out_is_no_part_of_the_ratio_and_the_faster_of_each_group_co
     steps |= {"ours_transformers": side(10.0, 7.0), "trl_vllm": side(40.0, 8.0)}
     assert real_step.faster_than_the_best_peer(steps, "cpu") == 4.0
     assert real_step.peak(steps, real_step.PEERS) == 8.0
+    assert real_step.ratios({"ours": steps["ours"]})["ratios"] == {}, "SIDES=ours"
 
 
 def test_a_side_that_samples_twice_the_tokens_in_twice_the_time_is_no_slower() -> None:
