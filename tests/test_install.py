@@ -149,7 +149,8 @@ def test_a_lock_is_divided_among_several_pips(tmp_path: Path, monkeypatch: pytes
 
 def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     # the tests themselves may run under `make test ARGS=...`, whose variables would reach this make
-    clean = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    of_make = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "ARGS")
+    clean = {key: value for key, value in os.environ.items() if key not in of_make}
     command = ["make", *arguments]
     return subprocess.run(
         command, cwd=ROOT, env=clean | environment, capture_output=True, text=True, timeout=60, check=False
