@@ -129,10 +129,8 @@ def seconds_of(cfg: Config, work: Work, data: Data, trial: Trial, done: Mapping[
     if done is not None:
         return float(done["wall_s"])
     block = cfg.blocks[work.name]
-    rewards_rows = block.kind == "reward_model"
-    read = body_tokens(work, data, trial) if rewards_rows else tokens_per_row(work, data, trial, cfg.evaluation.samples)
     spent = (work.tokens + work.judged * work.mean_tokens) / trial.sampled_per_s
-    spent += work.reread * read / trial.fetched_per_s
+    spent += work.reread * row_tokens(block, work, data, trial, cfg.evaluation.samples) / trial.fetched_per_s
     if work.steps:
         policy = isinstance(block, Policy)
         training = (policy_seconds if policy else trainer_seconds)(block, work, data, trial)
@@ -146,7 +144,7 @@ def seconds_of(cfg: Config, work: Work, data: Data, trial: Trial, done: Mapping[
 
 def policy_seconds(block: Policy, work: Work, data: Data, trial: Trial) -> float:
     """Seconds of the updates and weight syncs of a policy's steps."""
-    per_row, without_head = tokens_per_row(work, data, trial, block.samples), body_tokens(work, data, trial)
+    per_row, without_head = row_tokens(block, work, data, trial, block.samples), body_tokens(work, data, trial)
     looks = (block.epochs * block.minibatches > 1) + bool(block.kl.coef or block.kl.target)
     critics = block.critic is not None
     fetched = (looks * per_row + 2 * bool(block.reward) * without_head) / trial.fetched_per_s
@@ -158,23 +156,23 @@ def policy_seconds(block: Policy, work: Work, data: Data, trial: Trial) -> float
 
 def trainer_seconds(block: Any, work: Work, data: Data, trial: Trial) -> float:
     """Seconds of the steps of TRL's trainer."""
-    rewards_rows = block.kind == "reward_model"
-    per_row = body_tokens(work, data, trial) if rewards_rows else tokens_per_row(work, data, trial)
-    row_s = work.sequences_per_row * per_row / trial.learned_per_s
+    row_s = work.sequences_per_row * row_tokens(block, work, data, trial) / trial.learned_per_s
     steps = work.steps * (work.likely if work.at_most else 1.0)
     return steps * (work.batch * row_s + trial.optimizer_s + TRAINER_STEP_S)
 
 
-def tokens_per_row(work: Work, data: Data, trial: Trial, samples: int = 1) -> float:
-    """What a sample costs, in tokens that pass the layers and the head. Its prompt passes the layers alone, and once
-    for `samples` rows of it where they are packed."""
+def row_tokens(block: Any, work: Work, data: Data, trial: Trial, samples: int = 1) -> float:
+    """What a sample costs the stage's model, in tokens that pass the layers and the head. Its prompt passes the layers
+    alone, and once for `samples` rows of it where they are packed."""
+    if block.kind == "reward_model":
+        return body_tokens(work, data, trial)
     prompt = data.prompt_tokens[0] + work.label_tokens
     shares = (samples - 1) * prompt >= WORTH_SHARING
     return work.mean_tokens + Shape(**trial.shape).body_share * prompt / (samples if shares else 1)
 
 
 def body_tokens(work: Work, data: Data, trial: Trial) -> float:
-    """The same for a reward model or a critic, which has no head."""
+    """The same for a reward model or a critic, which has no such head."""
     return Shape(**trial.shape).body_share * (data.prompt_tokens[0] + work.label_tokens + work.mean_tokens)
 
 
