@@ -7,6 +7,7 @@ same decision, alarm or minibatch as a single process would. Only rank 0 writes.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import os
@@ -48,6 +49,7 @@ def start() -> None:
     """Join the other processes, before anything is written. Raises ConfigError where they are not what was launched."""
     requested, mode = requested_processes(os.environ, _parent_command()), sharding.mode()
     if requested > 1 and "RANK" in os.environ:
+        atexit.register(_end)  # before the libraries register theirs, so called after them
         import torch
         from accelerate import PartialState
 
@@ -61,8 +63,9 @@ def start() -> None:
 def leave() -> None:
     """Leave the other processes, once all are done: an interpreter that exits inside a group may abort (exit -6).
 
-    Gloo's threads are joined here and not at exit (pytorch issue 190489). Not for a process that ends early: the
-    barrier would wait for ranks that are still at work.
+    Gloo's threads are joined here and not at exit (pytorch issue 190489), but a model that FSDP2 has sharded holds
+    groups until its modules are taken apart; so the process ends right after its exit handlers. Not for a process that
+    ends early: the barrier would wait for ranks that are still at work.
     """
     if _joined() > 1:
         import torch.distributed
@@ -70,6 +73,17 @@ def leave() -> None:
         barrier()
         _second.clear()
         torch.distributed.destroy_process_group()
+        _left.append(True)
+
+
+_left: list[bool] = []
+
+
+def _end() -> None:
+    if _left:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1 if hasattr(sys, "last_value") else 0)  # set by an exception that nothing handled
 
 
 def requested_processes(environ: Mapping[str, str], parent: Sequence[str]) -> int:

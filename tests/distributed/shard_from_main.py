@@ -18,6 +18,14 @@ from pipeline.update.learner import parameter_groups
 from pipeline.update.sharded import train_on
 
 
+class Module:
+    def __del__(self) -> None:
+        print("taken apart", flush=True)
+
+
+module = Module()
+
+
 def held(parameter: Any) -> int:
     return getattr(parameter, "to_local", lambda: parameter)().numel()
 

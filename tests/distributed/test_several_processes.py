@@ -121,6 +121,7 @@ def printed_by_ranks(script: str, model: Path, mode: str = "fsdp2") -> list[dict
     path = str(Path(__file__).parent / script)
     done = ranks_kit.run([*ranks_kit.accelerated(mode, 2)[:-2], path, str(model)])
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-3000:]
+    assert "taken apart" not in done.stdout, "FSDP2's groups abort an interpreter that takes its modules apart"
     lines = (line.removeprefix("RANK ") for line in done.stdout.splitlines() if line.startswith("RANK "))
     said = sorted(map(json.loads, lines), key=lambda line: line["rank"])
     assert [line["left"] for line in said] == [True, True], "an interpreter that exits inside a group may abort"
