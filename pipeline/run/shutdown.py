@@ -98,16 +98,21 @@ class CheckpointClock:
     first: bool = True
 
     def due(self) -> bool:
-        limit = min(self.size // FIRST_PER_S, CHECKPOINT_S) if self.first else CHECKPOINT_S  # whole seconds
+        limit = first_due(self.size) if self.first else CHECKPOINT_S
         return time.monotonic() - self.since >= limit
 
     def saved(self) -> None:
         self.since, self.first = time.monotonic(), False
 
 
+def first_due(size: int) -> float:
+    """Whole seconds after which the first checkpoint of `size` bytes is due."""
+    return min(size // FIRST_PER_S, CHECKPOINT_S)
+
+
 def checkpoints_in(seconds: float, size: int) -> int:
     """How many checkpoints of `size` bytes the clock asks for in so many seconds of training."""
-    first = min(size / FIRST_PER_S, CHECKPOINT_S)
+    first = first_due(size)
     return 0 if seconds < first else 1 + int((seconds - first) / CHECKPOINT_S)
 
 

@@ -392,10 +392,16 @@ def raise_canary_floor(deps: LoopDeps, state: State, rows: Sequence[Row]) -> Non
     Greedy tokens, which the first sync was checked with, are likelier: on them the gap of Gemma 3 270M in bfloat16 was
     below .007, on sampled ones .018, and .021 after the first update.
     """
-    gap = canary.measure(deps.learner.inference, deps.generator, canary.rows_of_step(rows))
-    alarms.check_canary(gap, deps.canary_tolerance.most, state.step)
+    gap = checked_gap(deps, state, canary.rows_of_step(rows), deps.canary_tolerance.most, state.step)
     state.canary_floor = max(state.canary_floor, gap)
+
+
+def checked_gap(deps: LoopDeps, state: State, rows: Sequence[Row], limit: float, step: int) -> float:
+    """The canary's gap on these rows, in nats. Raises Alarm where it is beyond the limit."""
+    gap = canary.measure(deps.learner.inference, deps.generator, rows)
+    alarms.check_canary(gap, limit, step)
     state.canary_max = max(state.canary_max, gap)
+    return gap
 
 
 def sync_weights(deps: LoopDeps, state: State, rows: Sequence[Row] | None, step: int) -> float:
@@ -406,11 +412,9 @@ def sync_weights(deps: LoopDeps, state: State, rows: Sequence[Row] | None, step:
     """
     deps.generator.sync(named_weights(deps.learner.model))
     chosen = canary.rows_at_start(deps.generator, deps.prompts) if rows is None else canary.rows_of_step(rows)
-    gap = canary.measure(deps.learner.inference, deps.generator, chosen)
-    alarms.check_canary(gap, deps.canary_tolerance.limit(state.canary_floor), step)
+    gap = checked_gap(deps, state, chosen, deps.canary_tolerance.limit(state.canary_floor), step)
     if math.isnan(state.canary_floor):
         state.canary_floor = gap
-    state.canary_max = max(state.canary_max, gap)
     return gap
 
 

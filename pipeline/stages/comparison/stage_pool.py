@@ -201,10 +201,10 @@ def warm_up(cfg: Config, modules: Sequence[str]) -> None:
         for name in modules:
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
-        if cfg.generate.backend in ("auto", "vllm") and importlib.util.find_spec("vllm") is not None:
-            from pipeline.generation.vllm_engine import preload_vllm
+        if importlib.util.find_spec("vllm") is not None:  # else a stage says in its log what it takes instead
+            from pipeline.generation import engines
 
-            preload_vllm()
+            engines.preload(cfg.generate)
 
 
 def bring_up(part: PooledStage, log: str) -> Ended:
